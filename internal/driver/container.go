@@ -1,0 +1,46 @@
+package driver
+
+import (
+	"context"
+	"time"
+)
+
+// ContainerUnit is the Unit of a container. Up prepares what outlives a run (the log file), Down removes it;
+// neither starts or stops anything.
+type ContainerUnit interface {
+	Unit
+	// Name is the container's name, unique among containers, or empty.
+	Name() string
+	// Autostart tells whether its creation includes the first start.
+	Autostart() bool
+	// Start runs the container once. It returns when the command has become the container's first process, or
+	// says why it can't, and then leaves nothing behind.
+	Start(ctx context.Context, site Site, live Live) (Process, error)
+}
+
+// Process is one run of a container.
+type Process interface {
+	// PID is that of the first process, in the daemon's pid namespace.
+	PID() int
+	// Stop asks the first process to end and kills whatever is left after the stop timeout. It does not wait.
+	// A frozen container is thawed first. Further calls change nothing.
+	Stop()
+	// Kill ends all processes at once. It does not wait.
+	Kill()
+	// Freeze returns when no process of the container runs any more; Thaw lets them run again.
+	Freeze(ctx context.Context) error
+	Thaw(ctx context.Context) error
+	// Done is closed when no process is left, the log is complete and the cgroup is gone.
+	Done() <-chan struct{}
+	// Exit tells how it ended; only after Done.
+	Exit() Exit
+}
+
+// Exit tells how the first process of a container ended.
+type Exit struct {
+	Code   int       // exit status; meaningless if Signal is set
+	Signal int       // the signal that killed it, or 0
+	At     time.Time // when
+	Lost   string    // why the status is not known (the supervisor died), or empty
+	Left   error     // what could not be cleaned up afterwards, or nil
+}

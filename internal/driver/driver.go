@@ -1,0 +1,105 @@
+// Package driver says what a driver is.
+//
+// A driver turns definitions of one kind (a loopback device, an overlay, a container) into kernel state and
+// back. The state manager knows which object needs which and in what order things happen; a driver knows how
+// one object comes and goes. It is one folder and one line in package builtin.
+package driver
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Class is one of the three sorts of objects of the API.
+type Class string
+
+// The classes of objects.
+const (
+	Attach    Class = "attach"    // makes a block device
+	Mount     Class = "mount"     // makes a tree of files
+	Container Class = "container" // makes processes
+)
+
+// Object carries an API object of any class: exactly one field is set.
+type Object struct {
+	Attach    *models.Attach
+	Mount     *models.Mount
+	Container *models.Container
+}
+
+// Driver plans objects of one kind.
+type Driver interface {
+	// Class and Kind name the driver. Kind equals the value of the field "kind" in a definition and is
+	// empty for containers.
+	Class() Class
+	Kind() string
+	// Plan checks def, fills in its defaults and says what it needs, without touching the kernel. It notes
+	// all faults, with paths relative to def (such as "loopback.path"), and returns a nil Unit if there are any.
+	// def has passed the validation that is generated from swagger.yaml and must not be changed or kept.
+	// Needs that were given by id, by definition or both are returned as they stand in def.
+	Plan(def Object, faults *errs.Faults) (Unit, []Need)
+}
+
+// Need is an object that a definition needs. Def is its place in the definition: given whole, or by id.
+type Need struct {
+	Path string // relative to the definition, such as "overlay.lower[2]"
+	Def  Object
+}
+
+// Unit is one planned object. It never changes once made: what its life brings about is in Live. It is safe for
+// concurrent use; the manager calls Up and Down of one Unit one at a time.
+//
+// A Unit marshals to JSON for the journal, without secrets.
+type Unit interface {
+	// Up makes the object, or leaves nothing behind and says why not. It honours ctx's deadline.
+	// The error has a class, the cause in the kernel's own words, and says what to do.
+	Up(ctx context.Context, site Site) (Live, error)
+	// Down takes away what Up made. What is already gone counts as taken away. If something else than an
+	// object of ours holds it, Down changes nothing and returns an errs.Conflict that names the holders.
+	Down(ctx context.Context, site Site, live Live) error
+	// Show writes the sub-object of its kind into out: the definition with its defaults, without secrets, and
+	// what live tells. needs are the objects it needs, whole, in the order of Plan's. live is zero before Up
+	// has succeeded. What is shared with earlier results of Show must not be changed afterwards.
+	Show(out Object, live Live, needs []Object)
+}
+
+// Site is where a Unit's Up happens: its identity and what it stands on.
+type Site struct {
+	ID    int64  // the object's id: names its directories and cgroup
+	Needs []Live // what it needs, in the order of Plan's needs
+}
+
+// Live is what Up has brought about, as data: it is written to the journal and never changed.
+type Live struct {
+	Device *Device         `json:"device,omitempty"` // of an attach
+	Tree   *Tree           `json:"tree,omitempty"`   // of a mount
+	Notes  json.RawMessage `json:"notes,omitempty"`  // what the driver itself needs for Down and Show
+}
+
+// Device is a block device that an attach driver made or found.
+type Device struct {
+	Path       string      `json:"path"`          // in /dev
+	Number     uint64      `json:"number"`        // st_rdev
+	Sequence   uint64      `json:"seq,omitempty"` // /sys/block/*/diskseq (Linux 5.15): no two devices share one
+	ReadOnly   bool        `json:"ro,omitempty"`
+	Partitions []Partition `json:"partitions,omitempty"`
+}
+
+// Partition is a part of a Device with a device node of its own.
+type Partition struct {
+	Index  int    `json:"index"` // as in the partition table, from 1
+	Path   string `json:"path"`
+	Number uint64 `json:"number"` // st_rdev
+	Start  int64  `json:"start"`  // in bytes
+	Size   int64  `json:"size"`   // in bytes
+}
+
+// Tree is a file system or a part of one, mounted.
+type Tree struct {
+	Path     string `json:"path"`            // the mountpoint
+	ReadOnly bool   `json:"ro,omitempty"`    // no write through this mount can succeed
+	Depth    int    `json:"depth,omitempty"` // how many overlays are stacked in it; the kernel allows two
+}

@@ -1,0 +1,90 @@
+// Package errs holds the classes of errors that the software tells apart. A class says who can mend the
+// fault; the table in internal/api turns it into an HTTP status. Nothing below internal/api knows HTTP.
+package errs
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Class is what kind of fault an error is. The zero value is Internal: an error nobody classified is ours.
+type Class uint8
+
+// The classes. An error has exactly one: that of the outermost *Error in its chain.
+const (
+	Internal    Class = iota // a fault of this software
+	Malformed                // the request can't be read
+	Invalid                  // the request can be read but asks for something that can't be
+	NotFound                 // a named object does not exist
+	Conflict                 // in use, busy, pending, or the name is taken
+	Unsupported              // the kernel or this version lacks it
+	Remote                   // a storage server refused
+	Deadline                 // it took too long
+)
+
+// String returns the class's name as it stands in logs.
+func (c Class) String() string {
+	names := [...]string{"internal", "malformed", "invalid", "not-found", "conflict", "unsupported", "remote", "deadline"}
+	if int(c) < len(names) {
+		return names[c]
+	}
+	return fmt.Sprintf("class(%d)", uint8(c))
+}
+
+// Error is an error with a class.
+type Error struct {
+	Class Class
+	Err   error
+}
+
+// Error returns the text of what is wrapped; the class is not part of it.
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// New makes an error of class c. Its format is that of fmt.Errorf, %w included.
+func New(c Class, format string, args ...any) error {
+	return &Error{Class: c, Err: fmt.Errorf(format, args...)}
+}
+
+// ClassOf returns the class of err: that of the outermost *Error in its chain, else Internal.
+func ClassOf(err error) Class {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Class
+	}
+	return Internal
+}
+
+// Is tells whether err is of class c.
+func Is(err error, c Class) bool { return err != nil && ClassOf(err) == c }
+
+// Fault is one thing that is wrong with a request.
+type Fault struct {
+	Path string // where in the body, as in "mount.overlay.lower[0].kind"; empty for the whole
+	Text string // what is wrong, and what would be right
+}
+
+// Faults collects all that is wrong with a request, so that its author can mend everything at once.
+type Faults []Fault
+
+// Add notes a fault at path.
+func (f *Faults) Add(path, format string, args ...any) {
+	*f = append(*f, Fault{Path: path, Text: fmt.Sprintf(format, args...)})
+}
+
+// Err returns nil when there is no fault, else one error of class Invalid that names them all.
+func (f Faults) Err() error {
+	if len(f) == 0 {
+		return nil
+	}
+	texts := make([]string, len(f))
+	for i, fault := range f {
+		texts[i] = fault.Text
+		if fault.Path != "" {
+			texts[i] = fault.Path + ": " + fault.Text
+		}
+	}
+	return New(Invalid, "%s", strings.Join(texts, "; "))
+}
