@@ -1,0 +1,133 @@
+// Package graph is who needs whom, as pure data: no input or output, no locks, no clock.
+//
+// A node is an object. An edge leads from an object to one that it needs; the client's own hold on an object is
+// an edge too. References are these edges and nothing else, so that no count can drift from the truth.
+package graph
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Graph is a set of nodes. A node can only need nodes that are older, so that there are no cycles and
+// descending ids are an order in which every node comes before what it needs.
+type Graph struct {
+	nodes map[int64]*node
+}
+
+type node struct {
+	needs   []int64            // sorted, each once
+	holders map[int64]struct{} // nodes that need this one
+	held    bool               // by the client
+}
+
+// New returns an empty graph.
+func New() *Graph { return &Graph{nodes: make(map[int64]*node)} }
+
+// Add inserts a node that needs others, which must be there and have smaller ids. Needing one twice is needing it
+// once.
+func (g *Graph) Add(id int64, needs []int64) error {
+	if _, ok := g.nodes[id]; ok {
+		return fmt.Errorf("node %d is there already", id)
+	}
+	needs = slices.Compact(slices.Sorted(slices.Values(needs)))
+	for _, need := range needs {
+		if need >= id {
+			return fmt.Errorf("node %d can't need %d, which is not older", id, need)
+		}
+		if _, ok := g.nodes[need]; !ok {
+			return fmt.Errorf("node %d needs %d, which is not there", id, need)
+		}
+	}
+	g.nodes[id] = &node{needs: needs, holders: make(map[int64]struct{})}
+	for _, need := range needs {
+		g.nodes[need].holders[id] = struct{}{}
+	}
+	return nil
+}
+
+// SetHeld sets or takes away the client's hold on a node. An unknown node is left unknown.
+func (g *Graph) SetHeld(id int64, held bool) {
+	if n := g.nodes[id]; n != nil {
+		n.held = held
+	}
+}
+
+// Held tells whether the client holds a node.
+func (g *Graph) Held(id int64) bool {
+	n := g.nodes[id]
+	return n != nil && n.held
+}
+
+// Has tells whether a node is there.
+func (g *Graph) Has(id int64) bool { return g.nodes[id] != nil }
+
+// Refs is how many edges lead to a node, the client's hold among them.
+func (g *Graph) Refs(id int64) int {
+	n := g.nodes[id]
+	if n == nil {
+		return 0
+	}
+	if n.held {
+		return len(n.holders) + 1
+	}
+	return len(n.holders)
+}
+
+// Holders returns the nodes that need this one, newest first.
+func (g *Graph) Holders(id int64) []int64 {
+	n := g.nodes[id]
+	if n == nil {
+		return nil
+	}
+	return descending(maps.Keys(n.holders))
+}
+
+// Needs returns the nodes that a node needs, each once, newest first.
+func (g *Graph) Needs(id int64) []int64 {
+	n := g.nodes[id]
+	if n == nil {
+		return nil
+	}
+	return descending(slices.Values(n.needs))
+}
+
+// Cut takes away the edge from holder to need.
+func (g *Graph) Cut(holder, need int64) {
+	h, n := g.nodes[holder], g.nodes[need]
+	if h == nil || n == nil {
+		return
+	}
+	h.needs = slices.DeleteFunc(h.needs, func(id int64) bool { return id == need })
+	delete(n.holders, holder)
+}
+
+// Remove takes a node out, and the client's hold on it. It is an error if another node needs it. It returns the
+// nodes that nothing holds any more, newest first: they are still there.
+func (g *Graph) Remove(id int64) (orphans []int64, err error) {
+	n := g.nodes[id]
+	if n == nil {
+		return nil, fmt.Errorf("node %d is not there", id)
+	}
+	if len(n.holders) > 0 {
+		return nil, fmt.Errorf("node %d is needed by %v", id, g.Holders(id))
+	}
+	for _, need := range g.Needs(id) {
+		delete(g.nodes[need].holders, id)
+		if g.Refs(need) == 0 {
+			orphans = append(orphans, need)
+		}
+	}
+	delete(g.nodes, id)
+	return orphans, nil
+}
+
+// All returns all nodes, each before what it needs.
+func (g *Graph) All() []int64 { return descending(maps.Keys(g.nodes)) }
+
+func descending(ids func(yield func(int64) bool)) []int64 {
+	list := slices.Sorted(ids)
+	slices.Reverse(list)
+	return list
+}
