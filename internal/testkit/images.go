@@ -1,0 +1,150 @@
+package testkit
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func deviceOf(info fs.FileInfo) string {
+	return fmt.Sprint(info.Sys().(*syscall.Stat_t).Dev)
+}
+
+// Busybox makes a root directory with a static busybox, a link for each of its applets, and the directories that
+// a container expects, and returns its path.
+func Busybox(t testing.TB) string {
+	t.Helper()
+	Need(t, "busybox")
+	source, err := exec.LookPath("busybox")
+	check(t, err)
+	dir := t.TempDir()
+	for _, sub := range []string{"bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"} {
+		check(t, os.Mkdir(filepath.Join(dir, sub), 0o755))
+	}
+	check(t, os.Chmod(filepath.Join(dir, "tmp"), 0o777|os.ModeSticky))
+	binary, err := os.ReadFile(source)
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(dir, "bin/busybox"), binary, 0o755))
+	for _, applet := range strings.Fields(Run(t, source, "--list")) {
+		if applet != "busybox" {
+			check(t, os.Symlink("busybox", filepath.Join(dir, "bin", applet)))
+		}
+	}
+	check(t, os.Symlink("../bin/busybox", filepath.Join(dir, "sbin/init")))
+	check(t, os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644))
+	check(t, os.WriteFile(filepath.Join(dir, "etc/hostname"), []byte("image\n"), 0o644))
+	return dir
+}
+
+// Squashfs packs dir into a SquashFS image and returns its path.
+func Squashfs(t testing.TB, dir string) string {
+	t.Helper()
+	Need(t, "squashfs", "mksquashfs")
+	image := filepath.Join(t.TempDir(), "image.squashfs")
+	Run(t, "mksquashfs", dir, image, "-quiet", "-no-progress", "-noI", "-noD", "-noF", "-noX", "-all-root")
+	return image
+}
+
+// Erofs packs dir into an EROFS image and returns its path.
+func Erofs(t testing.TB, dir string) string {
+	t.Helper()
+	Need(t, "erofs", "mkfs.erofs")
+	image := filepath.Join(t.TempDir(), "image.erofs")
+	Run(t, "mkfs.erofs", "--quiet", "--all-root", image, dir)
+	return image
+}
+
+// Ext4 makes a sparse ext4 image of 64 MiB with the content of dir and returns its path.
+func Ext4(t testing.TB, dir string) string {
+	t.Helper()
+	Need(t, "ext4", "mkfs.ext4")
+	image := blank(t, "image.ext4", 64)
+	Run(t, "mkfs.ext4", "-q", "-F", "-d", dir, image)
+	return image
+}
+
+// Xfs makes a sparse XFS image of 320 MiB, the least that mkfs.xfs allows and some, with the content of dir and
+// returns its path. It has the format of Linux 5.15: newer tools turn on what an older kernel can't mount.
+func Xfs(t testing.TB, dir string) string {
+	t.Helper()
+	Need(t, "xfs", "mkfs.xfs")
+	image := blank(t, "image.xfs", 320)
+	Run(t, "mkfs.xfs", "-q", "-f", "-i", "nrext64=0", "-p", xfsPrototype(t, dir), image)
+	return image
+}
+
+// Btrfs makes a sparse Btrfs image of 128 MiB with the content of dir and returns its path.
+func Btrfs(t testing.TB, dir string) string {
+	t.Helper()
+	Need(t, "btrfs", "mkfs.btrfs")
+	image := blank(t, "image.btrfs", 128)
+	Run(t, "mkfs.btrfs", "-q", "-f", "--rootdir", dir, image)
+	return image
+}
+
+// Run runs a program and returns its standard output; it fails the test, with all it said, if the program fails.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s%s", cmd, err, out, said.String())
+	}
+	return string(out)
+}
+
+func blank(t testing.TB, name string, mib int64) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	check(t, os.WriteFile(path, nil, 0o600))
+	check(t, os.Truncate(path, mib<<20))
+	return path
+}
+
+// xfsPrototype writes down dir in the form of the -p option of mkfs.xfs(8).
+func xfsPrototype(t testing.TB, dir string) string {
+	t.Helper()
+	var out strings.Builder
+	out.WriteString("/boot\n0 0\n")
+	prototype(t, &out, dir, "")
+	path := filepath.Join(t.TempDir(), "prototype")
+	check(t, os.WriteFile(path, []byte(out.String()), 0o600))
+	return path
+}
+
+func prototype(t testing.TB, out *strings.Builder, dir, name string) {
+	t.Helper()
+	info, err := os.Lstat(dir)
+	check(t, err)
+	mode := fmt.Sprintf("--%03o 0 0", info.Mode().Perm())
+	switch {
+	case info.IsDir():
+		fmt.Fprintf(out, "%s d%s\n", name, mode)
+		entries, err := os.ReadDir(dir)
+		check(t, err)
+		for _, e := range entries {
+			prototype(t, out, filepath.Join(dir, e.Name()), e.Name())
+		}
+		out.WriteString("$\n")
+	case info.Mode()&os.ModeSymlink != 0:
+		target, err := os.Readlink(dir)
+		check(t, err)
+		fmt.Fprintf(out, "%s l%s %s\n", name, mode, target)
+	case info.Mode().IsRegular():
+		fmt.Fprintf(out, "%s -%s %s\n", name, mode, dir)
+	}
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,88 @@
+package testkit
+
+import (
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// patience is how long testkit waits for something that ends by itself. It only bounds the wait of a test that
+// is going to fail.
+const patience = 20 * time.Second
+
+// pause is the time between two looks.
+const pause = 5 * time.Millisecond
+
+// Eventually returns when cond holds and fails the test if it does not within 20 seconds. It is for ends that the
+// kernel or another process brings about and that nothing announces; where there is an event, wait for that.
+func Eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	if !settles(cond) {
+		t.Fatalf("waited %v in vain: %s", patience, what)
+	}
+}
+
+// settles polls: it is the only place in the tests that does.
+func settles(cond func() bool) bool {
+	end := time.Now().Add(patience)
+	for !cond() {
+		if time.Now().After(end) {
+			return false
+		}
+		<-time.After(pause)
+	}
+	return true
+}
+
+// RunDir makes a private directory that can be a run directory: under /run where that is writable, else under
+// TMPDIR, with a name that is short enough for a socket in it. It is removed after the test. Mounts and loop devices
+// that the test left in it fail the test and are taken away, so that nothing is deleted through a mount.
+func RunDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/run", "iat-")
+	if err != nil {
+		dir, err = os.MkdirTemp("", "iat-")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sweep(t, dir) })
+	return dir
+}
+
+func sweep(t testing.TB, dir string) {
+	t.Helper()
+	mounts := mountsBelow(Scope{Dirs: []string{dir}})
+	slices.SortFunc(mounts, func(a, b mount) int { return b.id - a.id }) // the latest first
+	for _, m := range mounts {
+		t.Errorf("left mounted: %s", m)
+		if err := unix.Unmount(m.point, unix.UMOUNT_NOFOLLOW); err != nil {
+			t.Errorf("unmount %s: %v", m.point, err)
+		}
+	}
+	for _, l := range loopsBelow(Scope{Dirs: []string{dir}}) {
+		t.Errorf("left attached: %s", l)
+		if err := detachLoop(l.device); err != nil {
+			t.Errorf("detach %s: %v", l.device, err)
+		}
+	}
+	if len(mountsBelow(Scope{Dirs: []string{dir}})) > 0 {
+		t.Errorf("%s stays: something is mounted in it", dir)
+		return
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
+}
+
+func detachLoop(device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
+}
