@@ -1,0 +1,159 @@
+// Package drivertest is the suite that every driver passes, against the real kernel.
+package drivertest
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"sync/atomic"
+	"testing"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Case describes a driver to the suite. Definitions are JSON, as a client sends them.
+type Case struct {
+	// New makes the driver behind a gate.
+	New func(g gate.Gate) driver.Driver
+	// Scope is where the driver leaves its traces; the suite adds this process.
+	Scope testkit.Scope
+	// Good is a definition that comes up on Needs.
+	Good  string
+	Needs []driver.Live
+	// Secrets are strings in Good that nobody must see again.
+	Secrets []string
+	// Wrong are definitions that Plan refuses, with the paths of the faults.
+	Wrong []Wrong
+	// Fails are definitions that Plan takes and Up refuses.
+	Fails []Failing
+	// Hold makes something that is no object use what Up made, and returns what the error of Down must name
+	// and how to let go.
+	Hold func(t *testing.T, live driver.Live) (holder string, release func())
+	// Single says that what Good names can be up only once at a time.
+	Single bool
+}
+
+// Wrong is a definition with faults.
+type Wrong struct {
+	Name  string
+	Def   string
+	Paths []string
+}
+
+// Failing is a definition that can't come up.
+type Failing struct {
+	Name  string
+	Def   string
+	Needs []driver.Live // nil: those of the Case
+	Class errs.Class
+	Text  string // a part of the error
+}
+
+// Run tests a driver. It must not run in parallel with other tests: it counts the descriptors of the process.
+func Run(t *testing.T, c Case) {
+	testkit.Root(t)
+	c.Scope.PID = os.Getpid()
+	c.Scope.Goroutines = true
+	for _, part := range []struct {
+		name string
+		test func(*testing.T, Case)
+	}{
+		{"PlanOfNothing", planOfNothing}, {"PlanOfWrong", planOfWrong}, {"PlanIsPure", planIsPure},
+		{"UpShowDown", upShowDown}, {"Twice", twice}, {"DownAgain", downAgain}, {"Busy", busy}, {"Fails", fails},
+		{"EveryActOfUpFails", everyActOfUpFails}, {"EveryActOfDownFails", everyActOfDownFails},
+		{"Cancelled", cancelled}, {"ShowDuringUp", showDuringUp},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			testkit.Unchanged(t, c.Scope)
+			part.test(t, c)
+		})
+	}
+}
+
+// ids are never used twice in a test binary: a run directory may be shared by several cases.
+var ids atomic.Int64
+
+// Object decodes a definition for a driver of the given class.
+func Object(t testing.TB, class driver.Class, def string) driver.Object {
+	t.Helper()
+	var o driver.Object
+	var into any
+	switch class {
+	case driver.Attach:
+		o.Attach = &models.Attach{}
+		into = o.Attach
+	case driver.Mount:
+		o.Mount = &models.Mount{}
+		into = o.Mount
+	default:
+		o.Container = &models.Container{}
+		into = o.Container
+	}
+	if err := json.Unmarshal([]byte(def), into); err != nil {
+		t.Fatalf("definition %s: %v", def, err)
+	}
+	return o
+}
+
+// Plan plans a definition that is right.
+func Plan(t testing.TB, d driver.Driver, def string) (driver.Unit, []driver.Need) {
+	t.Helper()
+	var faults errs.Faults
+	unit, needs := d.Plan(Object(t, d.Class(), def), &faults)
+	if err := faults.Err(); err != nil {
+		t.Fatalf("plan %s: %v", def, err)
+	}
+	if unit == nil {
+		t.Fatalf("plan %s: no faults and no unit", def)
+	}
+	return unit, needs
+}
+
+// Up brings up what another driver needs, and takes it down after the test.
+func Up(t testing.TB, d driver.Driver, def string, needs ...driver.Live) driver.Live {
+	t.Helper()
+	unit, _ := Plan(t, d, def)
+	site := newSite(needs)
+	live := up(t, unit, site)
+	t.Cleanup(func() { down(t, unit, site, live) })
+	return live
+}
+
+func newSite(needs []driver.Live) driver.Site {
+	return driver.Site{ID: ids.Add(1), Needs: needs}
+}
+
+// up returns the live state as it comes back from the journal.
+func up(t testing.TB, u driver.Unit, site driver.Site) driver.Live {
+	t.Helper()
+	live, err := u.Up(context.Background(), site)
+	if err != nil {
+		t.Fatalf("up: %v", err)
+	}
+	data, err := json.Marshal(live)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back driver.Live
+	if err := json.Unmarshal(data, &back); err != nil {
+		t.Fatal(err)
+	}
+	return back
+}
+
+func down(t testing.TB, u driver.Unit, site driver.Site, live driver.Live) {
+	t.Helper()
+	if err := u.Down(context.Background(), site, live); err != nil {
+		t.Errorf("down: %v", err)
+	}
+}
+
+func (c Case) unit(t *testing.T, g gate.Gate) driver.Unit {
+	t.Helper()
+	u, _ := Plan(t, c.New(g), c.Good)
+	return u
+}
