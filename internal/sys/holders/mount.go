@@ -1,0 +1,99 @@
+package holders
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// OfMount returns who holds the topmost mount at path, a mountpoint in our mount namespace: descriptors, working
+// and root directories, programs and maps of processes, mounts below it, loop devices and swap on its files, and
+// copies of it in other mount namespaces, which do not keep it from being unmounted but its file system alive.
+// Our own descriptors are left out. It is empty if nothing is mounted there.
+//
+// It says nothing about other mounts of the same file system; for one on a block device ask OfDevice.
+func OfMount(path string) []Holder {
+	// Only the directory above: resolving path itself would walk into the mount.
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(dir, filepath.Base(path))
+	}
+	s := newScan()
+	m := topmost(s.own, path)
+	if m == nil {
+		return nil
+	}
+	for _, sub := range s.own {
+		if sub.Parent == m.ID && sub.ID != m.ID {
+			s.addKernel("a file system is mounted on it at %s", sub.Mountpoint)
+		}
+	}
+	inside := func(file string) bool { return below(file, path) }
+	s.backing(inside)
+	s.swaps(inside)
+	copies := s.copies(m)
+	for _, p := range s.processes {
+		if p.pid == s.self.pid || s.full() {
+			continue
+		}
+		if p.ns == s.self.ns || copies[p.ns] != 0 {
+			s.mountUsers(p, path, m.ID, copies[p.ns])
+		}
+	}
+	return s.found
+}
+
+// topmost returns the last mount at path: later ones cover earlier ones.
+func topmost(mounts []*mountinfo.Info, path string) *mountinfo.Info {
+	var top *mountinfo.Info
+	for _, m := range mounts {
+		if m.Mountpoint == path {
+			top = m
+		}
+	}
+	return top
+}
+
+// copies notes where m was copied into other mount namespaces, and returns the copies' ids by namespace.
+func (s *scan) copies(m *mountinfo.Info) map[uint64]int {
+	ids := map[uint64]int{}
+	for _, t := range s.others {
+		c := topmost(t.mounts, m.Mountpoint)
+		if c == nil || c.Major != m.Major || c.Minor != m.Minor || c.Root != m.Root {
+			continue
+		}
+		if ids[t.ns] == 0 {
+			s.add(t.process, "has a copy of it at %s", c.Mountpoint)
+		}
+		ids[t.ns] = c.ID
+	}
+	return ids
+}
+
+// mountUsers notes what p does in the mount at path, known by one of two ids.
+func (s *scan) mountUsers(p process, path string, ids ...int) {
+	before := len(s.found)
+	for _, use := range [...]struct{ link, does string }{{"cwd", "works in"}, {"root", "has its root at"}, {"exe", "runs"}} {
+		if target, err := os.Readlink(filepath.Join(p.dir, use.link)); err == nil && below(target, path) {
+			s.add(p, "%s %s", use.does, target)
+		}
+	}
+	descriptors(p, func(link, target string) {
+		if !below(target, path) {
+			return
+		}
+		for _, id := range ids {
+			if id != 0 && mountID(link) == id {
+				s.add(p, "has %s open", target)
+			}
+		}
+	})
+	if len(s.found) > before {
+		return // named already; a map adds nothing
+	}
+	mappings(p, func(m mapping) {
+		if below(m.path, path) {
+			s.add(p, "has %s mapped", m.path)
+		}
+	})
+}

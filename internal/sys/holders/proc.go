@@ -1,0 +1,251 @@
+package holders
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// maxHolders bounds a scan: nobody reads more names than this.
+const maxHolders = 100
+
+// process is one entry of /proc.
+type process struct {
+	pid  int
+	dir  string // /proc/PID
+	ns   uint64 // mount namespace
+	root string // its root directory; mountinfo shows only what is below
+}
+
+// table is a mount namespace as one process sees it.
+type table struct {
+	process
+	mounts []*mountinfo.Info
+}
+
+// scan is a picture of the node's processes and mounts, and what has been found in it.
+type scan struct {
+	self      process
+	processes []process
+	own       []*mountinfo.Info // our own namespace
+	others    []table           // all other ones
+	found     []Holder
+}
+
+func newScan() *scan {
+	s := &scan{self: process{pid: os.Getpid(), dir: "/proc/self"}}
+	s.self.ns = namespace(s.self.dir)
+	s.own = mounts(s.self.dir)
+	for _, pid := range pids() {
+		p := process{pid: pid, dir: filepath.Join("/proc", strconv.Itoa(pid))}
+		if p.ns = namespace(p.dir); p.ns == 0 {
+			continue // it has ended
+		}
+		p.root, _ = os.Readlink(filepath.Join(p.dir, "root"))
+		s.processes = append(s.processes, p)
+		s.addTable(p)
+	}
+	return s
+}
+
+// addTable reads p's mounts unless they are known already.
+func (s *scan) addTable(p process) {
+	same := func(t table) bool { return t.ns == p.ns && t.root == p.root }
+	if p.ns == s.self.ns || slices.ContainsFunc(s.others, same) {
+		return
+	}
+	if m := mounts(p.dir); len(m) > 0 {
+		s.others = append(s.others, table{process: p, mounts: m})
+	}
+}
+
+func (s *scan) full() bool { return len(s.found) >= maxHolders }
+
+// add notes that p does something. A process is named once for each thing.
+func (s *scan) add(p process, format string, args ...any) {
+	h := Holder{PID: p.pid, Command: command(p.dir), What: fmt.Sprintf(format, args...)}
+	if p.ns != s.self.ns {
+		h.MountNS = p.ns
+	}
+	if !s.full() && !slices.Contains(s.found, h) {
+		s.found = append(s.found, h)
+	}
+}
+
+// addKernel notes something that belongs to no process.
+func (s *scan) addKernel(format string, args ...any) {
+	h := Holder{What: fmt.Sprintf(format, args...)}
+	if !s.full() && !slices.Contains(s.found, h) {
+		s.found = append(s.found, h)
+	}
+}
+
+// mount returns the mount with an id, which is unique over all namespaces, or nil.
+func (s *scan) mount(id int) *mountinfo.Info {
+	is := func(m *mountinfo.Info) bool { return m.ID == id }
+	if i := slices.IndexFunc(s.own, is); i >= 0 {
+		return s.own[i]
+	}
+	for _, t := range s.others {
+		if i := slices.IndexFunc(t.mounts, is); i >= 0 {
+			return t.mounts[i]
+		}
+	}
+	return nil
+}
+
+func pids() []int {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	var all []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			all = append(all, pid)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// namespace returns the inode of a process's mount namespace, 0 if the process is gone.
+func namespace(dir string) uint64 {
+	link, _ := os.Readlink(filepath.Join(dir, "ns/mnt"))
+	digits := strings.TrimSuffix(strings.TrimPrefix(link, "mnt:["), "]")
+	ns, _ := strconv.ParseUint(digits, 10, 64)
+	return ns
+}
+
+func command(dir string) string {
+	name, _ := os.ReadFile(filepath.Join(dir, "comm"))
+	return strings.TrimSuffix(string(name), "\n")
+}
+
+func mounts(dir string) []*mountinfo.Info {
+	f, err := os.Open(filepath.Join(dir, "mountinfo"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	all, _ := mountinfo.GetMountsFromReader(f, nil)
+	return all
+}
+
+// descriptors calls visit with the link /proc/PID/fd/N and its text for every descriptor of p that has a path.
+func descriptors(p process, visit func(link, target string)) {
+	dir, err := os.Open(filepath.Join(p.dir, "fd"))
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(256)
+		for _, name := range names {
+			link := filepath.Join(p.dir, "fd", name)
+			if target, _ := os.Readlink(link); strings.HasPrefix(target, "/") {
+				visit(link, target)
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// mountID returns the id of the mount through which a descriptor was opened, 0 if it is gone.
+func mountID(fdLink string) int {
+	info, _ := os.ReadFile(strings.Replace(fdLink, "/fd/", "/fdinfo/", 1))
+	_, rest, _ := strings.Cut(string(info), "mnt_id:")
+	line, _, _ := strings.Cut(rest, "\n")
+	id, _ := strconv.Atoi(strings.TrimSpace(line))
+	return id
+}
+
+// mapping is a mapped file.
+type mapping struct {
+	link string // in /proc/PID/map_files
+	path string
+}
+
+// mappings calls visit with the files that p has mapped. It skips a process with a thread in uninterruptible sleep:
+// the kernel may then hold what reading the list waits for.
+func mappings(p process, visit func(m mapping)) {
+	if stuck(p) {
+		return
+	}
+	f, err := os.Open(filepath.Join(p.dir, "maps"))
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	r := bufio.NewScanner(f)
+	last := ""
+	for r.Scan() {
+		// address perms offset dev inode path: proc_pid_maps(5)
+		line := r.Text()
+		i := strings.IndexByte(line, '/')
+		if i < 0 || line[i:] == last {
+			continue
+		}
+		last = line[i:]
+		address, _, _ := strings.Cut(line, " ")
+		visit(mapping{link: filepath.Join(p.dir, "map_files", mapName(address)), path: last})
+	}
+}
+
+// mapName removes the leading zeros that maps has and map_files has not.
+func mapName(address string) string {
+	from, to, _ := strings.Cut(address, "-")
+	return strings.TrimLeft(from, "0") + "-" + strings.TrimLeft(to, "0")
+}
+
+func stuck(p process) bool {
+	stats, _ := filepath.Glob(filepath.Join(p.dir, "task/*/stat"))
+	for _, name := range stats {
+		stat, _ := readFirst(name)
+		if i := strings.LastIndexByte(stat, ')'); i >= 0 && strings.HasPrefix(stat[i+1:], " D") {
+			return true
+		}
+	}
+	return false
+}
+
+// readFirst reads the first page of a small file.
+func readFirst(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	buf := make([]byte, 4096)
+	n, err := f.Read(buf)
+	if err == io.EOF {
+		err = nil
+	}
+	return string(buf[:n]), err
+}
+
+// blockNumber returns the device number if link leads to a block device.
+func blockNumber(link string) (uint64, bool) {
+	var st unix.Stat_t
+	if unix.Stat(link, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0, false
+	}
+	return st.Rdev, true
+}
+
+// below tells whether path is dir or in it.
+func below(path, dir string) bool {
+	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+}
