@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
 )
 
-//go:generate swagger generate server --target ../../main --name Imageapi --spec ../swagger.yaml --principal any --exclude-main --strict-responders --return-errors
+//go:generate swagger generate server --target ../../imageapi --name Imageapi --spec ../swagger.yaml --principal any --exclude-main --strict-responders --return-errors
 
 func configureFlags(api *operations.ImageapiAPI) {
 	// api.CommandLineOptionsGroups = []cmdutils.CommandLineOptionsGroup{ ... }

@@ -1,0 +1,82 @@
+# Everything that can be done with this tree. `make` alone lists it. Tools written in Go are pinned in
+# internal/tools/go.mod and built into bin/tools; all that is longer than a line stands in build/.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+INIT    := internal/container/initbin/imageapi-init
+STATIC  := CGO_ENABLED=0 go build -trimpath
+TOOLS   := bin/tools
+
+FUZZTIME ?= 10s
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: deps
+deps: ## install the Debian packages that building and testing need (asks for root only if one is missing)
+	@build/deps.sh
+
+.PHONY: build
+build: init ## build the static bin/imageapi-server
+	@$(STATIC) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/imageapi-server ./cmd/imageapi-server
+
+.PHONY: init
+init: # the program beside and inside containers, which the server embeds
+	@$(STATIC) -ldflags '-s -w' -o $(INIT) ./cmd/imageapi-init
+
+.PHONY: tools
+tools: # swagger, staticcheck, gotestsum
+	@cd internal/tools && GOBIN=$(CURDIR)/$(TOOLS) go install tool
+
+.PHONY: generate
+generate: tools ## make models, restapi and client anew from swagger.yaml
+	@build/generate.sh
+
+.PHONY: generate-check
+generate-check: tools ## fail if the generated code is not what swagger.yaml gives
+	@build/generate.sh --check
+
+.PHONY: validate
+validate: tools ## check swagger.yaml against the Swagger 2.0 specification
+	@$(TOOLS)/swagger validate --stop-on-error swagger.yaml
+
+.PHONY: docs
+docs: tools ## make docs/api/index.html anew from swagger.yaml (needs npm)
+	@build/docs.sh
+
+.PHONY: lint
+lint: init tools ## gofmt, go vet, staticcheck, shellcheck, and the rules of internal/archtest
+	@build/lint.sh
+
+.PHONY: unit
+unit: init tools ## tests that need no privilege, with the race detector
+	@build/test.sh unit -race -short ./...
+
+.PHONY: root
+root: build tools ## all tests against this machine's kernel, as root
+	@build/test.sh root -count=1 -timeout 10m ./...
+
+.PHONY: fuzz
+fuzz: init ## run every fuzz target for FUZZTIME (default 10s)
+	@build/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: init ## run the benchmarks
+	@go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: demo
+demo: deps build ## run a SquashFS image as a container, look at it, and take it away without a trace
+	@test/demo/demo.sh
+
+.PHONY: test
+test: deps generate-check validate lint unit root fuzz ## all that CI runs, in its order
+	@build/tally.sh
+
+.PHONY: test-full
+test-full: FUZZTIME = 2m
+test-full: test bench ## the same with longer fuzzing, and the benchmarks

@@ -1,0 +1,36 @@
+#!/bin/bash
+# Makes models, restapi and client from swagger.yaml; with --check it only compares them with what is there.
+#
+# The generator runs in a scratch directory with a fixed name, because it writes the name of its target's
+# directory into a comment: a checkout may be called anything.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+trees=(models restapi client)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+mkdir "$scratch/imageapi"
+cp go.mod swagger.yaml "$scratch/imageapi"
+swagger=$PWD/bin/tools/swagger
+(
+	cd "$scratch/imageapi"
+	common=(--quiet --spec=swagger.yaml --target=. --name=imageapi)
+	"$swagger" generate server "${common[@]}" --exclude-main --flag-strategy=go-flags --strict-responders --return-errors
+	"$swagger" generate client "${common[@]}"
+	gofmt -w "${trees[@]}"
+)
+
+if [[ ${1:-} == --check ]]; then
+	for tree in "${trees[@]}"; do
+		if ! diff --recursive --brief "$tree" "$scratch/imageapi/$tree"; then
+			echo "generate-check: $tree differs from what swagger.yaml gives; run 'make generate' and commit" >&2
+			exit 1
+		fi
+	done
+	exit 0
+fi
+rm -rf "${trees[@]}"
+for tree in "${trees[@]}"; do
+	cp -r "$scratch/imageapi/$tree" .
+done

@@ -1,0 +1,19 @@
+#!/bin/bash
+# All static checks. Each says what is wrong and where; the first kind that finds something ends the run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+unformatted=$(gofmt -l cmd internal models restapi client test 2>/dev/null)
+if [[ -n $unformatted ]]; then
+	printf 'lint: not formatted, run gofmt -w on:\n%s\n' "$unformatted" >&2
+	exit 1
+fi
+
+# The generated trees compile, and that is all that can be asked of them.
+mapfile -t packages < <(go list ./... | grep -Ev '/imageapi/(models|restapi|client)(/|$)')
+go vet "${packages[@]}"
+bin/tools/staticcheck -checks 'all,-ST1000' "${packages[@]}"
+go test ./internal/archtest
+
+mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!/bin/(ba)?sh' --)
+shellcheck --external-sources "${scripts[@]}"
