@@ -17,9 +17,13 @@ import (
 )
 
 // Root skips the test, with the reason, where it does not run as root with CAP_SYS_ADMIN. On a machine that says
-// CI=true such a skip is an error: there every test must run.
+// CI=true such a skip is an error: there every test must run. With -short, which asks for the tests that need no
+// privilege, it is skipped in any case.
 func Root(t testing.TB) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: the tests that need root run without it")
+	}
 	if os.Geteuid() != 0 {
 		lack(t, "needs root")
 	}
