@@ -20,13 +20,13 @@ const pause = 5 * time.Millisecond
 // kernel or another process brings about and that nothing announces; where there is an event, wait for that.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	if !settles(cond) {
+	if !Settles(cond) {
 		t.Fatalf("waited %v in vain: %s", patience, what)
 	}
 }
 
-// settles polls: it is the only place in the tests that does.
-func settles(cond func() bool) bool {
+// Settles tells whether cond comes to hold within 20 seconds. It is the only place in the tests that polls.
+func Settles(cond func() bool) bool {
 	end := time.Now().Add(patience)
 	for !cond() {
 		if time.Now().After(end) {

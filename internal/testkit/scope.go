@@ -52,7 +52,7 @@ func Unchanged(t testing.TB, scope Scope) {
 func (s *State) Same(t testing.TB) bool {
 	t.Helper()
 	var diff string
-	if settles(func() bool { diff = s.Diff(); return diff == "" }) {
+	if Settles(func() bool { diff = s.Diff(); return diff == "" }) {
 		return true
 	}
 	t.Errorf("the state of the machine changed:\n%s", diff)

@@ -1,0 +1,212 @@
+// Package harness starts the built server for tests, talks to it, and proves that it leaves nothing behind.
+package harness
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+// Daemon is a running server with a run directory, a socket, a port and a cgroup of its own.
+type Daemon struct {
+	RunDir  string
+	Socket  string
+	Address string // of its http listener
+	Cgroup  string // its --cgroup-parent
+	PID     int
+
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when cmd has been waited for
+	err   error         // of that wait
+	log   output
+}
+
+// Start starts the server with the flags that make it private and those given, and returns when it answers. After
+// the test it is stopped by SIGTERM, must end well, and must leave the machine as it was.
+func Start(t testing.TB, flags ...string) *Daemon {
+	t.Helper()
+	testkit.Root(t)
+	return Restart(t, Server(t), testkit.RunDir(t), flags...)
+}
+
+// Restart is Start with a server and a run directory that are given.
+func Restart(t testing.TB, server, runDir string, flags ...string) *Daemon {
+	t.Helper()
+	d := &Daemon{RunDir: runDir, Socket: filepath.Join(runDir, "api.sock"), Address: freeAddress(t), Cgroup: newCgroup(), ended: make(chan struct{})}
+	before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{runDir}, Ignore: []string{filepath.Base(runDir)}, Cgroup: d.Cgroup})
+	d.start(t, server, flags)
+	t.Cleanup(func() {
+		d.Stop(t)
+		for _, bad := range []string{"DATA RACE", "panic:", "goroutine "} {
+			if strings.Contains(d.Log(), bad) {
+				t.Errorf("the server's log holds %q", bad)
+			}
+		}
+		before.Same(t)
+		if t.Failed() {
+			t.Logf("the server's log:\n%s", d.Log())
+		}
+	})
+	testkit.Eventually(t, "the server listens", func() bool { return d.over() || dials("unix", d.Socket) && dials("tcp", d.Address) })
+	if d.over() {
+		t.Fatalf("the server ended: %v", d.err)
+	}
+	return d
+}
+
+func (d *Daemon) start(t testing.TB, server string, flags []string) {
+	t.Helper()
+	host, port, err := net.SplitHostPort(d.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := slices.Concat([]string{"--scheme", "unix", "--scheme", "http", "--socket-path", d.Socket, "--host", host,
+		"--port", port, "--run-dir", d.RunDir, "--cgroup-parent", d.Cgroup}, flags)
+	d.cmd = exec.Command(server, all...)
+	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d.PID = d.cmd.Process.Pid
+	go func() {
+		defer close(d.ended)
+		d.err = d.cmd.Wait()
+	}()
+}
+
+// Stop ends the server by SIGTERM and fails the test if it does not end well. Once it has ended, Stop does nothing.
+func (d *Daemon) Stop(t testing.TB) {
+	t.Helper()
+	if d.over() {
+		return
+	}
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	if !d.ends() {
+		_ = d.cmd.Process.Signal(syscall.SIGQUIT) // its goroutines go to the log
+		<-d.ended
+		t.Errorf("the server does not end on SIGTERM; its log:\n%s", d.Log())
+		return
+	}
+	if d.err != nil {
+		t.Errorf("the server ends with %v", d.err)
+	}
+}
+
+// Signal sends a signal to the server.
+func (d *Daemon) Signal(t testing.TB, s os.Signal) {
+	t.Helper()
+	if err := d.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Wait returns the server's end: nil if it ended well.
+func (d *Daemon) Wait(t testing.TB) error {
+	t.Helper()
+	testkit.Eventually(t, "the server ends", d.over)
+	return d.err
+}
+
+// Log returns what the server has said so far.
+func (d *Daemon) Log() string { return d.log.String() }
+
+// Scope is what the server has of the machine, its descriptors included, with further directories of the test.
+func (d *Daemon) Scope(dirs ...string) testkit.Scope {
+	return testkit.Scope{Dirs: append(dirs, d.RunDir), Cgroup: d.Cgroup, PID: d.PID}
+}
+
+func (d *Daemon) over() bool {
+	select {
+	case <-d.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// ends waits for the end as long as an ordered teardown may take.
+func (d *Daemon) ends() bool {
+	for range 3 {
+		if testkit.Settles(d.over) {
+			return true
+		}
+	}
+	return false
+}
+
+// Server returns the path of the server: $IMAGEAPI_SERVER, else what `make build` builds.
+func Server(t testing.TB) string {
+	t.Helper()
+	if path := os.Getenv("IMAGEAPI_SERVER"); path != "" {
+		return path
+	}
+	if out, err := build(); err != nil {
+		t.Fatalf("make build: %v\n%s", err, out)
+	}
+	return filepath.Join(Root(), "bin/imageapi-server")
+}
+
+// build runs once in a test binary, however many tests start a server.
+var build = sync.OnceValues(func() (string, error) {
+	out, err := exec.Command("make", "-C", Root(), "build").CombinedOutput()
+	return string(out), err
+})
+
+// Root returns the root directory of the source tree.
+func Root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "../..")
+}
+
+var groups atomic.Int64
+
+func newCgroup() string { return fmt.Sprintf("/iat-%d-%d", os.Getpid(), groups.Add(1)) }
+
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func dials(network, address string) bool {
+	c, err := net.Dial(network, address)
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
+
+// output is a buffer for two writers and a reader.
+type output struct {
+	mu   sync.Mutex
+	data bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.data.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.data.String()
+}
