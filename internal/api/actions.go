@@ -1,0 +1,143 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state"
+)
+
+// create makes def and everything it is given whole, and returns it as it is now.
+func (a *api) create(r *http.Request, def driver.Object) (driver.Object, error) {
+	plan, err := a.drivers.Plan(def)
+	if err != nil {
+		return driver.Object{}, err
+	}
+	snap, id, err := a.manager.Create(r.Context(), plan)
+	if err != nil {
+		return driver.Object{}, err
+	}
+	about(r, plan.Class, id)
+	return render(snap, id)
+}
+
+// remove deletes the object that t names and returns it as it was.
+func (a *api) remove(r *http.Request, t target, force *bool) (driver.Object, error) {
+	id, err := t.find(a.manager.Snapshot())
+	if err != nil {
+		return driver.Object{}, err
+	}
+	about(r, t.class, id)
+	snap, warnings, err := a.manager.Delete(r.Context(), t.class, id, force != nil && *force)
+	for _, text := range warnings {
+		warn(r, "%s", text)
+	}
+	if err != nil {
+		return driver.Object{}, err
+	}
+	return render(snap, id)
+}
+
+// setState brings the container that t names into a state and returns it as it is now.
+func (a *api) setState(r *http.Request, t target, want state.State) (driver.Object, error) {
+	id, err := t.find(a.manager.Snapshot())
+	if err != nil {
+		return driver.Object{}, err
+	}
+	about(r, t.class, id)
+	snap, err := a.manager.SetState(r.Context(), id, want)
+	if err != nil {
+		return driver.Object{}, err
+	}
+	return render(snap, id)
+}
+
+// target names one object: by id, by name, or by both if they agree. An id of 0 and an empty name mean none.
+type target struct {
+	class driver.Class
+	id    *int64
+	name  *string
+}
+
+func (t target) find(snap *state.Snapshot) (int64, error) {
+	view, err := t.lookup(snap)
+	switch {
+	case err != nil:
+		return 0, err
+	case view == nil && t.class == driver.Container:
+		return 0, errs.New(errs.Invalid, "query parameters: give the id or the name of a container")
+	case view == nil:
+		return 0, errs.New(errs.Invalid, "query parameter id: is 0; ids start at 1")
+	}
+	return view.ID, nil
+}
+
+// lookup returns nil if t names nothing.
+func (t target) lookup(snap *state.Snapshot) (*state.View, error) {
+	byID, err := t.byID(snap)
+	if err != nil || t.name == nil || *t.name == "" {
+		return byID, err
+	}
+	byName, ok := snap.ByName(*t.name)
+	switch {
+	case !ok:
+		return nil, errs.New(errs.NotFound, "no %s is named %q", t.class, *t.name)
+	case byID != nil && byID.ID != byName.ID:
+		return nil, errs.New(errs.Invalid, "query parameters: id %d and name %q are two different containers; give one of them", byID.ID, *t.name)
+	}
+	return byName, nil
+}
+
+func (t target) byID(snap *state.Snapshot) (*state.View, error) {
+	if t.id == nil || *t.id == 0 {
+		return nil, nil
+	}
+	if *t.id < 0 {
+		return nil, errs.New(errs.Invalid, "query parameter id: %d is negative; ids start at 1", *t.id)
+	}
+	view, ok := snap.Get(*t.id)
+	if !ok || view.Class != t.class {
+		return nil, errs.New(errs.NotFound, "no %s has the id %d", t.class, *t.id)
+	}
+	return view, nil
+}
+
+// filter says which objects of a class to list; what is nil does not matter. An id or a name that nothing has is
+// an error, a kind or state that nothing is in is not.
+type filter struct {
+	class       driver.Class
+	id          *int64
+	name        *string
+	kind, state *string
+}
+
+// list returns the objects that pass f in the order of their ids.
+func (a *api) list(f filter) ([]driver.Object, error) {
+	snap := a.manager.Snapshot()
+	views := snap.List(f.class)
+	one, err := target{class: f.class, id: f.id, name: f.name}.lookup(snap)
+	if err != nil {
+		return nil, err
+	}
+	if one != nil {
+		views = []*state.View{one}
+	}
+	out := renderer{snap: snap, done: map[int64]driver.Object{}}
+	found := []driver.Object{}
+	for _, v := range views {
+		if !f.passes(v) {
+			continue
+		}
+		o, err := out.object(v.ID)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, o)
+	}
+	return found, nil
+}
+
+func (f filter) passes(v *state.View) bool {
+	return (f.kind == nil || *f.kind == v.Kind) && (f.state == nil || state.State(*f.state) == stateOf(v))
+}

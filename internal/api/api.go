@@ -1,0 +1,99 @@
+// Package api serves the HTTP API: it binds requests, calls the state manager, and turns what it answers into the
+// types that are generated from swagger.yaml.
+//
+// A request passes, from outside in: observe (log, panics), the pages (specification, documentation), the router,
+// the intake, the time limit, the generated binding and validation, and its handler.
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-openapi/loads"
+	"github.com/go-openapi/runtime"
+	"github.com/go-openapi/runtime/middleware"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/restapi"
+	"github.com/kraken-hpc/imageapi/restapi/operations"
+	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
+	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
+	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
+)
+
+// Manager is what the API needs of the state manager; see package state.
+type Manager interface {
+	// Create makes a stack, all or nothing. The snapshot holds the new object and everything below it.
+	Create(ctx context.Context, plan *driver.Plan) (*state.Snapshot, int64, error)
+	// Delete removes an object. The snapshot is from before.
+	Delete(ctx context.Context, class driver.Class, id int64, force bool) (*state.Snapshot, []string, error)
+	// SetState brings a container into the state running, exited or paused.
+	SetState(ctx context.Context, id int64, want state.State) (*state.Snapshot, error)
+	// Snapshot never waits.
+	Snapshot() *state.Snapshot
+}
+
+// Options is what an API is made from. All fields are required.
+type Options struct {
+	Manager       Manager
+	Drivers       driver.Set
+	Log           *slog.Logger
+	MaxBody       int64         // bytes of a request's body
+	CreateTimeout time.Duration // for POST and PATCH
+	DeleteTimeout time.Duration // for DELETE
+}
+
+type api struct {
+	manager       Manager
+	drivers       driver.Set
+	log           *slog.Logger
+	maxBody       int64
+	createTimeout time.Duration
+	deleteTimeout time.Duration
+	shapes        map[string]*shape // by definition
+	requests      atomic.Uint64     // counts them: the number is the request's name in the log
+}
+
+// New returns the handler of the whole API. It fails only for a specification that it can't work with.
+func New(o Options) (http.Handler, error) {
+	doc, err := loads.Embedded(restapi.SwaggerJSON, restapi.FlatSwaggerJSON)
+	if err != nil {
+		return nil, fmt.Errorf("specification: %w", err)
+	}
+	shapes, err := shapesOf(doc.Spec().Definitions)
+	if err != nil {
+		return nil, err
+	}
+	a := &api{
+		manager: o.Manager, drivers: o.Drivers, log: o.Log, maxBody: o.MaxBody,
+		createTimeout: o.CreateTimeout, deleteTimeout: o.DeleteTimeout, shapes: shapes,
+	}
+	routes := middleware.NewRoutableContext(doc, a.operations(doc), nil).RoutesHandler(func(next http.Handler) http.Handler {
+		return a.intake(a.limit(next))
+	})
+	return a.observe(pages(doc, routes)), nil
+}
+
+// operations connects each operation of the specification with its handler.
+func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
+	o := operations.NewImageapiAPI(doc)
+	o.ServeError = serveError
+	o.JSONConsumer = runtime.JSONConsumer()
+	o.JSONProducer = runtime.JSONProducer()
+	o.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(a.listAttachments)
+	o.AttachmentsAttachHandler = attachments.AttachHandlerFunc(a.attach)
+	o.AttachmentsDeleteAttachHandler = attachments.DeleteAttachHandlerFunc(a.deleteAttach)
+	o.MountsListMountsHandler = mounts.ListMountsHandlerFunc(a.listMounts)
+	o.MountsMountHandler = mounts.MountHandlerFunc(a.mount)
+	o.MountsDeleteMountHandler = mounts.DeleteMountHandlerFunc(a.deleteMount)
+	o.ContainersListContainersHandler = containers.ListContainersHandlerFunc(a.listContainers)
+	o.ContainersCreateContainerHandler = containers.CreateContainerHandlerFunc(a.createContainer)
+	o.ContainersDeleteContainerHandler = containers.DeleteContainerHandlerFunc(a.deleteContainer)
+	o.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(a.setContainerState)
+	return o
+}

@@ -1,0 +1,38 @@
+package api
+
+import (
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
+)
+
+// GET /attach
+func (a *api) listAttachments(p attachments.ListAttachmentsParams) (attachments.ListAttachmentsResponder, error) {
+	found, err := a.list(filter{class: driver.Attach, id: p.ID, kind: p.Kind})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*models.Attach, len(found))
+	for i, o := range found {
+		list[i] = o.Attach
+	}
+	return attachments.NewListAttachmentsOK().WithPayload(list), nil
+}
+
+// POST /attach
+func (a *api) attach(p attachments.AttachParams) (attachments.AttachResponder, error) {
+	made, err := a.create(p.HTTPRequest, driver.Object{Attach: p.Attach})
+	if err != nil {
+		return nil, err
+	}
+	return attachments.NewAttachCreated().WithPayload(made.Attach), nil
+}
+
+// DELETE /attach
+func (a *api) deleteAttach(p attachments.DeleteAttachParams) (attachments.DeleteAttachResponder, error) {
+	removed, err := a.remove(p.HTTPRequest, target{class: driver.Attach, id: &p.ID}, p.Force)
+	if err != nil {
+		return nil, err
+	}
+	return attachments.NewDeleteAttachOK().WithPayload(removed.Attach), nil
+}

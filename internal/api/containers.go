@@ -1,0 +1,48 @@
+package api
+
+import (
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
+)
+
+// GET /container
+func (a *api) listContainers(p containers.ListContainersParams) (containers.ListContainersResponder, error) {
+	found, err := a.list(filter{class: driver.Container, id: p.ID, name: p.Name, state: p.State})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*models.Container, len(found))
+	for i, o := range found {
+		list[i] = o.Container
+	}
+	return containers.NewListContainersOK().WithPayload(list), nil
+}
+
+// POST /container
+func (a *api) createContainer(p containers.CreateContainerParams) (containers.CreateContainerResponder, error) {
+	made, err := a.create(p.HTTPRequest, driver.Object{Container: p.Container})
+	if err != nil {
+		return nil, err
+	}
+	return containers.NewCreateContainerCreated().WithPayload(made.Container), nil
+}
+
+// DELETE /container
+func (a *api) deleteContainer(p containers.DeleteContainerParams) (containers.DeleteContainerResponder, error) {
+	removed, err := a.remove(p.HTTPRequest, target{class: driver.Container, id: p.ID, name: p.Name}, p.Force)
+	if err != nil {
+		return nil, err
+	}
+	return containers.NewDeleteContainerOK().WithPayload(removed.Container), nil
+}
+
+// PATCH /container
+func (a *api) setContainerState(p containers.SetContainerStateParams) (containers.SetContainerStateResponder, error) {
+	changed, err := a.setState(p.HTTPRequest, target{class: driver.Container, id: p.ID, name: p.Name}, state.State(p.State))
+	if err != nil {
+		return nil, err
+	}
+	return containers.NewSetContainerStateOK().WithPayload(changed.Container), nil
+}

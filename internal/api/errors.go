@@ -1,0 +1,161 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"regexp"
+	"strings"
+
+	oaerrors "github.com/go-openapi/errors"
+	"github.com/go-openapi/runtime/middleware"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// statusClientGone stands in the log for a request whose client did not wait for the answer.
+const statusClientGone = 499
+
+// ErrStopping is the cause to cancel requests with when the daemon ends: they are answered 503.
+var ErrStopping error = oaerrors.New(http.StatusServiceUnavailable, "the daemon is shutting down")
+
+// statusOf is the table of errors: what HTTP calls each class. Besides it there are only what net/http and
+// go-openapi find themselves (404 and 405 for unknown paths and methods, 406), and 413, 415 and 503 of this package.
+func statusOf(class errs.Class) int {
+	switch class {
+	case errs.Malformed:
+		return http.StatusBadRequest
+	case errs.NotFound:
+		return http.StatusNotFound
+	case errs.Conflict:
+		return http.StatusConflict
+	case errs.Invalid:
+		return http.StatusUnprocessableEntity
+	case errs.Unsupported:
+		return http.StatusNotImplemented
+	case errs.Remote:
+		return http.StatusBadGateway
+	case errs.Deadline:
+		return http.StatusGatewayTimeout
+	default:
+		return http.StatusInternalServerError
+	}
+}
+
+// serveError answers r with err. It has the signature that go-openapi wants.
+func serveError(w http.ResponseWriter, r *http.Request, err error) {
+	status, message := explain(r, err)
+	if e := exchangeOf(r); e != nil {
+		e.err = err
+	}
+	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
+		w.Header().Set("Allow", strings.Join(notAllowed.Allowed, ", "))
+	}
+	writeError(w, status, message)
+}
+
+func writeError(w http.ResponseWriter, status int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	// The only error left is that of a client that is gone.
+	_ = json.NewEncoder(w).Encode(&models.Error{Code: int64(status), Message: &message})
+}
+
+// explain finds status and message for err. The message is never empty.
+func explain(r *http.Request, err error) (status int, message string) {
+	if errors.Is(err, context.Canceled) {
+		if cause := context.Cause(r.Context()); cause != nil {
+			err = cause
+		}
+	}
+	switch status = statusOfError(err); {
+	case err == nil:
+		message = ""
+	case status == http.StatusUnprocessableEntity || status == http.StatusBadRequest:
+		message = faultsOf(err, bodyName(r))
+	default:
+		message = err.Error()
+	}
+	if message == "" {
+		message = strings.ToLower(http.StatusText(status))
+	}
+	return status, message
+}
+
+func statusOfError(err error) int {
+	if own, ok := errors.AsType[*errs.Error](err); ok {
+		return statusOf(own.Class)
+	}
+	if all, ok := errors.AsType[*oaerrors.CompositeError](err); ok {
+		return statusOfAll(all.Errors)
+	}
+	if coded, ok := errors.AsType[oaerrors.Error](err); ok {
+		return plainStatus(int(coded.Code()))
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return statusClientGone
+	case errors.Is(err, context.DeadlineExceeded):
+		return http.StatusGatewayTimeout
+	}
+	return http.StatusInternalServerError
+}
+
+// statusOfAll returns the status of the first error that is not about the content, such as a wrong
+// Content-Type, else that of invalid content.
+func statusOfAll(all []error) int {
+	for _, err := range all {
+		if status := statusOfError(err); status != http.StatusUnprocessableEntity {
+			return status
+		}
+	}
+	return http.StatusUnprocessableEntity
+}
+
+// plainStatus translates go-openapi's own codes from 600 up: they tell the rule of validation that failed.
+func plainStatus(code int) int {
+	if code < 400 || code >= 600 {
+		return http.StatusUnprocessableEntity
+	}
+	return code
+}
+
+// faultsOf returns the texts of all errors that err collects, in one line.
+func faultsOf(err error, body string) string {
+	if all, ok := errors.AsType[*oaerrors.CompositeError](err); ok {
+		texts := make([]string, 0, len(all.Errors))
+		for _, e := range all.Errors {
+			texts = append(texts, faultsOf(e, body))
+		}
+		return strings.Join(texts, "; ")
+	}
+	if v, ok := errors.AsType[*oaerrors.Validation](err); ok {
+		return faultOf(v, body)
+	}
+	return err.Error()
+}
+
+// faultOf words a failed validation as package errs does, "mount.overlay.lower[0].kind: should be ...". The
+// generated code says "overlay.lower.0.kind in body should be ...".
+func faultOf(v *oaerrors.Validation, body string) string {
+	text, ok := strings.CutPrefix(v.Error(), v.Name+" in "+v.In+" ")
+	if !ok {
+		return v.Error()
+	}
+	if v.In != "body" {
+		return v.In + " parameter " + v.Name + ": " + text
+	}
+	path := strings.TrimPrefix(v.Name, "body.")
+	return regexp.MustCompile(`\.(\d+)\b`).ReplaceAllString(body+"."+path, "[$1]") + ": " + text
+}
+
+// bodyName returns the name of the definition that the request's body has to match, such as "container".
+func bodyName(r *http.Request) string {
+	route := middleware.MatchedRouteFrom(r)
+	if route == nil {
+		return ""
+	}
+	return bodyDefinition(route.Operation)
+}

@@ -1,0 +1,295 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	oaerrors "github.com/go-openapi/errors"
+	"github.com/go-openapi/runtime/middleware"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// intake stands before the generated code and turns what clients send into what that code accepts.
+//
+// Clients echo what they were given and were written for older servers. So read-only and unknown fields are
+// dropped instead of refused (the unknown ones are named in a Warning header), null is the same as absent, an
+// object given with both id and definition is reduced to its id, and the spellings of older versions are
+// translated. Which fields are read-only, and of what type, comes from the specification.
+func (a *api) intake(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		route := middleware.MatchedRouteFrom(r)
+		exchangeOf(r).operation = route.Operation.ID
+		shape := a.shapes[bodyDefinition(route.Operation)]
+		if shape == nil {
+			dropBody(r)
+			next.ServeHTTP(w, r)
+			return
+		}
+		body, err := a.readBody(w, r)
+		if err == nil {
+			body, err = a.normalize(r, shape, body)
+		}
+		if err != nil {
+			serveError(w, r, err)
+			return
+		}
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		next.ServeHTTP(w, r)
+	})
+}
+
+// dropBody forgets a body that the operation has no use for. Clients send an empty one of type JSON.
+func dropBody(r *http.Request) {
+	if r.ContentLength > 0 {
+		warn(r, "the body of a %s is ignored", r.Method)
+	}
+	r.Body, r.ContentLength = http.NoBody, 0
+}
+
+func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, a.maxBody))
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, oaerrors.New(http.StatusRequestEntityTooLarge, "read body: it is longer than %d bytes (the limit is set by --max-body)", a.maxBody)
+	}
+	if err != nil {
+		return nil, errs.New(errs.Malformed, "read body: %w", err)
+	}
+	if len(bytes.TrimSpace(body)) == 0 {
+		return nil, errs.New(errs.Malformed, "read body: it is empty: send the definition as JSON")
+	}
+	given := r.Header.Get("Content-Type")
+	if media, _, err := mime.ParseMediaType(given); err != nil || media != "application/json" {
+		return nil, oaerrors.New(http.StatusUnsupportedMediaType, "read body: its Content-Type is %q: send application/json", given)
+	}
+	return body, nil
+}
+
+func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) {
+	value, err := decode(body)
+	if err != nil {
+		return nil, err
+	}
+	n := normalizer{}
+	value = n.value(s.name, s, value, true)
+	if err := n.faults.Err(); err != nil {
+		return nil, err
+	}
+	n.warnAbout(r)
+	return json.Marshal(value)
+}
+
+// normalizer walks a body along the specification.
+type normalizer struct {
+	faults  errs.Faults
+	dropped []string // what is ignored, and why
+}
+
+// value checks the type of v and normalizes it in place; top tells that it is the body itself.
+func (n *normalizer) value(path string, s *shape, v any, top bool) any {
+	switch s.kind {
+	case "object":
+		if m, ok := v.(map[string]any); ok {
+			return n.object(path, s, m, top)
+		}
+	case "array":
+		if list, ok := v.([]any); ok {
+			return n.array(path, s, list)
+		}
+	case "string":
+		if text, ok := v.(string); ok {
+			n.text(path, text)
+			return v
+		}
+	case "integer":
+		if number, ok := v.(json.Number); ok {
+			n.integer(path, number)
+			return v
+		}
+	case "boolean":
+		if _, ok := v.(bool); ok {
+			return v
+		}
+	}
+	n.faults.Add(path, "must be of type %s, not %s", s.kind, typeName(v))
+	return v
+}
+
+func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) any {
+	s.spell(m)
+	if s.fields["id"] != nil {
+		id := n.id(path, m["id"], top)
+		delete(m, "id")
+		if id != "" {
+			return map[string]any{"id": id}
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		field := s.fields[key]
+		sub := path + "." + key
+		switch {
+		case field == nil:
+			n.drop("unknown field", sub)
+			delete(m, key)
+		case field.readOnly || m[key] == nil:
+			delete(m, key)
+		default:
+			m[key] = n.value(sub, field.shape, m[key], false)
+		}
+	}
+	n.translate(path, s, m)
+	n.others(path, s, m)
+	return m
+}
+
+// id returns the id that m's object is given by, or "". The body's own id is ignored: the server gives it.
+func (n *normalizer) id(path string, v any, top bool) json.Number {
+	if top || v == nil {
+		return ""
+	}
+	number, ok := v.(json.Number)
+	if !ok {
+		n.faults.Add(path+".id", "must be of type integer, not %s", typeName(v))
+		return ""
+	}
+	switch id := n.integer(path+".id", number); {
+	case id < 0:
+		n.faults.Add(path+".id", "is negative: ids start at 1")
+		return number
+	case id == 0:
+		return ""
+	}
+	return number
+}
+
+func (n *normalizer) array(path string, s *shape, list []any) any {
+	for i, item := range list {
+		sub := path + "[" + strconv.Itoa(i) + "]"
+		list[i] = n.value(sub, s.items, item, false)
+	}
+	return list
+}
+
+func (n *normalizer) text(path, text string) {
+	if strings.ContainsRune(text, 0) {
+		n.faults.Add(path, "contains a NUL character, which no path, option or argument can")
+	}
+}
+
+func (n *normalizer) integer(path string, number json.Number) int64 {
+	i, err := number.Int64()
+	if err != nil {
+		n.faults.Add(path, "must be an integer of 64 bits, not %.40s", number)
+	}
+	return i
+}
+
+// translate turns what older versions called differently into today's words.
+func (n *normalizer) translate(path string, s *shape, m map[string]any) {
+	switch s.name {
+	case "attach_iscsi":
+		n.oneSpelling(path, m, "max_commands", "max_comands")
+	case "mount":
+		n.mountOfRBD(path, m)
+	}
+}
+
+// oneSpelling replaces the field alias by name, which is what the field is called on the wire.
+func (n *normalizer) oneSpelling(path string, m map[string]any, alias, name string) {
+	v, ok := m[alias]
+	if !ok {
+		return
+	}
+	delete(m, alias)
+	if other, both := m[name]; both && other != v {
+		n.faults.Add(path+"."+alias, "differs from %s, which means the same: give one of them", name)
+	}
+	m[name] = v
+}
+
+// mountOfRBD turns the form of version 0.1, a mount of kind rbd, into a mount of kind attach over an attach of
+// kind rbd.
+func (n *normalizer) mountOfRBD(path string, m map[string]any) {
+	if m["kind"] != "rbd" {
+		return
+	}
+	old, ok := m["rbd"].(map[string]any)
+	if !ok {
+		n.faults.Add(path+".rbd", "is required for a mount of kind rbd")
+		return
+	}
+	device := map[string]any{"kind": "rbd"}
+	move(device, old, "rbd")
+	mount := map[string]any{"attach": device}
+	move(mount, old, "fs_type", "mount_options")
+	delete(m, "rbd")
+	m["kind"], m["attach"] = "attach", mount
+}
+
+func move(to, from map[string]any, keys ...string) {
+	for _, key := range keys {
+		if v, ok := from[key]; ok {
+			to[key] = v
+		}
+	}
+}
+
+// others drops the definitions of other kinds than the object's own.
+func (n *normalizer) others(path string, s *shape, m map[string]any) {
+	kind, ok := m["kind"].(string)
+	if !ok || !slices.Contains(s.kinds, kind) {
+		return
+	}
+	for _, other := range s.kinds {
+		if _, given := m[other]; given && other != kind {
+			n.drop("not of kind "+kind, path+"."+other)
+			delete(m, other)
+		}
+	}
+}
+
+// maxNamed is how many dropped fields are named, and how many bytes of each.
+const (
+	maxNamed      = 8
+	maxNamedBytes = 128
+)
+
+func (n *normalizer) drop(why, path string) {
+	n.dropped = append(n.dropped, fmt.Sprintf("%s %.*s", why, maxNamedBytes, path))
+}
+
+func (n *normalizer) warnAbout(r *http.Request) {
+	for i, text := range n.dropped {
+		if i == maxNamed {
+			warn(r, "%d more fields ignored", len(n.dropped)-maxNamed)
+			return
+		}
+		warn(r, "ignored: %s", text)
+	}
+}
+
+func typeName(v any) string {
+	switch v.(type) {
+	case nil:
+		return "null"
+	case map[string]any:
+		return "object"
+	case []any:
+		return "array"
+	case string:
+		return "string"
+	case bool:
+		return "boolean"
+	default:
+		return "number"
+	}
+}

@@ -1,0 +1,146 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// exchange is what is known about a request while it is served. Only the request's goroutine touches it.
+type exchange struct {
+	log       *slog.Logger // names the request
+	header    http.Header  // of the response
+	operation string       // operation id, or method and path where there is none
+	object    string       // which is created, changed or removed
+	err       error        // that it is answered with
+}
+
+type exchangeKey struct{}
+
+// exchangeOf returns nil for a request that did not pass observe.
+func exchangeOf(r *http.Request) *exchange {
+	e, _ := r.Context().Value(exchangeKey{}).(*exchange)
+	return e
+}
+
+// about notes for the log which object r is about.
+func about(r *http.Request, class driver.Class, id int64) {
+	if e := exchangeOf(r); e != nil {
+		e.object = string(class) + " " + strconv.FormatInt(id, 10)
+	}
+}
+
+// warn tells the client something in a Warning header (RFC 7234, 5.5) of the response, and logs it.
+func warn(r *http.Request, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if e := exchangeOf(r); e != nil {
+		e.header.Add("Warning", "299 imageapi "+quote(text))
+		e.log.Warn("request: "+text, "operation", e.operation)
+	}
+}
+
+// quote makes text a quoted-string of HTTP (RFC 9110, 5.6.4); what is not printable ASCII becomes a question mark.
+func quote(text string) string {
+	ascii := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, text)
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(ascii) + `"`
+}
+
+// observe numbers and logs requests: those that change something at level info, reads at debug, faults of ours at
+// error. A panic in a handler is answered 500 and does not end the daemon.
+func (a *api) observe(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		number := a.requests.Add(1)
+		e := &exchange{
+			log: a.log.With("request", number), header: w.Header(),
+			operation: r.Method + " " + r.URL.Path,
+		}
+		out := &statusWriter{ResponseWriter: w}
+		defer func() {
+			if fault := recover(); fault != nil {
+				e.recovered(out, fault, number)
+			}
+			e.logEnd(r, out.status, time.Since(start))
+		}()
+		next.ServeHTTP(out, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, e)))
+	})
+}
+
+func (e *exchange) recovered(w *statusWriter, fault any, number uint64) {
+	e.err = fmt.Errorf("panic: %v", fault)
+	e.log.Error("request: panic", "operation", e.operation, "panic", fault, "stack", string(debug.Stack()))
+	if w.status == 0 {
+		writeError(w, http.StatusInternalServerError, fmt.Sprintf("internal fault: the daemon's log tells more about request %d", number))
+	}
+}
+
+func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
+	level := slog.LevelInfo
+	switch {
+	case status == http.StatusInternalServerError:
+		level = slog.LevelError
+	case r.Method == http.MethodGet || status == statusClientGone:
+		level = slog.LevelDebug
+	}
+	attrs := []slog.Attr{slog.String("operation", e.operation), slog.Int("status", status), slog.Duration("took", took)}
+	if e.object != "" {
+		attrs = append(attrs, slog.String("object", e.object))
+	}
+	if e.err != nil {
+		attrs = append(attrs, slog.String("error", e.err.Error()))
+	}
+	e.log.LogAttrs(r.Context(), level, "request: done", attrs...)
+}
+
+// statusWriter remembers the status that was written; 0 means none yet.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *statusWriter) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// limit gives requests that change something as long as the operation may take.
+func (a *api) limit(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		limit := a.createTimeout
+		switch r.Method {
+		case http.MethodGet:
+			next.ServeHTTP(w, r)
+			return
+		case http.MethodDelete:
+			limit = a.deleteTimeout
+		}
+		ctx, cancel := context.WithTimeoutCause(r.Context(), limit, errs.New(errs.Deadline, "not done within %v", limit))
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}

@@ -1,0 +1,38 @@
+package api
+
+import (
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
+)
+
+// GET /mount
+func (a *api) listMounts(p mounts.ListMountsParams) (mounts.ListMountsResponder, error) {
+	found, err := a.list(filter{class: driver.Mount, id: p.ID, kind: p.Kind})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*models.Mount, len(found))
+	for i, o := range found {
+		list[i] = o.Mount
+	}
+	return mounts.NewListMountsOK().WithPayload(list), nil
+}
+
+// POST /mount
+func (a *api) mount(p mounts.MountParams) (mounts.MountResponder, error) {
+	made, err := a.create(p.HTTPRequest, driver.Object{Mount: p.Mount})
+	if err != nil {
+		return nil, err
+	}
+	return mounts.NewMountCreated().WithPayload(made.Mount), nil
+}
+
+// DELETE /mount
+func (a *api) deleteMount(p mounts.DeleteMountParams) (mounts.DeleteMountResponder, error) {
+	removed, err := a.remove(p.HTTPRequest, target{class: driver.Mount, id: &p.ID}, p.Force)
+	if err != nil {
+		return nil, err
+	}
+	return mounts.NewDeleteMountOK().WithPayload(removed.Mount), nil
+}

@@ -1,0 +1,109 @@
+package api
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/go-openapi/strfmt"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// render writes out the object with an id, and whole everything below it.
+func render(snap *state.Snapshot, id int64) (driver.Object, error) {
+	return renderer{snap: snap, done: map[int64]driver.Object{}}.object(id)
+}
+
+// renderer writes out objects of one snapshot, each once, however many stand on it.
+type renderer struct {
+	snap *state.Snapshot
+	done map[int64]driver.Object
+}
+
+func (r renderer) object(id int64) (driver.Object, error) {
+	if o, ok := r.done[id]; ok {
+		return o, nil
+	}
+	view, ok := r.snap.Get(id)
+	if !ok {
+		return driver.Object{}, fmt.Errorf("show object %d: it is missing in the state of the daemon", id)
+	}
+	needs := make([]driver.Object, len(view.Needs))
+	for i, need := range view.Needs {
+		var err error
+		if needs[i], err = r.object(need); err != nil {
+			return driver.Object{}, err
+		}
+	}
+	o := blank(view)
+	view.Unit.Show(o, view.Live, needs)
+	r.done[id] = o
+	return o, nil
+}
+
+// blank returns the part of an object that does not depend on its kind.
+func blank(v *state.View) driver.Object {
+	switch v.Class {
+	case driver.Attach:
+		return driver.Object{Attach: attachOf(v)}
+	case driver.Mount:
+		return driver.Object{Mount: mountOf(v)}
+	default:
+		return driver.Object{Container: containerOf(v)}
+	}
+}
+
+func attachOf(v *state.View) *models.Attach {
+	a := &models.Attach{
+		ID: models.ID(v.ID), Kind: v.Kind, Refs: v.Refs,
+		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
+	}
+	if v.Live.Device != nil {
+		a.DeviceFile = v.Live.Device.Path
+	}
+	return a
+}
+
+func mountOf(v *state.View) *models.Mount {
+	m := &models.Mount{
+		ID: models.ID(v.ID), Kind: v.Kind, Refs: v.Refs,
+		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
+	}
+	if v.Live.Tree != nil {
+		m.Mountpoint = v.Live.Tree.Path
+	}
+	return m
+}
+
+func containerOf(v *state.View) *models.Container {
+	c := &models.Container{
+		ID: models.ID(v.ID), Name: models.Name(v.Name), Refs: v.Refs, State: models.ContainerState(stateOf(v)),
+		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
+	}
+	if run := v.Run; run != nil {
+		c.Pid, c.ExitCode, c.Signal = int64(run.PID), run.ExitCode, run.Signal
+		c.StartedAt, c.FinishedAt = dateTime(run.StartedAt), dateTime(run.FinishedAt)
+		if c.Error == "" {
+			c.Error = run.Error
+		}
+	}
+	return c
+}
+
+// stateOf returns the state of a container: created, if it has never run.
+func stateOf(v *state.View) state.State {
+	if v.Run == nil {
+		return state.StateCreated
+	}
+	return v.Run.State
+}
+
+func dateTime(t time.Time) *strfmt.DateTime {
+	if t.IsZero() {
+		return nil
+	}
+	d := strfmt.DateTime(t)
+	return &d
+}

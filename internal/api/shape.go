@@ -1,0 +1,112 @@
+package api
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/go-openapi/spec"
+)
+
+// shape is what the intake has to know of a schema.
+type shape struct {
+	name   string            // of the definition, or empty for one without a name
+	kind   string            // its JSON type
+	fields map[string]*field // of an object
+	folded map[string]string // an object's field names by their lower-case spelling
+	kinds  []string          // an object's fields of which "kind" selects one
+	items  *shape            // of an array
+}
+
+type field struct {
+	*shape
+	readOnly bool
+}
+
+// shapesOf derives the shape of every definition. It fails for what the intake does not understand, so that a
+// change of the specification can't slip past it.
+func shapesOf(definitions spec.Definitions) (map[string]*shape, error) {
+	shapes := map[string]*shape{}
+	for name := range definitions {
+		shapes[name] = &shape{name: name}
+	}
+	for name, schema := range definitions {
+		if err := shapes[name].fill(shapes, &schema); err != nil {
+			return nil, fmt.Errorf("specification: definition %s: %w", name, err)
+		}
+	}
+	return shapes, nil
+}
+
+func (s *shape) fill(shapes map[string]*shape, schema *spec.Schema) error {
+	if len(schema.Type) != 1 || len(schema.AllOf) > 0 || schema.AdditionalProperties != nil {
+		return fmt.Errorf("only plain types, objects and arrays are understood")
+	}
+	s.kind = schema.Type[0]
+	switch s.kind {
+	case "object":
+		return s.fillObject(shapes, schema)
+	case "array":
+		items, err := shapeOf(shapes, schema.Items.Schema)
+		s.items = items
+		return err
+	case "string", "integer", "boolean":
+		return nil
+	}
+	return fmt.Errorf("type %s is not understood", s.kind)
+}
+
+func (s *shape) fillObject(shapes map[string]*shape, schema *spec.Schema) error {
+	s.fields, s.folded = map[string]*field{}, map[string]string{}
+	for name, property := range schema.Properties {
+		sub, err := shapeOf(shapes, &property)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		s.fields[name] = &field{shape: sub, readOnly: property.ReadOnly}
+		s.folded[strings.ToLower(name)] = name
+	}
+	for _, kind := range schema.Properties["kind"].Enum {
+		if name, ok := kind.(string); ok && s.fields[name] != nil {
+			s.kinds = append(s.kinds, name)
+		}
+	}
+	return nil
+}
+
+func shapeOf(shapes map[string]*shape, schema *spec.Schema) (*shape, error) {
+	if ref := schema.Ref.String(); ref != "" {
+		if s := shapes[definitionName(ref)]; s != nil {
+			return s, nil
+		}
+		return nil, fmt.Errorf("%s leads nowhere", ref)
+	}
+	s := &shape{}
+	return s, s.fill(shapes, schema)
+}
+
+// spell gives the fields of m their proper spelling: encoding/json does not tell upper from lower case, so
+// older servers did not either.
+func (s *shape) spell(m map[string]any) {
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		proper, known := s.folded[strings.ToLower(key)]
+		if _, taken := m[proper]; !known || taken {
+			continue
+		}
+		m[proper] = m[key]
+		delete(m, key)
+	}
+}
+
+// bodyDefinition returns the name of the definition that an operation's body has to match, or "".
+func bodyDefinition(op *spec.Operation) string {
+	for _, p := range op.Parameters {
+		if p.In == "body" {
+			return definitionName(p.Schema.Ref.String())
+		}
+	}
+	return ""
+}
+
+func definitionName(ref string) string { return strings.TrimPrefix(ref, "#/definitions/") }
