@@ -84,7 +84,7 @@ func init() {
         "operationId": "attach",
         "parameters": [
           {
-            "name": "body",
+            "name": "attach",
             "in": "body",
             "schema": {
               "$ref": "#/definitions/attach"
@@ -199,7 +199,7 @@ func init() {
         "operationId": "create_container",
         "parameters": [
           {
-            "name": "body",
+            "name": "container",
             "in": "body",
             "schema": {
               "$ref": "#/definitions/container"
@@ -361,7 +361,7 @@ func init() {
         "operationId": "mount",
         "parameters": [
           {
-            "name": "body",
+            "name": "mount",
             "in": "body",
             "schema": {
               "$ref": "#/definitions/mount"
@@ -1156,7 +1156,7 @@ func init() {
         "operationId": "attach",
         "parameters": [
           {
-            "name": "body",
+            "name": "attach",
             "in": "body",
             "schema": {
               "$ref": "#/definitions/attach"
@@ -1271,7 +1271,7 @@ func init() {
         "operationId": "create_container",
         "parameters": [
           {
-            "name": "body",
+            "name": "container",
             "in": "body",
             "schema": {
               "$ref": "#/definitions/container"
@@ -1433,7 +1433,7 @@ func init() {
         "operationId": "mount",
         "parameters": [
           {
-            "name": "body",
+            "name": "mount",
             "in": "body",
             "schema": {
               "$ref": "#/definitions/mount"

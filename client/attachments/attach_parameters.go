@@ -63,8 +63,8 @@ AttachParams contains all the parameters to send to the API endpoint
 */
 type AttachParams struct {
 
-	// Body.
-	Body *models.Attach
+	// Attach.
+	Attach *models.Attach
 
 	HTTPClient *http.Client
 
@@ -123,15 +123,15 @@ func (o *AttachParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
-// WithBody adds the body to the attach params.
-func (o *AttachParams) WithBody(body *models.Attach) *AttachParams {
-	o.SetBody(body)
+// WithAttach adds the attach to the attach params.
+func (o *AttachParams) WithAttach(attach *models.Attach) *AttachParams {
+	o.SetAttach(attach)
 	return o
 }
 
-// SetBody adds the body to the attach params.
-func (o *AttachParams) SetBody(body *models.Attach) {
-	o.Body = body
+// SetAttach adds the attach to the attach params.
+func (o *AttachParams) SetAttach(attach *models.Attach) {
+	o.Attach = attach
 }
 
 // WriteToRequest writes these params to a [runtime.ClientRequest].
@@ -140,8 +140,8 @@ func (o *AttachParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Regist
 		return err
 	}
 	var res []error
-	if o.Body != nil {
-		if err := r.SetBodyParam(o.Body); err != nil {
+	if o.Attach != nil {
+		if err := r.SetBodyParam(o.Attach); err != nil {
 			return err
 		}
 	}

@@ -63,8 +63,8 @@ CreateContainerParams contains all the parameters to send to the API endpoint
 */
 type CreateContainerParams struct {
 
-	// Body.
-	Body *models.Container
+	// Container.
+	Container *models.Container
 
 	HTTPClient *http.Client
 
@@ -123,15 +123,15 @@ func (o *CreateContainerParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
-// WithBody adds the body to the create container params.
-func (o *CreateContainerParams) WithBody(body *models.Container) *CreateContainerParams {
-	o.SetBody(body)
+// WithContainer adds the container to the create container params.
+func (o *CreateContainerParams) WithContainer(container *models.Container) *CreateContainerParams {
+	o.SetContainer(container)
 	return o
 }
 
-// SetBody adds the body to the create container params.
-func (o *CreateContainerParams) SetBody(body *models.Container) {
-	o.Body = body
+// SetContainer adds the container to the create container params.
+func (o *CreateContainerParams) SetContainer(container *models.Container) {
+	o.Container = container
 }
 
 // WriteToRequest writes these params to a [runtime.ClientRequest].
@@ -140,8 +140,8 @@ func (o *CreateContainerParams) WriteToRequest(r runtime.ClientRequest, reg strf
 		return err
 	}
 	var res []error
-	if o.Body != nil {
-		if err := r.SetBodyParam(o.Body); err != nil {
+	if o.Container != nil {
+		if err := r.SetBodyParam(o.Container); err != nil {
 			return err
 		}
 	}

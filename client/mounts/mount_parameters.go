@@ -63,8 +63,8 @@ MountParams contains all the parameters to send to the API endpoint
 */
 type MountParams struct {
 
-	// Body.
-	Body *models.Mount
+	// Mount.
+	Mount *models.Mount
 
 	HTTPClient *http.Client
 
@@ -123,15 +123,15 @@ func (o *MountParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
-// WithBody adds the body to the mount params.
-func (o *MountParams) WithBody(body *models.Mount) *MountParams {
-	o.SetBody(body)
+// WithMount adds the mount to the mount params.
+func (o *MountParams) WithMount(mount *models.Mount) *MountParams {
+	o.SetMount(mount)
 	return o
 }
 
-// SetBody adds the body to the mount params.
-func (o *MountParams) SetBody(body *models.Mount) {
-	o.Body = body
+// SetMount adds the mount to the mount params.
+func (o *MountParams) SetMount(mount *models.Mount) {
+	o.Mount = mount
 }
 
 // WriteToRequest writes these params to a [runtime.ClientRequest].
@@ -140,8 +140,8 @@ func (o *MountParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registr
 		return err
 	}
 	var res []error
-	if o.Body != nil {
-		if err := r.SetBodyParam(o.Body); err != nil {
+	if o.Mount != nil {
+		if err := r.SetBodyParam(o.Mount); err != nil {
 			return err
 		}
 	}

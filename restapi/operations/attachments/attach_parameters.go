@@ -28,7 +28,7 @@ type AttachParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
 	// In: body
-	Body *models.Attach
+	Attach *models.Attach
 }
 
 // BindRequest both binds and validates a request, it assumes that complex things implement a Validatable(strfmt.Registry) error interface
@@ -46,7 +46,7 @@ func (o *AttachParams) BindRequest(r *http.Request, route *middleware.MatchedRou
 		}()
 		var body models.Attach
 		if err := route.Consumer.Consume(r.Body, &body); err != nil {
-			res = append(res, errors.NewParseError("body", "body", "", err))
+			res = append(res, errors.NewParseError("attach", "body", "", err))
 		} else {
 			// validate body object
 			if err := body.Validate(route.Formats); err != nil {
@@ -59,7 +59,7 @@ func (o *AttachParams) BindRequest(r *http.Request, route *middleware.MatchedRou
 			}
 
 			if len(res) == 0 {
-				o.Body = &body
+				o.Attach = &body
 			}
 		}
 	}

@@ -28,7 +28,7 @@ type CreateContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
 	// In: body
-	Body *models.Container
+	Container *models.Container
 }
 
 // BindRequest both binds and validates a request, it assumes that complex things implement a Validatable(strfmt.Registry) error interface
@@ -46,7 +46,7 @@ func (o *CreateContainerParams) BindRequest(r *http.Request, route *middleware.M
 		}()
 		var body models.Container
 		if err := route.Consumer.Consume(r.Body, &body); err != nil {
-			res = append(res, errors.NewParseError("body", "body", "", err))
+			res = append(res, errors.NewParseError("container", "body", "", err))
 		} else {
 			// validate body object
 			if err := body.Validate(route.Formats); err != nil {
@@ -59,7 +59,7 @@ func (o *CreateContainerParams) BindRequest(r *http.Request, route *middleware.M
 			}
 
 			if len(res) == 0 {
-				o.Body = &body
+				o.Container = &body
 			}
 		}
 	}
