@@ -14,16 +14,18 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Attach attach
+// Attach A block device that is attached to the node. To refer to one that exists, give its `id` alone.
+// Example: {"kind":"loopback","loopback":{"base":"root","path":"/images/a.squashfs"}}
 //
 // swagger:model attach
 type Attach struct {
 
-	// device file
+	// Where the device is in `/dev`.
+	// Example: /dev/loop0
 	// Read Only: true
 	DeviceFile string `json:"device_file,omitempty"`
 
-	// error
+	// Why it is `broken`, else absent.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
@@ -33,7 +35,7 @@ type Attach struct {
 	// iscsi
 	Iscsi *AttachIscsi `json:"iscsi,omitempty"`
 
-	// kind
+	// Which kind of device it is, and so which of the fields below defines it.
 	// Enum: ["iscsi","local","loopback","rbd"]
 	Kind string `json:"kind,omitempty"`
 
@@ -43,7 +45,7 @@ type Attach struct {
 	// loopback
 	Loopback *AttachLoopback `json:"loopback,omitempty"`
 
-	// phase
+	// Where it is in its life; see "Phases".
 	// Read Only: true
 	// Enum: ["pending","ready","stopping","broken"]
 	Phase string `json:"phase,omitempty"`
@@ -51,11 +53,11 @@ type Attach struct {
 	// rbd
 	Rbd *AttachRbd `json:"rbd,omitempty"`
 
-	// refs
+	// How many hold it; see "References".
 	// Read Only: true
 	Refs int64 `json:"refs"`
 
-	// since
+	// When `phase` last changed.
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`

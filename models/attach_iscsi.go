@@ -11,38 +11,39 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// AttachIscsi attach iscsi
+// AttachIscsi A logical unit of an iSCSI target.
+// Example: {"host":"storage.example.org","initiator":"iqn.2026-05.org.example:node1","target":"iqn.2026-05.org.example:images"}
 //
 // swagger:model attach_iscsi
 type AttachIscsi struct {
 
-	// host
+	// Name or address, IPv4 or IPv6, of the target's portal.
 	// Required: true
 	Host *string `json:"host"`
 
-	// initiator
+	// The iSCSI qualified name (IQN) that the node logs in with.
 	// Required: true
 	Initiator *string `json:"initiator"`
 
-	// lun
-	Lun int64 `json:"lun,omitempty"`
+	// Number of the logical unit.
+	Lun int64 `json:"lun"`
 
-	// max comands
+	// How many commands the session may have under way. The name is misspelt and stays so; `max_commands` is taken too.
 	MaxComands *int64 `json:"max_comands,omitempty"`
 
-	// max commands
+	// Another spelling of `max_comands`, in requests only.
 	MaxCommands int64 `json:"max_commands,omitempty"`
 
-	// port
+	// TCP port of the portal.
 	Port *int64 `json:"port,omitempty"`
 
-	// queue depth
+	// How many commands the logical unit may have under way.
 	QueueDepth *int64 `json:"queue_depth,omitempty"`
 
-	// scheduler
+	// I/O scheduler of the device, as in `/sys/block/DEVICE/queue/scheduler`.
 	Scheduler *string `json:"scheduler,omitempty"`
 
-	// target
+	// The IQN of the target.
 	// Required: true
 	Target *string `json:"target"`
 }

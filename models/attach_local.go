@@ -11,12 +11,15 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// AttachLocal attach local
+// AttachLocal A block device that the node has already: a disk, a partition, a device-mapper volume. It can be attached once;
+// a second time is 409, with the id of the first. Deleting the attachment leaves the device alone.
+//
+// Example: {"path":"/dev/disk/by-id/virtio-images"}
 //
 // swagger:model attach_local
 type AttachLocal struct {
 
-	// path
+	// The device file, absolute. Symbolic links such as those in `/dev/disk/by-id` are followed.
 	// Required: true
 	Path *string `json:"path"`
 }

@@ -15,31 +15,38 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// AttachLoopback attach loopback
+// AttachLoopback A file as a block device. Direct I/O is used where the file's file system allows it, so that the image is not
+// cached twice.
+//
+// Example: {"base":"root","path":"/images/disk.img","readPartitions":true}
 //
 // swagger:model attach_loopback
 type AttachLoopback struct {
 
-	// base
+	// What `path` starts from: the node's root directory (`root`), or the mount given in `mount`.
 	// Required: true
 	// Enum: ["root","mount"]
 	Base *string `json:"base"`
 
-	// mount
+	// The mount that holds the file. Needed with base `mount`, and only then.
 	Mount *Mount `json:"mount,omitempty"`
 
-	// partitions
+	// The partitions that were found, in the order of their numbers. Absent without `readPartitions`.
 	// Read Only: true
 	Partitions []*Partition `json:"partitions,omitempty"`
 
-	// path
+	// The file, as seen from `base`. With base `mount` it can't leave that mount, whatever links or `..` it has on
+	// its way. With base `root` it must not lie in the server's own mount directory: use base `mount` for that.
+	//
 	// Required: true
 	Path *string `json:"path"`
 
-	// read partitions
+	// Also make a device for each partition of the file's GPT or MBR partition table. They are listed in `partitions`.
 	ReadPartitions *bool `json:"readPartitions,omitempty"`
 
-	// ro
+	// Attach it read-only. This is done without asking where the file can't be written to, lies in a
+	// read-only mount, or holds a squashfs or erofs file system.
+	//
 	Ro *bool `json:"ro,omitempty"`
 }
 

@@ -13,33 +13,34 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// AttachRbd attach rbd
+// AttachRbd A RADOS block device, an image in a Ceph cluster, mapped by the kernel's client.
+// Example: {"image":"compute","monitors":["mon1.example.org","192.0.2.7:6789","[2001:db8::7]:6789"],"options":{"name":"node","ro":true,"secret":"AQ...=="},"pool":"images"}
 //
 // swagger:model attach_rbd
 type AttachRbd struct {
 
-	// device id
+	// The number of the device: N in `/dev/rbdN`.
 	// Read Only: true
 	DeviceID int64 `json:"device_id,omitempty"`
 
-	// image
+	// The name of the image.
 	// Required: true
 	// Min Length: 1
 	Image *string `json:"image"`
 
-	// monitors
+	// The cluster's monitors: names or addresses, IPv4 or IPv6, with a port where it is not the usual one.
 	// Required: true
 	Monitors []string `json:"monitors"`
 
 	// options
 	Options *RbdOptions `json:"options,omitempty"`
 
-	// pool
+	// The pool that the image is in.
 	// Required: true
 	// Min Length: 1
 	Pool *string `json:"pool"`
 
-	// snapshot
+	// A snapshot of the image, to map that instead; it is read-only.
 	Snapshot string `json:"snapshot,omitempty"`
 }
 

@@ -15,24 +15,28 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Container container
+// Container Processes that run in a mount, apart from the node.
+// Example: {"command":"/sbin/init","mount":{"kind":"overlay","overlay":{"lower":[{"attach":{"attach":{"kind":"loopback","loopback":{"base":"root","path":"/images/a.squashfs"}},"fs_type":"squashfs"},"kind":"attach"}]}},"name":"web","state":"running"}
 //
 // swagger:model container
 type Container struct {
 
-	// command
+	// The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX
+	// shell does with quotes and backslashes, and nothing is expanded.
+	//
+	// Example: /bin/sh -c 'echo hello'
 	// Required: true
 	Command *string `json:"command"`
 
-	// error
+	// Why it is `broken` or `dead`, else absent.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
-	// exit code
+	// The exit status of the last run, 0 to 255. Absent while it runs, before its first run, and if a signal ended it.
 	// Read Only: true
 	ExitCode *int64 `json:"exit_code,omitempty"`
 
-	// finished at
+	// When its last run ended. Absent while it runs.
 	// Read Only: true
 	// Format: date-time
 	FinishedAt *strfmt.DateTime `json:"finished_at,omitempty"`
@@ -40,51 +44,55 @@ type Container struct {
 	// id
 	ID ID `json:"id,omitempty"`
 
-	// logfile
+	// The file on the node that has all that its processes wrote to standard output and standard error.
+	// Example: /run/imageapi/logs/6.log
 	// Read Only: true
 	Logfile string `json:"logfile,omitempty"`
 
-	// mount
+	// The root directory, whole or by id. It must hold the directories `/proc`, `/sys` and `/dev` if it is read-only.
 	// Required: true
 	Mount *Mount `json:"mount"`
 
 	// name
 	Name Name `json:"name,omitempty"`
 
-	// namespaces
+	// The namespaces of its own. If there are none in the list, it has mnt, pid, ipc and uts. mnt is always among them.
 	Namespaces []ContainerNamespace `json:"namespaces,omitempty"`
 
-	// phase
+	// Where it is in its life, apart from whether it runs; see "Phases".
 	// Read Only: true
 	// Enum: ["pending","ready","stopping","broken"]
 	Phase string `json:"phase,omitempty"`
 
-	// pid
+	// The number of the first process on the node. Absent unless it runs.
 	// Read Only: true
 	Pid int64 `json:"pid,omitempty"`
 
-	// refs
+	// How many hold it; see "References".
 	// Read Only: true
 	Refs int64 `json:"refs"`
 
-	// signal
+	// The number of the signal that ended the last run, else absent.
 	// Read Only: true
 	Signal int64 `json:"signal,omitempty"`
 
-	// since
+	// When `phase` or `state` last changed.
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
 
-	// started at
+	// When it was last started.
 	// Read Only: true
 	// Format: date-time
 	StartedAt *strfmt.DateTime `json:"started_at,omitempty"`
 
-	// state
+	// In a request `created` (also when left out) or `running`, which starts it.
 	State ContainerState `json:"state,omitempty"`
 
-	// systemd
+	// The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, `/run` and
+	// `/tmp`, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they
+	// are added if `namespaces` is empty, else their lack is 422.
+	//
 	Systemd *bool `json:"systemd,omitempty"`
 }
 

@@ -11,7 +11,9 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// ContainerNamespace container namespace
+// ContainerNamespace A namespace that a container has of its own instead of sharing the node's; see namespaces(7). `net` has only a
+// loopback interface, which is up. Without `pid` a container can't reboot, and is stopped as a whole. Without `uts` its
+// host name is the node's and can't be set.
 //
 // swagger:model container_namespace
 type ContainerNamespace string

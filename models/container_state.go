@@ -11,7 +11,7 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// ContainerState container state
+// ContainerState The state of a container; see "States of a container".
 //
 // swagger:model container_state
 type ContainerState string

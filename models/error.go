@@ -11,15 +11,16 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Error error
+// Error Why a request failed.
+// Example: {"code":409,"message":"mount 4: is used by container 6 (web): stop and delete it first"}
 //
 // swagger:model error
 type Error struct {
 
-	// code
+	// The HTTP status.
 	Code int64 `json:"code,omitempty"`
 
-	// message
+	// What failed, where, why, and what to do. For people; its wording may change.
 	// Required: true
 	Message *string `json:"message"`
 }

@@ -8,7 +8,10 @@ import (
 	"github.com/go-openapi/strfmt"
 )
 
-// ID id
+// ID The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and
+// never used again.
+//
+// Example: 3
 //
 // swagger:model id
 type ID int64

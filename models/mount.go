@@ -14,7 +14,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Mount mount
+// Mount A tree of files that is mounted on the node. To refer to one that exists, give its `id` alone.
+// Example: {"bind":{"base":"root","path":"/srv/root","ro":true},"kind":"bind"}
 //
 // swagger:model mount
 type Mount struct {
@@ -25,18 +26,21 @@ type Mount struct {
 	// bind
 	Bind *MountBind `json:"bind,omitempty"`
 
-	// error
+	// Why it is `broken`, else absent.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
 	// id
 	ID ID `json:"id,omitempty"`
 
-	// kind
+	// Which kind of mount it is, and so which of the fields below defines it. `uri` was never made and is answered
+	// with 501. `rbd` is a form of version 0.1: it is taken, and answered as `attach`.
+	//
 	// Enum: ["attach","bind","nfs","overlay","uri","rbd"]
 	Kind string `json:"kind,omitempty"`
 
-	// mountpoint
+	// The directory where it can be seen on the node, in the server's run directory.
+	// Example: /run/imageapi/mounts/4
 	// Read Only: true
 	Mountpoint string `json:"mountpoint,omitempty"`
 
@@ -46,7 +50,7 @@ type Mount struct {
 	// overlay
 	Overlay *MountOverlay `json:"overlay,omitempty"`
 
-	// phase
+	// Where it is in its life; see "Phases".
 	// Read Only: true
 	// Enum: ["pending","ready","stopping","broken"]
 	Phase string `json:"phase,omitempty"`
@@ -54,11 +58,11 @@ type Mount struct {
 	// rbd
 	Rbd *MountRbd `json:"rbd,omitempty"`
 
-	// refs
+	// How many hold it; see "References".
 	// Read Only: true
 	Refs int64 `json:"refs"`
 
-	// since
+	// When `phase` last changed.
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`

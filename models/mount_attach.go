@@ -12,23 +12,30 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountAttach mount attach
+// MountAttach The file system on an attachment.
+// Example: {"attach":{"kind":"loopback","loopback":{"base":"root","path":"/images/disk.img","readPartitions":true}},"fs_type":"ext4","mount_options":["ro","noatime"],"partition":1}
 //
 // swagger:model mount_attach
 type MountAttach struct {
 
-	// attach
+	// The device, whole or by id.
 	// Required: true
 	Attach *Attach `json:"attach"`
 
-	// fs type
+	// The kind of file system, as the kernel calls it. Allowed are ext2, ext3, ext4, xfs, btrfs, squashfs and erofs,
+	// unless the server is told otherwise (`--fs-types`).
+	//
+	// Example: squashfs
 	// Required: true
 	FsType *string `json:"fs_type"`
 
-	// mount options
+	// Mount options, one in each string, as in mount(8): `ro`, `noatime`, and those of the file system. The kernel
+	// judges them, and its words stand in the error. squashfs and erofs are always read-only.
+	//
 	MountOptions []string `json:"mount_options,omitempty"`
 
-	// partition
+	// The number of a partition of the device, as listed in the attachment's `partitions`; 0 is the whole device.
+	//
 	Partition int64 `json:"partition,omitempty"`
 }
 

@@ -14,27 +14,30 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountBind mount bind
+// MountBind A directory, seen at another place.
+// Example: {"base":"root","path":"/srv/root","ro":true}
 //
 // swagger:model mount_bind
 type MountBind struct {
 
-	// base
+	// What `path` starts from: the node's root directory (`root`), or the mount given in `mount`.
 	// Required: true
 	// Enum: ["root","mount"]
 	Base *string `json:"base"`
 
-	// mount
+	// The mount that the directory is in. Needed with base `mount`, and only then.
 	Mount *Mount `json:"mount,omitempty"`
 
-	// path
+	// The directory, as seen from `base`. With base `mount` it can't leave that mount, whatever links or `..` it
+	// has on its way.
+	//
 	// Required: true
 	Path *string `json:"path"`
 
-	// recursive
+	// Take along what is mounted below the directory.
 	Recursive *bool `json:"recursive,omitempty"`
 
-	// ro
+	// Nothing can be written through this mount, nor, with `recursive`, through those below it.
 	Ro *bool `json:"ro,omitempty"`
 }
 

@@ -11,26 +11,29 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountNfs mount nfs
+// MountNfs A directory of an NFS server.
+// Example: {"host":"nfs.example.org","path":"/export/images","ro":true}
 //
 // swagger:model mount_nfs
 type MountNfs struct {
 
-	// host
+	// Name or address, IPv4 or IPv6, of the server.
 	// Required: true
 	Host *string `json:"host"`
 
-	// options
+	// Options, one in each string, as in nfs(5). General mount options do not belong here. `addr`, `clientaddr`
+	// and the version are filled in by the server.
+	//
 	Options []string `json:"options,omitempty"`
 
-	// path
+	// The directory, as the server exports it.
 	// Required: true
 	Path *string `json:"path"`
 
-	// ro
+	// Nothing can be written through this mount.
 	Ro *bool `json:"ro,omitempty"`
 
-	// version
+	// Version of the protocol.
 	Version *string `json:"version,omitempty"`
 }
 

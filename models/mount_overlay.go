@@ -14,20 +14,25 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountOverlay mount overlay
+// MountOverlay Several trees laid over each other, with a writable layer on top that starts empty and is thrown away with the
+// mount. The layer lies in the server's run directory, usually a tmpfs: what is written there takes memory.
+//
+// Example: {"lower":[{"id":4},{"bind":{"base":"root","path":"/srv/root"},"kind":"bind"}]}
 //
 // swagger:model mount_overlay
 type MountOverlay struct {
 
-	// lower
+	// The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;
+	// more is 422.
+	//
 	// Required: true
 	Lower []*Mount `json:"lower"`
 
-	// upperdir
+	// The directory that holds what was written.
 	// Read Only: true
 	Upperdir string `json:"upperdir,omitempty"`
 
-	// workdir
+	// A directory that the kernel needs beside it.
 	// Read Only: true
 	Workdir string `json:"workdir,omitempty"`
 }

@@ -12,16 +12,17 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountRbd mount rbd
+// MountRbd The form that a mount of a RADOS block device had in version 0.1, for old descriptions. In requests only: it is
+// turned into a mount of kind `attach` over an attachment of kind `rbd`, and answered as that.
 //
 // swagger:model mount_rbd
 type MountRbd struct {
 
-	// fs type
+	// As in a mount of kind `attach`.
 	// Required: true
 	FsType *string `json:"fs_type"`
 
-	// mount options
+	// As in a mount of kind `attach`.
 	MountOptions []string `json:"mount_options,omitempty"`
 
 	// rbd

@@ -10,7 +10,10 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Name name
+// Name The name of a container, for use instead of its id: letters, digits, `.`, `-` and `_`, at most 255. Unique among
+// containers. A container without a name has only its id.
+//
+// Example: web
 //
 // swagger:model name
 type Name string

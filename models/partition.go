@@ -9,21 +9,22 @@ import (
 	"github.com/go-openapi/swag/jsonutils"
 )
 
-// Partition partition
+// Partition One partition of a loopback device. To mount it, give its `index` in a mount of kind `attach`.
+// Example: {"device_file":"/dev/loop0p1","index":1,"size":268435456,"start":1048576}
 //
 // swagger:model partition
 type Partition struct {
 
-	// device file
+	// Where it is in `/dev`.
 	DeviceFile string `json:"device_file,omitempty"`
 
-	// index
+	// Its number in the partition table, from 1 up.
 	Index int64 `json:"index,omitempty"`
 
-	// size
+	// How long it is, in bytes.
 	Size int64 `json:"size"`
 
-	// start
+	// Where it starts, in bytes from the start of the file.
 	Start int64 `json:"start"`
 }
 

@@ -11,95 +11,99 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// RbdOptions rbd options
+// RbdOptions Options of the kernel's RBD client; see rbd(8), "kernel rbd (krbd) options", for what each of them does. Those left
+// out have the kernel's defaults. `name` and `secret` are needed.
+//
+// Example: {"name":"node","ro":true,"secret":"AQ...=="}
 //
 // swagger:model rbd_options
 type RbdOptions struct {
 
-	// abort on full
+	// Fail writes when the cluster is full instead of waiting.
 	AbortOnFull bool `json:"abort_on_full,omitempty"`
 
-	// alloc size
+	// The smallest unit of allocation in the cluster, in bytes.
 	AllocSize int64 `json:"alloc_size,omitempty"`
 
-	// ceph requires signatures
+	// Insist on signed messages (from the cluster).
 	CephRequiresSignatures bool `json:"ceph_requires_signatures,omitempty"`
 
-	// cephx sign messages
+	// Sign messages (to the cluster).
 	CephxSignMessages bool `json:"cephx_sign_messages,omitempty"`
 
-	// crc
+	// Checksum the data that is sent.
 	Crc bool `json:"crc,omitempty"`
 
-	// exclusive
+	// Do not hand the exclusive lock over to others.
 	Exclusive bool `json:"exclusive,omitempty"`
 
-	// force
+	// Map although the cluster's fullness or the image's features speak against it.
 	Force bool `json:"force,omitempty"`
 
-	// fsid
+	// The cluster's id, a UUID; mapping fails if it is another.
 	Fsid string `json:"fsid,omitempty"`
 
-	// ip
+	// The node's own address to use towards the cluster, with a port if wanted.
 	IP string `json:"ip,omitempty"`
 
-	// lock on read
+	// Take the image's exclusive lock for reading, too.
 	LockOnRead bool `json:"lock_on_read,omitempty"`
 
-	// lock timeout
+	// How long to wait for the exclusive lock, in seconds; 0 means for ever.
 	LockTimeout int64 `json:"lock_timeout,omitempty"`
 
-	// mount timeout
+	// How long to wait for the cluster when mapping, in seconds.
 	MountTimeout int64 `json:"mount_timeout,omitempty"`
 
-	// name
+	// The Ceph user, without the leading `client.`.
 	// Required: true
 	Name *string `json:"name"`
 
-	// namespace
+	// The RADOS namespace in the pool.
 	Namespace string `json:"namespace,omitempty"`
 
-	// noceph requires signatures
+	// Do not.
 	NocephRequiresSignatures bool `json:"noceph_requires_signatures,omitempty"`
 
-	// nocephx sign messages
+	// Do not.
 	NocephxSignMessages bool `json:"nocephx_sign_messages,omitempty"`
 
-	// nocrc
+	// Do not.
 	Nocrc bool `json:"nocrc,omitempty"`
 
-	// noshare
+	// Do not share it.
 	Noshare bool `json:"noshare,omitempty"`
 
-	// notcp nodelay
+	// Collect them (Nagle's algorithm).
 	NotcpNodelay bool `json:"notcp_nodelay,omitempty"`
 
-	// notrim
+	// Turn discard off.
 	Notrim bool `json:"notrim,omitempty"`
 
-	// osd idle ttl
+	// How long to keep an idle connection to an OSD, in seconds.
 	OsdIdleTTL int64 `json:"osd_idle_ttl,omitempty"`
 
-	// osdkeepalive
+	// How long to wait before asking an OSD whether it lives, in seconds.
 	Osdkeepalive int64 `json:"osdkeepalive,omitempty"`
 
-	// queue depth
+	// How many requests the device may have under way.
 	QueueDepth int64 `json:"queue_depth,omitempty"`
 
-	// ro
+	// Map for reading only.
 	Ro bool `json:"ro,omitempty"`
 
-	// rw
+	// Map for reading and writing.
 	Rw bool `json:"rw,omitempty"`
 
-	// secret
-	// Required: true
-	Secret *string `json:"secret"`
+	// The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back
+	// only after it was put in again. It is handed to the kernel's keyring and stored nowhere else.
+	//
+	Secret *string `json:"secret,omitempty"`
 
-	// share
+	// Share the connection to the cluster with other mappings.
 	Share bool `json:"share,omitempty"`
 
-	// tcp nodelay
+	// Send small messages at once.
 	TCPNodelay bool `json:"tcp_nodelay,omitempty"`
 }
 
@@ -108,10 +112,6 @@ func (m *RbdOptions) Validate(formats strfmt.Registry) error {
 	var res []error
 
 	if err := m.validateName(formats); err != nil {
-		res = append(res, err)
-	}
-
-	if err := m.validateSecret(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -124,15 +124,6 @@ func (m *RbdOptions) Validate(formats strfmt.Registry) error {
 func (m *RbdOptions) validateName(formats strfmt.Registry) error {
 
 	if err := validate.Required("name", "body", m.Name); err != nil {
-		return err
-	}
-
-	return nil
-}
-
-func (m *RbdOptions) validateSecret(formats strfmt.Registry) error {
-
-	if err := validate.Required("secret", "body", m.Secret); err != nil {
 		return err
 	}
 

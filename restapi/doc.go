@@ -2,7 +2,107 @@
 
 // Package restapi Image API
 //
-//	Turns images into mounts and containers, and back into nothing.
+//	Turns a description of a system image (device, file system, overlay, container) into the running image and back
+//	into nothing, on one node, and tells what is true on that node.
+//
+//	The server listens on the unix socket `/run/imageapi.sock`, and on `http` (127.0.0.1:8080) or `https` when asked to.
+//	Who can talk to it is root on the node.
+//
+//	```
+//	curl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container
+//	```
+//
+//	## Objects
+//
+//	| class | what it is | kinds |
+//	|---|---|---|
+//	| attachment | a block device | `local` `loopback` `iscsi` `rbd` |
+//	| mount | a tree of files | `attach` `bind` `overlay` `nfs` |
+//	| container | processes that run in a mount | |
+//
+//	Each object has an `id`, and most are defined in a field that has the name of their `kind`:
+//	`{"kind": "loopback", "loopback": {"path": "/images/a.squashfs", "base": "root"}}`.
+//
+//	An object that another one needs is given in its place in either of two forms:
+//
+//	- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);
+//	- **by id**, `{"id": 7}`: it must exist and be `ready`. If an id and a definition are given, the id wins; an id of 0
+//	  means none.
+//
+//	A request with several levels is all or nothing. If one level fails, what was made for the request is undone and
+//	the answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.
+//
+//	Answers show every needed object whole, also one that was given by id. They can be sent back as they are: in a
+//	request, read-only fields are ignored (except the `id` of a needed object), and so are fields that the server does
+//	not know; those it names in a `Warning` header. `null` means the same as a field left out.
+//
+//	## References
+//
+//	`refs` tells how many hold an object: the client that created it, if it was created by a request of its own, and
+//	each object that needs it. An object that was made as a part of another is held by what needs it only.
+//
+//	- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a
+//	  container before its mount, the mount before its device.
+//	- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409
+//	  with the holders' names and nothing changes. So is an object that was made as a part of another: delete
+//	  what needs it.
+//	- `force=true` goes past idle dependants: containers that are `created`, `exited` or `dead`, which then show what
+//	  they lack in `error`. It never takes anything away that is in use: by a running container, by a live
+//	  overlay, mount or loop device, or by any process of the node. A container it stops first.
+//	- What could not be taken down stays in the lists as `broken`, with the reason in `error`, and the server tries
+//	  again. The answer to the DELETE is still 200 if the object itself is gone; a `Warning` header names the rest.
+//
+//	## Phases
+//
+//	| `phase` | meaning |
+//	|---|---|
+//	| `pending` | it is being made; using it is 409 |
+//	| `ready` | it is there |
+//	| `stopping` | it is being taken down |
+//	| `broken` | taking it down failed and is tried again, or the kernel's side of it is gone; `error` tells why |
+//
+//	## States of a container
+//
+//	| `state` | meaning | next |
+//	|---|---|---|
+//	| `created` | never started | `running` |
+//	| `running` | its processes run | `paused`, `stopping`, `exited`, `dead` |
+//	| `paused` | its processes are frozen and keep their memory | `running`, `stopping` |
+//	| `stopping` | it was asked to end; what is left after the timeout (10 s unless the server is told otherwise) is killed | `exited` |
+//	| `exited` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | `running` |
+//	| `dead` | its command failed, was killed by something else, or could not be started; `error` and `exit_code` or `signal` tell | `running` |
+//
+//	## Errors
+//
+//	Every error is JSON: `{"code": 409, "message": "..."}`. `code` equals the HTTP status. The message names the level
+//	of the request, the object, the cause in the kernel's own words, and what to do.
+//
+//	| status | cause | remedy |
+//	|---|---|---|
+//	| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |
+//	| 404 | no object has this id or name | list what there is |
+//	| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |
+//	| 413 | the body is longer than the server takes | send less, or raise `--max-body` |
+//	| 415 | the body is not declared as JSON | send `Content-Type: application/json` |
+//	| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |
+//	| 500 | a fault of this software | report it, with the server's log |
+//	| 501 | the kernel or this version lacks it | see the message for what is needed |
+//	| 502 | a remote storage server refused | look at that server, its address and the credentials |
+//	| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |
+//
+//	The HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).
+//
+//	## Time
+//
+//	Lists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels. A
+//	DELETE waits up to 20 s for what it takes down. Stopping a container goes on after the answer.
+//	Times are RFC 3339 in UTC, sizes are bytes.
+//
+//	## Not in this version
+//
+//	Attachments of kind `iscsi` and `rbd`, mounts of kind `nfs` and `uri`, and the namespace `user` are part of the
+//	interface and answered with 501.
+//
 //	Schemes:
 //	  http
 //	  https

@@ -27,7 +27,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns images into mounts and containers, and back into nothing.",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. So is an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after the timeout (10 s unless the server is told otherwise) is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than the server takes | send less, or raise ` + "`" + `--max-body` + "`" + ` |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels. A\nDELETE waits up to 20 s for what it takes down. Stopping a container goes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nAttachments of kind ` + "`" + `iscsi` + "`" + ` and ` + "`" + `rbd` + "`" + `, mounts of kind ` + "`" + `nfs` + "`" + ` and ` + "`" + `uri` + "`" + `, and the namespace ` + "`" + `user` + "`" + ` are part of the\ninterface and answered with 501.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause"
@@ -38,6 +38,7 @@ func init() {
   "paths": {
     "/attach": {
       "get": {
+        "description": "Answers all attachments in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
         "tags": [
           "attachments"
         ],
@@ -53,30 +54,43 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only attachments of this kind.",
+            "description": "Only attachments of this kind: ` + "`" + `iscsi` + "`" + `, ` + "`" + `local` + "`" + `, ` + "`" + `loopback` + "`" + ` or ` + "`" + `rbd` + "`" + `.",
             "name": "kind",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "The attachments.",
+            "description": "The attachments, an empty list if there are none.",
             "schema": {
               "type": "array",
               "items": {
                 "$ref": "#/definitions/attach"
               }
+            },
+            "examples": {
+              "application/json": [
+                {
+                  "device_file": "/dev/vdb",
+                  "id": 1,
+                  "kind": "local",
+                  "local": {
+                    "path": "/dev/disk/by-id/virtio-images"
+                  },
+                  "phase": "ready",
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z"
+                }
+              ]
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       },
       "post": {
+        "description": "Makes a block device, or takes one that is there into use, and answers when its device file is usable.\nThe client holds the attachment until it deletes it.\n",
         "tags": [
           "attachments"
         ],
@@ -84,6 +98,7 @@ func init() {
         "operationId": "attach",
         "parameters": [
           {
+            "description": "The ` + "`" + `kind` + "`" + ` and the definition in the field of the same name.",
             "name": "attach",
             "in": "body",
             "schema": {
@@ -93,20 +108,34 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "Attached.",
+            "description": "It is attached; ` + "`" + `device_file` + "`" + ` tells where.",
             "schema": {
               "$ref": "#/definitions/attach"
+            },
+            "examples": {
+              "application/json": {
+                "device_file": "/dev/loop0",
+                "id": 3,
+                "kind": "loopback",
+                "loopback": {
+                  "base": "root",
+                  "path": "/images/a.squashfs",
+                  "readPartitions": false,
+                  "ro": true
+                },
+                "phase": "ready",
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z"
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       },
       "delete": {
+        "description": "Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of\nthe node uses the device; the message names them. A block device of kind ` + "`" + `local` + "`" + ` is only let go of: it was\nthere before.\n",
         "tags": [
           "attachments"
         ],
@@ -124,29 +153,43 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Override holds.",
+            "description": "Go past idle dependants. What is in use stays in use.",
             "name": "force",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "Detached.",
+            "description": "It is detached. The answer shows it as it last was.",
             "schema": {
               "$ref": "#/definitions/attach"
+            },
+            "examples": {
+              "application/json": {
+                "device_file": "/dev/loop0",
+                "id": 3,
+                "kind": "loopback",
+                "loopback": {
+                  "base": "root",
+                  "path": "/images/a.squashfs",
+                  "readPartitions": false,
+                  "ro": true
+                },
+                "phase": "stopping",
+                "refs": 0,
+                "since": "2026-05-04T11:00:00.000Z"
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       }
     },
     "/container": {
       "get": {
+        "description": "Answers all containers in the order of their ids. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist is 404, both together that do not belong to one container are 422, and a ` + "`" + `state` + "`" + ` that matches nothing gives\n` + "`" + `[]` + "`" + `. Reading changes nothing.\n",
         "tags": [
           "containers"
         ],
@@ -168,30 +211,65 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only containers in this state.",
+            "description": "Only containers in this state: ` + "`" + `created` + "`" + `, ` + "`" + `running` + "`" + `, ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `.",
             "name": "state",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "The containers.",
+            "description": "The containers, an empty list if there are none.",
             "schema": {
               "type": "array",
               "items": {
                 "$ref": "#/definitions/container"
               }
+            },
+            "examples": {
+              "application/json": [
+                {
+                  "command": "/sbin/init",
+                  "id": 6,
+                  "logfile": "/run/imageapi/logs/6.log",
+                  "mount": {
+                    "bind": {
+                      "base": "root",
+                      "path": "/srv/root",
+                      "recursive": false,
+                      "ro": true
+                    },
+                    "id": 5,
+                    "kind": "bind",
+                    "mountpoint": "/run/imageapi/mounts/5",
+                    "phase": "ready",
+                    "refs": 2,
+                    "since": "2026-05-04T10:15:00.000Z"
+                  },
+                  "name": "web",
+                  "namespaces": [
+                    "mnt",
+                    "pid",
+                    "ipc",
+                    "uts"
+                  ],
+                  "phase": "ready",
+                  "pid": 4711,
+                  "refs": 1,
+                  "since": "2026-05-04T10:16:00.000Z",
+                  "started_at": "2026-05-04T10:16:00.000Z",
+                  "state": "running",
+                  "systemd": false
+                }
+              ]
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       },
       "post": {
+        "description": "Makes a container, and first what it needs and was given whole. With ` + "`" + `\"state\": \"running\"` + "`" + ` it is also started,\nand the answer comes when ` + "`" + `command` + "`" + ` is running: a command that can't be started (it does not exist,\nis not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is\nleft behind.\n",
         "tags": [
           "containers"
         ],
@@ -199,6 +277,7 @@ func init() {
         "operationId": "create_container",
         "parameters": [
           {
+            "description": "The definition.",
             "name": "container",
             "in": "body",
             "schema": {
@@ -208,20 +287,78 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "Created.",
+            "description": "It is created, and running if that was asked for.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/sbin/init",
+                "id": 4,
+                "logfile": "/run/imageapi/logs/4.log",
+                "mount": {
+                  "id": 3,
+                  "kind": "overlay",
+                  "mountpoint": "/run/imageapi/mounts/3",
+                  "overlay": {
+                    "lower": [
+                      {
+                        "attach": {
+                          "attach": {
+                            "device_file": "/dev/loop0",
+                            "id": 1,
+                            "kind": "loopback",
+                            "loopback": {
+                              "base": "root",
+                              "path": "/images/a.squashfs",
+                              "readPartitions": false,
+                              "ro": true
+                            },
+                            "phase": "ready",
+                            "refs": 1,
+                            "since": "2026-05-04T10:15:00.000Z"
+                          },
+                          "fs_type": "squashfs"
+                        },
+                        "id": 2,
+                        "kind": "attach",
+                        "mountpoint": "/run/imageapi/mounts/2",
+                        "phase": "ready",
+                        "refs": 1,
+                        "since": "2026-05-04T10:15:00.000Z"
+                      }
+                    ],
+                    "upperdir": "/run/imageapi/overlays/3/upper",
+                    "workdir": "/run/imageapi/overlays/3/work"
+                  },
+                  "phase": "ready",
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts"
+                ],
+                "phase": "ready",
+                "pid": 4711,
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
+                "state": "running",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       },
       "delete": {
+        "description": "Removes a container that does not run, and then what only it needed. Its name is free once this has answered.\nA container that is ` + "`" + `running` + "`" + `, ` + "`" + `paused` + "`" + ` or ` + "`" + `stopping` + "`" + ` is 409 unless ` + "`" + `force=true` + "`" + `, which stops it first.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
         "tags": [
           "containers"
         ],
@@ -244,31 +381,65 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Stop it first.",
+            "description": "Stop it first if it runs.",
             "name": "force",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "Deleted.",
+            "description": "It is removed. The answer shows it as it last was.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/sbin/init",
+                "exit_code": 0,
+                "finished_at": "2026-05-04T11:00:00.000Z",
+                "id": 6,
+                "logfile": "/run/imageapi/logs/6.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/srv/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "id": 5,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/5",
+                  "phase": "ready",
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts"
+                ],
+                "phase": "stopping",
+                "refs": 0,
+                "since": "2026-05-04T11:00:00.000Z",
+                "started_at": "2026-05-04T10:16:00.000Z",
+                "state": "exited",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       },
       "patch": {
+        "description": "What is asked for, by the state that the container is in:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | nothing to do: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | nothing to do: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | nothing to do: 200 |\n| ` + "`" + `stopping` + "`" + ` | 409 | nothing to do: 200 | 409 |\n\nStopping answers at once, with the state ` + "`" + `stopping` + "`" + `, and goes on in the background: the command is sent SIGTERM\n(a ` + "`" + `systemd` + "`" + ` one signal 37), and what is left after the stop timeout (10 s unless the server is told otherwise)\nis killed. Starting answers when the command is running; if it can't be started, the answer is an error and\nthe container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\nThe request has no body.\n",
         "tags": [
           "containers"
         ],
-        "summary": "Start, stop or pause a container",
+        "summary": "Start, stop, pause or resume a container",
         "operationId": "set_container_state",
         "parameters": [
           {
@@ -278,7 +449,7 @@ func init() {
               "paused"
             ],
             "type": "string",
-            "description": "The state it shall have.",
+            "description": "The state that it shall have.",
             "name": "state",
             "in": "query",
             "required": true
@@ -299,22 +470,55 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "The container.",
+            "description": "The container, in its new state or on the way to it.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/sbin/init",
+                "id": 6,
+                "logfile": "/run/imageapi/logs/6.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/srv/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "id": 5,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/5",
+                  "phase": "ready",
+                  "refs": 2,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts"
+                ],
+                "phase": "ready",
+                "pid": 4711,
+                "refs": 1,
+                "since": "2026-05-04T11:00:00.000Z",
+                "started_at": "2026-05-04T10:16:00.000Z",
+                "state": "stopping",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       }
     },
     "/mount": {
       "get": {
+        "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
         "tags": [
           "mounts"
         ],
@@ -330,30 +534,46 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only mounts of this kind.",
+            "description": "Only mounts of this kind: ` + "`" + `attach` + "`" + `, ` + "`" + `bind` + "`" + `, ` + "`" + `nfs` + "`" + ` or ` + "`" + `overlay` + "`" + `.",
             "name": "kind",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "The mounts.",
+            "description": "The mounts, an empty list if there are none.",
             "schema": {
               "type": "array",
               "items": {
                 "$ref": "#/definitions/mount"
               }
+            },
+            "examples": {
+              "application/json": [
+                {
+                  "bind": {
+                    "base": "root",
+                    "path": "/srv/data",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "id": 5,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/5",
+                  "phase": "ready",
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z"
+                }
+              ]
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       },
       "post": {
+        "description": "Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.\nThe client holds the mount until it deletes it. On the node it is mounted ` + "`" + `nosuid,nodev` + "`" + `.\n",
         "tags": [
           "mounts"
         ],
@@ -361,6 +581,7 @@ func init() {
         "operationId": "mount",
         "parameters": [
           {
+            "description": "The ` + "`" + `kind` + "`" + ` and the definition in the field of the same name.",
             "name": "mount",
             "in": "body",
             "schema": {
@@ -370,20 +591,45 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "Mounted.",
+            "description": "It is mounted; ` + "`" + `mountpoint` + "`" + ` tells where.",
             "schema": {
               "$ref": "#/definitions/mount"
+            },
+            "examples": {
+              "application/json": {
+                "attach": {
+                  "attach": {
+                    "device_file": "/dev/loop0",
+                    "id": 3,
+                    "kind": "loopback",
+                    "loopback": {
+                      "base": "root",
+                      "path": "/images/a.squashfs",
+                      "readPartitions": false,
+                      "ro": true
+                    },
+                    "phase": "ready",
+                    "refs": 1,
+                    "since": "2026-05-04T10:15:00.000Z"
+                  },
+                  "fs_type": "squashfs"
+                },
+                "id": 4,
+                "kind": "attach",
+                "mountpoint": "/run/imageapi/mounts/4",
+                "phase": "ready",
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z"
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       },
       "delete": {
+        "description": "Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with\nnothing changed, while another object or any process of the node uses it; the message names them. What only\nthis mount needed is taken down after it.\n",
         "tags": [
           "mounts"
         ],
@@ -401,23 +647,36 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Override holds.",
+            "description": "Go past idle dependants. What is in use stays in use.",
             "name": "force",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "Unmounted.",
+            "description": "It is unmounted. The answer shows it as it last was.",
             "schema": {
               "$ref": "#/definitions/mount"
+            },
+            "examples": {
+              "application/json": {
+                "bind": {
+                  "base": "root",
+                  "path": "/srv/data",
+                  "recursive": false,
+                  "ro": true
+                },
+                "id": 5,
+                "kind": "bind",
+                "mountpoint": "/run/imageapi/mounts/5",
+                "phase": "stopping",
+                "refs": 0,
+                "since": "2026-05-04T11:00:00.000Z"
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
-            "schema": {
-              "$ref": "#/definitions/error"
-            }
+            "$ref": "#/responses/failed"
           }
         }
       }
@@ -425,13 +684,17 @@ func init() {
   },
   "definitions": {
     "attach": {
+      "description": "A block device that is attached to the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
       "type": "object",
       "properties": {
         "device_file": {
+          "description": "Where the device is in ` + "`" + `/dev` + "`" + `.",
           "type": "string",
-          "readOnly": true
+          "readOnly": true,
+          "example": "/dev/loop0"
         },
         "error": {
+          "description": "Why it is ` + "`" + `broken` + "`" + `, else absent.",
           "type": "string",
           "readOnly": true
         },
@@ -442,6 +705,7 @@ func init() {
           "$ref": "#/definitions/attach_iscsi"
         },
         "kind": {
+          "description": "Which kind of device it is, and so which of the fields below defines it.",
           "type": "string",
           "enum": [
             "iscsi",
@@ -457,6 +721,7 @@ func init() {
           "$ref": "#/definitions/attach_loopback"
         },
         "phase": {
+          "description": "Where it is in its life; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -470,20 +735,30 @@ func init() {
           "$ref": "#/definitions/attach_rbd"
         },
         "refs": {
+          "description": "How many hold it; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "since": {
+          "description": "When ` + "`" + `phase` + "`" + ` last changed.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         }
+      },
+      "example": {
+        "kind": "loopback",
+        "loopback": {
+          "base": "root",
+          "path": "/images/a.squashfs"
+        }
       }
     },
     "attach_iscsi": {
+      "description": "A logical unit of an iSCSI target.",
       "type": "object",
       "required": [
         "initiator",
@@ -492,56 +767,77 @@ func init() {
       ],
       "properties": {
         "host": {
+          "description": "Name or address, IPv4 or IPv6, of the target's portal.",
           "type": "string"
         },
         "initiator": {
+          "description": "The iSCSI qualified name (IQN) that the node logs in with.",
           "type": "string"
         },
         "lun": {
+          "description": "Number of the logical unit.",
           "type": "integer",
           "format": "int64",
-          "default": 0
+          "default": 0,
+          "x-omitempty": false
         },
         "max_comands": {
+          "description": "How many commands the session may have under way. The name is misspelt and stays so; ` + "`" + `max_commands` + "`" + ` is taken too.",
           "type": "integer",
           "format": "int64",
           "default": 128
         },
         "max_commands": {
+          "description": "Another spelling of ` + "`" + `max_comands` + "`" + `, in requests only.",
           "type": "integer",
           "format": "int64"
         },
         "port": {
+          "description": "TCP port of the portal.",
           "type": "integer",
           "format": "int64",
           "default": 3260
         },
         "queue_depth": {
+          "description": "How many commands the logical unit may have under way.",
           "type": "integer",
           "format": "int64",
           "default": 16
         },
         "scheduler": {
+          "description": "I/O scheduler of the device, as in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `.",
           "type": "string",
           "default": "mq-deadline"
         },
         "target": {
+          "description": "The IQN of the target.",
           "type": "string"
         }
+      },
+      "example": {
+        "host": "storage.example.org",
+        "initiator": "iqn.2026-05.org.example:node1",
+        "target": "iqn.2026-05.org.example:images"
       }
     },
     "attach_local": {
+      "description": "A block device that the node has already: a disk, a partition, a device-mapper volume. It can be attached once;\na second time is 409, with the id of the first. Deleting the attachment leaves the device alone.\n",
       "type": "object",
       "required": [
         "path"
       ],
       "properties": {
         "path": {
+          "description": "The device file, absolute. Symbolic links such as those in ` + "`" + `/dev/disk/by-id` + "`" + ` are followed.",
           "type": "string"
         }
+      },
+      "example": {
+        "path": "/dev/disk/by-id/virtio-images"
       }
     },
     "attach_loopback": {
+      "description": "A file as a block device. Direct I/O is used where the file's file system allows it, so that the image is not\ncached twice.\n",
       "type": "object",
       "required": [
         "path",
@@ -549,6 +845,7 @@ func init() {
       ],
       "properties": {
         "base": {
+          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the mount given in ` + "`" + `mount` + "`" + `.",
           "type": "string",
           "enum": [
             "root",
@@ -556,9 +853,11 @@ func init() {
           ]
         },
         "mount": {
+          "description": "The mount that holds the file. Needed with base ` + "`" + `mount` + "`" + `, and only then.",
           "$ref": "#/definitions/mount"
         },
         "partitions": {
+          "description": "The partitions that were found, in the order of their numbers. Absent without ` + "`" + `readPartitions` + "`" + `.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/partition"
@@ -567,19 +866,28 @@ func init() {
           "readOnly": true
         },
         "path": {
+          "description": "The file, as seen from ` + "`" + `base` + "`" + `. With base ` + "`" + `mount` + "`" + ` it can't leave that mount, whatever links or ` + "`" + `..` + "`" + ` it has on\nits way. With base ` + "`" + `root` + "`" + ` it must not lie in the server's own mount directory: use base ` + "`" + `mount` + "`" + ` for that.\n",
           "type": "string"
         },
         "readPartitions": {
+          "description": "Also make a device for each partition of the file's GPT or MBR partition table. They are listed in ` + "`" + `partitions` + "`" + `.",
           "type": "boolean",
           "default": false
         },
         "ro": {
+          "description": "Attach it read-only. This is done without asking where the file can't be written to, lies in a\nread-only mount, or holds a squashfs or erofs file system.\n",
           "type": "boolean",
           "default": false
         }
+      },
+      "example": {
+        "base": "root",
+        "path": "/images/disk.img",
+        "readPartitions": true
       }
     },
     "attach_rbd": {
+      "description": "A RADOS block device, an image in a Ceph cluster, mapped by the kernel's client.",
       "type": "object",
       "required": [
         "monitors",
@@ -588,15 +896,18 @@ func init() {
       ],
       "properties": {
         "device_id": {
+          "description": "The number of the device: N in ` + "`" + `/dev/rbdN` + "`" + `.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "image": {
+          "description": "The name of the image.",
           "type": "string",
           "minLength": 1
         },
         "monitors": {
+          "description": "The cluster's monitors: names or addresses, IPv4 or IPv6, with a port where it is not the usual one.",
           "type": "array",
           "items": {
             "type": "string"
@@ -606,15 +917,32 @@ func init() {
           "$ref": "#/definitions/rbd_options"
         },
         "pool": {
+          "description": "The pool that the image is in.",
           "type": "string",
           "minLength": 1
         },
         "snapshot": {
+          "description": "A snapshot of the image, to map that instead; it is read-only.",
           "type": "string"
         }
+      },
+      "example": {
+        "image": "compute",
+        "monitors": [
+          "mon1.example.org",
+          "192.0.2.7:6789",
+          "[2001:db8::7]:6789"
+        ],
+        "options": {
+          "name": "node",
+          "ro": true,
+          "secret": "AQ...=="
+        },
+        "pool": "images"
       }
     },
     "container": {
+      "description": "Processes that run in a mount, apart from the node.",
       "type": "object",
       "required": [
         "mount",
@@ -622,19 +950,24 @@ func init() {
       ],
       "properties": {
         "command": {
-          "type": "string"
+          "description": "The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX\nshell does with quotes and backslashes, and nothing is expanded.\n",
+          "type": "string",
+          "example": "/bin/sh -c 'echo hello'"
         },
         "error": {
+          "description": "Why it is ` + "`" + `broken` + "`" + ` or ` + "`" + `dead` + "`" + `, else absent.",
           "type": "string",
           "readOnly": true
         },
         "exit_code": {
+          "description": "The exit status of the last run, 0 to 255. Absent while it runs, before its first run, and if a signal ended it.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true,
           "readOnly": true
         },
         "finished_at": {
+          "description": "When its last run ended. Absent while it runs.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -644,16 +977,20 @@ func init() {
           "$ref": "#/definitions/id"
         },
         "logfile": {
+          "description": "The file on the node that has all that its processes wrote to standard output and standard error.",
           "type": "string",
-          "readOnly": true
+          "readOnly": true,
+          "example": "/run/imageapi/logs/6.log"
         },
         "mount": {
+          "description": "The root directory, whole or by id. It must hold the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + ` if it is read-only.",
           "$ref": "#/definitions/mount"
         },
         "name": {
           "$ref": "#/definitions/name"
         },
         "namespaces": {
+          "description": "The namespaces of its own. If there are none in the list, it has mnt, pid, ipc and uts. mnt is always among them.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_namespace"
@@ -661,6 +998,7 @@ func init() {
           "x-omitempty": true
         },
         "phase": {
+          "description": "Where it is in its life, apart from whether it runs; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -671,43 +1009,76 @@ func init() {
           "readOnly": true
         },
         "pid": {
+          "description": "The number of the first process on the node. Absent unless it runs.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "refs": {
+          "description": "How many hold it; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "signal": {
+          "description": "The number of the signal that ended the last run, else absent.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "since": {
+          "description": "When ` + "`" + `phase` + "`" + ` or ` + "`" + `state` + "`" + ` last changed.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "started_at": {
+          "description": "When it was last started.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "state": {
+          "description": "In a request ` + "`" + `created` + "`" + ` (also when left out) or ` + "`" + `running` + "`" + `, which starts it.",
           "$ref": "#/definitions/container_state"
         },
         "systemd": {
+          "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422.\n",
           "type": "boolean",
           "default": false
         }
+      },
+      "example": {
+        "command": "/sbin/init",
+        "mount": {
+          "kind": "overlay",
+          "overlay": {
+            "lower": [
+              {
+                "attach": {
+                  "attach": {
+                    "kind": "loopback",
+                    "loopback": {
+                      "base": "root",
+                      "path": "/images/a.squashfs"
+                    }
+                  },
+                  "fs_type": "squashfs"
+                },
+                "kind": "attach"
+              }
+            ]
+          }
+        },
+        "name": "web",
+        "state": "running"
       }
     },
     "container_namespace": {
+      "description": "A namespace that a container has of its own instead of sharing the node's; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + ` a container can't reboot, and is stopped as a whole. Without ` + "`" + `uts` + "`" + ` its\nhost name is the node's and can't be set.\n",
       "type": "string",
       "enum": [
         "cgroup",
@@ -721,6 +1092,7 @@ func init() {
       ]
     },
     "container_state": {
+      "description": "The state of a container; see \"States of a container\".",
       "type": "string",
       "enum": [
         "created",
@@ -732,25 +1104,35 @@ func init() {
       ]
     },
     "error": {
+      "description": "Why a request failed.",
       "type": "object",
       "required": [
         "message"
       ],
       "properties": {
         "code": {
+          "description": "The HTTP status.",
           "type": "integer",
           "format": "int64"
         },
         "message": {
+          "description": "What failed, where, why, and what to do. For people; its wording may change.",
           "type": "string"
         }
+      },
+      "example": {
+        "code": 409,
+        "message": "mount 4: is used by container 6 (web): stop and delete it first"
       }
     },
     "id": {
+      "description": "The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and\nnever used again.\n",
       "type": "integer",
-      "format": "int64"
+      "format": "int64",
+      "example": 3
     },
     "mount": {
+      "description": "A tree of files that is mounted on the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
       "type": "object",
       "properties": {
         "attach": {
@@ -760,6 +1142,7 @@ func init() {
           "$ref": "#/definitions/mount_bind"
         },
         "error": {
+          "description": "Why it is ` + "`" + `broken` + "`" + `, else absent.",
           "type": "string",
           "readOnly": true
         },
@@ -767,6 +1150,7 @@ func init() {
           "$ref": "#/definitions/id"
         },
         "kind": {
+          "description": "Which kind of mount it is, and so which of the fields below defines it. ` + "`" + `uri` + "`" + ` was never made and is answered\nwith 501. ` + "`" + `rbd` + "`" + ` is a form of version 0.1: it is taken, and answered as ` + "`" + `attach` + "`" + `.\n",
           "type": "string",
           "enum": [
             "attach",
@@ -778,8 +1162,10 @@ func init() {
           ]
         },
         "mountpoint": {
+          "description": "The directory where it can be seen on the node, in the server's run directory.",
           "type": "string",
-          "readOnly": true
+          "readOnly": true,
+          "example": "/run/imageapi/mounts/4"
         },
         "nfs": {
           "$ref": "#/definitions/mount_nfs"
@@ -788,6 +1174,7 @@ func init() {
           "$ref": "#/definitions/mount_overlay"
         },
         "phase": {
+          "description": "Where it is in its life; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -801,20 +1188,31 @@ func init() {
           "$ref": "#/definitions/mount_rbd"
         },
         "refs": {
+          "description": "How many hold it; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "since": {
+          "description": "When ` + "`" + `phase` + "`" + ` last changed.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         }
+      },
+      "example": {
+        "bind": {
+          "base": "root",
+          "path": "/srv/root",
+          "ro": true
+        },
+        "kind": "bind"
       }
     },
     "mount_attach": {
+      "description": "The file system on an attachment.",
       "type": "object",
       "required": [
         "attach",
@@ -822,12 +1220,16 @@ func init() {
       ],
       "properties": {
         "attach": {
+          "description": "The device, whole or by id.",
           "$ref": "#/definitions/attach"
         },
         "fs_type": {
-          "type": "string"
+          "description": "The kind of file system, as the kernel calls it. Allowed are ext2, ext3, ext4, xfs, btrfs, squashfs and erofs,\nunless the server is told otherwise (` + "`" + `--fs-types` + "`" + `).\n",
+          "type": "string",
+          "example": "squashfs"
         },
         "mount_options": {
+          "description": "Mount options, one in each string, as in mount(8): ` + "`" + `ro` + "`" + `, ` + "`" + `noatime` + "`" + `, and those of the file system. The kernel\njudges them, and its words stand in the error. squashfs and erofs are always read-only.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -835,13 +1237,31 @@ func init() {
           "x-omitempty": true
         },
         "partition": {
+          "description": "The number of a partition of the device, as listed in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device.\n",
           "type": "integer",
           "format": "int64",
           "default": 0
         }
+      },
+      "example": {
+        "attach": {
+          "kind": "loopback",
+          "loopback": {
+            "base": "root",
+            "path": "/images/disk.img",
+            "readPartitions": true
+          }
+        },
+        "fs_type": "ext4",
+        "mount_options": [
+          "ro",
+          "noatime"
+        ],
+        "partition": 1
       }
     },
     "mount_bind": {
+      "description": "A directory, seen at another place.",
       "type": "object",
       "required": [
         "path",
@@ -849,6 +1269,7 @@ func init() {
       ],
       "properties": {
         "base": {
+          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the mount given in ` + "`" + `mount` + "`" + `.",
           "type": "string",
           "enum": [
             "root",
@@ -856,22 +1277,32 @@ func init() {
           ]
         },
         "mount": {
+          "description": "The mount that the directory is in. Needed with base ` + "`" + `mount` + "`" + `, and only then.",
           "$ref": "#/definitions/mount"
         },
         "path": {
+          "description": "The directory, as seen from ` + "`" + `base` + "`" + `. With base ` + "`" + `mount` + "`" + ` it can't leave that mount, whatever links or ` + "`" + `..` + "`" + ` it\nhas on its way.\n",
           "type": "string"
         },
         "recursive": {
+          "description": "Take along what is mounted below the directory.",
           "type": "boolean",
           "default": false
         },
         "ro": {
+          "description": "Nothing can be written through this mount, nor, with ` + "`" + `recursive` + "`" + `, through those below it.",
           "type": "boolean",
           "default": false
         }
+      },
+      "example": {
+        "base": "root",
+        "path": "/srv/root",
+        "ro": true
       }
     },
     "mount_nfs": {
+      "description": "A directory of an NFS server.",
       "type": "object",
       "required": [
         "host",
@@ -879,9 +1310,11 @@ func init() {
       ],
       "properties": {
         "host": {
+          "description": "Name or address, IPv4 or IPv6, of the server.",
           "type": "string"
         },
         "options": {
+          "description": "Options, one in each string, as in nfs(5). General mount options do not belong here. ` + "`" + `addr` + "`" + `, ` + "`" + `clientaddr` + "`" + `\nand the version are filled in by the server.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -889,41 +1322,68 @@ func init() {
           "x-omitempty": true
         },
         "path": {
+          "description": "The directory, as the server exports it.",
           "type": "string"
         },
         "ro": {
+          "description": "Nothing can be written through this mount.",
           "type": "boolean",
           "default": false
         },
         "version": {
+          "description": "Version of the protocol.",
           "type": "string",
           "default": "4.2"
         }
+      },
+      "example": {
+        "host": "nfs.example.org",
+        "path": "/export/images",
+        "ro": true
       }
     },
     "mount_overlay": {
+      "description": "Several trees laid over each other, with a writable layer on top that starts empty and is thrown away with the\nmount. The layer lies in the server's run directory, usually a tmpfs: what is written there takes memory.\n",
       "type": "object",
       "required": [
         "lower"
       ],
       "properties": {
         "lower": {
+          "description": "The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;\nmore is 422.\n",
           "type": "array",
           "items": {
             "$ref": "#/definitions/mount"
           }
         },
         "upperdir": {
+          "description": "The directory that holds what was written.",
           "type": "string",
           "readOnly": true
         },
         "workdir": {
+          "description": "A directory that the kernel needs beside it.",
           "type": "string",
           "readOnly": true
         }
+      },
+      "example": {
+        "lower": [
+          {
+            "id": 4
+          },
+          {
+            "bind": {
+              "base": "root",
+              "path": "/srv/root"
+            },
+            "kind": "bind"
+          }
+        ]
       }
     },
     "mount_rbd": {
+      "description": "The form that a mount of a RADOS block device had in version 0.1, for old descriptions. In requests only: it is\nturned into a mount of kind ` + "`" + `attach` + "`" + ` over an attachment of kind ` + "`" + `rbd` + "`" + `, and answered as that.\n",
       "type": "object",
       "required": [
         "fs_type",
@@ -931,9 +1391,11 @@ func init() {
       ],
       "properties": {
         "fs_type": {
+          "description": "As in a mount of kind ` + "`" + `attach` + "`" + `.",
           "type": "string"
         },
         "mount_options": {
+          "description": "As in a mount of kind ` + "`" + `attach` + "`" + `.",
           "type": "array",
           "items": {
             "type": "string"
@@ -946,139 +1408,199 @@ func init() {
       }
     },
     "name": {
+      "description": "The name of a container, for use instead of its id: letters, digits, ` + "`" + `.` + "`" + `, ` + "`" + `-` + "`" + ` and ` + "`" + `_` + "`" + `, at most 255. Unique among\ncontainers. A container without a name has only its id.\n",
       "type": "string",
       "maxLength": 255,
-      "pattern": "^[A-Za-z0-9.\\-_]*$"
+      "pattern": "^[A-Za-z0-9.\\-_]*$",
+      "example": "web"
     },
     "partition": {
+      "description": "One partition of a loopback device. To mount it, give its ` + "`" + `index` + "`" + ` in a mount of kind ` + "`" + `attach` + "`" + `.",
       "type": "object",
       "properties": {
         "device_file": {
+          "description": "Where it is in ` + "`" + `/dev` + "`" + `.",
           "type": "string"
         },
         "index": {
+          "description": "Its number in the partition table, from 1 up.",
           "type": "integer",
           "format": "int64"
         },
         "size": {
+          "description": "How long it is, in bytes.",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false
         },
         "start": {
+          "description": "Where it starts, in bytes from the start of the file.",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false
         }
+      },
+      "example": {
+        "device_file": "/dev/loop0p1",
+        "index": 1,
+        "size": 268435456,
+        "start": 1048576
       }
     },
     "rbd_options": {
+      "description": "Options of the kernel's RBD client; see rbd(8), \"kernel rbd (krbd) options\", for what each of them does. Those left\nout have the kernel's defaults. ` + "`" + `name` + "`" + ` and ` + "`" + `secret` + "`" + ` are needed.\n",
       "type": "object",
       "required": [
-        "name",
-        "secret"
+        "name"
       ],
       "properties": {
         "abort_on_full": {
+          "description": "Fail writes when the cluster is full instead of waiting.",
           "type": "boolean"
         },
         "alloc_size": {
+          "description": "The smallest unit of allocation in the cluster, in bytes.",
           "type": "integer"
         },
         "ceph_requires_signatures": {
+          "description": "Insist on signed messages (from the cluster).",
           "type": "boolean"
         },
         "cephx_sign_messages": {
+          "description": "Sign messages (to the cluster).",
           "type": "boolean"
         },
         "crc": {
+          "description": "Checksum the data that is sent.",
           "type": "boolean"
         },
         "exclusive": {
+          "description": "Do not hand the exclusive lock over to others.",
           "type": "boolean"
         },
         "force": {
+          "description": "Map although the cluster's fullness or the image's features speak against it.",
           "type": "boolean"
         },
         "fsid": {
+          "description": "The cluster's id, a UUID; mapping fails if it is another.",
           "type": "string"
         },
         "ip": {
+          "description": "The node's own address to use towards the cluster, with a port if wanted.",
           "type": "string"
         },
         "lock_on_read": {
+          "description": "Take the image's exclusive lock for reading, too.",
           "type": "boolean"
         },
         "lock_timeout": {
+          "description": "How long to wait for the exclusive lock, in seconds; 0 means for ever.",
           "type": "integer",
           "format": "int64"
         },
         "mount_timeout": {
+          "description": "How long to wait for the cluster when mapping, in seconds.",
           "type": "integer"
         },
         "name": {
+          "description": "The Ceph user, without the leading ` + "`" + `client.` + "`" + `.",
           "type": "string"
         },
         "namespace": {
+          "description": "The RADOS namespace in the pool.",
           "type": "string"
         },
         "noceph_requires_signatures": {
+          "description": "Do not.",
           "type": "boolean"
         },
         "nocephx_sign_messages": {
+          "description": "Do not.",
           "type": "boolean"
         },
         "nocrc": {
+          "description": "Do not.",
           "type": "boolean"
         },
         "noshare": {
+          "description": "Do not share it.",
           "type": "boolean"
         },
         "notcp_nodelay": {
+          "description": "Collect them (Nagle's algorithm).",
           "type": "boolean"
         },
         "notrim": {
+          "description": "Turn discard off.",
           "type": "boolean"
         },
         "osd_idle_ttl": {
+          "description": "How long to keep an idle connection to an OSD, in seconds.",
           "type": "integer"
         },
         "osdkeepalive": {
+          "description": "How long to wait before asking an OSD whether it lives, in seconds.",
           "type": "integer"
         },
         "queue_depth": {
+          "description": "How many requests the device may have under way.",
           "type": "integer"
         },
         "ro": {
+          "description": "Map for reading only.",
           "type": "boolean"
         },
         "rw": {
+          "description": "Map for reading and writing.",
           "type": "boolean"
         },
         "secret": {
+          "description": "The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back\nonly after it was put in again. It is handed to the kernel's keyring and stored nowhere else.\n",
           "type": "string",
-          "x-omitempty": true
+          "x-nullable": true
         },
         "share": {
+          "description": "Share the connection to the cluster with other mappings.",
           "type": "boolean"
         },
         "tcp_nodelay": {
+          "description": "Send small messages at once.",
           "type": "boolean"
+        }
+      },
+      "example": {
+        "name": "node",
+        "ro": true,
+        "secret": "AQ...=="
+      }
+    }
+  },
+  "responses": {
+    "failed": {
+      "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+      "schema": {
+        "$ref": "#/definitions/error"
+      },
+      "examples": {
+        "application/json": {
+          "code": 404,
+          "message": "container 12: there is none"
         }
       }
     }
   },
   "tags": [
     {
-      "description": "Block devices.",
+      "description": "Block devices that are attached to the node, each with a device file.",
       "name": "attachments"
     },
     {
-      "description": "File systems and trees of files.",
+      "description": "Trees of files that are mounted on the node, each with a directory where it can be seen.",
       "name": "mounts"
     },
     {
-      "description": "Running images.",
+      "description": "Processes that run in a mount, apart from the node.",
       "name": "containers"
     }
   ],
@@ -1099,7 +1621,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns images into mounts and containers, and back into nothing.",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. So is an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after the timeout (10 s unless the server is told otherwise) is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than the server takes | send less, or raise ` + "`" + `--max-body` + "`" + ` |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels. A\nDELETE waits up to 20 s for what it takes down. Stopping a container goes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nAttachments of kind ` + "`" + `iscsi` + "`" + ` and ` + "`" + `rbd` + "`" + `, mounts of kind ` + "`" + `nfs` + "`" + ` and ` + "`" + `uri` + "`" + `, and the namespace ` + "`" + `user` + "`" + ` are part of the\ninterface and answered with 501.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause"
@@ -1110,6 +1632,7 @@ func init() {
   "paths": {
     "/attach": {
       "get": {
+        "description": "Answers all attachments in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
         "tags": [
           "attachments"
         ],
@@ -1125,30 +1648,52 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only attachments of this kind.",
+            "description": "Only attachments of this kind: ` + "`" + `iscsi` + "`" + `, ` + "`" + `local` + "`" + `, ` + "`" + `loopback` + "`" + ` or ` + "`" + `rbd` + "`" + `.",
             "name": "kind",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "The attachments.",
+            "description": "The attachments, an empty list if there are none.",
             "schema": {
               "type": "array",
               "items": {
                 "$ref": "#/definitions/attach"
               }
+            },
+            "examples": {
+              "application/json": [
+                {
+                  "device_file": "/dev/vdb",
+                  "id": 1,
+                  "kind": "local",
+                  "local": {
+                    "path": "/dev/disk/by-id/virtio-images"
+                  },
+                  "phase": "ready",
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z"
+                }
+              ]
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
       },
       "post": {
+        "description": "Makes a block device, or takes one that is there into use, and answers when its device file is usable.\nThe client holds the attachment until it deletes it.\n",
         "tags": [
           "attachments"
         ],
@@ -1156,6 +1701,7 @@ func init() {
         "operationId": "attach",
         "parameters": [
           {
+            "description": "The ` + "`" + `kind` + "`" + ` and the definition in the field of the same name.",
             "name": "attach",
             "in": "body",
             "schema": {
@@ -1165,20 +1711,43 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "Attached.",
+            "description": "It is attached; ` + "`" + `device_file` + "`" + ` tells where.",
             "schema": {
               "$ref": "#/definitions/attach"
+            },
+            "examples": {
+              "application/json": {
+                "device_file": "/dev/loop0",
+                "id": 3,
+                "kind": "loopback",
+                "loopback": {
+                  "base": "root",
+                  "path": "/images/a.squashfs",
+                  "readPartitions": false,
+                  "ro": true
+                },
+                "phase": "ready",
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z"
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
       },
       "delete": {
+        "description": "Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of\nthe node uses the device; the message names them. A block device of kind ` + "`" + `local` + "`" + ` is only let go of: it was\nthere before.\n",
         "tags": [
           "attachments"
         ],
@@ -1196,22 +1765,44 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Override holds.",
+            "description": "Go past idle dependants. What is in use stays in use.",
             "name": "force",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "Detached.",
+            "description": "It is detached. The answer shows it as it last was.",
             "schema": {
               "$ref": "#/definitions/attach"
+            },
+            "examples": {
+              "application/json": {
+                "device_file": "/dev/loop0",
+                "id": 3,
+                "kind": "loopback",
+                "loopback": {
+                  "base": "root",
+                  "path": "/images/a.squashfs",
+                  "readPartitions": false,
+                  "ro": true
+                },
+                "phase": "stopping",
+                "refs": 0,
+                "since": "2026-05-04T11:00:00.000Z"
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
@@ -1219,6 +1810,7 @@ func init() {
     },
     "/container": {
       "get": {
+        "description": "Answers all containers in the order of their ids. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist is 404, both together that do not belong to one container are 422, and a ` + "`" + `state` + "`" + ` that matches nothing gives\n` + "`" + `[]` + "`" + `. Reading changes nothing.\n",
         "tags": [
           "containers"
         ],
@@ -1240,30 +1832,74 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only containers in this state.",
+            "description": "Only containers in this state: ` + "`" + `created` + "`" + `, ` + "`" + `running` + "`" + `, ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `.",
             "name": "state",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "The containers.",
+            "description": "The containers, an empty list if there are none.",
             "schema": {
               "type": "array",
               "items": {
                 "$ref": "#/definitions/container"
               }
+            },
+            "examples": {
+              "application/json": [
+                {
+                  "command": "/sbin/init",
+                  "id": 6,
+                  "logfile": "/run/imageapi/logs/6.log",
+                  "mount": {
+                    "bind": {
+                      "base": "root",
+                      "path": "/srv/root",
+                      "recursive": false,
+                      "ro": true
+                    },
+                    "id": 5,
+                    "kind": "bind",
+                    "mountpoint": "/run/imageapi/mounts/5",
+                    "phase": "ready",
+                    "refs": 2,
+                    "since": "2026-05-04T10:15:00.000Z"
+                  },
+                  "name": "web",
+                  "namespaces": [
+                    "mnt",
+                    "pid",
+                    "ipc",
+                    "uts"
+                  ],
+                  "phase": "ready",
+                  "pid": 4711,
+                  "refs": 1,
+                  "since": "2026-05-04T10:16:00.000Z",
+                  "started_at": "2026-05-04T10:16:00.000Z",
+                  "state": "running",
+                  "systemd": false
+                }
+              ]
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
       },
       "post": {
+        "description": "Makes a container, and first what it needs and was given whole. With ` + "`" + `\"state\": \"running\"` + "`" + ` it is also started,\nand the answer comes when ` + "`" + `command` + "`" + ` is running: a command that can't be started (it does not exist,\nis not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is\nleft behind.\n",
         "tags": [
           "containers"
         ],
@@ -1271,6 +1907,7 @@ func init() {
         "operationId": "create_container",
         "parameters": [
           {
+            "description": "The definition.",
             "name": "container",
             "in": "body",
             "schema": {
@@ -1280,20 +1917,87 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "Created.",
+            "description": "It is created, and running if that was asked for.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/sbin/init",
+                "id": 4,
+                "logfile": "/run/imageapi/logs/4.log",
+                "mount": {
+                  "id": 3,
+                  "kind": "overlay",
+                  "mountpoint": "/run/imageapi/mounts/3",
+                  "overlay": {
+                    "lower": [
+                      {
+                        "attach": {
+                          "attach": {
+                            "device_file": "/dev/loop0",
+                            "id": 1,
+                            "kind": "loopback",
+                            "loopback": {
+                              "base": "root",
+                              "path": "/images/a.squashfs",
+                              "readPartitions": false,
+                              "ro": true
+                            },
+                            "phase": "ready",
+                            "refs": 1,
+                            "since": "2026-05-04T10:15:00.000Z"
+                          },
+                          "fs_type": "squashfs"
+                        },
+                        "id": 2,
+                        "kind": "attach",
+                        "mountpoint": "/run/imageapi/mounts/2",
+                        "phase": "ready",
+                        "refs": 1,
+                        "since": "2026-05-04T10:15:00.000Z"
+                      }
+                    ],
+                    "upperdir": "/run/imageapi/overlays/3/upper",
+                    "workdir": "/run/imageapi/overlays/3/work"
+                  },
+                  "phase": "ready",
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts"
+                ],
+                "phase": "ready",
+                "pid": 4711,
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
+                "state": "running",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
       },
       "delete": {
+        "description": "Removes a container that does not run, and then what only it needed. Its name is free once this has answered.\nA container that is ` + "`" + `running` + "`" + `, ` + "`" + `paused` + "`" + ` or ` + "`" + `stopping` + "`" + ` is 409 unless ` + "`" + `force=true` + "`" + `, which stops it first.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
         "tags": [
           "containers"
         ],
@@ -1316,31 +2020,74 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Stop it first.",
+            "description": "Stop it first if it runs.",
             "name": "force",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "Deleted.",
+            "description": "It is removed. The answer shows it as it last was.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/sbin/init",
+                "exit_code": 0,
+                "finished_at": "2026-05-04T11:00:00.000Z",
+                "id": 6,
+                "logfile": "/run/imageapi/logs/6.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/srv/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "id": 5,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/5",
+                  "phase": "ready",
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts"
+                ],
+                "phase": "stopping",
+                "refs": 0,
+                "since": "2026-05-04T11:00:00.000Z",
+                "started_at": "2026-05-04T10:16:00.000Z",
+                "state": "exited",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
       },
       "patch": {
+        "description": "What is asked for, by the state that the container is in:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | nothing to do: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | nothing to do: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | nothing to do: 200 |\n| ` + "`" + `stopping` + "`" + ` | 409 | nothing to do: 200 | 409 |\n\nStopping answers at once, with the state ` + "`" + `stopping` + "`" + `, and goes on in the background: the command is sent SIGTERM\n(a ` + "`" + `systemd` + "`" + ` one signal 37), and what is left after the stop timeout (10 s unless the server is told otherwise)\nis killed. Starting answers when the command is running; if it can't be started, the answer is an error and\nthe container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\nThe request has no body.\n",
         "tags": [
           "containers"
         ],
-        "summary": "Start, stop or pause a container",
+        "summary": "Start, stop, pause or resume a container",
         "operationId": "set_container_state",
         "parameters": [
           {
@@ -1350,7 +2097,7 @@ func init() {
               "paused"
             ],
             "type": "string",
-            "description": "The state it shall have.",
+            "description": "The state that it shall have.",
             "name": "state",
             "in": "query",
             "required": true
@@ -1371,15 +2118,56 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "The container.",
+            "description": "The container, in its new state or on the way to it.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/sbin/init",
+                "id": 6,
+                "logfile": "/run/imageapi/logs/6.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/srv/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "id": 5,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/5",
+                  "phase": "ready",
+                  "refs": 2,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts"
+                ],
+                "phase": "ready",
+                "pid": 4711,
+                "refs": 1,
+                "since": "2026-05-04T11:00:00.000Z",
+                "started_at": "2026-05-04T10:16:00.000Z",
+                "state": "stopping",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
@@ -1387,6 +2175,7 @@ func init() {
     },
     "/mount": {
       "get": {
+        "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
         "tags": [
           "mounts"
         ],
@@ -1402,30 +2191,55 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only mounts of this kind.",
+            "description": "Only mounts of this kind: ` + "`" + `attach` + "`" + `, ` + "`" + `bind` + "`" + `, ` + "`" + `nfs` + "`" + ` or ` + "`" + `overlay` + "`" + `.",
             "name": "kind",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "The mounts.",
+            "description": "The mounts, an empty list if there are none.",
             "schema": {
               "type": "array",
               "items": {
                 "$ref": "#/definitions/mount"
               }
+            },
+            "examples": {
+              "application/json": [
+                {
+                  "bind": {
+                    "base": "root",
+                    "path": "/srv/data",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "id": 5,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/5",
+                  "phase": "ready",
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z"
+                }
+              ]
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
       },
       "post": {
+        "description": "Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.\nThe client holds the mount until it deletes it. On the node it is mounted ` + "`" + `nosuid,nodev` + "`" + `.\n",
         "tags": [
           "mounts"
         ],
@@ -1433,6 +2247,7 @@ func init() {
         "operationId": "mount",
         "parameters": [
           {
+            "description": "The ` + "`" + `kind` + "`" + ` and the definition in the field of the same name.",
             "name": "mount",
             "in": "body",
             "schema": {
@@ -1442,20 +2257,54 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "Mounted.",
+            "description": "It is mounted; ` + "`" + `mountpoint` + "`" + ` tells where.",
             "schema": {
               "$ref": "#/definitions/mount"
+            },
+            "examples": {
+              "application/json": {
+                "attach": {
+                  "attach": {
+                    "device_file": "/dev/loop0",
+                    "id": 3,
+                    "kind": "loopback",
+                    "loopback": {
+                      "base": "root",
+                      "path": "/images/a.squashfs",
+                      "readPartitions": false,
+                      "ro": true
+                    },
+                    "phase": "ready",
+                    "refs": 1,
+                    "since": "2026-05-04T10:15:00.000Z"
+                  },
+                  "fs_type": "squashfs"
+                },
+                "id": 4,
+                "kind": "attach",
+                "mountpoint": "/run/imageapi/mounts/4",
+                "phase": "ready",
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z"
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
       },
       "delete": {
+        "description": "Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with\nnothing changed, while another object or any process of the node uses it; the message names them. What only\nthis mount needed is taken down after it.\n",
         "tags": [
           "mounts"
         ],
@@ -1473,22 +2322,44 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Override holds.",
+            "description": "Go past idle dependants. What is in use stays in use.",
             "name": "force",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "Unmounted.",
+            "description": "It is unmounted. The answer shows it as it last was.",
             "schema": {
               "$ref": "#/definitions/mount"
+            },
+            "examples": {
+              "application/json": {
+                "bind": {
+                  "base": "root",
+                  "path": "/srv/data",
+                  "recursive": false,
+                  "ro": true
+                },
+                "id": 5,
+                "kind": "bind",
+                "mountpoint": "/run/imageapi/mounts/5",
+                "phase": "stopping",
+                "refs": 0,
+                "since": "2026-05-04T11:00:00.000Z"
+              }
             }
           },
           "default": {
-            "description": "The request failed.",
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "container 12: there is none"
+              }
             }
           }
         }
@@ -1497,13 +2368,17 @@ func init() {
   },
   "definitions": {
     "attach": {
+      "description": "A block device that is attached to the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
       "type": "object",
       "properties": {
         "device_file": {
+          "description": "Where the device is in ` + "`" + `/dev` + "`" + `.",
           "type": "string",
-          "readOnly": true
+          "readOnly": true,
+          "example": "/dev/loop0"
         },
         "error": {
+          "description": "Why it is ` + "`" + `broken` + "`" + `, else absent.",
           "type": "string",
           "readOnly": true
         },
@@ -1514,6 +2389,7 @@ func init() {
           "$ref": "#/definitions/attach_iscsi"
         },
         "kind": {
+          "description": "Which kind of device it is, and so which of the fields below defines it.",
           "type": "string",
           "enum": [
             "iscsi",
@@ -1529,6 +2405,7 @@ func init() {
           "$ref": "#/definitions/attach_loopback"
         },
         "phase": {
+          "description": "Where it is in its life; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -1542,20 +2419,30 @@ func init() {
           "$ref": "#/definitions/attach_rbd"
         },
         "refs": {
+          "description": "How many hold it; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "since": {
+          "description": "When ` + "`" + `phase` + "`" + ` last changed.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         }
+      },
+      "example": {
+        "kind": "loopback",
+        "loopback": {
+          "base": "root",
+          "path": "/images/a.squashfs"
+        }
       }
     },
     "attach_iscsi": {
+      "description": "A logical unit of an iSCSI target.",
       "type": "object",
       "required": [
         "initiator",
@@ -1564,56 +2451,77 @@ func init() {
       ],
       "properties": {
         "host": {
+          "description": "Name or address, IPv4 or IPv6, of the target's portal.",
           "type": "string"
         },
         "initiator": {
+          "description": "The iSCSI qualified name (IQN) that the node logs in with.",
           "type": "string"
         },
         "lun": {
+          "description": "Number of the logical unit.",
           "type": "integer",
           "format": "int64",
-          "default": 0
+          "default": 0,
+          "x-omitempty": false
         },
         "max_comands": {
+          "description": "How many commands the session may have under way. The name is misspelt and stays so; ` + "`" + `max_commands` + "`" + ` is taken too.",
           "type": "integer",
           "format": "int64",
           "default": 128
         },
         "max_commands": {
+          "description": "Another spelling of ` + "`" + `max_comands` + "`" + `, in requests only.",
           "type": "integer",
           "format": "int64"
         },
         "port": {
+          "description": "TCP port of the portal.",
           "type": "integer",
           "format": "int64",
           "default": 3260
         },
         "queue_depth": {
+          "description": "How many commands the logical unit may have under way.",
           "type": "integer",
           "format": "int64",
           "default": 16
         },
         "scheduler": {
+          "description": "I/O scheduler of the device, as in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `.",
           "type": "string",
           "default": "mq-deadline"
         },
         "target": {
+          "description": "The IQN of the target.",
           "type": "string"
         }
+      },
+      "example": {
+        "host": "storage.example.org",
+        "initiator": "iqn.2026-05.org.example:node1",
+        "target": "iqn.2026-05.org.example:images"
       }
     },
     "attach_local": {
+      "description": "A block device that the node has already: a disk, a partition, a device-mapper volume. It can be attached once;\na second time is 409, with the id of the first. Deleting the attachment leaves the device alone.\n",
       "type": "object",
       "required": [
         "path"
       ],
       "properties": {
         "path": {
+          "description": "The device file, absolute. Symbolic links such as those in ` + "`" + `/dev/disk/by-id` + "`" + ` are followed.",
           "type": "string"
         }
+      },
+      "example": {
+        "path": "/dev/disk/by-id/virtio-images"
       }
     },
     "attach_loopback": {
+      "description": "A file as a block device. Direct I/O is used where the file's file system allows it, so that the image is not\ncached twice.\n",
       "type": "object",
       "required": [
         "path",
@@ -1621,6 +2529,7 @@ func init() {
       ],
       "properties": {
         "base": {
+          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the mount given in ` + "`" + `mount` + "`" + `.",
           "type": "string",
           "enum": [
             "root",
@@ -1628,9 +2537,11 @@ func init() {
           ]
         },
         "mount": {
+          "description": "The mount that holds the file. Needed with base ` + "`" + `mount` + "`" + `, and only then.",
           "$ref": "#/definitions/mount"
         },
         "partitions": {
+          "description": "The partitions that were found, in the order of their numbers. Absent without ` + "`" + `readPartitions` + "`" + `.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/partition"
@@ -1639,19 +2550,28 @@ func init() {
           "readOnly": true
         },
         "path": {
+          "description": "The file, as seen from ` + "`" + `base` + "`" + `. With base ` + "`" + `mount` + "`" + ` it can't leave that mount, whatever links or ` + "`" + `..` + "`" + ` it has on\nits way. With base ` + "`" + `root` + "`" + ` it must not lie in the server's own mount directory: use base ` + "`" + `mount` + "`" + ` for that.\n",
           "type": "string"
         },
         "readPartitions": {
+          "description": "Also make a device for each partition of the file's GPT or MBR partition table. They are listed in ` + "`" + `partitions` + "`" + `.",
           "type": "boolean",
           "default": false
         },
         "ro": {
+          "description": "Attach it read-only. This is done without asking where the file can't be written to, lies in a\nread-only mount, or holds a squashfs or erofs file system.\n",
           "type": "boolean",
           "default": false
         }
+      },
+      "example": {
+        "base": "root",
+        "path": "/images/disk.img",
+        "readPartitions": true
       }
     },
     "attach_rbd": {
+      "description": "A RADOS block device, an image in a Ceph cluster, mapped by the kernel's client.",
       "type": "object",
       "required": [
         "monitors",
@@ -1660,15 +2580,18 @@ func init() {
       ],
       "properties": {
         "device_id": {
+          "description": "The number of the device: N in ` + "`" + `/dev/rbdN` + "`" + `.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "image": {
+          "description": "The name of the image.",
           "type": "string",
           "minLength": 1
         },
         "monitors": {
+          "description": "The cluster's monitors: names or addresses, IPv4 or IPv6, with a port where it is not the usual one.",
           "type": "array",
           "items": {
             "type": "string"
@@ -1678,15 +2601,32 @@ func init() {
           "$ref": "#/definitions/rbd_options"
         },
         "pool": {
+          "description": "The pool that the image is in.",
           "type": "string",
           "minLength": 1
         },
         "snapshot": {
+          "description": "A snapshot of the image, to map that instead; it is read-only.",
           "type": "string"
         }
+      },
+      "example": {
+        "image": "compute",
+        "monitors": [
+          "mon1.example.org",
+          "192.0.2.7:6789",
+          "[2001:db8::7]:6789"
+        ],
+        "options": {
+          "name": "node",
+          "ro": true,
+          "secret": "AQ...=="
+        },
+        "pool": "images"
       }
     },
     "container": {
+      "description": "Processes that run in a mount, apart from the node.",
       "type": "object",
       "required": [
         "mount",
@@ -1694,19 +2634,24 @@ func init() {
       ],
       "properties": {
         "command": {
-          "type": "string"
+          "description": "The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX\nshell does with quotes and backslashes, and nothing is expanded.\n",
+          "type": "string",
+          "example": "/bin/sh -c 'echo hello'"
         },
         "error": {
+          "description": "Why it is ` + "`" + `broken` + "`" + ` or ` + "`" + `dead` + "`" + `, else absent.",
           "type": "string",
           "readOnly": true
         },
         "exit_code": {
+          "description": "The exit status of the last run, 0 to 255. Absent while it runs, before its first run, and if a signal ended it.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true,
           "readOnly": true
         },
         "finished_at": {
+          "description": "When its last run ended. Absent while it runs.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -1716,16 +2661,20 @@ func init() {
           "$ref": "#/definitions/id"
         },
         "logfile": {
+          "description": "The file on the node that has all that its processes wrote to standard output and standard error.",
           "type": "string",
-          "readOnly": true
+          "readOnly": true,
+          "example": "/run/imageapi/logs/6.log"
         },
         "mount": {
+          "description": "The root directory, whole or by id. It must hold the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + ` if it is read-only.",
           "$ref": "#/definitions/mount"
         },
         "name": {
           "$ref": "#/definitions/name"
         },
         "namespaces": {
+          "description": "The namespaces of its own. If there are none in the list, it has mnt, pid, ipc and uts. mnt is always among them.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_namespace"
@@ -1733,6 +2682,7 @@ func init() {
           "x-omitempty": true
         },
         "phase": {
+          "description": "Where it is in its life, apart from whether it runs; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -1743,43 +2693,76 @@ func init() {
           "readOnly": true
         },
         "pid": {
+          "description": "The number of the first process on the node. Absent unless it runs.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "refs": {
+          "description": "How many hold it; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "signal": {
+          "description": "The number of the signal that ended the last run, else absent.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "since": {
+          "description": "When ` + "`" + `phase` + "`" + ` or ` + "`" + `state` + "`" + ` last changed.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "started_at": {
+          "description": "When it was last started.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "state": {
+          "description": "In a request ` + "`" + `created` + "`" + ` (also when left out) or ` + "`" + `running` + "`" + `, which starts it.",
           "$ref": "#/definitions/container_state"
         },
         "systemd": {
+          "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422.\n",
           "type": "boolean",
           "default": false
         }
+      },
+      "example": {
+        "command": "/sbin/init",
+        "mount": {
+          "kind": "overlay",
+          "overlay": {
+            "lower": [
+              {
+                "attach": {
+                  "attach": {
+                    "kind": "loopback",
+                    "loopback": {
+                      "base": "root",
+                      "path": "/images/a.squashfs"
+                    }
+                  },
+                  "fs_type": "squashfs"
+                },
+                "kind": "attach"
+              }
+            ]
+          }
+        },
+        "name": "web",
+        "state": "running"
       }
     },
     "container_namespace": {
+      "description": "A namespace that a container has of its own instead of sharing the node's; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + ` a container can't reboot, and is stopped as a whole. Without ` + "`" + `uts` + "`" + ` its\nhost name is the node's and can't be set.\n",
       "type": "string",
       "enum": [
         "cgroup",
@@ -1793,6 +2776,7 @@ func init() {
       ]
     },
     "container_state": {
+      "description": "The state of a container; see \"States of a container\".",
       "type": "string",
       "enum": [
         "created",
@@ -1804,25 +2788,35 @@ func init() {
       ]
     },
     "error": {
+      "description": "Why a request failed.",
       "type": "object",
       "required": [
         "message"
       ],
       "properties": {
         "code": {
+          "description": "The HTTP status.",
           "type": "integer",
           "format": "int64"
         },
         "message": {
+          "description": "What failed, where, why, and what to do. For people; its wording may change.",
           "type": "string"
         }
+      },
+      "example": {
+        "code": 409,
+        "message": "mount 4: is used by container 6 (web): stop and delete it first"
       }
     },
     "id": {
+      "description": "The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and\nnever used again.\n",
       "type": "integer",
-      "format": "int64"
+      "format": "int64",
+      "example": 3
     },
     "mount": {
+      "description": "A tree of files that is mounted on the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
       "type": "object",
       "properties": {
         "attach": {
@@ -1832,6 +2826,7 @@ func init() {
           "$ref": "#/definitions/mount_bind"
         },
         "error": {
+          "description": "Why it is ` + "`" + `broken` + "`" + `, else absent.",
           "type": "string",
           "readOnly": true
         },
@@ -1839,6 +2834,7 @@ func init() {
           "$ref": "#/definitions/id"
         },
         "kind": {
+          "description": "Which kind of mount it is, and so which of the fields below defines it. ` + "`" + `uri` + "`" + ` was never made and is answered\nwith 501. ` + "`" + `rbd` + "`" + ` is a form of version 0.1: it is taken, and answered as ` + "`" + `attach` + "`" + `.\n",
           "type": "string",
           "enum": [
             "attach",
@@ -1850,8 +2846,10 @@ func init() {
           ]
         },
         "mountpoint": {
+          "description": "The directory where it can be seen on the node, in the server's run directory.",
           "type": "string",
-          "readOnly": true
+          "readOnly": true,
+          "example": "/run/imageapi/mounts/4"
         },
         "nfs": {
           "$ref": "#/definitions/mount_nfs"
@@ -1860,6 +2858,7 @@ func init() {
           "$ref": "#/definitions/mount_overlay"
         },
         "phase": {
+          "description": "Where it is in its life; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -1873,20 +2872,31 @@ func init() {
           "$ref": "#/definitions/mount_rbd"
         },
         "refs": {
+          "description": "How many hold it; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "since": {
+          "description": "When ` + "`" + `phase` + "`" + ` last changed.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         }
+      },
+      "example": {
+        "bind": {
+          "base": "root",
+          "path": "/srv/root",
+          "ro": true
+        },
+        "kind": "bind"
       }
     },
     "mount_attach": {
+      "description": "The file system on an attachment.",
       "type": "object",
       "required": [
         "attach",
@@ -1894,12 +2904,16 @@ func init() {
       ],
       "properties": {
         "attach": {
+          "description": "The device, whole or by id.",
           "$ref": "#/definitions/attach"
         },
         "fs_type": {
-          "type": "string"
+          "description": "The kind of file system, as the kernel calls it. Allowed are ext2, ext3, ext4, xfs, btrfs, squashfs and erofs,\nunless the server is told otherwise (` + "`" + `--fs-types` + "`" + `).\n",
+          "type": "string",
+          "example": "squashfs"
         },
         "mount_options": {
+          "description": "Mount options, one in each string, as in mount(8): ` + "`" + `ro` + "`" + `, ` + "`" + `noatime` + "`" + `, and those of the file system. The kernel\njudges them, and its words stand in the error. squashfs and erofs are always read-only.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -1907,13 +2921,31 @@ func init() {
           "x-omitempty": true
         },
         "partition": {
+          "description": "The number of a partition of the device, as listed in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device.\n",
           "type": "integer",
           "format": "int64",
           "default": 0
         }
+      },
+      "example": {
+        "attach": {
+          "kind": "loopback",
+          "loopback": {
+            "base": "root",
+            "path": "/images/disk.img",
+            "readPartitions": true
+          }
+        },
+        "fs_type": "ext4",
+        "mount_options": [
+          "ro",
+          "noatime"
+        ],
+        "partition": 1
       }
     },
     "mount_bind": {
+      "description": "A directory, seen at another place.",
       "type": "object",
       "required": [
         "path",
@@ -1921,6 +2953,7 @@ func init() {
       ],
       "properties": {
         "base": {
+          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the mount given in ` + "`" + `mount` + "`" + `.",
           "type": "string",
           "enum": [
             "root",
@@ -1928,22 +2961,32 @@ func init() {
           ]
         },
         "mount": {
+          "description": "The mount that the directory is in. Needed with base ` + "`" + `mount` + "`" + `, and only then.",
           "$ref": "#/definitions/mount"
         },
         "path": {
+          "description": "The directory, as seen from ` + "`" + `base` + "`" + `. With base ` + "`" + `mount` + "`" + ` it can't leave that mount, whatever links or ` + "`" + `..` + "`" + ` it\nhas on its way.\n",
           "type": "string"
         },
         "recursive": {
+          "description": "Take along what is mounted below the directory.",
           "type": "boolean",
           "default": false
         },
         "ro": {
+          "description": "Nothing can be written through this mount, nor, with ` + "`" + `recursive` + "`" + `, through those below it.",
           "type": "boolean",
           "default": false
         }
+      },
+      "example": {
+        "base": "root",
+        "path": "/srv/root",
+        "ro": true
       }
     },
     "mount_nfs": {
+      "description": "A directory of an NFS server.",
       "type": "object",
       "required": [
         "host",
@@ -1951,9 +2994,11 @@ func init() {
       ],
       "properties": {
         "host": {
+          "description": "Name or address, IPv4 or IPv6, of the server.",
           "type": "string"
         },
         "options": {
+          "description": "Options, one in each string, as in nfs(5). General mount options do not belong here. ` + "`" + `addr` + "`" + `, ` + "`" + `clientaddr` + "`" + `\nand the version are filled in by the server.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -1961,41 +3006,68 @@ func init() {
           "x-omitempty": true
         },
         "path": {
+          "description": "The directory, as the server exports it.",
           "type": "string"
         },
         "ro": {
+          "description": "Nothing can be written through this mount.",
           "type": "boolean",
           "default": false
         },
         "version": {
+          "description": "Version of the protocol.",
           "type": "string",
           "default": "4.2"
         }
+      },
+      "example": {
+        "host": "nfs.example.org",
+        "path": "/export/images",
+        "ro": true
       }
     },
     "mount_overlay": {
+      "description": "Several trees laid over each other, with a writable layer on top that starts empty and is thrown away with the\nmount. The layer lies in the server's run directory, usually a tmpfs: what is written there takes memory.\n",
       "type": "object",
       "required": [
         "lower"
       ],
       "properties": {
         "lower": {
+          "description": "The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;\nmore is 422.\n",
           "type": "array",
           "items": {
             "$ref": "#/definitions/mount"
           }
         },
         "upperdir": {
+          "description": "The directory that holds what was written.",
           "type": "string",
           "readOnly": true
         },
         "workdir": {
+          "description": "A directory that the kernel needs beside it.",
           "type": "string",
           "readOnly": true
         }
+      },
+      "example": {
+        "lower": [
+          {
+            "id": 4
+          },
+          {
+            "bind": {
+              "base": "root",
+              "path": "/srv/root"
+            },
+            "kind": "bind"
+          }
+        ]
       }
     },
     "mount_rbd": {
+      "description": "The form that a mount of a RADOS block device had in version 0.1, for old descriptions. In requests only: it is\nturned into a mount of kind ` + "`" + `attach` + "`" + ` over an attachment of kind ` + "`" + `rbd` + "`" + `, and answered as that.\n",
       "type": "object",
       "required": [
         "fs_type",
@@ -2003,9 +3075,11 @@ func init() {
       ],
       "properties": {
         "fs_type": {
+          "description": "As in a mount of kind ` + "`" + `attach` + "`" + `.",
           "type": "string"
         },
         "mount_options": {
+          "description": "As in a mount of kind ` + "`" + `attach` + "`" + `.",
           "type": "array",
           "items": {
             "type": "string"
@@ -2018,139 +3092,199 @@ func init() {
       }
     },
     "name": {
+      "description": "The name of a container, for use instead of its id: letters, digits, ` + "`" + `.` + "`" + `, ` + "`" + `-` + "`" + ` and ` + "`" + `_` + "`" + `, at most 255. Unique among\ncontainers. A container without a name has only its id.\n",
       "type": "string",
       "maxLength": 255,
-      "pattern": "^[A-Za-z0-9.\\-_]*$"
+      "pattern": "^[A-Za-z0-9.\\-_]*$",
+      "example": "web"
     },
     "partition": {
+      "description": "One partition of a loopback device. To mount it, give its ` + "`" + `index` + "`" + ` in a mount of kind ` + "`" + `attach` + "`" + `.",
       "type": "object",
       "properties": {
         "device_file": {
+          "description": "Where it is in ` + "`" + `/dev` + "`" + `.",
           "type": "string"
         },
         "index": {
+          "description": "Its number in the partition table, from 1 up.",
           "type": "integer",
           "format": "int64"
         },
         "size": {
+          "description": "How long it is, in bytes.",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false
         },
         "start": {
+          "description": "Where it starts, in bytes from the start of the file.",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false
         }
+      },
+      "example": {
+        "device_file": "/dev/loop0p1",
+        "index": 1,
+        "size": 268435456,
+        "start": 1048576
       }
     },
     "rbd_options": {
+      "description": "Options of the kernel's RBD client; see rbd(8), \"kernel rbd (krbd) options\", for what each of them does. Those left\nout have the kernel's defaults. ` + "`" + `name` + "`" + ` and ` + "`" + `secret` + "`" + ` are needed.\n",
       "type": "object",
       "required": [
-        "name",
-        "secret"
+        "name"
       ],
       "properties": {
         "abort_on_full": {
+          "description": "Fail writes when the cluster is full instead of waiting.",
           "type": "boolean"
         },
         "alloc_size": {
+          "description": "The smallest unit of allocation in the cluster, in bytes.",
           "type": "integer"
         },
         "ceph_requires_signatures": {
+          "description": "Insist on signed messages (from the cluster).",
           "type": "boolean"
         },
         "cephx_sign_messages": {
+          "description": "Sign messages (to the cluster).",
           "type": "boolean"
         },
         "crc": {
+          "description": "Checksum the data that is sent.",
           "type": "boolean"
         },
         "exclusive": {
+          "description": "Do not hand the exclusive lock over to others.",
           "type": "boolean"
         },
         "force": {
+          "description": "Map although the cluster's fullness or the image's features speak against it.",
           "type": "boolean"
         },
         "fsid": {
+          "description": "The cluster's id, a UUID; mapping fails if it is another.",
           "type": "string"
         },
         "ip": {
+          "description": "The node's own address to use towards the cluster, with a port if wanted.",
           "type": "string"
         },
         "lock_on_read": {
+          "description": "Take the image's exclusive lock for reading, too.",
           "type": "boolean"
         },
         "lock_timeout": {
+          "description": "How long to wait for the exclusive lock, in seconds; 0 means for ever.",
           "type": "integer",
           "format": "int64"
         },
         "mount_timeout": {
+          "description": "How long to wait for the cluster when mapping, in seconds.",
           "type": "integer"
         },
         "name": {
+          "description": "The Ceph user, without the leading ` + "`" + `client.` + "`" + `.",
           "type": "string"
         },
         "namespace": {
+          "description": "The RADOS namespace in the pool.",
           "type": "string"
         },
         "noceph_requires_signatures": {
+          "description": "Do not.",
           "type": "boolean"
         },
         "nocephx_sign_messages": {
+          "description": "Do not.",
           "type": "boolean"
         },
         "nocrc": {
+          "description": "Do not.",
           "type": "boolean"
         },
         "noshare": {
+          "description": "Do not share it.",
           "type": "boolean"
         },
         "notcp_nodelay": {
+          "description": "Collect them (Nagle's algorithm).",
           "type": "boolean"
         },
         "notrim": {
+          "description": "Turn discard off.",
           "type": "boolean"
         },
         "osd_idle_ttl": {
+          "description": "How long to keep an idle connection to an OSD, in seconds.",
           "type": "integer"
         },
         "osdkeepalive": {
+          "description": "How long to wait before asking an OSD whether it lives, in seconds.",
           "type": "integer"
         },
         "queue_depth": {
+          "description": "How many requests the device may have under way.",
           "type": "integer"
         },
         "ro": {
+          "description": "Map for reading only.",
           "type": "boolean"
         },
         "rw": {
+          "description": "Map for reading and writing.",
           "type": "boolean"
         },
         "secret": {
+          "description": "The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back\nonly after it was put in again. It is handed to the kernel's keyring and stored nowhere else.\n",
           "type": "string",
-          "x-omitempty": true
+          "x-nullable": true
         },
         "share": {
+          "description": "Share the connection to the cluster with other mappings.",
           "type": "boolean"
         },
         "tcp_nodelay": {
+          "description": "Send small messages at once.",
           "type": "boolean"
+        }
+      },
+      "example": {
+        "name": "node",
+        "ro": true,
+        "secret": "AQ...=="
+      }
+    }
+  },
+  "responses": {
+    "failed": {
+      "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+      "schema": {
+        "$ref": "#/definitions/error"
+      },
+      "examples": {
+        "application/json": {
+          "code": 404,
+          "message": "container 12: there is none"
         }
       }
     }
   },
   "tags": [
     {
-      "description": "Block devices.",
+      "description": "Block devices that are attached to the node, each with a device file.",
       "name": "attachments"
     },
     {
-      "description": "File systems and trees of files.",
+      "description": "Trees of files that are mounted on the node, each with a directory where it can be seen.",
       "name": "mounts"
     },
     {
-      "description": "Running images.",
+      "description": "Processes that run in a mount, apart from the node.",
       "name": "containers"
     }
   ],

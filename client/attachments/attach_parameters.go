@@ -64,6 +64,8 @@ AttachParams contains all the parameters to send to the API endpoint
 type AttachParams struct {
 
 	// Attach.
+	//
+	// The `kind` and the definition in the field of the same name.
 	Attach *models.Attach
 
 	HTTPClient *http.Client

@@ -46,7 +46,7 @@ func NewAttachCreated() *AttachCreated {
 
 // AttachCreated describes a response with status code 201, with default header values.
 //
-// Attached.
+// It is attached; `device_file` tells where.
 type AttachCreated struct {
 	Payload *models.Attach
 }
@@ -116,7 +116,7 @@ func NewAttachDefault(code int) *AttachDefault {
 
 // AttachDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type AttachDefault struct {
 	_statusCode int
 

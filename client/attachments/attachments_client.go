@@ -78,6 +78,10 @@ type ClientService interface {
 
 // Attach attaches a block device.
 //
+// Makes a block device, or takes one that is there into use, and answers when its device file is usable.
+// The client holds the attachment until it deletes it.
+// .
+//
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
 //
@@ -94,6 +98,10 @@ func (a *Client) Attach(params *AttachParams, opts ...ClientOption) (*AttachCrea
 }
 
 // AttachContext attaches a block device.
+//
+// Makes a block device, or takes one that is there into use, and answers when its device file is usable.
+// The client holds the attachment until it deletes it.
+// .
 //
 // Do not use the deprecated [AttachParams.Context] with this method: it would be ignored.
 func (a *Client) AttachContext(ctx context.Context, params *AttachParams, opts ...ClientOption) (*AttachCreated, error) {
@@ -139,6 +147,11 @@ func (a *Client) AttachContext(ctx context.Context, params *AttachParams, opts .
 
 // DeleteAttach detaches a block device.
 //
+// Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of
+// the node uses the device; the message names them. A block device of kind `local` is only let go of: it was
+// there before.
+// .
+//
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
 //
@@ -155,6 +168,11 @@ func (a *Client) DeleteAttach(params *DeleteAttachParams, opts ...ClientOption) 
 }
 
 // DeleteAttachContext detaches a block device.
+//
+// Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of
+// the node uses the device; the message names them. A block device of kind `local` is only let go of: it was
+// there before.
+// .
 //
 // Do not use the deprecated [DeleteAttachParams.Context] with this method: it would be ignored.
 func (a *Client) DeleteAttachContext(ctx context.Context, params *DeleteAttachParams, opts ...ClientOption) (*DeleteAttachOK, error) {
@@ -200,6 +218,11 @@ func (a *Client) DeleteAttachContext(ctx context.Context, params *DeleteAttachPa
 
 // ListAttachments lists attachments.
 //
+// Answers all attachments in the order of their ids, those that were made as part of another object included.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Reading changes nothing.
+// .
+//
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
 //
@@ -216,6 +239,11 @@ func (a *Client) ListAttachments(params *ListAttachmentsParams, opts ...ClientOp
 }
 
 // ListAttachmentsContext lists attachments.
+//
+// Answers all attachments in the order of their ids, those that were made as part of another object included.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Reading changes nothing.
+// .
 //
 // Do not use the deprecated [ListAttachmentsParams.Context] with this method: it would be ignored.
 func (a *Client) ListAttachmentsContext(ctx context.Context, params *ListAttachmentsParams, opts ...ClientOption) (*ListAttachmentsOK, error) {

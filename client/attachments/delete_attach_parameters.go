@@ -65,7 +65,7 @@ type DeleteAttachParams struct {
 
 	// Force.
 	//
-	// Override holds.
+	// Go past idle dependants. What is in use stays in use.
 	Force *bool
 
 	// ID.

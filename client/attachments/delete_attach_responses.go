@@ -46,7 +46,7 @@ func NewDeleteAttachOK() *DeleteAttachOK {
 
 // DeleteAttachOK describes a response with status code 200, with default header values.
 //
-// Detached.
+// It is detached. The answer shows it as it last was.
 type DeleteAttachOK struct {
 	Payload *models.Attach
 }
@@ -116,7 +116,7 @@ func NewDeleteAttachDefault(code int) *DeleteAttachDefault {
 
 // DeleteAttachDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type DeleteAttachDefault struct {
 	_statusCode int
 

@@ -72,7 +72,7 @@ type ListAttachmentsParams struct {
 
 	// Kind.
 	//
-	// Only attachments of this kind.
+	// Only attachments of this kind: `iscsi`, `local`, `loopback` or `rbd`.
 	Kind *string
 
 	HTTPClient *http.Client

@@ -46,7 +46,7 @@ func NewListAttachmentsOK() *ListAttachmentsOK {
 
 // ListAttachmentsOK describes a response with status code 200, with default header values.
 //
-// The attachments.
+// The attachments, an empty list if there are none.
 type ListAttachmentsOK struct {
 	Payload []*models.Attach
 }
@@ -114,7 +114,7 @@ func NewListAttachmentsDefault(code int) *ListAttachmentsDefault {
 
 // ListAttachmentsDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type ListAttachmentsDefault struct {
 	_statusCode int
 

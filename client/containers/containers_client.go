@@ -73,16 +73,22 @@ type ClientService interface {
 	// ListContainersContext list containers.
 	ListContainersContext(ctx context.Context, params *ListContainersParams, opts ...ClientOption) (*ListContainersOK, error)
 
-	// SetContainerState start stop or pause a container.
+	// SetContainerState start stop pause or resume a container.
 	SetContainerState(params *SetContainerStateParams, opts ...ClientOption) (*SetContainerStateOK, error)
 
-	// SetContainerStateContext start stop or pause a container.
+	// SetContainerStateContext start stop pause or resume a container.
 	SetContainerStateContext(ctx context.Context, params *SetContainerStateParams, opts ...ClientOption) (*SetContainerStateOK, error)
 
 	SetTransport(transport runtime.ContextualTransport)
 }
 
 // CreateContainer creates a container.
+//
+// Makes a container, and first what it needs and was given whole. With `"state": "running"` it is also started,
+// and the answer comes when `command` is running: a command that can't be started (it does not exist,
+// is not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is
+// left behind.
+// .
 //
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
@@ -100,6 +106,12 @@ func (a *Client) CreateContainer(params *CreateContainerParams, opts ...ClientOp
 }
 
 // CreateContainerContext creates a container.
+//
+// Makes a container, and first what it needs and was given whole. With `"state": "running"` it is also started,
+// and the answer comes when `command` is running: a command that can't be started (it does not exist,
+// is not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is
+// left behind.
+// .
 //
 // Do not use the deprecated [CreateContainerParams.Context] with this method: it would be ignored.
 func (a *Client) CreateContainerContext(ctx context.Context, params *CreateContainerParams, opts ...ClientOption) (*CreateContainerCreated, error) {
@@ -145,6 +157,11 @@ func (a *Client) CreateContainerContext(ctx context.Context, params *CreateConta
 
 // DeleteContainer deletes a container.
 //
+// Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
+// A container that is `running`, `paused` or `stopping` is 409 unless `force=true`, which stops it first.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
 //
@@ -161,6 +178,11 @@ func (a *Client) DeleteContainer(params *DeleteContainerParams, opts ...ClientOp
 }
 
 // DeleteContainerContext deletes a container.
+//
+// Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
+// A container that is `running`, `paused` or `stopping` is 409 unless `force=true`, which stops it first.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
 //
 // Do not use the deprecated [DeleteContainerParams.Context] with this method: it would be ignored.
 func (a *Client) DeleteContainerContext(ctx context.Context, params *DeleteContainerParams, opts ...ClientOption) (*DeleteContainerOK, error) {
@@ -206,6 +228,11 @@ func (a *Client) DeleteContainerContext(ctx context.Context, params *DeleteConta
 
 // ListContainers lists containers.
 //
+// Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
+// not exist is 404, both together that do not belong to one container are 422, and a `state` that matches nothing gives
+// `[]`. Reading changes nothing.
+// .
+//
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
 //
@@ -222,6 +249,11 @@ func (a *Client) ListContainers(params *ListContainersParams, opts ...ClientOpti
 }
 
 // ListContainersContext lists containers.
+//
+// Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
+// not exist is 404, both together that do not belong to one container are 422, and a `state` that matches nothing gives
+// `[]`. Reading changes nothing.
+// .
 //
 // Do not use the deprecated [ListContainersParams.Context] with this method: it would be ignored.
 func (a *Client) ListContainersContext(ctx context.Context, params *ListContainersParams, opts ...ClientOption) (*ListContainersOK, error) {
@@ -265,7 +297,25 @@ func (a *Client) ListContainersContext(ctx context.Context, params *ListContaine
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }
 
-// SetContainerState starts stop or pause a container.
+// SetContainerState starts stop pause or resume a container.
+//
+// What is asked for, by the state that the container is in:
+//
+// | now | `running` | `exited` | `paused` |
+// |---|---|---|---|
+// | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
+// | `running` | nothing to do: 200 | stops it | freezes it |
+// | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
+// | `stopping` | 409 | nothing to do: 200 | 409 |
+//
+// Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
+// (a `systemd` one signal 37), and what is left after the stop timeout (10 s unless the server is told otherwise)
+// is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// the container is `dead` with the reason in `error`.
+//
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// The request has no body.
+// .
 //
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
@@ -282,7 +332,25 @@ func (a *Client) SetContainerState(params *SetContainerStateParams, opts ...Clie
 	return a.SetContainerStateContext(ctx, params, opts...)
 }
 
-// SetContainerStateContext starts stop or pause a container.
+// SetContainerStateContext starts stop pause or resume a container.
+//
+// What is asked for, by the state that the container is in:
+//
+// | now | `running` | `exited` | `paused` |
+// |---|---|---|---|
+// | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
+// | `running` | nothing to do: 200 | stops it | freezes it |
+// | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
+// | `stopping` | 409 | nothing to do: 200 | 409 |
+//
+// Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
+// (a `systemd` one signal 37), and what is left after the stop timeout (10 s unless the server is told otherwise)
+// is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// the container is `dead` with the reason in `error`.
+//
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// The request has no body.
+// .
 //
 // Do not use the deprecated [SetContainerStateParams.Context] with this method: it would be ignored.
 func (a *Client) SetContainerStateContext(ctx context.Context, params *SetContainerStateParams, opts ...ClientOption) (*SetContainerStateOK, error) {

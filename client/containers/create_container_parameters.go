@@ -64,6 +64,8 @@ CreateContainerParams contains all the parameters to send to the API endpoint
 type CreateContainerParams struct {
 
 	// Container.
+	//
+	// The definition.
 	Container *models.Container
 
 	HTTPClient *http.Client

@@ -46,7 +46,7 @@ func NewCreateContainerCreated() *CreateContainerCreated {
 
 // CreateContainerCreated describes a response with status code 201, with default header values.
 //
-// Created.
+// It is created, and running if that was asked for.
 type CreateContainerCreated struct {
 	Payload *models.Container
 }
@@ -116,7 +116,7 @@ func NewCreateContainerDefault(code int) *CreateContainerDefault {
 
 // CreateContainerDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type CreateContainerDefault struct {
 	_statusCode int
 

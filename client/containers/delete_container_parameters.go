@@ -65,7 +65,7 @@ type DeleteContainerParams struct {
 
 	// Force.
 	//
-	// Stop it first.
+	// Stop it first if it runs.
 	Force *bool
 
 	// ID.

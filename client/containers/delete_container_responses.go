@@ -46,7 +46,7 @@ func NewDeleteContainerOK() *DeleteContainerOK {
 
 // DeleteContainerOK describes a response with status code 200, with default header values.
 //
-// Deleted.
+// It is removed. The answer shows it as it last was.
 type DeleteContainerOK struct {
 	Payload *models.Container
 }
@@ -116,7 +116,7 @@ func NewDeleteContainerDefault(code int) *DeleteContainerDefault {
 
 // DeleteContainerDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type DeleteContainerDefault struct {
 	_statusCode int
 

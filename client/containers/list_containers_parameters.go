@@ -77,7 +77,7 @@ type ListContainersParams struct {
 
 	// State.
 	//
-	// Only containers in this state.
+	// Only containers in this state: `created`, `running`, `paused`, `stopping`, `exited` or `dead`.
 	State *string
 
 	HTTPClient *http.Client

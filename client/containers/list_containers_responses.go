@@ -46,7 +46,7 @@ func NewListContainersOK() *ListContainersOK {
 
 // ListContainersOK describes a response with status code 200, with default header values.
 //
-// The containers.
+// The containers, an empty list if there are none.
 type ListContainersOK struct {
 	Payload []*models.Container
 }
@@ -114,7 +114,7 @@ func NewListContainersDefault(code int) *ListContainersDefault {
 
 // ListContainersDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type ListContainersDefault struct {
 	_statusCode int
 

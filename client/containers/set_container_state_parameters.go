@@ -77,7 +77,7 @@ type SetContainerStateParams struct {
 
 	// State.
 	//
-	// The state it shall have.
+	// The state that it shall have.
 	State string
 
 	HTTPClient *http.Client

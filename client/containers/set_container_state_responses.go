@@ -46,7 +46,7 @@ func NewSetContainerStateOK() *SetContainerStateOK {
 
 // SetContainerStateOK describes a response with status code 200, with default header values.
 //
-// The container.
+// The container, in its new state or on the way to it.
 type SetContainerStateOK struct {
 	Payload *models.Container
 }
@@ -116,7 +116,7 @@ func NewSetContainerStateDefault(code int) *SetContainerStateDefault {
 
 // SetContainerStateDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type SetContainerStateDefault struct {
 	_statusCode int
 

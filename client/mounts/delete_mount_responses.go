@@ -46,7 +46,7 @@ func NewDeleteMountOK() *DeleteMountOK {
 
 // DeleteMountOK describes a response with status code 200, with default header values.
 //
-// Unmounted.
+// It is unmounted. The answer shows it as it last was.
 type DeleteMountOK struct {
 	Payload *models.Mount
 }
@@ -116,7 +116,7 @@ func NewDeleteMountDefault(code int) *DeleteMountDefault {
 
 // DeleteMountDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type DeleteMountDefault struct {
 	_statusCode int
 

@@ -72,7 +72,7 @@ type ListMountsParams struct {
 
 	// Kind.
 	//
-	// Only mounts of this kind.
+	// Only mounts of this kind: `attach`, `bind`, `nfs` or `overlay`.
 	Kind *string
 
 	HTTPClient *http.Client

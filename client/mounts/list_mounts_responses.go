@@ -46,7 +46,7 @@ func NewListMountsOK() *ListMountsOK {
 
 // ListMountsOK describes a response with status code 200, with default header values.
 //
-// The mounts.
+// The mounts, an empty list if there are none.
 type ListMountsOK struct {
 	Payload []*models.Mount
 }
@@ -114,7 +114,7 @@ func NewListMountsDefault(code int) *ListMountsDefault {
 
 // ListMountsDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type ListMountsDefault struct {
 	_statusCode int
 

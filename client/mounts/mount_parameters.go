@@ -64,6 +64,8 @@ MountParams contains all the parameters to send to the API endpoint
 type MountParams struct {
 
 	// Mount.
+	//
+	// The `kind` and the definition in the field of the same name.
 	Mount *models.Mount
 
 	HTTPClient *http.Client

@@ -46,7 +46,7 @@ func NewMountCreated() *MountCreated {
 
 // MountCreated describes a response with status code 201, with default header values.
 //
-// Mounted.
+// It is mounted; `mountpoint` tells where.
 type MountCreated struct {
 	Payload *models.Mount
 }
@@ -116,7 +116,7 @@ func NewMountDefault(code int) *MountDefault {
 
 // MountDefault describes a response with status code -1, with default header values.
 //
-// The request failed.
+// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 type MountDefault struct {
 	_statusCode int
 

@@ -78,6 +78,11 @@ type ClientService interface {
 
 // DeleteMount unmounts.
 //
+// Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with
+// nothing changed, while another object or any process of the node uses it; the message names them. What only
+// this mount needed is taken down after it.
+// .
+//
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
 //
@@ -94,6 +99,11 @@ func (a *Client) DeleteMount(params *DeleteMountParams, opts ...ClientOption) (*
 }
 
 // DeleteMountContext unmounts.
+//
+// Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with
+// nothing changed, while another object or any process of the node uses it; the message names them. What only
+// this mount needed is taken down after it.
+// .
 //
 // Do not use the deprecated [DeleteMountParams.Context] with this method: it would be ignored.
 func (a *Client) DeleteMountContext(ctx context.Context, params *DeleteMountParams, opts ...ClientOption) (*DeleteMountOK, error) {
@@ -139,6 +149,11 @@ func (a *Client) DeleteMountContext(ctx context.Context, params *DeleteMountPara
 
 // ListMounts lists mounts.
 //
+// Answers all mounts in the order of their ids, those that were made as part of another object included.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Reading changes nothing.
+// .
+//
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
 //
@@ -155,6 +170,11 @@ func (a *Client) ListMounts(params *ListMountsParams, opts ...ClientOption) (*Li
 }
 
 // ListMountsContext lists mounts.
+//
+// Answers all mounts in the order of their ids, those that were made as part of another object included.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Reading changes nothing.
+// .
 //
 // Do not use the deprecated [ListMountsParams.Context] with this method: it would be ignored.
 func (a *Client) ListMountsContext(ctx context.Context, params *ListMountsParams, opts ...ClientOption) (*ListMountsOK, error) {
@@ -200,6 +220,10 @@ func (a *Client) ListMountsContext(ctx context.Context, params *ListMountsParams
 
 // Mount mounts.
 //
+// Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.
+// The client holds the mount until it deletes it. On the node it is mounted `nosuid,nodev`.
+// .
+//
 // This method does not support injected context.
 // However, timeout and opentracing contexts are honored whenever enabled.
 //
@@ -216,6 +240,10 @@ func (a *Client) Mount(params *MountParams, opts ...ClientOption) (*MountCreated
 }
 
 // MountContext mounts.
+//
+// Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.
+// The client holds the mount until it deletes it. On the node it is mounted `nosuid,nodev`.
+// .
 //
 // Do not use the deprecated [MountParams.Context] with this method: it would be ignored.
 func (a *Client) MountContext(ctx context.Context, params *MountParams, opts ...ClientOption) (*MountCreated, error) {

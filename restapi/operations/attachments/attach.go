@@ -28,7 +28,10 @@ func NewAttach(ctx *middleware.Context, handler AttachHandler) *Attach {
 
 // Attach swagger:route POST /attach attachments attach
 //
-// Attach a block device
+// # Attach a block device
+//
+// Makes a block device, or takes one that is there into use, and answers when its device file is usable.
+// The client holds the attachment until it deletes it.
 type Attach struct {
 	Context *middleware.Context
 	Handler AttachHandler

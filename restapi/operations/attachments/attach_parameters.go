@@ -27,6 +27,7 @@ func NewAttachParams() AttachParams {
 type AttachParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
+	// The `kind` and the definition in the field of the same name.
 	// In: body
 	Attach *models.Attach
 }

@@ -13,7 +13,7 @@ import (
 // AttachCreatedCode is the HTTP code returned for type AttachCreated
 const AttachCreatedCode int = 201
 
-// AttachCreated Attached.
+// AttachCreated It is attached; `device_file` tells where.
 //
 // swagger:response attachCreated
 type AttachCreated struct {
@@ -53,7 +53,7 @@ func (o *AttachCreated) WriteResponse(rw http.ResponseWriter, producer runtime.P
 
 func (o *AttachCreated) AttachResponder() {}
 
-// AttachDefault The request failed.
+// AttachDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response attachDefault
 type AttachDefault struct {

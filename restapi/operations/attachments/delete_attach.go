@@ -28,7 +28,11 @@ func NewDeleteAttach(ctx *middleware.Context, handler DeleteAttachHandler) *Dele
 
 // DeleteAttach swagger:route DELETE /attach attachments deleteAttach
 //
-// Detach a block device
+// # Detach a block device
+//
+// Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of
+// the node uses the device; the message names them. A block device of kind `local` is only let go of: it was
+// there before.
 type DeleteAttach struct {
 	Context *middleware.Context
 	Handler DeleteAttachHandler

@@ -35,7 +35,7 @@ func NewDeleteAttachParams() DeleteAttachParams {
 type DeleteAttachParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Override holds.
+	// Go past idle dependants. What is in use stays in use.
 	// In: query
 	// Default: false
 	Force *bool

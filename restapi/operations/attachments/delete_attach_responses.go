@@ -13,7 +13,7 @@ import (
 // DeleteAttachOKCode is the HTTP code returned for type DeleteAttachOK
 const DeleteAttachOKCode int = 200
 
-// DeleteAttachOK Detached.
+// DeleteAttachOK It is detached. The answer shows it as it last was.
 //
 // swagger:response deleteAttachOK
 type DeleteAttachOK struct {
@@ -53,7 +53,7 @@ func (o *DeleteAttachOK) WriteResponse(rw http.ResponseWriter, producer runtime.
 
 func (o *DeleteAttachOK) DeleteAttachResponder() {}
 
-// DeleteAttachDefault The request failed.
+// DeleteAttachDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response deleteAttachDefault
 type DeleteAttachDefault struct {

@@ -28,7 +28,11 @@ func NewListAttachments(ctx *middleware.Context, handler ListAttachmentsHandler)
 
 // ListAttachments swagger:route GET /attach attachments listAttachments
 //
-// List attachments
+// # List attachments
+//
+// Answers all attachments in the order of their ids, those that were made as part of another object included.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Reading changes nothing.
 type ListAttachments struct {
 	Context *middleware.Context
 	Handler ListAttachmentsHandler

@@ -30,7 +30,7 @@ type ListAttachmentsParams struct {
 	// Only the attachment with this id.
 	// In: query
 	ID *int64
-	// Only attachments of this kind.
+	// Only attachments of this kind: `iscsi`, `local`, `loopback` or `rbd`.
 	// In: query
 	Kind *string
 }

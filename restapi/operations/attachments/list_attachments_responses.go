@@ -13,7 +13,7 @@ import (
 // ListAttachmentsOKCode is the HTTP code returned for type ListAttachmentsOK
 const ListAttachmentsOKCode int = 200
 
-// ListAttachmentsOK The attachments.
+// ListAttachmentsOK The attachments, an empty list if there are none.
 //
 // swagger:response listAttachmentsOK
 type ListAttachmentsOK struct {
@@ -56,7 +56,7 @@ func (o *ListAttachmentsOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *ListAttachmentsOK) ListAttachmentsResponder() {}
 
-// ListAttachmentsDefault The request failed.
+// ListAttachmentsDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response listAttachmentsDefault
 type ListAttachmentsDefault struct {

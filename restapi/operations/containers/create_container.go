@@ -28,7 +28,12 @@ func NewCreateContainer(ctx *middleware.Context, handler CreateContainerHandler)
 
 // CreateContainer swagger:route POST /container containers createContainer
 //
-// Create a container
+// # Create a container
+//
+// Makes a container, and first what it needs and was given whole. With `"state": "running"` it is also started,
+// and the answer comes when `command` is running: a command that can't be started (it does not exist,
+// is not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is
+// left behind.
 type CreateContainer struct {
 	Context *middleware.Context
 	Handler CreateContainerHandler

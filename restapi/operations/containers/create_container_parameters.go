@@ -27,6 +27,7 @@ func NewCreateContainerParams() CreateContainerParams {
 type CreateContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
+	// The definition.
 	// In: body
 	Container *models.Container
 }

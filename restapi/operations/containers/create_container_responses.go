@@ -13,7 +13,7 @@ import (
 // CreateContainerCreatedCode is the HTTP code returned for type CreateContainerCreated
 const CreateContainerCreatedCode int = 201
 
-// CreateContainerCreated Created.
+// CreateContainerCreated It is created, and running if that was asked for.
 //
 // swagger:response createContainerCreated
 type CreateContainerCreated struct {
@@ -53,7 +53,7 @@ func (o *CreateContainerCreated) WriteResponse(rw http.ResponseWriter, producer 
 
 func (o *CreateContainerCreated) CreateContainerResponder() {}
 
-// CreateContainerDefault The request failed.
+// CreateContainerDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response createContainerDefault
 type CreateContainerDefault struct {

@@ -28,7 +28,11 @@ func NewDeleteContainer(ctx *middleware.Context, handler DeleteContainerHandler)
 
 // DeleteContainer swagger:route DELETE /container containers deleteContainer
 //
-// Delete a container
+// # Delete a container
+//
+// Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
+// A container that is `running`, `paused` or `stopping` is 409 unless `force=true`, which stops it first.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 type DeleteContainer struct {
 	Context *middleware.Context
 	Handler DeleteContainerHandler

@@ -34,7 +34,7 @@ func NewDeleteContainerParams() DeleteContainerParams {
 type DeleteContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Stop it first.
+	// Stop it first if it runs.
 	// In: query
 	// Default: false
 	Force *bool

@@ -13,7 +13,7 @@ import (
 // DeleteContainerOKCode is the HTTP code returned for type DeleteContainerOK
 const DeleteContainerOKCode int = 200
 
-// DeleteContainerOK Deleted.
+// DeleteContainerOK It is removed. The answer shows it as it last was.
 //
 // swagger:response deleteContainerOK
 type DeleteContainerOK struct {
@@ -53,7 +53,7 @@ func (o *DeleteContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *DeleteContainerOK) DeleteContainerResponder() {}
 
-// DeleteContainerDefault The request failed.
+// DeleteContainerDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response deleteContainerDefault
 type DeleteContainerDefault struct {

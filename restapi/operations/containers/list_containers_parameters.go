@@ -33,7 +33,7 @@ type ListContainersParams struct {
 	// Only the container with this name.
 	// In: query
 	Name *string
-	// Only containers in this state.
+	// Only containers in this state: `created`, `running`, `paused`, `stopping`, `exited` or `dead`.
 	// In: query
 	State *string
 }

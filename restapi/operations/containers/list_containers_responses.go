@@ -13,7 +13,7 @@ import (
 // ListContainersOKCode is the HTTP code returned for type ListContainersOK
 const ListContainersOKCode int = 200
 
-// ListContainersOK The containers.
+// ListContainersOK The containers, an empty list if there are none.
 //
 // swagger:response listContainersOK
 type ListContainersOK struct {
@@ -56,7 +56,7 @@ func (o *ListContainersOK) WriteResponse(rw http.ResponseWriter, producer runtim
 
 func (o *ListContainersOK) ListContainersResponder() {}
 
-// ListContainersDefault The request failed.
+// ListContainersDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response listContainersDefault
 type ListContainersDefault struct {

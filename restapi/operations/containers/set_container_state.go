@@ -28,7 +28,24 @@ func NewSetContainerState(ctx *middleware.Context, handler SetContainerStateHand
 
 // SetContainerState swagger:route PATCH /container containers setContainerState
 //
-// Start, stop or pause a container
+// # Start, stop, pause or resume a container
+//
+// What is asked for, by the state that the container is in:
+//
+// | now | `running` | `exited` | `paused` |
+// |---|---|---|---|
+// | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
+// | `running` | nothing to do: 200 | stops it | freezes it |
+// | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
+// | `stopping` | 409 | nothing to do: 200 | 409 |
+//
+// Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
+// (a `systemd` one signal 37), and what is left after the stop timeout (10 s unless the server is told otherwise)
+// is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// the container is `dead` with the reason in `error`.
+//
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// The request has no body.
 type SetContainerState struct {
 	Context *middleware.Context
 	Handler SetContainerStateHandler

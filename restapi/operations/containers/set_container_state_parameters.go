@@ -34,7 +34,7 @@ type SetContainerStateParams struct {
 	// Which one.
 	// In: query
 	Name *string
-	// The state it shall have.
+	// The state that it shall have.
 	// Required: true
 	// In: query
 	State string

@@ -13,7 +13,7 @@ import (
 // SetContainerStateOKCode is the HTTP code returned for type SetContainerStateOK
 const SetContainerStateOKCode int = 200
 
-// SetContainerStateOK The container.
+// SetContainerStateOK The container, in its new state or on the way to it.
 //
 // swagger:response setContainerStateOK
 type SetContainerStateOK struct {
@@ -53,7 +53,7 @@ func (o *SetContainerStateOK) WriteResponse(rw http.ResponseWriter, producer run
 
 func (o *SetContainerStateOK) SetContainerStateResponder() {}
 
-// SetContainerStateDefault The request failed.
+// SetContainerStateDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response setContainerStateDefault
 type SetContainerStateDefault struct {

@@ -28,7 +28,11 @@ func NewDeleteMount(ctx *middleware.Context, handler DeleteMountHandler) *Delete
 
 // DeleteMount swagger:route DELETE /mount mounts deleteMount
 //
-// Unmount
+// # Unmount
+//
+// Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with
+// nothing changed, while another object or any process of the node uses it; the message names them. What only
+// this mount needed is taken down after it.
 type DeleteMount struct {
 	Context *middleware.Context
 	Handler DeleteMountHandler

@@ -35,7 +35,7 @@ func NewDeleteMountParams() DeleteMountParams {
 type DeleteMountParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Override holds.
+	// Go past idle dependants. What is in use stays in use.
 	// In: query
 	// Default: false
 	Force *bool

@@ -13,7 +13,7 @@ import (
 // DeleteMountOKCode is the HTTP code returned for type DeleteMountOK
 const DeleteMountOKCode int = 200
 
-// DeleteMountOK Unmounted.
+// DeleteMountOK It is unmounted. The answer shows it as it last was.
 //
 // swagger:response deleteMountOK
 type DeleteMountOK struct {
@@ -53,7 +53,7 @@ func (o *DeleteMountOK) WriteResponse(rw http.ResponseWriter, producer runtime.P
 
 func (o *DeleteMountOK) DeleteMountResponder() {}
 
-// DeleteMountDefault The request failed.
+// DeleteMountDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response deleteMountDefault
 type DeleteMountDefault struct {

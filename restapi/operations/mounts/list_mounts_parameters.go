@@ -30,7 +30,7 @@ type ListMountsParams struct {
 	// Only the mount with this id.
 	// In: query
 	ID *int64
-	// Only mounts of this kind.
+	// Only mounts of this kind: `attach`, `bind`, `nfs` or `overlay`.
 	// In: query
 	Kind *string
 }

@@ -13,7 +13,7 @@ import (
 // ListMountsOKCode is the HTTP code returned for type ListMountsOK
 const ListMountsOKCode int = 200
 
-// ListMountsOK The mounts.
+// ListMountsOK The mounts, an empty list if there are none.
 //
 // swagger:response listMountsOK
 type ListMountsOK struct {
@@ -56,7 +56,7 @@ func (o *ListMountsOK) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 
 func (o *ListMountsOK) ListMountsResponder() {}
 
-// ListMountsDefault The request failed.
+// ListMountsDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response listMountsDefault
 type ListMountsDefault struct {

@@ -28,7 +28,10 @@ func NewMount(ctx *middleware.Context, handler MountHandler) *Mount {
 
 // Mount swagger:route POST /mount mounts mount
 //
-// Mount
+// # Mount
+//
+// Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.
+// The client holds the mount until it deletes it. On the node it is mounted `nosuid,nodev`.
 type Mount struct {
 	Context *middleware.Context
 	Handler MountHandler

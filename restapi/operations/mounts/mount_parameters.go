@@ -27,6 +27,7 @@ func NewMountParams() MountParams {
 type MountParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
+	// The `kind` and the definition in the field of the same name.
 	// In: body
 	Mount *models.Mount
 }

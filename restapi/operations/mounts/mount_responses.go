@@ -13,7 +13,7 @@ import (
 // MountCreatedCode is the HTTP code returned for type MountCreated
 const MountCreatedCode int = 201
 
-// MountCreated Mounted.
+// MountCreated It is mounted; `mountpoint` tells where.
 //
 // swagger:response mountCreated
 type MountCreated struct {
@@ -53,7 +53,7 @@ func (o *MountCreated) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 
 func (o *MountCreated) MountResponder() {}
 
-// MountDefault The request failed.
+// MountDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response mountDefault
 type MountDefault struct {
