@@ -40,6 +40,7 @@ type Process interface {
 type Exit struct {
 	Code   int       // exit status; meaningless if Signal is set
 	Signal int       // the signal that killed it, or 0
+	Halted bool      // it powered off, halted or rebooted from inside, see reboot(2) on pid namespaces
 	At     time.Time // when
 	Lost   string    // why the status is not known (the supervisor died), or empty
 	Left   error     // what could not be cleaned up afterwards, or nil

@@ -66,6 +66,13 @@ type Unit interface {
 	Show(out Object, live Live, needs []Object)
 }
 
+// Committer is a Unit with something left to do when the whole stack that it is a part of stands, such as to make it
+// survive the daemon. If Commit fails, Down is called as if it had not been.
+type Committer interface {
+	Unit
+	Commit(ctx context.Context, site Site, live Live) error
+}
+
 // Site is where a Unit's Up happens: its identity and what it stands on.
 type Site struct {
 	ID    int64  // the object's id: names its directories and cgroup

@@ -1,0 +1,220 @@
+package state
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// SetState brings a container to StateRunning, StateExited or StatePaused:
+//
+//	            running      exited           paused
+//	created     starts       unchanged        conflict
+//	running     unchanged    stops            freezes
+//	paused      thaws        thaws, stops     unchanged
+//	stopping    conflict     unchanged        conflict
+//	exited      starts       unchanged        conflict
+//	dead        starts       unchanged        conflict
+//
+// A stop goes on in the background: the answer shows the container stopping. A start that fails leaves it dead, with the reason.
+func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot, error) {
+	unlock, err := m.locks.Lock(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	v, err := m.runnable(id)
+	if err != nil {
+		return nil, err
+	}
+	switch want {
+	case StateRunning:
+		err = m.toRunning(ctx, v)
+	case StateExited:
+		m.toExited(v)
+	case StatePaused:
+		err = m.toPaused(ctx, v)
+	default:
+		err = errs.New(errs.Invalid, "a container can be brought to %q, %q or %q, not to %q", StateRunning, StateExited, StatePaused, want)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name(v), err)
+	}
+	return m.Snapshot(), nil
+}
+
+// runnable returns a container that is ready.
+func (m *Manager) runnable(id int64) (*View, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o, err := m.lookup(driver.Container, id)
+	if err != nil {
+		return nil, err
+	}
+	if o.view.Phase != Ready {
+		return nil, errs.New(errs.Conflict, "%s is %s%s", name(o.view), o.view.Phase, because(o.view.Error))
+	}
+	return o.view, nil
+}
+
+func (m *Manager) toRunning(ctx context.Context, v *View) error {
+	switch v.Run.State {
+	case StateRunning:
+		return nil
+	case StateStopping:
+		return errs.New(errs.Conflict, "it is stopping: it can be started when it has exited")
+	case StatePaused:
+		return m.thaw(ctx, v.ID)
+	}
+	unit := v.Unit.(driver.ContainerUnit) // by the definition of its class
+	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
+	defer cancel()
+	if err := m.start(ctx, v.ID, unit); err != nil {
+		m.failStart(v.ID, err)
+		return err
+	}
+	_ = m.edit(func(c *change) error {
+		c.running(v.ID)
+		return nil
+	})
+	m.note(v.ID)
+	return nil
+}
+
+// start starts a container and keeps its process. What the state shows does not change yet.
+func (m *Manager) start(ctx context.Context, id int64, unit driver.ContainerUnit) error {
+	site, live := m.site(id)
+	proc, err := unit.Start(ctx, site, live)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.objects[id].proc, m.objects[id].asked = proc, false
+	return nil
+}
+
+func (m *Manager) failStart(id int64, cause error) {
+	_ = m.edit(func(c *change) error {
+		c.run(id, func(r *Run) { *r = Run{State: StateDead, FinishedAt: time.Now(), Error: cause.Error()} })
+		return nil
+	})
+	m.note(id)
+}
+
+// running shows a container that was started as running and watches for its end.
+func (c *change) running(id int64) {
+	m := c.m
+	proc := m.objects[id].proc
+	c.run(id, func(r *Run) { *r = Run{State: StateRunning, PID: proc.PID(), StartedAt: time.Now()} })
+	m.work.Go(func() {
+		<-proc.Done()
+		m.ended(id, proc)
+	})
+}
+
+// ended notes the end of a run.
+func (m *Manager) ended(id int64, proc driver.Process) {
+	exit := proc.Exit()
+	_ = m.edit(func(c *change) error {
+		o := m.objects[id]
+		if o == nil || o.proc != proc {
+			return nil
+		}
+		o.proc = nil
+		c.run(id, func(r *Run) { conclude(r, exit, o.asked) })
+		return nil
+	})
+	m.note(id)
+	if exit.Left != nil {
+		m.log.Warn("a container left something behind", "container", id, "err", exit.Left)
+	}
+}
+
+// conclude says what a run came to: exited if it was asked to stop, went down by itself or returned 0, else dead.
+func conclude(r *Run, exit driver.Exit, asked bool) {
+	r.PID, r.FinishedAt, r.Signal, r.ExitCode = 0, exit.At, int64(exit.Signal), nil
+	if exit.Lost == "" && exit.Signal == 0 {
+		code := int64(exit.Code)
+		r.ExitCode = &code
+	}
+	r.State = StateExited
+	if asked || exit.Halted {
+		return
+	}
+	switch {
+	case exit.Lost != "":
+		r.Error = exit.Lost
+	case exit.Signal != 0:
+		r.Error = fmt.Sprintf("its first process was killed by signal %d (%s)", exit.Signal, unix.SignalName(unix.Signal(exit.Signal)))
+	case exit.Code != 0:
+		r.Error = fmt.Sprintf("its first process exited with status %d", exit.Code)
+	default:
+		return
+	}
+	r.State = StateDead
+}
+
+func (m *Manager) toExited(v *View) {
+	var proc driver.Process
+	_ = m.edit(func(c *change) error {
+		o := m.objects[v.ID]
+		if o.proc == nil || !o.view.Run.State.alive() {
+			return nil
+		}
+		proc = o.proc
+		c.askToStop(v.ID)
+		return nil
+	})
+	if proc != nil {
+		proc.Stop()
+		m.note(v.ID)
+	}
+}
+
+// askToStop shows a container as stopping. Whatever its status, it ends in exited.
+func (c *change) askToStop(id int64) {
+	c.m.objects[id].asked = true
+	c.run(id, func(r *Run) { r.State = StateStopping })
+}
+
+func (m *Manager) toPaused(ctx context.Context, v *View) error {
+	switch v.Run.State {
+	case StatePaused:
+		return nil
+	case StateRunning:
+	default:
+		return errs.New(errs.Conflict, "it is %s: only a running container can be paused", v.Run.State)
+	}
+	return m.switchOver(ctx, v.ID, StateRunning, StatePaused, driver.Process.Freeze)
+}
+
+func (m *Manager) thaw(ctx context.Context, id int64) error {
+	return m.switchOver(ctx, id, StatePaused, StateRunning, driver.Process.Thaw)
+}
+
+// switchOver freezes or thaws a container and shows it so, unless it has ended meanwhile.
+func (m *Manager) switchOver(ctx context.Context, id int64, from, to State, act func(driver.Process, context.Context) error) error {
+	proc := m.process(id)
+	if proc == nil {
+		return errs.New(errs.Conflict, "it has just ended")
+	}
+	if err := act(proc, ctx); err != nil {
+		return err
+	}
+	err := m.edit(func(c *change) error {
+		o := m.objects[id]
+		if o.proc != proc || o.view.Run.State != from {
+			return errs.New(errs.Conflict, "it has just ended")
+		}
+		c.run(id, func(r *Run) { r.State = to })
+		return nil
+	})
+	m.note(id)
+	return err
+}

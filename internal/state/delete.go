@@ -1,0 +1,220 @@
+package state
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// Delete takes away the client's hold on an object and the object with it, then all that it alone held. It returns the
+// snapshot from before, and warnings that name what was not gone when time was up.
+//
+// It is an errs.Conflict, and nothing changes, if another object needs it, if it is a container that runs, or if anything else
+// holds it. force stops a container first, and overrides containers that do not run: they are broken then and lack it.
+func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, force bool) (*Snapshot, []string, error) {
+	idle, unlock, err := m.lockForDelete(ctx, id, force)
+	if err != nil {
+		return nil, nil, err
+	}
+	before, err := m.claimForDelete(class, id, force, idle)
+	if err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	m.note(id)
+	own, cascade := m.removeBehind(id, before, idle, unlock)
+	return m.await(id, before, own, cascade)
+}
+
+// lockForDelete takes the locks of the object and, with force, of the idle containers that need it, newest first.
+func (m *Manager) lockForDelete(ctx context.Context, id int64, force bool) (idle []int64, unlock func(), err error) {
+	if force {
+		idle = m.idleHolders(id)
+	}
+	var unlocks []func()
+	unlock = func() {
+		for _, u := range slices.Backward(unlocks) {
+			u()
+		}
+	}
+	for _, key := range append(slices.Clone(idle), id) {
+		u, err := m.locks.Lock(ctx, key)
+		if err != nil {
+			unlock()
+			return nil, nil, err
+		}
+		unlocks = append(unlocks, u)
+	}
+	return idle, unlock, nil
+}
+
+// idleHolders returns the containers that need id and have no processes, newest first.
+func (m *Manager) idleHolders(id int64) []int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.DeleteFunc(m.graph.Holders(id), func(holder int64) bool { return !idle(m.objects[holder]) })
+}
+
+func idle(o *object) bool {
+	return o.view.Run != nil && o.proc == nil && (o.view.Phase == Ready || o.view.Phase == Broken)
+}
+
+// claimForDelete checks that the object can be deleted and marks it so. overridden are idle containers, locked.
+func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overridden []int64) (before *Snapshot, err error) {
+	err = m.edit(func(c *change) error {
+		o, err := m.lookup(class, id)
+		if err != nil {
+			return err
+		}
+		if o.view.Phase == Pending || o.view.Phase == Stopping {
+			return errs.New(errs.Conflict, "%s is %s", name(o.view), o.view.Phase)
+		}
+		holders := slices.DeleteFunc(m.graph.Holders(id), func(h int64) bool {
+			return slices.Contains(overridden, h) && idle(m.objects[h])
+		})
+		if len(holders) > 0 {
+			return errs.New(errs.Conflict, "%s is needed by %s", name(o.view), m.describe(holders))
+		}
+		if o.proc != nil && !force {
+			return errs.New(errs.Conflict, "%s is %s: stop it first, or delete it with force=true", name(o.view), o.view.Run.State)
+		}
+		before = m.Snapshot()
+		c.claim(id)
+		if o.proc != nil {
+			c.askToStop(id)
+		}
+		return nil
+	})
+	return before, err
+}
+
+// describe names objects, the first few of them, and what containers are doing; m.mu is held.
+func (m *Manager) describe(ids []int64) string {
+	const most = 8
+	var texts []string
+	for _, id := range ids[:min(len(ids), most)] {
+		v := m.objects[id].view
+		text := name(v)
+		if v.Run != nil {
+			text += ", " + string(v.Run.State)
+		}
+		texts = append(texts, text)
+	}
+	if more := len(ids) - most; more > 0 {
+		texts = append(texts, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(texts, "; ")
+}
+
+// removeBehind does the deletion, whether or not somebody waits for it, and unlocks in the end. own gets the object's own
+// result, cascade is closed when what it held alone has been seen to as well.
+func (m *Manager) removeBehind(id int64, before *Snapshot, idle []int64, unlock func()) (own <-chan error, cascade <-chan struct{}) {
+	result, done := make(chan error, 1), make(chan struct{})
+	m.work.Go(func() {
+		defer close(done)
+		orphans, err := m.removeOne(id, before, idle)
+		unlock()
+		result <- err
+		if err == nil {
+			<-m.collect(orphans)
+		}
+	})
+	return result, done
+}
+
+func (m *Manager) removeOne(id int64, before *Snapshot, idle []int64) (orphans []int64, err error) {
+	if proc := m.process(id); proc != nil {
+		proc.Stop()
+		<-proc.Done() // it kills what does not stop; what can't be killed keeps the object stopping
+	}
+	err = m.takeDown(id)
+	if errs.Is(err, errs.Conflict) {
+		m.restore(id, before)
+		return nil, fmt.Errorf("%s: %w", nameIn(before, id), err)
+	}
+	for _, holder := range idle {
+		m.lose(holder, id)
+	}
+	if err != nil {
+		m.breakDown(id, err)
+		return nil, fmt.Errorf("%s is kept as broken and will be tried again: %w", nameIn(before, id), err)
+	}
+	return m.forget(id), nil
+}
+
+// restore makes an object again what it was before a deletion that changed nothing.
+func (m *Manager) restore(id int64, before *Snapshot) {
+	was, ok := before.Get(id)
+	if !ok {
+		return
+	}
+	_ = m.edit(func(c *change) error {
+		v := c.touch(id)
+		v.Phase, v.Error, v.Since = was.Phase, was.Error, was.Since
+		if was.Phase == Broken && m.graph.Refs(id) == 0 {
+			c.scheduleRetry(id)
+		}
+		return nil
+	})
+	m.note(id)
+}
+
+// lose cuts a container off from something that it needs and that is being deleted.
+func (m *Manager) lose(holder, need int64) {
+	_ = m.edit(func(c *change) error {
+		m.graph.Cut(holder, need)
+		if o := m.objects[holder]; o == nil || !idle(o) {
+			return nil // it was broken and a retry has taken it up
+		}
+		c.phase(holder, Broken, fmt.Sprintf("it lacks %s, which was deleted with force=true; delete the container too", name(m.objects[need].view)))
+		return nil
+	})
+	m.note(holder)
+}
+
+// await waits for a deletion and its cascade as long as a delete may take.
+func (m *Manager) await(id int64, before *Snapshot, own <-chan error, cascade <-chan struct{}) (*Snapshot, []string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), m.opt.DeleteTimeout)
+	defer cancel()
+	select {
+	case err := <-own:
+		if err != nil {
+			return nil, nil, err
+		}
+	case <-ctx.Done():
+		return nil, nil, errs.New(errs.Deadline, "%s is still stopping after %s; it goes on", nameIn(before, id), m.opt.DeleteTimeout)
+	}
+	if wait(ctx, cascade) == nil && m.leftOf(below(before, id)) == "" {
+		return before, nil, nil
+	}
+	return before, []string{m.leftOf(below(before, id))}, nil
+}
+
+func nameIn(snap *Snapshot, id int64) string {
+	v, _ := snap.Get(id)
+	return name(v)
+}
+
+// below returns the ids of all that an object needed, directly or not.
+func below(snap *Snapshot, id int64) []int64 {
+	var all []int64
+	queue := []int64{id}
+	for len(queue) > 0 {
+		v, ok := snap.Get(queue[0])
+		queue = queue[1:]
+		if !ok {
+			continue
+		}
+		for _, need := range v.Needs {
+			if !slices.Contains(all, need) {
+				all = append(all, need)
+				queue = append(queue, need)
+			}
+		}
+	}
+	return all
+}

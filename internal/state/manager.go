@@ -1,0 +1,300 @@
+// Package state knows which objects there are, who needs whom, and what becomes of them.
+//
+// Every change goes the same way: reserve under the lock, act without it, commit or undo under the lock. Two kinds of
+// locks exist, always taken in this order: the keyed lock of an object, newest object first, which makes those who act on
+// the object take turns; then Manager.mu, a leaf that is never held over a system call. Readers take none: they read the
+// last Snapshot.
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/keylock"
+	"github.com/kraken-hpc/imageapi/internal/state/graph"
+	"github.com/kraken-hpc/imageapi/internal/state/journal"
+)
+
+// Options is what a Manager is made of. Zero durations take the defaults.
+type Options struct {
+	Journal       *journal.Journal
+	NextID        int64         // the smallest id never given out, as the journal found it
+	CreateTimeout time.Duration // for a create, the sum of its levels; 25 s
+	DeleteTimeout time.Duration // how long a delete waits for its cascade; 20 s
+	RetryMin      time.Duration // before a failed teardown is tried again, doubling; 1 s
+	RetryMax      time.Duration // the longest wait between tries; 1 min
+	Log           *slog.Logger
+}
+
+// Manager holds all objects. It is safe for concurrent use.
+type Manager struct {
+	opt   Options
+	log   *slog.Logger
+	locks keylock.Locks[int64] // one per object
+
+	snap  atomic.Pointer[Snapshot]
+	work  sync.WaitGroup // background teardowns and watchers
+	notes sync.Mutex     // makes journal writes take turns; taken after mu was left
+
+	mu      sync.Mutex // protects all below, and stores to snap
+	graph   *graph.Graph
+	objects map[int64]*object
+	names   map[string]int64 // containers by name, pending ones included
+	nextID  int64
+	closing bool
+	changed chan struct{} // closed and replaced with each new snapshot
+}
+
+// object is what changes about an object, protected by Manager.mu.
+type object struct {
+	path  string         // where it stood in its request, for messages
+	view  *View          // as the last snapshot shows it
+	up    bool           // Up has succeeded
+	proc  driver.Process // of a container that was started, until its end was noted
+	asked bool           // the container was asked to stop
+	retry *time.Timer    // of a broken object, until it is tried again
+	delay time.Duration  // before the next retry
+}
+
+// New returns a Manager without objects.
+func New(opt Options) *Manager {
+	for _, d := range []struct {
+		value    *time.Duration
+		fallback time.Duration
+	}{
+		{&opt.CreateTimeout, 25 * time.Second},
+		{&opt.DeleteTimeout, 20 * time.Second},
+		{&opt.RetryMin, time.Second},
+		{&opt.RetryMax, time.Minute},
+	} {
+		if *d.value <= 0 {
+			*d.value = d.fallback
+		}
+	}
+	m := &Manager{
+		opt:     opt,
+		log:     opt.Log,
+		graph:   graph.New(),
+		objects: make(map[int64]*object),
+		names:   make(map[string]int64),
+		nextID:  max(1, opt.NextID),
+		changed: make(chan struct{}),
+	}
+	m.snap.Store(&Snapshot{})
+	return m
+}
+
+// Snapshot returns all objects as they are now. It takes no lock and waits for nothing.
+func (m *Manager) Snapshot() *Snapshot { return m.snap.Load() }
+
+// change is a step of the state. It collects what it touches while m.mu is held.
+type change struct {
+	m     *Manager
+	views map[int64]*View
+	gone  []int64
+}
+
+// edit makes a change under the lock and publishes it. Its ids are then journalled by the caller, with m.record.
+func (m *Manager) edit(step func(c *change) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := &change{m: m, views: make(map[int64]*View)}
+	err := step(c)
+	c.publish()
+	return err
+}
+
+// touch returns a view of id that the step may change until it ends.
+func (c *change) touch(id int64) *View {
+	if v := c.views[id]; v != nil {
+		return v
+	}
+	v := *c.m.objects[id].view
+	c.views[id] = &v
+	return &v
+}
+
+// phase moves id to another phase.
+func (c *change) phase(id int64, phase Phase, text string) {
+	v := c.touch(id)
+	v.Phase, v.Error, v.Since = phase, text, time.Now()
+}
+
+// run changes the run of a container.
+func (c *change) run(id int64, alter func(r *Run)) {
+	v := c.touch(id)
+	r := *v.Run
+	alter(&r)
+	if r.State != v.Run.State {
+		v.Since = time.Now()
+	}
+	v.Run = &r
+}
+
+// hold sets or takes away the client's hold.
+func (c *change) hold(id int64, held bool) {
+	c.m.graph.SetHeld(id, held)
+	c.touch(id)
+}
+
+// remove takes out an object that nothing else needs and marks what nothing holds any more as stopping: from that
+// moment nobody can come to need it. It returns the ids of those.
+func (c *change) remove(id int64) (orphans []int64) {
+	m := c.m
+	needs := m.graph.Needs(id)
+	left, err := m.graph.Remove(id)
+	if err != nil {
+		m.log.Error("state is inconsistent", "object", id, "err", err)
+		return nil
+	}
+	if o := m.objects[id]; o.view.Name != "" {
+		delete(m.names, o.view.Name)
+	}
+	delete(m.objects, id)
+	delete(c.views, id)
+	c.gone = append(c.gone, id)
+	for _, need := range needs {
+		c.touch(need)
+	}
+	for _, orphan := range left {
+		// One that never came up is taken out by the undo that got here.
+		if m.objects[orphan].up {
+			c.claim(orphan)
+			orphans = append(orphans, orphan)
+		}
+	}
+	return orphans
+}
+
+// claim marks an object as being taken down. Whoever claims it is the one to do it.
+func (c *change) claim(id int64) {
+	o := c.m.objects[id]
+	if o.retry != nil {
+		o.retry.Stop()
+		o.retry = nil
+	}
+	c.phase(id, Stopping, o.view.Error) // what failed last time is worth showing until it works
+}
+
+func (c *change) publish() {
+	if len(c.views) == 0 && len(c.gone) == 0 {
+		return
+	}
+	m := c.m
+	views := make([]*View, 0, len(c.views))
+	for id, v := range c.views {
+		v.Refs = int64(m.graph.Refs(id))
+		v.Held = m.graph.Held(id)
+		m.objects[id].view = v
+		views = append(views, v)
+	}
+	m.snap.Store(m.snap.Load().with(views, c.gone))
+	clear(c.views) // they are immutable now
+	c.gone = nil
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// record writes what the present snapshot says of ids to the journal. Since the last writer always writes what is true
+// then, it does not matter who of two comes first.
+func (m *Manager) record(ids ...int64) error {
+	m.notes.Lock()
+	defer m.notes.Unlock()
+	m.mu.Lock()
+	next := m.nextID
+	m.mu.Unlock()
+	snap := m.Snapshot()
+	var put []journal.Record
+	var gone []int64
+	for _, id := range ids {
+		v, ok := snap.Get(id)
+		if !ok {
+			gone = append(gone, id)
+			continue
+		}
+		r, err := recordOf(v)
+		if err != nil {
+			return fmt.Errorf("write journal: %s: %w", name(v), err)
+		}
+		put = append(put, r)
+	}
+	return m.opt.Journal.Write(next, put, gone)
+}
+
+// note is record where there is no turning back: a journal that can't be written is told to the log.
+func (m *Manager) note(ids ...int64) {
+	if err := m.record(ids...); err != nil {
+		m.log.Error("the journal falls behind: free space in the run directory", "objects", ids, "err", err)
+	}
+}
+
+func recordOf(v *View) (journal.Record, error) {
+	r := journal.Record{
+		ID: v.ID, Class: string(v.Class), Kind: v.Kind, Name: v.Name, Needs: v.Needs, Held: v.Held,
+		Phase: string(v.Phase), Error: v.Error, Since: v.Since,
+	}
+	var err error
+	for _, part := range []struct {
+		from any
+		to   *json.RawMessage
+	}{{v.Unit, &r.Unit}, {v.Live, &r.Live}, {v.Run, &r.Run}} {
+		var e error
+		*part.to, e = json.Marshal(part.from)
+		err = errors.Join(err, e)
+	}
+	return r, err
+}
+
+// site is where an object stands.
+func (m *Manager) site(id int64) (site driver.Site, live driver.Live) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v := m.objects[id].view
+	site = driver.Site{ID: id, Needs: make([]driver.Live, len(v.Needs))}
+	for i, need := range v.Needs {
+		if o := m.objects[need]; o != nil { // it is gone if it was deleted by force
+			site.Needs[i] = o.view.Live
+		}
+	}
+	return site, v.Live
+}
+
+// name says which object a view is of, for messages.
+func name(v *View) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %d", v.Class, v.ID)
+	switch {
+	case v.Name != "":
+		fmt.Fprintf(&b, " %q", v.Name)
+	case v.Kind != "":
+		fmt.Fprintf(&b, " (%s)", v.Kind)
+	}
+	return b.String()
+}
+
+// lookup finds an object of a class; m.mu is held.
+func (m *Manager) lookup(class driver.Class, id int64) (*object, error) {
+	if o := m.objects[id]; o != nil && o.view.Class == class {
+		return o, nil
+	}
+	return nil, errs.New(errs.NotFound, "there is no %s %d", class, id)
+}
+
+// wait returns when done is closed, or with the cause of ctx's end.
+func wait(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,134 @@
+package state
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+)
+
+// Phase is where an object is in its life.
+type Phase string
+
+// The phases of an object.
+const (
+	Pending  Phase = "pending"  // being made; nothing can use it yet
+	Ready    Phase = "ready"    // as its definition says
+	Stopping Phase = "stopping" // being taken down
+	Broken   Phase = "broken"   // a teardown failed, or what it needs is gone; Error says which
+)
+
+// Run is the present or last run of a container.
+type Run struct {
+	State      State     `json:"state"`
+	PID        int       `json:"pid,omitempty"`       // of the first process, while there is one
+	ExitCode   *int64    `json:"exit_code,omitempty"` // of the last run, if it ended by exiting
+	Signal     int64     `json:"signal,omitempty"`    // that ended the last run, or 0
+	StartedAt  time.Time `json:"started_at,omitzero"`
+	FinishedAt time.Time `json:"finished_at,omitzero"`
+	Error      string    `json:"error,omitempty"` // why it is dead
+}
+
+// State is the state of a container.
+type State string
+
+// The states of a container.
+const (
+	StateCreated  State = "created"  // never started
+	StateRunning  State = "running"  // its command was executed and has not ended
+	StatePaused   State = "paused"   // frozen
+	StateStopping State = "stopping" // asked to stop
+	StateExited   State = "exited"   // ended as asked, or by itself without a fault
+	StateDead     State = "dead"     // ended by a fault, or could not be started
+)
+
+// alive tells whether there are processes.
+func (s State) alive() bool {
+	return s == StateRunning || s == StatePaused || s == StateStopping
+}
+
+// View is an object as it was at one moment. It never changes.
+type View struct {
+	ID    int64
+	Class driver.Class
+	Kind  string
+	Name  string // of a container
+	Unit  driver.Unit
+	Live  driver.Live
+	Needs []int64 // in the order of the plan
+	Refs  int64   // how many hold it, the client included
+	Held  bool    // by the client
+	Phase Phase
+	Error string    // why it is broken
+	Since time.Time // when the phase, or the state of a container, became what it is
+	Run   *Run      // of a container
+}
+
+// Snapshot is all objects as they were at one moment. It never changes and is read without a lock.
+type Snapshot struct {
+	lists map[driver.Class][]*View // each sorted by id
+}
+
+// List returns the objects of a class in the order of their ids. The caller must not change it.
+func (s *Snapshot) List(class driver.Class) []*View { return s.lists[class] }
+
+// Get returns the object with an id.
+func (s *Snapshot) Get(id int64) (*View, bool) {
+	for _, list := range s.lists {
+		if i, ok := find(list, id); ok {
+			return list[i], true
+		}
+	}
+	return nil, false
+}
+
+// ByName returns the container with a name. The empty name is nobody's.
+func (s *Snapshot) ByName(name string) (*View, bool) {
+	if name == "" {
+		return nil, false
+	}
+	list := s.lists[driver.Container]
+	if i := slices.IndexFunc(list, func(v *View) bool { return v.Name == name }); i >= 0 {
+		return list[i], true
+	}
+	return nil, false
+}
+
+func find(list []*View, id int64) (int, bool) {
+	return slices.BinarySearchFunc(list, id, func(v *View, id int64) int { return cmp.Compare(v.ID, id) })
+}
+
+// with returns a snapshot in which the views of changed replace or join those with the same ids and those of gone are
+// left out. Lists of classes that did not change are shared.
+func (s *Snapshot) with(changed []*View, gone []int64) *Snapshot {
+	next := &Snapshot{lists: make(map[driver.Class][]*View, len(s.lists))}
+	for class, list := range s.lists {
+		next.lists[class] = list
+	}
+	fresh := make(map[driver.Class]bool)
+	own := func(class driver.Class) []*View {
+		if !fresh[class] {
+			fresh[class] = true
+			next.lists[class] = slices.Clone(next.lists[class])
+		}
+		return next.lists[class]
+	}
+	for _, v := range changed {
+		list := own(v.Class)
+		i, ok := find(list, v.ID)
+		if ok {
+			list[i] = v
+			continue
+		}
+		next.lists[v.Class] = slices.Insert(list, i, v)
+	}
+	for _, id := range gone {
+		if v, ok := next.Get(id); ok {
+			list := own(v.Class)
+			i, _ := find(list, id)
+			next.lists[v.Class] = slices.Delete(list, i, i+1)
+		}
+	}
+	return next
+}

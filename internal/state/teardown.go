@@ -1,0 +1,173 @@
+package state
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+)
+
+// collect takes down objects that were claimed and, one after the other, all that nothing holds any more afterwards:
+//
+//  1. the newest first, so that nothing goes before what needs it;
+//  2. a container's processes, all of them, before the container;
+//  3. the object itself: its Down;
+//  4. its record and its edges; what they held alone is claimed in the same step and comes next.
+//
+// What fails is broken, keeps what it needs, and is tried again later. The channel is closed when it is done.
+func (m *Manager) collect(claimed []int64) <-chan struct{} {
+	done := make(chan struct{})
+	m.work.Go(func() {
+		defer close(done)
+		queue := slices.Clone(claimed)
+		for len(queue) > 0 {
+			slices.Sort(queue)
+			last := len(queue) - 1
+			id := queue[last]
+			queue = queue[:last]
+			if err := m.takeDown(id); err != nil {
+				m.breakDown(id, err)
+				continue
+			}
+			queue = append(queue, m.forget(id)...)
+		}
+	})
+	return done
+}
+
+// takeDown takes away the kernel side of an object.
+func (m *Manager) takeDown(id int64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), m.opt.DeleteTimeout)
+	defer cancel()
+	if proc := m.process(id); proc != nil {
+		proc.Kill()
+		if err := wait(ctx, proc.Done()); err != nil {
+			return fmt.Errorf("its processes do not end: %w", err)
+		}
+	}
+	site, live := m.site(id)
+	return m.unit(id).Down(ctx, site, live)
+}
+
+// forget takes an object out of the state and returns what is to be taken down next.
+func (m *Manager) forget(id int64) (orphans []int64) {
+	_ = m.edit(func(c *change) error {
+		orphans = c.remove(id)
+		return nil
+	})
+	m.note(append(orphans, id)...)
+	return orphans
+}
+
+// breakDown keeps an object whose teardown failed, and sees to it that it is tried again.
+func (m *Manager) breakDown(id int64, cause error) {
+	_ = m.edit(func(c *change) error {
+		c.hold(id, false)
+		c.phase(id, Broken, cause.Error())
+		c.scheduleRetry(id)
+		return nil
+	})
+	m.note(id)
+	m.log.Warn("teardown failed, will be tried again", "object", id, "err", cause)
+}
+
+func (c *change) scheduleRetry(id int64) {
+	m := c.m
+	o := m.objects[id]
+	o.delay = min(max(2*o.delay, m.opt.RetryMin), m.opt.RetryMax)
+	o.retry = time.AfterFunc(o.delay, func() { m.tryAgain(id) })
+}
+
+// tryAgain takes up a broken object that nothing holds, unless somebody else did.
+func (m *Manager) tryAgain(id int64) {
+	claimed := false
+	_ = m.edit(func(c *change) error {
+		o := m.objects[id]
+		if claimed = o != nil && o.view.Phase == Broken && o.view.Refs == 0; claimed {
+			c.claim(id)
+		}
+		return nil
+	})
+	if claimed {
+		m.collect([]int64{id})
+	}
+}
+
+// leftOf says which of ids are still there and why.
+func (m *Manager) leftOf(ids []int64) string {
+	snap := m.Snapshot()
+	var left []string
+	for _, id := range ids {
+		if v, ok := snap.Get(id); ok && (v.Phase == Stopping || v.Phase == Broken) {
+			left = append(left, fmt.Sprintf("%s is %s%s", name(v), v.Phase, because(v.Error)))
+		}
+	}
+	return strings.Join(left, "; ")
+}
+
+func (m *Manager) process(id int64) driver.Process {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.objects[id].proc
+}
+
+// Close stops all containers, takes everything down, dependants before what they need, and refuses new objects. What is busy
+// is tried again until ctx ends; then it returns an error that names what is left.
+func (m *Manager) Close(ctx context.Context) error {
+	for _, proc := range m.closeDown() {
+		if err := wait(ctx, proc.Done()); err != nil {
+			break // takeDown kills it
+		}
+	}
+	var roots []int64
+	_ = m.edit(func(c *change) error {
+		for _, id := range m.graph.All() {
+			if o := m.objects[id]; o.up && m.graph.Refs(id) == 0 && (o.view.Phase == Ready || o.view.Phase == Broken) {
+				c.claim(id)
+				roots = append(roots, id)
+			}
+		}
+		return nil
+	})
+	for _, root := range roots {
+		m.collect([]int64{root})
+	}
+	for {
+		m.mu.Lock()
+		left, changed := m.graph.All(), m.changed
+		m.mu.Unlock()
+		if len(left) == 0 {
+			m.work.Wait()
+			return nil
+		}
+		if err := wait(ctx, changed); err != nil {
+			return fmt.Errorf("not everything could be taken down: %s", m.leftOf(left))
+		}
+	}
+}
+
+// closeDown lets nothing new in, takes away the client's holds, and asks all containers to stop.
+func (m *Manager) closeDown() (asked []driver.Process) {
+	_ = m.edit(func(c *change) error {
+		m.closing = true
+		for _, id := range m.graph.All() {
+			o := m.objects[id]
+			if o.view.Phase == Pending {
+				continue // its create finds the door closed and undoes it
+			}
+			c.hold(id, false)
+			if o.proc != nil {
+				c.askToStop(id)
+				asked = append(asked, o.proc)
+			}
+		}
+		return nil
+	})
+	for _, proc := range asked {
+		proc.Stop()
+	}
+	return asked
+}

@@ -1,0 +1,234 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state/journal"
+)
+
+// world stands in for the node in tests of the order in which things happen. It fails on request and notes whenever
+// something is used that is not there, or is taken away from under something else.
+type world struct {
+	mu     sync.Mutex
+	up     map[int64][]int64 // objects that are up, and what they stand on
+	procs  map[int64]*proc
+	faults []string
+	fail   func(act string, unit *unit) error // asked before each act
+}
+
+func newWorld() *world {
+	return &world{up: make(map[int64][]int64), procs: make(map[int64]*proc), fail: func(string, *unit) error { return nil }}
+}
+
+// ask tells whether an act is to fail.
+func (w *world) ask(act string, u *unit) error {
+	w.mu.Lock()
+	fail := w.fail
+	w.mu.Unlock()
+	return fail(act, u)
+}
+
+func (w *world) failWith(fail func(act string, u *unit) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fail = fail
+}
+
+func (w *world) fault(format string, args ...any) {
+	w.faults = append(w.faults, fmt.Sprintf(format, args...))
+}
+
+func (w *world) check(t interface{ Errorf(string, ...any) }) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.faults {
+		t.Errorf("%s", f)
+	}
+	w.faults = nil
+}
+
+// unit is an object of this world. Its Live is its own id, so that those above know what they stand on.
+type unit struct {
+	w     *world
+	Label string
+	auto  bool
+	named string
+}
+
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	if err := context.Cause(ctx); err != nil {
+		return driver.Live{}, err
+	}
+	if err := u.w.ask("up", u); err != nil {
+		return driver.Live{}, err
+	}
+	u.w.mu.Lock()
+	defer u.w.mu.Unlock()
+	needs := u.stands(site)
+	u.w.up[site.ID] = needs
+	return driver.Live{Device: &driver.Device{Number: uint64(site.ID)}}, nil
+}
+
+func (u *unit) stands(site driver.Site) (needs []int64) {
+	for i, n := range site.Needs {
+		if n.Device == nil {
+			u.w.fault("object %d comes up on nothing (need %d)", site.ID, i)
+			continue
+		}
+		need := int64(n.Device.Number)
+		if _, ok := u.w.up[need]; !ok {
+			u.w.fault("object %d comes up on %d, which is down", site.ID, need)
+		}
+		needs = append(needs, need)
+	}
+	return needs
+}
+
+func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
+	if err := u.w.ask("down", u); err != nil {
+		return err
+	}
+	u.w.mu.Lock()
+	defer u.w.mu.Unlock()
+	for id, needs := range u.w.up {
+		for _, need := range needs {
+			// A container that does not run may lose what it stands on, by force.
+			if need == site.ID && u.w.procs[id] != nil {
+				u.w.fault("object %d is taken from under %d", site.ID, id)
+			}
+		}
+	}
+	if u.w.procs[site.ID] != nil {
+		u.w.fault("container %d goes down while it runs", site.ID)
+	}
+	delete(u.w.up, site.ID)
+	return nil
+}
+
+func (u *unit) Show(driver.Object, driver.Live, []driver.Object) {}
+func (u *unit) Name() string                                     { return u.named }
+func (u *unit) Autostart() bool                                  { return u.auto }
+
+func (u *unit) Start(_ context.Context, site driver.Site, _ driver.Live) (driver.Process, error) {
+	if err := u.w.ask("start", u); err != nil {
+		return nil, err
+	}
+	u.w.mu.Lock()
+	defer u.w.mu.Unlock()
+	if u.w.procs[site.ID] != nil {
+		u.w.fault("container %d is started twice", site.ID)
+	}
+	u.stands(site)
+	p := &proc{w: u.w, id: site.ID, done: make(chan struct{})}
+	u.w.procs[site.ID] = p
+	return p, nil
+}
+
+// committing is a unit with a Commit.
+type committing struct{ unit }
+
+func (u *committing) Commit(context.Context, driver.Site, driver.Live) error {
+	return u.w.ask("commit", &u.unit)
+}
+
+// plain hides that a unit could be a container.
+type plain struct{ driver.Unit }
+
+// proc is a run that ends when it is told to.
+type proc struct {
+	w    *world
+	id   int64
+	once sync.Once
+	done chan struct{}
+	exit driver.Exit
+}
+
+func (p *proc) end(exit driver.Exit) {
+	p.once.Do(func() {
+		p.w.mu.Lock()
+		delete(p.w.procs, p.id)
+		p.w.mu.Unlock()
+		exit.At = time.Now()
+		p.exit = exit
+		close(p.done)
+	})
+}
+
+func (p *proc) PID() int                     { return 4242 }
+func (p *proc) Stop()                        { p.end(driver.Exit{Signal: 15}) }
+func (p *proc) Kill()                        { p.end(driver.Exit{Signal: 9}) }
+func (p *proc) Freeze(context.Context) error { return p.w.ask("freeze", &unit{w: p.w}) }
+func (p *proc) Thaw(context.Context) error   { return nil }
+func (p *proc) Done() <-chan struct{}        { return p.done }
+func (p *proc) Exit() driver.Exit            { return p.exit }
+
+var errInjected = errs.New(errs.Remote, "injected")
+
+// level makes a plan of a mount or attach on others.
+func (w *world) level(class driver.Class, label string, needs ...driver.Ref) *driver.Plan {
+	return &driver.Plan{Path: label, Class: class, Kind: "test", Unit: plain{&unit{w: w, Label: label}}, Needs: needs}
+}
+
+func (w *world) container(name string, auto bool, needs ...driver.Ref) *driver.Plan {
+	return &driver.Plan{Path: "container", Class: driver.Container, Unit: &unit{w: w, Label: "container", named: name, auto: auto}, Needs: needs}
+}
+
+func whole(p *driver.Plan) driver.Ref { return driver.Ref{Path: p.Path, Class: p.Class, Plan: p} }
+
+func byID(class driver.Class, id int64) driver.Ref {
+	return driver.Ref{Path: "by id", Class: class, ID: id}
+}
+
+// newManager makes a manager that retries fast and proves in the end that nothing is left.
+func newManager(t *testing.T, w *world) *Manager {
+	t.Helper()
+	j, _, err := journal.Open(filepath.Join(t.TempDir(), "journal"), "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := New(Options{Journal: j, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	t.Cleanup(func() {
+		w.failWith(func(string, *unit) error { return nil })
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := m.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		w.check(t)
+		if len(w.up) > 0 || len(w.procs) > 0 {
+			t.Errorf("left up: %v, running: %v", w.up, w.procs)
+		}
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// eventually waits until the state satisfies ok.
+func eventually(t *testing.T, m *Manager, what string, ok func(*Snapshot) bool) *Snapshot {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for {
+		m.mu.Lock()
+		snap, changed := m.Snapshot(), m.changed
+		m.mu.Unlock()
+		if ok(snap) {
+			return snap
+		}
+		if err := wait(ctx, changed); err != nil {
+			t.Fatalf("it never came to be that %s: %v", what, errors.Join(err))
+		}
+	}
+}
