@@ -43,6 +43,32 @@ func OfMount(path string) []Holder {
 	return s.found
 }
 
+// Elsewhere returns which processes in other mount namespaces have a copy of the topmost mount at path. Such a copy
+// does not keep the mount from being unmounted, it hides that its file system lives on. With whole any other mount
+// of its file system counts too, unless our own namespace has more than one: then it does not end with this mount.
+//
+// It does not look at descriptors and is much faster than OfMount.
+func Elsewhere(path string, whole bool) []Holder {
+	s := newScan()
+	m := topmost(s.own, path)
+	if m == nil {
+		return nil
+	}
+	s.copies(m)
+	same := func(o *mountinfo.Info) bool { return o.Major == m.Major && o.Minor == m.Minor }
+	for _, o := range s.own {
+		whole = whole && (o.ID == m.ID || !same(o))
+	}
+	for _, t := range s.others {
+		for _, o := range t.mounts {
+			if whole && same(o) && o.Mountpoint != m.Mountpoint {
+				s.add(t.process, "has its file system mounted at %s", o.Mountpoint)
+			}
+		}
+	}
+	return s.found
+}
+
 // topmost returns the last mount at path: later ones cover earlier ones.
 func topmost(mounts []*mountinfo.Info, path string) *mountinfo.Info {
 	var top *mountinfo.Info

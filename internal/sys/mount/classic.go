@@ -1,0 +1,53 @@
+package mount
+
+import (
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+)
+
+// Classic mounts with mount(2), for what the kernel's newer interface does not take. Relative paths in data are
+// resolved from dir. Of attr only ReadOnly, NoSUID, NoDev and NoExec count.
+func Classic(g gate.Gate, dir, fsType, source, target string, attr Attr, data string) error {
+	log := openKernelLog(fsType + "fs") // "overlayfs: …" is how the kernel begins such lines
+	defer log.close()
+	err := g.Do("mount classic", func() error {
+		return inDirectory(dir, func() error { return unix.Mount(source, target, fsType, classicFlags(attr), data) })
+	})
+	if err != nil {
+		return classed(&Error{Op: "mount", Type: fsType, Target: target, Flags: attr, Words: log.lines(), Err: err})
+	}
+	return nil
+}
+
+func classicFlags(attr Attr) uintptr {
+	var flags uintptr
+	for _, f := range []struct {
+		attr Attr
+		flag uintptr
+	}{{ReadOnly, unix.MS_RDONLY}, {NoSUID, unix.MS_NOSUID}, {NoDev, unix.MS_NODEV}, {NoExec, unix.MS_NOEXEC}} {
+		if attr&f.attr != 0 {
+			flags |= f.flag
+		}
+	}
+	return flags
+}
+
+// inDirectory runs do in a thread of its own whose working directory is dir. The thread ends with it.
+func inDirectory(dir string, do func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: nobody else gets this thread
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Chdir(dir)
+		}
+		if err == nil {
+			err = do()
+		}
+		done <- err
+	}()
+	return <-done
+}

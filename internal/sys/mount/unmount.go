@@ -1,0 +1,195 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/holders"
+	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+)
+
+// Below returns the mountpoints below path, not path itself, in an order in which each comes after those below it.
+// It reads the whole mount table: for acts, not for answers to reads.
+func Below(path string) ([]string, error) {
+	table, err := mountinfo.GetMounts(mountinfo.PrefixFilter(path))
+	if err != nil {
+		return nil, fmt.Errorf("read the mount table: %w", err)
+	}
+	children := map[int][]*mountinfo.Info{}
+	top := 0
+	for _, m := range table {
+		if m.Mountpoint == path {
+			top = m.ID // a later one covers an earlier one
+		}
+		if m.ID != m.Parent {
+			children[m.Parent] = append(children[m.Parent], m)
+		}
+	}
+	var order []string
+	var visit func(id int)
+	visit = func(id int) {
+		for _, m := range children[id] {
+			visit(m.ID)
+			order = append(order, m.Mountpoint)
+		}
+	}
+	if top != 0 {
+		visit(top)
+	}
+	return order, nil
+}
+
+// Unmount takes away the mount at path and, before it, the mounts below that are named in submounts; never lazily.
+// What is not mounted counts as taken away. If anything holds one of them, also by a copy in another mount
+// namespace, nothing has changed and the error is an errs.Conflict that names the holders. A mount below that is not
+// in submounts is such a holder.
+//
+// With whole the mount stands for its file system, which ends with it: then any mount of that file system in
+// another namespace holds it too, unless our own namespace has more of them.
+func Unmount(ctx context.Context, g gate.Gate, path string, submounts []string, whole bool) error {
+	if held := heldElsewhere(ctx, path, whole); len(held) > 0 {
+		return errs.New(errs.Conflict, "unmount %s: it is busy in another mount namespace: %s", path, holders.Text(held))
+	}
+	if len(submounts) == 0 {
+		return unmount(g, path, path)
+	}
+	below, err := Below(path)
+	if err != nil {
+		return err
+	}
+	rest := slices.Clone(submounts)
+	for _, sub := range below {
+		i := slices.Index(rest, sub)
+		if i < 0 {
+			return errs.New(errs.Conflict, "unmount %s: a file system is mounted on it at %s", path, sub)
+		}
+		rest = slices.Delete(rest, i, i+1)
+	}
+	return unmountTree(g, path, below)
+}
+
+// grace is how long a copy in another mount namespace is given to go away. Every namespace begins with copies of all
+// mounts; a container that starts gets rid of them within milliseconds.
+const grace = 200 * time.Millisecond
+
+func heldElsewhere(ctx context.Context, path string, whole bool) []holders.Holder {
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	for {
+		held := holders.Elsewhere(path, whole)
+		if len(held) == 0 || !mountsChange(ctx, held[0].PID) {
+			return held
+		}
+	}
+}
+
+// mountsChange waits until the mounts that a process sees change, or it ends, and tells whether that came before the
+// end of ctx.
+func mountsChange(ctx context.Context, pid int) bool {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return ctx.Err() == nil
+	}
+	defer f.Close()
+	deadline, _ := ctx.Deadline()
+	left := time.Until(deadline)
+	if left <= 0 || ctx.Err() != nil {
+		return false
+	}
+	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}} // proc_pid_mounts(5)
+	n, err := unix.Poll(fds, int(left.Milliseconds()))
+	return n > 0 || errors.Is(err, unix.EINTR)
+}
+
+// unmountTree unmounts below in order and then path. If one of them is busy those that went before it are put back.
+func unmountTree(g gate.Gate, path string, below []string) (err error) {
+	var gone []*submount
+	defer func() {
+		for _, s := range slices.Backward(gone) {
+			if err != nil {
+				err = errors.Join(err, s.restore(g))
+			}
+			s.close()
+		}
+	}()
+	for _, point := range below {
+		s, err := openSubmount(g, path, point)
+		if err != nil {
+			return err
+		}
+		if err := unmount(g, s.handle(), point); err != nil {
+			s.close()
+			return err
+		}
+		gone = append(gone, s)
+	}
+	return unmount(g, path, path)
+}
+
+// submount is a mount inside a tree whose content is not trusted. It is found through the directory above it, since
+// a descriptor of its own would keep it busy.
+type submount struct {
+	above *os.File
+	name  string
+	copy  *os.File // detached, to put it back
+}
+
+func openSubmount(g gate.Gate, root, point string) (*submount, error) {
+	inside := strings.TrimPrefix(point, root)
+	above, err := rootpath.Open(root, filepath.Dir(inside), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	s := &submount{above: above, name: filepath.Base(inside)}
+	self, err := rootpath.Open(root, inside, unix.O_PATH|unix.O_NOFOLLOW)
+	if err == nil {
+		s.copy, err = Clone(g, self, false)
+		self.Close()
+	}
+	if err != nil {
+		above.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// handle is a path that leads to the mountpoint and can't be redirected.
+func (s *submount) handle() string { return fmt.Sprintf("/proc/self/fd/%d/%s", s.above.Fd(), s.name) }
+
+func (s *submount) restore(g gate.Gate) error { return Attach(g, s.copy, s.above, s.name) }
+
+func (s *submount) close() {
+	s.copy.Close()
+	s.above.Close()
+}
+
+// unmount unmounts what handle leads to; point is its name in messages.
+func unmount(g gate.Gate, handle, point string) error {
+	act := func() error { return unix.Unmount(handle, unix.UMOUNT_NOFOLLOW) }
+	err := g.Do("unmount", act)
+	if errors.Is(err, unix.EBUSY) {
+		held := holders.OfMount(point)
+		if len(held) > 0 {
+			return errs.New(errs.Conflict, "unmount %s: %w: %s", point, err, holders.Text(held))
+		}
+		err = g.Do("unmount", act) // who held it has let go meanwhile
+	}
+	switch {
+	case err == nil, errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		return nil // not mounted any more
+	case errors.Is(err, unix.EBUSY):
+		return errs.New(errs.Conflict, "unmount %s: %w: by something that is not seen from here, as a thread's working directory or the kernel itself", point, err)
+	}
+	return classed(&Error{Op: "unmount", Target: point, Err: err})
+}

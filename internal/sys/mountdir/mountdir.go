@@ -1,0 +1,217 @@
+// Package mountdir keeps the directory of mountpoints: MOUNTS/7 is where the mount with the id 7 can be found.
+//
+// The directory is a mount of its own, a small tmpfs. It is private, so that nothing is propagated into other mount
+// namespaces, and unbindable, so that a recursive bind of "/" does not copy and thereby pin every image.
+package mountdir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+)
+
+// label is what stands as the source of the directory in the mount table.
+const label = "imageapi"
+
+// Dir is an open directory of mountpoints. It is safe for concurrent use with different ids.
+type Dir struct {
+	gate gate.Gate
+	path string   // without symbolic links
+	root *os.File // the top of the tmpfs
+}
+
+// Open makes path, mode 0700, unless it exists, and mounts the tmpfs over it. It must be a directory of ours that
+// nobody else can write to. What a daemon that was killed has left there is taken over, with the mounts in it.
+func Open(path string, g gate.Gate) (*Dir, error) {
+	above, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("open directory of mounts: %w", err)
+	}
+	d := &Dir{gate: g, path: filepath.Join(above, filepath.Base(path))}
+	if err := g.Do("mounts make", func() error { return os.Mkdir(d.path, 0o700) }); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	mounted, err := d.mounted()
+	if err != nil {
+		return nil, err
+	}
+	if !mounted {
+		if err := d.mount(); err != nil {
+			return nil, err
+		}
+	}
+	if d.root, err = openOwn(d.path); err == nil {
+		err = d.unbindable()
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// mounted tells whether our tmpfs is there already.
+func (d *Dir) mounted() (bool, error) {
+	table, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(d.path))
+	if err != nil {
+		return false, fmt.Errorf("read the mount table: %w", err)
+	}
+	if len(table) == 0 {
+		return false, nil
+	}
+	if m := table[0]; m.FSType != "tmpfs" || m.Source != label {
+		return false, fmt.Errorf("open directory of mounts: a file system (%s, %s) that is not ours is mounted at %s: unmount it or choose another run directory", m.FSType, m.Source, d.path)
+	}
+	return true, nil
+}
+
+// mount puts the tmpfs in place. Only directories come into it, which take no blocks: its size is no limit.
+func (d *Dir) mount() error {
+	below, err := openOwn(d.path)
+	if err != nil {
+		return err
+	}
+	defer below.Close()
+	fs, err := mount.New(d.gate, "tmpfs")
+	if err != nil {
+		return err
+	}
+	defer fs.Close()
+	for _, p := range []mount.Param{
+		{Key: "source", Value: label, HasValue: true},
+		{Key: "mode", Value: "0700", HasValue: true},
+		{Key: "size", Value: "1m", HasValue: true},
+		{Key: "nr_inodes", Value: "1m", HasValue: true},
+	} {
+		if err := fs.Set(p); err != nil {
+			return err
+		}
+	}
+	tree, err := fs.Mount(mount.OnNode | mount.NoExec)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	above, err := os.Open(filepath.Dir(d.path))
+	if err != nil {
+		return err
+	}
+	defer above.Close()
+	return mount.Attach(d.gate, tree, above, filepath.Base(d.path))
+}
+
+// openOwn opens a directory and refuses one that others can change.
+func openOwn(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open directory of mounts: %w", &os.PathError{Op: "open", Path: path, Err: err})
+	}
+	f := os.NewFile(uintptr(fd), path)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Uid != uint32(os.Geteuid()) || st.Mode&0o077 != 0 {
+		f.Close()
+		return nil, fmt.Errorf("open directory of mounts: %s belongs to uid %d and has mode %04o: it must be ours and 0700", path, st.Uid, st.Mode&0o7777)
+	}
+	return f, nil
+}
+
+// unbindable makes the tmpfs private and unbindable. On a shared parent this is possible only once it is attached.
+func (d *Dir) unbindable() error {
+	err := d.gate.Do("mounts private", func() error {
+		return unix.MountSetattr(int(d.root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_UNBINDABLE})
+	})
+	if err != nil {
+		return fmt.Errorf("make %s private and unbindable: %w", d.path, err)
+	}
+	return nil
+}
+
+// Close takes the directory down. If something is still mounted in it, it stays as it is and the error, an
+// errs.Conflict, names it. Close can be called again then, but nothing else.
+func (d *Dir) Close() error {
+	if d.root != nil {
+		d.root.Close()
+		d.root = nil
+	}
+	if err := mount.Unmount(context.Background(), d.gate, d.path, nil, true); err != nil {
+		return err
+	}
+	err := d.gate.Do("mounts remove", func() error { return unix.Rmdir(d.path) })
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: d.path, Err: err}
+	}
+	return nil
+}
+
+// Path returns where a mount with the given id is to be found.
+func (d *Dir) Path(id int64) string { return filepath.Join(d.path, strconv.FormatInt(id, 10)) }
+
+// Contains tells whether an open file is inside the directory, whichever way its path led there.
+func (d *Dir) Contains(f *os.File) (bool, error) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return false, err
+	}
+	return path == d.path || strings.HasPrefix(path, d.path+"/"), nil
+}
+
+// Attach shows a detached tree at the mountpoint of id, which it makes and whose path it returns.
+func (d *Dir) Attach(id int64, tree *os.File) (string, error) {
+	return d.AttachWith(id, func(string) error { return mount.Attach(d.gate, tree, d.root, strconv.FormatInt(id, 10)) })
+}
+
+// AttachWith is Attach for what comes without a detached tree: it calls put to mount onto the mountpoint.
+func (d *Dir) AttachWith(id int64, put func(path string) error) (string, error) {
+	path := d.Path(id)
+	err := d.gate.Do("mountpoint make", func() error {
+		return unix.Mkdirat(int(d.root.Fd()), filepath.Base(path), 0o700)
+	})
+	if err != nil {
+		return "", &os.PathError{Op: "mkdir", Path: path, Err: err}
+	}
+	if err := put(path); err != nil {
+		return "", errors.Join(err, d.remove(path))
+	}
+	return path, nil
+}
+
+// Detach unmounts what is mounted at the mountpoint of id, as [mount.Unmount] does, and removes the mountpoint. What
+// is gone already is fine.
+func (d *Dir) Detach(ctx context.Context, id int64, submounts []string, whole bool) error {
+	path := d.Path(id)
+	if err := ctx.Err(); err != nil {
+		return errs.New(errs.Deadline, "unmount %s: %w", path, err)
+	}
+	if err := mount.Unmount(ctx, d.gate, path, submounts, whole); err != nil {
+		return err
+	}
+	return d.remove(path)
+}
+
+// remove is a plain rmdir: should anything still be mounted there nothing in it is deleted.
+func (d *Dir) remove(path string) error {
+	err := d.gate.Do("mountpoint remove", func() error {
+		return unix.Unlinkat(int(d.root.Fd()), filepath.Base(path), unix.AT_REMOVEDIR)
+	})
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		return errs.New(errs.Conflict, "remove mountpoint %s: something else is mounted there: %w", path, err)
+	}
+	return &os.PathError{Op: "rmdir", Path: path, Err: err}
+}
