@@ -2,7 +2,7 @@
 // types that are generated from swagger.yaml.
 //
 // A request passes, from outside in: observe (log, panics), the pages (specification, documentation), the router,
-// the intake, the time limit, the generated binding and validation, and its handler.
+// the intake, the generated binding and validation, and its handler.
 package api
 
 import (
@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"net/http"
 	"sync/atomic"
-	"time"
 
 	"github.com/go-openapi/loads"
 	"github.com/go-openapi/runtime"
@@ -40,23 +39,19 @@ type Manager interface {
 
 // Options is what an API is made from. All fields are required.
 type Options struct {
-	Manager       Manager
-	Drivers       driver.Set
-	Log           *slog.Logger
-	MaxBody       int64         // bytes of a request's body
-	CreateTimeout time.Duration // for POST and PATCH
-	DeleteTimeout time.Duration // for DELETE
+	Manager Manager
+	Drivers driver.Set
+	Log     *slog.Logger
+	MaxBody int64 // bytes of a request's body
 }
 
 type api struct {
-	manager       Manager
-	drivers       driver.Set
-	log           *slog.Logger
-	maxBody       int64
-	createTimeout time.Duration
-	deleteTimeout time.Duration
-	shapes        map[string]*shape // by definition
-	requests      atomic.Uint64     // counts them: the number is the request's name in the log
+	manager  Manager
+	drivers  driver.Set
+	log      *slog.Logger
+	maxBody  int64
+	shapes   map[string]*shape // by definition
+	requests atomic.Uint64     // counts them: the number is the request's name in the log
 }
 
 // New returns the handler of the whole API. It fails only for a specification that it can't work with.
@@ -69,13 +64,8 @@ func New(o Options) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &api{
-		manager: o.Manager, drivers: o.Drivers, log: o.Log, maxBody: o.MaxBody,
-		createTimeout: o.CreateTimeout, deleteTimeout: o.DeleteTimeout, shapes: shapes,
-	}
-	routes := middleware.NewRoutableContext(doc, a.operations(doc), nil).RoutesHandler(func(next http.Handler) http.Handler {
-		return a.intake(a.limit(next))
-	})
+	a := &api{manager: o.Manager, drivers: o.Drivers, log: o.Log, maxBody: o.MaxBody, shapes: shapes}
+	routes := middleware.NewRoutableContext(doc, a.operations(doc), nil).RoutesHandler(a.intake)
 	return a.observe(pages(doc, routes)), nil
 }
 

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // exchange is what is known about a request while it is served. Only the request's goroutine touches it.
@@ -127,20 +126,3 @@ func (w *statusWriter) Write(b []byte) (int, error) {
 
 // Unwrap is for http.ResponseController.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// limit gives requests that change something as long as the operation may take.
-func (a *api) limit(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		limit := a.createTimeout
-		switch r.Method {
-		case http.MethodGet:
-			next.ServeHTTP(w, r)
-			return
-		case http.MethodDelete:
-			limit = a.deleteTimeout
-		}
-		ctx, cancel := context.WithTimeoutCause(r.Context(), limit, errs.New(errs.Deadline, "not done within %v", limit))
-		defer cancel()
-		next.ServeHTTP(w, r.WithContext(ctx))
-	})
-}

@@ -30,17 +30,30 @@ func (r renderer) object(id int64) (driver.Object, error) {
 	if !ok {
 		return driver.Object{}, fmt.Errorf("show object %d: it is missing in the state of the daemon", id)
 	}
-	needs := make([]driver.Object, len(view.Needs))
-	for i, need := range view.Needs {
-		var err error
-		if needs[i], err = r.object(need); err != nil {
-			return driver.Object{}, err
-		}
+	needs, err := r.needs(view)
+	if err != nil {
+		return driver.Object{}, err
 	}
 	o := blank(view)
 	view.Unit.Show(o, view.Live, needs)
 	r.done[id] = o
 	return o, nil
+}
+
+// needs writes out what an object stands on. A container may have lost its mount by force: its id is left.
+func (r renderer) needs(view *state.View) ([]driver.Object, error) {
+	needs := make([]driver.Object, len(view.Needs))
+	for i, id := range view.Needs {
+		if _, ok := r.snap.Get(id); !ok && view.Class == driver.Container {
+			needs[i].Mount = &models.Mount{ID: models.ID(id)}
+			continue
+		}
+		var err error
+		if needs[i], err = r.object(id); err != nil {
+			return nil, err
+		}
+	}
+	return needs, nil
 }
 
 // blank returns the part of an object that does not depend on its kind.

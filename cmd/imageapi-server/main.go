@@ -1,0 +1,62 @@
+// Command imageapi-server turns system images into mounts, devices and containers on the node it runs on.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/daemon"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+// The exit statuses besides 0.
+const (
+	exitFailed = 1 // it could not start, or left something behind
+	exitUsage  = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	cfg, warnings, err := daemon.Parse(args)
+	if help, ok := errors.AsType[daemon.ErrHelp](err); ok {
+		fmt.Println(help)
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "imageapi-server: %v\n", err)
+		return exitUsage
+	}
+	if cfg.Version {
+		fmt.Println("imageapi-server", version)
+		return 0
+	}
+	log := daemon.NewLog(cfg.Log, os.Stderr)
+	for _, text := range warnings {
+		log.Warn(text)
+	}
+	ctx, stop := signals()
+	defer stop()
+	log.Info("starting", "version", version, "pid", os.Getpid())
+	if err := daemon.Run(ctx, cfg, log); err != nil {
+		log.Error("failed", "err", err)
+		return exitFailed
+	}
+	return 0
+}
+
+// signals returns a context that ends with the first signal to stop. Further ones do nothing, so that impatience
+// does not cut off the teardown; neither does the end of whoever reads the log.
+func signals() (context.Context, context.CancelFunc) {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	return signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+}

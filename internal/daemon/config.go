@@ -1,0 +1,225 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/jessevdk/go-flags"
+)
+
+// The schemes that the daemon can listen on.
+const (
+	schemeUnix  = "unix"
+	schemeHTTP  = "http"
+	schemeHTTPS = "https"
+)
+
+// Config is everything that can be set on the command line. Parse fills in the defaults.
+type Config struct {
+	Listen Listen `group:"Where to listen"`
+	TLS    TLS    `group:"https"`
+	Node   Node   `group:"What it does on the node"`
+	Limits Limits `group:"Limits"`
+	Log    Log    `group:"Log"`
+
+	Version bool `long:"version" description:"show the version and exit"`
+}
+
+// Listen says where to listen.
+type Listen struct {
+	Schemes    []string `long:"scheme" default:"unix" choice:"unix" choice:"http" choice:"https" description:"what to listen on; repeat it for several: it is the whole list"`
+	SocketPath string   `long:"socket-path" value-name:"PATH" default:"/run/imageapi.sock" description:"the unix socket, of mode 0600: who may write to it is root on this node"`
+	Host       string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http, or $HOST if that is a loopback address; every user of this node can reach it and is root by it"`
+	Port       uint16   `long:"port" value-name:"PORT" default:"8080" env:"PORT" description:"the port for http"`
+	Anyone     bool     `long:"allow-unauthenticated" description:"allow http, and https without --tls-ca, on addresses that are not loopback: whoever reaches them is root on this node"`
+}
+
+// TLS says where and how to listen for https.
+type TLS struct {
+	Host        string        `long:"tls-host" value-name:"HOST" description:"the address for https, or $TLS_HOST if that is a loopback address (default: that of --host)"`
+	Port        uint16        `long:"tls-port" value-name:"PORT" default:"8443" env:"TLS_PORT" description:"the port for https"`
+	Certificate string        `long:"tls-certificate" value-name:"FILE" env:"TLS_CERTIFICATE" description:"the server's certificate, followed by the chain that proves it (PEM)"`
+	Key         string        `long:"tls-key" value-name:"FILE" env:"TLS_PRIVATE_KEY" description:"its private key (PEM)"`
+	CA          string        `long:"tls-ca" value-name:"FILE" env:"TLS_CA_CERTIFICATE" description:"only clients with a certificate of one of these authorities may connect (PEM)"`
+	ListenLimit int           `long:"tls-listen-limit" value-name:"N" description:"as --listen-limit (default: the same)"`
+	KeepAlive   time.Duration `long:"tls-keep-alive" value-name:"TIME" description:"as --keep-alive (default: the same)"`
+	Read        time.Duration `long:"tls-read-timeout" value-name:"TIME" description:"as --read-timeout (default: the same)"`
+	Write       time.Duration `long:"tls-write-timeout" value-name:"TIME" description:"as --write-timeout (default: the same)"`
+}
+
+// Node says what the daemon uses of the node.
+type Node struct {
+	RunDir        string        `long:"run-dir" value-name:"DIR" default:"/run/imageapi" description:"mounts, logs and state; one daemon for each"`
+	CgroupParent  string        `long:"cgroup-parent" value-name:"PATH" default:"/imageapi" description:"the group, in the cgroup2 tree, that those of the containers are made in"`
+	FSTypes       []string      `long:"fs-types" value-name:"TYPE,..." description:"file systems that may be mounted besides ext2, ext3, ext4, xfs, btrfs, squashfs and erofs"`
+	StopTimeout   time.Duration `long:"stop-timeout" value-name:"TIME" default:"10s" description:"how long a container may take to stop before it is killed"`
+	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create may take, all its levels together, before it is undone"`
+	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for what it takes away; the rest goes on behind its answer"`
+}
+
+// Limits bounds what clients can ask for.
+type Limits struct {
+	MaxHeader Size          `long:"max-header-size" value-name:"SIZE" default:"1MiB" description:"of a request's line and headers"`
+	MaxBody   Size          `long:"max-body" value-name:"SIZE" default:"1MiB" description:"of a request's body"`
+	Listen    int           `long:"listen-limit" value-name:"N" description:"how many connections to serve at a time, over each of unix and http (default: any number)"`
+	KeepAlive time.Duration `long:"keep-alive" value-name:"TIME" default:"3m" description:"how often to look whether the peer of an idle TCP connection is still there; 0 for never"`
+	Read      time.Duration `long:"read-timeout" value-name:"TIME" default:"30s" description:"for reading a request; 0 for any time"`
+	Write     time.Duration `long:"write-timeout" value-name:"TIME" default:"30s" description:"from the end of a request's headers to the end of its answer, longer than creates and deletes may take; 0 for any time"`
+	Cleanup   time.Duration `long:"cleanup-timeout" value-name:"TIME" default:"10s" description:"how long a connection may be idle before it is closed"`
+	Graceful  time.Duration `long:"graceful-timeout" value-name:"TIME" default:"15s" description:"on shutdown: how long to wait for running requests before they are cancelled"`
+}
+
+// Log says what the daemon tells about itself, on standard error.
+type Log struct {
+	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important thing to tell: changes are info, reads are debug"`
+	Format string `long:"log-format" default:"text" choice:"text" choice:"json" description:"how to write a line"`
+}
+
+// Size is a number of bytes.
+type Size int64
+
+// UnmarshalFlag reads a size such as 512KiB or 1MiB; units are powers of 1024.
+func (s *Size) UnmarshalFlag(value string) error {
+	n, err := units.RAMInBytes(value)
+	if err == nil && n <= 0 {
+		err = fmt.Errorf("must be more than 0")
+	}
+	*s = Size(n)
+	return err
+}
+
+// ErrHelp is what Parse returns if the user asked for help; its text is the help.
+type ErrHelp struct{ error }
+
+// Parse reads a command line without the program's name, and the environment. What it warns of is to be logged.
+func Parse(args []string) (cfg Config, warnings []string, err error) {
+	parser := flags.NewNamedParser("imageapi-server", flags.HelpFlag|flags.PassDoubleDash)
+	parser.LongDescription = "Turns system images into mounts, devices and containers on this node, over HTTP."
+	if _, err := parser.AddGroup("Options", "", &cfg); err != nil {
+		return cfg, nil, err
+	}
+	rest, err := parser.ParseArgs(args)
+	switch {
+	case isHelp(err):
+		return cfg, nil, ErrHelp{err}
+	case err != nil:
+		return cfg, nil, err
+	case len(rest) > 0:
+		return cfg, nil, fmt.Errorf("unexpected argument %q", rest[0])
+	case cfg.Version:
+		return cfg, nil, nil
+	}
+	warnings = append(fromEnv(parser, "host", "HOST", &cfg.Listen.Host), fromEnv(parser, "tls-host", "TLS_HOST", &cfg.TLS.Host)...)
+	cfg.complete()
+	return cfg, warnings, cfg.check()
+}
+
+func isHelp(err error) bool {
+	e, ok := errors.AsType[*flags.Error](err)
+	return ok && e.Type == flags.ErrHelp
+}
+
+// fromEnv takes a host from the environment if the option was not given. Many shells and images set HOST to the
+// name of the machine, so that it never opens an address to others.
+func fromEnv(parser *flags.Parser, option, variable string, host *string) (warnings []string) {
+	value := os.Getenv(variable)
+	if o := parser.FindOptionByLongName(option); value == "" || o.IsSet() && !o.IsSetDefault() {
+		return nil
+	}
+	if !loopback(value) {
+		return []string{fmt.Sprintf("ignoring $%s: %q is not a loopback address; use --%s to listen there", variable, value, option)}
+	}
+	*host = value
+	return nil
+}
+
+// complete fills in what defaults to something else that was given.
+func (c *Config) complete() {
+	fallback(&c.TLS.Host, c.Listen.Host)
+	fallback(&c.TLS.ListenLimit, c.Limits.Listen)
+	fallback(&c.TLS.KeepAlive, c.Limits.KeepAlive)
+	fallback(&c.TLS.Read, c.Limits.Read)
+	fallback(&c.TLS.Write, c.Limits.Write)
+	slices.Sort(c.Listen.Schemes)
+	c.Listen.Schemes = slices.Compact(c.Listen.Schemes)
+	var types []string
+	for _, list := range c.Node.FSTypes {
+		types = append(types, strings.FieldsFunc(list, func(r rune) bool { return r == ',' })...)
+	}
+	c.Node.FSTypes = types
+}
+
+func fallback[T comparable](value *T, otherwise T) {
+	var zero T
+	if *value == zero {
+		*value = otherwise
+	}
+}
+
+func (c *Config) uses(scheme string) bool { return slices.Contains(c.Listen.Schemes, scheme) }
+
+// check finds everything that is wrong with c.
+func (c *Config) check() error {
+	return errors.Join(c.checkPaths(), c.checkTimes(), c.checkWhoMayConnect(), c.checkTLS())
+}
+
+func (c *Config) checkPaths() (err error) {
+	for option, path := range map[string]string{
+		"--run-dir": c.Node.RunDir, "--socket-path": c.Listen.SocketPath, "--cgroup-parent": c.Node.CgroupParent,
+	} {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
+			err = errors.Join(err, fmt.Errorf("%s %q: give an absolute path without . and .., and not the root", option, path))
+		}
+	}
+	return err
+}
+
+func (c *Config) checkTimes() (err error) {
+	for option, t := range map[string]time.Duration{
+		"--stop-timeout": c.Node.StopTimeout, "--create-timeout": c.Node.CreateTimeout, "--delete-timeout": c.Node.DeleteTimeout,
+		"--cleanup-timeout": c.Limits.Cleanup, "--graceful-timeout": c.Limits.Graceful,
+	} {
+		if t <= 0 {
+			err = errors.Join(err, fmt.Errorf("%s %v: must be more than 0", option, t))
+		}
+	}
+	longest := max(c.Node.CreateTimeout, c.Node.DeleteTimeout)
+	for option, t := range map[string]time.Duration{"--write-timeout": c.Limits.Write, "--tls-write-timeout": c.TLS.Write} {
+		if t != 0 && t <= longest {
+			err = errors.Join(err, fmt.Errorf("%s %v: must be longer than --create-timeout and --delete-timeout (%v), or their answers are cut off", option, t, longest))
+		}
+	}
+	return err
+}
+
+func (c *Config) checkWhoMayConnect() (err error) {
+	if c.Listen.Anyone {
+		return nil
+	}
+	if c.uses(schemeHTTP) && !loopback(c.Listen.Host) {
+		err = fmt.Errorf("--host %q is not a loopback address: everybody who reaches it would be root on this node; use https with --tls-ca, or --allow-unauthenticated", c.Listen.Host)
+	}
+	if c.uses(schemeHTTPS) && !loopback(c.TLS.Host) && c.TLS.CA == "" {
+		err = errors.Join(err, fmt.Errorf("--tls-host %q is not a loopback address: everybody who reaches it would be root on this node; set --tls-ca, or --allow-unauthenticated", c.TLS.Host))
+	}
+	return err
+}
+
+func (c *Config) checkTLS() error {
+	if c.uses(schemeHTTPS) && (c.TLS.Certificate == "" || c.TLS.Key == "") {
+		return fmt.Errorf("--scheme https needs --tls-certificate and --tls-key")
+	}
+	return nil
+}
+
+// loopback tells whether a host is certain to be this node only. Other names than localhost could lead anywhere.
+func loopback(host string) bool {
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
+}

@@ -1,0 +1,83 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/api"
+)
+
+// cancelTimeout is how long requests get to end once they were cancelled. What they have begun is undone or ended by
+// the state manager, for which it makes no difference whether somebody waits for the answer.
+const cancelTimeout = 5 * time.Second
+
+// serve answers requests until ctx ends or a listener fails. Then it ends in this order:
+//
+//  1. no connection is accepted any more;
+//  2. running requests may end, within --graceful-timeout;
+//  3. those that have not are cancelled, answered 503, and get a few seconds for that;
+//  4. all connections are closed.
+func serve(ctx context.Context, cfg Config, listeners []listener, handler http.Handler, log *slog.Logger) error {
+	base, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	failed := make(chan error, len(listeners))
+	servers := make([]*http.Server, len(listeners))
+	var running sync.WaitGroup
+	for i, l := range listeners {
+		servers[i] = newServer(base, cfg, l, handler, log)
+		running.Go(func() {
+			if err := servers[i].Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("serve %s: %w", l.url, err)
+			}
+		})
+		log.Info("listening", "url", l.url)
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	log.Info("shutting down: no more requests are taken", "cause", errors.Join(err, context.Cause(ctx)))
+	if !shutdown(servers, cfg.Limits.Graceful) {
+		log.Warn("shutting down: cancelling requests that are not done", "after", cfg.Limits.Graceful)
+		cancel(api.ErrStopping)
+		shutdown(servers, cancelTimeout)
+	}
+	for _, s := range servers {
+		_ = s.Close() // nothing is left to be told to anybody
+	}
+	running.Wait()
+	return err
+}
+
+func newServer(base context.Context, cfg Config, l listener, handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:        handler,
+		ReadTimeout:    l.read,
+		WriteTimeout:   l.write,
+		IdleTimeout:    cfg.Limits.Cleanup,
+		MaxHeaderBytes: int(cfg.Limits.MaxHeader),
+		BaseContext:    func(net.Listener) context.Context { return base },
+		// It tells of clients that break off and the like.
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// shutdown stops accepting on all servers and tells whether their requests ended in time.
+func shutdown(servers []*http.Server, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	errs := make([]error, len(servers))
+	var all sync.WaitGroup
+	for i, s := range servers {
+		all.Go(func() { errs[i] = s.Shutdown(ctx) })
+	}
+	all.Wait()
+	return errors.Join(errs...) == nil
+}
