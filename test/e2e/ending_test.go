@@ -1,0 +1,105 @@
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/test/harness"
+)
+
+// SIGTERM and SIGINT take everything down, running containers included, and say so; nothing is left.
+func TestTeardown(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	image := testkit.Squashfs(t, testkit.Busybox(t))
+	for name, signal := range map[string]os.Signal{"SIGTERM": syscall.SIGTERM, "SIGINT": syscall.SIGINT} {
+		t.Run(name, func(t *testing.T) {
+			runDir := testkit.RunDir(t)
+			before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{filepath.Dir(image), runDir}, Ignore: []string{filepath.Base(runDir)}})
+			d := harness.Restart(t, harness.Server(t), runDir, "--stop-timeout", "1s")
+			n := &node{Daemon: d, Client: d.Unix(t), image: image}
+			shared := n.mount(t, squash(image))
+			n.create(t, n.nested(forever))
+			n.create(t, start(`/bin/sh -c "trap '' TERM; while :; do sleep 1000; done"`, overlay(mountID(shared.ID))))
+			paused := n.create(t, start(forever, overlay(mountID(shared.ID))))
+			setState(t, n, http.StatusOK, paused.ID, "paused")
+			d.Signal(t, signal)
+			if err := d.Wait(t); err != nil {
+				t.Errorf("the server ends with %v", err)
+			}
+			before.Same(t)
+			for _, dir := range []string{"mounts", "logs"} {
+				if entries, _ := os.ReadDir(filepath.Join(runDir, dir)); len(entries) > 0 {
+					t.Errorf("%s holds %v", dir, entries)
+				}
+			}
+			if _, err := os.Stat(d.Socket); err == nil {
+				t.Error("the socket is left")
+			}
+		})
+	}
+}
+
+// A second server on the same run directory is refused and does the first no harm.
+func TestOneServer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	made := n.create(t, start(forever, n.root()))
+	second := exec.Command(harness.Server(t), "--scheme", "unix", "--socket-path", filepath.Join(t.TempDir(), "s"), "--run-dir", n.RunDir, "--cgroup-parent", n.Cgroup)
+	said, err := second.CombinedOutput()
+	if err == nil || !strings.Contains(string(said), n.RunDir) {
+		t.Errorf("a second server: %v: %s", err, said)
+	}
+	third := exec.Command(harness.Server(t), "--scheme", "unix", "--socket-path", n.Socket, "--run-dir", testkit.RunDir(t), "--cgroup-parent", n.Cgroup+"-3")
+	if said, err := third.CombinedOutput(); err == nil || !strings.Contains(string(said), n.Socket) {
+		t.Errorf("a server on a socket in use: %v: %s", err, said)
+	}
+	if got := n.container(t, made.ID); got.State != models.ContainerStateRunning {
+		t.Errorf("the first server's container is %s", got.State)
+	}
+}
+
+// The socket is for its owner alone, whatever the umask.
+func TestSocketMode(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	info, err := os.Stat(n.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mode := info.Mode().Perm(); mode != 0o600 {
+		t.Errorf("mode %v, want 0600", mode)
+	}
+}
+
+// A socket that a killed server left behind is no obstacle.
+func TestStaleSocket(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	runDir := testkit.RunDir(t)
+	socket := filepath.Join(runDir, "api.sock")
+	listener, err := listenAndLeave(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	d := harness.Restart(t, harness.Server(t), runDir)
+	d.Unix(t).Must(t, http.StatusOK, http.MethodGet, "/mount", nil, nil)
+}
+
+// listenAndLeave makes a socket that nobody listens on any more.
+func listenAndLeave(path string) (*os.File, error) {
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), path)
+	return file, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path})
+}
