@@ -13,7 +13,7 @@ fi
 mapfile -t packages < <(go list ./... | grep -Ev '/imageapi/(models|restapi|client)(/|$)')
 go vet "${packages[@]}"
 bin/tools/staticcheck -checks 'all,-ST1000' "${packages[@]}"
-go test ./internal/archtest
+go test -count=1 ./internal/archtest
 
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!/bin/(ba)?sh' --)
 shellcheck --external-sources "${scripts[@]}"

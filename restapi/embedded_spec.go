@@ -1405,6 +1405,23 @@ func init() {
         "rbd": {
           "$ref": "#/definitions/attach_rbd"
         }
+      },
+      "example": {
+        "fs_type": "ext4",
+        "mount_options": [
+          "ro"
+        ],
+        "rbd": {
+          "image": "compute",
+          "monitors": [
+            "mon1.example.org"
+          ],
+          "options": {
+            "name": "node",
+            "secret": "AQ...=="
+          },
+          "pool": "images"
+        }
       }
     },
     "name": {
@@ -3088,6 +3105,23 @@ func init() {
         },
         "rbd": {
           "$ref": "#/definitions/attach_rbd"
+        }
+      },
+      "example": {
+        "fs_type": "ext4",
+        "mount_options": [
+          "ro"
+        ],
+        "rbd": {
+          "image": "compute",
+          "monitors": [
+            "mon1.example.org"
+          ],
+          "options": {
+            "name": "node",
+            "secret": "AQ...=="
+          },
+          "pool": "images"
         }
       }
     },

@@ -1,0 +1,207 @@
+// Package archtest holds the rules of this tree that the compiler does not know: which package may import which,
+// and what no package may do.
+package archtest
+
+import (
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/kraken-hpc/imageapi/"
+
+// layers tells for each part of the tree which other parts it may import. A name ending in a slash means the
+// packages below it, else that package alone; the longest name that fits counts. Imports point one way:
+// cmd, daemon, api, state, driver; and daemon, builtin, drivers, sys.
+var layers = map[string][]string{
+	"client":   {"client/"},
+	"client/":  {"models"},
+	"models":   {},
+	"restapi":  {"restapi/"},
+	"restapi/": {"restapi/", "models"},
+
+	"cmd/imageapi-init":   {"internal/container/proto", "internal/container/stage", "internal/sys/"},
+	"cmd/imageapi-server": {"internal/daemon"},
+
+	"internal/errs":    {},
+	"internal/keylock": {},
+	"internal/sys/":    {"internal/errs", "internal/sys/"},
+
+	"internal/driver":         {"internal/errs", "models"},
+	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/sys/", "models"},
+	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/sys/"},
+
+	"internal/container":         {"internal/container/", "internal/driver", "internal/errs", "internal/sys/", "models"},
+	"internal/container/":        {"internal/container/", "internal/errs", "internal/sys/"},
+	"internal/container/proto":   {},
+	"internal/container/initbin": {},
+	"internal/state":             {"internal/driver", "internal/errs", "internal/keylock", "internal/state/"},
+	"internal/state/":            {"internal/state/"},
+	"internal/api":               {"internal/driver", "internal/errs", "internal/state", "models", "restapi", "restapi/"},
+	"internal/daemon":            {"internal/", "models", "restapi"},
+	"internal/testkit":           {},
+	"internal/driver/drivertest": {"internal/driver", "internal/errs", "internal/sys/gate", "internal/testkit", "models"},
+	"internal/archtest":          {},
+	"internal/spectest":          {},
+	"test/":                      {"client", "client/", "internal/testkit", "models", "test/"},
+}
+
+// only tells which packages that are not ours, or not for all of ours, may be imported where.
+var only = map[string][]string{
+	"net/http":                            {"client/", "restapi", "restapi/", "internal/api", "internal/daemon", "test/"},
+	"testing":                             {"internal/testkit", "internal/driver/drivertest", "test/"},
+	module + "internal/testkit":           {"internal/driver/drivertest", "test/"},
+	module + "internal/driver/drivertest": {},
+}
+
+// A goPackage is what `go list -json` says of a package.
+type goPackage struct {
+	ImportPath string
+	Dir        string
+	GoFiles    []string
+	Imports    []string
+	Deps       []string
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		allowed, ok := layers[longest(name)]
+		if !ok {
+			t.Errorf("%s: no layer: say in layers what it may import", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			if own, ok := strings.CutPrefix(imported, module); ok && !fits(own, allowed) {
+				t.Errorf("%s imports %s: it may import only %q", name, own, allowed)
+			}
+			if where, limited := only[imported]; limited && !fits(name, where) {
+				t.Errorf("%s imports %s: only %q may", name, imported, where)
+			}
+		}
+	}
+}
+
+// TestInitIsSmall: the program in containers is started for each of them and stays in memory, so it must not link
+// what makes Go programs large.
+func TestInitIsSmall(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t) {
+		if p.ImportPath != module+"cmd/imageapi-init" {
+			continue
+		}
+		for _, heavy := range []string{"fmt", "encoding/json", "net", "regexp"} {
+			if slices.Contains(p.Deps, heavy) {
+				t.Errorf("imageapi-init links %s", heavy)
+			}
+		}
+	}
+}
+
+func TestForbiddenCode(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if fits(name, []string{"client", "client/", "models", "restapi", "restapi/"}) {
+			continue
+		}
+		for _, file := range p.GoFiles {
+			inspect(t, name, filepath.Join(p.Dir, file))
+		}
+	}
+}
+
+// inspect reports what a file must not contain.
+func inspect(t *testing.T, name, path string) {
+	t.Helper()
+	files := token.NewFileSet()
+	file, err := parser.ParseFile(files, path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.FuncDecl:
+			if n.Name.Name == "init" && n.Recv == nil {
+				t.Errorf("%s: init(): do it where it is wanted", files.Position(n.Pos()))
+			}
+		case *ast.SelectorExpr:
+			if reason := forbidden(name, n); reason != "" {
+				t.Errorf("%s: %s", files.Position(n.Pos()), reason)
+			}
+		}
+		return true
+	})
+}
+
+// forbidden tells why a use of another package's function is not allowed in package name, or nothing.
+func forbidden(name string, use *ast.SelectorExpr) string {
+	from, ok := use.X.(*ast.Ident)
+	if !ok {
+		return ""
+	}
+	switch from.Name + "." + use.Sel.Name {
+	case "time.Sleep":
+		if name != "internal/testkit" {
+			return "time.Sleep: wait for the event itself"
+		}
+	case "os.Exit", "log.Fatal", "log.Fatalf":
+		if !strings.HasPrefix(name, "cmd/") {
+			return "only a command's main may end the process"
+		}
+	case "unix.MNT_DETACH", "syscall.MNT_DETACH":
+		if !fits(name, []string{"internal/container/", "internal/sys/nursery", "cmd/imageapi-init"}) {
+			return "lazy unmounts hide what is still in use; only a container's own mount namespace may"
+		}
+	}
+	return ""
+}
+
+// longest returns the longest key of layers that names package name.
+func longest(name string) string {
+	var best string
+	for key := range layers {
+		if len(key) > len(best) && fits(name, []string{key}) {
+			best = key
+		}
+	}
+	return best
+}
+
+// fits tells whether one of the names means package name.
+func fits(name string, names []string) bool {
+	return slices.ContainsFunc(names, func(n string) bool {
+		return n == name || strings.HasSuffix(n, "/") && strings.HasPrefix(name, n)
+	})
+}
+
+// list returns all packages of the module.
+func list(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Dir,GoFiles,Imports,Deps", module+"...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", cmd, err)
+	}
+	var packages []goPackage
+	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		err := decoder.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return packages
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}
