@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -30,6 +31,7 @@ const (
 <style>
 body { margin: 0 }
 a[href^="https://redocly.com/"] { display: none !important }
+#page td code { white-space: nowrap }
 </style>
 </head>
 <body>
@@ -78,8 +80,10 @@ func run(args []string, out io.Writer) error {
 			return err
 		}
 	}
-	// Inside a script element this would end it.
-	bundle := bytes.ReplaceAll(parts[2], []byte("</script"), []byte(`<\/script`))
+	bundle := strings.NewReplacer(
+		"</script", `<\/script`, // would end the script element
+		"https://cdn.redoc.ly/redoc/logo-mini.svg", "data:,", // all that it would fetch
+	).Replace(string(parts[2]))
 
 	page := bufio.NewWriter(out)
 	fmt.Fprintf(page, "%s%s"+middle+"%s%s", head, spec, parts[0], parts[1], bundle, tail)

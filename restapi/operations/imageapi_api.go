@@ -146,7 +146,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //   - When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a
 //     container before its mount, the mount before its device.
 //   - DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409
-//     with the holders' names and nothing changes. So is an object that was made as a part of another: delete
+//     with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete
 //     what needs it.
 //   - `force=true` goes past idle dependants: containers that are `created`, `exited` or `dead`, which then show what
 //     they lack in `error`. It never takes anything away that is in use: by a running container, by a live
