@@ -9,12 +9,12 @@ import (
 )
 
 // Classic mounts with mount(2), for what the kernel's newer interface does not take. Relative paths in data are
-// resolved from dir. Of attr only ReadOnly, NoSUID, NoDev and NoExec count.
-func Classic(g gate.Gate, dir, fsType, source, target string, attr Attr, data string) error {
-	log := openKernelLog(fsType + "fs") // "overlayfs: …" is how the kernel begins such lines
+// resolved from dir. Of attr only ReadOnly, NoSUID, NoDev and NoExec count. For speaker see [FS.Label].
+func Classic(g gate.Gate, dir, fsType, label, speaker, target string, attr Attr, data string) error {
+	log := openKernelLog(speaker)
 	defer log.close()
 	err := g.Do("mount classic", func() error {
-		return inDirectory(dir, func() error { return unix.Mount(source, target, fsType, classicFlags(attr), data) })
+		return inDirectory(dir, func() error { return unix.Mount(label, target, fsType, classicFlags(attr), data) })
 	})
 	if err != nil {
 		return classed(&Error{Op: "mount", Type: fsType, Target: target, Flags: attr, Words: log.lines(), Err: err})

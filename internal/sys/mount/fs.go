@@ -49,12 +49,16 @@ func (f *FS) Close() {
 // kernel's log: from here on its lines about this device are collected for the error.
 func (f *FS) Device(path string) error {
 	f.source = path
-	f.log = openKernelLog(path)
+	f.log = openKernelLog(deviceName(path))
 	return f.Set(Param{Key: "source", Value: path, HasValue: true})
 }
 
-// Label sets what stands as the source in the mount table, of a file system without a device.
-func (f *FS) Label(name string) error {
+// Label sets what stands as the source in the mount table, for a file system without a device. speaker is the word
+// with which the kernel begins its log lines about such file systems, as in "overlayfs: …"; or empty.
+func (f *FS) Label(name, speaker string) error {
+	if speaker != "" {
+		f.log = openKernelLog(speaker)
+	}
 	return f.Set(Param{Key: "source", Value: name, HasValue: true})
 }
 

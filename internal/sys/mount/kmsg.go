@@ -10,22 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelLog reads what the kernel logs about one device from a moment on (/dev/kmsg, Documentation/ABI/testing/dev-kmsg).
+// kernelLog reads what the kernel logs about one subject from a moment on (/dev/kmsg, Documentation/ABI/testing/dev-kmsg).
 // A nil kernelLog has no lines.
 type kernelLog struct {
-	fd     int
-	device string
+	fd      int
+	subject string
 }
 
 // maxLines bounds what an error quotes: a damaged file system can be talkative.
 const maxLines = 6
 
-// openKernelLog begins to listen for lines about the device at path. Where the log can't be read the result is nil:
-// the errno has to do then.
-func openKernelLog(path string) *kernelLog {
+// deviceName returns what the kernel calls the device at path: dm-0, not mapper/data.
+func deviceName(path string) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real // the kernel knows dm-0, not mapper/data
+		path = real
 	}
+	return filepath.Base(path)
+}
+
+// openKernelLog begins to listen for lines that name subject: a device, or the part of the kernel that speaks. Where
+// the log can't be read the result is nil: the errno has to do then.
+func openKernelLog(subject string) *kernelLog {
 	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil
@@ -34,7 +39,7 @@ func openKernelLog(path string) *kernelLog {
 		_ = unix.Close(fd)
 		return nil
 	}
-	return &kernelLog{fd: fd, device: filepath.Base(path)}
+	return &kernelLog{fd: fd, subject: subject}
 }
 
 func (l *kernelLog) close() {
@@ -43,7 +48,7 @@ func (l *kernelLog) close() {
 	}
 }
 
-// lines returns the lines about the device since the last call, without repetitions.
+// lines returns the lines about the subject since the last call, without repetitions.
 func (l *kernelLog) lines() []string {
 	if l == nil {
 		return nil
@@ -59,7 +64,7 @@ func (l *kernelLog) lines() []string {
 			break
 		}
 		text := recordText(string(buf[:n]))
-		if mentions(text, l.device) && (len(lines) == 0 || lines[len(lines)-1] != text) {
+		if mentions(text, l.subject) && (len(lines) == 0 || lines[len(lines)-1] != text) {
 			lines = append(lines, text)
 		}
 	}
@@ -73,9 +78,9 @@ func recordText(record string) string {
 	return strings.TrimSpace(text)
 }
 
-// mentions tells whether text names the device: loop1 is neither loop12 nor loop1p2.
-func mentions(text, device string) bool {
+// mentions tells whether text names the subject: loop1 is neither loop12 nor loop1p2.
+func mentions(text, subject string) bool {
 	return slices.Contains(strings.FieldsFunc(text, func(r rune) bool {
 		return r != '-' && r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r)
-	}), device)
+	}), subject)
 }

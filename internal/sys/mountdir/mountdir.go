@@ -87,8 +87,10 @@ func (d *Dir) mount() error {
 		return err
 	}
 	defer fs.Close()
+	if err := fs.Label(label, ""); err != nil {
+		return err
+	}
 	for _, p := range []mount.Param{
-		{Key: "source", Value: label, HasValue: true},
 		{Key: "mode", Value: "0700", HasValue: true},
 		{Key: "size", Value: "1m", HasValue: true},
 		{Key: "nr_inodes", Value: "1m", HasValue: true},
