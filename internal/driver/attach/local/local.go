@@ -1,0 +1,176 @@
+// Package local is the driver of attachments of kind "local": a block device that the node has already.
+//
+// It makes nothing and removes nothing. What it does is to make sure that a device is in use only once.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Options are what the driver depends on.
+type Options struct {
+	Gate gate.Gate
+	Log  *slog.Logger // default: none
+}
+
+// Driver is the driver of local block devices.
+type Driver struct {
+	gate gate.Gate
+	log  *slog.Logger
+
+	// mu protects claims.
+	mu sync.Mutex
+	// claims says which object has which device, by st_rdev.
+	claims map[uint64]int64
+}
+
+// New makes the driver.
+func New(o Options) *Driver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{gate: o.Gate, log: o.Log, claims: map[uint64]int64{}}
+}
+
+// Class is that of attachments.
+func (d *Driver) Class() driver.Class { return driver.Attach }
+
+// Kind is "local".
+func (d *Driver) Kind() string { return models.AttachKindLocal }
+
+// Plan checks the path's form.
+func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	if def.Attach == nil || def.Attach.Local == nil {
+		faults.Add("local", "is required for an attachment of kind local")
+		return nil, nil
+	}
+	u := &unit{driver: d}
+	if def.Attach.Local.Path != nil {
+		u.Path = *def.Attach.Local.Path
+	}
+	if fault := pathFault(u.Path); fault != "" {
+		faults.Add("local.path", "%s", fault)
+		return nil, nil
+	}
+	return u, nil
+}
+
+func pathFault(path string) string {
+	switch {
+	case path == "":
+		return "is required: give the path of a block device"
+	case !strings.HasPrefix(path, "/"):
+		return "must be absolute"
+	case strings.ContainsRune(path, 0):
+		return "must not contain a NUL character"
+	case len(path) >= unix.PathMax:
+		return fmt.Sprintf("must be shorter than %d bytes", unix.PathMax)
+	}
+	return ""
+}
+
+// unit is one local attachment.
+type unit struct {
+	driver *Driver
+	Path   string `json:"path"`
+}
+
+// Up finds the device and claims it.
+func (u *unit) Up(_ context.Context, site driver.Site) (driver.Live, error) {
+	found, err := u.find()
+	if err != nil {
+		return driver.Live{}, err
+	}
+	if err := u.driver.claim(found.Number, site.ID, found.Path); err != nil {
+		return driver.Live{}, err
+	}
+	u.driver.log.Debug("use local device", "id", site.ID, "device", found.Path)
+	return driver.Live{Device: found}, nil
+}
+
+// find resolves the path, makes sure that it is a block device, and only then opens it.
+func (u *unit) find() (*driver.Device, error) {
+	node, err := rootpath.Open("/", u.Path, unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer node.Close()
+	if _, err := block.Number(node); err != nil {
+		return nil, fmt.Errorf("use %q: %w", u.Path, err)
+	}
+	link := fmt.Sprintf("/proc/self/fd/%d", node.Fd())
+	path, err := os.Readlink(link)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %q: %w", u.Path, err)
+	}
+	info, err := u.stat(link)
+	if err != nil {
+		return nil, err
+	}
+	return &driver.Device{Path: path, Number: info.Number, Sequence: info.Sequence, ReadOnly: info.ReadOnly}, nil
+}
+
+func (u *unit) stat(link string) (block.Info, error) {
+	var fd int
+	err := u.driver.gate.Do("device open", func() (err error) {
+		fd, err = unix.Open(link, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOMEDIUM) {
+		return block.Info{}, errs.New(errs.Invalid, "use %q: there is no device behind this node: %w", u.Path, err)
+	}
+	if err != nil {
+		return block.Info{}, fmt.Errorf("open %q: %w", u.Path, err)
+	}
+	device := os.NewFile(uintptr(fd), u.Path)
+	defer device.Close()
+	info, err := block.Stat(device)
+	if err == nil && info.Size == 0 {
+		err = errs.New(errs.Invalid, "use %q: the device is empty", u.Path)
+	}
+	return info, err
+}
+
+func (d *Driver) claim(number uint64, id int64, path string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if owner, ok := d.claims[number]; ok {
+		return errs.New(errs.Conflict, "use %s: attachment %d has this device already; use that one, or delete it", path, owner)
+	}
+	d.claims[number] = id
+	return nil
+}
+
+// Down gives the device back. The device itself stays as it is.
+func (u *unit) Down(_ context.Context, site driver.Site, live driver.Live) error {
+	if live.Device == nil {
+		return nil
+	}
+	d := u.driver
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.claims[live.Device.Number] == site.ID {
+		delete(d.claims, live.Device.Number)
+	}
+	return nil
+}
+
+// Show writes the definition.
+func (u *unit) Show(out driver.Object, _ driver.Live, _ []driver.Object) {
+	out.Attach.Local = &models.AttachLocal{Path: new(u.Path)}
+}

@@ -1,0 +1,135 @@
+// Package loopback is the driver of attachments of kind "loopback": a file as a block device.
+package loopback
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/loop"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Options are what the driver depends on.
+type Options struct {
+	Gate gate.Gate
+	// Forbidden are directories that base "root" must not reach into: our own mount directories. What lies in them
+	// belongs to objects, which would then not be known to be needed.
+	Forbidden []string
+	Log       *slog.Logger // default: none
+}
+
+// Driver is the driver of loop devices.
+type Driver struct {
+	loop      loop.Loop
+	forbidden []string
+	log       *slog.Logger
+
+	// mu protects pending.
+	mu sync.Mutex
+	// pending are the devices between Up and Commit, by object id: the kernel frees them if we die.
+	pending map[int64]*loop.Device
+}
+
+// New makes the driver.
+func New(o Options) *Driver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{
+		loop:      loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}},
+		forbidden: o.Forbidden,
+		log:       o.Log,
+		pending:   map[int64]*loop.Device{},
+	}
+}
+
+// Class is that of attachments.
+func (d *Driver) Class() driver.Class { return driver.Attach }
+
+// Kind is "loopback".
+func (d *Driver) Kind() string { return models.AttachKindLoopback }
+
+// Plan checks the definition's form; the file itself is only looked at in Up.
+func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	if def.Attach == nil || def.Attach.Loopback == nil {
+		faults.Add("loopback", "is required for an attachment of kind loopback")
+		return nil, nil
+	}
+	l := def.Attach.Loopback
+	u := &unit{
+		driver:         d,
+		Path:           value(l.Path),
+		Base:           value(l.Base),
+		ReadPartitions: value(l.ReadPartitions),
+		ReadOnly:       value(l.Ro),
+	}
+	var own errs.Faults
+	var needs []driver.Need
+	if fault := pathFault(u.Path, u.Base); fault != "" {
+		own.Add("loopback.path", "%s", fault)
+	}
+	switch {
+	case u.Base != models.AttachLoopbackBaseRoot && u.Base != models.AttachLoopbackBaseMount:
+		own.Add("loopback.base", "must be %q or %q", models.AttachLoopbackBaseRoot, models.AttachLoopbackBaseMount)
+	case u.Base == models.AttachLoopbackBaseRoot && l.Mount != nil:
+		own.Add("loopback.mount", "makes no sense with base %q: leave it out, or use base %q", models.AttachLoopbackBaseRoot, models.AttachLoopbackBaseMount)
+	case u.Base == models.AttachLoopbackBaseMount && l.Mount == nil:
+		own.Add("loopback.mount", "is required with base %q", models.AttachLoopbackBaseMount)
+	case u.Base == models.AttachLoopbackBaseMount:
+		needs = []driver.Need{{Path: "loopback.mount", Def: driver.Object{Mount: l.Mount}}}
+	}
+	if len(own) > 0 {
+		*faults = append(*faults, own...)
+		return nil, needs
+	}
+	return u, needs
+}
+
+func pathFault(path, base string) string {
+	switch {
+	case path == "":
+		return "is required: give the path of a file"
+	case !strings.HasPrefix(path, "/") && base == models.AttachLoopbackBaseRoot:
+		return `must be absolute with base "root"`
+	case strings.ContainsRune(path, 0):
+		return "must not contain a NUL character"
+	case len(path) >= unix.PathMax:
+		return fmt.Sprintf("must be shorter than %d bytes", unix.PathMax)
+	}
+	return ""
+}
+
+// value returns what p points to, or the default of our booleans and strings.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+func (d *Driver) hold(id int64, device *loop.Device) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pending[id] = device
+}
+
+// held returns the device of an object that has not been committed, or nil.
+func (d *Driver) held(id int64) *loop.Device {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.pending[id]
+}
+
+func (d *Driver) letGo(id int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.pending, id)
+}

@@ -1,0 +1,420 @@
+package loopback_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+// def is a definition with base root.
+func def(path, more string) string {
+	return fmt.Sprintf(`{"kind":"loopback","loopback":{"base":"root","path":%q%s}}`, path, more)
+}
+
+// inMount is a definition with base mount.
+func inMount(path, more string) string {
+	return fmt.Sprintf(`{"kind":"loopback","loopback":{"base":"mount","path":%q,"mount":{"id":7}%s}}`, path, more)
+}
+
+func newDriver(g gate.Gate) driver.Driver { return loopback.New(loopback.Options{Gate: g}) }
+
+// file writes a file of size bytes that begins with head.
+func file(t *testing.T, path string, size int64, head string) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(head), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// tree is a mount that base mount can stand on.
+func tree(path string, readOnly bool) []driver.Live {
+	return []driver.Live{{Tree: &driver.Tree{Path: path, ReadOnly: readOnly}}}
+}
+
+// partitioned makes an image with two partitions: ext4 with the file "here", and swap.
+func partitioned(t *testing.T, label string) string {
+	t.Helper()
+	testkit.Need(t, "sfdisk", "dd")
+	src := t.TempDir()
+	file(t, filepath.Join(src, "here"), 3, "yes")
+	part := testkit.Ext4(t, src)
+	path := file(t, filepath.Join(t.TempDir(), "disk"), 80<<20, "")
+	script := "label: " + label + "\nstart=2048, size=131072, type=L\nstart=135168, size=2048\n"
+	sfdisk := exec.Command("sfdisk", "--quiet", path)
+	sfdisk.Stdin = strings.NewReader(script)
+	if out, err := sfdisk.CombinedOutput(); err != nil {
+		t.Fatalf("sfdisk: %v\n%s", err, out)
+	}
+	testkit.Run(t, "dd", "if="+part, "of="+path, "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none")
+	return path
+}
+
+func holdOpen(t *testing.T, live driver.Live) (string, func()) {
+	t.Helper()
+	path := live.Device.Path
+	if n := len(live.Device.Partitions); n > 0 {
+		path = live.Device.Partitions[n-1].Path
+	}
+	cmd := exec.Command("sh", "-c", "exec 3<"+path+"; echo held; read _")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, path), func() { in.Close(); cmd.Wait() }
+}
+
+func TestDriver(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	image := file(t, filepath.Join(dir, "image"), 1<<20, "")
+	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	drivertest.Run(t, drivertest.Case{
+		New:   newDriver,
+		Scope: testkit.Scope{Dirs: []string{dir}},
+		Good:  def(image, ""),
+		Hold:  holdOpen,
+		Wrong: []drivertest.Wrong{
+			{Name: "no path, wrong base", Def: `{"kind":"loopback","loopback":{"base":"moon"}}`, Paths: []string{"loopback.base", "loopback.path"}},
+			{Name: "relative", Def: def("a/b", ""), Paths: []string{"loopback.path"}},
+			{Name: "nul", Def: `{"kind":"loopback","loopback":{"base":"root","path":"/a\u0000b"}}`, Paths: []string{"loopback.path"}},
+			{Name: "long", Def: def("/"+strings.Repeat("a/", 2048), ""), Paths: []string{"loopback.path"}},
+			{Name: "mount with base root", Def: def("/a", `,"mount":{"id":3}`), Paths: []string{"loopback.mount"}},
+			{Name: "no mount", Def: `{"kind":"loopback","loopback":{"base":"mount","path":"a"}}`, Paths: []string{"loopback.mount"}},
+		},
+		Fails: []drivertest.Failing{
+			{Name: "missing", Def: def(filepath.Join(dir, "missing"), ""), Class: errs.Invalid, Text: "no such file"},
+			{Name: "directory", Def: def(dir, ""), Class: errs.Invalid, Text: "it is a directory"},
+			{Name: "fifo", Def: def(filepath.Join(dir, "fifo"), ""), Class: errs.Invalid, Text: "neither a regular file nor a block device"},
+			{Name: "character device", Def: def("/dev/null", ""), Class: errs.Invalid, Text: "neither a regular file nor a block device"},
+			{Name: "empty", Def: def(file(t, filepath.Join(dir, "empty"), 0, ""), ""), Class: errs.Invalid, Text: "it is empty"},
+			{Name: "odd size", Def: def(file(t, filepath.Join(dir, "odd"), 1000, ""), ""), Class: errs.Invalid, Text: "1000 bytes, is not a multiple of 512"},
+			{Name: "no table", Def: def(image, `,"readPartitions":true`), Class: errs.Invalid, Text: "signature 55 AA"},
+			{Name: "long component", Def: def("/"+strings.Repeat("a", 300), ""), Class: errs.Invalid, Text: "file name too long"},
+		},
+	})
+}
+
+func TestDriverWithPartitions(t *testing.T) {
+	testkit.Root(t)
+	image := partitioned(t, "gpt")
+	drivertest.Run(t, drivertest.Case{
+		New:   newDriver,
+		Scope: testkit.Scope{Dirs: []string{filepath.Dir(image)}},
+		Good:  def(image, `,"readPartitions":true`),
+		Hold:  holdOpen,
+	})
+}
+
+func TestDriverInMount(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	file(t, filepath.Join(dir, "image"), 1<<20, "")
+	outside := file(t, filepath.Join(testkit.RunDir(t), "outside"), 1<<20, "")
+	for link, target := range map[string]string{"absolute": outside, "relative": "../../../../../.." + outside, "root": "/", "magic": "/proc/1/root" + outside} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var escapes []drivertest.Failing
+	for _, path := range []string{"absolute", "relative", "root" + outside, "magic", "../" + outside, "/../../" + outside} {
+		escapes = append(escapes, drivertest.Failing{Name: path, Def: inMount(path, ""), Class: errs.Invalid, Text: "no such file"})
+	}
+	drivertest.Run(t, drivertest.Case{
+		New:   newDriver,
+		Scope: testkit.Scope{Dirs: []string{dir}},
+		Good:  inMount("/image", ""),
+		Needs: tree(dir, false),
+		Fails: escapes,
+	})
+}
+
+// What lies in our own mount directory is refused, whichever way leads there.
+func TestForbidden(t *testing.T) {
+	testkit.Root(t)
+	own, other := testkit.RunDir(t), testkit.RunDir(t)
+	image := file(t, filepath.Join(own, "image"), 1<<20, "")
+	symlinked := filepath.Join(other, "own")
+	if err := os.Symlink(own, symlinked); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("own/image", filepath.Join(other, "image")); err != nil {
+		t.Fatal(err)
+	}
+	near := file(t, own+"-near", 1<<20, "")
+	defer os.Remove(near)
+	// The directory may itself be given by a symbolic link: /var/run.
+	for _, forbidden := range []string{own, symlinked} {
+		d := loopback.New(loopback.Options{Forbidden: []string{"/nonexistent", forbidden}})
+		for _, path := range []string{image, filepath.Join(symlinked, "image"), filepath.Join(other, "image"), other + "/../" + filepath.Base(own) + "/image", own} {
+			u, _ := drivertest.Plan(t, d, def(path, ""))
+			_, err := u.Up(context.Background(), driver.Site{ID: 1})
+			if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `use base "mount"`) {
+				t.Errorf("%s with %s forbidden: error %v", path, forbidden, err)
+			}
+		}
+		drivertest.Up(t, d, def(near, ""))
+	}
+}
+
+func sysfs(t *testing.T, live driver.Live, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(live.Device.Path), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func TestReadOnly(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	plain := file(t, filepath.Join(dir, "plain"), 1<<20, "")
+	marked := file(t, filepath.Join(dir, "marked"), 1<<20, "")
+	if err := os.Chmod(marked, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	mounted := filepath.Join(dir, "ro")
+	if err := os.Mkdir(mounted, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Run(t, "mount", "-t", "tmpfs", "tmpfs", mounted)
+	defer testkit.Run(t, "umount", mounted)
+	file(t, filepath.Join(mounted, "image"), 1<<20, "")
+	testkit.Run(t, "mount", "-o", "remount,ro", mounted)
+
+	for name, c := range map[string]struct {
+		def   string
+		needs []driver.Live
+		want  bool
+	}{
+		"writable":       {def(plain, ""), nil, false},
+		"asked":          {def(plain, `,"ro":true`), nil, true},
+		"file mode":      {def(marked, ""), nil, true},
+		"ro mount":       {def(filepath.Join(mounted, "image"), ""), nil, true},
+		"squashfs":       {def(file(t, filepath.Join(dir, "sq"), 4096, "hsqs"), ""), nil, true},
+		"erofs":          {def(file(t, filepath.Join(dir, "er"), 4096, strings.Repeat("\x00", 1024)+"\xe2\xe1\xf5\xe0"), ""), nil, true},
+		"one sector":     {def(file(t, filepath.Join(dir, "one"), 512, "x"), ""), nil, false},
+		"mount above":    {inMount("plain", ""), tree(dir, false), false},
+		"ro mount above": {inMount("plain", ""), tree(dir, true), true},
+		"real squashfs":  {def(testkit.Squashfs(t, dir), ""), nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			live := drivertest.Up(t, newDriver(nil), c.def, c.needs...)
+			if live.Device.ReadOnly != c.want || (sysfs(t, live, "ro") == "1") != c.want {
+				t.Errorf("read-only: live %v, kernel %s; want %v", live.Device.ReadOnly, sysfs(t, live, "ro"), c.want)
+			}
+			f, err := os.OpenFile(live.Device.Path, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.Write(make([]byte, 512))
+				err = errors.Join(err, f.Close())
+			}
+			if (err != nil) != c.want {
+				t.Errorf("writing: error %v", err)
+			}
+		})
+	}
+}
+
+// The kernel frees a pending device with its last descriptor and keeps a committed one.
+func TestAutoclear(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	image := file(t, filepath.Join(dir, "image"), 1<<20, "")
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid()})
+	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
+	site := driver.Site{ID: 1}
+	live, err := u.Up(context.Background(), site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sysfs(t, live, "loop/autoclear"); got != "1" {
+		t.Errorf("autoclear of a pending device is %s", got)
+	}
+	if err := u.(driver.Committer).Commit(context.Background(), site, live); err != nil {
+		t.Fatal(err)
+	}
+	if got := sysfs(t, live, "loop/autoclear"); got != "0" {
+		t.Errorf("autoclear of a committed device is %s", got)
+	}
+	for _, open := range testkit.Descriptors(os.Getpid()) {
+		if open == live.Device.Path {
+			t.Error("a committed device is still open")
+		}
+	}
+	// A daemon that comes later knows only Live.
+	later, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
+	if err := later.Down(context.Background(), site, live); err != nil {
+		t.Error(err)
+	}
+}
+
+// Down of a device that belongs to somebody else by now leaves it alone.
+func TestDownOfReusedDevice(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	image := file(t, filepath.Join(dir, "image"), 1<<20, "")
+	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
+	site := driver.Site{ID: 1}
+	live, err := u.Up(context.Background(), site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.(driver.Committer).Commit(context.Background(), site, live); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Run(t, "losetup", "-d", live.Device.Path)
+	testkit.Run(t, "losetup", live.Device.Path, image) // the same file on the same device, and yet not ours
+	defer testkit.Run(t, "losetup", "-d", live.Device.Path)
+	if err := u.Down(context.Background(), site, live); err != nil {
+		t.Error(err)
+	}
+	if got := sysfs(t, live, "loop/backing_file"); got != image {
+		t.Errorf("the other's device now has %q", got)
+	}
+}
+
+func TestParallel(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	image := file(t, filepath.Join(dir, "image"), 1<<20, "")
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid()})
+	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
+	const count = 64
+	lives, errors := make([]driver.Live, count), make([]error, count)
+	each := func(act func(i int, site driver.Site) error) {
+		var group sync.WaitGroup
+		for i := range count {
+			group.Go(func() { errors[i] = act(i, driver.Site{ID: int64(i)}) })
+		}
+		group.Wait()
+		for i, err := range errors {
+			if err != nil {
+				t.Errorf("%d: %v", i, err)
+			}
+		}
+	}
+	each(func(i int, site driver.Site) (err error) {
+		lives[i], err = u.Up(context.Background(), site)
+		return err
+	})
+	devices := map[string]bool{}
+	for _, live := range lives {
+		if live.Device != nil {
+			devices[live.Device.Path] = true
+		}
+	}
+	if len(devices) != count {
+		t.Errorf("%d different devices, want %d", len(devices), count)
+	}
+	each(func(i int, site driver.Site) error {
+		return u.(driver.Committer).Commit(context.Background(), site, lives[i])
+	})
+	each(func(i int, site driver.Site) error { return u.Down(context.Background(), site, lives[i]) })
+}
+
+// What is mounted, here or in another namespace, stays attached, and Down says where it is mounted.
+func TestBusyByMount(t *testing.T) {
+	testkit.Root(t)
+	image := testkit.Ext4(t, t.TempDir())
+	point := t.TempDir()
+	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
+	site := driver.Site{ID: 1}
+	live, err := u.Up(context.Background(), site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.(driver.Committer).Commit(context.Background(), site, live); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(want string) {
+		t.Helper()
+		before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{filepath.Dir(image), point}, PID: os.Getpid()})
+		err := u.Down(context.Background(), site, live)
+		if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want a conflict with %q", err, want)
+		}
+		if got := sysfs(t, live, "loop/autoclear"); got != "0" {
+			t.Errorf("autoclear is now %s", got)
+		}
+		before.Same(t)
+	}
+	testkit.Run(t, "mount", live.Device.Path, point)
+	refused("it is mounted at " + point)
+	testkit.Run(t, "umount", point)
+
+	script := "mount " + live.Device.Path + " " + point + "; echo held; read _"
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	refused(fmt.Sprintf("pid %d (sh, other mount namespace ", cmd.Process.Pid))
+	in.Close()
+	cmd.Wait()
+	if err := u.Down(context.Background(), site, live); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPartitions(t *testing.T) {
+	testkit.Root(t)
+	for _, label := range []string{"gpt", "dos"} {
+		t.Run(label, func(t *testing.T) {
+			image := partitioned(t, label)
+			live := drivertest.Up(t, newDriver(nil), def(image, `,"readPartitions":true`))
+			parts := live.Device.Partitions
+			if len(parts) != 2 || parts[0].Index != 1 || parts[0].Start != 1<<20 || parts[0].Size != 64<<20 || parts[1].Index != 2 {
+				t.Fatalf("partitions %+v", parts)
+			}
+			point := t.TempDir()
+			testkit.Run(t, "mount", parts[0].Path, point)
+			got, err := os.ReadFile(filepath.Join(point, "here"))
+			testkit.Run(t, "umount", point)
+			if err != nil || !bytes.Equal(got, []byte("yes")) {
+				t.Errorf("in the first partition: %q, %v", got, err)
+			}
+		})
+	}
+}

@@ -1,0 +1,194 @@
+package loopback
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// sectorSize is the least unit of a loop device, in bytes; the kernel would silently leave out the rest of a file.
+const sectorSize = 512
+
+// source is the file that is to become a device.
+type source struct {
+	*os.File
+	readOnly bool // no write may reach it; the descriptor then can't write
+}
+
+// open finds the file and opens it for no more than is needed. An image is untrusted: the path is resolved once,
+// and nothing is opened before it is known to be a file that can be opened without harm.
+func (u *unit) open(site driver.Site) (source, error) {
+	root, above := "/", false
+	if u.Base == models.AttachLoopbackBaseMount {
+		if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
+			return source{}, errs.New(errs.Internal, "open %q: the mount it lies in is not there", u.Path)
+		}
+		root, above = site.Needs[0].Tree.Path, site.Needs[0].Tree.ReadOnly
+	}
+	place, err := rootpath.Open(root, u.Path, unix.O_PATH)
+	if err != nil {
+		return source{}, err
+	}
+	defer place.Close()
+	if u.Base == models.AttachLoopbackBaseRoot {
+		if err := u.checkOutside(place); err != nil {
+			return source{}, err
+		}
+	}
+	marked, err := u.checkType(place)
+	if err != nil {
+		return source{}, err
+	}
+	return u.openPlace(place, u.ReadOnly || above || marked)
+}
+
+// checkOutside refuses what lies in our own mount directories, whichever way the path went.
+func (u *unit) checkOutside(place *os.File) error {
+	at, err := location(place)
+	if err != nil {
+		return err
+	}
+	for _, path := range u.driver.forbidden {
+		dir, err := rootpath.Open("/", path, unix.O_PATH)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		top, err := location(dir)
+		dir.Close()
+		if err != nil {
+			return err
+		}
+		if at == top || strings.HasPrefix(at, strings.TrimSuffix(top, "/")+"/") {
+			return errs.New(errs.Invalid, "open %q: it lies in the mount directory %s: use base %q and give the mount",
+				u.Path, top, models.AttachLoopbackBaseMount)
+		}
+	}
+	return nil
+}
+
+// location returns the path of what is open as f, without symbolic links.
+func location(f *os.File) (string, error) {
+	path, err := os.Readlink(link(f))
+	if err != nil {
+		return "", fmt.Errorf("resolve %q: %w", f.Name(), err)
+	}
+	return path, nil
+}
+
+func link(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// checkType refuses what can't be a disk, and tells whether its owner marked it as not to be written.
+func (u *unit) checkType(place *os.File) (readOnly bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(place.Fd()), &st); err != nil {
+		return false, fmt.Errorf("stat %q: %w", u.Path, err)
+	}
+	const anyWrite = 0o222
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG, unix.S_IFBLK:
+		return st.Mode&anyWrite == 0, nil
+	case unix.S_IFDIR:
+		return false, errs.New(errs.Invalid, "attach %q: it is a directory; a regular file or a block device is needed", u.Path)
+	}
+	return false, errs.New(errs.Invalid, "attach %q: it is neither a regular file nor a block device", u.Path)
+}
+
+// openPlace opens the file itself, for writing only if it is to be written. A descriptor that can write would keep
+// the file system below from becoming read-only.
+func (u *unit) openPlace(place *os.File, readOnly bool) (source, error) {
+	f, err := u.reopen(place, unix.O_RDONLY)
+	if err != nil {
+		return source{}, err
+	}
+	if err := u.checkContent(f, &readOnly); err != nil {
+		f.Close()
+		return source{}, err
+	}
+	if readOnly {
+		return source{File: f, readOnly: true}, nil
+	}
+	w, err := u.reopen(place, unix.O_RDWR)
+	for _, errno := range []error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ETXTBSY} {
+		if errors.Is(err, errno) {
+			return source{File: f, readOnly: true}, nil
+		}
+	}
+	f.Close()
+	return source{File: w}, err
+}
+
+func (u *unit) reopen(place *os.File, flags int) (*os.File, error) {
+	// O_NONBLOCK: somebody may hold a lease on the file.
+	fd, err := unix.Open(link(place), flags|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil, errs.New(errs.Conflict, "open %q: another program has a lease on it: %w", u.Path, err)
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOMEDIUM), errors.Is(err, unix.EACCES):
+		return nil, errs.New(errs.Invalid, "open %q: %w", u.Path, err)
+	case err != nil:
+		return nil, fmt.Errorf("open %q: %w", u.Path, err)
+	}
+	return os.NewFile(uintptr(fd), u.Path), nil
+}
+
+// checkContent refuses sizes that a device can't have, and finds file systems that are never written.
+func (u *unit) checkContent(f *os.File, readOnly *bool) error {
+	size, err := u.size(f, readOnly)
+	if err != nil {
+		return err
+	}
+	if size == 0 {
+		return errs.New(errs.Invalid, "attach %q: it is empty", u.Path)
+	}
+	if size%sectorSize != 0 {
+		return errs.New(errs.Invalid, "attach %q: its size, %d bytes, is not a multiple of %d; is it truncated or compressed?", u.Path, size, sectorSize)
+	}
+	writable, err := neverWritten(f)
+	*readOnly = *readOnly || writable
+	return err
+}
+
+func (u *unit) size(f *os.File, readOnly *bool) (int64, error) {
+	info, err := block.Stat(f)
+	if err == nil {
+		*readOnly = *readOnly || info.ReadOnly
+		return info.Size, nil
+	}
+	if !errors.Is(err, block.ErrNotBlock) {
+		return 0, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
+// neverWritten tells whether the content is a SquashFS or EROFS file system, by its magic number.
+func neverWritten(f *os.File) (bool, error) {
+	const (
+		squashfsMagic = 0x73717368 // at 0
+		erofsMagic    = 0xe0f5e1e2 // at erofsOffset
+		erofsOffset   = 1024
+	)
+	var head [erofsOffset + 4]byte
+	// A file may be shorter: the rest is then zero.
+	if n, err := f.ReadAt(head[:], 0); n < sectorSize {
+		return false, fmt.Errorf("read %q: %w", f.Name(), err)
+	}
+	le := binary.LittleEndian
+	return le.Uint32(head[:]) == squashfsMagic || le.Uint32(head[erofsOffset:]) == erofsMagic, nil
+}

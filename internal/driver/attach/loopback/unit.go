@@ -1,0 +1,174 @@
+package loopback
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/loop"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// unit is one loopback attachment.
+type unit struct {
+	driver         *Driver
+	Path           string `json:"path"`
+	Base           string `json:"base"`
+	ReadPartitions bool   `json:"readPartitions,omitempty"`
+	ReadOnly       bool   `json:"ro,omitempty"` // as asked; what came of it is in Live
+}
+
+// notes is what Down needs beyond the device.
+type notes struct {
+	Loop  loop.ID `json:"loop"`
+	Nodes []int   `json:"nodes,omitempty"` // indices in Live.Device.Partitions whose device nodes we made
+}
+
+// Up attaches the file and makes its partitions. Until Commit the kernel frees the device if we die.
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	src, err := u.open(site)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	defer src.Close()
+	o := loop.Options{ReadOnly: src.readOnly}
+	if u.ReadPartitions {
+		o.Sector = block.TableSector(src)
+	}
+	device, err := u.driver.loop.Attach(ctx, src.File, o)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	live, err := u.live(device)
+	if err != nil {
+		return driver.Live{}, errors.Join(err, device.Release())
+	}
+	u.driver.hold(site.ID, device)
+	u.driver.log.Debug("attach file", "id", site.ID, "path", u.Path, "device", device.Path, "ro", device.Info.ReadOnly)
+	return live, nil
+}
+
+// live makes the partitions, or none of them, and puts down what there is now.
+func (u *unit) live(device *loop.Device) (driver.Live, error) {
+	n := notes{Loop: device.ID}
+	d := &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly}
+	if u.ReadPartitions {
+		parts, err := u.partitions(device)
+		if err == nil {
+			d.Partitions, n.Nodes, err = u.nodes(parts)
+		}
+		if err != nil {
+			return driver.Live{}, errors.Join(err, u.removePartitions(device))
+		}
+	}
+	text, err := json.Marshal(n)
+	return driver.Live{Device: d, Notes: text}, err
+}
+
+// partitions makes the kernel know the partitions: by itself if it can read their table, else we read it.
+func (u *unit) partitions(device *loop.Device) ([]block.Partition, error) {
+	if err := device.Scan(); err != nil {
+		return nil, err
+	}
+	if parts, err := block.Partitions(device.Number); err != nil || len(parts) > 0 {
+		return parts, err
+	}
+	table, err := block.ReadTable(device.File(), device.Info.Size, device.Info.Sector)
+	if err != nil {
+		return nil, fmt.Errorf("attach %q: %w", u.Path, err)
+	}
+	if len(table) == 0 {
+		return nil, errs.New(errs.Invalid, "attach %q: its partition table is empty: leave out readPartitions", u.Path)
+	}
+	for _, p := range table {
+		if err := block.AddPartition(u.driver.loop.Gate, device.File(), p); err != nil {
+			return nil, err
+		}
+	}
+	return block.Partitions(device.Number)
+}
+
+// nodes makes sure that each partition has a device node, and tells which of them we made.
+func (u *unit) nodes(parts []block.Partition) (all []driver.Partition, made []int, err error) {
+	for i, p := range parts {
+		path, isNew, err := u.driver.loop.Nodes.Ensure(p.Number)
+		if err != nil {
+			return nil, nil, errors.Join(err, u.removeNodes(all, made))
+		}
+		all = append(all, driver.Partition{Index: p.Index, Path: path, Number: p.Number, Start: p.Start, Size: p.Size})
+		if isNew {
+			made = append(made, i)
+		}
+	}
+	return all, made, nil
+}
+
+func (u *unit) removeNodes(parts []driver.Partition, made []int) error {
+	var all error
+	for _, i := range made {
+		all = errors.Join(all, u.driver.loop.Nodes.Remove(parts[i].Path, parts[i].Number))
+	}
+	return all
+}
+
+func (u *unit) removePartitions(device *loop.Device) error {
+	parts, err := block.Partitions(device.Number)
+	for _, p := range parts {
+		err = errors.Join(err, block.DeletePartition(u.driver.loop.Gate, device.File(), p.Index))
+	}
+	return err
+}
+
+// Commit lets the device live on without the daemon.
+func (u *unit) Commit(_ context.Context, site driver.Site, _ driver.Live) error {
+	device := u.driver.held(site.ID)
+	if device == nil {
+		return nil
+	}
+	if err := device.Keep(); err != nil {
+		return err
+	}
+	u.driver.letGo(site.ID)
+	return nil
+}
+
+// Down detaches the file, if the device is still the one of Up and nobody uses it.
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	if live.Device == nil {
+		return nil
+	}
+	var n notes
+	if err := json.Unmarshal(live.Notes, &n); err != nil {
+		return fmt.Errorf("detach %s: read its notes: %w", live.Device.Path, err)
+	}
+	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop, u.driver.held(site.ID)); err != nil {
+		return err
+	}
+	u.driver.letGo(site.ID)
+	u.driver.log.Debug("detach file", "id", site.ID, "path", u.Path, "device", live.Device.Path)
+	return u.removeNodes(live.Device.Partitions, n.Nodes)
+}
+
+// Show writes the definition, the mount whole, and what the device has become.
+func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
+	l := &models.AttachLoopback{Path: new(u.Path), Base: new(u.Base), ReadPartitions: new(u.ReadPartitions), Ro: new(u.ReadOnly)}
+	if len(needs) > 0 {
+		l.Mount = needs[0].Mount
+	}
+	if live.Device != nil {
+		l.Ro = new(live.Device.ReadOnly)
+		for _, p := range live.Device.Partitions {
+			l.Partitions = append(l.Partitions, &models.Partition{Index: int64(p.Index), DeviceFile: p.Path, Start: p.Start, Size: p.Size})
+		}
+	}
+	out.Attach.Loopback = l
+}
+
+var (
+	_ driver.Driver    = (*Driver)(nil)
+	_ driver.Committer = (*unit)(nil)
+)

@@ -1,0 +1,231 @@
+// Package loop attaches files to loop devices and detaches them: loop(4).
+//
+// A device goes through two states. While it is pending the kernel frees it by itself when its last descriptor is
+// closed (AUTOCLEAR), and a Device holds that descriptor: if the daemon dies, nothing is left. Keep ends that: from
+// then on the device lives without us, until Detach.
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+)
+
+// Loop is the way to loop devices. Its methods are safe for concurrent use.
+type Loop struct {
+	Gate  gate.Gate
+	Nodes block.Nodes
+}
+
+// Options say how a file is attached.
+type Options struct {
+	ReadOnly bool // no write reaches the file; needed if the descriptor can't write
+	Sector   int  // logical sector size in bytes; default 512
+}
+
+// ID tells a loop device's one use from all others.
+type ID struct {
+	Number   uint64 `json:"number"`        // st_rdev
+	Sequence uint64 `json:"seq,omitempty"` // as in block.Info; 0 before Linux 5.15
+	Dev      uint64 `json:"dev"`           // st_dev and st_ino of the file behind it, as the loop driver says
+	Inode    uint64 `json:"ino"`
+	MadeNode bool   `json:"made_node,omitempty"` // whether its device node is ours to remove
+}
+
+// Device is a loop device that is pending: closing it without Keep frees it.
+type Device struct {
+	ID
+	Path string
+	Info block.Info
+
+	loop *Loop
+	file *os.File
+}
+
+const (
+	flagReadOnly  = unix.LO_FLAGS_READ_ONLY
+	flagAutoclear = unix.LO_FLAGS_AUTOCLEAR
+	flagPartscan  = unix.LO_FLAGS_PARTSCAN
+	flagDirect    = unix.LO_FLAGS_DIRECT_IO
+)
+
+// tries bounds how often another one may take the free device that the kernel has just named to us.
+const tries = 10000
+
+// Attach attaches file, which is open for reading and, unless it is to be read-only, writing, to a free loop device.
+// Reads and writes bypass the page cache (direct I/O) where the file's file system can; then the image is not in memory
+// twice.
+//
+// The device is locked against udev (flock(2)) until it is kept, so that nobody holds it if it must go again.
+func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, error) {
+	for range tries {
+		if err := ctx.Err(); err != nil {
+			return nil, errs.New(errs.Deadline, "attach %s: no free loop device in time: %w", file.Name(), err)
+		}
+		d, err := l.free()
+		if err != nil {
+			return nil, err
+		}
+		err = l.configure(d.file, file, o)
+		if err == nil {
+			return l.complete(d)
+		}
+		l.close(d)
+		// EBUSY, ENXIO: another one took or removed it; the next one, please.
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) {
+			return nil, err
+		}
+	}
+	return nil, errs.New(errs.Conflict, "attach %s: other programs took %d free loop devices in a row", file.Name(), tries)
+}
+
+// free opens a device that was free a moment ago.
+func (l *Loop) free() (*Device, error) {
+	minor, err := l.freeMinor()
+	if err != nil {
+		return nil, err
+	}
+	const loopMajor = 7
+	d := &Device{loop: l, ID: ID{Number: unix.Mkdev(loopMajor, uint32(minor))}}
+	if d.Path, d.MadeNode, err = l.Nodes.Ensure(d.Number); err != nil {
+		return nil, err
+	}
+	// A read-only loop device refuses writes by itself; LOOP_CONFIGURE needs a descriptor that can.
+	d.file, err = os.OpenFile(d.Path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		l.removeNode(d.ID, d.Path)
+		return nil, fmt.Errorf("open loop device: %w", err)
+	}
+	return d, nil
+}
+
+func (l *Loop) freeMinor() (minor int, err error) {
+	const control = "/dev/loop-control"
+	f, err := os.OpenFile(control, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, errs.New(errs.Unsupported, "find a free loop device (is the kernel module loop loaded?): %w", err)
+	}
+	defer f.Close()
+	err = l.Gate.Do("loop get free", func() error {
+		minor, err = unix.IoctlRetInt(int(f.Fd()), unix.LOOP_CTL_GET_FREE)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("find a free loop device: %w", err)
+	}
+	return minor, nil
+}
+
+func (l *Loop) configure(device, file *os.File, o Options) error {
+	const sector512 = 512
+	config := unix.LoopConfig{Fd: uint32(file.Fd()), Size: sector512}
+	if o.Sector != 0 {
+		config.Size = uint32(o.Sector)
+	}
+	config.Info.Flags = flagAutoclear | flagDirect
+	if o.ReadOnly {
+		config.Info.Flags |= flagReadOnly
+	}
+	// Shown by losetup(8); the kernel keeps the last byte for a NUL.
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], file.Name())
+	err := l.Gate.Do("loop configure", func() error { return unix.IoctlLoopConfigure(int(device.Fd()), &config) })
+	switch {
+	case errors.Is(err, unix.ENOTTY):
+		return errs.New(errs.Unsupported, "attach %s: LOOP_CONFIGURE needs Linux 5.8: %w", file.Name(), err)
+	case err != nil:
+		return fmt.Errorf("attach %s to %s: %w", file.Name(), device.Name(), err)
+	}
+	return nil
+}
+
+// complete reads what a device has become, or gives it up.
+func (l *Loop) complete(d *Device) (*Device, error) {
+	// Who is faster, such as udev, is waited for in Detach.
+	if err := l.lock(d.file); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, errors.Join(err, d.Release())
+	}
+	status, err := unix.IoctlLoopGetStatus64(int(d.file.Fd()))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("ask for the state of %s: %w", d.Path, err), d.Release())
+	}
+	d.Dev, d.Inode = status.Device, status.Inode
+	if d.Info, err = block.Stat(d.file); err != nil {
+		return nil, errors.Join(err, d.Release())
+	}
+	d.Sequence = d.Info.Sequence
+	return d, nil
+}
+
+// lock keeps udev from looking into the device: https://systemd.io/BLOCK_DEVICE_LOCKING.
+func (l *Loop) lock(f *os.File) error {
+	err := l.Gate.Do("loop lock", func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// File is the device, open for reading and writing until Keep or Release.
+func (d *Device) File() *os.File { return d.file }
+
+// Scan makes the kernel read the partition table, if it was built to. It finds nothing otherwise.
+func (d *Device) Scan() error {
+	return d.loop.setFlags(d.file, "loop scan", 0, flagPartscan)
+}
+
+// Keep lets the device live on without us. It can be called again if it fails.
+func (d *Device) Keep() error {
+	if err := d.loop.setFlags(d.file, "loop keep", flagAutoclear, 0); err != nil {
+		return err
+	}
+	return d.file.Close()
+}
+
+// Release frees a pending device. Partitions that were added must be deleted before.
+func (d *Device) Release() error {
+	err := d.loop.clear(d.file)
+	d.loop.close(d)
+	return err
+}
+
+func (l *Loop) close(d *Device) {
+	_ = d.file.Close()
+	l.removeNode(d.ID, d.Path)
+}
+
+func (l *Loop) removeNode(id ID, path string) {
+	if id.MadeNode {
+		_ = l.Nodes.Remove(path, id.Number)
+	}
+}
+
+// setFlags takes away and adds flags: only AUTOCLEAR can be taken, AUTOCLEAR and PARTSCAN added.
+func (l *Loop) setFlags(f *os.File, act string, take, add uint32) error {
+	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return fmt.Errorf("ask for the state of %s: %w", f.Name(), err)
+	}
+	status.Flags = status.Flags&^take | add
+	err = l.Gate.Do(act, func() error { return unix.IoctlLoopSetStatus64(int(f.Fd()), status) })
+	if err != nil {
+		return fmt.Errorf("set the state of %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// clear detaches the file: LOOP_CLR_FD. While others have the device open the kernel only sets AUTOCLEAR; and newer
+// kernels always wait for the last close.
+func (l *Loop) clear(f *os.File) error {
+	err := l.Gate.Do("loop clear", func() error { return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0) })
+	if err != nil && !errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("detach %s: %w", f.Name(), err)
+	}
+	return nil
+}
