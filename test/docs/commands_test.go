@@ -1,0 +1,112 @@
+package docs
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/test/harness"
+)
+
+// patience bounds the commands of one page.
+const patience = 3 * time.Minute
+
+// mark separates what the commands of a page print. It is a control character that none of them prints.
+const mark = "\x1e"
+
+// TestCommands runs the commands of every page, in their order, against a server of its own, compares what they print, and
+// the machine before and after. They are run from a copy of the tree's root that has the examples and the server.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	for name, page := range pages(t) {
+		if len(steps(page)) == 0 {
+			continue
+		}
+		t.Run(strings.TrimSuffix(name, ".md"), func(t *testing.T) {
+			t.Parallel()
+			testkit.Root(t)
+			testkit.Need(t, "bash", "busybox", "curl", "jq", "mksquashfs", "squashfs", "overlay")
+			run(t, name, page)
+		})
+	}
+}
+
+func run(t *testing.T, name, page string) {
+	d := harness.Start(t)
+	// Where the page says /tmp/images. It is new to the kernel too, so that its device and file names are nobody else's.
+	images := testkit.RunDir(t) + "/images"
+	private := strings.NewReplacer("/run/imageapi.sock", d.Socket, "/run/imageapi", d.RunDir, "/tmp/images", images, "127.0.0.1:8080", d.Address)
+	tree := workTree(t, private)
+	testkit.Unchanged(t, d.Scope(filepath.Dir(images), tree))
+
+	all := steps(private.Replace(page))
+	outputs := execute(t, tree, all)
+	for i, s := range all {
+		if i >= len(outputs) {
+			t.Fatalf("%s:%d: never ran, or was cut off: %s", name, s.line, s.command)
+		}
+		if !prints(s.want, outputs[i]) {
+			t.Errorf("%s:%d: # %s\nprints\n%s\nbut the page says\n%s", name, s.line, s.command, outputs[i], strings.Join(s.want, "\n"))
+		}
+	}
+}
+
+// workTree makes a directory with what commands of the documentation use of the tree.
+func workTree(t *testing.T, private *strings.Replacer) string {
+	t.Helper()
+	tree := t.TempDir()
+	for _, dir := range []string{"bin", "docs/examples"} {
+		if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(harness.Server(t), filepath.Join(tree, "bin/imageapi-server")); err != nil {
+		t.Fatal(err)
+	}
+	examples, err := filepath.Glob(filepath.Join(harness.Root(), "docs/examples/*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range examples {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copied := filepath.Join(tree, "docs/examples", filepath.Base(path))
+		if err := os.WriteFile(copied, []byte(private.Replace(string(text))), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return tree
+}
+
+// execute runs commands in one shell and returns what each of them prints, also to standard error.
+func execute(t *testing.T, dir string, all []step) []string {
+	t.Helper()
+	var script strings.Builder
+	for _, s := range all {
+		fmt.Fprintf(&script, "%s\nprintf '%s'\n", s.command, mark)
+	}
+	path := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(path, []byte(script.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", path)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		t.Errorf("the commands do not end: %v", err)
+	}
+	outputs := strings.Split(string(out), mark)
+	return outputs[:len(outputs)-1]
+}
