@@ -23,7 +23,7 @@ type MountAttach struct {
 	Attach *Attach `json:"attach"`
 
 	// The kind of file system, as the kernel calls it. Allowed are ext2, ext3, ext4, xfs, btrfs, squashfs and erofs,
-	// unless the server is told otherwise (`--fs-types`).
+	// and what the server's option `--fs-types` adds.
 	//
 	// Example: squashfs
 	// Required: true

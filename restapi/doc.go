@@ -68,7 +68,7 @@
 //	| `created` | never started | `running` |
 //	| `running` | its processes run | `paused`, `stopping`, `exited`, `dead` |
 //	| `paused` | its processes are frozen and keep their memory | `running`, `stopping` |
-//	| `stopping` | it was asked to end; what is left after the timeout (10 s unless the server is told otherwise) is killed | `exited` |
+//	| `stopping` | it was asked to end; what is left after `--stop-timeout` (10 s by default) is killed | `exited` |
 //	| `exited` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | `running` |
 //	| `dead` | its command failed, was killed by something else, or could not be started; `error` and `exit_code` or `signal` tell | `running` |
 //
@@ -82,7 +82,7 @@
 //	| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |
 //	| 404 | no object has this id or name | list what there is |
 //	| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |
-//	| 413 | the body is longer than the server takes | send less, or raise `--max-body` |
+//	| 413 | the body is longer than `--max-body`, 1 MiB by default | send less, or raise the limit |
 //	| 415 | the body is not declared as JSON | send `Content-Type: application/json` |
 //	| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |
 //	| 500 | a fault of this software | report it, with the server's log |
@@ -94,8 +94,9 @@
 //
 //	## Time
 //
-//	Lists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels. A
-//	DELETE waits up to 20 s for what it takes down. Stopping a container goes on after the answer.
+//	Lists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels
+//	(`--create-timeout`). A DELETE waits up to 20 s for what it takes down (`--delete-timeout`). Stopping a container
+//	goes on after the answer.
 //	Times are RFC 3339 in UTC, sizes are bytes.
 //
 //	## Not in this version
