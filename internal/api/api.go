@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 
 	"github.com/go-openapi/loads"
-	"github.com/go-openapi/runtime"
 	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -65,16 +64,16 @@ func New(o Options) (http.Handler, error) {
 		return nil, err
 	}
 	a := &api{manager: o.Manager, drivers: o.Drivers, log: o.Log, maxBody: o.MaxBody, shapes: shapes}
-	routes := middleware.NewRoutableContext(doc, a.operations(doc), nil).RoutesHandler(a.intake)
-	return a.observe(pages(doc, routes)), nil
+	return a.observe(pages(doc, a.operations(doc).Serve(a.intake))), nil
 }
 
 // operations connects each operation of the specification with its handler.
 func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o := operations.NewImageapiAPI(doc)
 	o.ServeError = serveError
-	o.JSONConsumer = runtime.JSONConsumer()
-	o.JSONProducer = runtime.JSONProducer()
+	o.Middleware = func(builder middleware.Builder) http.Handler {
+		return o.Context().RoutesHandler(builder) // without the default's page, which loads scripts from elsewhere
+	}
 	o.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(a.listAttachments)
 	o.AttachmentsAttachHandler = attachments.AttachHandlerFunc(a.attach)
 	o.AttachmentsDeleteAttachHandler = attachments.DeleteAttachHandlerFunc(a.deleteAttach)

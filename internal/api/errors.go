@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"regexp"
 	"strings"
 
 	oaerrors "github.com/go-openapi/errors"
-	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
@@ -74,7 +72,7 @@ func explain(r *http.Request, err error) (status int, message string) {
 	case err == nil:
 		message = ""
 	case status == http.StatusUnprocessableEntity || status == http.StatusBadRequest:
-		message = faultsOf(err, bodyName(r))
+		message = faultsOf(err)
 	default:
 		message = err.Error()
 	}
@@ -123,39 +121,14 @@ func plainStatus(code int) int {
 }
 
 // faultsOf returns the texts of all errors that err collects, in one line.
-func faultsOf(err error, body string) string {
-	if all, ok := errors.AsType[*oaerrors.CompositeError](err); ok {
-		texts := make([]string, 0, len(all.Errors))
-		for _, e := range all.Errors {
-			texts = append(texts, faultsOf(e, body))
-		}
-		return strings.Join(texts, "; ")
-	}
-	if v, ok := errors.AsType[*oaerrors.Validation](err); ok {
-		return faultOf(v, body)
-	}
-	return err.Error()
-}
-
-// faultOf words a failed validation as package errs does, "mount.overlay.lower[0].kind: should be ...". The
-// generated code says "overlay.lower.0.kind in body should be ...".
-func faultOf(v *oaerrors.Validation, body string) string {
-	text, ok := strings.CutPrefix(v.Error(), v.Name+" in "+v.In+" ")
+func faultsOf(err error) string {
+	all, ok := errors.AsType[*oaerrors.CompositeError](err)
 	if !ok {
-		return v.Error()
+		return err.Error()
 	}
-	if v.In != "body" {
-		return v.In + " parameter " + v.Name + ": " + text
+	texts := make([]string, len(all.Errors))
+	for i, e := range all.Errors {
+		texts[i] = faultsOf(e)
 	}
-	path := strings.TrimPrefix(v.Name, "body.")
-	return regexp.MustCompile(`\.(\d+)\b`).ReplaceAllString(body+"."+path, "[$1]") + ": " + text
-}
-
-// bodyName returns the name of the definition that the request's body has to match, such as "container".
-func bodyName(r *http.Request) string {
-	route := middleware.MatchedRouteFrom(r)
-	if route == nil {
-		return ""
-	}
-	return bodyDefinition(route.Operation)
+	return strings.Join(texts, "; ")
 }

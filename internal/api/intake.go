@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	oaerrors "github.com/go-openapi/errors"
 	"github.com/go-openapi/runtime/middleware"
@@ -24,7 +25,8 @@ import (
 // Clients echo what they were given and were written for older servers. So read-only and unknown fields are
 // dropped instead of refused (the unknown ones are named in a Warning header), null is the same as absent, an
 // object given with both id and definition is reduced to its id, and the spellings of older versions are
-// translated. Which fields are read-only, and of what type, comes from the specification.
+// translated. Which fields are read-only, and which rules hold for the others, comes from the specification. The
+// generated code knows the rules too, but of all that is wrong in a nested object it tells only the first.
 func (a *api) intake(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		route := middleware.MatchedRouteFrom(r)
@@ -94,7 +96,7 @@ type normalizer struct {
 	dropped []string // what is ignored, and why
 }
 
-// value checks the type of v and normalizes it in place; top tells that it is the body itself.
+// value checks v and normalizes it in place; top tells that it is the body itself.
 func (n *normalizer) value(path string, s *shape, v any, top bool) any {
 	switch s.kind {
 	case "object":
@@ -107,7 +109,7 @@ func (n *normalizer) value(path string, s *shape, v any, top bool) any {
 		}
 	case "string":
 		if text, ok := v.(string); ok {
-			n.text(path, text)
+			n.text(path, s, text)
 			return v
 		}
 	case "integer":
@@ -133,6 +135,7 @@ func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) a
 			return map[string]any{"id": id}
 		}
 	}
+	n.others(path, s, m)
 	for _, key := range slices.Sorted(maps.Keys(m)) {
 		field := s.fields[key]
 		sub := path + "." + key
@@ -147,7 +150,11 @@ func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) a
 		}
 	}
 	n.translate(path, s, m)
-	n.others(path, s, m)
+	for _, key := range s.needed {
+		if _, given := m[key]; !given {
+			n.faults.Add(path+"."+key, "is required")
+		}
+	}
 	return m
 }
 
@@ -179,9 +186,19 @@ func (n *normalizer) array(path string, s *shape, list []any) any {
 	return list
 }
 
-func (n *normalizer) text(path, text string) {
-	if strings.ContainsRune(text, 0) {
+func (n *normalizer) text(path string, s *shape, text string) {
+	least, most := s.length[0], s.length[1]
+	switch length := int64(utf8.RuneCountInString(text)); {
+	case strings.ContainsRune(text, 0):
 		n.faults.Add(path, "contains a NUL character, which no path, option or argument can")
+	case length < least:
+		n.faults.Add(path, "must be at least %d characters long", least)
+	case most > 0 && length > most:
+		n.faults.Add(path, "is %d characters long; it must be at most %d", length, most)
+	case s.pattern != nil && !s.pattern.MatchString(text):
+		n.faults.Add(path, "is %.*q; it must match %s", maxQuoted, text, s.pattern)
+	case len(s.enum) > 0 && !slices.Contains(s.enum, text):
+		n.faults.Add(path, "is %.*q; it must be one of %s", maxQuoted, text, strings.Join(s.enum, ", "))
 	}
 }
 
@@ -257,14 +274,14 @@ func (n *normalizer) others(path string, s *shape, m map[string]any) {
 	}
 }
 
-// maxNamed is how many dropped fields are named, and how many bytes of each.
+// How many dropped fields are named, and how many characters of what a client sent are repeated to it.
 const (
-	maxNamed      = 8
-	maxNamedBytes = 128
+	maxNamed  = 8
+	maxQuoted = 128
 )
 
 func (n *normalizer) drop(why, path string) {
-	n.dropped = append(n.dropped, fmt.Sprintf("%s %.*s", why, maxNamedBytes, path))
+	n.dropped = append(n.dropped, fmt.Sprintf("%s %.*s", why, maxQuoted, path))
 }
 
 func (n *normalizer) warnAbout(r *http.Request) {

@@ -1,8 +1,10 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,7 +18,12 @@ type shape struct {
 	fields map[string]*field // of an object
 	folded map[string]string // an object's field names by their lower-case spelling
 	kinds  []string          // an object's fields of which "kind" selects one
+	needed []string          // an object's required fields
 	items  *shape            // of an array
+
+	enum    []string       // of a string; empty if there is none
+	pattern *regexp.Regexp // of a string, or nil
+	length  [2]int64       // of a string, in characters: least and most; 0 for no limit
 }
 
 type field struct {
@@ -39,26 +46,50 @@ func shapesOf(definitions spec.Definitions) (map[string]*shape, error) {
 	return shapes, nil
 }
 
-func (s *shape) fill(shapes map[string]*shape, schema *spec.Schema) error {
-	if len(schema.Type) != 1 || len(schema.AllOf) > 0 || schema.AdditionalProperties != nil {
-		return fmt.Errorf("only plain types, objects and arrays are understood")
+func (s *shape) fill(shapes map[string]*shape, schema *spec.Schema) (err error) {
+	if unknown(schema) {
+		return errors.New("it has a rule that the intake does not understand")
 	}
 	s.kind = schema.Type[0]
 	switch s.kind {
 	case "object":
 		return s.fillObject(shapes, schema)
 	case "array":
-		items, err := shapeOf(shapes, schema.Items.Schema)
-		s.items = items
+		s.items, err = shapeOf(shapes, schema.Items.Schema)
 		return err
-	case "string", "integer", "boolean":
+	case "string":
+		return s.fillString(schema)
+	case "integer", "boolean":
 		return nil
 	}
 	return fmt.Errorf("type %s is not understood", s.kind)
 }
 
+// unknown tells whether a schema has a rule that is not one of those of a shape.
+func unknown(s *spec.Schema) bool {
+	compound := len(s.Type) != 1 || len(s.AllOf)+len(s.AnyOf)+len(s.OneOf) > 0 || s.AdditionalProperties != nil || len(s.PatternProperties) > 0
+	bounds := s.Minimum != nil || s.Maximum != nil || s.MultipleOf != nil
+	sizes := s.MinItems != nil || s.MaxItems != nil || s.UniqueItems || s.MinProperties != nil || s.MaxProperties != nil
+	return compound || bounds || sizes
+}
+
+func (s *shape) fillString(schema *spec.Schema) (err error) {
+	for _, value := range schema.Enum {
+		s.enum = append(s.enum, fmt.Sprint(value))
+	}
+	if schema.Pattern != "" {
+		s.pattern, err = regexp.Compile(schema.Pattern)
+	}
+	for i, limit := range []*int64{schema.MinLength, schema.MaxLength} {
+		if limit != nil {
+			s.length[i] = *limit
+		}
+	}
+	return err
+}
+
 func (s *shape) fillObject(shapes map[string]*shape, schema *spec.Schema) error {
-	s.fields, s.folded = map[string]*field{}, map[string]string{}
+	s.fields, s.folded, s.needed = map[string]*field{}, map[string]string{}, schema.Required
 	for name, property := range schema.Properties {
 		sub, err := shapeOf(shapes, &property)
 		if err != nil {

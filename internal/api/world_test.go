@@ -1,0 +1,217 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/internal/state/journal"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// world is an API over the real state manager and drivers that do nothing but fail on request.
+type world struct {
+	handler http.Handler
+	manager *state.Manager
+	log     *lines
+
+	mu   sync.Mutex
+	seen []string                        // what reached Plan, as JSON
+	up   func(ctx context.Context) error // asked by each Up
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	j, found, err := journal.Open(filepath.Join(t.TempDir(), "journal"), "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{log: &lines{}, up: func(context.Context) error { return nil }}
+	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	w.manager = state.New(state.Options{Journal: j, NextID: found.NextID, Log: log, DeleteTimeout: time.Minute})
+	t.Cleanup(func() {
+		if err := w.manager.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		_ = j.Close()
+	})
+	set := driver.Set{
+		fake{w, driver.Attach, "local"}, fake{w, driver.Attach, "loopback"},
+		fake{w, driver.Mount, "attach"}, fake{w, driver.Mount, "bind"}, fake{w, driver.Mount, "overlay"},
+		fake{w, driver.Container, ""},
+	}
+	if w.handler, err = New(Options{Manager: w.manager, Drivers: set, Log: log, MaxBody: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// do sends a request with a JSON content type and returns the answer.
+func (w *world) do(method, path, body string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, "/imageapi/v1"+path, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	out := httptest.NewRecorder()
+	w.handler.ServeHTTP(out, r)
+	return out
+}
+
+// expect fails the test unless the answer has a status, and decodes its body.
+func expect[T any](t *testing.T, out *httptest.ResponseRecorder, status int) T {
+	t.Helper()
+	if out.Code != status {
+		t.Fatalf("status %d, want %d: %s", out.Code, status, out.Body)
+	}
+	var v T
+	if err := json.Unmarshal(out.Body.Bytes(), &v); err != nil {
+		t.Fatalf("%v: %s", err, out.Body)
+	}
+	return v
+}
+
+// expectError fails the test unless the answer is an error as the contract wants it, with a message that holds want.
+func expectError(t *testing.T, out *httptest.ResponseRecorder, status int, want string) {
+	t.Helper()
+	e := expect[models.Error](t, out, status)
+	if e.Code != int64(status) || e.Message == nil || *e.Message == "" || !strings.Contains(*e.Message, want) {
+		t.Errorf("answer %s; want code %d and a message with %q", out.Body, status, want)
+	}
+	if got := out.Header().Get("Content-Type"); got != "application/json" {
+		t.Errorf("Content-Type is %q", got)
+	}
+}
+
+type fake struct {
+	w     *world
+	class driver.Class
+	kind  string
+}
+
+func (f fake) Class() driver.Class { return f.class }
+func (f fake) Kind() string        { return f.kind }
+
+func (f fake) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	f.w.seen = append(f.w.seen, jsonOf(def))
+	switch {
+	case def.Container != nil:
+		return &containerUnit{unit{w: f.w, def: def}}, []driver.Need{{Path: "mount", Def: driver.Object{Mount: def.Container.Mount}}}
+	case def.Mount != nil:
+		return &unit{w: f.w, def: def}, needsOfMount(def.Mount, faults)
+	}
+	return &unit{w: f.w, def: def}, nil
+}
+
+func needsOfMount(m *models.Mount, faults *errs.Faults) (needs []driver.Need) {
+	switch {
+	case m.Attach != nil:
+		return []driver.Need{{Path: "attach.attach", Def: driver.Object{Attach: m.Attach.Attach}}}
+	case m.Overlay != nil:
+		for _, lower := range m.Overlay.Lower {
+			needs = append(needs, driver.Need{Path: "overlay.lower", Def: driver.Object{Mount: lower}})
+		}
+	case m.Bind == nil:
+		faults.Add(m.Kind, "is required")
+	}
+	return needs
+}
+
+func jsonOf(o driver.Object) string {
+	b, err := json.Marshal(map[string]any{"attach": o.Attach, "mount": o.Mount, "container": o.Container})
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
+type unit struct {
+	w   *world
+	def driver.Object
+}
+
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	if err := u.w.up(ctx); err != nil {
+		return driver.Live{}, err
+	}
+	switch {
+	case u.def.Attach != nil:
+		return driver.Live{Device: &driver.Device{Path: "/dev/fake"}}, nil
+	case u.def.Mount != nil:
+		return driver.Live{Tree: &driver.Tree{Path: "/mounts/fake"}}, nil
+	}
+	return driver.Live{}, nil
+}
+
+func (u *unit) Down(context.Context, driver.Site, driver.Live) error { return nil }
+func (u *unit) MarshalJSON() ([]byte, error)                         { return []byte("{}"), nil }
+
+func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
+	switch {
+	case out.Container != nil:
+		out.Container.Mount, out.Container.Command = needs[0].Mount, u.def.Container.Command
+	case out.Attach != nil:
+		out.Attach.Local, out.Attach.Loopback = u.def.Attach.Local, u.def.Attach.Loopback
+	case u.def.Mount.Attach != nil:
+		out.Mount.Attach = &models.MountAttach{FsType: u.def.Mount.Attach.FsType, Attach: needs[0].Attach}
+	case u.def.Mount.Bind != nil:
+		out.Mount.Bind = u.def.Mount.Bind
+	default:
+		out.Mount.Overlay = &models.MountOverlay{}
+		for _, need := range needs {
+			out.Mount.Overlay.Lower = append(out.Mount.Overlay.Lower, need.Mount)
+		}
+	}
+}
+
+type containerUnit struct{ unit }
+
+func (u *containerUnit) Name() string { return string(u.def.Container.Name) }
+func (u *containerUnit) Autostart() bool {
+	return u.def.Container.State == models.ContainerStateRunning
+}
+
+func (u *containerUnit) Start(context.Context, driver.Site, driver.Live) (driver.Process, error) {
+	return &process{done: make(chan struct{})}, nil
+}
+
+type process struct {
+	once sync.Once
+	done chan struct{}
+}
+
+func (p *process) PID() int                     { return 4711 }
+func (p *process) Stop()                        { p.once.Do(func() { close(p.done) }) }
+func (p *process) Kill()                        { p.Stop() }
+func (p *process) Freeze(context.Context) error { return nil }
+func (p *process) Thaw(context.Context) error   { return nil }
+func (p *process) Done() <-chan struct{}        { return p.done }
+func (p *process) Exit() driver.Exit            { return driver.Exit{At: time.Now()} }
+
+// lines is a log for several writers.
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
