@@ -1,0 +1,45 @@
+// Imageapi-init is the small program beside and inside a container. The server embeds it and executes it from memory;
+// it is of no use to anybody else.
+//
+// As supervisor it starts the container's first process, writes its log, ends it, and knows how it ended. As init
+// stage it is that first process until the inside is ready, and then becomes the command.
+//
+// It imports as little as possible, since each container has one of it.
+package main
+
+import (
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+)
+
+func main() {
+	// Namespaces, capabilities, masks and mounts belong to a thread.
+	runtime.LockOSThread()
+	mode := ""
+	if len(os.Args) > 1 {
+		mode = os.Args[1]
+	}
+	switch mode {
+	case proto.ModeSupervisor:
+		prepare()
+		os.Exit(supervise())
+	case proto.ModeInit:
+		prepare()
+		os.Exit(stage())
+	default:
+		_, _ = os.Stderr.WriteString("imageapi-init: runs containers for imageapi-server, which is the one to start it\n")
+		os.Exit(2)
+	}
+}
+
+// prepare gives the process its name, which would else be the number of a descriptor, and keeps what it holds from its
+// children.
+func prepare() {
+	name := append([]byte("imageapi-init"), 0)
+	_ = prctlName(name)
+	_ = unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11
+}

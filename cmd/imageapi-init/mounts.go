@@ -1,0 +1,184 @@
+package main
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+)
+
+// filesystem describes a file system of the kernel.
+type filesystem struct {
+	kind    string
+	path    string      // where it goes
+	attrs   int         // MOUNT_ATTR_*
+	options [][2]string // as for fsconfig(2)
+}
+
+const (
+	noSetuid = unix.MOUNT_ATTR_NOSUID
+	noDevice = unix.MOUNT_ATTR_NODEV
+	noExec   = unix.MOUNT_ATTR_NOEXEC
+)
+
+// inRoot is what an image needs a directory for.
+func inRoot() []filesystem {
+	return []filesystem{
+		{kind: "proc", path: "proc", attrs: noSetuid | noDevice | noExec},
+		{kind: "sysfs", path: "sys", attrs: noSetuid | noDevice | noExec | unix.MOUNT_ATTR_RDONLY},
+		{kind: "tmpfs", path: "dev", attrs: noSetuid, options: [][2]string{{"mode", "0755"}, {"size", "4m"}}},
+	}
+}
+
+// inDev is what goes into the container's /dev. Group 5 is tty, wherever it matters who owns a terminal.
+func inDev() []filesystem {
+	return []filesystem{
+		{kind: "devpts", path: "pts", attrs: noSetuid | noExec, options: [][2]string{{"newinstance", ""}, {"ptmxmode", "0666"}, {"mode", "0620"}, {"gid", "5"}}},
+		{kind: "tmpfs", path: "shm", attrs: noSetuid | noDevice, options: [][2]string{{"mode", "1777"}}},
+		{kind: "mqueue", path: "mqueue", attrs: noSetuid | noDevice | noExec},
+	}
+}
+
+// mountKernel mounts the kernel's file systems below root and returns a descriptor of the /dev/null in there. An image is
+// untrusted: each mountpoint is opened without following a link, and then used by its descriptor.
+func mountKernel(root int) (null int, failure *proto.Failure) {
+	points, failure := mountpoints(root)
+	if failure != nil {
+		return -1, failure
+	}
+	dev := -1
+	for i, fs := range inRoot() {
+		mount, failure := attach(fs, points[i])
+		if failure != nil {
+			return -1, failure
+		}
+		dev = mount // the last one
+	}
+	if err := populate(dev); err != nil {
+		return -1, failed("fill", "/dev", err)
+	}
+	for _, fs := range inDev() {
+		if failure := attachInDev(fs, dev); failure != nil {
+			return -1, failure
+		}
+	}
+	null, err := unix.Openat(dev, "null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, failed("open", "/dev/null", err)
+	}
+	return null, nil
+}
+
+// mountpoints opens the directories for inRoot. Those that are missing are made; if the root can't be written all that are
+// missing are named.
+func mountpoints(root int) (fds []int, failure *proto.Failure) {
+	var missing []string
+	for _, fs := range inRoot() {
+		fd, err := openDir(root, fs.path)
+		if err == unix.ENOENT {
+			err = unix.Mkdirat(root, fs.path, 0o755)
+			if err == nil {
+				fd, err = openDir(root, fs.path)
+			}
+		}
+		switch err {
+		case nil:
+			fds = append(fds, fd)
+		case unix.EROFS:
+			missing = append(missing, "/"+fs.path)
+		case unix.ELOOP, unix.ENOTDIR, unix.EEXIST:
+			return nil, &proto.Failure{Reason: proto.NotDirectory, Path: "/" + fs.path}
+		default:
+			return nil, failed("open the mountpoint", "/"+fs.path, err)
+		}
+	}
+	if missing != nil {
+		return nil, &proto.Failure{Reason: proto.MissingDirs, Path: strings.Join(missing, " ")}
+	}
+	return fds, nil
+}
+
+func openDir(root int, path string) (int, error) {
+	return unix.Openat2(root, path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+}
+
+// attachInDev makes a directory in the container's own /dev and mounts a file system there. Message queues are left out if
+// the kernel has none.
+func attachInDev(fs filesystem, dev int) *proto.Failure {
+	if err := unix.Mkdirat(dev, fs.path, 0o755); err != nil {
+		return failed("make the directory", "/dev/"+fs.path, err)
+	}
+	point, err := openDir(dev, fs.path)
+	if err != nil {
+		return failed("open the mountpoint", "/dev/"+fs.path, err)
+	}
+	_, failure := attach(fs, point)
+	if failure != nil && failure.Errno == unix.ENODEV && fs.kind == "mqueue" {
+		return nil
+	}
+	return failure
+}
+
+// attach makes a file system, mounts it at point, closes that, and returns a descriptor of the new mount's root.
+func attach(fs filesystem, point int) (int, *proto.Failure) {
+	defer unix.Close(point)
+	mount, err := detached(fs)
+	if err != nil {
+		return -1, failed("mount "+fs.kind, "", err)
+	}
+	if err := unix.MoveMount(mount, "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return -1, failed("attach "+fs.kind, "", err)
+	}
+	return mount, nil
+}
+
+// detached makes a mount that is attached nowhere.
+func detached(fs filesystem) (int, error) {
+	context, err := unix.Fsopen(fs.kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(context)
+	if err := unix.FsconfigSetString(context, "source", fs.kind); err != nil {
+		return -1, err
+	}
+	for _, option := range fs.options {
+		if option[1] == "" {
+			err = unix.FsconfigSetFlag(context, option[0])
+		} else {
+			err = unix.FsconfigSetString(context, option[0], option[1])
+		}
+		if err != nil {
+			return -1, err
+		}
+	}
+	if err := unix.FsconfigCreate(context); err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, fs.attrs)
+}
+
+// populate makes the nodes and links of a /dev. There is no core: it would be a link to the node's memory, and nothing
+// needs it.
+func populate(dev int) error {
+	nodes := []struct {
+		name         string
+		major, minor uint32
+	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}}
+	for _, n := range nodes {
+		if err := unix.Mknodat(dev, n.name, unix.S_IFCHR|0o666, int(unix.Mkdev(n.major, n.minor))); err != nil {
+			return err
+		}
+	}
+	links := [][2]string{{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"}, {"ptmx", "pts/ptmx"}}
+	for _, l := range links {
+		if err := unix.Symlinkat(l[1], dev, l[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+)
+
+// send sends a message. That the other side is gone is its business.
+func send(socket int, message []byte) {
+	for {
+		if err := unix.Sendto(socket, message, unix.MSG_NOSIGNAL, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// receive waits for a message. The end of file is kind 0.
+func receive(socket int, buf []byte) (proto.Kind, []string, error) {
+	for {
+		n, err := unix.Read(socket, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return 0, nil, err
+		}
+		return proto.Decode(buf[:n])
+	}
+}
+
+// receiveConfig waits for the first message, which must be Run.
+func receiveConfig(socket int) (proto.Config, error) {
+	kind, fields, err := receive(socket, make([]byte, proto.MaxSize))
+	if err != nil {
+		return proto.Config{}, err
+	}
+	if kind != proto.Run {
+		return proto.Config{}, unix.EPROTO
+	}
+	return proto.ParseConfig(fields)
+}
+
+// failed makes a Failure of a system call's error.
+func failed(act, path string, err error) *proto.Failure {
+	errno, ok := err.(unix.Errno)
+	if !ok {
+		return &proto.Failure{Reason: proto.Died, Act: act, Path: path, Detail: err.Error()}
+	}
+	return &proto.Failure{Reason: proto.Syscall, Act: act, Path: path, Errno: errno}
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+)
+
+// supervisor holds what outlives the start of the command.
+type supervisor struct {
+	config proto.Config
+	group  cgroup.Dir
+	pid    int
+	pidfd  int
+	log    *pump
+}
+
+// supervise runs a container from its start to its end.
+func supervise() int {
+	config, err := receiveConfig(proto.SupervisorControl)
+	if err != nil {
+		send(proto.SupervisorControl, failed("read the configuration", "", err).Message())
+		return 1
+	}
+	s := &supervisor{config: config, group: cgroup.Dir(proto.SupervisorCgroup)}
+	if failure := s.start(); failure != nil {
+		send(proto.SupervisorControl, failure.Message())
+		return 1
+	}
+	send(proto.SupervisorControl, proto.Encode(proto.Started, strconv.Itoa(s.pid)))
+	exit := s.watch()
+	send(proto.SupervisorControl, exit.Message())
+	return 0
+}
+
+// start makes the first process and returns when it has executed the command. If it fails nothing is left but
+// the empty cgroup.
+func (s *supervisor) start() *proto.Failure {
+	// What loses its parent comes to us, where there is no pid namespace whose first process would take it.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return failed("become a subreaper", "", err)
+	}
+	log, out, err := newPump(proto.SupervisorLog)
+	if err != nil {
+		return failed("make a pipe", "", err)
+	}
+	s.log = log
+	status, failure := s.spawn(out)
+	unix.Close(out)
+	unix.Close(proto.SupervisorRoot) // the container alone holds its root now
+	if failure != nil {
+		log.finish()
+		return failure
+	}
+	defer unix.Close(status)
+	send(status, s.config.Message())
+	if failure := s.outcome(status); failure != nil {
+		_ = s.group.Kill()
+		s.reap()
+		_ = s.group.WaitEmpty(context.Background())
+		log.finish()
+		return failure
+	}
+	return nil
+}
+
+// spawn clones the init stage into its cgroup and namespaces and returns the socket to it.
+func (s *supervisor) spawn(out int) (status int, failure *proto.Failure) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, failed("make a socket", "", err)
+	}
+	defer unix.Close(pair[1])
+	s.pidfd = -1
+	// A cgroup namespace is rooted where its maker is, not where the child goes: the init stage makes that itself.
+	flags := s.config.Namespaces &^ unix.CLONE_NEWCGROUP
+	s.pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(proto.InitProgram), []string{"imageapi-init", proto.ModeInit}, &syscall.ProcAttr{
+		Env:   []string{"GOMAXPROCS=1"},
+		Files: []uintptr{0, uintptr(out), uintptr(out), proto.SupervisorProgram, uintptr(pair[1]), proto.SupervisorRoot},
+		Sys: &syscall.SysProcAttr{
+			Setsid:      true,
+			Cloneflags:  flags,
+			UseCgroupFD: true,
+			CgroupFD:    proto.SupervisorCgroup,
+			PidFD:       &s.pidfd,
+		},
+	})
+	if err != nil {
+		unix.Close(pair[0])
+		return -1, failed("clone the first process into its namespaces", "", err)
+	}
+	return pair[0], nil
+}
+
+// outcome waits until the init stage has executed the command, or says why it has not.
+func (s *supervisor) outcome(status int) *proto.Failure {
+	ready := false
+	for buf := make([]byte, proto.MaxSize); ; {
+		kind, fields, err := receive(status, buf)
+		switch {
+		case err != nil:
+			return failed("hear from the first process", "", err)
+		case kind == proto.Ready:
+			ready = true
+		case kind == proto.Failed:
+			failure, err := proto.ParseFailure(fields)
+			if err != nil {
+				return failed("hear from the first process", "", err)
+			}
+			return failure
+		case ready: // its side was closed by execve
+			return nil
+		default:
+			return &proto.Failure{Reason: proto.Died, Act: "prepare the inside"}
+		}
+	}
+}
+
+// watch returns when nothing of the container is left but its empty cgroup.
+func (s *supervisor) watch() proto.Exit {
+	stop := make(chan struct{})
+	go s.listen(stop)
+	ended, reaped := make(chan proto.Exit, 1), make(chan struct{})
+	go s.reapAll(ended, reaped)
+
+	var timeout <-chan time.Time
+	for {
+		select {
+		case <-stop:
+			stop = nil
+			_ = s.group.Thaw()
+			_ = unix.PidfdSendSignal(s.pidfd, unix.SIGTERM, nil, 0)
+			timeout = time.After(s.config.StopTimeout)
+		case <-timeout:
+			_ = s.group.Kill()
+		case exit := <-ended:
+			_ = s.group.Kill()
+			_ = s.group.WaitEmpty(context.Background())
+			exit.LogErr = s.log.finish()
+			// They are dead and most of them reaped; but one that went into another group is not ours to wait for.
+			select {
+			case <-reaped:
+			case <-time.After(time.Second):
+			}
+			return exit
+		}
+	}
+}
+
+// listen closes stop at the first Stop. It ends when the daemon is gone.
+func (s *supervisor) listen(stop chan<- struct{}) {
+	asked := false
+	for buf := make([]byte, 64); ; {
+		kind, _, err := receive(proto.SupervisorControl, buf)
+		if err != nil || kind == 0 {
+			return
+		}
+		if kind == proto.Stop && !asked {
+			asked = true
+			close(stop)
+		}
+	}
+}
+
+// reapAll reaps all that ends, tells how the first process ended, and ends when no child is left.
+func (s *supervisor) reapAll(ended chan<- proto.Exit, reaped chan<- struct{}) {
+	defer close(reaped)
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil { // ECHILD
+			return
+		}
+		if pid == s.pid {
+			exit := proto.Exit{At: time.Now()}
+			if status.Signaled() {
+				exit.Signal = int(status.Signal())
+			} else {
+				exit.Code = status.ExitStatus()
+			}
+			ended <- exit
+		}
+	}
+}
+
+// reap reaps the first process alone.
+func (s *supervisor) reap() {
+	for {
+		if _, err := unix.Wait4(s.pid, nil, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
+}

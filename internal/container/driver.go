@@ -1,0 +1,138 @@
+// Package container runs the processes of an image, apart from the node.
+//
+// Each container has a supervisor, the program imageapi-init, which starts it, writes its log and knows how it ended.
+// It survives this process. Package proto draws what is said between the two; the order in which the inside of
+// a container comes about stands in cmd/imageapi-init.
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/container/initbin"
+	"github.com/kraken-hpc/imageapi/internal/container/nursery"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+)
+
+// The defaults of Options.
+const (
+	DefaultCgroupParent = "/imageapi"
+	DefaultStopTimeout  = 10 * time.Second
+)
+
+// Options say how containers are run.
+type Options struct {
+	Gate         gate.Gate
+	RunDir       string        // has logs/, and cgroup/ if the node has no cgroup2 mounted
+	CgroupParent string        // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
+	StopTimeout  time.Duration // from SIGTERM to SIGKILL; default DefaultStopTimeout
+	Log          *slog.Logger  // default: none
+	Program      []byte        // imageapi-init; default: the embedded one
+}
+
+// Driver is the driver of containers.
+type Driver struct {
+	opt         Options
+	program     *os.File // imageapi-init in sealed memory
+	nursery     *nursery.Nursery
+	parent      *cgroup.Parent
+	supervisors *cgroup.Group
+}
+
+// New makes what all containers have in common: the nursery, the parent cgroup, and the directory of the logs.
+func New(ctx context.Context, opt Options) (*Driver, error) {
+	if opt.CgroupParent == "" {
+		opt.CgroupParent = DefaultCgroupParent
+	}
+	if opt.StopTimeout <= 0 {
+		opt.StopTimeout = DefaultStopTimeout
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	d := &Driver{opt: opt}
+	if err := d.open(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare for containers: %w", err), d.Close())
+	}
+	return d, nil
+}
+
+func (d *Driver) open(ctx context.Context) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(d.logPath(0)), 0o700); err != nil {
+		return err
+	}
+	if len(d.opt.Program) == 0 {
+		if d.opt.Program, err = initbin.Program(); err != nil {
+			return err
+		}
+	}
+	if d.program, err = seal(d.opt.Program); err != nil {
+		return err
+	}
+	d.opt.Program = nil
+	if d.parent, err = cgroup.Open(d.opt.Gate, d.opt.CgroupParent, filepath.Join(d.opt.RunDir, "cgroup")); err != nil {
+		return err
+	}
+	// Supervisors have a group outside of the one of the daemon, which a service manager empties when it stops it.
+	if d.supervisors, err = d.parent.Share("supervisors"); err != nil {
+		return err
+	}
+	d.nursery, err = nursery.Open(d.opt.Gate)
+	return err
+}
+
+// Close gives back what New made. Containers that still run go on, and then their cgroups stay.
+func (d *Driver) Close() error {
+	if d.nursery != nil {
+		d.nursery.Close()
+	}
+	var errSupervisors, errParent error
+	if d.supervisors != nil {
+		if errSupervisors = d.supervisors.Remove(); errors.Is(errSupervisors, cgroup.ErrBusy) {
+			errSupervisors = nil
+		}
+		d.supervisors.Close()
+	}
+	if d.parent != nil {
+		errParent = d.parent.Close()
+	}
+	if d.program != nil {
+		d.program.Close()
+	}
+	return errors.Join(errSupervisors, errParent)
+}
+
+// Class returns driver.Container.
+func (d *Driver) Class() driver.Class { return driver.Container }
+
+// Kind returns "": there is one kind of container.
+func (d *Driver) Kind() string { return "" }
+
+// Plan implements driver.Driver.
+func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	c := def.Container
+	u, own := plan(c)
+	needs := []driver.Need{}
+	if c.Mount == nil {
+		own.Add("mount", "is required: give the root, whole or by id")
+	} else {
+		needs = append(needs, driver.Need{Path: "mount", Def: driver.Object{Mount: c.Mount}})
+	}
+	*faults = append(*faults, own...)
+	if own != nil {
+		return nil, needs
+	}
+	u.driver = d
+	return u, needs
+}

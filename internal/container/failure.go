@@ -1,0 +1,70 @@
+package container
+
+import (
+	"debug/elf"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// explain makes an error of a start that failed.
+func explain(f *proto.Failure) error {
+	invalid := func(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
+	switch f.Reason {
+	case proto.MissingDirs:
+		return invalid("start container: the root is read-only and lacks the directories %s: make them in the image, or put an overlay above it", strings.ReplaceAll(f.Path, " ", ", "))
+	case proto.NotDirectory:
+		return invalid("start container: %s in the root is not a directory (a link is not followed): make it one", f.Path)
+	case proto.NotFound:
+		return invalid("execute %s: no such file in the container", f.Path)
+	case proto.NotInPath:
+		return invalid("execute %s: no such program in the container's PATH (%s): give its path", f.Path, f.Detail)
+	case proto.IsDirectory:
+		return invalid("execute %s: it is a directory", f.Path)
+	case proto.NotRegular:
+		return invalid("execute %s: it is a device, pipe or socket", f.Path)
+	case proto.NotExecutable:
+		return invalid("execute %s: it is not executable: set the mode bit x", f.Path)
+	case proto.NoInterpreter:
+		return invalid("execute %s: its interpreter %s is not in the container", f.Path, f.Detail)
+	case proto.BadInterpreter:
+		return invalid("execute %s: its interpreter %s can't be executed", f.Path, f.Detail)
+	case proto.WrongMachine:
+		return invalid("execute %s: it is made for another architecture (%s)", f.Path, machine(f.Detail))
+	case proto.BadFormat:
+		return invalid("execute %s: it is neither a program nor a script that begins with #!", f.Path)
+	case proto.Died:
+		return errs.New(errs.Internal, "start container: %s: the process died %s", f.Act, f.Detail)
+	default:
+		return explainSyscall(f)
+	}
+}
+
+// explainSyscall makes an error of a system call that failed.
+func explainSyscall(f *proto.Failure) error {
+	class := errs.Internal
+	switch f.Errno {
+	case syscall.ENOSYS, syscall.ENODEV, syscall.EOPNOTSUPP:
+		class = errs.Unsupported
+	}
+	if f.Act == proto.ActExecute {
+		class = errs.Invalid
+	}
+	object := f.Act
+	if f.Path != "" {
+		object += " " + f.Path
+	}
+	return errs.New(class, "start container: %s: %w", object, f.Errno)
+}
+
+// machine returns the name of an ELF machine number.
+func machine(number string) string {
+	n, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		return number
+	}
+	return strings.ToLower(strings.TrimPrefix(elf.Machine(n).String(), "EM_"))
+}

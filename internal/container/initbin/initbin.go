@@ -1,0 +1,22 @@
+// Package initbin carries the program imageapi-init in the server's binary.
+//
+// `make build` puts it into this directory before it builds the server; git does not keep it. Without it everything
+// compiles, so that the sources can be looked at with the usual tools, but no container can be run.
+package initbin
+
+import (
+	"embed"
+	"errors"
+)
+
+//go:embed *
+var files embed.FS
+
+// Program returns the bytes of imageapi-init.
+func Program() ([]byte, error) {
+	program, err := files.ReadFile("imageapi-init")
+	if err != nil {
+		return nil, errors.New("this server was built without imageapi-init, which runs containers: build it with `make build`")
+	}
+	return program, nil
+}

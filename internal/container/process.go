@@ -1,0 +1,207 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+)
+
+// process is one run of a container.
+type process struct {
+	id         int64
+	pid        int
+	group      *cgroup.Group
+	supervisor *os.Process
+	control    *os.File // the socket to the supervisor
+	log        *slog.Logger
+
+	mu    sync.Mutex // orders Stop, Kill, Freeze, Thaw and the end; held for no longer than a write to a file takes
+	gone  bool       // the cgroup's directory is closed
+	live  context.Context
+	leave context.CancelCauseFunc // ends live, as soon as it shall end: nothing is frozen from then on
+
+	done chan struct{}
+	exit driver.Exit // written before done is closed
+}
+
+var (
+	errStopping = errors.New("the container is being stopped")
+	errEnded    = errors.New("the container has ended")
+)
+
+// PID implements driver.Process.
+func (p *process) PID() int { return p.pid }
+
+// Done implements driver.Process.
+func (p *process) Done() <-chan struct{} { return p.done }
+
+// Exit implements driver.Process.
+func (p *process) Exit() driver.Exit { return p.exit }
+
+// Stop implements driver.Process. The supervisor does it, so that it comes to its end without us.
+func (p *process) Stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live.Err() != nil {
+		return
+	}
+	p.leave(errStopping)
+	if _, err := p.control.Write(proto.Encode(proto.Stop)); err != nil {
+		p.log.Debug("supervisor is gone, nothing to stop", "id", p.id, "error", err) // watch sees to the rest
+	}
+}
+
+// Kill implements driver.Process. That the first process is dead is news to the supervisor like any other end.
+func (p *process) Kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leave(errStopping)
+	if p.gone {
+		return
+	}
+	if err := p.group.Kill(); err != nil {
+		p.log.Error("kill container", "id", p.id, "error", err)
+	}
+}
+
+// Freeze implements driver.Process.
+func (p *process) Freeze(ctx context.Context) error {
+	if err := p.change(p.group.Freeze); err != nil {
+		return fmt.Errorf("freeze container: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(p.live, func() { cancel(context.Cause(p.live)) })()
+	if err := p.wait(ctx, cgroup.Dir.WaitFrozen); err != nil {
+		_ = p.change(p.group.Thaw) // what can't be frozen whole shall not stay frozen in part
+		return fmt.Errorf("freeze container: %w", err)
+	}
+	return nil
+}
+
+// Thaw implements driver.Process.
+func (p *process) Thaw(ctx context.Context) error {
+	if err := p.change(p.group.Thaw); err != nil {
+		return fmt.Errorf("thaw container: %w", err)
+	}
+	if err := p.wait(ctx, cgroup.Dir.WaitThawed); err != nil {
+		return fmt.Errorf("thaw container: %w", err)
+	}
+	return nil
+}
+
+// change writes to the cgroup of a container that shall live.
+func (p *process) change(write func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live.Err() != nil {
+		return errs.New(errs.Conflict, "%w", context.Cause(p.live))
+	}
+	return write()
+}
+
+// wait waits for the cgroup, by a descriptor of its own since the container may end meanwhile.
+func (p *process) wait(ctx context.Context, until func(cgroup.Dir, context.Context) error) error {
+	p.mu.Lock()
+	if p.gone {
+		p.mu.Unlock()
+		return errs.New(errs.Conflict, "%w", errEnded)
+	}
+	dir, err := p.group.Dup()
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	err = until(dir, ctx)
+	switch {
+	case err == nil:
+		return nil
+	case p.live.Err() != nil:
+		return errs.New(errs.Conflict, "%w", context.Cause(p.live))
+	case ctx.Err() != nil:
+		return errs.New(errs.Deadline, "%w", err)
+	default:
+		return err
+	}
+}
+
+// receive waits for a message of the supervisor. When that is gone the error is io.EOF.
+func (p *process) receive() (proto.Kind, []string, error) {
+	buf := make([]byte, 16<<10) // longer than the longest
+	n, err := p.control.Read(buf)
+	if errors.Is(err, syscall.ECONNRESET) { // it left a message of ours unread
+		err = io.EOF
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	return proto.Decode(buf[:n])
+}
+
+// watch sees to the end of the container: the order in which its processes, its supervisor and its cgroup go.
+func (p *process) watch() {
+	defer close(p.done)
+	// 1. The supervisor says how it ended, or dies.
+	told := p.hear()
+	p.leave(errEnded)
+	state, err := p.supervisor.Wait()
+	// 2. Nothing of the container lives on: the supervisor has seen to that, or can't any more.
+	if !told {
+		p.exit = driver.Exit{At: time.Now(), Lost: obituary(state, err)}
+		p.exit.Left = p.group.Kill()
+	}
+	p.exit.Left = errors.Join(p.exit.Left, p.group.WaitEmpty(context.Background()))
+	// 3. The cgroup goes, and with it the run.
+	p.exit.Left = errors.Join(p.exit.Left, p.group.Remove())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gone = true
+	p.group.Close()
+	p.control.Close()
+}
+
+// hear takes down what the supervisor tells, and whether it told how the container ended.
+func (p *process) hear() bool {
+	for {
+		kind, fields, err := p.receive()
+		if err != nil {
+			return false
+		}
+		if kind != proto.Exited {
+			continue
+		}
+		exit, err := proto.ParseExit(fields)
+		if err != nil {
+			return false
+		}
+		p.exit = driver.Exit{Code: exit.Code, Signal: exit.Signal, At: exit.At}
+		if exit.LogErr != "" {
+			p.exit.Left = fmt.Errorf("the log is not complete: write: %s", exit.LogErr)
+		}
+		return true
+	}
+}
+
+// obituary tells how a supervisor ended.
+func obituary(state *os.ProcessState, err error) string {
+	if err != nil {
+		return fmt.Sprintf("the supervisor is gone: %v", err)
+	}
+	status, ok := state.Sys().(syscall.WaitStatus)
+	if ok && status.Signaled() {
+		return fmt.Sprintf("the supervisor was killed by signal %d", status.Signal())
+	}
+	return fmt.Sprintf("the supervisor ended with status %d", state.ExitCode())
+}

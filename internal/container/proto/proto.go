@@ -1,0 +1,230 @@
+// Package proto holds the messages between the daemon, a container's supervisor and its init stage.
+//
+// All go over sockets of type SOCK_SEQPACKET, one message a packet:
+//
+//	daemon                      supervisor                    init stage
+//	  |                             |                             |
+//	  |-- spawn, descriptors ------>|                             |
+//	  |-- Run (Config) ------------>|                             |
+//	  |                             |-- clone3, descriptors ----->|
+//	  |                             |-- Run (Config) ------------>|
+//	  |                             |                             | namespaces, mounts, root
+//	  |                             |<--------------------- Ready |
+//	  |                             |                             | execve
+//	  |                             |<-- end of file: it is done -|  the command runs
+//	  |<-- Started (pid) -----------|
+//	  |                             |
+//	  |-- Stop -------------------->|  SIGTERM, and SIGKILL to all after the timeout
+//	  |                             |  the first process ends, the rest is killed, the log is complete
+//	  |<-- Exited (Exit) -----------|
+//	  |<-- end of file -------------|
+//
+// If the start fails, the init stage sends Failed (Failure) instead of Ready or after it, the supervisor passes it on
+// instead of Started and ends. End of file without Ready means that the init stage died; end of file towards the
+// daemon without Exited or Failed, that the supervisor did. The supervisor ignores that the daemon is gone.
+//
+// A message is its kind, one byte, and its fields, each ended by a NUL: what goes to execve can't hold one.
+package proto
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Kind is the first byte of a message.
+type Kind byte
+
+// The kinds of messages.
+const (
+	Run     Kind = 'R' // with a Config
+	Ready   Kind = 'Y' // the init stage is about to execute the command
+	Started Kind = 'S' // with the process id of the command
+	Failed  Kind = 'F' // with a Failure
+	Stop    Kind = 'T' // ask the first process to end
+	Exited  Kind = 'E' // with an Exit
+)
+
+// MaxSize is how long a message may be, in bytes. The kernel's default send buffer takes one of this size.
+const MaxSize = 160 << 10
+
+// MaxCommand is how long a command may be, in bytes: it and the rest of a Config fit into MaxSize. The kernel takes no
+// longer argument than this either (MAX_ARG_STRLEN, execve(2)).
+const MaxCommand = 128 << 10
+
+// Descriptors that a supervisor is started with; 0, 1 and 2 are /dev/null.
+const (
+	SupervisorProgram = 3 // this program, to be executed as init stage
+	SupervisorControl = 4 // the socket to the daemon
+	SupervisorRoot    = 5 // the container's root: a detached tree of mounts
+	SupervisorCgroup  = 6 // the directory of the container's cgroup
+	SupervisorLog     = 7 // the log file, for appending
+)
+
+// Descriptors that an init stage is started with; 0 is /dev/null, 1 and 2 are the pipe to the log.
+const (
+	InitProgram = 3
+	InitStatus  = 4 // the socket to the supervisor
+	InitRoot    = 5
+)
+
+// ModeSupervisor and ModeInit are what argument 1 of imageapi-init says it shall be.
+const (
+	ModeSupervisor = "supervise"
+	ModeInit       = "init"
+)
+
+// Mountpoint is where a container's root is attached in its copy of the nursery's mounts, before it becomes the root.
+const Mountpoint = "/root"
+
+// Config tells how to run a command.
+type Config struct {
+	Args        []string      // at least one; without a slash the first is looked up in the PATH of Env
+	Env         []string      // as in environ(7)
+	Hostname    string        // to be set; empty leaves it
+	Namespaces  uintptr       // CLONE_NEW* flags of those that are to be separate
+	StopTimeout time.Duration // between SIGTERM and SIGKILL
+}
+
+// Message encodes c.
+func (c Config) Message() []byte {
+	fields := []string{c.Hostname, strconv.FormatUint(uint64(c.Namespaces), 10), strconv.FormatInt(int64(c.StopTimeout), 10), strconv.Itoa(len(c.Args))}
+	fields = append(fields, c.Args...)
+	return Encode(Run, append(fields, c.Env...)...)
+}
+
+// ParseConfig decodes the fields of a Run message.
+func ParseConfig(fields []string) (Config, error) {
+	if len(fields) < 4 {
+		return Config{}, errMalformed
+	}
+	namespaces, err1 := strconv.ParseUint(fields[1], 10, 64)
+	timeout, err2 := strconv.ParseInt(fields[2], 10, 64)
+	words, err3 := strconv.Atoi(fields[3])
+	rest := fields[4:]
+	if err := errors.Join(err1, err2, err3); err != nil || words < 1 || words > len(rest) {
+		return Config{}, errMalformed
+	}
+	return Config{
+		Args:        rest[:words:words],
+		Env:         rest[words:],
+		Hostname:    fields[0],
+		Namespaces:  uintptr(namespaces),
+		StopTimeout: time.Duration(timeout),
+	}, nil
+}
+
+// Exit tells how the first process of a container ended.
+type Exit struct {
+	Code   int       // exit status
+	Signal int       // the signal that killed it, or 0
+	At     time.Time // when
+	LogErr string    // why the log is not complete, or empty
+}
+
+// Message encodes e.
+func (e Exit) Message() []byte {
+	return Encode(Exited, strconv.Itoa(e.Code), strconv.Itoa(e.Signal), strconv.FormatInt(e.At.UnixNano(), 10), e.LogErr)
+}
+
+// ParseExit decodes the fields of an Exited message.
+func ParseExit(fields []string) (Exit, error) {
+	if len(fields) != 4 {
+		return Exit{}, errMalformed
+	}
+	code, err1 := strconv.Atoi(fields[0])
+	signal, err2 := strconv.Atoi(fields[1])
+	at, err3 := strconv.ParseInt(fields[2], 10, 64)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return Exit{}, errMalformed
+	}
+	return Exit{Code: code, Signal: signal, At: time.Unix(0, at), LogErr: fields[3]}, nil
+}
+
+// Reason says of what sort a Failure is.
+type Reason string
+
+// The reasons.
+const (
+	Syscall        Reason = "system call"        // Act on Path failed with Errno
+	MissingDirs    Reason = "missing dirs"       // the image can't be written and lacks the directories in Path, separated by spaces
+	NotDirectory   Reason = "not a directory"    // the mountpoint Path of the image is something else, or a link
+	NotFound       Reason = "not found"          // there is no file Path
+	NotInPath      Reason = "not in path"        // no file Path in the directories Detail
+	IsDirectory    Reason = "directory"          // Path is a directory
+	NotRegular     Reason = "not regular"        // Path is a device, a pipe or a socket
+	NotExecutable  Reason = "not executable"     // Path has no permission to be executed
+	NoInterpreter  Reason = "no interpreter"     // Path needs the interpreter Detail, which is missing
+	BadInterpreter Reason = "bad interpreter"    // Path needs the interpreter Detail, which can't be executed
+	WrongMachine   Reason = "wrong architecture" // Path is for the machine Detail, an ELF number (elf(5), e_machine)
+	BadFormat      Reason = "bad format"         // Path is neither a program nor a script with #!
+	Died           Reason = "died"               // the init stage ended: Detail says how
+)
+
+// ActExecute is the Act of a Failure to execute the command.
+const ActExecute = "execute"
+
+// Failure tells why a command could not be started.
+type Failure struct {
+	Reason Reason
+	Act    string // verb and noun, such as "mount proc"
+	Path   string
+	Detail string
+	Errno  syscall.Errno
+}
+
+// Error returns a terse text, for those who debug; the daemon makes sentences of its own.
+func (f *Failure) Error() string {
+	return string(f.Reason) + ": " + f.Act + " " + f.Path + " " + f.Detail + ": " + f.Errno.Error()
+}
+
+// Message encodes f. Long texts are cut.
+func (f *Failure) Message() []byte {
+	return Encode(Failed, string(f.Reason), cut(f.Act), cut(f.Path), cut(f.Detail), strconv.Itoa(int(f.Errno)))
+}
+
+// ParseFailure decodes the fields of a Failed message.
+func ParseFailure(fields []string) (*Failure, error) {
+	if len(fields) != 5 {
+		return nil, errMalformed
+	}
+	errno, err := strconv.ParseUint(fields[4], 10, 16)
+	if err != nil {
+		return nil, errMalformed
+	}
+	return &Failure{Reason: Reason(fields[0]), Act: fields[1], Path: fields[2], Detail: fields[3], Errno: syscall.Errno(errno)}, nil
+}
+
+// Encode makes a message. The fields hold no NUL.
+func Encode(kind Kind, fields ...string) []byte {
+	size := 1
+	for _, f := range fields {
+		size += len(f) + 1
+	}
+	b := append(make([]byte, 0, size), byte(kind))
+	for _, f := range fields {
+		b = append(append(b, f...), 0)
+	}
+	return b
+}
+
+// Decode is the opposite of Encode.
+func Decode(b []byte) (Kind, []string, error) {
+	if len(b) == 0 || len(b) > 1 && b[len(b)-1] != 0 {
+		return 0, nil, errMalformed
+	}
+	if len(b) == 1 {
+		return Kind(b[0]), nil, nil
+	}
+	return Kind(b[0]), strings.Split(string(b[1:len(b)-1]), "\x00"), nil
+}
+
+var errMalformed = errors.New("malformed message")
+
+// cut keeps a text as short as the longest path is.
+func cut(s string) string {
+	const longest = 4096
+	return s[:min(len(s), longest)]
+}

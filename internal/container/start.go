@@ -1,0 +1,158 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+)
+
+// undoTimeout bounds how long an undone start waits for its processes to be dead.
+const undoTimeout = 10 * time.Second
+
+// start runs a container: the order of bring-up on the daemon's side.
+func (d *Driver) start(ctx context.Context, id int64, root string, config proto.Config) (_ *process, err error) {
+	// 1. The log.
+	log, err := d.openLog(d.logPath(id))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	// 2. A copy of the root's mounts that is attached nowhere: on the node they are nosuid and nodev, in a container they
+	// must not be.
+	tree, err := d.tree(root)
+	if err != nil {
+		return nil, err
+	}
+	defer tree.Close()
+	// 3. The cgroup, in which the first process will be born.
+	group, err := d.parent.Create(strconv.FormatInt(id, 10))
+	if errors.Is(err, cgroup.ErrBusy) {
+		return nil, errs.New(errs.Conflict, "start container: %w: another server uses the same parent cgroup; give each its own with --cgroup-parent", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := &process{id: id, group: group, log: d.opt.Log, done: make(chan struct{})}
+	p.live, p.leave = context.WithCancelCause(context.Background())
+	// 4. The supervisor, which does the rest.
+	if err := d.spawn(p, tree, log); err != nil {
+		return nil, errors.Join(err, p.undo())
+	}
+	// 5. The command.
+	if err := p.launch(ctx, config); err != nil {
+		return nil, errors.Join(err, p.undo())
+	}
+	go p.watch()
+	return p, nil
+}
+
+// tree copies the mounts at a path.
+func (d *Driver) tree(path string) (*os.File, error) {
+	dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open root: %w", err)
+	}
+	defer dir.Close()
+	tree, err := mount.Clone(d.opt.Gate, dir, true)
+	if err != nil {
+		return nil, err
+	}
+	if err := mount.Relax(d.opt.Gate, tree, mount.NoSUID|mount.NoDev); err != nil {
+		tree.Close()
+		return nil, err
+	}
+	return tree, nil
+}
+
+// spawn starts the supervisor of p.
+func (d *Driver) spawn(p *process, tree, log *os.File) error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "supervisor")
+	defer theirs.Close()
+	if err := unix.SetNonblock(pair[0], true); err != nil { // only then it has deadlines
+		unix.Close(pair[0])
+		return os.NewSyscallError("fcntl", err)
+	}
+	p.control = os.NewFile(uintptr(pair[0]), "supervisor")
+	files := make([]*os.File, proto.SupervisorLog+1)
+	files[proto.SupervisorProgram] = d.program
+	files[proto.SupervisorControl] = theirs
+	files[proto.SupervisorRoot] = tree
+	files[proto.SupervisorCgroup] = p.group.File()
+	files[proto.SupervisorLog] = log
+	err = d.opt.Gate.Do("supervisor start", func() (err error) {
+		p.supervisor, err = d.nursery.Start("/proc/self/fd/"+strconv.Itoa(proto.SupervisorProgram),
+			[]string{"imageapi-init", proto.ModeSupervisor, strconv.FormatInt(p.id, 10)},
+			&os.ProcAttr{
+				Env:   []string{"GOMAXPROCS=1"},
+				Files: files,
+				Sys:   &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(d.supervisors.Dir)},
+			})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("start supervisor: %w", err)
+	}
+	return nil
+}
+
+// launch tells the supervisor what to run and waits until it runs.
+func (p *process) launch(ctx context.Context, config proto.Config) error {
+	expire := func() { _ = p.control.SetReadDeadline(time.Unix(1, 0)) }
+	defer context.AfterFunc(ctx, expire)()
+	if _, err := p.control.Write(config.Message()); err != nil {
+		return fmt.Errorf("talk to supervisor: %w", err)
+	}
+	kind, fields, err := p.receive()
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return errs.New(errs.Deadline, "start %q: it took too long: %w", config.Args[0], context.Cause(ctx))
+	case err != nil:
+		return fmt.Errorf("talk to supervisor: %w", err)
+	case kind == proto.Failed:
+		failure, err := proto.ParseFailure(fields)
+		if err != nil {
+			return fmt.Errorf("talk to supervisor: %w", err)
+		}
+		return explain(failure)
+	case kind != proto.Started || len(fields) != 1:
+		return fmt.Errorf("talk to supervisor: unexpected message %q", kind)
+	}
+	p.pid, err = strconv.Atoi(fields[0])
+	return err
+}
+
+// undo takes away what a failed start has made. The supervisor goes first: it could else clone a process after
+// the cgroup was killed.
+func (p *process) undo() error {
+	defer p.group.Close()
+	if p.control != nil {
+		defer p.control.Close()
+	}
+	if p.supervisor != nil {
+		_ = p.supervisor.Kill() // it may have ended by itself
+		if _, err := p.supervisor.Wait(); err != nil {
+			return fmt.Errorf("wait for supervisor: %w", err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	if err := errors.Join(p.group.Kill(), p.group.WaitEmpty(ctx)); err != nil {
+		return err
+	}
+	return p.group.Remove()
+}

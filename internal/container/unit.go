@@ -1,0 +1,176 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// unit is a planned container.
+type unit struct {
+	ContainerName string                      `json:"name,omitempty"`
+	Command       string                      `json:"command"`
+	Args          []string                    `json:"args"`
+	Namespaces    []models.ContainerNamespace `json:"namespaces"`
+	Systemd       bool                        `json:"systemd,omitempty"`
+	Running       bool                        `json:"running,omitempty"` // asked for at its creation
+
+	driver *Driver
+}
+
+// notes is what Up leaves for Show.
+type notes struct {
+	Log string `json:"log"`
+}
+
+// Name implements driver.ContainerUnit.
+func (u *unit) Name() string { return u.ContainerName }
+
+// Autostart implements driver.ContainerUnit.
+func (u *unit) Autostart() bool { return u.Running }
+
+// Up makes the log file.
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	if err := u.supported(); err != nil {
+		return driver.Live{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return driver.Live{}, errs.New(errs.Deadline, "create container: %w", context.Cause(ctx))
+	}
+	path := u.driver.logPath(site.ID)
+	if err := u.driver.createLog(path); err != nil {
+		return driver.Live{}, err
+	}
+	data, err := json.Marshal(notes{Log: path})
+	return driver.Live{Notes: data}, err
+}
+
+// supported refuses what this version or this kernel has not.
+func (u *unit) supported() error {
+	if u.Systemd {
+		return errs.New(errs.Unsupported, "systemd: true comes with a later release: until then run a command that needs neither a cgroup subtree nor a console")
+	}
+	if slices.Contains(u.Namespaces, models.ContainerNamespaceUser) {
+		return errs.New(errs.Unsupported, "namespaces: user is not supported: root in a container is root; leave it out")
+	}
+	for _, n := range u.Namespaces {
+		path := filepath.Join("/proc/self/ns", string(n))
+		if _, err := os.Lstat(path); err != nil {
+			return errs.New(errs.Unsupported, "namespaces: this kernel has no namespace of type %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// Down removes the log file.
+func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
+	return u.driver.removeLog(u.driver.logPath(site.ID))
+}
+
+// Show implements driver.Unit. What changes from run to run is not ours to show.
+func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
+	c := out.Container
+	c.Name = models.Name(u.ContainerName)
+	c.Command = &u.Command
+	c.Systemd = &u.Systemd
+	c.Namespaces = u.Namespaces
+	if len(needs) > 0 {
+		c.Mount = needs[0].Mount
+	}
+	var n notes
+	if json.Unmarshal(live.Notes, &n) == nil { // there are none before Up
+		c.Logfile = n.Log
+	}
+}
+
+// Start implements driver.ContainerUnit.
+func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driver.Process, error) {
+	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
+		return nil, errs.New(errs.Internal, "start container %d: it has no root", site.ID)
+	}
+	p, err := u.driver.start(ctx, site.ID, site.Needs[0].Tree.Path, proto.Config{
+		Args:        u.Args,
+		Env:         environment(),
+		Hostname:    hostname(u.ContainerName, site.ID),
+		Namespaces:  flags(u.Namespaces),
+		StopTimeout: u.driver.opt.StopTimeout,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// environment is what a command finds in its environment: nothing of the daemon's. TERM is what the kernel gives an init.
+func environment() []string {
+	return []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/root",
+		"TERM=linux",
+		"container=imageapi",
+	}
+}
+
+// hostname returns the host name of a container: as much of its name as the kernel takes, or one made of its id.
+func hostname(name string, id int64) string {
+	const longest = 64 // sethostname(2)
+	if name == "" {
+		name = "imageapi-" + strconv.FormatInt(id, 10)
+	}
+	return name[:min(len(name), longest)]
+}
+
+// logPath is where the output of a container goes.
+func (d *Driver) logPath(id int64) string {
+	return filepath.Join(d.opt.RunDir, "logs", strconv.FormatInt(id, 10)+".log")
+}
+
+// createLog makes an empty log in place of whatever has that name.
+func (d *Driver) createLog(path string) error {
+	err := d.opt.Gate.Do("log create", func() error {
+		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("create log: %w", err)
+	}
+	return nil
+}
+
+// openLog opens a log for appending, without following a link.
+func (d *Driver) openLog(path string) (*os.File, error) {
+	var f *os.File
+	err := d.opt.Gate.Do("log open", func() (err error) {
+		f, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	return f, nil
+}
+
+func (d *Driver) removeLog(path string) error {
+	err := d.opt.Gate.Do("log remove", func() error { return os.Remove(path) })
+	if err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("remove log: %w", err)
+	}
+	return nil
+}

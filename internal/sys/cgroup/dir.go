@@ -1,0 +1,246 @@
+// Package cgroup makes, freezes, kills and removes control groups of the unified hierarchy (cgroups(7), version 2).
+//
+// It needs no controller: killing and freezing are properties of every group, so that the bare unified tree of a hybrid
+// host will do. imageapi-init is built from it too, so it stays free of package fmt.
+package cgroup
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dir is an open descriptor of a group's directory. Its owner closes it.
+type Dir int
+
+// Kill sends SIGKILL to all processes of the group and of the groups below it, those being forked included.
+// It does not wait. Frozen processes die too.
+func (d Dir) Kill() error {
+	err := d.write("cgroup.kill", "1") // Linux 5.14
+	if err == unix.ENOENT {
+		err = d.killEach()
+	}
+	return wrap("write", "cgroup.kill", err)
+}
+
+// Freeze asks that no process of the group runs any more. It does not wait: see WaitFrozen.
+func (d Dir) Freeze() error { return wrap("write", "cgroup.freeze", d.write("cgroup.freeze", "1")) }
+
+// Thaw lets the processes of the group run again. It does not wait.
+func (d Dir) Thaw() error { return wrap("write", "cgroup.freeze", d.write("cgroup.freeze", "0")) }
+
+// WaitFrozen returns when no process of the group runs any more.
+func (d Dir) WaitFrozen(ctx context.Context) error { return d.wait(ctx, "frozen 1") }
+
+// WaitThawed returns when the kernel has begun to let the processes of the group run again.
+func (d Dir) WaitThawed(ctx context.Context) error { return d.wait(ctx, "frozen 0") }
+
+// WaitEmpty returns when neither the group nor one below it has a living process. Zombies don't count.
+func (d Dir) WaitEmpty(ctx context.Context) error { return d.wait(ctx, "populated 0") }
+
+// Dup returns another descriptor of the directory.
+func (d Dir) Dup() (Dir, error) {
+	fd, err := unix.FcntlInt(uintptr(d), unix.F_DUPFD_CLOEXEC, 0)
+	return Dir(fd), wrap("duplicate", "cgroup", err)
+}
+
+// Close closes the descriptor.
+func (d Dir) Close() { unix.Close(int(d)) }
+
+// wait returns when cgroup.events has the line. The kernel announces changes of that file with POLLPRI.
+func (d Dir) wait(ctx context.Context, line string) error {
+	events, err := unix.Openat(int(d), "cgroup.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return wrap("open", "cgroup.events", err)
+	}
+	defer unix.Close(events)
+	done, forget, err := descriptorOf(ctx)
+	if err != nil {
+		return wrap("eventfd", "", err)
+	}
+	defer forget()
+	for buf := make([]byte, 256); ; {
+		n, err := unix.Pread(events, buf, 0)
+		if err != nil {
+			return wrap("read", "cgroup.events", err)
+		}
+		if slices.Contains(strings.Split(string(buf[:n]), "\n"), line) {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return wrap("wait for", "\""+line+"\" in cgroup.events", context.Cause(ctx))
+		}
+		fds := []unix.PollFd{{Fd: int32(events), Events: unix.POLLPRI}, {Fd: int32(done), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
+			return wrap("poll", "cgroup.events", err)
+		}
+	}
+}
+
+// descriptorOf returns a descriptor that becomes readable when ctx is done.
+func descriptorOf(ctx context.Context) (fd int, forget func(), err error) {
+	fd, err = unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return -1, nil, err
+	}
+	written := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(written)
+		_, _ = unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // can't fail: the counter is 0
+	})
+	return fd, func() {
+		if !stop() {
+			<-written
+		}
+		unix.Close(fd)
+	}, nil
+}
+
+// killEach is Kill for kernels without cgroup.kill. A process with SIGKILL pending can't fork, so that all are dying
+// once a look finds none that has not been sent it. A process is known to be the one listed if it is listed
+// after its pidfd was opened.
+func (d Dir) killEach() error {
+	killed := map[int]bool{}
+	for {
+		pids, err := d.processes()
+		if err != nil {
+			return err
+		}
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return killed[pid] })
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, pid := range pids {
+			if err := d.killOne(pid); err != nil {
+				return err
+			}
+			killed[pid] = true
+		}
+	}
+}
+
+func (d Dir) killOne(pid int) error {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ESRCH {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	listed, err := d.processes()
+	if err != nil || !slices.Contains(listed, pid) {
+		return err
+	}
+	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != unix.ESRCH {
+		return err
+	}
+	return nil
+}
+
+// processes lists the processes of the group and those below it.
+func (d Dir) processes() ([]int, error) {
+	var pids []int
+	err := d.walk(func(_, dir *os.File, _ string) error {
+		text, err := read(dir, "cgroup.procs")
+		for _, line := range strings.Fields(text) {
+			if pid, err := strconv.Atoi(line); err == nil && pid != 0 {
+				pids = append(pids, pid)
+			}
+		}
+		return err
+	})
+	return pids, err
+}
+
+// walk visits the groups below d, the deepest first, and d itself at last, then with a nil parent. Groups that vanish
+// meanwhile are passed over.
+func (d Dir) walk(visit func(parent, dir *os.File, name string) error) error {
+	fd, err := unix.Openat(int(d), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return walk(nil, os.NewFile(uintptr(fd), "."), ".", visit)
+}
+
+func walk(parent, dir *os.File, name string, visit func(parent, dir *os.File, name string) error) error {
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	if err != nil && !vanished(err) {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		fd, err := unix.Openat(int(dir.Fd()), e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return wrap("open", e.Name(), err)
+		}
+		if err := walk(dir, os.NewFile(uintptr(fd), e.Name()), e.Name(), visit); err != nil {
+			return err
+		}
+	}
+	return visit(parent, dir, name)
+}
+
+func read(dir *os.File, name string) (string, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", ignoreVanished(err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	var text []byte
+	for buf := make([]byte, 4096); ; {
+		n, err := f.Read(buf)
+		text = append(text, buf[:n]...)
+		if n == 0 || err != nil {
+			break // end of file, or the group is gone
+		}
+	}
+	return string(text), nil
+}
+
+func (d Dir) write(name, value string) error {
+	fd, err := unix.Openat(int(d), name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(value))
+	return err
+}
+
+// vanished tells whether err says that a group was removed under our hands.
+func vanished(err error) bool {
+	if e, ok := err.(*fs.PathError); ok {
+		err = e.Err
+	}
+	if e, ok := err.(*os.SyscallError); ok {
+		err = e.Err
+	}
+	return err == unix.ENOENT || err == unix.ENODEV
+}
+
+func ignoreVanished(err error) error {
+	if vanished(err) {
+		return nil
+	}
+	return err
+}
+
+func wrap(op, path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &fs.PathError{Op: op, Path: path, Err: err}
+}

@@ -1,0 +1,183 @@
+package cgroup
+
+import (
+	"errors"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+)
+
+// ErrBusy says that a group has processes and so can be neither taken nor removed.
+var ErrBusy = errors.New("group has processes")
+
+// Parent is a group whose children are containers' groups.
+type Parent struct {
+	gate gate.Gate
+	path string   // in the file system, for messages
+	root *os.File // of the hierarchy
+	dir  *os.File
+	made []string // the groups that Open made, relative to root, outermost first
+	own  string   // where Open mounted the hierarchy, or empty
+}
+
+// Open finds the hierarchy, or mounts it at mountpoint if it is mounted nowhere, and opens the group in it, an
+// absolute path within the hierarchy such as "/imageapi". What is missing is made.
+func Open(g gate.Gate, group, mountpoint string) (*Parent, error) {
+	at, err := Mountpoint()
+	if err != nil {
+		return nil, err
+	}
+	p := &Parent{gate: g}
+	if at == "" {
+		if err := mount(g, mountpoint); err != nil {
+			return nil, err
+		}
+		at, p.own = mountpoint, mountpoint
+	}
+	if err := p.open(at, group); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+func (p *Parent) open(at, group string) error {
+	root, err := os.OpenFile(at, unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	p.root, p.path = root, path.Join(at, path.Clean("/"+group))
+	sub := ""
+	for _, name := range strings.FieldsFunc(path.Clean("/"+group), func(r rune) bool { return r == '/' }) {
+		sub = path.Join(sub, name)
+		err := p.gate.Do("cgroup create", func() error { return unix.Mkdirat(int(root.Fd()), sub, 0o755) })
+		if err == nil {
+			p.made = append(p.made, sub)
+		} else if err != unix.EEXIST {
+			return wrap("create cgroup", path.Join(at, sub), err)
+		}
+	}
+	fd, err := unix.Openat(int(root.Fd()), path.Join(".", sub), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return wrap("open cgroup", p.path, err)
+	}
+	p.dir = os.NewFile(uintptr(fd), p.path)
+	return nil
+}
+
+// Close removes the groups that Open made, as far as they are empty, and unmounts the hierarchy if Open mounted it
+// and nothing is left in it.
+func (p *Parent) Close() error {
+	if p.dir != nil {
+		p.dir.Close()
+	}
+	left := false
+	for i := len(p.made) - 1; i >= 0 && !left; i-- {
+		err := p.gate.Do("cgroup remove", func() error { return unix.Unlinkat(int(p.root.Fd()), p.made[i], unix.AT_REMOVEDIR) })
+		left = err != nil && err != unix.ENOENT
+	}
+	if p.root != nil {
+		p.root.Close()
+	}
+	if p.own == "" || left {
+		return nil
+	}
+	return unmount(p.gate, p.own)
+}
+
+// Group is a group that belongs to us.
+type Group struct {
+	Dir
+	file   *os.File
+	parent *Parent
+	name   string
+}
+
+// Create makes the child name, without a slash, and opens it. A child of that name without processes is replaced;
+// with processes it is ErrBusy.
+func (p *Parent) Create(name string) (*Group, error) {
+	err := p.gate.Do("cgroup create", func() error {
+		err := unix.Mkdirat(int(p.dir.Fd()), name, 0o755)
+		if err != unix.EEXIST {
+			return err
+		}
+		if err := p.remove(name); err != nil {
+			return err
+		}
+		return unix.Mkdirat(int(p.dir.Fd()), name, 0o755)
+	})
+	if err != nil {
+		return nil, wrap("create cgroup", path.Join(p.path, name), err)
+	}
+	return p.Open(name)
+}
+
+// Share opens the child name, and makes it if it is missing.
+func (p *Parent) Share(name string) (*Group, error) {
+	err := p.gate.Do("cgroup create", func() error { return unix.Mkdirat(int(p.dir.Fd()), name, 0o755) })
+	if err != nil && err != unix.EEXIST {
+		return nil, wrap("create cgroup", path.Join(p.path, name), err)
+	}
+	return p.Open(name)
+}
+
+// Open opens the child name.
+func (p *Parent) Open(name string) (*Group, error) {
+	fd, err := unix.Openat(int(p.dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, wrap("open cgroup", path.Join(p.path, name), err)
+	}
+	file := os.NewFile(uintptr(fd), path.Join(p.path, name))
+	return &Group{Dir: Dir(fd), file: file, parent: p, name: name}, nil
+}
+
+// File is the open directory; Close closes it.
+func (g *Group) File() *os.File { return g.file }
+
+// Close closes the directory, after which only Remove may be called; the group stays.
+func (g *Group) Close() { g.file.Close() }
+
+// Kill is Dir.Kill behind the gate.
+func (g *Group) Kill() error { return g.parent.gate.Do("cgroup kill", g.Dir.Kill) }
+
+// Freeze is Dir.Freeze behind the gate.
+func (g *Group) Freeze() error { return g.parent.gate.Do("cgroup freeze", g.Dir.Freeze) }
+
+// Thaw is Dir.Thaw behind the gate.
+func (g *Group) Thaw() error { return g.parent.gate.Do("cgroup thaw", g.Dir.Thaw) }
+
+// Remove removes the group and those below it, the deepest first. If one of them has processes it is ErrBusy. A group
+// that is gone counts as removed.
+func (g *Group) Remove() error {
+	err := g.parent.gate.Do("cgroup remove", func() error { return g.parent.remove(g.name) })
+	return wrap("remove cgroup", path.Join(g.parent.path, g.name), err)
+}
+
+func (p *Parent) remove(name string) error {
+	g, err := p.Open(name)
+	if err != nil {
+		return ignoreVanished(err)
+	}
+	defer g.Close()
+	err = g.walk(func(parent, _ *os.File, name string) error {
+		if parent == nil {
+			return nil
+		}
+		return rmdir(int(parent.Fd()), name)
+	})
+	if err != nil {
+		return err
+	}
+	return rmdir(int(p.dir.Fd()), name)
+}
+
+func rmdir(parent int, name string) error {
+	err := unix.Unlinkat(parent, name, unix.AT_REMOVEDIR)
+	if err == unix.EBUSY {
+		return ErrBusy
+	}
+	return ignoreVanished(err)
+}
