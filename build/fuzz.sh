@@ -3,10 +3,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-grep -rl --include='*_test.go' '^func Fuzz' cmd internal test 2>/dev/null | xargs -r -n1 dirname | sort -u |
-	while read -r dir; do
-		go test -list '^Fuzz' "./$dir" | grep '^Fuzz' | while read -r target; do
-			echo "fuzz: $dir $target for $1"
-			go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" "./$dir" </dev/null
-		done
+mapfile -t files < <(grep -rl --include='*_test.go' '^func Fuzz' cmd internal test)
+mapfile -t dirs < <(printf '%s\n' "${files[@]}" | xargs -n1 dirname | sort -u)
+targets=0
+for dir in "${dirs[@]}"; do
+	listed=$(go test -list '^Fuzz' "./$dir")
+	for target in $(grep '^Fuzz' <<<"$listed"); do
+		echo "fuzz: $dir $target for $1"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" "./$dir"
+		targets=$((targets + 1))
 	done
+done
+echo "fuzz: $targets targets found nothing"

@@ -101,8 +101,8 @@
 //
 //	## Not in this version
 //
-//	Attachments of kind `iscsi` and `rbd`, mounts of kind `nfs` and `uri`, and the namespace `user` are part of the
-//	interface and answered with 501.
+//	Attachments of kind `iscsi` and `rbd`, mounts of kind `nfs` and `uri`, containers with `systemd`, and the namespace
+//	`user` are part of the interface and answered with 501.
 //
 //	Schemes:
 //	  http

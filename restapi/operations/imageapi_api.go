@@ -203,8 +203,8 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // ## Not in this version
 //
-// Attachments of kind `iscsi` and `rbd`, mounts of kind `nfs` and `uri`, and the namespace `user` are part of the
-// interface and answered with 501.
+// Attachments of kind `iscsi` and `rbd`, mounts of kind `nfs` and `uri`, containers with `systemd`, and the namespace
+// `user` are part of the interface and answered with 501.
 type ImageapiAPI struct {
 	spec            *loads.Document
 	context         *middleware.Context
