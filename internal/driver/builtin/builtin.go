@@ -1,0 +1,47 @@
+// Package builtin is the list of the drivers. A new kind of object is a folder, a line here, and a sub-object in
+// swagger.yaml.
+package builtin
+
+import (
+	"log/slog"
+	"path/filepath"
+
+	"github.com/kraken-hpc/imageapi/internal/container"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/local"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+)
+
+// Env is what the drivers work with.
+type Env struct {
+	Gate       gate.Gate
+	Mounts     *mountdir.Dir
+	Containers *container.Driver
+	RunDir     string   // the upper layers of overlays lie in RunDir/overlays
+	FSTypes    []string // file systems that may be mounted besides the default ones
+	Log        *slog.Logger
+}
+
+// MountsDir returns the directory for Env.Mounts.
+func MountsDir(runDir string) string { return filepath.Join(runDir, "mounts") }
+
+// Drivers returns the drivers. It fails if one of them can't prepare its directory.
+func Drivers(env Env) (driver.Set, error) {
+	overlays, err := overlay.New(overlay.Options{Gate: env.Gate, Mounts: env.Mounts, Dir: filepath.Join(env.RunDir, "overlays")})
+	if err != nil {
+		return nil, err
+	}
+	return driver.Set{
+		local.New(local.Options{Gate: env.Gate, Log: env.Log}),
+		loopback.New(loopback.Options{Gate: env.Gate, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
+		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, FSTypes: env.FSTypes}),
+		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts}),
+		overlays,
+		env.Containers,
+	}, nil
+}
