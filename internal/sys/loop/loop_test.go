@@ -1,0 +1,277 @@
+package loop_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/loop"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+const mib = 1 << 20
+
+// backing opens a new file of 4 MiB in dir.
+func backing(t *testing.T, dir string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(dir, "image"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(4 * mib); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func attach(t *testing.T, l *loop.Loop, f *os.File, o loop.Options) *loop.Device {
+	t.Helper()
+	d, err := l.Attach(context.Background(), f, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func attribute(t *testing.T, d *loop.Device, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(block.Sysfs(d.Number), name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func TestDirectIO(t *testing.T) {
+	testkit.Root(t)
+	for _, fs := range []string{"ext4", "xfs"} {
+		t.Run(fs, func(t *testing.T) {
+			pack := map[string]func(testing.TB, string) string{"ext4": testkit.Ext4, "xfs": testkit.Xfs}[fs]
+			image, point := pack(t, t.TempDir()), t.TempDir()
+			testkit.Run(t, "mount", "-o", "loop", image, point)
+			defer testkit.Run(t, "umount", point)
+			f := backing(t, point)
+			defer f.Close()
+			var l loop.Loop
+			d := attach(t, &l, f, loop.Options{})
+			defer d.Release()
+			if got := attribute(t, d, "loop/dio"); got != "1" {
+				t.Errorf("dio is %q", got)
+			}
+		})
+	}
+	t.Run("ramfs has none", func(t *testing.T) {
+		point := t.TempDir()
+		testkit.Run(t, "mount", "-t", "ramfs", "ramfs", point)
+		defer testkit.Run(t, "umount", point)
+		f := backing(t, point)
+		defer f.Close()
+		var l loop.Loop
+		d := attach(t, &l, f, loop.Options{})
+		defer d.Release()
+		if got := attribute(t, d, "loop/dio"); got != "0" {
+			t.Errorf("dio is %q", got)
+		}
+	})
+}
+
+func TestSector(t *testing.T) {
+	testkit.Root(t)
+	f := backing(t, testkit.RunDir(t))
+	var l loop.Loop
+	for _, want := range []int{0, 512, 4096} {
+		d := attach(t, &l, f, loop.Options{Sector: want})
+		if got := d.Info.Sector; got != max(want, 512) {
+			t.Errorf("sector size %d, want %d", got, want)
+		}
+		if err := d.Release(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A pending device vanishes with the process that holds it: the kernel does it when the last descriptor is closed.
+func TestPendingVanishes(t *testing.T) {
+	testkit.Root(t)
+	f := backing(t, testkit.RunDir(t))
+	var l loop.Loop
+	d := attach(t, &l, f, loop.Options{})
+	if got := attribute(t, d, "loop/backing_file"); got != f.Name() {
+		t.Errorf("backing file %q", got)
+	}
+	if err := d.File().Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := attribute(t, d, "loop/backing_file"); got == f.Name() {
+		t.Error("still there")
+	}
+}
+
+func TestDetachPending(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	f := backing(t, dir)
+	var l loop.Loop
+	d := attach(t, &l, f, loop.Options{})
+	if err := block.AddPartition(nil, d.File(), block.Partition{Index: 1, Start: mib, Size: mib}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time it is gone
+		if err := l.Detach(context.Background(), d.Path, d.ID, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if parts, _ := block.Partitions(d.Number); len(parts) != 0 {
+		t.Errorf("partitions %+v are left", parts)
+	}
+}
+
+// Somebody opens the device in the instant after the claim. The kernel then only promises to free it; Detach takes
+// that back.
+func TestDetachLosesRace(t *testing.T) {
+	testkit.Root(t)
+	f := backing(t, testkit.RunDir(t))
+	var late *exec.Cmd
+	var l loop.Loop
+	d := attach(t, &l, f, loop.Options{})
+	if err := block.AddPartition(nil, d.File(), block.Partition{Index: 1, Start: mib, Size: mib}); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	l.Gate = func(act string) error {
+		if act == "loop clear" {
+			late = exec.Command("sh", "-c", "exec 3<"+d.Path+"; echo held; read _")
+			out, _ := late.StdoutPipe()
+			if _, err := late.StdinPipe(); err != nil {
+				return err
+			}
+			if err := late.Start(); err != nil {
+				return err
+			}
+			_, err := out.Read(make([]byte, 8))
+			return err
+		}
+		return nil
+	}
+	err := l.Detach(context.Background(), d.Path, d.ID, nil)
+	if want := fmt.Sprintf("pid %d (sh) has %s open", late.Process.Pid, d.Path); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), want) {
+		t.Errorf("error %v, want a conflict with %q", err, want)
+	}
+	if got := attribute(t, d, "loop/autoclear"); got != "0" {
+		t.Errorf("autoclear is %q", got)
+	}
+	if parts, _ := block.Partitions(d.Number); len(parts) != 1 {
+		t.Errorf("partitions %+v, want the one", parts)
+	}
+	late.Process.Kill()
+	late.Wait()
+	if got := attribute(t, d, "loop/backing_file"); got != f.Name() {
+		t.Error("the device vanished with its last user")
+	}
+	l.Gate = nil
+	if err := l.Detach(context.Background(), d.Path, d.ID, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// On a node without devtmpfs the node is made, and removed with the device.
+func TestStaticDev(t *testing.T) {
+	testkit.Root(t)
+	dir := t.TempDir()
+	f := backing(t, testkit.RunDir(t))
+	l := loop.Loop{Nodes: block.Nodes{Dir: dir}}
+	d := attach(t, &l, f, loop.Options{})
+	if filepath.Dir(d.Path) != dir || !d.MadeNode {
+		t.Errorf("node %s, made %v", d.Path, d.MadeNode)
+	}
+	if err := d.Keep(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.Detach(context.Background(), d.Path, d.ID, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("%v is left", left)
+	}
+}
+
+// The free device that the kernel names may be taken by another one; the next one then serves.
+func TestTakenMeanwhile(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	f := backing(t, dir)
+	var taken []string
+	l := loop.Loop{}
+	l.Gate = func(act string) error {
+		if act == "loop configure" && len(taken) < 3 {
+			taken = append(taken, strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", f.Name())))
+		}
+		return nil
+	}
+	d := attach(t, &l, f, loop.Options{})
+	defer d.Release()
+	for _, other := range taken {
+		if other == d.Path {
+			t.Errorf("%s is used twice", other)
+		}
+		testkit.Run(t, "losetup", "-d", other)
+	}
+}
+
+func TestDetachOfForeign(t *testing.T) {
+	testkit.Root(t)
+	f := backing(t, testkit.RunDir(t))
+	var l loop.Loop
+	d := attach(t, &l, f, loop.Options{})
+	defer d.Release()
+	for name, change := range map[string]func(id *loop.ID){
+		"sequence": func(id *loop.ID) { id.Sequence++ },
+		"inode":    func(id *loop.ID) { id.Inode++ },
+		"device":   func(id *loop.ID) { id.Dev++ },
+		"number":   func(id *loop.ID) { id.Number = unix.Mkdev(7, 4000) },
+	} {
+		id := d.ID
+		change(&id)
+		if err := l.Detach(context.Background(), d.Path, id, nil); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if attribute(t, d, "loop/backing_file") != f.Name() {
+			t.Fatalf("%s: another's device was detached", name)
+		}
+	}
+}
+
+func BenchmarkAttach(b *testing.B) {
+	testkit.Root(b)
+	f, err := os.CreateTemp(testkit.RunDir(b), "")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(mib); err != nil {
+		b.Fatal(err)
+	}
+	var l loop.Loop
+	for b.Loop() {
+		d, err := l.Attach(context.Background(), f, loop.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := d.Release(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
