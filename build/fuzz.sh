@@ -8,10 +8,11 @@ mapfile -t dirs < <(printf '%s\n' "${files[@]}" | xargs -n1 dirname | sort -u)
 targets=0
 for dir in "${dirs[@]}"; do
 	listed=$(go test -list '^Fuzz' "./$dir")
-	for target in $(grep '^Fuzz' <<<"$listed"); do
+	while read -r target; do
 		echo "fuzz: $dir $target for $1"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" "./$dir"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" "./$dir" </dev/null
 		targets=$((targets + 1))
-	done
+	done < <(grep '^Fuzz' <<<"$listed")
 done
+((targets > 0)) || { echo "fuzz: no targets" >&2; exit 1; }
 echo "fuzz: $targets targets found nothing"

@@ -7,4 +7,7 @@ cd "$(dirname "$0")/.."
 name=$1
 shift
 mkdir -p bin/report
-exec bin/tools/gotestsum --format "${TEST_FORMAT:-pkgname-and-test-fails}" --format-hide-empty-pkg --jsonfile "bin/report/$name.json" -- "$@"
+hide=()
+[[ " $* " == *" -short "* ]] && hide=(--hide-summary=skipped) # those are run by another target
+exec bin/tools/gotestsum --format "${TEST_FORMAT:-pkgname}" --format-hide-empty-pkg "${hide[@]}" \
+	--jsonfile "bin/report/$name.json" -- "$@"

@@ -39,28 +39,33 @@ var layers = map[string][]string{
 	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/sys/", "models"},
 	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/sys/"},
 
-	"internal/container":         {"internal/container/", "internal/driver", "internal/errs", "internal/sys/", "models"},
-	"internal/container/":        {"internal/container/", "internal/errs", "internal/sys/"},
-	"internal/container/proto":   {},
-	"internal/container/initbin": {},
-	"internal/state":             {"internal/driver", "internal/errs", "internal/keylock", "internal/state/"},
-	"internal/state/":            {"internal/state/"},
-	"internal/api":               {"internal/driver", "internal/errs", "internal/state", "models", "restapi", "restapi/"},
-	"internal/daemon":            {"internal/", "models", "restapi"},
-	"internal/testkit":           {},
-	"internal/driver/drivertest": {"internal/driver", "internal/errs", "internal/sys/gate", "internal/testkit", "models"},
-	"internal/archtest":          {},
-	"internal/spectest":          {},
-	"build/":                     {},
-	"test/":                      {"client", "client/", "internal/testkit", "models", "test/"},
+	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/sys/", "models"},
+	"internal/container/":             {"internal/container/", "internal/errs", "internal/sys/"},
+	"internal/container/proto":        {},
+	"internal/container/initbin":      {},
+	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/state/"},
+	"internal/state/":                 {"internal/state/"},
+	"internal/api":                    {"internal/driver", "internal/errs", "internal/state", "models", "restapi", "restapi/"},
+	"internal/daemon":                 {"internal/", "models", "restapi"},
+	"internal/testkit":                {},
+	"internal/driver/drivertest":      {"internal/driver", "internal/errs", "internal/sys/gate", "internal/testkit", "models"},
+	"internal/driver/mount/mounttest": {"internal/driver", "internal/errs", "internal/sys/", "internal/testkit", "models"},
+	"internal/archtest":               {},
+	"internal/spectest":               {},
+	"build/":                          {},
+	"test/":                           {"client", "client/", "internal/testkit", "models", "test/"},
 }
 
-// only tells which packages that are not ours, or not for all of ours, may be imported where.
+// helpers are packages for tests: they may import testing and each other, and no program may import them.
+var helpers = []string{"internal/driver/drivertest", "internal/driver/mount/mounttest", "internal/testkit", "test/"}
+
+// only tells which packages may be imported in a few places only, and where.
 var only = map[string][]string{
-	"net/http":                            {"client/", "restapi", "restapi/", "internal/api", "internal/daemon", "test/"},
-	"testing":                             {"internal/testkit", "internal/driver/drivertest", "test/"},
-	module + "internal/testkit":           {"internal/driver/drivertest", "test/"},
-	module + "internal/driver/drivertest": {},
+	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/daemon", "test/"},
+	"testing":                                  helpers,
+	module + "internal/testkit":                helpers,
+	module + "internal/driver/drivertest":      helpers,
+	module + "internal/driver/mount/mounttest": helpers,
 }
 
 // A goPackage is what `go list -json` says of a package.
