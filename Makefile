@@ -59,7 +59,7 @@ unit: init tools ## tests that need no privilege, with the race detector
 
 .PHONY: root
 root: build tools ## all tests against this machine's kernel, as root
-	@build/test.sh root -count=1 -timeout 10m ./...
+	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -count=1 -timeout 10m ./...
 
 .PHONY: fuzz
 fuzz: init ## run every fuzz target for FUZZTIME (default 10s)
