@@ -68,22 +68,29 @@ func (p *Parent) open(at, group string) error {
 	return nil
 }
 
-// Close removes the groups that Open made, as far as they are empty, and unmounts the hierarchy if Open mounted it
-// and nothing is left in it.
+// Close removes the groups that Open made and unmounts the hierarchy if Open mounted it. Groups that have
+// processes or other groups stay, and then so does the mount.
 func (p *Parent) Close() error {
 	if p.dir != nil {
 		p.dir.Close()
 	}
-	left := false
-	for i := len(p.made) - 1; i >= 0 && !left; i-- {
-		err := p.gate.Do("cgroup remove", func() error { return unix.Unlinkat(int(p.root.Fd()), p.made[i], unix.AT_REMOVEDIR) })
-		left = err != nil && err != unix.ENOENT
+	if p.root != nil {
+		defer p.root.Close()
+	}
+	for i := len(p.made) - 1; i >= 0; i-- {
+		err := p.gate.Do("cgroup remove", func() error { return rmdir(int(p.root.Fd()), p.made[i]) })
+		if err == ErrBusy {
+			return nil
+		}
+		if err != nil {
+			return wrap("remove cgroup", p.made[i], err)
+		}
+	}
+	if p.own == "" {
+		return nil
 	}
 	if p.root != nil {
-		p.root.Close()
-	}
-	if p.own == "" || left {
-		return nil
+		p.root.Close() // it would keep the mount busy
 	}
 	return unmount(p.gate, p.own)
 }

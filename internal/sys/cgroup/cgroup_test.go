@@ -1,0 +1,246 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+func TestFind(t *testing.T) {
+	t.Parallel()
+	const (
+		v1     = "36 31 0:33 / /sys/fs/cgroup/devices rw,relatime - cgroup cgroup rw,devices\n"
+		hybrid = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n"
+		part   = "42 31 0:38 /user /mnt/part rw,relatime - cgroup2 cgroup2 rw\n"
+		ro     = "43 31 0:38 / /mnt/ro ro,relatime - cgroup2 cgroup2 rw\n"
+		spaced = `44 31 0:38 / /run/a\040b\134 rw - cgroup2 cgroup2 rw` + "\n"
+	)
+	for table, want := range map[string]string{
+		"":                       "",
+		v1:                       "",
+		v1 + hybrid:              "/sys/fs/cgroup/unified",
+		part + ro + hybrid:       "/sys/fs/cgroup/unified",
+		part + ro:                "",
+		spaced:                   `/run/a b\`,
+		"nonsense\n" + " - \n":   "",
+		"1 2 3 - cgroup2 x rw\n": "",
+	} {
+		if got := find(table); got != want {
+			t.Errorf("%q: %q, want %q", table, got, want)
+		}
+	}
+}
+
+// open opens a parent of this test's own.
+func open(t *testing.T, g gate.Gate) (p *Parent, path string) {
+	t.Helper()
+	testkit.Root(t)
+	testkit.Need(t, "cgroup2")
+	dir := testkit.RunDir(t)
+	group := "/imageapi-test-" + filepath.Base(dir) + "/a"
+	testkit.Unchanged(t, testkit.Scope{Cgroup: filepath.Dir(group), Dirs: []string{dir}})
+	p, err := Open(g, group, filepath.Join(dir, "cgroup"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p, p.path
+}
+
+// sleeper starts a process in a group.
+func sleeper(t *testing.T, dir string) *exec.Cmd {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd
+}
+
+func TestLife(t *testing.T) {
+	t.Parallel()
+	p, path := open(t, nil)
+	g, err := p.Create("7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := g.WaitEmpty(t.Context()); err != nil {
+		t.Error(err)
+	}
+	deep := filepath.Join(path, "7", "x", "y")
+	if err := os.MkdirAll(deep, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := sleeper(t, deep)
+	if _, err := p.Create("7"); !errors.Is(err, ErrBusy) {
+		t.Errorf("create over a living group: %v", err)
+	}
+	if err := g.Remove(); !errors.Is(err, ErrBusy) {
+		t.Errorf("remove a living group: %v", err)
+	}
+	if err := errors.Join(g.Freeze(), g.WaitFrozen(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(g.Thaw(), g.WaitThawed(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(g.Freeze(), g.WaitFrozen(t.Context()), g.Kill(), g.WaitEmpty(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+		t.Errorf("the process ended with %v", err)
+	}
+	again, err := p.Create("7")
+	if err != nil {
+		t.Fatalf("create over a dead group: %v", err)
+	}
+	again.Close()
+	if _, err := os.Lstat(filepath.Join(path, "7", "x")); err == nil {
+		t.Error("the dead group was taken as it was")
+	}
+	if err := errors.Join(g.Remove(), g.Remove()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWaitCanBeCancelled(t *testing.T) {
+	t.Parallel()
+	p, path := open(t, nil)
+	g, err := p.Create("1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	cmd := sleeper(t, filepath.Join(path, "1"))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reason := errors.New("enough")
+	waited := make(chan error)
+	go func() { waited <- g.WaitEmpty(ctx) }()
+	cancel(reason)
+	if err := <-waited; !errors.Is(err, reason) {
+		t.Errorf("a cancelled wait: %v", err)
+	}
+	if err := errors.Join(cmd.Process.Kill(), g.WaitEmpty(t.Context()), g.Remove()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKillWithoutTheFile kills as on kernels before 5.14 processes that fork as fast as they can.
+func TestKillWithoutTheFile(t *testing.T) {
+	t.Parallel()
+	p, path := open(t, nil)
+	g, err := p.Create("1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	dir, err := os.Open(filepath.Join(path, "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	cmd := exec.Command("sh", "-c", "while :; do sleep 0.01 & setsid sleep 0.01 & done")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pids, err := g.processes()
+	if err != nil || len(pids) == 0 {
+		t.Errorf("processes: %v, %v", pids, err)
+	}
+	if err := errors.Join(g.killEach(), g.WaitEmpty(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the process was not killed")
+	}
+	if err := g.Remove(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOwnMount mounts the hierarchy as on a node that has it nowhere.
+func TestOwnMount(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}})
+	at := filepath.Join(dir, "cgroup")
+	if err := mount(nil, at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(at, "cgroup.procs")); err != nil {
+		t.Error(err)
+	}
+	if err := unmount(nil, at); err != nil {
+		t.Error(err)
+	}
+	if err := mount(func(string) error { return unix.EPERM }, at); !errors.Is(err, unix.EPERM) {
+		t.Errorf("mount behind a closed gate: %v", err)
+	}
+}
+
+func TestEveryActFails(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	group := "/imageapi-test-" + filepath.Base(dir)
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, Cgroup: group, PID: os.Getpid()})
+	forbidden := errors.New("forbidden")
+	for fail := 1; ; fail++ {
+		seen := 0
+		g := gate.Gate(func(string) error {
+			if seen++; seen == fail {
+				return forbidden
+			}
+			return nil
+		})
+		err := func() (err error) {
+			p, err := Open(g, group+"/a/b", filepath.Join(dir, "cgroup"))
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, p.Close()) }()
+			c, err := p.Create("1")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return c.Remove()
+		}()
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, forbidden) {
+			t.Errorf("act %d: %v", fail, err)
+		}
+		// What could not be removed: a group whose removal was forbidden.
+		_ = os.Remove(filepath.Join(testkit.CgroupRoot(), group, "a/b/1"))
+		for _, sub := range []string{"a/b", "a", ""} {
+			_ = os.Remove(filepath.Join(testkit.CgroupRoot(), group, sub))
+		}
+	}
+}
