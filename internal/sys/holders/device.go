@@ -150,8 +150,8 @@ func (s *scan) deviceDescriptors(p process, d device) {
 // mayBeNode tells whether a descriptor of this mount can be a device node and can be stat'ed without a wait.
 // On a mount that is attached nowhere only the name tells.
 func (s *scan) mayBeNode(id int, named bool) bool {
-	m := s.mount(id)
-	if m == nil {
+	m, ok := s.byID[id]
+	if !ok {
 		return named
 	}
 	switch m.FSType {

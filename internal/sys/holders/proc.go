@@ -35,15 +35,16 @@ type table struct {
 type scan struct {
 	self      process
 	processes []process
-	own       []*mountinfo.Info // our own namespace
-	others    []table           // all other ones
+	own       []*mountinfo.Info       // our own namespace
+	others    []table                 // all other ones
+	byID      map[int]*mountinfo.Info // all of them: an id is unique over all namespaces
 	found     []Holder
 }
 
 func newScan() *scan {
-	s := &scan{self: process{pid: os.Getpid(), dir: "/proc/self"}}
+	s := &scan{self: process{pid: os.Getpid(), dir: "/proc/self"}, byID: map[int]*mountinfo.Info{}}
 	s.self.ns = namespace(s.self.dir)
-	s.own = mounts(s.self.dir)
+	s.own = s.mounts(s.self.dir)
 	for _, pid := range pids() {
 		p := process{pid: pid, dir: filepath.Join("/proc", strconv.Itoa(pid))}
 		if p.ns = namespace(p.dir); p.ns == 0 {
@@ -62,7 +63,7 @@ func (s *scan) addTable(p process) {
 	if p.ns == s.self.ns || slices.ContainsFunc(s.others, same) {
 		return
 	}
-	if m := mounts(p.dir); len(m) > 0 {
+	if m := s.mounts(p.dir); len(m) > 0 {
 		s.others = append(s.others, table{process: p, mounts: m})
 	}
 }
@@ -86,20 +87,6 @@ func (s *scan) addKernel(format string, args ...any) {
 	if !s.full() && !slices.Contains(s.found, h) {
 		s.found = append(s.found, h)
 	}
-}
-
-// mount returns the mount with an id, which is unique over all namespaces, or nil.
-func (s *scan) mount(id int) *mountinfo.Info {
-	is := func(m *mountinfo.Info) bool { return m.ID == id }
-	if i := slices.IndexFunc(s.own, is); i >= 0 {
-		return s.own[i]
-	}
-	for _, t := range s.others {
-		if i := slices.IndexFunc(t.mounts, is); i >= 0 {
-			return t.mounts[i]
-		}
-	}
-	return nil
 }
 
 func pids() []int {
@@ -132,13 +119,16 @@ func command(dir string) string {
 	return strings.TrimSuffix(string(name), "\n")
 }
 
-func mounts(dir string) []*mountinfo.Info {
+func (s *scan) mounts(dir string) []*mountinfo.Info {
 	f, err := os.Open(filepath.Join(dir, "mountinfo"))
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
 	all, _ := mountinfo.GetMountsFromReader(f, nil)
+	for _, m := range all {
+		s.byID[m.ID] = m
+	}
 	return all
 }
 
@@ -211,9 +201,9 @@ func mapName(address string) string {
 }
 
 func stuck(p process) bool {
-	stats, _ := filepath.Glob(filepath.Join(p.dir, "task/*/stat"))
-	for _, name := range stats {
-		stat, _ := readFirst(name)
+	threads, _ := os.ReadDir(filepath.Join(p.dir, "task"))
+	for _, thread := range threads {
+		stat, _ := readFirst(filepath.Join(p.dir, "task", thread.Name(), "stat"))
 		if i := strings.LastIndexByte(stat, ')'); i >= 0 && strings.HasPrefix(stat[i+1:], " D") {
 			return true
 		}

@@ -15,26 +15,62 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 )
 
-// patience is how long Detach waits for programs that look at every new device for a moment (udev, blkid).
-const patience = time.Second
+// patience is how long Detach waits for what ends by itself: programs that look at every new device for a moment
+// (udev, blkid), and the mounts of a mount namespace whose last process has ended, which the kernel takes down later.
+const patience = 2 * time.Second
 
-// pause is the time between two looks: nothing announces that a device is closed.
+// pause is the time between two attempts: nothing announces that a device is closed.
 const pause = 20 * time.Millisecond
 
 // Detach frees the device that id tells, with all its partitions, and returns when it is really free. If it is not
 // that device any more, it is free already. A device that is in use is an errs.Conflict that names the users, and
-// then nothing has changed. pending is the device if it was never kept, else nil; it is closed on success.
+// then nothing has changed. pending is the device if it was never kept, else nil.
 func (l *Loop) Detach(ctx context.Context, path string, id ID, pending *Device) error {
-	f, err := l.exclusive(ctx, path, id, pending == nil)
-	if err != nil || f == nil {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		err := l.detach(path, id, pending)
+		if !errs.Is(err, errs.Conflict) || errors.Is(err, errLasting) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// detach is one attempt. The order:
+//
+//  1. make sure that it is the device we mean;
+//  2. claim it: nobody has it mounted, and nobody can mount it any more;
+//  3. delete its partitions, after a look around for who has one open;
+//  4. set AUTOCLEAR: a crash from here on frees the device;
+//  5. clear it. The kernel only promises to, as long as somebody has it open: that is the one reliable sign;
+//  6. close it and look whether it is free. If not, take back 3 to 5.
+func (l *Loop) detach(path string, id ID, pending *Device) error {
+	if is, err := l.is(path, id); !is || err != nil {
+		return err
+	}
+	f, err := l.claim(path, id)
+	if err != nil {
 		return err
 	}
 	defer f.Close()
+	// Between the first look and the claim it may have become another one's.
+	if is, err := l.matches(f, id); !is || err != nil {
+		return err
+	}
+	if pending == nil { // else it is locked already
+		if err := l.lock(f); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+	}
 	parts, err := l.deletePartitions(f, id)
 	if err != nil {
 		return err
 	}
-	// From here on a crash frees it, too.
 	if err := l.setFlags(f, "loop release", 0, flagAutoclear); err != nil {
 		return errors.Join(err, l.addPartitions(f, parts))
 	}
@@ -52,28 +88,6 @@ func (l *Loop) Detach(ctx context.Context, path string, id ID, pending *Device) 
 	}
 	l.removeNode(id, path)
 	return nil
-}
-
-// exclusive opens the device so that nobody can mount it, having made sure that nobody else has it open. It returns
-// nil if the device is not id's any more.
-func (l *Loop) exclusive(ctx context.Context, path string, id ID, lock bool) (*os.File, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for {
-		if is, err := l.is(path, id); !is || err != nil {
-			return nil, err
-		}
-		f, err := l.tryExclusive(path, id, lock)
-		// EBUSY is a mount or the like: that is not over in a moment.
-		if !errs.Is(err, errs.Conflict) || errors.Is(err, unix.EBUSY) {
-			return f, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(pause):
-		}
-	}
 }
 
 // is tells whether the device at path is still the one of id.
@@ -110,58 +124,53 @@ func (l *Loop) matches(f *os.File, id ID) (bool, error) {
 	return info.Number == id.Number && info.Sequence == id.Sequence && status.Device == id.Dev && status.Inode == id.Inode, nil
 }
 
-func (l *Loop) tryExclusive(path string, id ID, lock bool) (f *os.File, err error) {
+// errLasting marks a conflict that will not be over in a moment.
+var errLasting = errors.New("in use")
+
+// errPassing marks one that may.
+var errPassing = errors.New("in use")
+
+// claim opens the device so that nobody can mount it.
+func (l *Loop) claim(path string, id ID) (f *os.File, err error) {
 	err = l.Gate.Do("loop claim", func() error {
 		f, err = os.OpenFile(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 		return err
 	})
 	if errors.Is(err, unix.EBUSY) {
-		return nil, inUse(path, id.Number, err)
+		// It is mounted, or the like, and not merely open.
+		return nil, inUse(path, holders.OfDevice(id.Number), errLasting)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("claim loop device: %w", err)
 	}
-	if is, err := l.unused(f, id, lock); !is || err != nil {
-		f.Close()
-		return nil, err
-	}
 	return f, nil
 }
 
-// unused makes sure that nobody has the claimed device open. It returns false if it is not id's any more.
-func (l *Loop) unused(f *os.File, id ID, lock bool) (bool, error) {
-	if lock {
-		if err := l.lock(f); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
-			return false, err
-		}
+// inUse names who uses a device. Whoever can't be named may be gone in a moment.
+func inUse(path string, users []holders.Holder, how error) error {
+	if len(users) == 0 {
+		return errs.New(errs.Conflict, "detach %s: %w: by a mount that no process can see, by the kernel, or by this daemon itself", path, errPassing)
 	}
-	if found := holders.OfDevice(id.Number); len(found) > 0 {
-		return false, errs.New(errs.Conflict, "detach %s: in use: %s", f.Name(), holders.Text(found))
-	}
-	// Between the first look and the claim it may have become another one's.
-	return l.matches(f, id)
+	return errs.New(errs.Conflict, "detach %s: %w: %s", path, how, holders.Text(users))
 }
 
-func inUse(path string, number uint64, cause error) error {
-	who := holders.Text(holders.OfDevice(number))
-	if who == "" {
-		who = "a mount that no process can see, or another part of the kernel"
-	}
-	return errs.New(errs.Conflict, "detach %s: %w: %s", path, cause, who)
-}
-
+// deletePartitions deletes all partitions, or none. It looks for users before: a partition that goes and comes back
+// would be noticed.
 func (l *Loop) deletePartitions(f *os.File, id ID) ([]block.Partition, error) {
 	parts, err := block.Partitions(id.Number)
-	if err != nil {
+	if err != nil || len(parts) == 0 {
 		return nil, err
+	}
+	if found := holders.OfDevice(id.Number); len(found) > 0 {
+		return nil, inUse(f.Name(), found, errPassing)
 	}
 	for i, p := range parts {
 		if err := block.DeletePartition(l.Gate, f, p.Index); err != nil {
-			err = errors.Join(err, l.addPartitions(f, parts[:i]))
+			undo := l.addPartitions(f, parts[:i])
 			if errors.Is(err, unix.EBUSY) {
-				return nil, inUse(f.Name(), id.Number, err)
+				err = inUse(f.Name(), holders.OfDevice(id.Number), errPassing)
 			}
-			return nil, err
+			return nil, errors.Join(err, undo)
 		}
 	}
 	return parts, nil
@@ -184,8 +193,7 @@ func (l *Loop) restore(f *os.File, parts []block.Partition, kept bool) error {
 	return errors.Join(err, l.addPartitions(f, parts))
 }
 
-// verify makes sure that the device is free. If somebody opened it in the instant after the claim it is not; then
-// it is kept, as it was.
+// verify makes sure that the device is free; else it makes it what it was, and kept.
 func (l *Loop) verify(path string, id ID, parts []block.Partition) error {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) {
@@ -198,5 +206,5 @@ func (l *Loop) verify(path string, id ID, parts []block.Partition) error {
 	if is, err := l.matches(f, id); !is || err != nil {
 		return err
 	}
-	return errors.Join(inUse(path, id.Number, unix.EBUSY), l.restore(f, parts, true))
+	return errors.Join(inUse(path, holders.OfDevice(id.Number), errPassing), l.restore(f, parts, true))
 }

@@ -135,8 +135,8 @@ func TestDetachPending(t *testing.T) {
 	}
 }
 
-// Somebody opens the device in the instant after the claim. The kernel then only promises to free it; Detach takes
-// that back.
+// Somebody opens the device after its partitions are gone. The kernel then only promises to free it; Detach takes
+// all back.
 func TestDetachLosesRace(t *testing.T) {
 	testkit.Root(t)
 	f := backing(t, testkit.RunDir(t))
@@ -150,7 +150,7 @@ func TestDetachLosesRace(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Gate = func(act string) error {
-		if act == "loop clear" {
+		if act == "loop clear" && late == nil {
 			late = exec.Command("sh", "-c", "exec 3<"+d.Path+"; echo held; read _")
 			out, _ := late.StdoutPipe()
 			if _, err := late.StdinPipe(); err != nil {
