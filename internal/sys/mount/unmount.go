@@ -124,12 +124,8 @@ func unmountTree(g gate.Gate, path string, below []string) (err error) {
 		}
 	}()
 	for _, point := range below {
-		s, err := openSubmount(g, path, point)
+		s, err := unmountSub(g, path, point)
 		if err != nil {
-			return err
-		}
-		if err := unmount(g, s.handle(), point); err != nil {
-			s.close()
 			return err
 		}
 		gone = append(gone, s)
@@ -137,42 +133,56 @@ func unmountTree(g gate.Gate, path string, below []string) (err error) {
 	return unmount(g, path, path)
 }
 
-// submount is a mount inside a tree whose content is not trusted. It is found through the directory above it, since
-// a descriptor of its own would keep it busy.
+// submount is a mount inside a tree that was unmounted, with a detached copy of it to put it back.
 type submount struct {
-	above *os.File
-	name  string
-	copy  *os.File // detached, to put it back
+	root, inside string
+	copy         *os.File
 }
 
-func openSubmount(g gate.Gate, root, point string) (*submount, error) {
-	inside := strings.TrimPrefix(point, root)
-	above, err := rootpath.Open(root, filepath.Dir(inside), unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
+// unmountSub unmounts the mount at point inside the tree at root.
+func unmountSub(g gate.Gate, root, point string) (*submount, error) {
+	s := &submount{root: root, inside: strings.TrimPrefix(point, root)}
+	if err := s.keep(g); err != nil {
 		return nil, err
 	}
-	s := &submount{above: above, name: filepath.Base(inside)}
-	self, err := rootpath.Open(root, inside, unix.O_PATH|unix.O_NOFOLLOW)
+	above, err := s.above()
 	if err == nil {
-		s.copy, err = Clone(g, self, false)
-		self.Close()
+		defer above.Close() // before the mount that it is on is unmounted in turn
+		err = unmount(g, fmt.Sprintf("/proc/self/fd/%d/%s", above.Fd(), filepath.Base(s.inside)), point)
 	}
 	if err != nil {
-		above.Close()
+		s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-// handle is a path that leads to the mountpoint and can't be redirected.
-func (s *submount) handle() string { return fmt.Sprintf("/proc/self/fd/%d/%s", s.above.Fd(), s.name) }
-
-func (s *submount) restore(g gate.Gate) error { return Attach(g, s.copy, s.above, s.name) }
-
-func (s *submount) close() {
-	s.copy.Close()
-	s.above.Close()
+func (s *submount) keep(g gate.Gate) error {
+	top, err := rootpath.Open(s.root, s.inside, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer top.Close() // it would keep the mount busy
+	s.copy, err = Clone(g, top, false)
+	return err
 }
+
+// above opens the directory above the mountpoint. What is in the tree is not trusted: its path is never looked up in
+// any other way.
+func (s *submount) above() (*os.File, error) {
+	return rootpath.Open(s.root, filepath.Dir(s.inside), unix.O_PATH|unix.O_DIRECTORY)
+}
+
+func (s *submount) restore(g gate.Gate) error {
+	above, err := s.above()
+	if err != nil {
+		return err
+	}
+	defer above.Close()
+	return Attach(g, s.copy, above, filepath.Base(s.inside))
+}
+
+func (s *submount) close() { s.copy.Close() }
 
 // unmount unmounts what handle leads to; point is its name in messages.
 func unmount(g gate.Gate, handle, point string) error {

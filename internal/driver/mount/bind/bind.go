@@ -1,0 +1,218 @@
+// Package bind is the mount driver "bind": a directory of the node or of another mount, shown at a mountpoint.
+package bind
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Options is what the driver works with.
+type Options struct {
+	Gate   gate.Gate
+	Mounts *mountdir.Dir
+}
+
+type binder struct{ Options }
+
+// New returns the driver.
+func New(o Options) driver.Driver { return &binder{o} }
+
+func (*binder) Class() driver.Class { return driver.Mount }
+
+func (*binder) Kind() string { return "bind" }
+
+func (b *binder) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	d := def.Mount.Bind
+	if d == nil {
+		faults.Add("bind", "is required: a mount of this kind describes it there")
+		return nil, nil
+	}
+	before := len(*faults)
+	u := &unit{b: b, Path: value(d.Path), Base: value(d.Base), Recursive: value(d.Recursive), ReadOnly: value(d.Ro)}
+	switch {
+	case u.Path == "":
+		faults.Add("bind.path", "is required: the directory to bind")
+	case strings.ContainsRune(u.Path, 0):
+		faults.Add("bind.path", "contains a NUL")
+	case u.Base == baseRoot && !strings.HasPrefix(u.Path, "/"):
+		faults.Add("bind.path", "%q must be absolute with the base %q", u.Path, baseRoot)
+	}
+	var needs []driver.Need
+	switch u.Base {
+	case baseRoot:
+		if d.Mount != nil {
+			faults.Add("bind.mount", "is only for the base %q", baseMount)
+		}
+	case baseMount:
+		if d.Mount == nil {
+			faults.Add("bind.mount", "is required with the base %q: the mount in which the path is", baseMount)
+			break
+		}
+		needs = []driver.Need{{Path: "bind.mount", Def: driver.Object{Mount: d.Mount}}}
+	default:
+		faults.Add("bind.base", "must be %q or %q", baseRoot, baseMount)
+	}
+	if len(*faults) > before {
+		return nil, nil
+	}
+	return u, needs
+}
+
+// What a path can be relative to.
+const (
+	baseRoot  = "root"
+	baseMount = "mount"
+)
+
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// unit is one bind.
+type unit struct {
+	b *binder
+
+	Path      string `json:"path"`
+	Base      string `json:"base"`
+	Recursive bool   `json:"recursive,omitempty"`
+	ReadOnly  bool   `json:"ro,omitempty"`
+}
+
+// notes is what Down needs to know.
+type notes struct {
+	Submounts []string `json:"submounts,omitempty"` // the mountpoints that came with a recursive bind
+}
+
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	if err := ctx.Err(); err != nil {
+		return driver.Live{}, errs.New(errs.Deadline, "bind %q: %w", u.Path, err)
+	}
+	dir, err := u.open(site)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	defer dir.Close()
+	tree, err := u.tree(dir, site)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	return u.show(ctx, dir, site, tree)
+}
+
+// open finds the directory. From here on it is a descriptor: no path is looked up a second time.
+func (u *unit) open(site driver.Site) (*os.File, error) {
+	base := "/"
+	if u.Base == baseMount {
+		base = site.Needs[0].Tree.Path
+	}
+	dir, err := rootpath.Open(base, u.Path, unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, errs.New(errs.Invalid, "bind: only directories can be bound: %w", err)
+	}
+	if err != nil || u.Base == baseMount {
+		return dir, err
+	}
+	inside, err := u.b.Mounts.Contains(dir)
+	if err == nil && inside {
+		err = errs.New(errs.Invalid, "bind %q: it is in the directory of mounts: use the base %q and name the mount, which then knows that it is in use", u.Path, baseMount)
+	}
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir, nil
+}
+
+// tree tells what the bind will be: read-only if it or its source is, and as deep as its source.
+func (u *unit) tree(dir *os.File, site driver.Site) (driver.Tree, error) {
+	if u.Base == baseMount {
+		source := site.Needs[0].Tree
+		readOnly, err := mount.IsReadOnly(dir)
+		return driver.Tree{ReadOnly: u.ReadOnly || source.ReadOnly || readOnly && !u.Recursive, Depth: source.Depth}, err
+	}
+	// Of the node's own mounts it is not known how deep they are. If the answer is too small the kernel says so.
+	overlay, err := mount.IsOverlay(dir)
+	if err != nil {
+		return driver.Tree{}, err
+	}
+	depth := 0
+	if overlay {
+		depth = 1
+	}
+	// Below a read-only directory there may be writable mounts.
+	readOnly, err := mount.IsReadOnly(dir)
+	return driver.Tree{ReadOnly: u.ReadOnly || readOnly && !u.Recursive, Depth: depth}, err
+}
+
+// show copies the tree, restricts the copy while nobody can see it, and attaches it.
+func (u *unit) show(ctx context.Context, dir *os.File, site driver.Site, tree driver.Tree) (driver.Live, error) {
+	clone, err := mount.Clone(u.b.Gate, dir, u.Recursive)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	defer clone.Close()
+	attr := mount.OnNode
+	if u.ReadOnly {
+		attr |= mount.ReadOnly
+	}
+	if err := mount.Restrict(u.b.Gate, clone, attr, u.Recursive); err != nil {
+		return driver.Live{}, err
+	}
+	tree.Path, err = u.b.Mounts.Attach(site.ID, clone)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	live, err := u.live(tree)
+	if err != nil {
+		return driver.Live{}, errors.Join(err, u.Down(context.WithoutCancel(ctx), site, live))
+	}
+	return live, nil
+}
+
+func (u *unit) live(tree driver.Tree) (live driver.Live, err error) {
+	live = driver.Live{Tree: &tree}
+	if !u.Recursive {
+		return live, nil
+	}
+	var n notes
+	if n.Submounts, err = mount.Below(tree.Path); err != nil {
+		return live, err
+	}
+	live.Notes, err = json.Marshal(n)
+	return live, err
+}
+
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	var n notes
+	if len(live.Notes) > 0 {
+		if err := json.Unmarshal(live.Notes, &n); err != nil {
+			return fmt.Errorf("read the notes of mount %d: %w", site.ID, err)
+		}
+	}
+	return u.b.Mounts.Detach(ctx, site.ID, n.Submounts, false)
+}
+
+func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
+	d := &models.MountBind{Path: new(u.Path), Base: new(u.Base), Recursive: new(u.Recursive), Ro: new(u.ReadOnly)}
+	if u.Base == baseMount {
+		d.Mount = needs[0].Mount
+	}
+	out.Mount.Bind = d
+}

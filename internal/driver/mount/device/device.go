@@ -1,0 +1,169 @@
+// Package device is the mount driver "attach": the file system on an attached block device or on a partition of it.
+package device
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Options is what the driver works with.
+type Options struct {
+	Gate   gate.Gate
+	Mounts *mountdir.Dir
+	// FSTypes are file systems that may be mounted besides the default ones. A file system's code reads whatever
+	// the image holds, so the list should have no more than what is used.
+	FSTypes []string
+}
+
+// defaultTypes are the file systems that are allowed unless the operator adds more.
+var defaultTypes = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "squashfs", "erofs"}
+
+// readOnlyTypes can only be read: their devices are never opened for writing.
+var readOnlyTypes = []string{"squashfs", "erofs", "cramfs", "romfs", "iso9660"}
+
+// redirecting are options that make a file system open another device than the one it was given.
+var redirecting = []string{"source", "device", "journal_dev", "journal_path", "logdev", "rtdev", "fsid", "domain_id"}
+
+type mounter struct {
+	Options
+	allowed []string
+}
+
+// New returns the driver.
+func New(o Options) driver.Driver {
+	return &mounter{Options: o, allowed: slices.Concat(defaultTypes, o.FSTypes)}
+}
+
+func (*mounter) Class() driver.Class { return driver.Mount }
+
+func (*mounter) Kind() string { return "attach" }
+
+func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	d := def.Mount.Attach
+	if d == nil {
+		faults.Add("attach", "is required: a mount of this kind describes it there")
+		return nil, nil
+	}
+	before := len(*faults)
+	if d.Attach == nil {
+		faults.Add("attach.attach", "is required: the attachment whose device is to be mounted")
+	}
+	u := &unit{m: m, Partition: d.Partition, FSOptions: slices.Clone(d.MountOptions)}
+	if d.FsType != nil {
+		u.FSType = *d.FsType
+	}
+	if !slices.Contains(m.allowed, u.FSType) {
+		faults.Add("attach.fs_type", "%q is not an allowed file system: use one of %s", u.FSType, strings.Join(m.allowed, ", "))
+	}
+	if d.Partition < 0 {
+		faults.Add("attach.partition", "must be 0, for the whole device, or the number of a partition")
+	}
+	u.parsed = parse(d.MountOptions, faults)
+	if len(*faults) > before {
+		return nil, nil
+	}
+	return u, []driver.Need{{Path: "attach.attach", Def: driver.Object{Attach: d.Attach}}}
+}
+
+func parse(options []string, faults *errs.Faults) mount.Options {
+	for i, option := range options {
+		o, err := mount.ParseOptions([]string{option})
+		if err != nil {
+			faults.Add(fmt.Sprintf("attach.mount_options[%d]", i), "%v", err)
+		}
+		for _, p := range o.Params {
+			if slices.Contains(redirecting, p.Key) {
+				faults.Add(fmt.Sprintf("attach.mount_options[%d]", i), "%q is refused: it makes the kernel open another device than the attached one", p)
+			}
+		}
+	}
+	all, _ := mount.ParseOptions(options) // its errors have been noted
+	return all
+}
+
+// unit is one such mount.
+type unit struct {
+	m      *mounter
+	parsed mount.Options
+
+	FSType    string   `json:"fs_type"`
+	FSOptions []string `json:"mount_options,omitempty"`
+	Partition int64    `json:"partition,omitempty"`
+}
+
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	source, err := u.source(site.Needs[0].Device)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return driver.Live{}, errs.New(errs.Deadline, "mount %s: %w", source.path, err)
+	}
+	tree, err := u.mount(source)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	defer tree.Close()
+	readOnly, err := mount.IsReadOnly(tree)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	path, err := u.m.Mounts.Attach(site.ID, tree)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly}}, nil
+}
+
+// mount returns a detached mount of the file system on source.
+func (u *unit) mount(source source) (*os.File, error) {
+	readOnly := u.parsed.ReadOnly || source.readOnly || slices.Contains(readOnlyTypes, u.FSType)
+	if source.readOnly && u.parsed.Writable && !slices.Contains(readOnlyTypes, u.FSType) {
+		return nil, errs.New(errs.Invalid, "mount %s %s: option \"rw\": the device is read-only", u.FSType, source.path)
+	}
+	fs, err := mount.New(u.m.Gate, u.FSType)
+	if err != nil {
+		return nil, err
+	}
+	defer fs.Close()
+	if err := fs.Device(source.path); err != nil {
+		return nil, err
+	}
+	params := u.parsed.Params
+	attr := u.parsed.Attr | mount.OnNode
+	if readOnly {
+		// For the file system: then its device is opened for reading only. For the mount: it says the same.
+		params = append(slices.Clone(params), mount.Param{Key: "ro"})
+		attr |= mount.ReadOnly
+	}
+	for _, p := range params {
+		if err := fs.Set(p); err != nil {
+			return nil, err
+		}
+	}
+	tree, err := fs.Mount(attr)
+	return tree, hint(u.FSType, source, err)
+}
+
+func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
+	return u.m.Mounts.Detach(ctx, site.ID, nil, true)
+}
+
+func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
+	out.Mount.Attach = &models.MountAttach{
+		Attach:       needs[0].Attach,
+		FsType:       new(u.FSType),
+		MountOptions: slices.Clone(u.FSOptions),
+		Partition:    u.Partition,
+	}
+}

@@ -1,0 +1,70 @@
+package device
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+)
+
+// source is the device or the partition that is mounted.
+type source struct {
+	path     string
+	readOnly bool
+}
+
+// source finds what to mount and makes sure that it still is what was attached.
+func (u *unit) source(d *driver.Device) (source, error) {
+	path, number := d.Path, d.Number
+	if u.Partition > 0 {
+		part, err := partition(d, u.Partition)
+		if err != nil {
+			return source{}, err
+		}
+		path, number = part.Path, part.Number
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return source{}, errs.New(errs.Conflict, "mount: the attached device can't be opened: %w", err)
+	}
+	defer f.Close()
+	info, err := block.Stat(f)
+	if err != nil && !errors.Is(err, block.ErrNotBlock) {
+		return source{}, err
+	}
+	if err != nil || info.Number != number || d.Sequence != 0 && info.Sequence != 0 && info.Sequence != d.Sequence {
+		return source{}, errs.New(errs.Conflict, "mount %s: it is not the device that was attached any more: delete the attachment and make it anew", path)
+	}
+	return source{path: path, readOnly: d.ReadOnly || info.ReadOnly}, nil
+}
+
+func partition(d *driver.Device, index int64) (driver.Partition, error) {
+	var has []string
+	for _, p := range d.Partitions {
+		if int64(p.Index) == index {
+			return p, nil
+		}
+		has = append(has, fmt.Sprint(p.Index))
+	}
+	if len(has) == 0 {
+		return driver.Partition{}, errs.New(errs.Invalid, "attach.partition: %s has no partitions that were read: leave it out, or let the attachment read them", d.Path)
+	}
+	return driver.Partition{}, errs.New(errs.Invalid, "attach.partition: %s has no partition %d: it has %s", d.Path, index, strings.Join(has, ", "))
+}
+
+// replay is the option of each file system with a journal that leaves the journal alone.
+var replay = map[string]string{"ext3": "noload", "ext4": "noload", "xfs": "norecovery", "btrfs": "rescue=nologreplay"}
+
+// hint adds what to do to the errors that need it. A nil error stays nil.
+func hint(fsType string, s source, err error) error {
+	if option := replay[fsType]; option != "" && s.readOnly && errors.Is(err, unix.EROFS) {
+		return errs.New(errs.ClassOf(err), "%w; if it was not unmounted cleanly, mount it once from a writable device, or add the option %q to leave its journal alone", err, option)
+	}
+	return err
+}
