@@ -355,6 +355,7 @@ func TestBusyByMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = u.Down(context.Background(), site, live) }) // if the test fails
 	if err := u.(driver.Committer).Commit(context.Background(), site, live); err != nil {
 		t.Fatal(err)
 	}
@@ -416,5 +417,45 @@ func TestPartitions(t *testing.T) {
 				t.Errorf("in the first partition: %q, %v", got, err)
 			}
 		})
+	}
+}
+
+// A table that was written for sectors of 4096 bytes makes a device with such sectors.
+func TestPartitions4K(t *testing.T) {
+	testkit.Root(t)
+	testkit.Need(t, "sfdisk", "losetup")
+	image := file(t, filepath.Join(t.TempDir(), "disk"), 16<<20, "")
+	device := strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", "--sector-size", "4096", image))
+	sfdisk := exec.Command("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", device)
+	sfdisk.Stdin = strings.NewReader("label: gpt\nstart=1MiB, size=8MiB\n")
+	out, err := sfdisk.CombinedOutput()
+	testkit.Run(t, "losetup", "-d", device)
+	if err != nil {
+		t.Fatalf("sfdisk: %v\n%s", err, out)
+	}
+	live := drivertest.Up(t, newDriver(nil), def(image, `,"readPartitions":true`))
+	if got := sysfs(t, live, "queue/logical_block_size"); got != "4096" {
+		t.Errorf("sector size %s", got)
+	}
+	if parts := live.Device.Partitions; len(parts) != 1 || parts[0].Start != 1<<20 || parts[0].Size != 8<<20 {
+		t.Errorf("partitions %+v", parts)
+	}
+}
+
+// A block device can be behind a loop device, too, and its being read-only counts.
+func TestBlockDevice(t *testing.T) {
+	testkit.Root(t)
+	testkit.Need(t, "losetup")
+	image := file(t, filepath.Join(testkit.RunDir(t), "image"), 1<<20, "")
+	for _, readOnly := range []bool{false, true} {
+		args := []string{"--find", "--show", image}
+		if readOnly {
+			args = append(args, "--read-only")
+		}
+		lower := strings.TrimSpace(testkit.Run(t, "losetup", args...))
+		t.Cleanup(func() { testkit.Run(t, "losetup", "-d", lower) })
+		if live := drivertest.Up(t, newDriver(nil), def(lower, "")); live.Device.ReadOnly != readOnly {
+			t.Errorf("over a device with read-only %v: %v", readOnly, live.Device.ReadOnly)
+		}
 	}
 }
