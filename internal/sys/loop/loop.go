@@ -160,7 +160,19 @@ func (l *Loop) complete(d *Device) (*Device, error) {
 		return nil, errors.Join(err, d.Release())
 	}
 	d.Sequence = d.Info.Sequence
+	if err := l.sweep(d); err != nil {
+		return nil, errors.Join(err, d.Release())
+	}
 	return d, nil
+}
+
+// sweep deletes the partitions that an earlier user of the device left: the kernel forgets only those it found.
+func (l *Loop) sweep(d *Device) error {
+	parts, err := block.Partitions(d.Number)
+	for _, p := range parts {
+		err = errors.Join(err, block.DeletePartition(l.Gate, d.file, p.Index))
+	}
+	return err
 }
 
 // lock keeps udev from looking into the device: https://systemd.io/BLOCK_DEVICE_LOCKING.
