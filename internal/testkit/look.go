@@ -14,7 +14,6 @@ import (
 )
 
 type mount struct {
-	id            int
 	point, source string
 	kind          string
 }
@@ -37,7 +36,7 @@ func mountsBelow(s Scope) []mount {
 	var out []mount
 	for _, i := range infos {
 		if s.holds(i.Mountpoint) || s.holds(i.Source) || devices[i.Source] {
-			out = append(out, mount{i.ID, i.Mountpoint, i.Source, i.FSType})
+			out = append(out, mount{i.Mountpoint, i.Source, i.FSType})
 		}
 	}
 	return out

@@ -55,27 +55,33 @@ func RunDir(t testing.TB) string {
 
 func sweep(t testing.TB, dir string) {
 	t.Helper()
-	mounts := mountsBelow(Scope{Dirs: []string{dir}})
-	slices.SortFunc(mounts, func(a, b mount) int { return b.id - a.id }) // the latest first
-	for _, m := range mounts {
+	scope := Scope{Dirs: []string{dir}}
+	for _, m := range mountsBelow(scope) {
 		t.Errorf("left mounted: %s", m)
-		if err := unix.Unmount(m.point, unix.UMOUNT_NOFOLLOW); err != nil {
-			t.Errorf("unmount %s: %v", m.point, err)
-		}
 	}
-	for _, l := range loopsBelow(Scope{Dirs: []string{dir}}) {
+	for unmountSome(scope) {
+	}
+	for _, l := range loopsBelow(scope) {
 		t.Errorf("left attached: %s", l)
 		if err := detachLoop(l.device); err != nil {
 			t.Errorf("detach %s: %v", l.device, err)
 		}
 	}
-	if len(mountsBelow(Scope{Dirs: []string{dir}})) > 0 {
+	if len(mountsBelow(scope)) > 0 {
 		t.Errorf("%s stays: something is mounted in it", dir)
 		return
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		t.Error(err)
 	}
+}
+
+// unmountSome tells whether it unmounted anything: what lies below something else goes first.
+func unmountSome(s Scope) (some bool) {
+	for _, m := range slices.Backward(mountsBelow(s)) {
+		some = unix.Unmount(m.point, unix.UMOUNT_NOFOLLOW) == nil || some
+	}
+	return some
 }
 
 func detachLoop(device string) error {

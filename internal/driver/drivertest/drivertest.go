@@ -4,7 +4,9 @@ package drivertest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -63,7 +65,7 @@ func Run(t *testing.T, c Case) {
 		test func(*testing.T, Case)
 	}{
 		{"PlanOfNothing", planOfNothing}, {"PlanOfWrong", planOfWrong}, {"PlanIsPure", planIsPure},
-		{"UpShowDown", upShowDown}, {"Twice", twice}, {"DownAgain", downAgain}, {"Busy", busy}, {"Fails", fails},
+		{"UpShowDown", upShowDown}, {"Twice", twice}, {"DownAgain", downAgain}, {"DownBeforeCommit", downBeforeCommit}, {"Busy", busy}, {"Fails", fails},
 		{"EveryActOfUpFails", everyActOfUpFails}, {"EveryActOfDownFails", everyActOfDownFails},
 		{"Cancelled", cancelled}, {"ShowDuringUp", showDuringUp},
 	} {
@@ -127,13 +129,34 @@ func newSite(needs []driver.Live) driver.Site {
 	return driver.Site{ID: ids.Add(1), Needs: needs}
 }
 
+// raise brings a unit up as the manager does: a commit that fails is undone by Down.
+func raise(ctx context.Context, u driver.Unit, site driver.Site) (driver.Live, error) {
+	live, err := u.Up(ctx, site)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	c, ok := u.(driver.Committer)
+	if !ok {
+		return live, nil
+	}
+	if err := c.Commit(ctx, site, live); err != nil {
+		return driver.Live{}, errors.Join(err, u.Down(context.WithoutCancel(ctx), site, live))
+	}
+	return live, nil
+}
+
 // up returns the live state as it comes back from the journal.
 func up(t testing.TB, u driver.Unit, site driver.Site) driver.Live {
 	t.Helper()
-	live, err := u.Up(context.Background(), site)
+	live, err := raise(context.Background(), u, site)
 	if err != nil {
 		t.Fatalf("up: %v", err)
 	}
+	return journaled(t, live)
+}
+
+func journaled(t testing.TB, live driver.Live) driver.Live {
+	t.Helper()
 	data, err := json.Marshal(live)
 	if err != nil {
 		t.Fatal(err)
@@ -145,9 +168,16 @@ func up(t testing.TB, u driver.Unit, site driver.Site) driver.Live {
 	return back
 }
 
+// down takes down what nothing of the test holds. A program that is just starting elsewhere on the machine may have a
+// copy of all mounts for a moment: that one reason is waited out.
 func down(t testing.TB, u driver.Unit, site driver.Site, live driver.Live) {
 	t.Helper()
-	if err := u.Down(context.Background(), site, live); err != nil {
+	var err error
+	testkit.Settles(func() bool {
+		err = u.Down(context.Background(), site, live)
+		return !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "other mount namespace")
+	})
+	if err != nil {
 		t.Errorf("down: %v", err)
 	}
 }
