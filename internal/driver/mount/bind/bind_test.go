@@ -71,7 +71,7 @@ func TestSuite(t *testing.T) {
 	need := []driver.Live{mounttest.Tree(dir)}
 	create := func(g gate.Gate) driver.Driver {
 		w.Gate(g)
-		return bind.New(bind.Options{Gate: g, Mounts: w.Mounts})
+		return bind.New(bind.Options{Gate: w.Pass, Mounts: w.Mounts})
 	}
 	hold := func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") }
 	t.Run("root", func(t *testing.T) {

@@ -36,7 +36,7 @@ func TestSuite(t *testing.T) {
 	drivertest.Run(t, drivertest.Case{
 		New: func(g gate.Gate) driver.Driver {
 			w.Gate(g)
-			return device.New(device.Options{Gate: g, Mounts: w.Mounts, FSTypes: []string{"nosuchfs"}})
+			return device.New(device.Options{Gate: w.Pass, Mounts: w.Mounts, FSTypes: []string{"nosuchfs"}})
 		},
 		Scope: w.Scope(),
 		Good:  def(`"fs_type":"ext4","mount_options":["noatime","user_xattr,errors=continue"]`),

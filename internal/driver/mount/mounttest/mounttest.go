@@ -30,15 +30,18 @@ type World struct {
 // Gate lets the acts of Mounts pass g from now on.
 func (w World) Gate(g gate.Gate) { w.gate.Store(&g) }
 
+// Pass is the gate of Mounts: it asks what Gate was given.
+func (w World) Pass(act string) error {
+	return (*w.gate.Load()).Do(act, func() error { return nil })
+}
+
 // New makes a World. The test needs root.
 func New(t testing.TB) World {
 	t.Helper()
 	testkit.Root(t)
 	w := World{Dir: testkit.RunDir(t), gate: &atomic.Pointer[gate.Gate]{}}
 	w.Gate(nil)
-	mounts, err := mountdir.Open(filepath.Join(w.Dir, "mounts"), func(act string) error {
-		return (*w.gate.Load()).Do(act, func() error { return nil })
-	})
+	mounts, err := mountdir.Open(filepath.Join(w.Dir, "mounts"), w.Pass)
 	if err != nil {
 		t.Fatal(err)
 	}

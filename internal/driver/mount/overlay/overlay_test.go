@@ -1,0 +1,319 @@
+package overlay_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// odd is a name that breaks what joins strings.
+const odd = "a, b:c\n\"d\" \\e=\t*"
+
+// world is a run directory with an odd name, for overlays made in one of the two ways.
+type world struct {
+	mounttest.World
+	classic bool
+	dir     string
+}
+
+// bothWays runs a test with layers by descriptor and with mount(2).
+func bothWays(t *testing.T, test func(t *testing.T, w world)) {
+	for _, classic := range []bool{false, true} {
+		t.Run(map[bool]string{false: "descriptor", true: "classic"}[classic], func(t *testing.T) {
+			w := world{World: mounttest.New(t), classic: classic}
+			above := filepath.Join(w.Dir, odd)
+			if err := os.Mkdir(above, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.Remove(above) })
+			w.dir = filepath.Join(above, "overlay")
+			w.driver(t, nil)
+			t.Cleanup(func() {
+				if err := os.Remove(w.dir); err != nil {
+					t.Errorf("something is left in the directory for overlays: %v", err)
+				}
+			})
+			test(t, w)
+		})
+	}
+}
+
+func (w world) driver(t *testing.T, g gate.Gate) driver.Driver {
+	t.Helper()
+	w.Gate(nil)
+	d, err := overlay.New(overlay.Options{Mounts: w.Mounts, Dir: w.dir, Classic: w.classic, Gate: w.Pass})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Gate(g)
+	return d
+}
+
+// lowers makes n layers with a file each and one that all have, and returns them, topmost first.
+func (w world) lowers(t *testing.T, n int) []driver.Live {
+	t.Helper()
+	base := filepath.Join(w.Dir, "lower")
+	t.Cleanup(func() { os.RemoveAll(base) })
+	layers := make([]driver.Live, n)
+	for i := range layers {
+		dir := filepath.Join(base, fmt.Sprint(odd, i))
+		mounttest.Write(t, filepath.Join(dir, fmt.Sprint("file", i)), "mine")
+		mounttest.Write(t, filepath.Join(dir, "all"), fmt.Sprint(i))
+		layers[i] = mounttest.Tree(dir)
+	}
+	return layers
+}
+
+func def(n int) string {
+	return `{"kind":"overlay","overlay":{"lower":[` + strings.TrimSuffix(strings.Repeat(`{"id":1},`, n), ",") + `]}}`
+}
+
+func (w world) up(t *testing.T, lowers ...driver.Live) driver.Live {
+	t.Helper()
+	return drivertest.Up(t, w.driver(t, nil), def(len(lowers)), lowers...)
+}
+
+func TestSuite(t *testing.T) {
+	bothWays(t, func(t *testing.T, w world) {
+		two := w.lowers(t, 2)
+		deep := mounttest.Tree(two[0].Tree.Path)
+		deep.Tree.Depth = 2
+		drivertest.Run(t, drivertest.Case{
+			New:   func(g gate.Gate) driver.Driver { return w.driver(t, g) },
+			Scope: w.Scope(),
+			Good:  def(2),
+			Needs: two,
+			Wrong: []drivertest.Wrong{
+				{Name: "empty", Def: def(0), Paths: []string{"overlay.lower"}},
+				{Name: "null list", Def: `{"kind":"overlay","overlay":{"lower":null}}`, Paths: []string{"overlay.lower"}},
+				{Name: "null", Def: `{"kind":"overlay","overlay":{"lower":[{"id":1},null,null]}}`, Paths: []string{"overlay.lower[1]", "overlay.lower[2]"}},
+				{Name: "many", Def: def(501), Paths: []string{"overlay.lower"}},
+			},
+			Fails: []drivertest.Failing{
+				{Name: "too deep", Def: def(2), Needs: []driver.Live{two[0], deep}, Class: errs.Invalid, Text: "overlay.lower[1]: it has 2 overlays"},
+				{Name: "twice", Def: def(3), Needs: []driver.Live{two[0], two[1], two[0]}, Class: errs.Invalid, Text: "conflicting lowerdir path"},
+			},
+			Hold: func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") },
+		})
+	})
+}
+
+func TestLayers(t *testing.T) {
+	bothWays(t, func(t *testing.T, w world) {
+		lowers := w.lowers(t, 3)
+		if err := os.Chmod(lowers[0].Tree.Path, 0o751|os.ModeSticky); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(lowers[0].Tree.Path, 12, 34); err != nil {
+			t.Fatal(err)
+		}
+		live := w.up(t, lowers...)
+		path := live.Tree.Path
+		mounttest.Reads(t, filepath.Join(path, "all"), "0")
+		for i := range lowers {
+			mounttest.Reads(t, filepath.Join(path, fmt.Sprint("file", i)), "mine")
+		}
+		if live.Tree.ReadOnly || live.Tree.Depth != 1 {
+			t.Errorf("%+v: want writable and depth 1", live.Tree)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || st.Mode&0o7777 != 0o1751 || st.Uid != 12 || st.Gid != 34 {
+			t.Errorf("root of the overlay: %04o %d:%d, %v; want that of the topmost layer", st.Mode&0o7777, st.Uid, st.Gid, err)
+		}
+		var fs unix.Statfs_t
+		if err := unix.Statfs(path, &fs); err != nil || fs.Flags&unix.ST_NOSUID == 0 || fs.Flags&unix.ST_NODEV == 0 {
+			t.Errorf("flags %#x, %v: nosuid or nodev is missing", fs.Flags, err)
+		}
+		// Changes go to the upper layer alone, also to directories and whole trees.
+		mounttest.Write(t, filepath.Join(path, "all"), "changed")
+		mounttest.Write(t, filepath.Join(path, "new/file"), "new")
+		if err := os.Remove(filepath.Join(path, "file1")); err != nil {
+			t.Fatal(err)
+		}
+		mounttest.Reads(t, filepath.Join(lowers[0].Tree.Path, "all"), "0")
+		mounttest.Reads(t, filepath.Join(lowers[1].Tree.Path, "file1"), "mine")
+		var out models.Mount
+		u, _ := drivertest.Plan(t, w.driver(t, nil), def(3))
+		needs := []driver.Object{{Mount: &models.Mount{ID: 5}}, {Mount: &models.Mount{ID: 6}}, {Mount: &models.Mount{ID: 7}}}
+		u.Show(driver.Object{Mount: &out}, live, needs)
+		o := out.Overlay
+		if len(o.Lower) != 3 || o.Lower[0].ID != 5 || o.Lower[2].ID != 7 {
+			t.Errorf("lower layers shown: %v", o.Lower)
+		}
+		mounttest.Reads(t, filepath.Join(o.Upperdir, "new/file"), "new")
+		if _, err := os.Stat(filepath.Join(o.Workdir, "work")); err != nil {
+			t.Errorf("workdir shown is not that of the overlay: %v", err)
+		}
+	})
+}
+
+func TestManyLayers(t *testing.T) {
+	bothWays(t, func(t *testing.T, w world) {
+		lowers := w.lowers(t, 500)
+		live := w.up(t, lowers...)
+		mounttest.Reads(t, filepath.Join(live.Tree.Path, "all"), "0")
+		mounttest.Reads(t, filepath.Join(live.Tree.Path, "file499"), "mine")
+	})
+}
+
+// The kernel stacks two overlays; the third is refused with a sentence, and with the kernel's if it was not known.
+func TestStack(t *testing.T) {
+	bothWays(t, func(t *testing.T, w world) {
+		lowers := w.lowers(t, 2)
+		one := w.up(t, lowers...)
+		two := w.up(t, one)
+		if two.Tree.Depth != 2 {
+			t.Errorf("depth %d, want 2", two.Tree.Depth)
+		}
+		mounttest.Reads(t, filepath.Join(two.Tree.Path, "file1"), "mine")
+		u, _ := drivertest.Plan(t, w.driver(t, nil), def(1))
+		unknown := mounttest.Tree(two.Tree.Path)
+		if _, err := u.Up(context.Background(), driver.Site{ID: 1 << 20, Needs: []driver.Live{unknown}}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "maximum fs stacking depth exceeded") {
+			t.Errorf("third overlay: %v (%v), want an invalid request with the kernel's words", err, errs.ClassOf(err))
+		}
+	})
+}
+
+// Whatever a container has written is gone with the overlay, and nothing else.
+func TestHostileContentGoes(t *testing.T) {
+	bothWays(t, func(t *testing.T, w world) {
+		testkit.Need(t, "chattr")
+		lowers := w.lowers(t, 1)
+		keep := filepath.Join(w.Dir, "keep")
+		mounttest.Write(t, filepath.Join(keep, "file"), "keep")
+		t.Cleanup(func() { os.RemoveAll(keep) })
+		d := w.driver(t, nil)
+		u, _ := drivertest.Plan(t, d, def(1))
+		site := driver.Site{ID: 9, Needs: lowers}
+		before := testkit.Snapshot(t, w.Scope())
+		live, err := u.Up(context.Background(), site)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := live.Tree.Path
+		mounttest.Write(t, filepath.Join(path, "a/b/c"), "x")
+		testkit.Run(t, "chattr", "+i", filepath.Join(path, "a/b/c"), filepath.Join(path, "a/b"))
+		for name, target := range map[string]string{"link": keep, "a/link": "../../../../../keep", "work": "/"} {
+			if err := os.Symlink(target, filepath.Join(path, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Mknod(filepath.Join(path, "device"), unix.S_IFBLK|0o600, int(unix.Mkdev(7, 0))); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(path, "all")); err != nil {
+			t.Fatal(err)
+		}
+		if err := u.Down(context.Background(), site, live); err != nil {
+			t.Fatal(err)
+		}
+		before.Same(t)
+		mounttest.Reads(t, filepath.Join(keep, "file"), "keep")
+		mounttest.Reads(t, filepath.Join(lowers[0].Tree.Path, "all"), "0")
+	})
+}
+
+// A run directory that can't hold upper layers is refused with advice.
+func TestUnfitRunDirectory(t *testing.T) {
+	w := mounttest.New(t)
+	lower := mounttest.Files(t, map[string]string{"file": "x"})
+	for fsType, word := range map[string]string{"ramfs": "extended attributes", "overlay": "is on an overlay itself"} {
+		t.Run(fsType, func(t *testing.T) {
+			point := filepath.Join(w.Dir, fsType)
+			if err := os.Mkdir(point, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			defer os.Remove(point)
+			data := ""
+			if fsType == "overlay" {
+				scratch := t.TempDir()
+				for _, sub := range []string{"u", "w"} {
+					if err := os.Mkdir(filepath.Join(scratch, sub), 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+				data = fmt.Sprintf("upperdir=%[1]s/u,workdir=%[1]s/w,lowerdir=%[2]s", scratch, lower)
+			}
+			if err := unix.Mount(fsType, point, fsType, 0, data); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := unix.Unmount(point, 0); err != nil {
+					t.Error(err)
+				}
+			}()
+			d, err := overlay.New(overlay.Options{Mounts: w.Mounts, Dir: filepath.Join(point, "overlay")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			u, _ := drivertest.Plan(t, d, def(1))
+			_, err = u.Up(context.Background(), driver.Site{ID: 3, Needs: []driver.Live{mounttest.Tree(lower)}})
+			if !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), word) || !strings.Contains(err.Error(), "tmpfs") {
+				t.Errorf("up: %v (%v), want unsupported, %q, and what to do", err, errs.ClassOf(err), word)
+			}
+			if left, err := os.ReadDir(filepath.Join(point, "overlay")); err != nil || len(left) > 0 {
+				t.Errorf("left: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// A busy overlay keeps its layers as they were.
+func TestBusy(t *testing.T) {
+	bothWays(t, func(t *testing.T, w world) {
+		testkit.Need(t, "unshare")
+		lowers := w.lowers(t, 1)
+		u, _ := drivertest.Plan(t, w.driver(t, nil), def(1))
+		site := driver.Site{ID: 9, Needs: lowers}
+		live, err := u.Up(context.Background(), site)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mounttest.Write(t, filepath.Join(live.Tree.Path, "new"), "new")
+		for _, wrap := range [][]string{nil, {"unshare", "--mount", "--propagation", "private"}} {
+			pid, release := mounttest.Hold(t, "/", "exec 3<"+live.Tree.Path+"/new", wrap...)
+			err := u.Down(context.Background(), site, live)
+			if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), pid) {
+				t.Errorf("down: %v (%v), want a conflict that names %s", err, errs.ClassOf(err), pid)
+			}
+			mounttest.Reads(t, filepath.Join(live.Tree.Path, "new"), "new")
+			mounttest.Write(t, filepath.Join(live.Tree.Path, "more"), "more")
+			release()
+		}
+		testkit.Eventually(t, "the overlay comes down", func() bool { return u.Down(context.Background(), site, live) == nil })
+	})
+}
+
+// A layer in which somebody set attributes of overlays can't redirect to elsewhere.
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	bothWays(t, func(t *testing.T, w world) {
+		lowers := w.lowers(t, 2)
+		mounttest.Write(t, filepath.Join(lowers[1].Tree.Path, "secret/file"), "secret")
+		trap := filepath.Join(lowers[0].Tree.Path, "trap")
+		if err := os.Mkdir(trap, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Setxattr(trap, "trusted.overlay.redirect", []byte("/secret"), 0); err != nil {
+			t.Fatal(err)
+		}
+		live := w.up(t, lowers...)
+		if _, err := os.Stat(filepath.Join(live.Tree.Path, "trap/file")); err == nil || errors.Is(err, unix.EIO) {
+			t.Errorf("a redirect in a lower layer was followed or broke the directory: %v", err)
+		}
+	})
+}
