@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -22,19 +23,22 @@ func TestFind(t *testing.T) {
 		hybrid = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n"
 		part   = "42 31 0:38 /user /mnt/part rw,relatime - cgroup2 cgroup2 rw\n"
 		ro     = "43 31 0:38 / /mnt/ro ro,relatime - cgroup2 cgroup2 rw\n"
+		ours   = "45 31 0:38 / /run/imageapi/cgroup rw,nosuid - cgroup2 imageapi rw\n"
 		spaced = `44 31 0:38 / /run/a\040b\134 rw - cgroup2 cgroup2 rw` + "\n"
 	)
-	for table, want := range map[string]string{
-		"":                       "",
-		v1:                       "",
-		v1 + hybrid:              "/sys/fs/cgroup/unified",
-		part + ro + hybrid:       "/sys/fs/cgroup/unified",
-		part + ro:                "",
-		spaced:                   `/run/a b\`,
-		"nonsense\n" + " - \n":   "",
-		"1 2 3 - cgroup2 x rw\n": "",
+	for table, want := range map[string][2]string{
+		"":                      {},
+		v1:                      {},
+		v1 + hybrid:             {"/sys/fs/cgroup/unified"},
+		part + ro + hybrid:      {"/sys/fs/cgroup/unified"},
+		part + ro:               {},
+		spaced + hybrid:         {`/run/a b\ /sys/fs/cgroup/unified`},
+		ours + hybrid:           {"/sys/fs/cgroup/unified", "/run/imageapi/cgroup"},
+		"nonsense\n" + " - \n":  {},
+		"1 2 3 - cgroup2 x rw\n": {},
 	} {
-		if got := find(table); got != want {
+		node, own := find(table)
+		if got := [2]string{strings.Join(node, " "), strings.Join(own, " ")}; got != want {
 			t.Errorf("%q: %q, want %q", table, got, want)
 		}
 	}

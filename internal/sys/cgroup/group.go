@@ -27,16 +27,13 @@ type Parent struct {
 // Open finds the hierarchy, or mounts it at mountpoint if it is mounted nowhere, and opens the group in it, an
 // absolute path within the hierarchy such as "/imageapi". What is missing is made.
 func Open(g gate.Gate, group, mountpoint string) (*Parent, error) {
-	at, err := Mountpoint()
+	at, own, err := locate(g, mountpoint)
 	if err != nil {
 		return nil, err
 	}
 	p := &Parent{gate: g}
-	if at == "" {
-		if err := mount(g, mountpoint); err != nil {
-			return nil, err
-		}
-		at, p.own = mountpoint, mountpoint
+	if own {
+		p.own = at
 	}
 	if err := p.open(at, group); err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -74,25 +71,31 @@ func (p *Parent) Close() error {
 	if p.dir != nil {
 		p.dir.Close()
 	}
+	err := p.removeMade()
 	if p.root != nil {
-		defer p.root.Close()
+		p.root.Close()
 	}
+	if err == ErrBusy {
+		return nil
+	}
+	if err != nil || p.own == "" {
+		return err
+	}
+	return unmount(p.gate, p.own)
+}
+
+// removeMade removes the groups that Open made, the innermost first.
+func (p *Parent) removeMade() error {
 	for i := len(p.made) - 1; i >= 0; i-- {
 		err := p.gate.Do("cgroup remove", func() error { return rmdir(int(p.root.Fd()), p.made[i]) })
 		if err == ErrBusy {
-			return nil
+			return err
 		}
 		if err != nil {
 			return wrap("remove cgroup", p.made[i], err)
 		}
 	}
-	if p.own == "" {
-		return nil
-	}
-	if p.root != nil {
-		p.root.Close() // it would keep the mount busy
-	}
-	return unmount(p.gate, p.own)
+	return nil
 }
 
 // Group is a group that belongs to us.
@@ -156,11 +159,14 @@ func (g *Group) Freeze() error { return g.parent.gate.Do("cgroup freeze", g.Dir.
 // Thaw is Dir.Thaw behind the gate.
 func (g *Group) Thaw() error { return g.parent.gate.Do("cgroup thaw", g.Dir.Thaw) }
 
-// Remove removes the group and those below it, the deepest first. If one of them has processes it is ErrBusy. A group
-// that is gone counts as removed.
-func (g *Group) Remove() error {
-	err := g.parent.gate.Do("cgroup remove", func() error { return g.parent.remove(g.name) })
-	return wrap("remove cgroup", path.Join(g.parent.path, g.name), err)
+// Remove is Parent.Remove of this group.
+func (g *Group) Remove() error { return g.parent.Remove(g.name) }
+
+// Remove removes the child name and the groups below it, the deepest first. If one of them has processes it is ErrBusy. A
+// group that is gone counts as removed.
+func (p *Parent) Remove(name string) error {
+	err := p.gate.Do("cgroup remove", func() error { return p.remove(name) })
+	return wrap("remove cgroup", path.Join(p.path, name), err)
 }
 
 func (p *Parent) remove(name string) error {

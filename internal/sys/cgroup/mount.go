@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,29 +12,43 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 )
 
-// Mountpoint returns where the unified hierarchy is mounted in this mount namespace, or "" if nowhere.
-func Mountpoint() (string, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+// source is what our own mounts of the hierarchy are called, so that no server relies on another's.
+const source = "imageapi"
+
+// locate finds the hierarchy, or mounts it at mountpoint if the node has it nowhere. A mount that an earlier server left
+// there is ours again.
+func locate(g gate.Gate, mountpoint string) (at string, own bool, err error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	return find(string(text)), nil
+	points, left := find(string(table))
+	if len(points) > 0 {
+		return points[0], false, nil
+	}
+	if !slices.Contains(left, mountpoint) {
+		err = mount(g, mountpoint)
+	}
+	return mountpoint, true, err
 }
 
-// find returns the mountpoint of the first cgroup2 file system in a mountinfo table (proc_pid_mountinfo(5)) that shows the
-// whole hierarchy and can be written, or "".
-func find(mountinfo string) string {
+// find returns where a mountinfo table (proc_pid_mountinfo(5)) has cgroup2 file systems that show the whole hierarchy and
+// can be written: those of the node, and those that servers like this one mounted.
+func find(mountinfo string) (node, ours []string) {
 	for line := range strings.Lines(mountinfo) {
 		mount, super, ok := strings.Cut(line, " - ")
 		fields := strings.Fields(mount)
-		if !ok || len(fields) < 6 || !strings.HasPrefix(super, "cgroup2 ") {
+		if !ok || len(fields) < 6 || fields[3] != "/" || !strings.HasPrefix(fields[5], "rw") {
 			continue
 		}
-		if fields[3] == "/" && strings.HasPrefix(fields[5], "rw") {
-			return unescape(fields[4])
+		switch {
+		case strings.HasPrefix(super, "cgroup2 "+source+" "):
+			ours = append(ours, unescape(fields[4]))
+		case strings.HasPrefix(super, "cgroup2 "):
+			node = append(node, unescape(fields[4]))
 		}
 	}
-	return ""
+	return node, ours
 }
 
 // unescape turns \040 and its like back into the characters they stand for.
@@ -58,7 +73,7 @@ func mount(g gate.Gate, at string) error {
 		return err
 	}
 	err := g.Do("cgroup mount", func() error {
-		return unix.Mount("imageapi", at, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+		return unix.Mount(source, at, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	})
 	if err != nil {
 		return errors.Join(wrap("mount cgroup2", at, err), os.Remove(at))
