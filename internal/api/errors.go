@@ -57,8 +57,10 @@ func serveError(w http.ResponseWriter, r *http.Request, err error) {
 func writeError(w http.ResponseWriter, status int, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
+	out := json.NewEncoder(w)
+	out.SetEscapeHTML(false)
 	// The only error left is that of a client that is gone.
-	_ = json.NewEncoder(w).Encode(&models.Error{Code: int64(status), Message: &message})
+	_ = out.Encode(&models.Error{Code: int64(status), Message: &message})
 }
 
 // explain finds status and message for err. The message is never empty.

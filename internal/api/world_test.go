@@ -26,8 +26,7 @@ type world struct {
 	manager *state.Manager
 	log     *lines
 
-	mu   sync.Mutex
-	seen []string                        // what reached Plan, as JSON
+	plan func()                          // called by each Plan
 	up   func(ctx context.Context) error // asked by each Up
 }
 
@@ -37,7 +36,7 @@ func newWorld(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{log: &lines{}, up: func(context.Context) error { return nil }}
+	w := &world{log: &lines{}, plan: func() {}, up: func(context.Context) error { return nil }}
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.manager = state.New(state.Options{Journal: j, NextID: found.NextID, Log: log, DeleteTimeout: time.Minute})
 	t.Cleanup(func() {
@@ -101,9 +100,7 @@ func (f fake) Class() driver.Class { return f.class }
 func (f fake) Kind() string        { return f.kind }
 
 func (f fake) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
-	f.w.mu.Lock()
-	defer f.w.mu.Unlock()
-	f.w.seen = append(f.w.seen, jsonOf(def))
+	f.w.plan()
 	switch {
 	case def.Container != nil:
 		return &containerUnit{unit{w: f.w, def: def}}, []driver.Need{{Path: "mount", Def: driver.Object{Mount: def.Container.Mount}}}
@@ -125,14 +122,6 @@ func needsOfMount(m *models.Mount, faults *errs.Faults) (needs []driver.Need) {
 		faults.Add(m.Kind, "is required")
 	}
 	return needs
-}
-
-func jsonOf(o driver.Object) string {
-	b, err := json.Marshal(map[string]any{"attach": o.Attach, "mount": o.Mount, "container": o.Container})
-	if err != nil {
-		panic(err)
-	}
-	return string(b)
 }
 
 type unit struct {

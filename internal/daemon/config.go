@@ -171,29 +171,33 @@ func (c *Config) check() error {
 }
 
 func (c *Config) checkPaths() (err error) {
-	for option, path := range map[string]string{
-		"--run-dir": c.Node.RunDir, "--socket-path": c.Listen.SocketPath, "--cgroup-parent": c.Node.CgroupParent,
+	for _, o := range []struct{ option, path string }{
+		{"--run-dir", c.Node.RunDir}, {"--socket-path", c.Listen.SocketPath}, {"--cgroup-parent", c.Node.CgroupParent},
 	} {
-		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
-			err = errors.Join(err, fmt.Errorf("%s %q: give an absolute path without . and .., and not the root", option, path))
+		if !filepath.IsAbs(o.path) || filepath.Clean(o.path) != o.path || o.path == "/" {
+			err = errors.Join(err, fmt.Errorf("%s %q: give an absolute path without . and .., and not the root", o.option, o.path))
 		}
 	}
 	return err
 }
 
 func (c *Config) checkTimes() (err error) {
-	for option, t := range map[string]time.Duration{
-		"--stop-timeout": c.Node.StopTimeout, "--create-timeout": c.Node.CreateTimeout, "--delete-timeout": c.Node.DeleteTimeout,
-		"--cleanup-timeout": c.Limits.Cleanup, "--graceful-timeout": c.Limits.Graceful,
+	type timeout struct {
+		option string
+		value  time.Duration
+	}
+	for _, t := range []timeout{
+		{"--stop-timeout", c.Node.StopTimeout}, {"--create-timeout", c.Node.CreateTimeout}, {"--delete-timeout", c.Node.DeleteTimeout},
+		{"--cleanup-timeout", c.Limits.Cleanup}, {"--graceful-timeout", c.Limits.Graceful},
 	} {
-		if t <= 0 {
-			err = errors.Join(err, fmt.Errorf("%s %v: must be more than 0", option, t))
+		if t.value <= 0 {
+			err = errors.Join(err, fmt.Errorf("%s %v: must be more than 0", t.option, t.value))
 		}
 	}
 	longest := max(c.Node.CreateTimeout, c.Node.DeleteTimeout)
-	for option, t := range map[string]time.Duration{"--write-timeout": c.Limits.Write, "--tls-write-timeout": c.TLS.Write} {
-		if t != 0 && t <= longest {
-			err = errors.Join(err, fmt.Errorf("%s %v: must be longer than --create-timeout and --delete-timeout (%v), or their answers are cut off", option, t, longest))
+	for _, t := range []timeout{{"--write-timeout", c.Limits.Write}, {"--tls-write-timeout", c.TLS.Write}} {
+		if t.value != 0 && t.value <= longest {
+			err = errors.Join(err, fmt.Errorf("%s %v: must be longer than --create-timeout and --delete-timeout (%v), or their answers are cut off", t.option, t.value, longest))
 		}
 	}
 	return err
