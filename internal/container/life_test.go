@@ -73,6 +73,21 @@ func TestStopTimeout(t *testing.T) {
 	}
 }
 
+// TestHalts has a container shut itself down, which must not be taken for its death.
+func TestHalts(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"poweroff -f", "halt -f", "reboot -f"} {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			n, root := newNode(t), testkit.Busybox(t)
+			b := n.up(t, root, definition("busybox "+command))
+			if exit := end(t, b.start()); !exit.Halted || exit.Signal == 0 {
+				t.Errorf("it ended with %+v", exit)
+			}
+		})
+	}
+}
+
 func TestKill(t *testing.T) {
 	t.Parallel()
 	n, root := newNode(t), testkit.Busybox(t)

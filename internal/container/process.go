@@ -24,6 +24,7 @@ type process struct {
 	group      *cgroup.Group
 	supervisor *os.Process
 	control    *os.File // the socket to the supervisor
+	ownPIDs    bool     // it has a pid namespace
 	log        *slog.Logger
 
 	mu    sync.Mutex // orders Stop, Kill, Freeze, Thaw and the end; held for no longer than a write to a file takes
@@ -186,12 +187,18 @@ func (p *process) hear() bool {
 		if err != nil {
 			return false
 		}
-		p.exit = driver.Exit{Code: exit.Code, Signal: exit.Signal, At: exit.At}
+		p.exit = driver.Exit{Code: exit.Code, Signal: exit.Signal, At: exit.At, Halted: p.ownPIDs && halts(exit.Signal)}
 		if exit.LogErr != "" {
 			p.exit.Left = fmt.Errorf("the log is not complete: write: %s", exit.LogErr)
 		}
 		return true
 	}
+}
+
+// halts tells whether a signal that ended the first process of a pid namespace is what the kernel makes of reboot(2) in
+// there: SIGINT for power-off and halt, SIGHUP for a restart. No process inside can kill it with these.
+func halts(signal int) bool {
+	return signal == int(syscall.SIGINT) || signal == int(syscall.SIGHUP)
 }
 
 // obituary tells how a supervisor ended.

@@ -36,7 +36,7 @@ func (d *Driver) start(ctx context.Context, id int64, root string, config proto.
 	}
 	defer tree.Close()
 	// 3. The cgroup, in which the first process will be born.
-	group, err := d.parent.Create(strconv.FormatInt(id, 10))
+	group, err := d.parent.Create(groupName(id))
 	if errors.Is(err, cgroup.ErrBusy) {
 		return nil, errs.New(errs.Conflict, "start container: %w: another server uses the same parent cgroup; give each its own with --cgroup-parent", err)
 	}
@@ -44,6 +44,7 @@ func (d *Driver) start(ctx context.Context, id int64, root string, config proto.
 		return nil, err
 	}
 	p := &process{id: id, group: group, log: d.opt.Log, done: make(chan struct{})}
+	p.ownPIDs = config.Namespaces&unix.CLONE_NEWPID != 0
 	p.live, p.leave = context.WithCancelCause(context.Background())
 	// 4. The supervisor, which does the rest.
 	if err := d.spawn(p, tree, log); err != nil {
@@ -56,6 +57,9 @@ func (d *Driver) start(ctx context.Context, id int64, root string, config proto.
 	go p.watch()
 	return p, nil
 }
+
+// groupName is what the cgroup of a container is called.
+func groupName(id int64) string { return strconv.FormatInt(id, 10) }
 
 // tree copies the mounts at a path.
 func (d *Driver) tree(path string) (*os.File, error) {

@@ -73,8 +73,11 @@ func (u *unit) supported() error {
 	return nil
 }
 
-// Down removes the log file.
+// Down removes the log file, and the cgroup if the end of the last run could not.
 func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
+	if err := u.driver.parent.Remove(groupName(site.ID)); err != nil {
+		return err
+	}
 	return u.driver.removeLog(u.driver.logPath(site.ID))
 }
 
