@@ -21,7 +21,7 @@ func elfInterpreter(file int, header []byte, path string) (string, *proto.Failur
 	}
 	wide := header[4] == 2
 	machine := order.Uint16(header[18:])
-	if !runs(machine, wide, header[5]) {
+	if !runs(machine, wide) {
 		return "", &proto.Failure{Reason: proto.WrongMachine, Path: path, Detail: strconv.Itoa(int(machine))}
 	}
 	offset, size, count := int64(order.Uint32(header[28:])), int(order.Uint16(header[42:])), int(order.Uint16(header[44:]))
@@ -52,17 +52,13 @@ func interpreterIn(file int, entry []byte, order binary.ByteOrder, wide bool) (s
 }
 
 // runs tells whether this kernel may know a machine. 32-bit programs of the same family are left to it.
-func runs(machine uint16, wide bool, data byte) bool {
-	const i386, arm, x86_64, aarch64, riscv, ppc64 = 3, 40, 62, 183, 243, 21
+func runs(machine uint16, wide bool) bool {
+	const i386, arm, x86_64, aarch64 = 3, 40, 62, 183
 	switch runtime.GOARCH {
 	case "amd64":
 		return machine == x86_64 || machine == i386 && !wide
 	case "arm64":
 		return machine == aarch64 || machine == arm && !wide
-	case "riscv64":
-		return machine == riscv
-	case "ppc64le":
-		return machine == ppc64 && data == 1
 	default:
 		return true
 	}

@@ -22,7 +22,7 @@ const (
 	noExec   = unix.MOUNT_ATTR_NOEXEC
 )
 
-// inRoot is what an image needs a directory for.
+// inRoot is what an image needs a directory for: proc first, dev last.
 func inRoot() []filesystem {
 	return []filesystem{
 		{kind: "proc", path: "proc", attrs: noSetuid | noDevice | noExec},
@@ -40,34 +40,33 @@ func inDev() []filesystem {
 	}
 }
 
-// mountKernel mounts the kernel's file systems below root and returns a descriptor of the /dev/null in there. An image is
-// untrusted: each mountpoint is opened without following a link, and then used by its descriptor.
-func mountKernel(root int) (null int, failure *proto.Failure) {
+// mountKernel mounts the kernel's file systems below root and returns descriptors of the /proc and of the /dev/null in there.
+// An image is untrusted: each mountpoint is opened without following a link, and then used by its descriptor.
+func mountKernel(root int) (proc, null int, failure *proto.Failure) {
 	points, failure := mountpoints(root)
 	if failure != nil {
-		return -1, failure
+		return -1, -1, failure
 	}
-	dev := -1
+	mounts := make([]int, len(points))
 	for i, fs := range inRoot() {
-		mount, failure := attach(fs, points[i])
-		if failure != nil {
-			return -1, failure
+		if mounts[i], failure = attach(fs, points[i]); failure != nil {
+			return -1, -1, failure
 		}
-		dev = mount // the last one
 	}
+	proc, dev := mounts[0], mounts[len(mounts)-1]
 	if err := populate(dev); err != nil {
-		return -1, failed("fill", "/dev", err)
+		return -1, -1, failed("fill", "/dev", err)
 	}
 	for _, fs := range inDev() {
 		if failure := attachInDev(fs, dev); failure != nil {
-			return -1, failure
+			return -1, -1, failure
 		}
 	}
 	null, err := unix.Openat(dev, "null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, failed("open", "/dev/null", err)
+		return -1, -1, failed("open", "/dev/null", err)
 	}
-	return null, nil
+	return proc, null, nil
 }
 
 // mountpoints opens the directories for inRoot. Those that are missing are made; if the root can't be written all that are

@@ -40,15 +40,17 @@ func inside(config proto.Config) *proto.Failure {
 		}
 	}
 	// 4. The kernel's file systems, below the root while nothing in it can be reached by a name that it chose.
-	null, failure := mountKernel(proto.InitRoot)
+	proc, null, failure := mountKernel(proto.InitRoot)
 	if failure != nil {
 		return failure
 	}
-	// 5. The host name and the loopback interface of new namespaces.
-	if separate(unix.CLONE_NEWUTS) && config.Hostname != "" {
-		if err := unix.Sethostname([]byte(config.Hostname)); err != nil {
-			return failed("set the host name", "", err)
+	// 5. The host name, which is either its own or the node's, and the loopback interface of a new net namespace.
+	if !separate(unix.CLONE_NEWUTS) {
+		if failure := protectHostname(proc); failure != nil {
+			return failure
 		}
+	} else if err := unix.Sethostname([]byte(config.Hostname)); err != nil {
+		return failed("set the host name", "", err)
 	}
 	if separate(unix.CLONE_NEWNET) {
 		if err := loopbackUp(); err != nil {

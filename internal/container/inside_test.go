@@ -195,6 +195,24 @@ func TestHostname(t *testing.T) {
 	}
 }
 
+// TestHostnameOfTheNode: a container that shares it can't change it.
+func TestHostnameOfTheNode(t *testing.T) {
+	t.Parallel()
+	n, root := newNode(t), testkit.Busybox(t)
+	node, _ := os.Hostname()
+	out, _ := n.run(t, root, `sh -c 'hostname renamed 2>&1; echo renamed > /proc/sys/kernel/hostname; echo renamed > /proc/sys/kernel/domainname; hostname'`, pid)
+	if now, _ := os.Hostname(); now != node {
+		_ = unix.Sethostname([]byte(node))
+		t.Fatalf("the node's host name became %q", now)
+	}
+	if strings.Count(out, "sethostname: Operation not permitted") != 1 || strings.Count(out, "Read-only file system") != 2 || !strings.HasSuffix(out, "\n"+node+"\n") {
+		t.Errorf("setting the host name:\n%s", out)
+	}
+	if out, _ := n.run(t, root, "sh -c 'hostname renamed; hostname'"); out != "renamed\n" {
+		t.Errorf("with a uts namespace: %q", out)
+	}
+}
+
 func TestNamespaces(t *testing.T) {
 	t.Parallel()
 	n, root := newNode(t), testkit.Busybox(t)

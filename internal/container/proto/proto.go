@@ -83,7 +83,7 @@ const Mountpoint = "/root"
 type Config struct {
 	Args        []string      // at least one; without a slash the first is looked up in the PATH of Env
 	Env         []string      // as in environ(7)
-	Hostname    string        // to be set; empty leaves it
+	Hostname    string        // for a uts namespace of its own
 	Namespaces  uintptr       // CLONE_NEW* flags of those that are to be separate
 	StopTimeout time.Duration // between SIGTERM and SIGKILL
 }

@@ -27,14 +27,14 @@ func TestFind(t *testing.T) {
 		spaced = `44 31 0:38 / /run/a\040b\134 rw - cgroup2 cgroup2 rw` + "\n"
 	)
 	for table, want := range map[string][2]string{
-		"":                      {},
-		v1:                      {},
-		v1 + hybrid:             {"/sys/fs/cgroup/unified"},
-		part + ro + hybrid:      {"/sys/fs/cgroup/unified"},
-		part + ro:               {},
-		spaced + hybrid:         {`/run/a b\ /sys/fs/cgroup/unified`},
-		ours + hybrid:           {"/sys/fs/cgroup/unified", "/run/imageapi/cgroup"},
-		"nonsense\n" + " - \n":  {},
+		"":                       {},
+		v1:                       {},
+		v1 + hybrid:              {"/sys/fs/cgroup/unified"},
+		part + ro + hybrid:       {"/sys/fs/cgroup/unified"},
+		part + ro:                {},
+		spaced + hybrid:          {`/run/a b\ /sys/fs/cgroup/unified`},
+		ours + hybrid:            {"/sys/fs/cgroup/unified", "/run/imageapi/cgroup"},
+		"nonsense\n" + " - \n":   {},
 		"1 2 3 - cgroup2 x rw\n": {},
 	} {
 		node, own := find(table)
