@@ -84,7 +84,7 @@ func console(b block) []step {
 const wildcard = "..."
 
 // prints tells whether output is what a page shows. "..." stands for any text within a line and, on a line of its own, for
-// any number of lines; the width of white space does not count.
+// any number of lines. The width of white space does not count, nor do empty lines at the end.
 func prints(want []string, output string) bool {
 	var pattern strings.Builder
 	for _, line := range want {
@@ -102,7 +102,7 @@ func prints(want []string, output string) bool {
 	for line := range strings.Lines(output) {
 		got.WriteString(squeeze(line) + "\n")
 	}
-	return regexp.MustCompile(`^` + pattern.String() + `$`).MatchString(got.String())
+	return regexp.MustCompile(`^` + pattern.String() + `\n*$`).MatchString(got.String())
 }
 
 func squeeze(line string) string { return strings.Join(strings.Fields(line), " ") }
@@ -139,6 +139,8 @@ func TestPrints(t *testing.T) {
 		{"a\n...\nz", "a\nz\n", true},
 		{"a\n...", "b\n", false},
 		{"[x]*", "[x]*\n", true},
+		{"a", "a\n\n", true},
+		{"a", "\na\n", false},
 	} {
 		var want []string
 		if c.want != "" {
