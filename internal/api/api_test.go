@@ -305,4 +305,7 @@ func TestSpecificationIsServed(t *testing.T) {
 		}
 	}
 	expectError(t, w.do("POST", "/swagger.json", "{}"), 404, "")
+	if out := w.do("GET", "/docs", ""); out.Code != 200 || !strings.Contains(out.Body.String(), "Image API") {
+		t.Errorf("the reference is not served: %d", out.Code)
+	}
 }

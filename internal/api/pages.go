@@ -4,9 +4,11 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/loads"
+
+	apidocs "github.com/kraken-hpc/imageapi/docs/api"
 )
 
-// pages serves the specification; everything else goes to next.
+// pages serves the specification and its reference; everything else goes to next.
 func pages(doc *loads.Document, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {
@@ -16,6 +18,10 @@ func pages(doc *loads.Document, next http.Handler) http.Handler {
 		switch r.URL.Path {
 		case "/swagger.json", doc.BasePath() + "/swagger.json":
 			send(w, "application/json", doc.Raw())
+		case doc.BasePath() + "/docs":
+			send(w, "text/html; charset=utf-8", apidocs.Page)
+		case "/", "/docs":
+			http.Redirect(w, r, doc.BasePath()+"/docs", http.StatusFound)
 		default:
 			next.ServeHTTP(w, r)
 		}
