@@ -5,17 +5,18 @@ SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS   += --no-print-directory
+.NOTPARALLEL:
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 INIT    := internal/container/initbin/imageapi-init
 STATIC  := CGO_ENABLED=0 go build -trimpath
 TOOLS   := bin/tools
 
-FUZZTIME ?= 10s
+export FUZZTIME ?= 10s
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install the Debian packages that building and testing need (asks for root only if one is missing)
@@ -74,9 +75,14 @@ demo: deps build ## run a SquashFS image as a container, look at it, and take it
 	@test/demo/demo.sh
 
 .PHONY: test
-test: deps generate-check validate lint unit root fuzz ## all that CI runs, in its order
+test: ## all that CI runs, in its order
+	@rm -rf bin/report
+	@$(MAKE) deps
+	@$(MAKE) generate-check validate lint unit root fuzz
 	@build/tally.sh
 
 .PHONY: test-full
 test-full: FUZZTIME = 2m
 test-full: test bench ## the same with longer fuzzing, and the benchmarks
+
+-include test/vm/vm.mk
