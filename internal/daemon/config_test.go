@@ -1,0 +1,159 @@
+package daemon
+
+import (
+	"errors"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/restapi"
+)
+
+// clearEnv takes away what the test's own environment would set.
+func clearEnv(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"HOST", "PORT", "TLS_HOST", "TLS_PORT", "TLS_CERTIFICATE", "TLS_PRIVATE_KEY", "TLS_CA_CERTIFICATE"} {
+		t.Setenv(name, "") // so that it is put back
+		if err := os.Unsetenv(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	clearEnv(t)
+	cfg, warnings, err := Parse(nil)
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(err, warnings)
+	}
+	if got := cfg.Listen; !reflect.DeepEqual(got, Listen{Schemes: []string{"unix"}, SocketPath: "/run/imageapi.sock", Host: "127.0.0.1", Port: 8080}) {
+		t.Errorf("listens on %+v", got)
+	}
+	if got := cfg.Limits; got.MaxBody != 1<<20 || got.MaxHeader != 1<<20 || got.Write <= cfg.Node.CreateTimeout {
+		t.Errorf("limits are %+v", got)
+	}
+	if got := cfg.Node; !reflect.DeepEqual(got, Node{
+		RunDir: "/run/imageapi", CgroupParent: "/imageapi",
+		StopTimeout: 10 * time.Second, CreateTimeout: 25 * time.Second, DeleteTimeout: 20 * time.Second,
+	}) {
+		t.Errorf("does %+v", got)
+	}
+}
+
+// The command line that nodes use for Kraken.
+func TestKrakensCommandLine(t *testing.T) {
+	clearEnv(t)
+	cfg, _, err := Parse([]string{"--host", "127.0.0.1", "--scheme", "http"})
+	if err != nil || !reflect.DeepEqual(cfg.Listen.Schemes, []string{"http"}) || cfg.Listen.Host != "127.0.0.1" || cfg.Listen.Port != 8080 {
+		t.Errorf("listens on %+v, %v", cfg.Listen, err)
+	}
+}
+
+func TestOptionsOfTheGeneratedServerExist(t *testing.T) {
+	clearEnv(t)
+	ours := options(reflect.TypeFor[Config]())
+	for name := range options(reflect.TypeFor[restapi.Server]()) {
+		if !ours[name] {
+			t.Errorf("--%s is missing", name)
+		}
+	}
+}
+
+func options(t reflect.Type) map[string]bool {
+	names := map[string]bool{}
+	for field := range t.Fields() {
+		if name := field.Tag.Get("long"); name != "" {
+			names[name] = true
+		}
+		if field.Tag.Get("group") != "" {
+			for name := range options(field.Type) {
+				names[name] = true
+			}
+		}
+	}
+	return names
+}
+
+func TestParse(t *testing.T) {
+	tests := []struct {
+		name  string
+		env   map[string]string
+		args  string
+		check func(c Config) bool
+		warn  string
+		err   string
+	}{
+		{name: "schemes are the whole list", args: "--scheme http --scheme unix --scheme http",
+			check: func(c Config) bool { return reflect.DeepEqual(c.Listen.Schemes, []string{"http", "unix"}) }},
+		{name: "unknown scheme", args: "--scheme gopher", err: "gopher"},
+		{name: "TLS falls back", args: "--host 127.0.0.2 --listen-limit 7 --keep-alive 1s --read-timeout 2s --write-timeout 40s",
+			check: func(c Config) bool {
+				return c.TLS.Host == "127.0.0.2" && c.TLS.ListenLimit == 7 && c.TLS.KeepAlive == time.Second && c.TLS.Read == 2*time.Second && c.TLS.Write == 40*time.Second
+			}},
+		{name: "file systems", args: "--fs-types vfat,f2fs --fs-types exfat",
+			check: func(c Config) bool { return reflect.DeepEqual(c.Node.FSTypes, []string{"vfat", "f2fs", "exfat"}) }},
+		{name: "sizes", args: "--max-body 2KiB", check: func(c Config) bool { return c.Limits.MaxBody == 2048 }},
+		{name: "no size", args: "--max-body 0", err: "more than 0"},
+		{name: "environment", env: map[string]string{"HOST": "localhost", "PORT": "81", "TLS_HOST": "::1", "TLS_PORT": "82"},
+			check: func(c Config) bool {
+				return c.Listen.Host == "localhost" && c.Listen.Port == 81 && c.TLS.Host == "::1" && c.TLS.Port == 82
+			}},
+		{name: "environment that would open the node", env: map[string]string{"HOST": "node17", "TLS_HOST": "0.0.0.0"}, args: "--scheme http",
+			check: func(c Config) bool { return c.Listen.Host == "127.0.0.1" && c.TLS.Host == "127.0.0.1" }, warn: `ignoring $HOST: "node17"`},
+		{name: "the command line wins", env: map[string]string{"HOST": "0.0.0.0"}, args: "--host 127.0.0.3",
+			check: func(c Config) bool { return c.Listen.Host == "127.0.0.3" }},
+		{name: "http for everybody", args: "--scheme http --host 0.0.0.0", err: "--allow-unauthenticated"},
+		{name: "http for everybody by name", args: "--scheme http --host node17", err: "--allow-unauthenticated"},
+		{name: "http for everybody by an empty name", args: "--scheme http --host=", err: "--allow-unauthenticated"},
+		{name: "http for everybody, wanted", args: "--scheme http --host 0.0.0.0 --allow-unauthenticated",
+			check: func(c Config) bool { return c.Listen.Host == "0.0.0.0" }},
+		{name: "an address that is not used", args: "--host 0.0.0.0", check: func(c Config) bool { return true }},
+		{name: "https without authority", args: "--scheme https --tls-host 0.0.0.0 --tls-certificate c --tls-key k", err: "--tls-ca"},
+		{name: "https with authority", args: "--scheme https --tls-host 0.0.0.0 --tls-certificate c --tls-key k --tls-ca a",
+			check: func(c Config) bool { return true }},
+		{name: "https without certificate", args: "--scheme https", err: "--tls-certificate"},
+		{name: "write timeout", args: "--write-timeout 20s", err: "--write-timeout 20s: must be longer"},
+		{name: "no write timeout", args: "--write-timeout 0", check: func(c Config) bool { return c.Limits.Write == 0 }},
+		{name: "no stop timeout", args: "--stop-timeout 0", err: "--stop-timeout 0s: must be more than 0"},
+		{name: "relative run directory", args: "--run-dir run", err: "absolute"},
+		{name: "root as run directory", args: "--run-dir /", err: "absolute"},
+		{name: "stray argument", args: "serve", err: `unexpected argument "serve"`},
+		{name: "unknown option", args: "--frobnicate", err: "frobnicate"},
+		{name: "port out of range", args: "--port 65536", err: "--port"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			clearEnv(t)
+			for name, value := range tt.env {
+				t.Setenv(name, value)
+			}
+			cfg, warnings, err := Parse(strings.Fields(tt.args))
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("error is %v, want one with %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil || !tt.check(cfg) {
+				t.Errorf("error %v, config %+v", err, cfg)
+			}
+			if got := strings.Join(warnings, "\n"); !strings.Contains(got, tt.warn) || (tt.warn == "") != (got == "") {
+				t.Errorf("warns %q, want %q", got, tt.warn)
+			}
+		})
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	clearEnv(t)
+	_, _, err := Parse([]string{"--help"})
+	help, ok := errors.AsType[ErrHelp](err)
+	if !ok || !strings.Contains(help.Error(), "--socket-path") {
+		t.Errorf("help is %v", err)
+	}
+	if cfg, _, err := Parse([]string{"--version"}); err != nil || !cfg.Version {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,216 @@
+package daemon
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// shortDir returns a directory with a name that is short enough for sockets.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "iad-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func TestSocketIsForTheOwnerOnly(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(shortDir(t), "s")
+	l, err := listenUnix(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("mode is %v, %v", info.Mode(), err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
+}
+
+func TestStaleSocketIsReplaced(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(shortDir(t), "s")
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	_ = dead.Close()
+	l, err := listenUnix(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenUnix(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another server answers") {
+		t.Errorf("a live socket is replaced: %v", err)
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("the live socket is gone: %v", err)
+	}
+	_, _ = conn.Close(), l.Close()
+}
+
+func TestOtherFilesAreNotReplaced(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(shortDir(t), "s")
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenUnix(t.Context(), path); err == nil || !strings.Contains(err.Error(), "something else") {
+		t.Errorf("error is %v", err)
+	}
+	if data, err := os.ReadFile(path); string(data) != "precious" {
+		t.Errorf("the file is %q, %v", data, err)
+	}
+}
+
+func TestAllListenersOrNone(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	path := filepath.Join(shortDir(t), "s")
+	cfg := Config{Listen: Listen{
+		Schemes: []string{schemeUnix, schemeHTTP}, SocketPath: path,
+		Host: "127.0.0.1", Port: uint16(taken.Addr().(*net.TCPAddr).Port),
+	}}
+	if _, err := listen(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("error is %v", err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
+}
+
+func TestClientCertificates(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ours, others := filepath.Join(dir, "ours"), filepath.Join(dir, "others")
+	certificate := issue(t, ours)
+	stranger := issue(t, others)
+	l, err := listenTLS(t.Context(), TLS{Host: "127.0.0.1", Certificate: ours + ".crt", Key: ours + ".key", CA: ours + ".crt"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, tt := range []struct {
+		name   string
+		client []tls.Certificate
+		ok     bool
+	}{{"ours", []tls.Certificate{certificate}, true}, {"a stranger's", []tls.Certificate{stranger}, false}, {"none", nil, false}} {
+		if got := shakes(t, l, certificate, tt.client); got != tt.ok {
+			t.Errorf("%s: connected: %v", tt.name, got)
+		}
+	}
+}
+
+// shakes tells whether the server takes a client.
+func shakes(t *testing.T, l net.Listener, server tls.Certificate, client []tls.Certificate) bool {
+	t.Helper()
+	result := make(chan error, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			err = errors.Join(conn.(*tls.Conn).Handshake(), conn.Close())
+		}
+		result <- err
+	}()
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Leaf)
+	conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, ServerName: "127.0.0.1", Certificates: client})
+	if err == nil {
+		_, _ = conn.Read(make([]byte, 1))
+		_ = conn.Close()
+	}
+	return <-result == nil
+}
+
+// issue writes a certificate that is its own authority and its key.
+func issue(t *testing.T, path string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: filepath.Base(path)}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for suffix, block := range map[string]*pem.Block{".crt": {Type: "CERTIFICATE", Bytes: cert}, ".key": {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(path+suffix, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair, err := tls.LoadX509KeyPair(path+".crt", path+".key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair
+}
+
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "new", "run")
+	release, err := claim(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("mode is %v, %v", info.Mode(), err)
+	}
+	if _, err := claim(dir); err == nil || !strings.Contains(err.Error(), "another daemon uses it") {
+		t.Errorf("error is %v", err)
+	}
+	release()
+	again, err := claim(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}
+
+func TestClaimRefuses(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	open, file, link := filepath.Join(dir, "open"), filepath.Join(dir, "file"), filepath.Join(dir, "link")
+	if err := errors.Join(os.Mkdir(open, 0o755), os.WriteFile(file, nil, 0o600), os.Symlink(t.TempDir(), link)); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{open: "chmod 0700", file: "not a directory", link: "not a directory"} {
+		if _, err := claim(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error is %v, want one with %q", path, err, want)
+		}
+	}
+}
