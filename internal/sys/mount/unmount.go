@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -77,39 +76,6 @@ func Unmount(ctx context.Context, g gate.Gate, path string, submounts []string, 
 		rest = slices.Delete(rest, i, i+1)
 	}
 	return unmountTree(g, path, below)
-}
-
-// grace is how long a copy in another mount namespace is given to go away. Every namespace begins with copies of all
-// mounts; a container that starts gets rid of them within milliseconds.
-const grace = 200 * time.Millisecond
-
-func heldElsewhere(ctx context.Context, path string, whole bool) []holders.Holder {
-	ctx, cancel := context.WithTimeout(ctx, grace)
-	defer cancel()
-	for {
-		held := holders.Elsewhere(path, whole)
-		if len(held) == 0 || !mountsChange(ctx, held[0].PID) {
-			return held
-		}
-	}
-}
-
-// mountsChange waits until the mounts that a process sees change, or it ends, and tells whether that came before the
-// end of ctx.
-func mountsChange(ctx context.Context, pid int) bool {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
-	if err != nil {
-		return ctx.Err() == nil
-	}
-	defer f.Close()
-	deadline, _ := ctx.Deadline()
-	left := time.Until(deadline)
-	if left <= 0 || ctx.Err() != nil {
-		return false
-	}
-	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}} // proc_pid_mounts(5)
-	n, err := unix.Poll(fds, int(left.Milliseconds()))
-	return n > 0 || errors.Is(err, unix.EINTR)
 }
 
 // unmountTree unmounts below in order and then path. If one of them is busy those that went before it are put back.

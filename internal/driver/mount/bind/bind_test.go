@@ -310,8 +310,7 @@ func TestBusyChangesNothing(t *testing.T) {
 		}
 	})
 	t.Run("another namespace", func(t *testing.T) {
-		testkit.Need(t, "unshare")
-		pid, release := mounttest.Hold(t, "/", ":", "unshare", "--mount", "--propagation", "private")
+		pid, release := w.HoldElsewhere(t, ":")
 		refused(t, pid)
 		release()
 	})

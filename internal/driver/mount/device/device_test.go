@@ -209,18 +209,17 @@ func TestPartition(t *testing.T) {
 // Whatever holds the mount is named and nothing has changed.
 func TestBusy(t *testing.T) {
 	w := mounttest.New(t)
-	testkit.Need(t, "unshare")
 	on := mounttest.Attached(t, testkit.Ext4(t, mounttest.Files(t, map[string]string{"dir/file": "x"})))
-	elsewhere := []string{"unshare", "--mount", "--propagation", "private"}
+	here := func(t testing.TB, script string) (string, func()) { return mounttest.Hold(t, "/", script) }
 	for name, c := range map[string]struct {
-		script string // %s is the mountpoint
-		wrap   []string
+		hold   func(t testing.TB, script string) (string, func())
+		script string // $P is the mountpoint
 	}{
-		"working directory":            {"cd %s/dir", nil},
-		"open file":                    {"exec 3<%s/dir/file", nil},
-		"other namespace":              {"true %s", elsewhere},
-		"other namespace, other place": {"mount --bind %[1]s /mnt && umount %[1]s", elsewhere},
-		"other namespace, chroot":      {"chroot %s 2>&-; cd %[1]s", elsewhere},
+		"working directory":            {here, "cd $P/dir"},
+		"open file":                    {here, "exec 3<$P/dir/file"},
+		"other namespace":              {w.HoldElsewhere, ":"},
+		"other namespace, other place": {w.HoldElsewhere, "mount --bind $P /mnt && umount $P"},
+		"other namespace, in it":       {w.HoldElsewhere, "cd $P/dir"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u, _ := drivertest.Plan(t, device.New(device.Options{Mounts: w.Mounts}), def(`"fs_type":"ext4"`))
@@ -229,7 +228,7 @@ func TestBusy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			pid, release := mounttest.Hold(t, "/", fmt.Sprintf(c.script, live.Tree.Path), c.wrap...)
+			pid, release := c.hold(t, strings.ReplaceAll(c.script, "$P", live.Tree.Path))
 			before := testkit.Snapshot(t, w.Scope())
 			err = u.Down(context.Background(), site, live)
 			if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), pid) {

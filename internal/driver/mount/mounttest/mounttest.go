@@ -109,12 +109,27 @@ func Reads(t testing.TB, path, want string) {
 	}
 }
 
-// Hold starts a program that holds something: a shell script, in a directory, possibly wrapped by another program
-// such as unshare(1). It returns when the script has run, with the text "pid N" by which errors name the program
-// and what ends it.
-func Hold(t testing.TB, dir, script string, wrap ...string) (pid string, release func()) {
+// HoldElsewhere is Hold in another mount namespace, with a copy of this World's mounts but none of those of tests that
+// run at the same time.
+func (w World) HoldElsewhere(t testing.TB, script string) (pid string, release func()) {
 	t.Helper()
-	args := append(wrap, "sh", "-c", script+"; echo held; read _")
+	testkit.Need(t, "unshare")
+	drop := fmt.Sprintf(`for d in "${0%%/*/*}"/iat-*/mounts; do [ "$d" = "$0" ] || umount -l "$d" 2>/dev/null; done; %s`, script)
+	return start(t, "/", "unshare", "--mount", "--propagation", "private", "sh", "-c", drop+held, filepath.Join(w.Dir, "mounts"))
+}
+
+// held is the end of a script that holds something until its input ends.
+const held = "; echo held; read _"
+
+// Hold starts a program that holds something: a shell script, in a directory. It returns when the script has run,
+// with the text "pid N" by which errors name the program and what ends it.
+func Hold(t testing.TB, dir, script string) (pid string, release func()) {
+	t.Helper()
+	return start(t, dir, "sh", "-c", script+held)
+}
+
+func start(t testing.TB, dir string, args ...string) (pid string, release func()) {
+	t.Helper()
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir, cmd.Stderr = dir, os.Stderr
 	in, err := cmd.StdinPipe()
@@ -129,7 +144,7 @@ func Hold(t testing.TB, dir, script string, wrap ...string) (pid string, release
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(out, make([]byte, len("held\n"))); err != nil {
-		t.Fatalf("%s: %v", script, err)
+		t.Fatalf("%q: %v", args, err)
 	}
 	ended := false
 	release = func() {

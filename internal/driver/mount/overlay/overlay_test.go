@@ -276,7 +276,6 @@ func TestUnfitRunDirectory(t *testing.T) {
 // A busy overlay keeps its layers as they were.
 func TestBusy(t *testing.T) {
 	bothWays(t, func(t *testing.T, w world) {
-		testkit.Need(t, "unshare")
 		lowers := w.lowers(t, 1)
 		u, _ := drivertest.Plan(t, w.driver(t, nil), def(1))
 		site := driver.Site{ID: 9, Needs: lowers}
@@ -285,8 +284,9 @@ func TestBusy(t *testing.T) {
 			t.Fatal(err)
 		}
 		mounttest.Write(t, filepath.Join(live.Tree.Path, "new"), "new")
-		for _, wrap := range [][]string{nil, {"unshare", "--mount", "--propagation", "private"}} {
-			pid, release := mounttest.Hold(t, "/", "exec 3<"+live.Tree.Path+"/new", wrap...)
+		here := func(t testing.TB, script string) (string, func()) { return mounttest.Hold(t, "/", script) }
+		for _, hold := range []func(testing.TB, string) (string, func()){here, w.HoldElsewhere} {
+			pid, release := hold(t, "exec 3<"+live.Tree.Path+"/new")
 			err := u.Down(context.Background(), site, live)
 			if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), pid) {
 				t.Errorf("down: %v (%v), want a conflict that names %s", err, errs.ClassOf(err), pid)
