@@ -1,0 +1,107 @@
+#!/bin/bash
+# guest.sh [-n] [-i] [-t SECONDS] COMMAND [FILE...] runs the shell script COMMAND as root in a guest that is thrown
+# away afterwards. Its output goes to standard output; the status is that of the command, 124 if it took longer than
+# SECONDS (default 300), 125 if the guest ended without one.
+#
+#   -n    a node: nothing but the initrd; else the root image, and this source tree under the same path, read-only
+#   -i    interactive: the command has the terminal
+#   FILE  is put into /vm of the guest, a directory with all that is in it
+#
+# The guest has no network device. VM_ACCEL, VM_CPUS and VM_MEMORY (MiB) set the machine. What the kernel says, and the
+# times, stay in bin/vm. It needs no root but for the image.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+tree=$(cd "$here/../.." && pwd)
+
+node='' interactive='' limit=300
+while getopts nit: option; do
+	case $option in
+	n) node=vm.node ;;
+	i) interactive=yes ;;
+	t) limit=$OPTARG ;;
+	*) exit 2 ;;
+	esac
+done
+shift $((OPTIND - 1))
+command=${1:?usage: guest.sh [-n] [-i] [-t SECONDS] COMMAND [FILE...]}
+shift
+
+image=$("$here/image.sh")
+mkdir -p "$tree/bin/vm"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+initrd() { # FILE...
+	mkdir -p "$work/initrd/bin" "$work/initrd/vm"
+	cp "$(command -v busybox)" "$work/initrd/bin/busybox"
+	cp "$here/guest/init" "$work/initrd/init"
+	cp "$here/guest/main" "$work/initrd/vm/main"
+	cp "$command" "$work/initrd/vm/command"
+	echo "$limit" >"$work/initrd/vm/limit"
+	echo "$tree" >"$work/initrd/vm/tree"
+	[[ -z $interactive ]] || touch "$work/initrd/vm/interactive"
+	(($# == 0)) || cp -r "$@" "$work/initrd/vm/"
+	for dir in "$image/boot" "$work/initrd"; do # two archives, one after the other: initramfs buffer format
+		(cd "$dir" && find . | cpio --create --format=newc --owner=0:0 --quiet)
+	done >"$work/initrd.cpio"
+}
+
+accelerator() { # KVM where a guest ends with it: that /dev/kvm exists says little where this machine is a guest itself
+	if [[ -n ${VM_ACCEL:-} ]]; then
+		echo "$VM_ACCEL"
+		return
+	fi
+	if [[ ! -e $image/accelerator ]]; then
+		echo true >"$work/true"
+		if [[ -w /dev/kvm ]] && VM_ACCEL=kvm timeout 20 "$here/guest.sh" -n -t 10 "$work/true" >/dev/null 2>&1; then
+			echo kvm
+		else
+			echo tcg,thread=multi
+		fi >"$image/accelerator"
+	fi
+	cat "$image/accelerator"
+}
+
+machine() { # ARGUMENT...: start QEMU; the two ports are all that comes out of it
+	timeout --foreground --kill-after=5 "$((limit + 60))" qemu-system-x86_64 \
+		-machine q35,usb=off,hpet=off -accel "$(accelerator)" -cpu max,la57=off \
+		-smp "${VM_CPUS:-2}" -m "${VM_MEMORY:-2048}" \
+		-nodefaults -no-user-config -display none -monitor none -nic none -no-reboot \
+		-kernel "$image/vmlinux" -initrd "$work/initrd.cpio" \
+		-append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 cryptomgr.notests $node" \
+		-device virtio-serial-pci \
+		-chardev "file,id=status,path=$work/status" -device virtserialport,chardev=status,name=status \
+		"$@"
+}
+
+arguments=()
+if [[ -n $interactive ]]; then
+	arguments+=(-serial mon:stdio)
+else
+	arguments+=(-serial "file:$tree/bin/vm/console.log"
+		-chardev "file,id=output,path=/dev/fd/3,append=on"
+		-device "virtserialport,chardev=output,name=output")
+fi
+if [[ -z $node ]]; then
+	arguments+=(-drive "file=$image/root.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe"
+		-virtfs "local,path=$tree,mount_tag=tree,security_model=none,readonly=on,multidevs=remap")
+fi
+: >"$work/status"
+initrd "$@"
+ended=0
+if [[ -n $interactive ]]; then
+	machine "${arguments[@]}" || ended=$?
+else
+	machine "${arguments[@]}" 3>&1 >&2 </dev/null | cat || ended=$? # QEMU opens its end anew: a pipe bears that
+fi
+
+status=$(sed -n 's/^status //p' "$work/status")
+cp "$work/status" "$tree/bin/vm/status"
+if [[ -n $status ]]; then
+	exit "$status"
+fi
+if [[ -z $interactive ]]; then
+	echo "vm: the guest ended without a status (QEMU's is $ended); the end of what its kernel said:" >&2
+	tail -n 30 "$tree/bin/vm/console.log" >&2
+fi
+exit $((ended == 124 || ended == 137 ? 124 : 125))

@@ -1,0 +1,29 @@
+# Tests in a guest of QEMU with a stock Debian 12 kernel (6.1). TEST=regexp and PKG=packages choose among them.
+
+.PHONY: vm
+vm: vm-tests vm-node vm-services ## run the root tests on a Debian 12 kernel in QEMU; TEST=regexp PKG=./package for some
+
+.PHONY: vm-image
+vm-image: # the guest's kernel and root image; kept in $XDG_CACHE_HOME/imageapi-vm until test/vm/image.sh changes
+	@test/vm/deps.sh
+	@test/vm/image.sh >/dev/null
+
+.PHONY: vm-tests
+vm-tests: build tools vm-image # the tests that need root, cgroup2 but neither systemd nor udev below them
+	@TEST='$(TEST)' PKG='$(PKG)' test/vm/tests.sh
+
+.PHONY: vm-node
+vm-node: build vm-image # the server straight on an initrd
+	@test/vm/node.sh
+
+.PHONY: vm-services
+vm-services: vm-image # that the NFS, iSCSI and Ceph servers of the guest serve
+	@test/vm/services.sh
+
+.PHONY: vm-shell
+vm-shell: build vm-image ## a shell in that guest; leave it with exit
+	@test/vm/guest.sh -i -t 86400 test/vm/guest/shell
+
+.PHONY: vm-clean
+vm-clean: # remove the guest's images
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/imageapi-vm" bin/vm
