@@ -46,7 +46,7 @@ func statusOf(class errs.Class) int {
 func serveError(w http.ResponseWriter, r *http.Request, err error) {
 	status, message := explain(r, err)
 	if e := exchangeOf(r); e != nil {
-		e.err = err
+		e.failure = message
 	}
 	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
 		w.Header().Set("Allow", strings.Join(notAllowed.Allowed, ", "))
@@ -63,6 +63,9 @@ func writeError(w http.ResponseWriter, status int, message string) {
 	_ = out.Encode(&models.Error{Code: int64(status), Message: &message})
 }
 
+// maxMessage is how many bytes of a message are sent. A body of a megabyte can hold a hundred thousand faults.
+const maxMessage = 8 << 10
+
 // explain finds status and message for err. The message is never empty.
 func explain(r *http.Request, err error) (status int, message string) {
 	if errors.Is(err, context.Canceled) {
@@ -78,8 +81,11 @@ func explain(r *http.Request, err error) (status int, message string) {
 	default:
 		message = err.Error()
 	}
-	if message == "" {
+	switch {
+	case message == "":
 		message = strings.ToLower(http.StatusText(status))
+	case len(message) > maxMessage:
+		message = strings.ToValidUTF8(message[:maxMessage], "") + " ... and more"
 	}
 	return status, message
 }

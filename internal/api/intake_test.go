@@ -242,6 +242,49 @@ func TestDroppedFieldsAreNamed(t *testing.T) {
 	}
 }
 
+func TestManyFaultsAreCut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, item := range []string{"null", "{}"} {
+		body := `{"kind":"overlay","overlay":{"lower":[` + strings.Repeat(item+",", 100_000) + item + `]}}`
+		out := w.do("POST", "/mount", body)
+		expectError(t, out, 422, "... and more")
+		if out.Body.Len() > 2*maxMessage || len(w.log.String()) > 4*maxMessage {
+			t.Errorf("%d bytes answered, %d logged", out.Body.Len(), len(w.log.String()))
+		}
+	}
+}
+
+// FuzzRequest proves that no body makes the API fail, and that what it takes can be deleted.
+func FuzzRequest(f *testing.F) {
+	for _, seed := range []string{
+		stack, `{"command":"x","mount":` + bind + `}`, `{"command":"x","mount":{"id":1}}`, `{"mount":{"kind":"rbd","rbd":{"fs_type":"xfs","rbd":{}}}}`,
+		`{"command":"x","name":"\u0000","mount":{"kind":"overlay","overlay":{"lower":[{"kind":"overlay"}]}}}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	w := newWorld(f)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		out := w.do("POST", "/container", string(body))
+		var made struct {
+			ID      int64
+			Message string
+		}
+		if err := json.Unmarshal(out.Body.Bytes(), &made); err != nil || out.Code >= 500 && out.Code != http.StatusNotImplemented {
+			t.Fatalf("status %d, %v: %s", out.Code, err, out.Body)
+		}
+		if out.Code != http.StatusCreated {
+			if made.Message == "" {
+				t.Fatalf("no message: %s", out.Body)
+			}
+			return
+		}
+		if out := w.do("DELETE", fmt.Sprintf("/container?force=true&id=%d", made.ID), ""); out.Code != http.StatusOK {
+			t.Fatalf("delete: status %d: %s", out.Code, out.Body)
+		}
+	})
+}
+
 // FuzzIntake proves that whatever is sent is either refused with a reason that is the client's, or passed on as a body
 // that the intake would not change any more.
 func FuzzIntake(f *testing.F) {

@@ -19,7 +19,7 @@ type exchange struct {
 	header    http.Header  // of the response
 	operation string       // operation id, or method and path where there is none
 	object    string       // which is created, changed or removed
-	err       error        // that it is answered with
+	failure   string       // the message that it is answered with, if it is an error
 }
 
 type exchangeKey struct{}
@@ -79,7 +79,7 @@ func (a *api) observe(next http.Handler) http.Handler {
 }
 
 func (e *exchange) recovered(w *statusWriter, fault any, number uint64) {
-	e.err = fmt.Errorf("panic: %v", fault)
+	e.failure = fmt.Sprintf("panic: %v", fault)
 	e.log.Error("request: panic", "operation", e.operation, "panic", fault, "stack", string(debug.Stack()))
 	if w.status == 0 {
 		writeError(w, http.StatusInternalServerError, fmt.Sprintf("internal fault: the daemon's log tells more about request %d", number))
@@ -98,8 +98,8 @@ func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
 	if e.object != "" {
 		attrs = append(attrs, slog.String("object", e.object))
 	}
-	if e.err != nil {
-		attrs = append(attrs, slog.String("error", e.err.Error()))
+	if e.failure != "" {
+		attrs = append(attrs, slog.String("error", e.failure))
 	}
 	e.log.LogAttrs(r.Context(), level, "request: done", attrs...)
 }

@@ -196,7 +196,8 @@ func (c *Config) checkTimes() (err error) {
 	}
 	longest := max(c.Node.CreateTimeout, c.Node.DeleteTimeout)
 	for _, t := range []timeout{{"--write-timeout", c.Limits.Write}, {"--tls-write-timeout", c.TLS.Write}} {
-		if t.value != 0 && t.value <= longest {
+		set := t.value != 0 && (t.option == "--write-timeout" || t.value != c.Limits.Write)
+		if set && t.value <= longest {
 			err = errors.Join(err, fmt.Errorf("%s %v: must be longer than --create-timeout and --delete-timeout (%v), or their answers are cut off", t.option, t.value, longest))
 		}
 	}

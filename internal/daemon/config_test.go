@@ -115,6 +115,7 @@ func TestParse(t *testing.T) {
 			check: func(c Config) bool { return true }},
 		{name: "https without certificate", args: "--scheme https", err: "--tls-certificate"},
 		{name: "write timeout", args: "--write-timeout 20s", err: "--write-timeout 20s: must be longer"},
+		{name: "write timeout of https", args: "--tls-write-timeout 20s", err: "--tls-write-timeout 20s: must be longer"},
 		{name: "no write timeout", args: "--write-timeout 0", check: func(c Config) bool { return c.Limits.Write == 0 }},
 		{name: "no stop timeout", args: "--stop-timeout 0", err: "--stop-timeout 0s: must be more than 0"},
 		{name: "relative run directory", args: "--run-dir run", err: "absolute"},
