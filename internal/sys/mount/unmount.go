@@ -150,6 +150,10 @@ func (s *submount) restore(g gate.Gate) error {
 
 func (s *submount) close() { s.copy.Close() }
 
+// UnmountHere takes away the mount at path without a look at other mount namespaces: for a mount whose copies there
+// do no harm. Otherwise it is as Unmount.
+func UnmountHere(g gate.Gate, path string) error { return unmount(g, path, path) }
+
 // unmount unmounts what handle leads to; point is its name in messages.
 func unmount(g gate.Gate, handle, point string) error {
 	act := func() error { return unix.Unmount(handle, unix.UMOUNT_NOFOLLOW) }

@@ -39,25 +39,46 @@ func Open(path string, g gate.Gate) (*Dir, error) {
 		return nil, fmt.Errorf("open directory of mounts: %w", err)
 	}
 	d := &Dir{gate: g, path: filepath.Join(above, filepath.Base(path))}
-	if err := g.Do("mounts make", func() error { return os.Mkdir(d.path, 0o700) }); err != nil && !errors.Is(err, os.ErrExist) {
+	err = g.Do("mounts make", func() error { return os.Mkdir(d.path, 0o700) })
+	made := err == nil
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
-	mounted, err := d.mounted()
-	if err != nil {
-		return nil, err
+	fresh, err := d.cover()
+	if err == nil {
+		d.root, err = openOwn(d.path)
 	}
-	if !mounted {
-		if err := d.mount(); err != nil {
-			return nil, err
-		}
-	}
-	if d.root, err = openOwn(d.path); err == nil {
+	if err == nil {
 		err = d.unbindable()
 	}
 	if err != nil {
-		return nil, errors.Join(err, d.Close())
+		return nil, errors.Join(err, d.undo(made, fresh))
 	}
 	return d, nil
+}
+
+// undo takes back what Open has done: made the directory, mounted the tmpfs.
+func (d *Dir) undo(made, fresh bool) error {
+	switch {
+	case fresh:
+		return d.Close()
+	case d.root != nil:
+		d.root.Close()
+	}
+	if made {
+		return d.rmdir()
+	}
+	return nil
+}
+
+// cover mounts the tmpfs unless it is there, and tells whether it was mounted now.
+func (d *Dir) cover() (fresh bool, err error) {
+	mounted, err := d.mounted()
+	if err != nil || mounted {
+		return false, err
+	}
+	err = d.mount()
+	return err == nil, err
 }
 
 // mounted tells whether our tmpfs is there already.
@@ -149,9 +170,14 @@ func (d *Dir) Close() error {
 		d.root.Close()
 		d.root = nil
 	}
-	if err := mount.Unmount(context.Background(), d.gate, d.path, nil, true); err != nil {
+	// Any service with a mount namespace of its own may have a copy of the tmpfs. It is empty: let it.
+	if err := mount.UnmountHere(d.gate, d.path); err != nil {
 		return err
 	}
+	return d.rmdir()
+}
+
+func (d *Dir) rmdir() error {
 	err := d.gate.Do("mounts remove", func() error { return unix.Rmdir(d.path) })
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "rmdir", Path: d.path, Err: err}
