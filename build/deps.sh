@@ -1,38 +1,24 @@
 #!/bin/bash
-# Installs the Debian packages that building and testing need. Each line: what must be in PATH, and its package.
+# deps.sh [LIST] installs the Debian packages that building and testing need, if any is missing. A line of LIST
+# (default: build/packages) names a file or a program in PATH, and the package that has it.
 set -euo pipefail
+list=${1:-$(dirname "$0")/packages}
 
 missing=()
-while read -r program package; do
-	PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || missing+=("$package")
-done <<'LIST'
-bash bash
-busybox busybox-static
-curl curl
-gcc gcc
-git git
-jq jq
-mkfs.btrfs btrfs-progs
-mkfs.erofs erofs-utils
-mkfs.ext4 e2fsprogs
-mkfs.xfs xfsprogs
-mksquashfs squashfs-tools
-sfdisk fdisk
-shellcheck shellcheck
-unshare util-linux
-LIST
-# The race detector links with the C library.
-[[ -e /usr/include/stdlib.h ]] || missing+=(libc6-dev)
+while read -r needed package; do
+	[[ $needed == '#'* || -e $needed ]] && continue
+	PATH=$PATH:/usr/sbin:/sbin command -v "$needed" >/dev/null || missing+=("$package")
+done <"$list"
 
 if ((${#missing[@]} == 0)); then
 	exit 0
 fi
 if ! command -v apt-get >/dev/null; then
-	echo "deps: missing, and this is no Debian: install what corresponds to ${missing[*]}" >&2
+	echo "deps: missing, and this is not Debian: install what corresponds to ${missing[*]}" >&2
 	exit 1
 fi
 if ((EUID != 0)); then
-	echo "deps: missing: ${missing[*]}; run 'make deps' as root, or: sudo apt-get install ${missing[*]}" >&2
+	echo "deps: missing: ${missing[*]}; as root run: apt-get install ${missing[*]}" >&2
 	exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
