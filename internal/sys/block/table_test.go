@@ -85,7 +85,6 @@ func TestReadTable(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			r := bytes.NewReader(disk(t, c.script))
 			sector := block.TableSector(r)
 			got, err := block.ReadTable(r, r.Size(), sector)
@@ -138,25 +137,31 @@ func TestReadTableRefuses(t *testing.T) {
 	t.Parallel()
 	le := binary.LittleEndian
 	gptDisk, logicalDisk := disk(t, gptScript), disk(t, logicalScript)
-	gpt := func(change func(b []byte)) []byte {
-		content := slices.Clone(gptDisk)
-		change(content)
-		reseal(content)
-		return content
+	// The disks are made one at a time: they are large.
+	gpt := func(change func(b []byte)) func() []byte {
+		return func() []byte {
+			content := slices.Clone(gptDisk)
+			change(content)
+			reseal(content)
+			return content
+		}
 	}
-	logical := func(change func(b []byte)) []byte {
-		content := slices.Clone(logicalDisk)
-		change(content)
-		return content
+	logical := func(change func(b []byte)) func() []byte {
+		return func() []byte {
+			content := slices.Clone(logicalDisk)
+			change(content)
+			return content
+		}
 	}
+	plain := func(content []byte) func() []byte { return func() []byte { return content } }
 	const ebr, link = 8 * mib, 446 + 16
 	for name, c := range map[string]struct {
-		content []byte
+		content func() []byte
 		want    string
 	}{
-		"nothing":         {make([]byte, mib), "lacks the signature"},
-		"one sector":      {make([]byte, 512), "lacks the signature"},
-		"no sector":       {make([]byte, 100), "the disk has 0"},
+		"nothing":         {plain(make([]byte, mib)), "lacks the signature"},
+		"one sector":      {plain(make([]byte, 512)), "lacks the signature"},
+		"no sector":       {plain(make([]byte, 100)), "the disk has 0"},
 		"boot sector":     {logical(func(b []byte) { b[446] = 0x55 }), "boot sector without one"},
 		"entry size 0":    {gpt(func(b []byte) { le.PutUint32(b[512+84:], 0) }), "not supported"},
 		"entry size huge": {gpt(func(b []byte) { le.PutUint32(b[512+84:], 1<<31) }), "not supported"},
@@ -167,14 +172,14 @@ func TestReadTableRefuses(t *testing.T) {
 		"beyond the end":  {gpt(func(b []byte) { le.PutUint64(b[1024+40:], 1<<63) }), "truncated?"},
 		"whole range":     {gpt(func(b []byte) { le.PutUint64(b[1024+32:], 0); le.PutUint64(b[1024+40:], 1<<64-1) }), "partition 1 has sectors"},
 		"overlap":         {gpt(func(b []byte) { le.PutUint64(b[1024+40:], 17*mib/512) }), "partitions 1 and 2 overlap"},
-		"truncated":       {gptDisk[:4*mib], "truncated?"},
-		"truncated mbr":   {logicalDisk[:4*mib], "truncated?"},
+		"truncated":       {plain(gptDisk[:4*mib]), "truncated?"},
+		"truncated mbr":   {plain(logicalDisk[:4*mib]), "truncated?"},
 		"ring":            {logical(func(b []byte) { le.PutUint32(b[ebr+link+8:], 0) }), "ring"},
 		"link far":        {logical(func(b []byte) { le.PutUint32(b[ebr+link+8:], 1<<32-1) }), "points to sector"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			parts, err := block.ReadTable(bytes.NewReader(c.content), int64(len(c.content)), 512)
+			content := c.content()
+			parts, err := block.ReadTable(bytes.NewReader(content), int64(len(content)), 512)
 			if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("partitions %+v, error %v; want one with %q", parts, err, c.want)
 			}
