@@ -12,7 +12,7 @@ import (
 )
 
 // Error Why a request failed.
-// Example: {"code":409,"message":"mount 4: is used by container 6 (web): stop and delete it first"}
+// Example: {"code":409,"message":"mount 2 (attach) is needed by mount 3 (overlay)"}
 //
 // swagger:model error
 type Error struct {

@@ -175,9 +175,9 @@ func init() {
                   "readPartitions": false,
                   "ro": true
                 },
-                "phase": "stopping",
-                "refs": 0,
-                "since": "2026-05-04T11:00:00.000Z"
+                "phase": "ready",
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z"
               }
             }
           },
@@ -420,8 +420,8 @@ func init() {
                   "ipc",
                   "uts"
                 ],
-                "phase": "stopping",
-                "refs": 0,
+                "phase": "ready",
+                "refs": 1,
                 "since": "2026-05-04T11:00:00.000Z",
                 "started_at": "2026-05-04T10:16:00.000Z",
                 "state": "exited",
@@ -669,9 +669,9 @@ func init() {
                 "id": 5,
                 "kind": "bind",
                 "mountpoint": "/run/imageapi/mounts/5",
-                "phase": "stopping",
-                "refs": 0,
-                "since": "2026-05-04T11:00:00.000Z"
+                "phase": "ready",
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z"
               }
             }
           },
@@ -1122,7 +1122,7 @@ func init() {
       },
       "example": {
         "code": 409,
-        "message": "mount 4: is used by container 6 (web): stop and delete it first"
+        "message": "mount 2 (attach) is needed by mount 3 (overlay)"
       }
     },
     "id": {
@@ -1602,7 +1602,7 @@ func init() {
       "examples": {
         "application/json": {
           "code": 404,
-          "message": "container 12: there is none"
+          "message": "no container has the id 12"
         }
       }
     }
@@ -1703,7 +1703,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -1757,7 +1757,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -1804,9 +1804,9 @@ func init() {
                   "readPartitions": false,
                   "ro": true
                 },
-                "phase": "stopping",
-                "refs": 0,
-                "since": "2026-05-04T11:00:00.000Z"
+                "phase": "ready",
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z"
               }
             }
           },
@@ -1818,7 +1818,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -1909,7 +1909,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -2007,7 +2007,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -2076,8 +2076,8 @@ func init() {
                   "ipc",
                   "uts"
                 ],
-                "phase": "stopping",
-                "refs": 0,
+                "phase": "ready",
+                "refs": 1,
                 "since": "2026-05-04T11:00:00.000Z",
                 "started_at": "2026-05-04T10:16:00.000Z",
                 "state": "exited",
@@ -2093,7 +2093,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -2183,7 +2183,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -2249,7 +2249,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -2314,7 +2314,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -2361,9 +2361,9 @@ func init() {
                 "id": 5,
                 "kind": "bind",
                 "mountpoint": "/run/imageapi/mounts/5",
-                "phase": "stopping",
-                "refs": 0,
-                "since": "2026-05-04T11:00:00.000Z"
+                "phase": "ready",
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z"
               }
             }
           },
@@ -2375,7 +2375,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "container 12: there is none"
+                "message": "no container has the id 12"
               }
             }
           }
@@ -2823,7 +2823,7 @@ func init() {
       },
       "example": {
         "code": 409,
-        "message": "mount 4: is used by container 6 (web): stop and delete it first"
+        "message": "mount 2 (attach) is needed by mount 3 (overlay)"
       }
     },
     "id": {
@@ -3303,7 +3303,7 @@ func init() {
       "examples": {
         "application/json": {
           "code": 404,
-          "message": "container 12: there is none"
+          "message": "no container has the id 12"
         }
       }
     }
