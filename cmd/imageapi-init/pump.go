@@ -13,7 +13,7 @@ type pump struct {
 	err   error // the first error of writing the log; to be read after ended
 }
 
-// newPump starts a pump and returns the pipe's end for writing.
+// newPump starts a pump and returns the pipe's end for writing. Only finish gives back what it holds.
 func newPump(log int) (p *pump, out int, err error) {
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
@@ -38,6 +38,8 @@ func newPump(log int) (p *pump, out int, err error) {
 func (p *pump) finish() string {
 	_, _ = unix.Write(p.quit, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	<-p.ended
+	unix.Close(p.in)
+	unix.Close(p.quit)
 	if p.err != nil {
 		return p.err.Error()
 	}

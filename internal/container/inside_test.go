@@ -59,8 +59,8 @@ func TestEnvironment(t *testing.T) {
 
 func TestWorkingDirectoryMaskSignalsAndSession(t *testing.T) {
 	t.Parallel()
-	signal.Ignore(unix.SIGUSR2) // what this process ignores, its children would inherit
-	defer signal.Reset(unix.SIGUSR2)
+	signal.Ignore(unix.SIGHUP) // as nohup(1) does: children inherit it
+	defer signal.Reset(unix.SIGHUP)
 	n, root := newNode(t), testkit.Busybox(t)
 	out, _ := n.run(t, root, "sh -c 'pwd; umask; readlink /proc/self/cwd; cat /proc/1/stat | cut -d\" \" -f 5-7; exec cat /proc/self/status'")
 	if !strings.HasPrefix(out, "/\n0022\n/\n1 1 0\n") {

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
+)
+
+// help does one act that may hang, in a process that the daemon can kill.
+func help() int {
+	buf := make([]byte, wire.MaxSize)
+	n, err := unix.Read(wire.Socket, buf)
+	for err == unix.EINTR {
+		n, err = unix.Read(wire.Socket, buf)
+	}
+	if err != nil || n == 0 {
+		return 1 // the daemon is gone
+	}
+	fd, failure := act(buf[:n])
+	if failure != nil {
+		send(wire.Socket, failure.Message())
+		return 1
+	}
+	var rights []byte
+	if fd >= 0 {
+		rights = unix.UnixRights(fd)
+	}
+	// If the daemon is gone the descriptor goes with this process, and so does what it stands for.
+	if err := unix.Sendmsg(wire.Socket, wire.Encode(wire.Done), rights, nil, unix.MSG_NOSIGNAL); err != nil {
+		return 1
+	}
+	return 0
+}
+
+// act returns a descriptor, or -1 if there is none to return.
+func act(message []byte) (int, *wire.Failure) {
+	kind, fields, err := wire.Decode(message)
+	if err != nil {
+		return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
+	}
+	switch {
+	case kind == wire.Mount:
+		return mountDetached(fields)
+	case kind == wire.Unmount && len(fields) == 2:
+		return none("umount2", unmount(fields[0], fields[1]))
+	case kind == wire.Sync && len(fields) == 1:
+		return syncAt(fields[0])
+	case kind == wire.Open && len(fields) == 3:
+		return openInside(fields[0], fields[1], fields[2])
+	case kind == wire.Write && len(fields) == 2:
+		return write(fields[0], fields[1])
+	case kind == wire.Close && len(fields) == 0:
+		return none("close", unix.Close(wire.Inherited))
+	default:
+		return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
+	}
+}
+
+// mountDetached makes a file system as fields say and a mount of it.
+func mountDetached(fields []string) (int, *wire.Failure) {
+	kind, attr, options, err := wire.ParseMount(fields)
+	if err != nil {
+		return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
+	}
+	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, refused("fsopen", err)
+	}
+	defer unix.Close(fs)
+	for _, o := range options {
+		if o.HasValue {
+			err = unix.FsconfigSetString(fs, o.Key, o.Value)
+		} else {
+			err = unix.FsconfigSetFlag(fs, o.Key)
+		}
+		if err != nil {
+			return -1, &wire.Failure{Step: "fsconfig", Option: o.String(), Errno: errno(err), Words: words(fs)}
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, &wire.Failure{Step: "create", Errno: errno(err), Words: words(fs)}
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(attr))
+	if err != nil {
+		return -1, &wire.Failure{Step: "fsmount", Errno: errno(err), Words: words(fs)}
+	}
+	return mount, nil
+}
+
+// words returns what the kernel says in the context of a file system: one message a read, and an error after the last.
+func words(fs int) (said []string) {
+	buf := make([]byte, 4096)
+	for {
+		n, err := unix.Read(fs, buf)
+		if err != nil || n <= 0 {
+			return said
+		}
+		said = append(said, string(buf[:n]))
+	}
+}
+
+func unmount(path, flags string) error {
+	number, err := strconv.Atoi(flags)
+	if err != nil {
+		return unix.EPROTO
+	}
+	return unix.Unmount(path, number|unix.UMOUNT_NOFOLLOW)
+}
+
+func syncAt(path string) (int, *wire.Failure) {
+	dir, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, refused("open", err)
+	}
+	return none("syncfs", unix.Syncfs(dir))
+}
+
+// openInside opens a path as package rootpath does, which says more on it.
+func openInside(root, path, flags string) (int, *wire.Failure) {
+	const tries = 128
+	number, err := strconv.ParseUint(flags, 10, 64)
+	if err != nil {
+		return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
+	}
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, refused("open the root", err)
+	}
+	how := unix.OpenHow{Flags: number, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for range tries {
+		var file int
+		if file, err = unix.Openat2(dir, path, &how); err == nil {
+			return file, nil
+		}
+		if err != unix.EAGAIN && err != unix.EINTR {
+			break
+		}
+	}
+	return -1, refused("openat2", err)
+}
+
+func write(path, data string) (int, *wire.Failure) {
+	file, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, refused("open", err)
+	}
+	n, err := unix.Write(file, []byte(data))
+	if err == nil && n < len(data) {
+		err = unix.EIO
+	}
+	return none("write", err)
+}
+
+func none(step string, err error) (int, *wire.Failure) {
+	if err != nil {
+		return -1, refused(step, err)
+	}
+	return -1, nil
+}
+
+func refused(step string, err error) *wire.Failure {
+	return &wire.Failure{Step: step, Errno: errno(err)}
+}
+
+// errno returns the number of a system call's error.
+func errno(err error) unix.Errno {
+	number, ok := err.(unix.Errno)
+	if !ok {
+		return unix.EPROTO
+	}
+	return number
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestPumpFinishes: what was written before finish is in the log, though somebody still holds the pipe.
+func TestPumpFinishes(t *testing.T) {
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	const rounds, size = 300, 60 << 10 // what a pipe takes without waiting
+	line := []byte(strings.Repeat("x", size))
+	for i := range rounds {
+		p, out, err := newPump(int(log.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(out, line); err != nil {
+			t.Fatal(err)
+		}
+		if reason := p.finish(); reason != "" {
+			t.Fatal(reason)
+		}
+		unix.Close(out)
+		if info, err := log.Stat(); err != nil || info.Size() != int64(i+1)*size {
+			t.Fatalf("round %d: the log has %d bytes, %v", i+1, info.Size(), err)
+		}
+	}
+}
+
+// TestPumpOutlivesItsLog: a log that can't be written stops nobody from writing, and is told.
+func TestPumpOutlivesItsLog(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	p, out, err := newPump(int(full.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 { // far more than a pipe takes
+		if _, err := unix.Write(out, make([]byte, 16<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unix.Close(out)
+	if reason := p.finish(); reason != unix.ENOSPC.Error() {
+		t.Errorf("the reason is %q", reason)
+	}
+}
+
+func TestScriptInterpreter(t *testing.T) {
+	for line, want := range map[string]string{
+		"/bin/sh\necho":       "/bin/sh",
+		" /bin/sh -e\n":       "/bin/sh",
+		"\t/usr/bin/env perl": "/usr/bin/env",
+		"\n":                  "",
+		"":                    "",
+	} {
+		if got := scriptInterpreter(line); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}
