@@ -13,6 +13,7 @@ import (
 	oaerrors "github.com/go-openapi/errors"
 	"github.com/go-openapi/strfmt"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -196,6 +197,28 @@ func TestABodyThatNobodyReads(t *testing.T) {
 	}
 }
 
+func TestWhatADeleteCouldNotTakeDownIsNamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	expect[any](t, w.do("POST", "/mount", `{"kind":"attach","attach":{"fs_type":"xfs","attach":{"kind":"local","local":{"path":"/dev/vda"}}}}`), 201)
+	w.down = func(class driver.Class) error {
+		if class == driver.Attach {
+			return errors.New("stuck")
+		}
+		return nil
+	}
+	out := w.do("DELETE", "/mount?id=2", "")
+	expect[any](t, out, 200)
+	if got := out.Header().Get("Warning"); !strings.Contains(got, "attach 1") || !strings.Contains(got, "stuck") {
+		t.Errorf("Warning is %q", got)
+	}
+	list := expect[[]*models.Attach](t, w.do("GET", "/attach", ""), 200)
+	if len(list) != 1 || list[0].Phase != "broken" || !strings.Contains(list[0].Error, "stuck") {
+		t.Errorf("attachments are %+v", list)
+	}
+	w.down = func(driver.Class) error { return nil }
+}
+
 func TestTableOfErrors(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -262,7 +285,7 @@ func TestCancelledRequests(t *testing.T) {
 		w.up = func(up context.Context) error {
 			cancel(cause)
 			<-up.Done()
-			return context.Cause(up)
+			return fmt.Errorf("attach: %w", up.Err())
 		}
 		r := httptest.NewRequest("POST", "/imageapi/v1/mount", strings.NewReader(bind)).WithContext(ctx)
 		r.Header.Set("Content-Type", "application/json")

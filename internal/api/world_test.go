@@ -28,6 +28,7 @@ type world struct {
 
 	plan func()                          // called by each Plan
 	up   func(ctx context.Context) error // asked by each Up
+	down func(class driver.Class) error  // asked by each Down
 }
 
 func newWorld(t testing.TB) *world {
@@ -36,9 +37,9 @@ func newWorld(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{log: &lines{}, plan: func() {}, up: func(context.Context) error { return nil }}
+	w := &world{log: &lines{}, plan: func() {}, up: func(context.Context) error { return nil }, down: func(driver.Class) error { return nil }}
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	w.manager = state.New(state.Options{Journal: j, NextID: found.NextID, Log: log, DeleteTimeout: time.Minute})
+	w.manager = state.New(state.Options{Journal: j, NextID: found.NextID, Log: log, DeleteTimeout: time.Minute, RetryMin: time.Hour, RetryMax: time.Hour})
 	t.Cleanup(func() {
 		if err := w.manager.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -142,8 +143,14 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	return driver.Live{}, nil
 }
 
-func (u *unit) Down(context.Context, driver.Site, driver.Live) error { return nil }
-func (u *unit) MarshalJSON() ([]byte, error)                         { return []byte("{}"), nil }
+func (u *unit) Down(context.Context, driver.Site, driver.Live) error {
+	if u.def.Attach != nil {
+		return u.w.down(driver.Attach)
+	}
+	return u.w.down(driver.Mount)
+}
+
+func (u *unit) MarshalJSON() ([]byte, error) { return []byte("{}"), nil }
 
 func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
 	switch {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -64,7 +65,7 @@ func TestRunningRequestsMayEnd(t *testing.T) {
 	s := start(t, time.Minute, func(w http.ResponseWriter, r *http.Request) {
 		entered <- true
 		<-leave
-		_, _ = io.WriteString(w, "done")
+		_, _ = fmt.Fprint(w, "done ", context.Cause(r.Context()))
 	})
 	answer := s.get()
 	<-entered
@@ -82,7 +83,7 @@ func TestRunningRequestsMayEnd(t *testing.T) {
 	default:
 	}
 	close(leave)
-	if got := <-answer; got != "done" {
+	if got := <-answer; got != "done <nil>" {
 		t.Errorf("answer is %q", got)
 	}
 	if err := <-s.result; err != nil {
