@@ -23,12 +23,14 @@ import (
 // swagger:model attach_loopback
 type AttachLoopback struct {
 
-	// What `path` starts from: the node's root directory (`root`), or the mount given in `mount`.
+	// What `path` starts from: the node's root directory (`root`), or the tree of the mount that is given in `mount`,
+	// whole or by id (`mount`). Only then `mount` is needed.
+	//
 	// Required: true
 	// Enum: ["root","mount"]
 	Base *string `json:"base"`
 
-	// The mount that holds the file. Needed with base `mount`, and only then.
+	// mount
 	Mount *Mount `json:"mount,omitempty"`
 
 	// The partitions that were found, in the order of their numbers. Absent without `readPartitions`.

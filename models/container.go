@@ -15,7 +15,9 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Container Processes that run in a mount, apart from the node.
+// Container Processes that run in a mount, apart from the node. The mount is their root directory; if it is read-only it must
+// have the directories `/proc`, `/sys` and `/dev`.
+//
 // Example: {"command":"/sbin/init","mount":{"kind":"overlay","overlay":{"lower":[{"attach":{"attach":{"kind":"loopback","loopback":{"base":"root","path":"/images/a.squashfs"}},"fs_type":"squashfs"},"kind":"attach"}]}},"name":"web","state":"running"}
 //
 // swagger:model container
@@ -49,7 +51,7 @@ type Container struct {
 	// Read Only: true
 	Logfile string `json:"logfile,omitempty"`
 
-	// The root directory, whole or by id. It must hold the directories `/proc`, `/sys` and `/dev` if it is read-only.
+	// mount
 	// Required: true
 	Mount *Mount `json:"mount"`
 
@@ -86,7 +88,7 @@ type Container struct {
 	// Format: date-time
 	StartedAt *strfmt.DateTime `json:"started_at,omitempty"`
 
-	// In a request `created` (also when left out) or `running`, which starts it.
+	// state
 	State ContainerState `json:"state,omitempty"`
 
 	// The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, `/run` and

@@ -18,7 +18,7 @@ import (
 // swagger:model mount_attach
 type MountAttach struct {
 
-	// The device, whole or by id.
+	// attach
 	// Required: true
 	Attach *Attach `json:"attach"`
 

@@ -20,12 +20,14 @@ import (
 // swagger:model mount_bind
 type MountBind struct {
 
-	// What `path` starts from: the node's root directory (`root`), or the mount given in `mount`.
+	// What `path` starts from: the node's root directory (`root`), or the tree of the mount that is given in `mount`,
+	// whole or by id (`mount`). Only then `mount` is needed.
+	//
 	// Required: true
 	// Enum: ["root","mount"]
 	Base *string `json:"base"`
 
-	// The mount that the directory is in. Needed with base `mount`, and only then.
+	// mount
 	Mount *Mount `json:"mount,omitempty"`
 
 	// The directory, as seen from `base`. With base `mount` it can't leave that mount, whatever links or `..` it

@@ -845,7 +845,7 @@ func init() {
       ],
       "properties": {
         "base": {
-          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the mount given in ` + "`" + `mount` + "`" + `.",
+          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the tree of the mount that is given in ` + "`" + `mount` + "`" + `,\nwhole or by id (` + "`" + `mount` + "`" + `). Only then ` + "`" + `mount` + "`" + ` is needed.\n",
           "type": "string",
           "enum": [
             "root",
@@ -853,7 +853,6 @@ func init() {
           ]
         },
         "mount": {
-          "description": "The mount that holds the file. Needed with base ` + "`" + `mount` + "`" + `, and only then.",
           "$ref": "#/definitions/mount"
         },
         "partitions": {
@@ -942,7 +941,7 @@ func init() {
       }
     },
     "container": {
-      "description": "Processes that run in a mount, apart from the node.",
+      "description": "Processes that run in a mount, apart from the node. The mount is their root directory; if it is read-only it must\nhave the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + `.\n",
       "type": "object",
       "required": [
         "mount",
@@ -983,7 +982,6 @@ func init() {
           "example": "/run/imageapi/logs/6.log"
         },
         "mount": {
-          "description": "The root directory, whole or by id. It must hold the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + ` if it is read-only.",
           "$ref": "#/definitions/mount"
         },
         "name": {
@@ -1042,7 +1040,6 @@ func init() {
           "readOnly": true
         },
         "state": {
-          "description": "In a request ` + "`" + `created` + "`" + ` (also when left out) or ` + "`" + `running` + "`" + `, which starts it.",
           "$ref": "#/definitions/container_state"
         },
         "systemd": {
@@ -1092,7 +1089,7 @@ func init() {
       ]
     },
     "container_state": {
-      "description": "The state of a container; see \"States of a container\".",
+      "description": "The state of a container; see \"States of a container\". A definition may ask for ` + "`" + `created` + "`" + `, which is the same as\nleaving it out, or ` + "`" + `running` + "`" + `, which starts the container.\n",
       "type": "string",
       "enum": [
         "created",
@@ -1220,7 +1217,6 @@ func init() {
       ],
       "properties": {
         "attach": {
-          "description": "The device, whole or by id.",
           "$ref": "#/definitions/attach"
         },
         "fs_type": {
@@ -1269,7 +1265,7 @@ func init() {
       ],
       "properties": {
         "base": {
-          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the mount given in ` + "`" + `mount` + "`" + `.",
+          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the tree of the mount that is given in ` + "`" + `mount` + "`" + `,\nwhole or by id (` + "`" + `mount` + "`" + `). Only then ` + "`" + `mount` + "`" + ` is needed.\n",
           "type": "string",
           "enum": [
             "root",
@@ -1277,7 +1273,6 @@ func init() {
           ]
         },
         "mount": {
-          "description": "The mount that the directory is in. Needed with base ` + "`" + `mount` + "`" + `, and only then.",
           "$ref": "#/definitions/mount"
         },
         "path": {
@@ -2546,7 +2541,7 @@ func init() {
       ],
       "properties": {
         "base": {
-          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the mount given in ` + "`" + `mount` + "`" + `.",
+          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the tree of the mount that is given in ` + "`" + `mount` + "`" + `,\nwhole or by id (` + "`" + `mount` + "`" + `). Only then ` + "`" + `mount` + "`" + ` is needed.\n",
           "type": "string",
           "enum": [
             "root",
@@ -2554,7 +2549,6 @@ func init() {
           ]
         },
         "mount": {
-          "description": "The mount that holds the file. Needed with base ` + "`" + `mount` + "`" + `, and only then.",
           "$ref": "#/definitions/mount"
         },
         "partitions": {
@@ -2643,7 +2637,7 @@ func init() {
       }
     },
     "container": {
-      "description": "Processes that run in a mount, apart from the node.",
+      "description": "Processes that run in a mount, apart from the node. The mount is their root directory; if it is read-only it must\nhave the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + `.\n",
       "type": "object",
       "required": [
         "mount",
@@ -2684,7 +2678,6 @@ func init() {
           "example": "/run/imageapi/logs/6.log"
         },
         "mount": {
-          "description": "The root directory, whole or by id. It must hold the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + ` if it is read-only.",
           "$ref": "#/definitions/mount"
         },
         "name": {
@@ -2743,7 +2736,6 @@ func init() {
           "readOnly": true
         },
         "state": {
-          "description": "In a request ` + "`" + `created` + "`" + ` (also when left out) or ` + "`" + `running` + "`" + `, which starts it.",
           "$ref": "#/definitions/container_state"
         },
         "systemd": {
@@ -2793,7 +2785,7 @@ func init() {
       ]
     },
     "container_state": {
-      "description": "The state of a container; see \"States of a container\".",
+      "description": "The state of a container; see \"States of a container\". A definition may ask for ` + "`" + `created` + "`" + `, which is the same as\nleaving it out, or ` + "`" + `running` + "`" + `, which starts the container.\n",
       "type": "string",
       "enum": [
         "created",
@@ -2921,7 +2913,6 @@ func init() {
       ],
       "properties": {
         "attach": {
-          "description": "The device, whole or by id.",
           "$ref": "#/definitions/attach"
         },
         "fs_type": {
@@ -2970,7 +2961,7 @@ func init() {
       ],
       "properties": {
         "base": {
-          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the mount given in ` + "`" + `mount` + "`" + `.",
+          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the tree of the mount that is given in ` + "`" + `mount` + "`" + `,\nwhole or by id (` + "`" + `mount` + "`" + `). Only then ` + "`" + `mount` + "`" + ` is needed.\n",
           "type": "string",
           "enum": [
             "root",
@@ -2978,7 +2969,6 @@ func init() {
           ]
         },
         "mount": {
-          "description": "The mount that the directory is in. Needed with base ` + "`" + `mount` + "`" + `, and only then.",
           "$ref": "#/definitions/mount"
         },
         "path": {

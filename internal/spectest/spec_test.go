@@ -56,8 +56,10 @@ func TestEverythingIsDescribed(t *testing.T) {
 	for name, definition := range tree(spec["definitions"]) {
 		described(t, name, definition)
 		for field, schema := range tree(tree(definition)["properties"]) {
-			if tree(schema)["$ref"] == nil { // else the definition's description is shown
+			if tree(schema)["$ref"] == nil {
 				described(t, name+"."+field, schema)
+			} else if len(tree(schema)) > 1 {
+				t.Errorf("%s.%s has a $ref and more: what stands beside a $ref is not shown", name, field)
 			}
 		}
 		if tree(definition)["type"] == "object" && tree(definition)["example"] == nil {
