@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	oaerrors "github.com/go-openapi/errors"
@@ -49,6 +51,7 @@ func serveError(w http.ResponseWriter, r *http.Request, err error) {
 		e.failure = message
 	}
 	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
+		slices.Sort(notAllowed.Allowed)
 		w.Header().Set("Allow", strings.Join(notAllowed.Allowed, ", "))
 	}
 	writeError(w, status, message)
@@ -68,18 +71,12 @@ const maxMessage = 8 << 10
 
 // explain finds status and message for err. The message is never empty.
 func explain(r *http.Request, err error) (status int, message string) {
-	if errors.Is(err, context.Canceled) {
-		if cause := context.Cause(r.Context()); cause != nil {
-			err = cause
-		}
+	if cause := context.Cause(r.Context()); cause != nil && errors.Is(err, context.Canceled) {
+		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	switch status = statusOfError(err); {
-	case err == nil:
-		message = ""
-	case status == http.StatusUnprocessableEntity || status == http.StatusBadRequest:
+	status = statusOfError(err)
+	if err != nil {
 		message = faultsOf(err)
-	default:
-		message = err.Error()
 	}
 	switch {
 	case message == "":
