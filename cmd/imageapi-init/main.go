@@ -2,7 +2,8 @@
 // it is of no use to anybody else.
 //
 // As supervisor it starts the container's first process, writes its log, ends it, and knows how it ended. As init
-// stage it is that first process until the inside is ready, and then becomes the command.
+// stage it is that first process until the inside is ready, and then becomes the command. As helper it does one act that
+// may hang, such as a mount from a server that does not answer.
 //
 // It imports as little as possible, since each container has one of it.
 package main
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
 )
 
 func main() {
@@ -30,8 +32,11 @@ func main() {
 	case proto.ModeInit:
 		prepare()
 		os.Exit(stage())
+	case wire.Mode:
+		prepare()
+		os.Exit(help())
 	default:
-		_, _ = os.Stderr.WriteString("imageapi-init: runs containers for imageapi-server, which is the one to start it\n")
+		_, _ = os.Stderr.WriteString("imageapi-init: works for imageapi-server, which is the one to start it\n")
 		os.Exit(2)
 	}
 }

@@ -61,8 +61,10 @@ func (s *supervisor) start() *proto.Failure {
 	defer unix.Close(status)
 	send(status, s.config.Message())
 	if failure := s.outcome(status); failure != nil {
-		_ = s.group.Kill()
-		s.reap()
+		_ = s.group.Kill() // if it is ending already this does not change how
+		if how := s.reap(); failure.Reason == proto.Died {
+			failure.Detail = how
+		}
 		_ = s.group.WaitEmpty(context.Background())
 		log.finish()
 		return failure
@@ -192,11 +194,18 @@ func (s *supervisor) reapAll(ended chan<- proto.Exit, reaped chan<- struct{}) {
 	}
 }
 
-// reap reaps the first process alone.
-func (s *supervisor) reap() {
+// reap reaps the first process alone and says how it ended.
+func (s *supervisor) reap() string {
 	for {
-		if _, err := unix.Wait4(s.pid, nil, 0, nil); err != unix.EINTR {
-			return
+		var status unix.WaitStatus
+		switch _, err := unix.Wait4(s.pid, &status, 0, nil); {
+		case err == unix.EINTR:
+		case err != nil:
+			return err.Error()
+		case status.Signaled():
+			return "by signal " + strconv.Itoa(int(status.Signal()))
+		default:
+			return "with status " + strconv.Itoa(status.ExitStatus())
 		}
 	}
 }

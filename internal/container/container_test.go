@@ -263,6 +263,38 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestEveryActOfNewFails lets each privileged act of New fail in turn.
+func TestEveryActOfNewFails(t *testing.T) {
+	testkit.Root(t)
+	code, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := testkit.RunDir(t)
+	group := "/imageapi-test-" + filepath.Base(dir)
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid(), Goroutines: true, Cgroup: group, Ignore: []string{"logs"}})
+	for fail := 1; ; fail++ {
+		seen := 0
+		d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: group + "/a", Program: code, Gate: func(act string) error {
+			if seen++; seen == fail {
+				return fmt.Errorf("no %s", act)
+			}
+			return nil
+		}})
+		if err == nil {
+			fail = -1 // not the acts of Close
+			if seen < 4 {
+				t.Errorf("only %d acts", seen)
+			}
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		t.Logf("act %d: %v", fail, err)
+	}
+}
+
 // TestEveryActFails lets each privileged act of a start fail in turn: nothing may be left of it.
 func TestEveryActFails(t *testing.T) {
 	var fail, seen atomic.Int64
