@@ -307,8 +307,12 @@ func TestStartIsCancelled(t *testing.T) {
 	b := n.up(t, root, definition("sleep 1000"))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
 	defer cancel()
-	if _, err := b.unit.Start(ctx, b.site, b.live); !errs.Is(err, errs.Deadline) {
-		t.Errorf("start after the deadline: %v", err)
+	if p, err := b.unit.Start(ctx, b.site, b.live); !errs.Is(err, errs.Deadline) {
+		if err == nil {
+			p.Kill()
+			end(t, p)
+		}
+		t.Fatalf("start after the deadline: %v", err)
 	}
 	// At every moment of a start.
 	for d := 100 * time.Microsecond; ; d += 100 * time.Microsecond {
