@@ -11,12 +11,12 @@ import (
 
 // patience is how long testkit waits for something that ends by itself. It only bounds the wait of a test that
 // is going to fail.
-const patience = 20 * time.Second
+const patience = 10 * time.Second
 
 // pause is the time between two looks.
 const pause = 5 * time.Millisecond
 
-// Eventually returns when cond holds and fails the test if it does not within 20 seconds. It is for ends that the
+// Eventually returns when cond holds and fails the test if it does not within 10 seconds. It is for ends that the
 // kernel or another process brings about and that nothing announces; where there is an event, wait for that.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
@@ -25,7 +25,7 @@ func Eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// Settles tells whether cond comes to hold within 20 seconds. It is the only place in the tests that polls.
+// Settles tells whether cond comes to hold within 10 seconds. It is the only place in the tests that polls.
 func Settles(cond func() bool) bool {
 	end := time.Now().Add(patience)
 	for !cond() {

@@ -48,7 +48,7 @@ func Unchanged(t testing.TB, scope Scope) {
 }
 
 // Same fails the test, without ending it, unless the state is again what it was. Processes, descriptors and
-// whatever the kernel frees late have 20 seconds to go.
+// whatever the kernel frees late have 10 seconds to go.
 func (s *State) Same(t testing.TB) bool {
 	t.Helper()
 	var diff string

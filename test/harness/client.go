@@ -22,29 +22,33 @@ import (
 type Client struct {
 	*client.Imageapi              // typed calls
 	HTTP             *http.Client // odd requests; the host in the URL is ignored
-	base             string
+}
+
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+func (d *Daemon) dialUnix(ctx context.Context, _, _ string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "unix", d.Socket)
+}
+
+func (d *Daemon) dialTCP(ctx context.Context, _, _ string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "tcp", d.Address)
 }
 
 // Unix returns a client of the server's socket.
-func (d *Daemon) Unix(t testing.TB) *Client {
-	return newClient(t, func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", d.Socket)
-	})
-}
+func (d *Daemon) Unix(t testing.TB) *Client { return newClient(t, d.dialUnix) }
 
 // TCP returns a client of the server's http listener.
-func (d *Daemon) TCP(t testing.TB) *Client {
-	return newClient(t, func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", d.Address)
-	})
-}
+func (d *Daemon) TCP(t testing.TB) *Client { return newClient(t, d.dialTCP) }
 
-func newClient(t testing.TB, dial func(context.Context, string, string) (net.Conn, error)) *Client {
+// base is where the API is; the dialer ignores the host.
+const base = "http://imageapi" + client.DefaultBasePath
+
+func newClient(t testing.TB, dial dialer) *Client {
 	// No connection is kept, so that the server's descriptors can be compared.
 	plain := &http.Transport{DialContext: dial, DisableKeepAlives: true}
 	checked := &http.Client{Transport: checker{t, plain}}
 	api := client.New(httptransport.NewWithClient("imageapi", client.DefaultBasePath, []string{"http"}, checked), strfmt.Default)
-	return &Client{Imageapi: api, HTTP: checked, base: "http://imageapi" + client.DefaultBasePath}
+	return &Client{Imageapi: api, HTTP: checked}
 }
 
 // Answer is a response that has been read.
@@ -80,7 +84,7 @@ func (c *Client) Do(ctx context.Context, method, path string, body any) (Answer,
 		}
 		reader = bytes.NewReader(data)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, reader)
+	req, err := http.NewRequestWithContext(ctx, method, base+path, reader)
 	if err != nil {
 		return Answer{}, err
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,7 +60,7 @@ func Restart(t testing.TB, server, runDir string, flags ...string) *Daemon {
 			t.Logf("the server's log:\n%s", d.Log())
 		}
 	})
-	testkit.Eventually(t, "the server listens", func() bool { return d.over() || dials("unix", d.Socket) && dials("tcp", d.Address) })
+	testkit.Eventually(t, "the server answers", func() bool { return d.over() || d.answers() })
 	if d.over() {
 		t.Fatalf("the server ended: %v", d.err)
 	}
@@ -184,12 +185,16 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-func dials(network, address string) bool {
-	c, err := net.Dial(network, address)
-	if err != nil {
-		return false
+// answers tells whether both listeners serve, so that all that the server makes for itself is there.
+func (d *Daemon) answers() bool {
+	for _, dial := range []dialer{d.dialUnix, d.dialTCP} {
+		c := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+		resp, err := c.Get(base + "/mount")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
 	}
-	_ = c.Close()
 	return true
 }
 
