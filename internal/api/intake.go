@@ -59,7 +59,7 @@ func dropBody(r *http.Request) {
 }
 
 func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, a.maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(innermost(w), r.Body, a.maxBody))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, oaerrors.New(http.StatusRequestEntityTooLarge, "read body: it is longer than %d bytes (the limit is set by --max-body)", a.maxBody)
 	}
@@ -74,6 +74,18 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, oaerrors.New(http.StatusUnsupportedMediaType, "read body: its Content-Type is %q: send application/json", given)
 	}
 	return body, nil
+}
+
+// innermost returns the writer of net/http itself. Only by it can MaxBytesReader make the server wait before it
+// closes the connection: else a client that is still sending gets a reset instead of the answer.
+func innermost(w http.ResponseWriter) http.ResponseWriter {
+	for {
+		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return w
+		}
+		w = outer.Unwrap()
+	}
 }
 
 func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) {
