@@ -17,7 +17,7 @@ func Classic(g gate.Gate, dir, fsType, label, speaker, target string, attr Attr,
 		return inDirectory(dir, func() error { return unix.Mount(label, target, fsType, classicFlags(attr), data) })
 	})
 	if err != nil {
-		return classed(&Error{Op: "mount", Type: fsType, Target: target, Flags: attr, Words: log.lines(), Err: err})
+		return Refused(&Error{Op: "mount", Type: fsType, Target: target, Flags: attr, Words: log.lines(), Err: err})
 	}
 	return nil
 }

@@ -73,8 +73,8 @@ var classes = map[unix.Errno]errs.Class{
 	unix.ENOPKG:       errs.Unsupported,
 }
 
-// classed gives e the class that belongs to its errno.
-func classed(e *Error) error {
+// Refused gives e the class that belongs to its errno.
+func Refused(e *Error) error {
 	class := errs.Internal
 	if errno, ok := errors.AsType[unix.Errno](e.Err); ok {
 		class = classes[errno] // Internal if it is not listed

@@ -31,12 +31,17 @@ func New(g gate.Gate, fsType string) (*FS, error) {
 		return err
 	})
 	if errors.Is(err, unix.ENODEV) {
-		return nil, errs.New(errs.Unsupported, "mount %s: the kernel has no such file system: load its module (modprobe %s) or enable it in the kernel's configuration: %w", fsType, fsType, err)
+		return nil, Lacks(fsType, err)
 	}
 	if err != nil {
 		return nil, f.fail("", err)
 	}
 	return f, nil
+}
+
+// Lacks is the error for a file system that the kernel does not have.
+func Lacks(fsType string, err error) error {
+	return errs.New(errs.Unsupported, "mount %s: the kernel has no such file system: load its module (modprobe %s) or enable it in the kernel's configuration: %w", fsType, fsType, err)
 }
 
 // Close lets go of the configuration; a mount made from it stays.
@@ -103,11 +108,11 @@ func (f *FS) Mount(attr Attr) (*os.File, error) {
 }
 
 func (f *FS) fail(option string, err error) error {
-	return classed(&Error{Op: "mount", Type: f.fsType, Source: f.source, Option: option, Words: f.words(), Err: err})
+	return Refused(&Error{Op: "mount", Type: f.fsType, Source: f.source, Option: option, Words: f.words(), Err: err})
 }
 
 func (f *FS) failAttr(attr Attr, err error) error {
-	return classed(&Error{Op: "mount", Type: f.fsType, Source: f.source, Flags: attr, Words: f.words(), Err: err})
+	return Refused(&Error{Op: "mount", Type: f.fsType, Source: f.source, Flags: attr, Words: f.words(), Err: err})
 }
 
 // words returns what the kernel said about this file system: in its context or else in the log.
@@ -119,7 +124,7 @@ func (f *FS) words() []string {
 		if err != nil || n <= 0 {
 			break
 		}
-		words = append(words, plain(string(buf[:n])))
+		words = append(words, Plain(string(buf[:n])))
 	}
 	if len(words) > 0 {
 		return words
@@ -127,8 +132,8 @@ func (f *FS) words() []string {
 	return f.log.lines()
 }
 
-// plain takes the class ("e ", "w " or "i ") from a message of the context.
-func plain(message string) string {
+// Plain takes the class ("e ", "w " or "i ") from a message of a file system's context.
+func Plain(message string) string {
 	message = strings.TrimSpace(message)
 	if len(message) > 2 && message[1] == ' ' {
 		return message[2:]

@@ -92,7 +92,7 @@ func TestError(t *testing.T) {
 		{Error{Op: "mount", Flags: 1 << 40, Err: unix.EIO}, "mount (0x10000000000): input/output error", errs.Invalid},
 		{Error{Op: "mount", Err: errors.New("other")}, "mount: other", errs.Internal},
 	} {
-		err := classed(&test.err)
+		err := Refused(&test.err)
 		if err.Error() != test.text || errs.ClassOf(err) != test.class || !errors.Is(err, test.err.Err) {
 			t.Errorf("got %q (%v), want %q (%v)", err, errs.ClassOf(err), test.text, test.class)
 		}

@@ -15,7 +15,7 @@ func Relax(g gate.Gate, tree *os.File, clear Attr) error {
 		return unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_clr: uint64(clear), Propagation: unix.MS_PRIVATE})
 	})
 	if err != nil {
-		return classed(&Error{Op: "clear mount attributes of", Source: tree.Name(), Flags: clear, Err: err})
+		return Refused(&Error{Op: "clear mount attributes of", Source: tree.Name(), Flags: clear, Err: err})
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func Clone(g gate.Gate, dir *os.File, recursive bool) (*os.File, error) {
 		return nil, errs.New(errs.Invalid, "bind %s: it is on a mount that does not allow this (unbindable, or of another mount namespace): %w", dir.Name(), err)
 	}
 	if err != nil {
-		return nil, classed(&Error{Op: "bind", Source: dir.Name(), Err: err})
+		return nil, Refused(&Error{Op: "bind", Source: dir.Name(), Err: err})
 	}
 	return os.NewFile(uintptr(fd), dir.Name()), nil
 }
@@ -43,7 +43,7 @@ func Restrict(g gate.Gate, tree *os.File, set Attr, recursive bool) error {
 		return unix.MountSetattr(int(tree.Fd()), "", flags, &unix.MountAttr{Attr_set: uint64(set), Propagation: unix.MS_PRIVATE})
 	})
 	if err != nil {
-		return classed(&Error{Op: "set mount attributes of", Source: tree.Name(), Flags: set, Err: err})
+		return Refused(&Error{Op: "set mount attributes of", Source: tree.Name(), Flags: set, Err: err})
 	}
 	return nil
 }
@@ -54,7 +54,7 @@ func Attach(g gate.Gate, tree, dir *os.File, name string) error {
 		return unix.MoveMount(int(tree.Fd()), "", int(dir.Fd()), name, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	})
 	if err != nil {
-		return classed(&Error{Op: "attach mount", Source: tree.Name(), Target: filepath.Join(dir.Name(), name), Err: err})
+		return Refused(&Error{Op: "attach mount", Source: tree.Name(), Target: filepath.Join(dir.Name(), name), Err: err})
 	}
 	return nil
 }

@@ -171,5 +171,5 @@ func unmount(g gate.Gate, handle, point string) error {
 	case errors.Is(err, unix.EBUSY):
 		return errs.New(errs.Conflict, "unmount %s: %w: by something that is not seen from here, as a thread's working directory or the kernel itself", point, err)
 	}
-	return classed(&Error{Op: "unmount", Target: point, Err: err})
+	return Refused(&Error{Op: "unmount", Target: point, Err: err})
 }

@@ -40,16 +40,21 @@ func Open(root, unsafePath string, flags int) (*os.File, error) {
 // What the path or the image is to blame for is errs.Invalid, a path that kept changing or a busy program
 // errs.Conflict. The errno can be had with errors.Is.
 func OpenAt(dir *os.File, unsafePath string, flags int) (*os.File, error) {
+	how := unix.OpenHow{Flags: uint64(Flags(flags)), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := open(dir, unsafePath, &how)
+	if err != nil {
+		return nil, Classify(dir.Name(), unsafePath, err)
+	}
+	return os.NewFile(uintptr(fd), unsafePath), nil
+}
+
+// Flags returns flags with those that OpenAt adds.
+func Flags(flags int) int {
 	flags |= unix.O_CLOEXEC
 	if flags&unix.O_PATH == 0 {
 		flags |= unix.O_NONBLOCK | unix.O_NOCTTY
 	}
-	how := unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := open(dir, unsafePath, &how)
-	if err != nil {
-		return nil, classify(dir.Name(), unsafePath, err)
-	}
-	return os.NewFile(uintptr(fd), unsafePath), nil
+	return flags
 }
 
 func open(dir *os.File, unsafePath string, how *unix.OpenHow) (fd int, err error) {
@@ -68,8 +73,8 @@ func open(dir *os.File, unsafePath string, how *unix.OpenHow) (fd int, err error
 	return fd, errors.Join(cerr, err)
 }
 
-// classify names the path and says who is to blame.
-func classify(root, unsafePath string, err error) error {
+// Classify makes the error that OpenAt returns for an errno: it names the path and says who is to blame.
+func Classify(root, unsafePath string, err error) error {
 	where := ""
 	if root != "/" {
 		where = " inside " + root

@@ -1,0 +1,182 @@
+// Package helper does what can hang in processes that can be killed: acts on network file systems and on devices whose
+// server may be gone.
+//
+// A thread that waits in the kernel for a server can't be taken back, and a daemon that lends its own to enough dead
+// servers stands still. So each such act gets a process of its own (imageapi-init), which is killed when its time is
+// up. While it runs no thread waits for it. Where the kernel lets even a killed process wait, the error says so and for
+// what ([Stuck]); the process is reaped whenever it ends.
+//
+// Package wire draws what is said between the two.
+package helper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+)
+
+// Runner starts helpers. It is safe for concurrent use.
+//
+// All its acts happen in the daemon's mount namespace and honour their context: a little before its deadline, so that
+// there is still time for an answer, or when it is cancelled the process is killed. The error is then an errs.Deadline
+// that says where the process waited, or wraps the context's cause if that was something else. If the process did not
+// end within a moment, the error has a *[Stuck] in its chain; what becomes of the act is then known only when it ends.
+type Runner struct {
+	program *os.File
+	gate    gate.Gate
+}
+
+// New returns a Runner for imageapi-init, in sealed memory (package program), which stays the caller's.
+func New(p *os.File, g gate.Gate) *Runner { return &Runner{program: p, gate: g} }
+
+// FS describes a file system and a mount of it.
+type FS struct {
+	Type   string
+	Source string        // a device, or what the file system takes for one: "host:/path"
+	Params []mount.Param // set in this order, after the source
+	Attr   mount.Attr
+}
+
+// Mount makes a file system and returns a detached mount of it (see package mount): nobody else can see it. Where its
+// server may be gone it is undone with [Runner.Discard], since closing the last descriptor of it can hang.
+//
+// The error is that of package mount, with the kernel's words and the option that it refused.
+func (r *Runner) Mount(ctx context.Context, fs FS) (*os.File, error) {
+	options := []wire.Option{{Key: "source", Value: fs.Source, HasValue: true}}
+	for _, p := range fs.Params {
+		options = append(options, wire.Option(p))
+	}
+	what := fmt.Sprintf("mount %s %s", fs.Type, fs.Source)
+	file, failure, err := r.do(ctx, act{name: "helper mount", what: what, request: wire.MountMessage(fs.Type, uint64(fs.Attr), options)})
+	switch {
+	case err != nil:
+		return nil, err
+	case failure != nil && failure.Step == "fsopen" && failure.Errno == unix.ENODEV:
+		return nil, mount.Lacks(fs.Type, failure.Errno)
+	case failure != nil:
+		e := &mount.Error{Op: "mount", Type: fs.Type, Source: fs.Source, Flags: fs.Attr, Option: failure.Option, Err: failure.Errno}
+		for _, w := range failure.Words {
+			e.Words = append(e.Words, mount.Plain(w))
+		}
+		return nil, mount.Refused(e)
+	case file == nil:
+		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
+	}
+	return file, nil
+}
+
+// Unmount unmounts what is mounted at path, a mountpoint in a directory of ours, with the flags of umount2(2). The
+// kernel writes back what is dirty only once the mount is gone from the mount table: to be able to turn back, call Sync
+// before. The errno can be had with errors.Is.
+func (r *Runner) Unmount(ctx context.Context, path string, flags int) error {
+	what := "unmount " + path
+	_, failure, err := r.do(ctx, act{name: "helper unmount", what: what, request: wire.Encode(wire.Unmount, path, strconv.Itoa(flags))})
+	if failure != nil {
+		return mount.Refused(&mount.Error{Op: "unmount", Source: path, Err: failure.Errno})
+	}
+	return err
+}
+
+// Sync makes the file system at path, a mountpoint in a directory of ours, write back all that it has in memory. While it
+// runs the mount is busy.
+func (r *Runner) Sync(ctx context.Context, path string) error {
+	_, failure, err := r.do(ctx, act{name: "helper sync", what: "sync " + path, request: wire.Encode(wire.Sync, path)})
+	if failure != nil {
+		return fmt.Errorf("sync %s: %s: %w", path, failure.Step, failure.Errno)
+	}
+	return err
+}
+
+// Open is rootpath.Open.
+func (r *Runner) Open(ctx context.Context, root, unsafePath string, flags int) (*os.File, error) {
+	what := fmt.Sprintf("open %q inside %s", unsafePath, root)
+	if strings.ContainsRune(unsafePath, 0) {
+		return nil, rootpath.Classify(root, unsafePath, unix.EINVAL)
+	}
+	request := wire.Encode(wire.Open, root, unsafePath, strconv.Itoa(rootpath.Flags(flags)))
+	file, failure, err := r.do(ctx, act{name: "helper open", what: what, request: request, result: unsafePath})
+	switch {
+	case err != nil:
+		return nil, err
+	case failure != nil && failure.Step != "openat2":
+		return nil, fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
+	case failure != nil:
+		return nil, rootpath.Classify(root, unsafePath, failure.Errno)
+	case file == nil:
+		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
+	}
+	return file, nil
+}
+
+// WriteFile writes data, which has no NUL, to a file that exists, in one call of write(2), as sysfs(5) wants it. The
+// errno can be had with errors.Is; data is in no error.
+func (r *Runner) WriteFile(ctx context.Context, path string, data []byte) error {
+	what := "write " + path
+	_, failure, err := r.do(ctx, act{name: "helper write", what: what, request: wire.Encode(wire.Write, path, string(data))})
+	if failure != nil {
+		return fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
+	}
+	return err
+}
+
+// Discard closes a descriptor where that can hang, as the last one of a detached mount. It is closed in this process
+// whatever becomes of it there.
+func (r *Runner) Discard(ctx context.Context, file *os.File) error {
+	_, failure, err := r.do(ctx, act{name: "helper close", what: "close " + file.Name(), request: wire.Encode(wire.Close), inherit: file})
+	if failure != nil {
+		return fmt.Errorf("close %s: %w", file.Name(), failure.Errno)
+	}
+	return err
+}
+
+// Stuck is a process that waits in the kernel though it was killed.
+type Stuck struct {
+	PID   int
+	Where string // the kernel's function that it waits in, or empty
+	ended chan struct{}
+}
+
+// Error names the process.
+func (s *Stuck) Error() string {
+	return fmt.Sprintf("the process that does it (pid %d) was killed but can't end%s", s.PID, in(s.Where))
+}
+
+// Done is closed when the process has ended: the act is over then, one way or the other.
+func (s *Stuck) Done() <-chan struct{} { return s.ended }
+
+// AsStuck returns the process that an act left behind, or nil.
+func AsStuck(err error) *Stuck {
+	s, _ := errors.AsType[*Stuck](err)
+	return s
+}
+
+func in(where string) string {
+	if where == "" {
+		return ""
+	}
+	return ": it waits in " + where
+}
+
+// overdue is the error of an act whose process was killed.
+func overdue(ctx context.Context, what, where string, stuck *Stuck) error {
+	cause := context.Cause(ctx)
+	class := errs.Deadline
+	if errors.Is(cause, context.Canceled) {
+		class = errs.ClassOf(cause)
+	}
+	if stuck != nil {
+		return errs.New(class, "%s: not done in time: %w", what, stuck)
+	}
+	return errs.New(class, "%s: not done in time%s: %w", what, in(where), cause)
+}

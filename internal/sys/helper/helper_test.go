@@ -1,0 +1,278 @@
+package helper_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+var built = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "iat-init-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	return testkit.BuildInit(dir)
+})
+
+// newRunner also proves that nothing is left after the test, which must not run in parallel with others.
+func newRunner(t *testing.T, g gate.Gate) (*helper.Runner, string) {
+	t.Helper()
+	testkit.Root(t)
+	code, err := built()
+	must(t, err)
+	dir := testkit.RunDir(t)
+	sealed, err := program.Seal("imageapi-init", code)
+	must(t, err)
+	t.Cleanup(func() { sealed.Close() })
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, Ignore: []string{"fifo", "file", "sub", "out", "disk", "fs"}, PID: os.Getpid(), Goroutines: true})
+	return helper.New(sealed, g), dir
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func soon(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestMount(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	size := mount.Param{Key: "size", Value: "1m", HasValue: true}
+	tree, err := r.Mount(t.Context(), helper.FS{Type: "tmpfs", Source: "here", Params: []mount.Param{size}, Attr: mount.ReadOnly | mount.NoDev})
+	must(t, err)
+	readOnly, err := mount.IsReadOnly(tree)
+	if err != nil || !readOnly {
+		t.Errorf("it is writable: %v", err)
+	}
+	point := filepath.Join(dir, "sub")
+	must(t, os.Mkdir(point, 0o755))
+	above, err := os.Open(dir)
+	must(t, err)
+	defer above.Close()
+	must(t, mount.Attach(nil, tree, above, "sub"))
+	must(t, r.Discard(t.Context(), tree)) // what is attached stays
+	must(t, r.Sync(t.Context(), point))
+	if table := testkit.Run(t, "findmnt", "-n", "-o", "SOURCE,VFS-OPTIONS,FS-OPTIONS", point); !strings.HasPrefix(table, "here   ro,nodev,relatime rw,size=1024k") {
+		t.Errorf("it is mounted as %s", table)
+	}
+	must(t, r.Unmount(t.Context(), point, 0))
+	if err := r.Unmount(t.Context(), point, 0); !errors.Is(err, unix.EINVAL) || err.Error() != "unmount "+point+": invalid argument" {
+		t.Errorf("unmounted twice: %v", err)
+	}
+}
+
+func TestMountRefused(t *testing.T) {
+	r, _ := newRunner(t, nil)
+	for name, c := range map[string]struct {
+		fs    helper.FS
+		class errs.Class
+		want  string
+	}{
+		"type": {helper.FS{Type: "nosuchfs", Source: "x"}, errs.Unsupported, "mount nosuchfs: the kernel has no such file system: load its module"},
+		"option": {
+			helper.FS{Type: "tmpfs", Source: "x", Params: []mount.Param{{Key: "bogus", Value: "1", HasValue: true}}, Attr: mount.NoSUID}, errs.Invalid,
+			`mount tmpfs x (nosuid): option "bogus=1": invalid argument; the kernel says: tmpfs: Unknown parameter 'bogus'`,
+		},
+		"flag": {helper.FS{Type: "tmpfs", Source: "x", Params: []mount.Param{{Key: "size"}}}, errs.Invalid, `mount tmpfs x: option "size": invalid argument`},
+		"create": {
+			helper.FS{Type: "squashfs", Source: "/dev/full"}, errs.Invalid, "mount squashfs /dev/full: block device required",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := r.Mount(t.Context(), c.fs)
+			if !errs.Is(err, c.class) || !strings.HasPrefix(fmt.Sprint(err), c.want) {
+				t.Errorf("got  %v: %v\nwant %v: %s", errs.ClassOf(err), err, c.class, c.want)
+			}
+		})
+	}
+}
+
+func TestOpen(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	must(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "sub/file"), []byte("inside"), 0o644))
+	must(t, os.Symlink("/../../sub/file", filepath.Join(dir, "sub/out")))
+	file, err := r.Open(t.Context(), dir, "sub/out", unix.O_RDONLY)
+	must(t, err)
+	defer file.Close()
+	text := make([]byte, 10)
+	if n, _ := file.Read(text); string(text[:n]) != "inside" || file.Name() != "sub/out" {
+		t.Errorf("%s holds %q", file.Name(), text[:n])
+	}
+	for path, want := range map[string]string{
+		"sub/none": `open "sub/none" inside ` + dir + ": no such file or directory",
+		"a\x00b":   `open "a\x00b" inside ` + dir + ": not a valid path: invalid argument",
+		"sub/file": `open "sub/file" inside ` + dir + ": not a directory",
+	} {
+		if _, err := r.Open(t.Context(), dir, path, unix.O_PATH|unix.O_DIRECTORY); !errs.Is(err, errs.Invalid) || err.Error() != want {
+			t.Errorf("got  %v: %v\nwant %s", errs.ClassOf(err), err, want)
+		}
+	}
+}
+
+func TestWriteFile(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	path := filepath.Join(dir, "file")
+	if err := r.WriteFile(t.Context(), path, []byte("secret")); !errors.Is(err, unix.ENOENT) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("not there: %v", err)
+	}
+	must(t, os.WriteFile(path, nil, 0o644))
+	must(t, r.WriteFile(t.Context(), path, []byte("1 2\n")))
+	if text, _ := os.ReadFile(path); string(text) != "1 2\n" {
+		t.Errorf("it holds %q", text)
+	}
+}
+
+// fifo returns the path of a pipe without a reader: opening it for writing hangs, and can be killed.
+func fifo(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "fifo")
+	must(t, unix.Mkfifo(path, 0o600))
+	return path
+}
+
+func TestHangs(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	path := fifo(t, dir)
+	start := time.Now()
+	err := r.WriteFile(soon(t, 2*time.Second), path, []byte("x"))
+	if !errs.Is(err, errs.Deadline) || !errors.Is(err, context.DeadlineExceeded) || helper.AsStuck(err) != nil {
+		t.Errorf("got %v: %v", errs.ClassOf(err), err)
+	}
+	if !strings.HasPrefix(fmt.Sprint(err), "write "+path+": not done in time: it waits in ") {
+		t.Errorf("it does not say what it waited for: %v", err)
+	}
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("the answer came %v after its deadline", took-2*time.Second)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, cancel)
+	if err := r.WriteFile(ctx, path, []byte("x")); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if err := r.WriteFile(ctx, path, []byte("x")); !errors.Is(err, context.Canceled) {
+		t.Errorf("begun when it was cancelled: %v", err)
+	}
+}
+
+// TestThreads: however many acts hang, no thread waits for them.
+func TestThreads(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	path := fifo(t, dir)
+	before := threads(t)
+	const acts = 60
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var all sync.WaitGroup
+	for range acts {
+		all.Go(func() {
+			if err := r.WriteFile(ctx, path, []byte("x")); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	testkit.Eventually(t, "all helpers to hang", func() bool { return len(children(t)) == acts })
+	if now := threads(t); now > before+acts/4 {
+		t.Errorf("%d threads before, %d while %d acts hang", before, now, acts)
+	}
+	cancel()
+	all.Wait()
+}
+
+func threads(t *testing.T) int {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	must(t, err)
+	return len(tasks)
+}
+
+func children(t *testing.T) []string {
+	t.Helper()
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	must(t, err)
+	var all []string
+	for _, list := range lists {
+		text, _ := os.ReadFile(list)
+		all = append(all, strings.Fields(string(text))...)
+	}
+	return all
+}
+
+// TestStuck: a write to a frozen file system can't be killed.
+func TestStuck(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	testkit.Need(t, "fsfreeze", "mount")
+	disk, point := filepath.Join(dir, "disk"), filepath.Join(dir, "fs")
+	must(t, os.Rename(testkit.Ext4(t, testkit.Busybox(t)), disk))
+	must(t, os.Mkdir(point, 0o755))
+	testkit.Run(t, "mount", "-o", "loop", disk, point)
+	defer testkit.Run(t, "umount", point)
+	file := filepath.Join(point, "file")
+	must(t, os.WriteFile(file, nil, 0o644))
+	testkit.Run(t, "fsfreeze", "--freeze", point)
+	frozen := true
+	thaw := func() {
+		if frozen {
+			frozen = false
+			testkit.Run(t, "fsfreeze", "--unfreeze", point)
+		}
+	}
+	defer thaw()
+	err := r.WriteFile(soon(t, 2*time.Second), file, []byte("x"))
+	stuck := helper.AsStuck(err)
+	if !errs.Is(err, errs.Deadline) || stuck == nil {
+		t.Fatalf("got %v: %v", errs.ClassOf(err), err)
+	}
+	want := fmt.Sprintf("write %s: not done in time: the process that does it (pid %d) was killed but can't end: it waits in ", file, stuck.PID)
+	if !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	select {
+	case <-stuck.Done():
+		t.Error("it has ended")
+	default:
+	}
+	thaw()
+	<-stuck.Done()
+}
+
+func TestGate(t *testing.T) {
+	refused := errors.New("no")
+	r, dir := newRunner(t, func(act string) error { return fmt.Errorf("%s: %w", act, refused) })
+	null, err := os.Open(os.DevNull)
+	must(t, err)
+	for name, err := range map[string]error{
+		"helper unmount": r.Unmount(t.Context(), dir, 0),
+		"helper sync":    r.Sync(t.Context(), dir),
+		"helper write":   r.WriteFile(t.Context(), dir, nil),
+		"helper close":   r.Discard(t.Context(), null),
+	} {
+		if !errors.Is(err, refused) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
