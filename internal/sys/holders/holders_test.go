@@ -218,8 +218,17 @@ func TestOfMount(t *testing.T) {
 		none(t, holders.OfMount(point))
 	})
 	t.Run("copy in another namespace", func(t *testing.T) {
-		pid, release := hold(t, "", ":", "unshare", "--mount", "--propagation", "private")
-		wants(t, holders.OfMount(point), fmt.Sprintf("pid %d (sh, other mount namespace ", pid))
+		idle, release := hold(t, "", ":", "unshare", "--mount", "--propagation", "private")
+		for _, h := range holders.Elsewhere(point, true) {
+			if h.PID == idle {
+				t.Errorf("a copy that nobody uses holds it: %s", holders.Text([]holders.Holder{h}))
+			}
+		}
+		release()
+		pid, release := hold(t, "", "cd '"+point+"'", "unshare", "--mount", "--propagation", "private")
+		for _, found := range [][]holders.Holder{holders.OfMount(point), holders.Elsewhere(point, false)} {
+			wants(t, found, fmt.Sprintf("pid %d (sh, other mount namespace ", pid))
+		}
 		release()
 		none(t, holders.OfMount(point))
 	})

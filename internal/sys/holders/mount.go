@@ -8,9 +8,8 @@ import (
 )
 
 // OfMount returns who holds the topmost mount at path, a mountpoint in our mount namespace: descriptors, working
-// and root directories, programs and maps of processes, mounts below it, loop devices and swap on its files, and
-// copies of it in other mount namespaces, which do not keep it from being unmounted but its file system alive.
-// Our own descriptors are left out. It is empty if nothing is mounted there.
+// and root directories, programs and maps of processes, also in copies of it in other mount namespaces, mounts below it,
+// and loop devices and swap on its files. Our own descriptors are left out. It is empty if nothing is mounted there.
 //
 // It says nothing about other mounts of the same file system; for one on a block device ask OfDevice.
 func OfMount(path string) []Holder {
@@ -43,18 +42,21 @@ func OfMount(path string) []Holder {
 	return s.found
 }
 
-// Elsewhere returns which processes in other mount namespaces have a copy of the topmost mount at path. Such a copy
-// does not keep the mount from being unmounted, it hides that its file system lives on. With whole any other mount
-// of its file system counts too, unless our own namespace has more than one: then it does not end with this mount.
-//
-// It does not look at descriptors and is much faster than OfMount.
+// Elsewhere returns which processes in other mount namespaces use a copy of the topmost mount at path. That does not
+// keep the mount from being unmounted, it hides that its file system lives on. With whole any mount of its file system
+// at another place there counts too, unless our own namespace has more than one: then it does not end with this mount.
 func Elsewhere(path string, whole bool) []Holder {
 	s := newScan()
 	m := topmost(s.own, path)
 	if m == nil {
 		return nil
 	}
-	s.copies(m)
+	copies := s.copies(m)
+	for _, p := range s.processes {
+		if id := copies[p.ns]; id != 0 && !s.full() {
+			s.mountUsers(p, path, id)
+		}
+	}
 	same := func(o *mountinfo.Info) bool { return o.Major == m.Major && o.Minor == m.Minor }
 	for _, o := range s.own {
 		whole = whole && (o.ID == m.ID || !same(o))
@@ -80,16 +82,13 @@ func topmost(mounts []*mountinfo.Info, path string) *mountinfo.Info {
 	return top
 }
 
-// copies notes where m was copied into other mount namespaces, and returns the copies' ids by namespace.
+// copies returns the ids of the copies of m in other mount namespaces, by namespace.
 func (s *scan) copies(m *mountinfo.Info) map[uint64]int {
 	ids := map[uint64]int{}
 	for _, t := range s.others {
 		c := topmost(t.mounts, m.Mountpoint)
 		if c == nil || c.Major != m.Major || c.Minor != m.Minor || c.Root != m.Root {
 			continue
-		}
-		if ids[t.ns] == 0 {
-			s.add(t.process, "has a copy of it at %s", c.Mountpoint)
 		}
 		ids[t.ns] = c.ID
 	}

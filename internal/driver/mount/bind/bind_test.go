@@ -310,7 +310,7 @@ func TestBusyChangesNothing(t *testing.T) {
 		}
 	})
 	t.Run("another namespace", func(t *testing.T) {
-		pid, release := w.HoldElsewhere(t, ":")
+		pid, release := w.HoldElsewhere(t, "cd "+top+"/sub")
 		refused(t, pid)
 		release()
 	})
