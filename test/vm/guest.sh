@@ -1,11 +1,11 @@
 #!/bin/bash
-# guest.sh [-n] [-i] [-t SECONDS] COMMAND [FILE...] runs the shell script COMMAND as root in a guest that is thrown
+# guest.sh [-n] [-i] [-t SECONDS] [-a DIR] COMMAND runs the shell script COMMAND as root in a guest that is thrown
 # away afterwards. Its output goes to standard output; the status is that of the command, 124 if it took longer than
 # SECONDS (default 300), 125 if the guest ended without one.
 #
 #   -n    a node: nothing but the initrd; else the root image, and this source tree under the same path, read-only
 #   -i    interactive: the command has the terminal
-#   FILE  is put into /vm of the guest, a directory with all that is in it
+#   -a    add what is in DIR to the initrd
 #
 # The guest has no network device. VM_ACCEL, VM_CPUS and VM_MEMORY (MiB) set the machine. What the kernel says, and the
 # times, stay in bin/vm. It needs no root but for the image.
@@ -13,25 +13,25 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(cd "$here/../.." && pwd)
 
-node='' interactive='' limit=300
-while getopts nit: option; do
+node='' interactive='' limit=300 added=()
+while getopts nit:a: option; do
 	case $option in
 	n) node=vm.node ;;
 	i) interactive=yes ;;
 	t) limit=$OPTARG ;;
+	a) added+=("$OPTARG") ;;
 	*) exit 2 ;;
 	esac
 done
 shift $((OPTIND - 1))
-command=${1:?usage: guest.sh [-n] [-i] [-t SECONDS] COMMAND [FILE...]}
-shift
+command=${1:?usage: guest.sh [-n] [-i] [-t SECONDS] [-a DIR] COMMAND}
 
 image=$("$here/image.sh")
 mkdir -p "$tree/bin/vm"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-initrd() { # FILE...
+initrd() {
 	mkdir -p "$work/initrd/bin" "$work/initrd/vm"
 	cp "$(command -v busybox)" "$work/initrd/bin/busybox"
 	cp "$here/guest/init" "$work/initrd/init"
@@ -40,8 +40,7 @@ initrd() { # FILE...
 	echo "$limit" >"$work/initrd/vm/limit"
 	echo "$tree" >"$work/initrd/vm/tree"
 	[[ -z $interactive ]] || touch "$work/initrd/vm/interactive"
-	(($# == 0)) || cp -r "$@" "$work/initrd/vm/"
-	for dir in "$image/boot" "$work/initrd"; do # two archives, one after the other: initramfs buffer format
+	for dir in "$image/boot" "$work/initrd" "${added[@]}"; do # one archive after the other: the kernel unpacks all
 		(cd "$dir" && find . | cpio --create --format=newc --owner=0:0 --quiet)
 	done >"$work/initrd.cpio"
 }
@@ -87,7 +86,7 @@ if [[ -z $node ]]; then
 		-virtfs "local,path=$tree,mount_tag=tree,security_model=none,readonly=on,multidevs=remap")
 fi
 : >"$work/status"
-initrd "$@"
+initrd
 ended=0
 if [[ -n $interactive ]]; then
 	machine "${arguments[@]}" || ended=$?
