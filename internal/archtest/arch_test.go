@@ -42,7 +42,7 @@ var layers = map[string][]string{
 	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/sys/", "models"},
 	"internal/container/":             {"internal/container/", "internal/errs", "internal/sys/"},
 	"internal/container/proto":        {},
-	"internal/container/initbin":      {},
+	"internal/container/initbin":      {"internal/sys/program"},
 	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/state/"},
 	"internal/state/":                 {"internal/state/"},
 	"docs/api":                        {},

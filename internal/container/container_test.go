@@ -15,6 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -27,21 +28,25 @@ type node struct {
 	ids    atomic.Int64
 }
 
-// program is built once for all tests.
-var program = sync.OnceValues(func() ([]byte, error) {
+// sealed is built once for all tests.
+var sealed = sync.OnceValues(func() (*os.File, error) {
 	dir, err := os.MkdirTemp("", "imageapi-init-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	return testkit.BuildInit(dir)
+	code, err := testkit.BuildInit(dir)
+	if err != nil {
+		return nil, err
+	}
+	return program.Seal("imageapi-init", code)
 })
 
 func newNode(t testing.TB, change ...func(*container.Options)) *node {
 	t.Helper()
 	testkit.Root(t)
 	testkit.Need(t, "busybox")
-	code, err := program()
+	code, err := sealed()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,6 +259,9 @@ func TestLogThatIsALinkIsNotFollowed(t *testing.T) {
 
 func TestCloseLeavesNothing(t *testing.T) {
 	testkit.Root(t)
+	if _, err := sealed(); err != nil { // it stays open
+		t.Fatal(err)
+	}
 	dir := testkit.RunDir(t)
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid(), Goroutines: true, Cgroup: "/imageapi-test-close", Ignore: []string{"logs"}})
 	n := newNode(t, func(o *container.Options) { o.CgroupParent = "/imageapi-test-close/deep" })
@@ -266,7 +274,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 // TestEveryActOfNewFails lets each privileged act of New fail in turn.
 func TestEveryActOfNewFails(t *testing.T) {
 	testkit.Root(t)
-	code, err := program()
+	code, err := sealed()
 	if err != nil {
 		t.Fatal(err)
 	}

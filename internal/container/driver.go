@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/container/initbin"
 	"github.com/kraken-hpc/imageapi/internal/container/nursery"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -35,13 +34,12 @@ type Options struct {
 	CgroupParent string        // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
 	StopTimeout  time.Duration // from SIGTERM to SIGKILL; default DefaultStopTimeout
 	Log          *slog.Logger  // default: none
-	Program      []byte        // imageapi-init; default: the embedded one
+	Program      *os.File      // imageapi-init in sealed memory (package program), which stays the caller's
 }
 
 // Driver is the driver of containers.
 type Driver struct {
 	opt         Options
-	program     *os.File // imageapi-init in sealed memory
 	nursery     *nursery.Nursery
 	parent      *cgroup.Parent
 	supervisors *cgroup.Group
@@ -72,15 +70,6 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Dir(d.logPath(0)), 0o700); err != nil {
 		return err
 	}
-	if len(d.opt.Program) == 0 {
-		if d.opt.Program, err = initbin.Program(); err != nil {
-			return err
-		}
-	}
-	if d.program, err = seal(d.opt.Program); err != nil {
-		return err
-	}
-	d.opt.Program = nil
 	if d.parent, err = cgroup.Open(d.opt.Gate, d.opt.CgroupParent, filepath.Join(d.opt.RunDir, "cgroup")); err != nil {
 		return err
 	}
@@ -106,9 +95,6 @@ func (d *Driver) Close() error {
 	}
 	if d.parent != nil {
 		errParent = d.parent.Close()
-	}
-	if d.program != nil {
-		d.program.Close()
 	}
 	return errors.Join(errSupervisors, errParent)
 }

@@ -431,13 +431,20 @@ func TestCosts(t *testing.T) {
 			private += kib
 		}
 	}
-	code, _ := program()
-	t.Logf("supervisor: %d KiB of private memory; imageapi-init: %d KiB", private, len(code)>>10)
+	code, err := sealed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := code.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("supervisor: %d KiB of private memory; imageapi-init: %d KiB", private, info.Size()>>10)
 	if private > 4<<10 {
 		t.Errorf("a supervisor takes %d KiB for itself", private)
 	}
-	if len(code) > 2<<20 {
-		t.Errorf("imageapi-init has %d bytes, more than 2 MiB", len(code))
+	if info.Size() > 2<<20 {
+		t.Errorf("imageapi-init has %d bytes, more than 2 MiB", info.Size())
 	}
 }
 
@@ -501,7 +508,7 @@ func TestDaemonDies(t *testing.T) {
 
 // daemon runs a container until it is killed.
 func daemon(t *testing.T, dir string) {
-	code, err := program()
+	code, err := sealed()
 	if err != nil {
 		t.Fatal(err)
 	}

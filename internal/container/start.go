@@ -93,7 +93,7 @@ func (d *Driver) spawn(p *process, tree, log *os.File) error {
 	}
 	p.control = os.NewFile(uintptr(pair[0]), "supervisor")
 	files := make([]*os.File, proto.SupervisorLog+1)
-	files[proto.SupervisorProgram] = d.program
+	files[proto.SupervisorProgram] = d.opt.Program
 	files[proto.SupervisorControl] = theirs
 	files[proto.SupervisorRoot] = tree
 	files[proto.SupervisorCgroup] = p.group.File()

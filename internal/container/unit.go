@@ -59,15 +59,15 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 // supported refuses what this version or this kernel has not.
 func (u *unit) supported() error {
 	if u.Systemd {
-		return errs.New(errs.Unsupported, "systemd: true comes with a later release: until then run a command that needs neither a cgroup subtree nor a console")
+		return errs.At("systemd", errs.New(errs.Unsupported, "true comes with a later release: until then run a command that needs neither a cgroup subtree nor a console"))
 	}
 	if slices.Contains(u.Namespaces, models.ContainerNamespaceUser) {
-		return errs.New(errs.Unsupported, "namespaces: user is not supported: root in a container is root; leave it out")
+		return errs.At("namespaces", errs.New(errs.Unsupported, "user is not supported: root in a container is root; leave it out"))
 	}
 	for _, n := range u.Namespaces {
 		path := filepath.Join("/proc/self/ns", string(n))
 		if _, err := os.Lstat(path); err != nil {
-			return errs.New(errs.Unsupported, "namespaces: this kernel has no namespace of type %s: %w", n, err)
+			return errs.At("namespaces", errs.New(errs.Unsupported, "this kernel has no namespace of type %s: %w", n, err))
 		}
 	}
 	return nil

@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/container"
+	"github.com/kraken-hpc/imageapi/internal/container/initbin"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
@@ -22,13 +25,14 @@ type node struct {
 	teardown time.Duration // how long it may take
 	journal  *journal.Journal
 	mounts   *mountdir.Dir
+	program  *os.File // imageapi-init
 	runner   *container.Driver
 	drivers  driver.Set
 	manager  *state.Manager
 }
 
-// openNode opens everything, or nothing, in this order: the journal, the directory of mountpoints, the groups of the
-// containers, the state. close goes the other way.
+// openNode opens everything, or nothing, in this order: the journal, the directory of mountpoints, the program
+// beside the daemon, the groups of the containers, the state. close goes the other way.
 func openNode(ctx context.Context, cfg Config, log *slog.Logger) (n *node, err error) {
 	n = &node{log: log, teardown: cfg.Node.StopTimeout + cfg.Node.DeleteTimeout}
 	defer func() {
@@ -43,14 +47,18 @@ func openNode(ctx context.Context, cfg Config, log *slog.Logger) (n *node, err e
 	if n.mounts, err = mountdir.Open(builtin.MountsDir(cfg.Node.RunDir), nil); err != nil {
 		return n, err
 	}
+	if n.program, err = initbin.Program(); err != nil {
+		return n, err
+	}
 	n.runner, err = container.New(ctx, container.Options{
-		RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
+		RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log, Program: n.program,
 	})
 	if err != nil {
 		return n, err
 	}
 	n.drivers, err = builtin.Drivers(builtin.Env{
-		Mounts: n.mounts, Containers: n.runner, RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Log: log,
+		Mounts: n.mounts, Containers: n.runner, Helper: helper.New(n.program, nil),
+		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Log: log,
 	})
 	if err != nil {
 		return n, err
@@ -94,6 +102,9 @@ func (n *node) close() error {
 	}
 	if n.runner != nil {
 		left = append(left, n.runner.Close())
+	}
+	if n.program != nil {
+		left = append(left, n.program.Close())
 	}
 	if n.mounts != nil {
 		left = append(left, n.mounts.Close())

@@ -19,7 +19,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -71,16 +73,20 @@ func newNode(t *testing.T) *node {
 	dir := testkit.RunDir(t)
 	n := &node{board: &switchboard{fails: -1}}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	program, err := testkit.BuildInit(t.TempDir())
+	code, err := testkit.BuildInit(t.TempDir())
+	check(t, err)
+	init, err := program.Seal("imageapi-init", code)
 	check(t, err)
 	mounts, err := mountdir.Open(builtin.MountsDir(dir), n.board.pass)
 	check(t, err)
 	cgroup := "/" + filepath.Base(dir)
 	runner, err := container.New(context.Background(), container.Options{
-		Gate: n.board.pass, RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, Log: log, Program: program,
+		Gate: n.board.pass, RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, Log: log, Program: init,
 	})
 	check(t, err)
-	n.drivers, err = builtin.Drivers(builtin.Env{Gate: n.board.pass, Mounts: mounts, Containers: runner, RunDir: dir, Log: log})
+	n.drivers, err = builtin.Drivers(builtin.Env{
+		Gate: n.board.pass, Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: helper.New(init, n.board.pass),
+	})
 	check(t, err)
 	j, _, err := journal.Open(filepath.Join(dir, "journal.db"), "test")
 	check(t, err)
@@ -88,7 +94,7 @@ func newNode(t *testing.T) *node {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		check(t, errors.Join(n.manager.Close(ctx), runner.Close(), mounts.Close(), j.Close()))
+		check(t, errors.Join(n.manager.Close(ctx), runner.Close(), mounts.Close(), j.Close(), init.Close()))
 	})
 	n.scope = testkit.Scope{Dirs: []string{dir}, Ignore: []string{"journal.db"}, Cgroup: cgroup, PID: os.Getpid(), Goroutines: true}
 	return n

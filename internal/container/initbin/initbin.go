@@ -7,16 +7,19 @@ package initbin
 import (
 	"embed"
 	"errors"
+	"os"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
 )
 
 //go:embed *
 var files embed.FS
 
-// Program returns the bytes of imageapi-init.
-func Program() ([]byte, error) {
-	program, err := files.ReadFile("imageapi-init")
+// Program returns imageapi-init in sealed memory. The caller closes it.
+func Program() (*os.File, error) {
+	code, err := files.ReadFile("imageapi-init")
 	if err != nil {
 		return nil, errors.New("this server was built without imageapi-init, which runs containers: build it with `make build`")
 	}
-	return program, nil
+	return program.Seal("imageapi-init", code)
 }

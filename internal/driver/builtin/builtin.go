@@ -14,6 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
@@ -22,6 +23,7 @@ type Env struct {
 	Gate       gate.Gate
 	Mounts     *mountdir.Dir
 	Containers *container.Driver
+	Helper     *helper.Runner
 	RunDir     string   // the upper layers of overlays lie in RunDir/overlays
 	FSTypes    []string // file systems that may be mounted besides the default ones
 	Log        *slog.Logger
