@@ -52,9 +52,13 @@ func serveError(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
 		slices.Sort(notAllowed.Allowed)
-		w.Header().Set("Allow", strings.Join(notAllowed.Allowed, ", "))
+		w.Header().Set("Allow", allowed(notAllowed))
 	}
 	writeError(w, status, message)
+}
+
+func allowed(err *oaerrors.MethodNotAllowedError) string {
+	return strings.Join(slices.Sorted(slices.Values(err.Allowed)), ", ")
 }
 
 func writeError(w http.ResponseWriter, status int, message string) {

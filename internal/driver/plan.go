@@ -1,8 +1,8 @@
 package driver
 
 import (
-	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
@@ -99,7 +99,7 @@ func (p *planner) need(path string, def Object, depth int) Ref {
 
 func (p *planner) miss(path string, class Class, kind string) {
 	if p.unsupported == nil {
-		p.unsupported = errs.New(errs.Unsupported, "%s: this version has no %s driver of kind %q; it has %s", path, class, kind, p.set.kinds(class))
+		p.unsupported = errs.New(errs.Unsupported, "%s: this version has no %s driver of kind %q; it has these: %s", path, class, kind, p.set.kinds(class))
 	}
 }
 
@@ -111,7 +111,7 @@ func (s Set) kinds(class Class) string {
 		}
 	}
 	slices.Sort(kinds)
-	return fmt.Sprintf("%q", kinds)
+	return strings.Join(kinds, ", ")
 }
 
 func join(path, sub string) string {

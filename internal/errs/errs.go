@@ -60,6 +60,21 @@ func ClassOf(err error) Class {
 // Is tells whether err is of class c.
 func Is(err error, c Class) bool { return err != nil && ClassOf(err) == c }
 
+// Located is an error about one place in a definition.
+type Located struct {
+	Path string // relative to the definition, as in "overlay.lower[0]"
+	Err  error
+}
+
+// At makes an error about the place path.
+func At(path string, err error) error { return &Located{Path: path, Err: err} }
+
+// Error is the place and what is wrong there.
+func (e *Located) Error() string { return e.Path + ": " + e.Err.Error() }
+
+// Unwrap returns what is wrong.
+func (e *Located) Unwrap() error { return e.Err }
+
 // Fault is one thing that is wrong with a request.
 type Fault struct {
 	Path string // where in the body, as in "mount.overlay.lower[0].kind"; empty for the whole

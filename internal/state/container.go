@@ -138,8 +138,12 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 
 // conclude says what a run came to: exited if it was asked to stop, went down by itself or returned 0, else dead.
 func conclude(r *Run, exit driver.Exit, asked bool) {
-	r.PID, r.FinishedAt, r.Signal, r.ExitCode = 0, exit.At, int64(exit.Signal), nil
-	if exit.Lost == "" && exit.Signal == 0 {
+	r.PID, r.FinishedAt, r.Signal, r.ExitCode = 0, exit.At, 0, nil
+	switch {
+	case exit.Lost != "" || exit.Halted: // then the signal is only the kernel's way to say so
+	case exit.Signal != 0:
+		r.Signal = int64(exit.Signal)
+	default:
 		code := int64(exit.Code)
 		r.ExitCode = &code
 	}

@@ -67,15 +67,16 @@ func containerIn(t *testing.T, m *Manager, w *world, state State) int64 {
 func TestHowARunEnds(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		exit  driver.Exit
-		state State
-		text  string
+		exit   driver.Exit
+		state  State
+		text   string
+		signal int64
 	}{
-		"status 0":     {driver.Exit{}, StateExited, ""},
-		"status 3":     {driver.Exit{Code: 3}, StateDead, "its first process exited with status 3"},
-		"killed":       {driver.Exit{Signal: 9}, StateDead, "its first process was killed by signal 9 (SIGKILL)"},
-		"powered off":  {driver.Exit{Signal: 2, Halted: true}, StateExited, ""},
-		"unknown fate": {driver.Exit{Lost: "the supervisor was killed"}, StateDead, "the supervisor was killed"},
+		"status 0":     {driver.Exit{}, StateExited, "", 0},
+		"status 3":     {driver.Exit{Code: 3}, StateDead, "its first process exited with status 3", 0},
+		"killed":       {driver.Exit{Signal: 9}, StateDead, "its first process was killed by signal 9 (SIGKILL)", 9},
+		"powered off":  {driver.Exit{Signal: 2, Halted: true}, StateExited, "", 0},
+		"unknown fate": {driver.Exit{Lost: "the supervisor was killed"}, StateDead, "the supervisor was killed", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -85,7 +86,7 @@ func TestHowARunEnds(t *testing.T) {
 			w.procs[id].end(c.exit)
 			snap := eventually(t, m, "it is "+string(c.state), in(id, c.state))
 			v, _ := snap.Get(id)
-			if v.Run.Error != c.text || v.Run.PID != 0 || v.Run.Signal != int64(c.exit.Signal) || v.Run.FinishedAt.IsZero() {
+			if v.Run.Error != c.text || v.Run.PID != 0 || v.Run.Signal != c.signal || v.Run.FinishedAt.IsZero() {
 				t.Errorf("the run is %+v", v.Run)
 			}
 			if exited := c.exit.Signal == 0 && c.exit.Lost == ""; exited != (v.Run.ExitCode != nil) {

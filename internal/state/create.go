@@ -62,7 +62,7 @@ func (m *Manager) reserve(plan *driver.Plan) (stack []int64, err error) {
 func (m *Manager) checkPlan(plan *driver.Plan) error {
 	if u, ok := plan.Unit.(driver.ContainerUnit); ok && u.Name() != "" {
 		if id, taken := m.names[u.Name()]; taken {
-			return errs.New(errs.Conflict, "%s: the name %q is taken by container %d", plan.Path, u.Name(), id)
+			return errs.New(errs.Conflict, "%s: the name %q is taken by container %d: choose another one, or delete that container", plan.Path, u.Name(), id)
 		}
 	}
 	for _, ref := range plan.Needs {
@@ -182,6 +182,9 @@ func (m *Manager) explain(ctx context.Context, id int64, err error) error {
 	m.mu.Lock()
 	path := m.objects[id].path
 	m.mu.Unlock()
+	if at, ok := errors.AsType[*errs.Located](err); ok {
+		path, err = path+"."+at.Path, at.Err
+	}
 	if errs.ClassOf(err) == errs.Internal && errors.Is(context.Cause(ctx), errTooSlow) {
 		return errs.New(errs.Deadline, "%s: not done within %s: %w", path, m.opt.CreateTimeout, err)
 	}

@@ -77,7 +77,7 @@ func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overr
 			return slices.Contains(overridden, h) && idle(m.objects[h])
 		})
 		if len(holders) > 0 {
-			return errs.New(errs.Conflict, "%s is needed by %s", name(o.view), m.describe(holders))
+			return errs.New(errs.Conflict, "%s is needed by %s: delete what needs it first", name(o.view), m.describe(holders))
 		}
 		if o.proc != nil && !force {
 			return errs.New(errs.Conflict, "%s is %s: stop it first, or delete it with force=true", name(o.view), o.view.Run.State)

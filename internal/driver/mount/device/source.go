@@ -11,11 +11,13 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 )
 
 // source is the device or the partition that is mounted.
 type source struct {
 	path     string
+	number   uint64 // st_rdev
 	readOnly bool
 }
 
@@ -41,7 +43,7 @@ func (u *unit) source(d *driver.Device) (source, error) {
 	if err != nil || info.Number != number || d.Sequence != 0 && info.Sequence != 0 && info.Sequence != d.Sequence {
 		return source{}, errs.New(errs.Conflict, "mount %s: it is not the device that was attached any more: delete the attachment and make it anew", path)
 	}
-	return source{path: path, readOnly: d.ReadOnly || info.ReadOnly}, nil
+	return source{path: path, number: number, readOnly: d.ReadOnly || info.ReadOnly}, nil
 }
 
 func partition(d *driver.Device, index int64) (driver.Partition, error) {
@@ -53,9 +55,9 @@ func partition(d *driver.Device, index int64) (driver.Partition, error) {
 		has = append(has, fmt.Sprint(p.Index))
 	}
 	if len(has) == 0 {
-		return driver.Partition{}, errs.New(errs.Invalid, "attach.partition: %s has no partitions that were read: leave it out, or let the attachment read them", d.Path)
+		return driver.Partition{}, errs.At("attach.partition", errs.New(errs.Invalid, "%s has no partitions that were read: leave it out, or let the attachment read them", d.Path))
 	}
-	return driver.Partition{}, errs.New(errs.Invalid, "attach.partition: %s has no partition %d: it has %s", d.Path, index, strings.Join(has, ", "))
+	return driver.Partition{}, errs.At("attach.partition", errs.New(errs.Invalid, "%s has no partition %d: it has %s", d.Path, index, strings.Join(has, ", ")))
 }
 
 // replay is the option of each file system with a journal that leaves the journal alone.
@@ -65,6 +67,9 @@ var replay = map[string]string{"ext3": "noload", "ext4": "noload", "xfs": "norec
 func hint(fsType string, s source, err error) error {
 	if option := replay[fsType]; option != "" && s.readOnly && errors.Is(err, unix.EROFS) {
 		return errs.New(errs.ClassOf(err), "%w; if it was not unmounted cleanly, mount it once from a writable device, or add the option %q to leave its journal alone", err, option)
+	}
+	if errors.Is(err, unix.EBUSY) {
+		return errs.New(errs.Conflict, "%w: %s", err, holders.Text(holders.OfDevice(s.number)))
 	}
 	return err
 }

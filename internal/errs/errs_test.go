@@ -1,0 +1,47 @@
+package errs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+)
+
+func TestClassOf(t *testing.T) {
+	t.Parallel()
+	inner := New(NotFound, "open x: %w", io.EOF)
+	for name, c := range map[string]struct {
+		err  error
+		want Class
+	}{
+		"plain":     {io.EOF, Internal},
+		"classed":   {inner, NotFound},
+		"wrapped":   {fmt.Errorf("mount: %w", inner), NotFound},
+		"reclassed": {New(Remote, "attach: %w", inner), Remote},
+		"located":   {At("a.b", inner), NotFound},
+		"joined":    {errors.Join(io.EOF, inner), NotFound},
+	} {
+		if got := ClassOf(c.err); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+		if !errors.Is(c.err, io.EOF) {
+			t.Errorf("%s: the cause is lost", name)
+		}
+	}
+	if Is(nil, Internal) {
+		t.Error("no error has a class")
+	}
+}
+
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	var f Faults
+	if f.Err() != nil {
+		t.Error("no faults are an error")
+	}
+	f.Add("a[0].b", "is %d", 3)
+	f.Add("", "is empty")
+	if err := f.Err(); !Is(err, Invalid) || err.Error() != "a[0].b: is 3; is empty" {
+		t.Errorf("%v", err)
+	}
+}
