@@ -151,6 +151,9 @@ func TestWhichOne(t *testing.T) {
 		{"DELETE", "/attach?id=-5", 422, "negative"},
 		{"DELETE", "/attach?id=1", 404, "no attach"},
 		{"DELETE", "/mount?id=1", 409, "web"},
+		{"DELETE", "/mount?id=1&force=maybe", 422, `query parameter force: is "maybe"; it must be true or false`},
+		{"DELETE", "/mount?id=1&force=false", 409, "web"},
+		{"DELETE", "/mount?id=1&force=", 409, "web"},
 		{"PATCH", "/container?name=web", 422, "state in query is required"},
 		{"PATCH", "/container?name=web&state=dead", 422, "state in query should be one of"},
 		{"PATCH", "/container?state=running", 422, "give the id or the name"},
@@ -217,6 +220,15 @@ func TestWhatADeleteCouldNotTakeDownIsNamed(t *testing.T) {
 		t.Errorf("attachments are %+v", list)
 	}
 	w.down = func(driver.Class) error { return nil }
+}
+
+func TestUnknownQueryParametersAreNamed(t *testing.T) {
+	t.Parallel()
+	out := newWorld(t).do("GET", "/mount?forced=true", "")
+	expect[any](t, out, 200)
+	if got := out.Header().Get("Warning"); !strings.Contains(got, "unknown query parameter forced") {
+		t.Errorf("Warning is %q", got)
+	}
 }
 
 func TestTableOfErrors(t *testing.T) {

@@ -31,6 +31,10 @@ func (a *api) intake(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		route := middleware.MatchedRouteFrom(r)
 		exchangeOf(r).operation = route.Operation.ID
+		if err := checkQuery(r, route.Operation); err != nil {
+			serveError(w, r, err)
+			return
+		}
 		shape := a.shapes[bodyDefinition(route.Operation)]
 		if shape == nil {
 			dropBody(r)

@@ -1,0 +1,37 @@
+package api
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+
+	"github.com/go-openapi/spec"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// checkQuery finds what the generated binding lets pass: it takes every word that does not mean true for false, so
+// that a slip in "force" is never noticed, and does not look at parameters that the operation does not have.
+func checkQuery(r *http.Request, op *spec.Operation) error {
+	known := map[string]spec.Parameter{}
+	for _, p := range op.Parameters {
+		if p.In == "query" {
+			known[p.Name] = p
+		}
+	}
+	var faults errs.Faults
+	unknown := 0
+	query := r.URL.Query()
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		p, ok := known[name]
+		value := query[name][len(query[name])-1] // the last one counts
+		switch {
+		case !ok && unknown < maxNamed:
+			unknown++
+			warn(r, "ignored: unknown query parameter %.*s", maxQuoted, name)
+		case ok && p.Type == "boolean" && !slices.Contains([]string{"", "true", "false", "1", "0"}, value):
+			faults.Add("query parameter "+name, "is %.*q; it must be true or false", maxQuoted, value)
+		}
+	}
+	return faults.Err()
+}
