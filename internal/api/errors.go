@@ -71,7 +71,10 @@ func writeError(w http.ResponseWriter, status int, message string) {
 }
 
 // maxMessage is how many bytes of a message are sent. A body of a megabyte can hold a hundred thousand faults.
-const maxMessage = 8 << 10
+const (
+	maxMessage = 4 << 10
+	cut        = " ... and more"
+)
 
 // explain finds status and message for err. The message is never empty.
 func explain(r *http.Request, err error) (status int, message string) {
@@ -86,7 +89,7 @@ func explain(r *http.Request, err error) (status int, message string) {
 	case message == "":
 		message = strings.ToLower(http.StatusText(status))
 	case len(message) > maxMessage:
-		message = strings.ToValidUTF8(message[:maxMessage], "") + " ... and more"
+		message = strings.ToValidUTF8(message[:maxMessage-len(cut)], "") + cut
 	}
 	return status, message
 }
