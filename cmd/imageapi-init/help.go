@@ -47,10 +47,14 @@ func act(message []byte) (int, *wire.Failure) {
 		return none("umount2", unmount(fields[0], fields[1]))
 	case kind == wire.Sync && len(fields) == 1:
 		return syncAt(fields[0])
+	case kind == wire.Flush && len(fields) == 1:
+		return flush(fields[0])
 	case kind == wire.Open && len(fields) == 3:
 		return openInside(fields[0], fields[1], fields[2])
 	case kind == wire.Write && len(fields) == 2:
 		return write(fields[0], fields[1])
+	case kind == wire.Keyed && len(fields) == 5:
+		return writeWithKey(fields[0], fields[1], fields[2], fields[3], fields[4])
 	case kind == wire.Close && len(fields) == 0:
 		return none("close", unix.Close(wire.Inherited))
 	default:
@@ -117,6 +121,15 @@ func syncAt(path string) (int, *wire.Failure) {
 	return none("syncfs", unix.Syncfs(dir))
 }
 
+func flush(path string) (int, *wire.Failure) {
+	fs, err := unix.Fspick(unix.AT_FDCWD, path, unix.FSPICK_CLOEXEC|unix.FSPICK_SYMLINK_NOFOLLOW|unix.FSPICK_NO_AUTOMOUNT)
+	if err != nil {
+		return -1, refused("fspick", err)
+	}
+	defer unix.Close(fs)
+	return none("reconfigure", unix.FsconfigReconfigure(fs))
+}
+
 // openInside opens a path as package rootpath does, which says more on it.
 func openInside(root, path, flags string) (int, *wire.Failure) {
 	const tries = 128
@@ -151,6 +164,19 @@ func write(path, data string) (int, *wire.Failure) {
 		err = unix.EIO
 	}
 	return none("write", err)
+}
+
+// writeWithKey writes while this process has a key that nobody else has: its process keyring is its own, and main has
+// locked the thread that it belongs to. It goes when the process ends.
+func writeWithKey(kind, description, payload, path, data string) (int, *wire.Failure) {
+	key, err := wire.ParseHex(payload)
+	if err != nil {
+		return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
+	}
+	if _, err := unix.AddKey(kind, description, key, unix.KEY_SPEC_PROCESS_KEYRING); err != nil {
+		return -1, refused("add_key", err)
+	}
+	return write(path, data)
 }
 
 func none(step string, err error) (int, *wire.Failure) {

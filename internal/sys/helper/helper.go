@@ -98,6 +98,16 @@ func (r *Runner) Sync(ctx context.Context, path string) error {
 	return err
 }
 
+// Flush is Sync for a file system whose server is gone: Sync asks it about the directory first. Errors of writing are not
+// told. It needs a file system that writes back when it is reconfigured (fspick(2)), as NFS does.
+func (r *Runner) Flush(ctx context.Context, path string) error {
+	_, failure, err := r.do(ctx, act{name: "helper flush", what: "flush " + path, request: wire.Encode(wire.Flush, path)})
+	if failure != nil {
+		return fmt.Errorf("flush %s: %s: %w", path, failure.Step, failure.Errno)
+	}
+	return err
+}
+
 // Open is rootpath.Open.
 func (r *Runner) Open(ctx context.Context, root, unsafePath string, flags int) (*os.File, error) {
 	what := fmt.Sprintf("open %q inside %s", unsafePath, root)
@@ -124,6 +134,25 @@ func (r *Runner) Open(ctx context.Context, root, unsafePath string, flags int) (
 func (r *Runner) WriteFile(ctx context.Context, path string, data []byte) error {
 	what := "write " + path
 	_, failure, err := r.do(ctx, act{name: "helper write", what: what, request: wire.Encode(wire.Write, path, string(data))})
+	if failure != nil {
+		return fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
+	}
+	return err
+}
+
+// Key is a key for the kernel: keyrings(7).
+type Key struct {
+	Type        string // such as "ceph"
+	Description string // by which the kernel looks for it
+	Payload     []byte
+}
+
+// WriteFileWithKey is WriteFile by a process that has a key in its process keyring. For this write the kernel finds it
+// there (request_key(9)); nobody else can, and it ends with the process. It is in no error.
+func (r *Runner) WriteFileWithKey(ctx context.Context, path string, data []byte, key Key) error {
+	what := "write " + path
+	request := wire.Encode(wire.Keyed, key.Type, key.Description, wire.Hex(key.Payload), path, string(data))
+	_, failure, err := r.do(ctx, act{name: "helper write", what: what, request: request})
 	if failure != nil {
 		return fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
 	}

@@ -75,6 +75,7 @@ func TestMount(t *testing.T) {
 	must(t, mount.Attach(nil, tree, above, "sub"))
 	must(t, r.Discard(t.Context(), tree)) // what is attached stays
 	must(t, r.Sync(t.Context(), point))
+	must(t, r.Flush(t.Context(), point))
 	if table := testkit.Run(t, "findmnt", "-n", "-o", "SOURCE,VFS-OPTIONS,FS-OPTIONS", point); !strings.HasPrefix(table, "here   ro,nodev,relatime rw,size=1024k") {
 		t.Errorf("it is mounted as %s", table)
 	}
@@ -268,11 +269,38 @@ func TestGate(t *testing.T) {
 	for name, err := range map[string]error{
 		"helper unmount": r.Unmount(t.Context(), dir, 0),
 		"helper sync":    r.Sync(t.Context(), dir),
+		"helper flush":   r.Flush(t.Context(), dir),
 		"helper write":   r.WriteFile(t.Context(), dir, nil),
 		"helper close":   r.Discard(t.Context(), null),
 	} {
 		if !errors.Is(err, refused) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A key is there for the one write, and gone with the process.
+func TestWriteFileWithKey(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	path := filepath.Join(dir, "out")
+	must(t, os.WriteFile(path, nil, 0o600))
+	key := helper.Key{Type: "user", Description: "imageapi-test-" + t.Name(), Payload: []byte("a\x00\xffb")}
+	must(t, r.WriteFileWithKey(soon(t, 10*time.Second), path, []byte("data"), key))
+	if got, err := os.ReadFile(path); err != nil || string(got) != "data" {
+		t.Errorf("the file holds %q (%v)", got, err)
+	}
+	for _, ring := range []int{unix.KEY_SPEC_SESSION_KEYRING, unix.KEY_SPEC_USER_KEYRING} {
+		if _, err := unix.KeyctlSearch(ring, key.Type, key.Description, 0); err == nil {
+			t.Errorf("keyring %d has the key", ring)
+		}
+	}
+	testkit.Eventually(t, "the key is gone", func() bool {
+		keys, err := os.ReadFile("/proc/keys")
+		return err == nil && !strings.Contains(string(keys), key.Description)
+	})
+	key.Type = "no such type"
+	err := r.WriteFileWithKey(soon(t, 10*time.Second), path, []byte("data"), key)
+	if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "add_key") {
+		t.Errorf("a key of an unknown type: %v", err)
 	}
 }

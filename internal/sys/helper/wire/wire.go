@@ -31,8 +31,10 @@ const (
 	Mount   Kind = 'M' // type, attributes (MOUNT_ATTR_*), options: make a file system and a mount of it that is attached nowhere
 	Unmount Kind = 'U' // path, flags (umount2(2)); the path's last element is not followed
 	Sync    Kind = 'S' // path: write back all that a file system has in memory (syncfs(2)); it is busy meanwhile
+	Flush   Kind = 'L' // path: write back all that a file system has in memory, without asking its server anything before
 	Open    Kind = 'O' // root directory, path, flags (open(2)): open a path that stays inside the root
 	Write   Kind = 'W' // path, data: write to a file that exists, in one call of write(2)
+	Keyed   Kind = 'K' // type, description and payload (Hex) of a key, then as Write: write while this process alone has the key
 	Close   Kind = 'C' // close descriptor Inherited, which the daemon has closed before
 
 	Done   Kind = 'D' // the act was done
@@ -116,6 +118,32 @@ func ParseFailure(fields []string) (*Failure, error) {
 		return nil, errMalformed
 	}
 	return &Failure{Step: fields[0], Option: fields[1], Errno: syscall.Errno(errno), Words: fields[3:]}, nil
+}
+
+// Hex writes bytes so that they fit into a field, two digits each.
+func Hex(data []byte) string {
+	const digits = "0123456789abcdef"
+	text := make([]byte, 0, 2*len(data))
+	for _, b := range data {
+		text = append(text, digits[b>>4], digits[b&15])
+	}
+	return string(text)
+}
+
+// ParseHex is the opposite of Hex.
+func ParseHex(text string) ([]byte, error) {
+	if len(text)%2 != 0 {
+		return nil, errMalformed
+	}
+	data := make([]byte, 0, len(text)/2)
+	for ; text != ""; text = text[2:] {
+		b, err := strconv.ParseUint(text[:2], 16, 8)
+		if err != nil {
+			return nil, errMalformed
+		}
+		data = append(data, byte(b))
+	}
+	return data, nil
 }
 
 // Encode makes a message. The fields hold no NUL.
