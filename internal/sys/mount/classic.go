@@ -6,18 +6,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 )
 
 // Classic mounts with mount(2), for what the kernel's newer interface does not take. Relative paths in data are
 // resolved from dir. Of attr only ReadOnly, NoSUID, NoDev and NoExec count. For speaker see [FS.Label].
 func Classic(g gate.Gate, dir, fsType, label, speaker, target string, attr Attr, data string) error {
-	log := openKernelLog(speaker)
-	defer log.close()
+	log := kmsg.Listen(kmsg.About(speaker))
+	defer log.Close()
 	err := g.Do("mount classic", func() error {
 		return inDirectory(dir, func() error { return unix.Mount(label, target, fsType, classicFlags(attr), data) })
 	})
 	if err != nil {
-		return Refused(&Error{Op: "mount", Type: fsType, Target: target, Flags: attr, Words: log.lines(), Err: err})
+		return Refused(&Error{Op: "mount", Type: fsType, Target: target, Flags: attr, Words: log.Lines(), Err: err})
 	}
 	return nil
 }

@@ -6,12 +6,14 @@ package mount
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 )
 
 // FS is a file system that is being configured (fsopen(2)). It is not safe for concurrent use.
@@ -20,7 +22,7 @@ type FS struct {
 	fd     int
 	fsType string
 	source string
-	log    *kernelLog
+	log    *kmsg.Log
 }
 
 // New begins a file system of a type. A type that the kernel does not have, and can't load, is errs.Unsupported.
@@ -46,7 +48,7 @@ func Lacks(fsType string, err error) error {
 
 // Close lets go of the configuration; a mount made from it stays.
 func (f *FS) Close() {
-	f.log.close()
+	f.log.Close()
 	_ = unix.Close(f.fd)
 }
 
@@ -54,15 +56,23 @@ func (f *FS) Close() {
 // kernel's log: from here on its lines about this device are collected for the error.
 func (f *FS) Device(path string) error {
 	f.source = path
-	f.log = openKernelLog(deviceName(path))
+	f.log = kmsg.Listen(kmsg.About(deviceName(path)))
 	return f.Set(Param{Key: "source", Value: path, HasValue: true})
+}
+
+// deviceName returns what the kernel calls the device at path: dm-0, not mapper/data.
+func deviceName(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	return filepath.Base(path)
 }
 
 // Label sets what stands as the source in the mount table, for a file system without a device. speaker is the word
 // with which the kernel begins its log lines about such file systems, as in "overlayfs: …"; or empty.
 func (f *FS) Label(name, speaker string) error {
 	if speaker != "" {
-		f.log = openKernelLog(speaker)
+		f.log = kmsg.Listen(kmsg.About(speaker))
 	}
 	return f.Set(Param{Key: "source", Value: name, HasValue: true})
 }
@@ -129,7 +139,7 @@ func (f *FS) words() []string {
 	if len(words) > 0 {
 		return words
 	}
-	return f.log.lines()
+	return f.log.Lines()
 }
 
 // Plain takes the class ("e ", "w " or "i ") from a message of a file system's context.
