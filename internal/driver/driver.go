@@ -73,6 +73,14 @@ type Committer interface {
 	Commit(ctx context.Context, site Site, live Live) error
 }
 
+// Forcer is a Unit that can be taken down even if that loses data, when its client says so.
+type Forcer interface {
+	Unit
+	// ForceDown is Down without regard to what is not saved. If anything may be lost by it, warning says what, in a
+	// sentence that begins with the object.
+	ForceDown(ctx context.Context, site Site, live Live) (warning string, err error)
+}
+
 // Site is where a Unit's Up happens: its identity and what it stands on.
 type Site struct {
 	ID    int64  // the object's id: names its directories and cgroup
@@ -92,6 +100,7 @@ type Device struct {
 	Number     uint64      `json:"number"`        // st_rdev
 	Sequence   uint64      `json:"seq,omitempty"` // /sys/block/*/diskseq (Linux 5.15): no two devices share one
 	ReadOnly   bool        `json:"ro,omitempty"`
+	Remote     bool        `json:"remote,omitempty"` // as in Tree
 	Partitions []Partition `json:"partitions,omitempty"`
 }
 
@@ -109,4 +118,7 @@ type Tree struct {
 	Path     string `json:"path"`            // the mountpoint
 	ReadOnly bool   `json:"ro,omitempty"`    // no write through this mount can succeed
 	Depth    int    `json:"depth,omitempty"` // how many overlays are stacked in it; the kernel allows two
+	// Remote: a server, or what stands on one, has to answer for what is in it. Whatever may wait for that happens in
+	// a helper process (internal/sys/helper), never in a thread of the daemon.
+	Remote bool `json:"remote,omitempty"`
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
@@ -43,6 +44,7 @@ func Drivers(env Env) (driver.Set, error) {
 		loopback.New(loopback.Options{Gate: env.Gate, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
 		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, FSTypes: env.FSTypes}),
 		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts}),
+		nfs.New(nfs.Options{Mounts: env.Mounts, Helper: env.Helper, Log: env.Log}),
 		overlays,
 		env.Containers,
 	}, nil

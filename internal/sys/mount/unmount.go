@@ -57,8 +57,8 @@ func Below(path string) ([]string, error) {
 // With whole the mount stands for its file system, which ends with it: then any mount of that file system in
 // another namespace holds it too, unless our own namespace has more of them.
 func Unmount(ctx context.Context, g gate.Gate, path string, submounts []string, whole bool) error {
-	if held := heldElsewhere(ctx, path, whole); len(held) > 0 {
-		return errs.New(errs.Conflict, "unmount %s: it is busy in another mount namespace: %s", path, holders.Text(held))
+	if err := notElsewhere(ctx, path, whole); err != nil {
+		return err
 	}
 	if len(submounts) == 0 {
 		return unmount(g, path, path)
@@ -76,6 +76,22 @@ func Unmount(ctx context.Context, g gate.Gate, path string, submounts []string, 
 		rest = slices.Delete(rest, i, i+1)
 	}
 	return unmountTree(g, path, below)
+}
+
+// UnmountWith is Unmount for what can't be unmounted by this process itself: act does it and returns the errno of
+// umount2(2). It is called again if the mount was busy but nobody is found to hold it.
+func UnmountWith(ctx context.Context, path string, whole bool, act func() error) error {
+	if err := notElsewhere(ctx, path, whole); err != nil {
+		return err
+	}
+	return explained(path, act)
+}
+
+func notElsewhere(ctx context.Context, path string, whole bool) error {
+	if held := heldElsewhere(ctx, path, whole); len(held) > 0 {
+		return errs.New(errs.Conflict, "unmount %s: it is busy in another mount namespace: %s", path, holders.Text(held))
+	}
+	return nil
 }
 
 // unmountTree unmounts below in order and then path. If one of them is busy those that went before it are put back.
@@ -156,20 +172,30 @@ func UnmountHere(g gate.Gate, path string) error { return unmount(g, path, path)
 
 // unmount unmounts what handle leads to; point is its name in messages.
 func unmount(g gate.Gate, handle, point string) error {
-	act := func() error { return unix.Unmount(handle, unix.UMOUNT_NOFOLLOW) }
-	err := g.Do("unmount", act)
+	return explained(point, func() error {
+		err := g.Do("unmount", func() error { return unix.Unmount(handle, unix.UMOUNT_NOFOLLOW) })
+		if _, ok := err.(unix.Errno); ok {
+			return Refused(&Error{Op: "unmount", Target: point, Err: err})
+		}
+		return err
+	})
+}
+
+// explained calls act, which unmounts, and if it is busy says by whom.
+func explained(point string, act func() error) error {
+	err := act()
 	if errors.Is(err, unix.EBUSY) {
 		held := holders.OfMount(point)
 		if len(held) > 0 {
-			return errs.New(errs.Conflict, "unmount %s: %w: %s", point, err, holders.Text(held))
+			return errs.New(errs.Conflict, "unmount %s: %w: %s", point, unix.EBUSY, holders.Text(held))
 		}
-		err = g.Do("unmount", act) // who held it has let go meanwhile
+		err = act() // who held it has let go meanwhile
 	}
 	switch {
-	case err == nil, errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 		return nil // not mounted any more
 	case errors.Is(err, unix.EBUSY):
-		return errs.New(errs.Conflict, "unmount %s: %w: by something that is not seen from here, as a thread's working directory or the kernel itself", point, err)
+		return errs.New(errs.Conflict, "unmount %s: %w: by something that is not seen from here, as a thread's working directory or the kernel itself", point, unix.EBUSY)
 	}
-	return Refused(&Error{Op: "unmount", Target: point, Err: err})
+	return err
 }

@@ -230,6 +230,16 @@ func (d *Dir) Detach(ctx context.Context, id int64, submounts []string, whole bo
 	return d.remove(path)
 }
 
+// DetachWith is Detach of a whole file system for what can't be unmounted by the daemon itself: it calls unmount to do it,
+// which returns the errno of umount2(2).
+func (d *Dir) DetachWith(ctx context.Context, id int64, unmount func(path string) error) error {
+	path := d.Path(id)
+	if err := mount.UnmountWith(ctx, path, true, func() error { return unmount(path) }); err != nil {
+		return err
+	}
+	return d.remove(path)
+}
+
 // remove is a plain rmdir: should anything still be mounted there nothing in it is deleted.
 func (d *Dir) remove(path string) error {
 	err := d.gate.Do("mountpoint remove", func() error {

@@ -1,0 +1,102 @@
+// Package nfs is the mount driver "nfs": a directory of an NFS server.
+//
+// The kernel does not care how long it waits for a server. So whatever touches the file system, from the mount to its
+// end, happens in a helper process with a deadline (package helper).
+package nfs
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Options is what the driver works with.
+type Options struct {
+	Mounts *mountdir.Dir
+	Helper *helper.Runner
+	Log    *slog.Logger // default: none
+}
+
+type mounter struct {
+	Options
+
+	mu    sync.Mutex
+	stuck map[int64]*helper.Stuck // by the id of the mount: what an earlier attempt to end it has left behind
+}
+
+// New returns the driver.
+func New(o Options) driver.Driver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &mounter{Options: o, stuck: make(map[int64]*helper.Stuck)}
+}
+
+func (*mounter) Class() driver.Class { return driver.Mount }
+
+func (*mounter) Kind() string { return "nfs" }
+
+func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	d := def.Mount.Nfs
+	if d == nil {
+		faults.Add("nfs", "is required: a mount of this kind describes it there")
+		return nil, nil
+	}
+	before := len(*faults)
+	u := &unit{m: m, Host: value(d.Host), Path: value(d.Path), ReadOnly: value(d.Ro), Version: value(d.Version), FSOptions: slices.Clone(d.Options)}
+	if u.Version == "" {
+		u.Version = defaultVersion
+	}
+	u.plan(faults)
+	if len(*faults) > before {
+		return nil, nil
+	}
+	return u, nil
+}
+
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// unit is one mount.
+type unit struct {
+	m       *mounter
+	source  string // for the kernel: "host:/path"
+	options options
+
+	Host      string   `json:"host"`
+	Path      string   `json:"path"`
+	ReadOnly  bool     `json:"ro,omitempty"`
+	Version   string   `json:"version"`
+	FSOptions []string `json:"options,omitempty"`
+}
+
+func (u *unit) Up(ctx context.Context, site driver.Site) (live driver.Live, err error) {
+	tree, err := u.mount(ctx)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	path, err := u.m.Mounts.Attach(site.ID, tree)
+	if err != nil {
+		return driver.Live{}, errors.Join(err, u.m.Helper.Discard(context.WithoutCancel(ctx), tree))
+	}
+	tree.Close() // not the last one: it is attached
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}}, nil
+}
+
+func (u *unit) Show(out driver.Object, _ driver.Live, _ []driver.Object) {
+	out.Mount.Nfs = &models.MountNfs{
+		Host: new(u.Host), Path: new(u.Path), Ro: new(u.ReadOnly), Version: new(u.Version), Options: slices.Clone(u.FSOptions),
+	}
+}

@@ -1,0 +1,141 @@
+package nfs
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+)
+
+const defaultVersion = "4.2"
+
+// versions are those of the protocol, as the kernel is told: without the minor version it would take 4.0.
+var versions = map[string]string{"3": "3", "4": "4.0", "4.0": "4.0", "4.1": "4.1", "4.2": "4.2"}
+
+// maxSource is the longest "host:/path" that fsconfig(2) takes, in bytes.
+const maxSource = 255
+
+// options are the options of a definition, sorted.
+type options struct {
+	mount.Options
+	network   string // of the server's address, as package net calls it: "ip", "ip4" or "ip6"
+	mountHost string // for version 3: who is asked for the export, if it is not the server
+	locks     bool   // for version 3: the client has said how files are locked
+}
+
+// refused are the options that can't be passed on, and why.
+var refused = map[string]string{
+	"bg":           "a mount is done when the answer comes; make it again if it fails",
+	"fg":           "a mount is done when the answer comes in any case",
+	"retry":        "it is tried once, within the time that a create may take",
+	"sloppy":       "no option is ever ignored",
+	"source":       "use the fields host and path",
+	"addr":         "it is found by the field host",
+	"clientaddr":   "it is this node's address towards the server",
+	"vers":         "use the field version",
+	"nfsvers":      "use the field version",
+	"minorversion": "use the field version",
+	"v2":           "use the field version", "v3": "use the field version", "v4": "use the field version",
+	"v4.0": "use the field version", "v4.1": "use the field version", "v4.2": "use the field version",
+}
+
+// networks are the kinds of addresses that go with a transport.
+var networks = map[string]string{
+	"tcp": "ip4", "udp": "ip4", "rdma": "ip4",
+	"tcp6": "ip6", "udp6": "ip6", "rdma6": "ip6",
+}
+
+// plan checks the definition and finds out what the kernel is to be told.
+func (u *unit) plan(faults *errs.Faults) {
+	u.parseOptions(faults)
+	if versions[u.Version] == "" {
+		faults.Add("nfs.version", "%q is not a version that can be mounted: use 3, 4.0, 4.1 or 4.2", u.Version)
+	}
+	host := u.planHost(faults)
+	switch {
+	case u.Path == "":
+		faults.Add("nfs.path", "is required: the directory, as the server exports it")
+	case !strings.HasPrefix(u.Path, "/"):
+		faults.Add("nfs.path", "%q must be absolute", u.Path)
+	case strings.ContainsRune(u.Path, 0):
+		faults.Add("nfs.path", "contains a NUL")
+	}
+	u.source = host + ":" + u.Path
+	if len(u.source) > maxSource {
+		faults.Add("nfs.path", "is too long: host and path together may have %d bytes", maxSource-1)
+	}
+}
+
+// planHost checks the host and returns it as it stands before the path: an IPv6 address in brackets.
+func (u *unit) planHost(faults *errs.Faults) string {
+	host := u.address()
+	addr, err := netip.ParseAddr(host)
+	switch {
+	case host == "":
+		faults.Add("nfs.host", "is required: the server's name or address")
+	case err == nil && (u.options.network == "ip4" && addr.Is6() || u.options.network == "ip6" && addr.Is4()):
+		faults.Add("nfs.host", "%s can't be reached by the transport of the option proto, which is for the other kind of addresses", host)
+	case err == nil && addr.Is6():
+		return "[" + host + "]"
+	case err != nil && strings.ContainsFunc(host, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r) || strings.ContainsRune(`:/,[]`, r)
+	}):
+		faults.Add("nfs.host", "%q is neither a name nor an address", u.Host)
+	}
+	return host
+}
+
+// address returns the host without the brackets that an IPv6 address may stand in.
+func (u *unit) address() string {
+	if inner, ok := strings.CutPrefix(u.Host, "["); ok {
+		if inner, ok := strings.CutSuffix(inner, "]"); ok && strings.Contains(inner, ":") {
+			return inner
+		}
+	}
+	return u.Host
+}
+
+func (u *unit) parseOptions(faults *errs.Faults) {
+	for i, text := range u.FSOptions {
+		path := fmt.Sprintf("nfs.options[%d]", i)
+		parsed, err := mount.ParseOptions([]string{text})
+		if err != nil {
+			faults.Add(path, "%v", err)
+		}
+		if parsed.Writable && u.ReadOnly {
+			faults.Add(path, `"rw" contradicts the field ro`)
+		}
+		for _, p := range parsed.Params {
+			if why := refused[p.Key]; why != "" {
+				faults.Add(path, "%q can't be used: %s", p, why)
+			}
+		}
+	}
+	all, _ := mount.ParseOptions(u.FSOptions) // its errors have been noted
+	u.options = options{Options: all, network: "ip"}
+	u.options.Params = slices.DeleteFunc(u.options.Params, u.options.take)
+}
+
+// take notes what an option means to us, and tells whether it is not for the kernel.
+func (o *options) take(p mount.Param) bool {
+	switch p.Key {
+	case "proto":
+		if network := networks[p.Value]; network != "" {
+			o.network = network
+		}
+	case "tcp", "udp", "rdma":
+		o.network = networks[p.Key]
+	case "lock", "nolock", "local_lock":
+		o.locks = true
+	case "mounthost":
+		o.mountHost = p.Value // the kernel knows the name, but only asks mountaddr
+		return true
+	}
+	return false
+}
+
+func (u *unit) readOnly() bool { return u.ReadOnly || u.options.ReadOnly }
