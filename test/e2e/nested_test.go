@@ -80,13 +80,13 @@ func filledIn(t *testing.T, c *models.Container) {
 
 // Memory, descriptors and threads stay flat over many cycles: 1,000 if IMAGEAPI_TEST_FULL is set, else 60.
 func TestCyclesStayFlat(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, "--stop-timeout", "100ms")
 	cycles := 60
 	if os.Getenv("IMAGEAPI_TEST_FULL") != "" {
 		cycles = 1000
 	}
 	cycle := func() {
-		c := n.create(t, n.nested("/bin/sleep 1000"))
+		c := n.create(t, n.nested(forever))
 		n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
 	}
 	for range cycles / 3 { // pools and caches fill up

@@ -25,7 +25,8 @@ func newNode(t *testing.T, flags ...string) *node {
 	t.Helper()
 	testkit.Root(t)
 	image := testkit.Squashfs(t, testkit.Busybox(t))
-	d := harness.Start(t, flags...)
+	// A command that is stopped before it has set its trap is only ended by the timeout.
+	d := harness.Start(t, append([]string{"--stop-timeout", "1s"}, flags...)...)
 	testkit.Unchanged(t, d.Scope(filepath.Dir(image)))
 	n := &node{Daemon: d, Client: d.Unix(t), image: image}
 	t.Cleanup(func() { n.clear(t) })

@@ -165,6 +165,20 @@ var build = sync.OnceValues(func() (string, error) {
 	return string(out), err
 })
 
+// RaceServer returns the path of a server that is built with the race detector: it reports to its log, which fails
+// the test.
+func RaceServer(t testing.TB) string {
+	t.Helper()
+	Server(t) // builds what the server embeds
+	path := filepath.Join(t.TempDir(), "imageapi-server")
+	cmd := exec.Command("go", "build", "-race", "-o", path, "./cmd/imageapi-server")
+	cmd.Dir = Root()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+	return path
+}
+
 // Root returns the root directory of the source tree.
 func Root() string {
 	_, file, _, _ := runtime.Caller(0)
