@@ -14,7 +14,8 @@ import (
 // snapshot from before, and warnings that name what was not gone when time was up.
 //
 // It is an errs.Conflict, and nothing changes, if another object needs it, if it is a container that runs, or if anything else
-// holds it. force stops a container first, and overrides containers that do not run: they are broken then and lack it.
+// holds it. force stops a container first, overrides containers that do not run (they are broken then and lack it), and
+// gives up data that can't be saved, which the warnings tell.
 func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, force bool) (*Snapshot, []string, error) {
 	idle, unlock, err := m.lockForDelete(ctx, id, force)
 	if err != nil {
@@ -26,13 +27,16 @@ func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, forc
 		return nil, nil, err
 	}
 	m.note(id)
-	own, cascade := m.removeBehind(id, before, idle, unlock)
+	own, cascade := m.removeBehind(id, before, idle, force, unlock)
 	return m.await(id, before, own, cascade)
 }
 
 // lockForDelete takes the locks of the object and, with force, of the idle containers that need it, newest first.
 func (m *Manager) lockForDelete(ctx context.Context, id int64, force bool) (idle []int64, unlock func(), err error) {
 	if force {
+		if err := m.interrupt(ctx, id); err != nil {
+			return nil, nil, err
+		}
 		idle = m.idleHolders(id)
 	}
 	var unlocks []func()
@@ -70,7 +74,7 @@ func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overr
 		if err != nil {
 			return err
 		}
-		if o.view.Phase == Pending || o.view.Phase == Stopping {
+		if o.view.Phase == Pending || o.view.Phase == Stopping && o.retry == nil {
 			return errs.New(errs.Conflict, "%s is %s", name(o.view), o.view.Phase)
 		}
 		holders := slices.DeleteFunc(m.graph.Holders(id), func(h int64) bool {
@@ -110,40 +114,46 @@ func (m *Manager) describe(ids []int64) string {
 	return strings.Join(texts, "; ")
 }
 
+// removal is what came of the deletion of one object.
+type removal struct {
+	warning string // what was lost, or empty
+	err     error
+}
+
 // removeBehind does the deletion, whether or not somebody waits for it, and unlocks in the end. own gets the object's own
 // result, cascade is closed when what it held alone has been seen to as well.
-func (m *Manager) removeBehind(id int64, before *Snapshot, idle []int64, unlock func()) (own <-chan error, cascade <-chan struct{}) {
-	result, done := make(chan error, 1), make(chan struct{})
+func (m *Manager) removeBehind(id int64, before *Snapshot, idle []int64, force bool, unlock func()) (own <-chan removal, cascade <-chan struct{}) {
+	result, done := make(chan removal, 1), make(chan struct{})
 	m.work.Go(func() {
 		defer close(done)
-		orphans, err := m.removeOne(id, before, idle)
+		orphans, r := m.removeOne(id, before, idle, force)
 		unlock()
-		result <- err
-		if err == nil {
+		result <- r
+		if r.err == nil {
 			<-m.collect(orphans)
 		}
 	})
 	return result, done
 }
 
-func (m *Manager) removeOne(id int64, before *Snapshot, idle []int64) (orphans []int64, err error) {
+func (m *Manager) removeOne(id int64, before *Snapshot, idle []int64, force bool) (orphans []int64, r removal) {
 	if proc := m.process(id); proc != nil {
 		proc.Stop()
 		<-proc.Done() // it kills what does not stop; what can't be killed keeps the object stopping
 	}
-	err = m.takeDown(id)
+	warning, err := m.takeDown(id, force)
 	if errs.Is(err, errs.Conflict) {
 		m.restore(id, before)
-		return nil, fmt.Errorf("%s: %w", nameIn(before, id), err)
+		return nil, removal{err: fmt.Errorf("%s: %w", nameIn(before, id), err)}
 	}
 	for _, holder := range idle {
 		m.lose(holder, id)
 	}
 	if err != nil {
-		m.breakDown(id, err)
-		return nil, fmt.Errorf("%s is kept as broken and will be tried again: %w", nameIn(before, id), err)
+		phase := m.breakDown(id, err)
+		return nil, removal{err: fmt.Errorf("%s is kept as %s and will be tried again: %w", nameIn(before, id), phase, err)}
 	}
-	return m.forget(id), nil
+	return m.forget(id), removal{warning: warning}
 }
 
 // restore makes an object again what it was before a deletion that changed nothing.
@@ -155,7 +165,7 @@ func (m *Manager) restore(id int64, before *Snapshot) {
 	_ = m.edit(func(c *change) error {
 		v := c.touch(id)
 		v.Phase, v.Error, v.Since = was.Phase, was.Error, was.Since
-		if was.Phase == Broken && m.graph.Refs(id) == 0 {
+		if was.Phase != Ready && m.graph.Refs(id) == 0 {
 			c.scheduleRetry(id)
 		}
 		return nil
@@ -177,21 +187,24 @@ func (m *Manager) lose(holder, need int64) {
 }
 
 // await waits for a deletion and its cascade as long as a delete may take.
-func (m *Manager) await(id int64, before *Snapshot, own <-chan error, cascade <-chan struct{}) (*Snapshot, []string, error) {
+func (m *Manager) await(id int64, before *Snapshot, own <-chan removal, cascade <-chan struct{}) (_ *Snapshot, warnings []string, _ error) {
 	ctx, cancel := context.WithTimeout(context.Background(), m.opt.DeleteTimeout)
 	defer cancel()
 	select {
-	case err := <-own:
-		if err != nil {
-			return nil, nil, err
+	case r := <-own:
+		if r.err != nil {
+			return nil, nil, r.err
+		}
+		if r.warning != "" {
+			warnings = append(warnings, r.warning)
 		}
 	case <-ctx.Done():
 		return nil, nil, errs.New(errs.Deadline, "%s is still stopping after %s; it goes on", nameIn(before, id), m.opt.DeleteTimeout)
 	}
 	if wait(ctx, cascade) == nil && m.leftOf(below(before, id)) == "" {
-		return before, nil, nil
+		return before, warnings, nil
 	}
-	return before, []string{m.leftOf(below(before, id))}, nil
+	return before, append(warnings, m.leftOf(below(before, id))), nil
 }
 
 func nameIn(snap *Snapshot, id int64) string {

@@ -61,8 +61,10 @@ type object struct {
 	up    bool           // Up has succeeded
 	proc  driver.Process // of a container that was started, until its end was noted
 	asked bool           // the container was asked to stop
-	retry *time.Timer    // of a broken object, until it is tried again
+	retry *time.Timer    // of an object whose teardown failed, until it is tried again
 	delay time.Duration  // before the next retry
+
+	interrupt context.CancelCauseFunc // ends the teardown that is under way, or nil
 }
 
 // New returns a Manager without objects.

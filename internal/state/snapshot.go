@@ -15,7 +15,7 @@ type Phase string
 const (
 	Pending  Phase = "pending"  // being made; nothing can use it yet
 	Ready    Phase = "ready"    // as its definition says
-	Stopping Phase = "stopping" // being taken down
+	Stopping Phase = "stopping" // being taken down; with an Error it was not done in time and is tried again
 	Broken   Phase = "broken"   // a teardown failed, or what it needs is gone; Error says which
 )
 
@@ -60,7 +60,7 @@ type View struct {
 	Refs  int64   // how many hold it, the client included
 	Held  bool    // by the client
 	Phase Phase
-	Error string    // why it is broken
+	Error string    // why it is broken, or still stopping
 	Since time.Time // when the phase, or the state of a container, became what it is
 	Run   *Run      // of a container
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // collect takes down objects that were claimed and, one after the other, all that nothing holds any more afterwards:
@@ -17,7 +18,7 @@ import (
 //  3. the object itself: its Down;
 //  4. its record and its edges; what they held alone is claimed in the same step and comes next.
 //
-// What fails is broken, keeps what it needs, and is tried again later. The channel is closed when it is done.
+// What fails is broken, or still stopping if only its time was up, keeps what it needs, and is tried again later. The channel is closed when it is done.
 func (m *Manager) collect(claimed []int64) <-chan struct{} {
 	done := make(chan struct{})
 	m.work.Go(func() {
@@ -28,7 +29,7 @@ func (m *Manager) collect(claimed []int64) <-chan struct{} {
 			last := len(queue) - 1
 			id := queue[last]
 			queue = queue[:last]
-			if err := m.takeDown(id); err != nil {
+			if _, err := m.takeDown(id, false); err != nil {
 				m.breakDown(id, err)
 				continue
 			}
@@ -38,18 +39,52 @@ func (m *Manager) collect(claimed []int64) <-chan struct{} {
 	return done
 }
 
-// takeDown takes away the kernel side of an object.
-func (m *Manager) takeDown(id int64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), m.opt.DeleteTimeout)
+// takeDown takes away the kernel side of an object. With force that may lose data: the warning says so.
+func (m *Manager) takeDown(id int64, force bool) (warning string, err error) {
+	ctx, interrupt := context.WithCancelCause(context.Background())
+	ctx, cancel := context.WithTimeout(ctx, m.opt.DeleteTimeout)
 	defer cancel()
+	m.setInterrupt(id, interrupt)
+	defer m.setInterrupt(id, nil)
 	if proc := m.process(id); proc != nil {
 		proc.Kill()
 		if err := wait(ctx, proc.Done()); err != nil {
-			return fmt.Errorf("its processes do not end: %w", err)
+			return "", fmt.Errorf("its processes do not end: %w", err)
 		}
 	}
 	site, live := m.site(id)
-	return m.unit(id).Down(ctx, site, live)
+	if u, ok := m.unit(id).(driver.Forcer); ok && force {
+		return u.ForceDown(ctx, site, live)
+	}
+	return "", m.unit(id).Down(ctx, site, live)
+}
+
+// errForced is why a teardown is interrupted.
+var errForced = errs.New(errs.Deadline, "a forced delete takes its place")
+
+func (m *Manager) setInterrupt(id int64, cancel context.CancelCauseFunc) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.objects[id].interrupt = cancel
+}
+
+// interrupt ends a teardown that is under way, for one by force to take its place, and waits until it has ended.
+func (m *Manager) interrupt(ctx context.Context, id int64) error {
+	for {
+		m.mu.Lock()
+		o, changed := m.objects[id], m.changed
+		if o == nil || o.view.Phase != Stopping || o.retry != nil || o.proc != nil {
+			m.mu.Unlock()
+			return nil
+		}
+		if o.interrupt != nil {
+			o.interrupt(errForced)
+		}
+		m.mu.Unlock()
+		if err := wait(ctx, changed); err != nil {
+			return err
+		}
+	}
 }
 
 // forget takes an object out of the state and returns what is to be taken down next.
@@ -62,16 +97,22 @@ func (m *Manager) forget(id int64) (orphans []int64) {
 	return orphans
 }
 
-// breakDown keeps an object whose teardown failed, and sees to it that it is tried again.
-func (m *Manager) breakDown(id int64, cause error) {
+// breakDown keeps an object whose teardown failed, and sees to it that it is tried again. One that only was not done in time
+// is no fault of the object: it stays stopping.
+func (m *Manager) breakDown(id int64, cause error) (phase Phase) {
+	phase = Broken
+	if errs.Is(cause, errs.Deadline) {
+		phase = Stopping
+	}
 	_ = m.edit(func(c *change) error {
 		c.hold(id, false)
-		c.phase(id, Broken, cause.Error())
+		c.phase(id, phase, cause.Error())
 		c.scheduleRetry(id)
 		return nil
 	})
 	m.note(id)
 	m.log.Warn("teardown failed, will be tried again", "object", id, "err", cause)
+	return phase
 }
 
 func (c *change) scheduleRetry(id int64) {
@@ -81,12 +122,12 @@ func (c *change) scheduleRetry(id int64) {
 	o.retry = time.AfterFunc(o.delay, func() { m.tryAgain(id) })
 }
 
-// tryAgain takes up a broken object that nothing holds, unless somebody else did.
+// tryAgain takes up an object whose teardown failed and that nothing holds, unless somebody else did.
 func (m *Manager) tryAgain(id int64) {
 	claimed := false
 	_ = m.edit(func(c *change) error {
 		o := m.objects[id]
-		if claimed = o != nil && o.view.Phase == Broken && o.view.Refs == 0; claimed {
+		if claimed = o != nil && o.retry != nil && o.view.Refs == 0; claimed {
 			c.claim(id)
 		}
 		return nil
@@ -125,7 +166,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	var roots []int64
 	_ = m.edit(func(c *change) error {
 		for _, id := range m.graph.All() {
-			if o := m.objects[id]; o.up && m.graph.Refs(id) == 0 && (o.view.Phase == Ready || o.view.Phase == Broken) {
+			if o := m.objects[id]; o.up && m.graph.Refs(id) == 0 && (o.view.Phase == Ready || o.view.Phase == Broken || o.retry != nil) {
 				c.claim(id)
 				roots = append(roots, id)
 			}

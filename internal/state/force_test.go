@@ -1,0 +1,103 @@
+package state
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// hanging is an object whose Down does not end in time, as a mount from a server that is gone.
+type hanging struct {
+	*unit
+	begun chan struct{}
+}
+
+func (u hanging) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	if u.w.ask("hang", u.unit) == nil {
+		return u.unit.Down(ctx, site, live)
+	}
+	select {
+	case u.begun <- struct{}{}:
+	default:
+	}
+	<-ctx.Done()
+	return errs.New(errs.Deadline, "the server does not answer: %w", context.Cause(ctx))
+}
+
+func (u hanging) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (string, error) {
+	return "data is lost", u.unit.Down(ctx, site, live)
+}
+
+// hang makes an object that hangs until the world does not fail any more.
+func hang(t *testing.T, m *Manager, w *world) (id int64, begun <-chan struct{}) {
+	t.Helper()
+	w.failWith(func(act string, _ *unit) error {
+		if act == "hang" {
+			return errInjected
+		}
+		return nil
+	})
+	u := hanging{&unit{w: w, Label: "remote"}, make(chan struct{}, 1)}
+	return create(t, m, &driver.Plan{Path: "mount", Class: driver.Mount, Kind: "test", Unit: u}).ID, u.begun
+}
+
+func TestATeardownThatHangs(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m := newManager(t, w)
+	m.opt.DeleteTimeout = 20e6 // 20 ms
+	id, _ := hang(t, m, w)
+	if _, _, err := m.Delete(context.Background(), driver.Mount, id, false); !errs.Is(err, errs.Deadline) {
+		t.Errorf("the answer is %v: %v", errs.ClassOf(err), err)
+	}
+	eventually(t, m, "it says what it waits for", func(s *Snapshot) bool {
+		v, ok := s.Get(id)
+		return ok && v.Phase == Stopping && strings.Contains(v.Error, "the server does not answer")
+	})
+	w.failWith(func(string, *unit) error { return nil })
+	eventually(t, m, "it is gone", func(s *Snapshot) bool { _, ok := s.Get(id); return !ok })
+}
+
+// TestForceTakesThePlace of a teardown that hangs.
+func TestForceTakesThePlace(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m := newManager(t, w)
+	m.opt.RetryMin, m.opt.RetryMax = 10e9, 10e9
+	id, begun := hang(t, m, w)
+	first := make(chan error, 1)
+	go func() {
+		_, _, err := m.Delete(context.Background(), driver.Mount, id, false)
+		first <- err
+	}()
+	<-begun
+	_, warnings, err := m.Delete(context.Background(), driver.Mount, id, true)
+	if err != nil || len(warnings) != 1 || warnings[0] != "data is lost" {
+		t.Errorf("the answer is %q, %v", warnings, err)
+	}
+	if err := <-first; !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), errForced.Error()) {
+		t.Errorf("the other answer is %v", err)
+	}
+	if _, ok := m.Snapshot().Get(id); ok {
+		t.Error("it is still there")
+	}
+}
+
+// TestForceOfWhatWaitsForARetry: what is stopping can be deleted by force, and only so.
+func TestForceOfWhatWaitsForARetry(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m := newManager(t, w)
+	m.opt.DeleteTimeout, m.opt.RetryMin, m.opt.RetryMax = 20e6, 10e9, 10e9
+	id, _ := hang(t, m, w)
+	if _, _, err := m.Delete(context.Background(), driver.Mount, id, false); !errs.Is(err, errs.Deadline) {
+		t.Fatalf("the answer is %v", err)
+	}
+	eventually(t, m, "it waits", func(s *Snapshot) bool { v, _ := s.Get(id); return v.Phase == Stopping && v.Error != "" })
+	if _, warnings, err := m.Delete(context.Background(), driver.Mount, id, true); err != nil || len(warnings) != 1 {
+		t.Errorf("the answer is %q, %v", warnings, err)
+	}
+}
