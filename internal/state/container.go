@@ -23,7 +23,9 @@ import (
 //
 // A stop goes on in the background: the answer shows the container stopping. A start that fails leaves it dead, with the reason.
 func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot, error) {
-	unlock, err := m.locks.Lock(ctx, id)
+	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
+	defer cancel()
+	unlock, err := m.lock(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -72,8 +74,6 @@ func (m *Manager) toRunning(ctx context.Context, v *View) error {
 		return m.thaw(ctx, v.ID)
 	}
 	unit := v.Unit.(driver.ContainerUnit) // by the definition of its class
-	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
-	defer cancel()
 	if err := m.start(ctx, v.ID, unit); err != nil {
 		m.failStart(v.ID, err)
 		return err
@@ -89,7 +89,11 @@ func (m *Manager) toRunning(ctx context.Context, v *View) error {
 // start starts a container and keeps its process. What the state shows does not change yet.
 func (m *Manager) start(ctx context.Context, id int64, unit driver.ContainerUnit) error {
 	site, live := m.site(id)
-	proc, err := unit.Start(ctx, site, live)
+	var proc driver.Process
+	err := m.guard("start", id, func() (err error) {
+		proc, err = unit.Start(ctx, site, live)
+		return err
+	})
 	if err != nil {
 		return err
 	}

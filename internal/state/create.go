@@ -11,7 +11,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
-var errTooSlow = errors.New("it took longer than a create may take")
+var errTooSlow = errors.New("it took too long")
 
 // Create makes what plan says, with everything below it, or nothing. The snapshot it returns holds the new object, whose
 // id it returns too. If ctx ends before the commit, all is undone.
@@ -147,7 +147,7 @@ func (m *Manager) bringUp(ctx context.Context, stack []int64) error {
 	for _, id := range stack {
 		if u, ok := m.unit(id).(driver.Committer); ok {
 			site, live := m.site(id)
-			if err := u.Commit(ctx, site, live); err != nil {
+			if err := m.guard("commit", id, func() error { return u.Commit(ctx, site, live) }); err != nil {
 				return m.explain(ctx, id, err)
 			}
 		}
@@ -166,7 +166,11 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 		return err
 	}
 	site, _ := m.site(id)
-	live, err := m.unit(id).Up(ctx, site)
+	var live driver.Live
+	err := m.guard("up", id, func() (err error) {
+		live, err = m.unit(id).Up(ctx, site)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,8 @@ func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, forc
 
 // lockForDelete takes the locks of the object and, with force, of the idle containers that need it, newest first.
 func (m *Manager) lockForDelete(ctx context.Context, id int64, force bool) (idle []int64, unlock func(), err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.DeleteTimeout, errTooSlow)
+	defer cancel()
 	if force {
 		if err := m.interrupt(ctx, id); err != nil {
 			return nil, nil, err
@@ -46,7 +48,7 @@ func (m *Manager) lockForDelete(ctx context.Context, id int64, force bool) (idle
 		}
 	}
 	for _, key := range append(slices.Clone(idle), id) {
-		u, err := m.locks.Lock(ctx, key)
+		u, err := m.lock(ctx, key)
 		if err != nil {
 			unlock()
 			return nil, nil, err

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -268,6 +269,26 @@ func (m *Manager) site(id int64) (site driver.Site, live driver.Live) {
 		}
 	}
 	return site, v.Live
+}
+
+// lock takes the keyed lock of an object.
+func (m *Manager) lock(ctx context.Context, id int64) (unlock func(), err error) {
+	unlock, err = m.locks.Lock(ctx, id)
+	if errors.Is(err, errTooSlow) {
+		return nil, errs.New(errs.Deadline, "object %d is busy with another request, which does not end: look at it again later", id)
+	}
+	return unlock, err
+}
+
+// guard makes a panic of a driver an error, so that what was begun is undone and the daemon lives on.
+func (m *Manager) guard(act string, id int64, perform func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			m.log.Error("panic in a driver", "act", act, "object", id, "panic", p, "stack", string(debug.Stack()))
+			err = errs.New(errs.Internal, "internal fault, the daemon's log tells more: %v", p)
+		}
+	}()
+	return perform()
 }
 
 // name says which object a view is of, for messages.

@@ -135,6 +135,34 @@ func TestEveryStepOfTeardownFails(t *testing.T) {
 	}
 }
 
+// TestPanicOfADriver has a driver panic where it brings up and where it takes down.
+func TestPanicOfADriver(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m := newManager(t, w)
+	panics := func(act, label string) func(string, *unit) error {
+		return func(a string, u *unit) error {
+			if a == act && u.Label == label {
+				panic("as a test")
+			}
+			return nil
+		}
+	}
+	for _, act := range []string{"up", "commit"} {
+		w.failWith(panics(act, "loopback"))
+		if _, _, err := m.Create(context.Background(), fiveLevels(w)); err == nil || errs.ClassOf(err) != errs.Internal || len(w.up) > 0 {
+			t.Errorf("%s: the answer is %v, still up are %v", act, err, w.up)
+		}
+	}
+	w.failWith(func(string, *unit) error { return nil })
+	v := create(t, m, fiveLevels(w))
+	w.failWith(panics("down", "overlay"))
+	if _, warnings, err := m.Delete(context.Background(), driver.Container, v.ID, true); err != nil || len(warnings) != 1 {
+		t.Errorf("the answer is %v with warnings %q", err, warnings)
+	}
+	// The retry of newManager's end clears it.
+}
+
 func TestReferences(t *testing.T) {
 	t.Parallel()
 	w := newWorld()

@@ -18,7 +18,8 @@ import (
 //  3. the object itself: its Down;
 //  4. its record and its edges; what they held alone is claimed in the same step and comes next.
 //
-// What fails is broken, or still stopping if only its time was up, keeps what it needs, and is tried again later. The channel is closed when it is done.
+// What fails is broken, or still stopping if only its time was up, keeps what it needs, and is tried again later. The channel
+// is closed when it is done.
 func (m *Manager) collect(claimed []int64) <-chan struct{} {
 	done := make(chan struct{})
 	m.work.Go(func() {
@@ -53,10 +54,14 @@ func (m *Manager) takeDown(id int64, force bool) (warning string, err error) {
 		}
 	}
 	site, live := m.site(id)
-	if u, ok := m.unit(id).(driver.Forcer); ok && force {
-		return u.ForceDown(ctx, site, live)
-	}
-	return "", m.unit(id).Down(ctx, site, live)
+	err = m.guard("down", id, func() (err error) {
+		if u, ok := m.unit(id).(driver.Forcer); ok && force {
+			warning, err = u.ForceDown(ctx, site, live)
+			return err
+		}
+		return m.unit(id).Down(ctx, site, live)
+	})
+	return warning, err
 }
 
 // errForced is why a teardown is interrupted.
