@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 tree=$PWD
 limit=${VM_LIMIT:-900} # seconds for all tests together
 
-packages=${PKG:-$(grep -rlE --include='*_test.go' 'testkit\.(Root|Need)\(|/test/harness"' cmd internal test | xargs dirname | sort -u | sed 's,^,./,')}
+packages=${PKG:-$(grep -rlE --include='*_test.go' 'testkit\.(Root|Need|Guest)\(|/test/harness"' cmd internal test | xargs dirname | sort -u | sed 's,^,./,')}
 rm -rf bin/vm/tests
 mkdir -p bin/vm/tests bin/report
 export CGO_ENABLED=0
