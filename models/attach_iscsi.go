@@ -4,31 +4,56 @@ package models
 
 import (
 	"context"
+	"encoding/json"
+	stderrors "errors"
 
 	"github.com/go-openapi/errors"
 	"github.com/go-openapi/strfmt"
 	"github.com/go-openapi/swag/jsonutils"
+	"github.com/go-openapi/swag/typeutils"
 	"github.com/go-openapi/validate"
 )
 
-// AttachIscsi A logical unit of an iSCSI target.
+// AttachIscsi A logical unit of an iSCSI target. The node logs in by itself; no other program is needed, only the kernel's modules
+// `iscsi_tcp` and `sd_mod`.
+//
+// Attachments that name the same `initiator` and `target` share one session, which the last of them ends. They must
+// agree in all that belongs to the session: the portals, `auth`, the digests, `max_comands` and `replacement_timeout`.
+// When the connection is lost, the server logs in again by itself and I/O goes on; see `session_state`.
+//
 // Example: {"host":"storage.example.org","initiator":"iqn.2026-05.org.example:node1","target":"iqn.2026-05.org.example:images"}
 //
 // swagger:model attach_iscsi
 type AttachIscsi struct {
 
-	// Name or address, IPv4 or IPv6, of the target's portal.
+	// auth
+	Auth *IscsiAuth `json:"auth,omitempty"`
+
+	// The same for the data.
+	// Enum: ["none","crc32c"]
+	DataDigest *string `json:"data_digest,omitempty"`
+
+	// Whether each header is protected by a CRC32C: `crc32c` demands it, with `none` it is done only if the target insists.
+	//
+	// Enum: ["none","crc32c"]
+	HeaderDigest *string `json:"header_digest,omitempty"`
+
+	// Name or address, IPv4 or IPv6, of the target's portal. All addresses of a name are tried in their order.
 	// Required: true
 	Host *string `json:"host"`
 
-	// The iSCSI qualified name (IQN) that the node logs in with.
+	// The iSCSI name that the node logs in with: `iqn.…`, `eui.…` or `naa.…`. Each node needs its own: a target ends the
+	// session of a first one when a second logs in with the same name.
+	//
 	// Required: true
 	Initiator *string `json:"initiator"`
 
-	// Number of the logical unit.
+	// Number of the logical unit, from 0 to 16383. No other unit of the target is made a device.
 	Lun int64 `json:"lun"`
 
-	// How many commands the session may have under way. The name is misspelt and stays so; `max_commands` is taken too.
+	// How many commands the session may have under way, a power of two from 32 to 4096; the kernel keeps 15 of them for
+	// itself. The name is misspelt and stays so; `max_commands` is taken too.
+	//
 	MaxComands *int64 `json:"max_comands,omitempty"`
 
 	// Another spelling of `max_comands`, in requests only.
@@ -37,13 +62,34 @@ type AttachIscsi struct {
 	// TCP port of the portal.
 	Port *int64 `json:"port,omitempty"`
 
-	// How many commands the logical unit may have under way.
+	// Further portals of the target, as `host`, `host:port` or `[address]:port`. They are tried after `host`, in their
+	// order, until one lets the node in: now, and whenever the connection is lost.
+	//
+	Portals []string `json:"portals,omitempty"`
+
+	// How many commands the logical unit may have under way; at most `max_comands` - 15.
 	QueueDepth *int64 `json:"queue_depth,omitempty"`
 
-	// I/O scheduler of the device, as in `/sys/block/DEVICE/queue/scheduler`.
+	// For how many seconds, from 1 to 86400, I/O waits for a connection that is lost. After that it fails, until the
+	// connection is back.
+	//
+	ReplacementTimeout *int64 `json:"replacement_timeout,omitempty"`
+
+	// Make the device read-only. It is also so if the target does not let it be written to.
+	Ro *bool `json:"ro,omitempty"`
+
+	// I/O scheduler of the device, as in `/sys/block/DEVICE/queue/scheduler`. `noop`, which older kernels had, means `none`.
+	//
 	Scheduler *string `json:"scheduler,omitempty"`
 
-	// The IQN of the target.
+	// What the session does now: `logged_in`; `recovering` when the connection is lost and I/O waits for it; `failed`
+	// when that has taken longer than `replacement_timeout` and I/O fails. In the latter two the server goes on trying.
+	//
+	// Read Only: true
+	// Enum: ["logged_in","recovering","failed"]
+	SessionState string `json:"session_state,omitempty"`
+
+	// The iSCSI name of the target.
 	// Required: true
 	Target *string `json:"target"`
 }
@@ -52,11 +98,27 @@ type AttachIscsi struct {
 func (m *AttachIscsi) Validate(formats strfmt.Registry) error {
 	var res []error
 
+	if err := m.validateAuth(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateDataDigest(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateHeaderDigest(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateHost(formats); err != nil {
 		res = append(res, err)
 	}
 
 	if err := m.validateInitiator(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateSessionState(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -67,6 +129,113 @@ func (m *AttachIscsi) Validate(formats strfmt.Registry) error {
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+func (m *AttachIscsi) validateAuth(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Auth) { // not required
+		return nil
+	}
+
+	if m.Auth != nil {
+		if err := m.Auth.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("auth")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("auth")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+var attachIscsiTypeDataDigestPropEnum []any
+
+func init() {
+	var res []string
+	if err := json.Unmarshal([]byte(`["none","crc32c"]`), &res); err != nil {
+		panic(err)
+	}
+	for _, v := range res {
+		attachIscsiTypeDataDigestPropEnum = append(attachIscsiTypeDataDigestPropEnum, v)
+	}
+}
+
+const (
+
+	// AttachIscsiDataDigestNone captures enum value "none"
+	AttachIscsiDataDigestNone string = "none"
+
+	// AttachIscsiDataDigestCrc32c captures enum value "crc32c"
+	AttachIscsiDataDigestCrc32c string = "crc32c"
+)
+
+// prop value enum
+func (m *AttachIscsi) validateDataDigestEnum(path, location string, value string) error {
+	if err := validate.EnumCase(path, location, value, attachIscsiTypeDataDigestPropEnum, true); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (m *AttachIscsi) validateDataDigest(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.DataDigest) { // not required
+		return nil
+	}
+
+	// value enum
+	if err := m.validateDataDigestEnum("data_digest", "body", *m.DataDigest); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+var attachIscsiTypeHeaderDigestPropEnum []any
+
+func init() {
+	var res []string
+	if err := json.Unmarshal([]byte(`["none","crc32c"]`), &res); err != nil {
+		panic(err)
+	}
+	for _, v := range res {
+		attachIscsiTypeHeaderDigestPropEnum = append(attachIscsiTypeHeaderDigestPropEnum, v)
+	}
+}
+
+const (
+
+	// AttachIscsiHeaderDigestNone captures enum value "none"
+	AttachIscsiHeaderDigestNone string = "none"
+
+	// AttachIscsiHeaderDigestCrc32c captures enum value "crc32c"
+	AttachIscsiHeaderDigestCrc32c string = "crc32c"
+)
+
+// prop value enum
+func (m *AttachIscsi) validateHeaderDigestEnum(path, location string, value string) error {
+	if err := validate.EnumCase(path, location, value, attachIscsiTypeHeaderDigestPropEnum, true); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (m *AttachIscsi) validateHeaderDigest(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.HeaderDigest) { // not required
+		return nil
+	}
+
+	// value enum
+	if err := m.validateHeaderDigestEnum("header_digest", "body", *m.HeaderDigest); err != nil {
+		return err
+	}
+
 	return nil
 }
 
@@ -88,6 +257,51 @@ func (m *AttachIscsi) validateInitiator(formats strfmt.Registry) error {
 	return nil
 }
 
+var attachIscsiTypeSessionStatePropEnum []any
+
+func init() {
+	var res []string
+	if err := json.Unmarshal([]byte(`["logged_in","recovering","failed"]`), &res); err != nil {
+		panic(err)
+	}
+	for _, v := range res {
+		attachIscsiTypeSessionStatePropEnum = append(attachIscsiTypeSessionStatePropEnum, v)
+	}
+}
+
+const (
+
+	// AttachIscsiSessionStateLoggedIn captures enum value "logged_in"
+	AttachIscsiSessionStateLoggedIn string = "logged_in"
+
+	// AttachIscsiSessionStateRecovering captures enum value "recovering"
+	AttachIscsiSessionStateRecovering string = "recovering"
+
+	// AttachIscsiSessionStateFailed captures enum value "failed"
+	AttachIscsiSessionStateFailed string = "failed"
+)
+
+// prop value enum
+func (m *AttachIscsi) validateSessionStateEnum(path, location string, value string) error {
+	if err := validate.EnumCase(path, location, value, attachIscsiTypeSessionStatePropEnum, true); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (m *AttachIscsi) validateSessionState(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.SessionState) { // not required
+		return nil
+	}
+
+	// value enum
+	if err := m.validateSessionStateEnum("session_state", "body", m.SessionState); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 func (m *AttachIscsi) validateTarget(formats strfmt.Registry) error {
 
 	if err := validate.Required("target", "body", m.Target); err != nil {
@@ -97,8 +311,55 @@ func (m *AttachIscsi) validateTarget(formats strfmt.Registry) error {
 	return nil
 }
 
-// ContextValidate validates this attach iscsi based on context it is used
-func (m *AttachIscsi) ContextValidate(_ context.Context, _ strfmt.Registry) error {
+// ContextValidate validate this attach iscsi based on the context it is used
+func (m *AttachIscsi) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
+	var res []error
+
+	if err := m.contextValidateAuth(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateSessionState(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if len(res) > 0 {
+		return errors.CompositeValidationError(res...)
+	}
+	return nil
+}
+
+func (m *AttachIscsi) contextValidateAuth(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Auth != nil {
+
+		if typeutils.IsZero(m.Auth) { // not required
+			return nil
+		}
+
+		if err := m.Auth.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("auth")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("auth")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *AttachIscsi) contextValidateSessionState(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "session_state", "body", m.SessionState); err != nil {
+		return err
+	}
+
 	return nil
 }
 

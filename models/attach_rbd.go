@@ -19,7 +19,7 @@ import (
 // swagger:model attach_rbd
 type AttachRbd struct {
 
-	// The number of the device: N in `/dev/rbdN`.
+	// The number of the device: N in `/dev/rbdN`. It is left out if it is 0.
 	// Read Only: true
 	DeviceID int64 `json:"device_id,omitempty"`
 
@@ -28,7 +28,9 @@ type AttachRbd struct {
 	// Min Length: 1
 	Image *string `json:"image"`
 
-	// The cluster's monitors: names or addresses, IPv4 or IPv6, with a port where it is not the usual one.
+	// The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port where it is not the usual one (see
+	// `ms_mode`). Some of them may be down.
+	//
 	// Required: true
 	Monitors []string `json:"monitors"`
 

@@ -4,15 +4,19 @@ package models
 
 import (
 	"context"
+	"encoding/json"
 
 	"github.com/go-openapi/errors"
 	"github.com/go-openapi/strfmt"
 	"github.com/go-openapi/swag/jsonutils"
+	"github.com/go-openapi/swag/typeutils"
 	"github.com/go-openapi/validate"
 )
 
 // RbdOptions Options of the kernel's RBD client; see rbd(8), "kernel rbd (krbd) options", for what each of them does. Those left
-// out have the kernel's defaults. `name` and `secret` are needed.
+// out have the kernel's defaults. `name` and `secret` are needed. Of two options that are each other's opposite at most
+// one may be given. Options that have no effect are named in a `Warning` header. Texts can't hold commas, equals signs,
+// blanks and control characters.
 //
 // Example: {"name":"node","ro":true,"secret":"AQ...=="}
 //
@@ -22,10 +26,10 @@ type RbdOptions struct {
 	// Fail writes when the cluster is full instead of waiting.
 	AbortOnFull bool `json:"abort_on_full,omitempty"`
 
-	// The smallest unit of allocation in the cluster, in bytes.
+	// The smallest unit of allocation in the cluster, in bytes; a power of 2, 512 to 2147483648.
 	AllocSize int64 `json:"alloc_size,omitempty"`
 
-	// Insist on signed messages (from the cluster).
+	// Insist on signed messages from the cluster. The kernel ignores it.
 	CephRequiresSignatures bool `json:"ceph_requires_signatures,omitempty"`
 
 	// Sign messages (to the cluster).
@@ -34,26 +38,39 @@ type RbdOptions struct {
 	// Checksum the data that is sent.
 	Crc bool `json:"crc,omitempty"`
 
-	// Do not hand the exclusive lock over to others.
+	// Take the image's exclusive lock, and do not hand it over to others.
 	Exclusive bool `json:"exclusive,omitempty"`
 
-	// Map although the cluster's fullness or the image's features speak against it.
+	// When the attachment is deleted, unmap also a device that the kernel calls busy, if its image can't be reached
+	// any more and nobody can be found who uses it. It has no effect on mapping.
+	//
 	Force bool `json:"force,omitempty"`
 
-	// The cluster's id, a UUID; mapping fails if it is another.
+	// The cluster's id, a UUID; if it is another, the image is not mapped.
 	Fsid string `json:"fsid,omitempty"`
 
-	// The node's own address to use towards the cluster, with a port if wanted.
+	// The node's own address, or a name for it, to use towards the cluster, with a port if wanted.
 	IP string `json:"ip,omitempty"`
 
 	// Take the image's exclusive lock for reading, too.
 	LockOnRead bool `json:"lock_on_read,omitempty"`
 
-	// How long to wait for the exclusive lock, in seconds; 0 means for ever.
+	// How long to wait for the exclusive lock when mapping with `exclusive` or `lock_on_read`, in seconds, 1 to
+	// 2147483; as long as `mount_timeout` if it is left out.
+	//
 	LockTimeout int64 `json:"lock_timeout,omitempty"`
 
-	// How long to wait for the cluster when mapping, in seconds.
+	// How long to wait for the cluster when mapping, in seconds; 15 if it is left out. It is shortened to what the
+	// time limit of the create leaves.
+	//
 	MountTimeout int64 `json:"mount_timeout,omitempty"`
+
+	// How to talk to the cluster: `legacy` (the default) is version 1 of the protocol, the others are version 2, with
+	// checksums or encrypted; the `prefer` ones take what the cluster offers. Without a port in `monitors`, 6789 is
+	// used for `legacy` and 3300 for the others.
+	//
+	// Enum: ["legacy","crc","secure","prefer-crc","prefer-secure"]
+	MsMode string `json:"ms_mode,omitempty"`
 
 	// The Ceph user, without the leading `client.`.
 	// Required: true
@@ -62,7 +79,7 @@ type RbdOptions struct {
 	// The RADOS namespace in the pool.
 	Namespace string `json:"namespace,omitempty"`
 
-	// Do not.
+	// Do not. The kernel ignores it.
 	NocephRequiresSignatures bool `json:"noceph_requires_signatures,omitempty"`
 
 	// Do not.
@@ -80,23 +97,24 @@ type RbdOptions struct {
 	// Turn discard off.
 	Notrim bool `json:"notrim,omitempty"`
 
-	// How long to keep an idle connection to an OSD, in seconds.
+	// How long to keep an idle connection to an OSD, in seconds, 1 to 2147483.
 	OsdIdleTTL int64 `json:"osd_idle_ttl,omitempty"`
 
-	// How long to wait before asking an OSD whether it lives, in seconds.
+	// How long to wait before asking an OSD whether it lives, in seconds, 1 to 2147483.
 	Osdkeepalive int64 `json:"osdkeepalive,omitempty"`
 
-	// How many requests the device may have under way.
+	// How many requests the device may have under way, 1 to 10240.
 	QueueDepth int64 `json:"queue_depth,omitempty"`
 
 	// Map for reading only.
 	Ro bool `json:"ro,omitempty"`
 
-	// Map for reading and writing.
+	// Map for reading and writing; the default, except for snapshots.
 	Rw bool `json:"rw,omitempty"`
 
 	// The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back
-	// only after it was put in again. It is handed to the kernel's keyring and stored nowhere else.
+	// only after it was put in again. It is handed to the kernel through a keyring that no other process can search,
+	// and written nowhere.
 	//
 	Secret *string `json:"secret,omitempty"`
 
@@ -111,6 +129,10 @@ type RbdOptions struct {
 func (m *RbdOptions) Validate(formats strfmt.Registry) error {
 	var res []error
 
+	if err := m.validateMsMode(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateName(formats); err != nil {
 		res = append(res, err)
 	}
@@ -118,6 +140,57 @@ func (m *RbdOptions) Validate(formats strfmt.Registry) error {
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+var rbdOptionsTypeMsModePropEnum []any
+
+func init() {
+	var res []string
+	if err := json.Unmarshal([]byte(`["legacy","crc","secure","prefer-crc","prefer-secure"]`), &res); err != nil {
+		panic(err)
+	}
+	for _, v := range res {
+		rbdOptionsTypeMsModePropEnum = append(rbdOptionsTypeMsModePropEnum, v)
+	}
+}
+
+const (
+
+	// RbdOptionsMsModeLegacy captures enum value "legacy"
+	RbdOptionsMsModeLegacy string = "legacy"
+
+	// RbdOptionsMsModeCrc captures enum value "crc"
+	RbdOptionsMsModeCrc string = "crc"
+
+	// RbdOptionsMsModeSecure captures enum value "secure"
+	RbdOptionsMsModeSecure string = "secure"
+
+	// RbdOptionsMsModePreferDashCrc captures enum value "prefer-crc"
+	RbdOptionsMsModePreferDashCrc string = "prefer-crc"
+
+	// RbdOptionsMsModePreferDashSecure captures enum value "prefer-secure"
+	RbdOptionsMsModePreferDashSecure string = "prefer-secure"
+)
+
+// prop value enum
+func (m *RbdOptions) validateMsModeEnum(path, location string, value string) error {
+	if err := validate.EnumCase(path, location, value, rbdOptionsTypeMsModePropEnum, true); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (m *RbdOptions) validateMsMode(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.MsMode) { // not required
+		return nil
+	}
+
+	// value enum
+	if err := m.validateMsModeEnum("ms_mode", "body", m.MsMode); err != nil {
+		return err
+	}
+
 	return nil
 }
 

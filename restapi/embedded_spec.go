@@ -27,7 +27,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after ` + "`" + `--stop-timeout` + "`" + ` (10 s by default) is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default | send less, or raise the limit |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nAttachments of kind ` + "`" + `iscsi` + "`" + ` and ` + "`" + `rbd` + "`" + `, mounts of kind ` + "`" + `nfs` + "`" + ` and ` + "`" + `uri` + "`" + `, containers with ` + "`" + `systemd` + "`" + `, and the namespace\n` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after ` + "`" + `--stop-timeout` + "`" + ` (10 s by default) is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default | send less, or raise the limit |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nAttachments of kind ` + "`" + `iscsi` + "`" + `, mounts of kind ` + "`" + `nfs` + "`" + ` and ` + "`" + `uri` + "`" + `, containers with ` + "`" + `systemd` + "`" + `, and the namespace\n` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause"
@@ -758,7 +758,7 @@ func init() {
       }
     },
     "attach_iscsi": {
-      "description": "A logical unit of an iSCSI target.",
+      "description": "A logical unit of an iSCSI target. The node logs in by itself; no other program is needed, only the kernel's modules\n` + "`" + `iscsi_tcp` + "`" + ` and ` + "`" + `sd_mod` + "`" + `.\n\nAttachments that name the same ` + "`" + `initiator` + "`" + ` and ` + "`" + `target` + "`" + ` share one session, which the last of them ends. They must\nagree in all that belongs to the session: the portals, ` + "`" + `auth` + "`" + `, the digests, ` + "`" + `max_comands` + "`" + ` and ` + "`" + `replacement_timeout` + "`" + `.\nWhen the connection is lost, the server logs in again by itself and I/O goes on; see ` + "`" + `session_state` + "`" + `.\n",
       "type": "object",
       "required": [
         "initiator",
@@ -766,23 +766,44 @@ func init() {
         "host"
       ],
       "properties": {
+        "auth": {
+          "$ref": "#/definitions/iscsi_auth"
+        },
+        "data_digest": {
+          "description": "The same for the data.",
+          "type": "string",
+          "default": "none",
+          "enum": [
+            "none",
+            "crc32c"
+          ]
+        },
+        "header_digest": {
+          "description": "Whether each header is protected by a CRC32C: ` + "`" + `crc32c` + "`" + ` demands it, with ` + "`" + `none` + "`" + ` it is done only if the target insists.\n",
+          "type": "string",
+          "default": "none",
+          "enum": [
+            "none",
+            "crc32c"
+          ]
+        },
         "host": {
-          "description": "Name or address, IPv4 or IPv6, of the target's portal.",
+          "description": "Name or address, IPv4 or IPv6, of the target's portal. All addresses of a name are tried in their order.",
           "type": "string"
         },
         "initiator": {
-          "description": "The iSCSI qualified name (IQN) that the node logs in with.",
+          "description": "The iSCSI name that the node logs in with: ` + "`" + `iqn.…` + "`" + `, ` + "`" + `eui.…` + "`" + ` or ` + "`" + `naa.…` + "`" + `. Each node needs its own: a target ends the\nsession of a first one when a second logs in with the same name.\n",
           "type": "string"
         },
         "lun": {
-          "description": "Number of the logical unit.",
+          "description": "Number of the logical unit, from 0 to 16383. No other unit of the target is made a device.",
           "type": "integer",
           "format": "int64",
           "default": 0,
           "x-omitempty": false
         },
         "max_comands": {
-          "description": "How many commands the session may have under way. The name is misspelt and stays so; ` + "`" + `max_commands` + "`" + ` is taken too.",
+          "description": "How many commands the session may have under way, a power of two from 32 to 4096; the kernel keeps 15 of them for\nitself. The name is misspelt and stays so; ` + "`" + `max_commands` + "`" + ` is taken too.\n",
           "type": "integer",
           "format": "int64",
           "default": 128
@@ -798,19 +819,48 @@ func init() {
           "format": "int64",
           "default": 3260
         },
+        "portals": {
+          "description": "Further portals of the target, as ` + "`" + `host` + "`" + `, ` + "`" + `host:port` + "`" + ` or ` + "`" + `[address]:port` + "`" + `. They are tried after ` + "`" + `host` + "`" + `, in their\norder, until one lets the node in: now, and whenever the connection is lost.\n",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
         "queue_depth": {
-          "description": "How many commands the logical unit may have under way.",
+          "description": "How many commands the logical unit may have under way; at most ` + "`" + `max_comands` + "`" + ` - 15.",
           "type": "integer",
           "format": "int64",
           "default": 16
         },
+        "replacement_timeout": {
+          "description": "For how many seconds, from 1 to 86400, I/O waits for a connection that is lost. After that it fails, until the\nconnection is back.\n",
+          "type": "integer",
+          "format": "int64",
+          "default": 120
+        },
+        "ro": {
+          "description": "Make the device read-only. It is also so if the target does not let it be written to.",
+          "type": "boolean",
+          "default": false
+        },
         "scheduler": {
-          "description": "I/O scheduler of the device, as in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `.",
+          "description": "I/O scheduler of the device, as in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `. ` + "`" + `noop` + "`" + `, which older kernels had, means ` + "`" + `none` + "`" + `.\n",
           "type": "string",
           "default": "mq-deadline"
         },
+        "session_state": {
+          "description": "What the session does now: ` + "`" + `logged_in` + "`" + `; ` + "`" + `recovering` + "`" + ` when the connection is lost and I/O waits for it; ` + "`" + `failed` + "`" + `\nwhen that has taken longer than ` + "`" + `replacement_timeout` + "`" + ` and I/O fails. In the latter two the server goes on trying.\n",
+          "type": "string",
+          "enum": [
+            "logged_in",
+            "recovering",
+            "failed"
+          ],
+          "readOnly": true
+        },
         "target": {
-          "description": "The IQN of the target.",
+          "description": "The iSCSI name of the target.",
           "type": "string"
         }
       },
@@ -895,7 +945,7 @@ func init() {
       ],
       "properties": {
         "device_id": {
-          "description": "The number of the device: N in ` + "`" + `/dev/rbdN` + "`" + `.",
+          "description": "The number of the device: N in ` + "`" + `/dev/rbdN` + "`" + `. It is left out if it is 0.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
@@ -906,7 +956,7 @@ func init() {
           "minLength": 1
         },
         "monitors": {
-          "description": "The cluster's monitors: names or addresses, IPv4 or IPv6, with a port where it is not the usual one.",
+          "description": "The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port where it is not the usual one (see\n` + "`" + `ms_mode` + "`" + `). Some of them may be down.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -1127,6 +1177,37 @@ func init() {
       "type": "integer",
       "format": "int64",
       "example": 3
+    },
+    "iscsi_auth": {
+      "description": "Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target likes. With ` + "`" + `target_username` + "`" + ` it is mutual: the\ntarget must prove who it is, too.\n\nSecrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again.\nThe server keeps them in its memory alone, to log in again.\n",
+      "type": "object",
+      "properties": {
+        "secret": {
+          "description": "Its secret, at most 255 bytes; 12 and more are advised.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "target_secret": {
+          "description": "The secret that the target must prove to know. It must differ from ` + "`" + `secret` + "`" + `.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "target_username": {
+          "description": "The CHAP name that the target must have.",
+          "type": "string",
+          "maxLength": 255
+        },
+        "username": {
+          "description": "The CHAP name of the initiator; needed.",
+          "type": "string",
+          "maxLength": 255,
+          "minLength": 1
+        }
+      },
+      "example": {
+        "secret": "...",
+        "username": "node1"
+      }
     },
     "mount": {
       "description": "A tree of files that is mounted on the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
@@ -1460,7 +1541,7 @@ func init() {
       }
     },
     "rbd_options": {
-      "description": "Options of the kernel's RBD client; see rbd(8), \"kernel rbd (krbd) options\", for what each of them does. Those left\nout have the kernel's defaults. ` + "`" + `name` + "`" + ` and ` + "`" + `secret` + "`" + ` are needed.\n",
+      "description": "Options of the kernel's RBD client; see rbd(8), \"kernel rbd (krbd) options\", for what each of them does. Those left\nout have the kernel's defaults. ` + "`" + `name` + "`" + ` and ` + "`" + `secret` + "`" + ` are needed. Of two options that are each other's opposite at most\none may be given. Options that have no effect are named in a ` + "`" + `Warning` + "`" + ` header. Texts can't hold commas, equals signs,\nblanks and control characters.\n",
       "type": "object",
       "required": [
         "name"
@@ -1471,11 +1552,11 @@ func init() {
           "type": "boolean"
         },
         "alloc_size": {
-          "description": "The smallest unit of allocation in the cluster, in bytes.",
+          "description": "The smallest unit of allocation in the cluster, in bytes; a power of 2, 512 to 2147483648.",
           "type": "integer"
         },
         "ceph_requires_signatures": {
-          "description": "Insist on signed messages (from the cluster).",
+          "description": "Insist on signed messages from the cluster. The kernel ignores it.",
           "type": "boolean"
         },
         "cephx_sign_messages": {
@@ -1487,19 +1568,19 @@ func init() {
           "type": "boolean"
         },
         "exclusive": {
-          "description": "Do not hand the exclusive lock over to others.",
+          "description": "Take the image's exclusive lock, and do not hand it over to others.",
           "type": "boolean"
         },
         "force": {
-          "description": "Map although the cluster's fullness or the image's features speak against it.",
+          "description": "When the attachment is deleted, unmap also a device that the kernel calls busy, if its image can't be reached\nany more and nobody can be found who uses it. It has no effect on mapping.\n",
           "type": "boolean"
         },
         "fsid": {
-          "description": "The cluster's id, a UUID; mapping fails if it is another.",
+          "description": "The cluster's id, a UUID; if it is another, the image is not mapped.",
           "type": "string"
         },
         "ip": {
-          "description": "The node's own address to use towards the cluster, with a port if wanted.",
+          "description": "The node's own address, or a name for it, to use towards the cluster, with a port if wanted.",
           "type": "string"
         },
         "lock_on_read": {
@@ -1507,13 +1588,24 @@ func init() {
           "type": "boolean"
         },
         "lock_timeout": {
-          "description": "How long to wait for the exclusive lock, in seconds; 0 means for ever.",
+          "description": "How long to wait for the exclusive lock when mapping with ` + "`" + `exclusive` + "`" + ` or ` + "`" + `lock_on_read` + "`" + `, in seconds, 1 to\n2147483; as long as ` + "`" + `mount_timeout` + "`" + ` if it is left out.\n",
           "type": "integer",
           "format": "int64"
         },
         "mount_timeout": {
-          "description": "How long to wait for the cluster when mapping, in seconds.",
+          "description": "How long to wait for the cluster when mapping, in seconds; 15 if it is left out. It is shortened to what the\ntime limit of the create leaves.\n",
           "type": "integer"
+        },
+        "ms_mode": {
+          "description": "How to talk to the cluster: ` + "`" + `legacy` + "`" + ` (the default) is version 1 of the protocol, the others are version 2, with\nchecksums or encrypted; the ` + "`" + `prefer` + "`" + ` ones take what the cluster offers. Without a port in ` + "`" + `monitors` + "`" + `, 6789 is\nused for ` + "`" + `legacy` + "`" + ` and 3300 for the others.\n",
+          "type": "string",
+          "enum": [
+            "legacy",
+            "crc",
+            "secure",
+            "prefer-crc",
+            "prefer-secure"
+          ]
         },
         "name": {
           "description": "The Ceph user, without the leading ` + "`" + `client.` + "`" + `.",
@@ -1524,7 +1616,7 @@ func init() {
           "type": "string"
         },
         "noceph_requires_signatures": {
-          "description": "Do not.",
+          "description": "Do not. The kernel ignores it.",
           "type": "boolean"
         },
         "nocephx_sign_messages": {
@@ -1548,15 +1640,15 @@ func init() {
           "type": "boolean"
         },
         "osd_idle_ttl": {
-          "description": "How long to keep an idle connection to an OSD, in seconds.",
+          "description": "How long to keep an idle connection to an OSD, in seconds, 1 to 2147483.",
           "type": "integer"
         },
         "osdkeepalive": {
-          "description": "How long to wait before asking an OSD whether it lives, in seconds.",
+          "description": "How long to wait before asking an OSD whether it lives, in seconds, 1 to 2147483.",
           "type": "integer"
         },
         "queue_depth": {
-          "description": "How many requests the device may have under way.",
+          "description": "How many requests the device may have under way, 1 to 10240.",
           "type": "integer"
         },
         "ro": {
@@ -1564,11 +1656,11 @@ func init() {
           "type": "boolean"
         },
         "rw": {
-          "description": "Map for reading and writing.",
+          "description": "Map for reading and writing; the default, except for snapshots.",
           "type": "boolean"
         },
         "secret": {
-          "description": "The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back\nonly after it was put in again. It is handed to the kernel's keyring and stored nowhere else.\n",
+          "description": "The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back\nonly after it was put in again. It is handed to the kernel through a keyring that no other process can search,\nand written nowhere.\n",
           "type": "string",
           "x-nullable": true
         },
@@ -1633,7 +1725,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after ` + "`" + `--stop-timeout` + "`" + ` (10 s by default) is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default | send less, or raise the limit |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nAttachments of kind ` + "`" + `iscsi` + "`" + ` and ` + "`" + `rbd` + "`" + `, mounts of kind ` + "`" + `nfs` + "`" + ` and ` + "`" + `uri` + "`" + `, containers with ` + "`" + `systemd` + "`" + `, and the namespace\n` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after ` + "`" + `--stop-timeout` + "`" + ` (10 s by default) is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default | send less, or raise the limit |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nAttachments of kind ` + "`" + `iscsi` + "`" + `, mounts of kind ` + "`" + `nfs` + "`" + ` and ` + "`" + `uri` + "`" + `, containers with ` + "`" + `systemd` + "`" + `, and the namespace\n` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause"
@@ -2454,7 +2546,7 @@ func init() {
       }
     },
     "attach_iscsi": {
-      "description": "A logical unit of an iSCSI target.",
+      "description": "A logical unit of an iSCSI target. The node logs in by itself; no other program is needed, only the kernel's modules\n` + "`" + `iscsi_tcp` + "`" + ` and ` + "`" + `sd_mod` + "`" + `.\n\nAttachments that name the same ` + "`" + `initiator` + "`" + ` and ` + "`" + `target` + "`" + ` share one session, which the last of them ends. They must\nagree in all that belongs to the session: the portals, ` + "`" + `auth` + "`" + `, the digests, ` + "`" + `max_comands` + "`" + ` and ` + "`" + `replacement_timeout` + "`" + `.\nWhen the connection is lost, the server logs in again by itself and I/O goes on; see ` + "`" + `session_state` + "`" + `.\n",
       "type": "object",
       "required": [
         "initiator",
@@ -2462,23 +2554,44 @@ func init() {
         "host"
       ],
       "properties": {
+        "auth": {
+          "$ref": "#/definitions/iscsi_auth"
+        },
+        "data_digest": {
+          "description": "The same for the data.",
+          "type": "string",
+          "default": "none",
+          "enum": [
+            "none",
+            "crc32c"
+          ]
+        },
+        "header_digest": {
+          "description": "Whether each header is protected by a CRC32C: ` + "`" + `crc32c` + "`" + ` demands it, with ` + "`" + `none` + "`" + ` it is done only if the target insists.\n",
+          "type": "string",
+          "default": "none",
+          "enum": [
+            "none",
+            "crc32c"
+          ]
+        },
         "host": {
-          "description": "Name or address, IPv4 or IPv6, of the target's portal.",
+          "description": "Name or address, IPv4 or IPv6, of the target's portal. All addresses of a name are tried in their order.",
           "type": "string"
         },
         "initiator": {
-          "description": "The iSCSI qualified name (IQN) that the node logs in with.",
+          "description": "The iSCSI name that the node logs in with: ` + "`" + `iqn.…` + "`" + `, ` + "`" + `eui.…` + "`" + ` or ` + "`" + `naa.…` + "`" + `. Each node needs its own: a target ends the\nsession of a first one when a second logs in with the same name.\n",
           "type": "string"
         },
         "lun": {
-          "description": "Number of the logical unit.",
+          "description": "Number of the logical unit, from 0 to 16383. No other unit of the target is made a device.",
           "type": "integer",
           "format": "int64",
           "default": 0,
           "x-omitempty": false
         },
         "max_comands": {
-          "description": "How many commands the session may have under way. The name is misspelt and stays so; ` + "`" + `max_commands` + "`" + ` is taken too.",
+          "description": "How many commands the session may have under way, a power of two from 32 to 4096; the kernel keeps 15 of them for\nitself. The name is misspelt and stays so; ` + "`" + `max_commands` + "`" + ` is taken too.\n",
           "type": "integer",
           "format": "int64",
           "default": 128
@@ -2494,19 +2607,48 @@ func init() {
           "format": "int64",
           "default": 3260
         },
+        "portals": {
+          "description": "Further portals of the target, as ` + "`" + `host` + "`" + `, ` + "`" + `host:port` + "`" + ` or ` + "`" + `[address]:port` + "`" + `. They are tried after ` + "`" + `host` + "`" + `, in their\norder, until one lets the node in: now, and whenever the connection is lost.\n",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
         "queue_depth": {
-          "description": "How many commands the logical unit may have under way.",
+          "description": "How many commands the logical unit may have under way; at most ` + "`" + `max_comands` + "`" + ` - 15.",
           "type": "integer",
           "format": "int64",
           "default": 16
         },
+        "replacement_timeout": {
+          "description": "For how many seconds, from 1 to 86400, I/O waits for a connection that is lost. After that it fails, until the\nconnection is back.\n",
+          "type": "integer",
+          "format": "int64",
+          "default": 120
+        },
+        "ro": {
+          "description": "Make the device read-only. It is also so if the target does not let it be written to.",
+          "type": "boolean",
+          "default": false
+        },
         "scheduler": {
-          "description": "I/O scheduler of the device, as in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `.",
+          "description": "I/O scheduler of the device, as in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `. ` + "`" + `noop` + "`" + `, which older kernels had, means ` + "`" + `none` + "`" + `.\n",
           "type": "string",
           "default": "mq-deadline"
         },
+        "session_state": {
+          "description": "What the session does now: ` + "`" + `logged_in` + "`" + `; ` + "`" + `recovering` + "`" + ` when the connection is lost and I/O waits for it; ` + "`" + `failed` + "`" + `\nwhen that has taken longer than ` + "`" + `replacement_timeout` + "`" + ` and I/O fails. In the latter two the server goes on trying.\n",
+          "type": "string",
+          "enum": [
+            "logged_in",
+            "recovering",
+            "failed"
+          ],
+          "readOnly": true
+        },
         "target": {
-          "description": "The IQN of the target.",
+          "description": "The iSCSI name of the target.",
           "type": "string"
         }
       },
@@ -2591,7 +2733,7 @@ func init() {
       ],
       "properties": {
         "device_id": {
-          "description": "The number of the device: N in ` + "`" + `/dev/rbdN` + "`" + `.",
+          "description": "The number of the device: N in ` + "`" + `/dev/rbdN` + "`" + `. It is left out if it is 0.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
@@ -2602,7 +2744,7 @@ func init() {
           "minLength": 1
         },
         "monitors": {
-          "description": "The cluster's monitors: names or addresses, IPv4 or IPv6, with a port where it is not the usual one.",
+          "description": "The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port where it is not the usual one (see\n` + "`" + `ms_mode` + "`" + `). Some of them may be down.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -2823,6 +2965,37 @@ func init() {
       "type": "integer",
       "format": "int64",
       "example": 3
+    },
+    "iscsi_auth": {
+      "description": "Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target likes. With ` + "`" + `target_username` + "`" + ` it is mutual: the\ntarget must prove who it is, too.\n\nSecrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again.\nThe server keeps them in its memory alone, to log in again.\n",
+      "type": "object",
+      "properties": {
+        "secret": {
+          "description": "Its secret, at most 255 bytes; 12 and more are advised.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "target_secret": {
+          "description": "The secret that the target must prove to know. It must differ from ` + "`" + `secret` + "`" + `.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "target_username": {
+          "description": "The CHAP name that the target must have.",
+          "type": "string",
+          "maxLength": 255
+        },
+        "username": {
+          "description": "The CHAP name of the initiator; needed.",
+          "type": "string",
+          "maxLength": 255,
+          "minLength": 1
+        }
+      },
+      "example": {
+        "secret": "...",
+        "username": "node1"
+      }
     },
     "mount": {
       "description": "A tree of files that is mounted on the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
@@ -3156,7 +3329,7 @@ func init() {
       }
     },
     "rbd_options": {
-      "description": "Options of the kernel's RBD client; see rbd(8), \"kernel rbd (krbd) options\", for what each of them does. Those left\nout have the kernel's defaults. ` + "`" + `name` + "`" + ` and ` + "`" + `secret` + "`" + ` are needed.\n",
+      "description": "Options of the kernel's RBD client; see rbd(8), \"kernel rbd (krbd) options\", for what each of them does. Those left\nout have the kernel's defaults. ` + "`" + `name` + "`" + ` and ` + "`" + `secret` + "`" + ` are needed. Of two options that are each other's opposite at most\none may be given. Options that have no effect are named in a ` + "`" + `Warning` + "`" + ` header. Texts can't hold commas, equals signs,\nblanks and control characters.\n",
       "type": "object",
       "required": [
         "name"
@@ -3167,11 +3340,11 @@ func init() {
           "type": "boolean"
         },
         "alloc_size": {
-          "description": "The smallest unit of allocation in the cluster, in bytes.",
+          "description": "The smallest unit of allocation in the cluster, in bytes; a power of 2, 512 to 2147483648.",
           "type": "integer"
         },
         "ceph_requires_signatures": {
-          "description": "Insist on signed messages (from the cluster).",
+          "description": "Insist on signed messages from the cluster. The kernel ignores it.",
           "type": "boolean"
         },
         "cephx_sign_messages": {
@@ -3183,19 +3356,19 @@ func init() {
           "type": "boolean"
         },
         "exclusive": {
-          "description": "Do not hand the exclusive lock over to others.",
+          "description": "Take the image's exclusive lock, and do not hand it over to others.",
           "type": "boolean"
         },
         "force": {
-          "description": "Map although the cluster's fullness or the image's features speak against it.",
+          "description": "When the attachment is deleted, unmap also a device that the kernel calls busy, if its image can't be reached\nany more and nobody can be found who uses it. It has no effect on mapping.\n",
           "type": "boolean"
         },
         "fsid": {
-          "description": "The cluster's id, a UUID; mapping fails if it is another.",
+          "description": "The cluster's id, a UUID; if it is another, the image is not mapped.",
           "type": "string"
         },
         "ip": {
-          "description": "The node's own address to use towards the cluster, with a port if wanted.",
+          "description": "The node's own address, or a name for it, to use towards the cluster, with a port if wanted.",
           "type": "string"
         },
         "lock_on_read": {
@@ -3203,13 +3376,24 @@ func init() {
           "type": "boolean"
         },
         "lock_timeout": {
-          "description": "How long to wait for the exclusive lock, in seconds; 0 means for ever.",
+          "description": "How long to wait for the exclusive lock when mapping with ` + "`" + `exclusive` + "`" + ` or ` + "`" + `lock_on_read` + "`" + `, in seconds, 1 to\n2147483; as long as ` + "`" + `mount_timeout` + "`" + ` if it is left out.\n",
           "type": "integer",
           "format": "int64"
         },
         "mount_timeout": {
-          "description": "How long to wait for the cluster when mapping, in seconds.",
+          "description": "How long to wait for the cluster when mapping, in seconds; 15 if it is left out. It is shortened to what the\ntime limit of the create leaves.\n",
           "type": "integer"
+        },
+        "ms_mode": {
+          "description": "How to talk to the cluster: ` + "`" + `legacy` + "`" + ` (the default) is version 1 of the protocol, the others are version 2, with\nchecksums or encrypted; the ` + "`" + `prefer` + "`" + ` ones take what the cluster offers. Without a port in ` + "`" + `monitors` + "`" + `, 6789 is\nused for ` + "`" + `legacy` + "`" + ` and 3300 for the others.\n",
+          "type": "string",
+          "enum": [
+            "legacy",
+            "crc",
+            "secure",
+            "prefer-crc",
+            "prefer-secure"
+          ]
         },
         "name": {
           "description": "The Ceph user, without the leading ` + "`" + `client.` + "`" + `.",
@@ -3220,7 +3404,7 @@ func init() {
           "type": "string"
         },
         "noceph_requires_signatures": {
-          "description": "Do not.",
+          "description": "Do not. The kernel ignores it.",
           "type": "boolean"
         },
         "nocephx_sign_messages": {
@@ -3244,15 +3428,15 @@ func init() {
           "type": "boolean"
         },
         "osd_idle_ttl": {
-          "description": "How long to keep an idle connection to an OSD, in seconds.",
+          "description": "How long to keep an idle connection to an OSD, in seconds, 1 to 2147483.",
           "type": "integer"
         },
         "osdkeepalive": {
-          "description": "How long to wait before asking an OSD whether it lives, in seconds.",
+          "description": "How long to wait before asking an OSD whether it lives, in seconds, 1 to 2147483.",
           "type": "integer"
         },
         "queue_depth": {
-          "description": "How many requests the device may have under way.",
+          "description": "How many requests the device may have under way, 1 to 10240.",
           "type": "integer"
         },
         "ro": {
@@ -3260,11 +3444,11 @@ func init() {
           "type": "boolean"
         },
         "rw": {
-          "description": "Map for reading and writing.",
+          "description": "Map for reading and writing; the default, except for snapshots.",
           "type": "boolean"
         },
         "secret": {
-          "description": "The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back\nonly after it was put in again. It is handed to the kernel's keyring and stored nowhere else.\n",
+          "description": "The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back\nonly after it was put in again. It is handed to the kernel through a keyring that no other process can search,\nand written nowhere.\n",
           "type": "string",
           "x-nullable": true
         },
