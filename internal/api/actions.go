@@ -19,7 +19,24 @@ func (a *api) create(r *http.Request, def driver.Object) (driver.Object, error) 
 		return driver.Object{}, err
 	}
 	about(r, plan.Class, id)
+	warnOfCreated(r, snap, plan, id)
 	return render(snap, id)
+}
+
+// warnOfCreated passes on the warnings about an object and those that were made with it.
+func warnOfCreated(r *http.Request, snap *state.Snapshot, plan *driver.Plan, id int64) {
+	view, ok := snap.Get(id)
+	if !ok {
+		return
+	}
+	for _, text := range view.Live.Warnings {
+		warn(r, "%s.%s", plan.Path, text)
+	}
+	for i, need := range plan.Needs {
+		if need.Plan != nil {
+			warnOfCreated(r, snap, need.Plan, view.Needs[i])
+		}
+	}
 }
 
 // remove deletes the object that t names and returns it as it was.

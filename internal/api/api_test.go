@@ -222,6 +222,21 @@ func TestWhatADeleteCouldNotTakeDownIsNamed(t *testing.T) {
 	w.down = func(driver.Class) error { return nil }
 }
 
+func TestWarningsOfDriversAreToldOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	out := w.do("POST", "/mount", `{"kind":"attach","attach":{"fs_type":"xfs","attach":{"kind":"local","local":{"path":"/dev/odd"}}}}`)
+	expect[any](t, out, 201)
+	if got := out.Header().Values("Warning"); len(got) != 1 || !strings.Contains(got[0], `"mount.attach.attach.local.path: is odd"`) {
+		t.Errorf("Warning is %q", got)
+	}
+	out = w.do("POST", "/mount", `{"kind":"attach","attach":{"fs_type":"xfs","attach":{"id":1}}}`)
+	expect[any](t, out, 201)
+	if got := out.Header().Values("Warning"); len(got) != 0 {
+		t.Errorf("Warning of an object that was there is %q", got)
+	}
+}
+
 func TestUnknownQueryParametersAreNamed(t *testing.T) {
 	t.Parallel()
 	out := newWorld(t).do("GET", "/mount?forced=true", "")

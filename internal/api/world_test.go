@@ -136,7 +136,11 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	}
 	switch {
 	case u.def.Attach != nil:
-		return driver.Live{Device: &driver.Device{Path: "/dev/fake"}}, nil
+		live := driver.Live{Device: &driver.Device{Path: "/dev/fake"}}
+		if u.def.Attach.Local != nil && *u.def.Attach.Local.Path == "/dev/odd" {
+			live.Warnings = []string{"local.path: is odd"}
+		}
+		return live, nil
 	case u.def.Mount != nil:
 		return driver.Live{Tree: &driver.Tree{Path: "/mounts/fake"}}, nil
 	}
