@@ -10,6 +10,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/local"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
@@ -42,6 +43,7 @@ func Drivers(env Env) (driver.Set, error) {
 	return driver.Set{
 		local.New(local.Options{Gate: env.Gate, Log: env.Log}),
 		loopback.New(loopback.Options{Gate: env.Gate, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
+		rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
 		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, FSTypes: env.FSTypes}),
 		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts}),
 		nfs.New(nfs.Options{Mounts: env.Mounts, Helper: env.Helper, Log: env.Log}),

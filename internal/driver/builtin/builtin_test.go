@@ -21,20 +21,21 @@ import (
 
 // Kinds that are part of the interface and have no driver. They are answered 501.
 var without = map[driver.Class][]string{
-	driver.Attach: {"iscsi", "rbd"},
-	driver.Mount:  {"nfs", "uri", "rbd"}, // a mount of kind rbd comes as one of kind attach, translated
+	driver.Attach: {"iscsi"},
+	driver.Mount:  {"uri", "rbd"}, // a mount of kind rbd comes as one of kind attach, translated
 }
 
 // Definitions with only what is required. What one gives as {"id": 1} is not looked at.
 var least = map[string]string{
 	"attach_loopback": `{"kind":"loopback","loopback":{"path":"/a","base":"root"}}`,
 	"mount_attach":    `{"kind":"attach","attach":{"fs_type":"ext4","attach":{"id":1}}}`,
+	"mount_nfs":       `{"kind":"nfs","nfs":{"host":"h","path":"/"}}`,
 	"mount_bind":      `{"kind":"bind","bind":{"path":"/a","base":"root"}}`,
 	"container":       `{"command":"/sbin/init","mount":{"id":1}}`,
 }
 
 // Definitions of kinds in without.
-var unplanned = []string{"attach_iscsi", "mount_nfs"}
+var unplanned = []string{"attach_iscsi"}
 
 func drivers(t *testing.T) driver.Set {
 	t.Helper()

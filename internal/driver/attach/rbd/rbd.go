@@ -1,0 +1,53 @@
+// Package rbd is the driver of attachments of kind "rbd": an image in a Ceph cluster, mapped by the kernel.
+package rbd
+
+import (
+	"log/slog"
+	"net"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Options are what the driver depends on.
+type Options struct {
+	Gate   gate.Gate
+	Helper *helper.Runner
+	Log    *slog.Logger // default: none
+}
+
+// Driver is the driver of mapped images.
+type Driver struct {
+	bus      rbd.Bus
+	nodes    block.Nodes
+	resolver *net.Resolver // Go's own: the C library's can't be interrupted
+	log      *slog.Logger
+}
+
+// New makes the driver.
+func New(o Options) *Driver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{
+		bus:      rbd.Bus{Gate: o.Gate, Helper: o.Helper},
+		nodes:    block.Nodes{Gate: o.Gate},
+		resolver: &net.Resolver{PreferGo: true},
+		log:      o.Log,
+	}
+}
+
+// Class is that of attachments.
+func (d *Driver) Class() driver.Class { return driver.Attach }
+
+// Kind is "rbd".
+func (d *Driver) Kind() string { return models.AttachKindRbd }
+
+var (
+	_ driver.Driver = (*Driver)(nil)
+	_ driver.Unit   = (*unit)(nil)
+)

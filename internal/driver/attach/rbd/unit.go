@@ -1,0 +1,192 @@
+package rbd
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// unit is one mapped image.
+type unit struct {
+	driver   *Driver
+	secret   secret            // in no journal, answer or log
+	Monitors []string          `json:"monitors"`
+	Pool     string            `json:"pool"`
+	Image    string            `json:"image"`
+	Snapshot string            `json:"snapshot,omitempty"`
+	User     string            `json:"user"`
+	Options  models.RbdOptions `json:"options"` // without name and secret
+}
+
+// notes is what Down needs.
+type notes struct {
+	Mapping  rbd.Identity `json:"mapping"`
+	MadeNode bool         `json:"made_node,omitempty"` // whether its device node is ours to remove
+}
+
+// Up maps the image, in this order:
+//
+//  1. load the kernel's client;
+//  2. resolve the monitors;
+//  3. ask the cluster, if this build can: its answers are better than the kernel's;
+//  4. map;
+//  5. compare with what was meant, or unmap.
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	if err := u.driver.bus.Load(ctx); err != nil {
+		return driver.Live{}, err
+	}
+	spec, warnings, err := u.spec(ctx)
+	if err != nil {
+		return driver.Live{}, fmt.Errorf("map %s: %w", u.name(), err)
+	}
+	if err := u.ask(ctx, spec); err != nil {
+		return driver.Live{}, fmt.Errorf("map %s: %w", u.name(), err)
+	}
+	key, fault := u.secret.decode()
+	if fault != "" {
+		return driver.Live{}, errs.New(errs.Invalid, "map %s: the secret %s", u.name(), fault)
+	}
+	spec.Options = append(spec.Options, u.limits(ctx)...)
+	device, err := u.driver.bus.Map(ctx, spec, key, "imageapi-"+strconv.FormatInt(site.ID, 10)+"-"+rand.Text())
+	if err != nil {
+		return driver.Live{}, err
+	}
+	live, err := u.live(device)
+	if err != nil {
+		return driver.Live{}, errors.Join(err, u.unmap(device))
+	}
+	live.Warnings = append(u.ignored(), warnings...)
+	u.driver.log.Debug("map image", "id", site.ID, "image", u.name(), "device", live.Device.Path, "ro", device.ReadOnly)
+	return live, nil
+}
+
+func (u *unit) unmap(device rbd.Device) error {
+	const limit = 5 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return u.driver.bus.Unmap(ctx, device.Identity, false)
+}
+
+// live makes sure that the device is what was meant, and puts down what it is.
+func (u *unit) live(device rbd.Device) (driver.Live, error) {
+	if want := u.Options.Fsid; want != "" && !strings.EqualFold(want, device.Cluster) {
+		return driver.Live{}, errs.New(errs.Invalid, "map %s: the monitors are of cluster %s, not of fsid %s", u.name(), device.Cluster, want)
+	}
+	if !u.Options.Exclusive { // with it the kernel sees to this
+		rival, found, err := u.driver.bus.Rival(device)
+		if err != nil {
+			return driver.Live{}, err
+		}
+		if found {
+			return driver.Live{}, errs.New(errs.Conflict, "map %s: /dev/%s of this node is the same image, and not read-only: unmap it, use it, or map with ro", u.name(), rival.Name())
+		}
+	}
+	path, made, err := u.driver.nodes.Ensure(device.Number)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	text, err := json.Marshal(notes{Mapping: device.Identity, MadeNode: made})
+	return driver.Live{
+		Device: &driver.Device{Path: path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.ReadOnly, Remote: true},
+		Notes:  text,
+	}, err
+}
+
+// Down unmaps the image, if the device is still the one of Up and nobody uses it.
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	if live.Device == nil {
+		return nil
+	}
+	var n notes
+	if err := json.Unmarshal(live.Notes, &n); err != nil {
+		return fmt.Errorf("unmap %s: read its notes: %w", live.Device.Path, err)
+	}
+	if err := u.driver.bus.Unmap(ctx, n.Mapping, u.Options.Force); err != nil {
+		return err
+	}
+	u.driver.log.Debug("unmap image", "id", site.ID, "image", u.name(), "device", live.Device.Path)
+	if n.MadeNode {
+		return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
+	}
+	return nil
+}
+
+// Show writes the definition without the secret, and the number of the device.
+func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
+	o := u.Options
+	o.Name = new(u.User)
+	r := &models.AttachRbd{Monitors: u.Monitors, Pool: new(u.Pool), Image: new(u.Image), Snapshot: u.Snapshot, Options: &o}
+	var n notes
+	if live.Device != nil && json.Unmarshal(live.Notes, &n) == nil {
+		r.DeviceID = int64(n.Mapping.ID)
+	}
+	out.Attach.Rbd = r
+}
+
+// readOnly tells whether the mapping is.
+func (u *unit) readOnly() bool { return u.Options.Ro || u.Snapshot != "" }
+
+// name names the image as rbd(8) does.
+func (u *unit) name() string {
+	return rbd.Spec{Pool: u.Pool, Namespace: u.Options.Namespace, Image: u.Image, Snapshot: u.Snapshot}.String()
+}
+
+// messenger is the version of the protocol that is spoken with the monitors.
+func (u *unit) messenger() int {
+	if modes[u.Options.MsMode] {
+		return 2
+	}
+	return 1
+}
+
+// ask asks the cluster about the image, if this build can.
+func (u *unit) ask(ctx context.Context, s rbd.Spec) error {
+	if !cluster.Available {
+		return nil
+	}
+	known, err := u.driver.bus.Features()
+	if err != nil {
+		return err
+	}
+	answer, err := cluster.Look(ctx, cluster.Query{
+		Monitors: s.Monitors, Messenger: u.messenger(), User: u.User, Secret: string(u.secret),
+		Pool: u.Pool, Namespace: u.Options.Namespace, Image: u.Image, Snapshot: u.Snapshot,
+	})
+	if err != nil {
+		return err
+	}
+	return u.judge(answer, known)
+}
+
+// migrating is the one feature without which an image can't even be read.
+const migrating = 1 << 9
+
+// judge tells from what the cluster says whether the image can be mapped.
+func (u *unit) judge(a cluster.Answer, known uint64) error {
+	lacking := a.Features &^ known
+	if u.readOnly() {
+		lacking &= migrating
+	}
+	if lacking != 0 {
+		return errs.New(errs.Unsupported, "the image has features that this kernel lacks: %s: disable them (rbd feature disable), or use a newer kernel", rbd.FeatureNames(lacking))
+	}
+	if u.readOnly() || u.Options.Exclusive || len(a.Users) == 0 {
+		return nil
+	}
+	texts := make([]string, len(a.Users))
+	for i, user := range a.Users {
+		texts[i] = fmt.Sprintf("%s at %s %s", user.Client, user.Address, user.How)
+	}
+	return errs.New(errs.Conflict, "the image is in use: %s: unmap it there, or map it with ro, or with exclusive if its users share it", strings.Join(texts, "; "))
+}

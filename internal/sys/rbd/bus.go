@@ -1,0 +1,185 @@
+// Package rbd maps images of a Ceph cluster to block devices and unmaps them: the kernel's client krbd, by its files in
+// sysfs (Documentation/ABI/testing/sysfs-bus-rbd).
+//
+// Both can wait for the cluster, so a helper process does them. The user's secret goes to the kernel as a key that this
+// process alone has; the kernel copies it, so that nothing of it is left when the process ends. The description of the
+// key, which is different for each mapping, stays in sysfs, and tells later which device is whose.
+package rbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/holders"
+	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
+	"github.com/kraken-hpc/imageapi/internal/sys/module"
+)
+
+// Bus is the way to krbd. Its methods are safe for concurrent use.
+type Bus struct {
+	Gate   gate.Gate
+	Helper *helper.Runner
+}
+
+// dir is the bus's place in sysfs.
+const dir = "/sys/bus/rbd"
+
+// Load loads the kernel's client if it is not there.
+func (b *Bus) Load(ctx context.Context) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	return module.Load(ctx, b.Gate, "rbd")
+}
+
+// Secret is a user's key as the cluster made it, decoded from base64.
+type Secret []byte
+
+// undoing is how long Map may take longer than its context to undo what is half done.
+const undoing = 2 * time.Second
+
+// Map maps an image. name is the description of the key: no other mapping of this boot may have it. If Map fails nothing
+// is mapped; what the kernel finishes after its helper was killed is unmapped behind it.
+func (b *Bus) Map(ctx context.Context, s Spec, secret Secret, name string) (Device, error) {
+	line, err := s.line(name)
+	if err != nil {
+		return Device{}, fmt.Errorf("map %s: %w", s, err)
+	}
+	log := kmsg.Listen(s.concerns)
+	defer log.Close()
+	key := helper.Key{Type: "ceph", Description: name, Payload: secret}
+	err = b.Helper.WriteFileWithKey(ctx, b.file("add"), []byte(line), key)
+	if err != nil {
+		return Device{}, errors.Join(s.explain(err, log.Lines()), b.undo(ctx, name, helper.AsStuck(err)))
+	}
+	d, ok, err := b.byKey(name)
+	if err == nil && !ok {
+		err = fmt.Errorf("map %s: the kernel shows no device for it", s)
+	}
+	if err != nil {
+		return Device{}, errors.Join(err, b.undo(ctx, name, nil))
+	}
+	return d, nil
+}
+
+// undo unmaps what was mapped with a key after all. If its process can't end yet, it does so when it has.
+func (b *Bus) undo(ctx context.Context, key string, stuck *helper.Stuck) error {
+	ctx = context.WithoutCancel(ctx)
+	if stuck == nil {
+		return b.unmapKey(ctx, key, undoing)
+	}
+	go func() {
+		<-stuck.Done()
+		_ = b.unmapKey(ctx, key, time.Minute) // nobody is left to hear of it; the device shows in sysfs
+	}()
+	return nil
+}
+
+func (b *Bus) unmapKey(ctx context.Context, key string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	d, ok, err := b.byKey(key)
+	if err != nil || !ok {
+		return err
+	}
+	return b.Unmap(ctx, d.Identity, false)
+}
+
+// file returns the path of a control file of the bus. Which of the two kinds works depends on the module's parameter
+// single_major; those with the long name always do where they exist.
+func (b *Bus) file(name string) string {
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path + "_single_major"); err == nil {
+		return path + "_single_major"
+	}
+	return path
+}
+
+const (
+	// patience is how long Unmap waits for those who look at every new device for a moment (udev, blkid).
+	patience = 2 * time.Second
+	// pause is the time between two attempts: nothing announces that a device is closed.
+	pause = 50 * time.Millisecond
+)
+
+// Unmap unmaps an image; if the device is not that mapping any more, it is unmapped already. A device that is in use is
+// an errs.Conflict that names the users, and then nothing has changed. With force a device of a dead cluster or a deleted
+// image that the kernel calls busy though nobody can be found who uses it is unmapped all the same: its open requests
+// fail.
+func (b *Bus) Unmap(ctx context.Context, d Identity, force bool) error {
+	busy := time.Now().Add(patience)
+	for {
+		err := b.unmap(ctx, d, "")
+		if force && errors.Is(err, errPassing) && time.Now().After(busy) && b.dead(ctx, d) {
+			return b.unmap(ctx, d, " force")
+		}
+		over := errors.Is(err, errPassing) && time.Now().After(busy)
+		if err == nil || over || !errors.Is(err, errPassing) && !errors.Is(err, unix.EINPROGRESS) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// errPassing marks a use by somebody who can't be named and may be gone in a moment.
+var errPassing = errors.New("in use")
+
+// unmap is one attempt.
+func (b *Bus) unmap(ctx context.Context, d Identity, how string) error {
+	if present, err := b.present(d); !present || err != nil {
+		return err
+	}
+	if err := d.held(); err != nil {
+		return err
+	}
+	err := b.Helper.WriteFile(ctx, b.file("remove"), []byte(strconv.Itoa(d.ID)+how))
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		if err := d.held(); err != nil {
+			return err
+		}
+		return errs.New(errs.Conflict, "unmap /dev/%s: %w by something that is not seen from here: a mount that no process can see, or the kernel itself", d.Name(), errPassing)
+	case errors.Is(err, unix.EINPROGRESS):
+		return errs.New(errs.Deadline, "unmap /dev/%s: an earlier attempt still waits for the cluster: %w", d.Name(), err)
+	}
+	// A killed process may have come to the end of it.
+	if present, lookErr := b.present(d); lookErr == nil && !present {
+		return nil
+	}
+	return fmt.Errorf("unmap /dev/%s: %w", d.Name(), err)
+}
+
+// held is an error that names who holds the device, if anybody can be named.
+func (d Identity) held() error {
+	if users := holders.OfDevice(d.Number); len(users) > 0 {
+		return errs.New(errs.Conflict, "unmap /dev/%s: in use: %s", d.Name(), holders.Text(users))
+	}
+	return nil
+}
+
+// probing is how long a living cluster may take to answer.
+const probing = 3 * time.Second
+
+// dead tells whether the image behind a device can't be reached: the kernel fails to read its header anew.
+func (b *Bus) dead(ctx context.Context, d Identity) bool {
+	ctx, cancel := context.WithTimeout(ctx, probing)
+	defer cancel()
+	refresh := filepath.Join(dir, "devices", strconv.Itoa(d.ID), "refresh")
+	return b.Helper.WriteFile(ctx, refresh, []byte("1")) != nil
+}
