@@ -13,6 +13,7 @@ STATIC  := CGO_ENABLED=0 go build -trimpath
 TOOLS   := bin/tools
 
 export FUZZTIME ?= 10s
+TIMEOUT  ?= 10m
 
 .PHONY: help
 help: ## list the targets
@@ -60,7 +61,7 @@ unit: init tools ## tests that need no privilege, with the race detector
 
 .PHONY: root
 root: build tools ## all tests against this machine's kernel, as root
-	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -count=1 -timeout 10m ./...
+	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -count=1 -timeout $(TIMEOUT) ./...
 
 .PHONY: fuzz
 fuzz: init ## run every fuzz target for FUZZTIME (default 10s)
@@ -82,7 +83,9 @@ test: ## all that CI runs, in its order
 	@build/tally.sh
 
 .PHONY: test-full
-test-full: FUZZTIME = 2m
-test-full: test bench ## the same with longer fuzzing, and the benchmarks
+test-full: export IMAGEAPI_TEST_FULL = 1
+test-full: export FUZZTIME = 2m
+test-full: export TIMEOUT = 30m
+test-full: test bench ## the same at full length, and the benchmarks
 
 -include test/vm/vm.mk
