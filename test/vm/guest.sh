@@ -1,35 +1,37 @@
 #!/bin/bash
-# guest.sh [-n] [-i] [-t SECONDS] [-a DIR] COMMAND runs the shell script COMMAND as root in a guest that is thrown
+# guest.sh [-n] [-i] [-t SECONDS] [-a DIR] [-o DIR] COMMAND runs the shell script COMMAND as root in a guest that is thrown
 # away afterwards. Its output goes to standard output; the status is that of the command, 124 if it took longer than
 # SECONDS (default 300), 125 if the guest ended without one.
 #
 #   -n    a node: nothing but the initrd; else the root image, and this source tree under the same path, read-only
 #   -i    interactive: the command has the terminal
 #   -a    add what is in DIR to the initrd
+#   -o    leave console.log, what the kernel said, and status, what became of boot and command, in DIR
 #
-# The guest has no network device. VM_ACCEL, VM_CPUS and VM_MEMORY (MiB) set the machine. What the kernel says, and the
-# times, stay in bin/vm. It needs no root but for the image.
+# The guest has no network device. VM_ACCEL, VM_CPUS and VM_MEMORY (MiB) set the machine. It needs no
+# root, but for building the image.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(cd "$here/../.." && pwd)
 
-node='' interactive='' limit=300 added=()
-while getopts nit:a: option; do
+node='' interactive='' limit=300 added=() out=''
+while getopts nit:a:o: option; do
 	case $option in
 	n) node=vm.node ;;
 	i) interactive=yes ;;
 	t) limit=$OPTARG ;;
 	a) added+=("$OPTARG") ;;
+	o) out=$OPTARG ;;
 	*) exit 2 ;;
 	esac
 done
 shift $((OPTIND - 1))
-command=${1:?usage: guest.sh [-n] [-i] [-t SECONDS] [-a DIR] COMMAND}
+command=${1:?usage: guest.sh [-n] [-i] [-t SECONDS] [-a DIR] [-o DIR] COMMAND}
 
 image=$("$here/image.sh")
-mkdir -p "$tree/bin/vm"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+out=${out:-$work}
 
 initrd() {
 	mkdir -p "$work/initrd/bin" "$work/initrd/vm"
@@ -69,7 +71,7 @@ machine() { # ARGUMENT...: start QEMU; the two ports are all that comes out of i
 		-kernel "$image/vmlinux" -initrd "$work/initrd.cpio" \
 		-append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 cryptomgr.notests $node" \
 		-device virtio-serial-pci \
-		-chardev "file,id=status,path=$work/status" -device virtserialport,chardev=status,name=status \
+		-chardev "file,id=status,path=$out/status" -device virtserialport,chardev=status,name=status \
 		"$@"
 }
 
@@ -77,7 +79,7 @@ arguments=()
 if [[ -n $interactive ]]; then
 	arguments+=(-serial mon:stdio)
 else
-	arguments+=(-serial "file:$tree/bin/vm/console.log"
+	arguments+=(-serial "file:$out/console.log"
 		-chardev "file,id=output,path=/dev/fd/3,append=on"
 		-device "virtserialport,chardev=output,name=output")
 fi
@@ -85,7 +87,7 @@ if [[ -z $node ]]; then
 	arguments+=(-drive "file=$image/root.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe"
 		-virtfs "local,path=$tree,mount_tag=tree,security_model=none,readonly=on,multidevs=remap")
 fi
-: >"$work/status"
+: >"$out/status"
 initrd
 ended=0
 if [[ -n $interactive ]]; then
@@ -94,13 +96,12 @@ else
 	machine "${arguments[@]}" 3>&1 >&2 </dev/null | cat || ended=$? # QEMU opens its end anew: a pipe bears that
 fi
 
-status=$(sed -n 's/^status //p' "$work/status")
-cp "$work/status" "$tree/bin/vm/status"
+status=$(sed -n 's/^status //p' "$out/status")
 if [[ -n $status ]]; then
 	exit "$status"
 fi
 if [[ -z $interactive ]]; then
 	echo "vm: the guest ended without a status (QEMU's is $ended); the end of what its kernel said:" >&2
-	tail -n 30 "$tree/bin/vm/console.log" >&2
+	tail -n 30 "$out/console.log" >&2
 fi
 exit $((ended == 124 || ended == 137 ? 124 : 125))

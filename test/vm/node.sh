@@ -20,6 +20,6 @@ done
 mksquashfs "$image" "$node/image.squashfs" -quiet -no-progress -all-root >/dev/null
 
 ended=0
-test/vm/guest.sh -n -t 120 -a "$node" test/vm/guest/node || ended=$?
-echo "vm: ran the node in $SECONDS s, of which the boot took $(sed -n 's/^boot //p' bin/vm/status) s"
+test/vm/guest.sh -n -t 120 -a "$node" -o "$work" test/vm/guest/node || ended=$?
+echo "vm: ran the node in $SECONDS s, of which the boot took $(sed -n 's/^boot //p' "$work/status") s"
 exit "$ended"

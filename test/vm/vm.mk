@@ -1,7 +1,7 @@
 # Tests in a guest of QEMU with a stock Debian 12 kernel (6.1). TEST=regexp and PKG=packages choose among them.
 
 .PHONY: vm
-vm: vm-tests vm-node vm-services ## run the root tests on a Debian 12 kernel in QEMU; TEST=regexp PKG=./package for some
+vm: vm-tests $(if $(TEST)$(PKG),,vm-node vm-services) ## run the root tests on a Debian 12 kernel in QEMU; TEST=regexp PKG=./package for some
 
 .PHONY: vm-image
 vm-image: # the guest's kernel and root image; kept in $XDG_CACHE_HOME/imageapi-vm until test/vm/image.sh changes
