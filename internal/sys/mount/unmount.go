@@ -87,6 +87,15 @@ func UnmountWith(ctx context.Context, path string, whole bool, act func() error)
 	return explained(path, act)
 }
 
+// IsMounted tells whether something is mounted at path. It looks into the mount table alone.
+func IsMounted(path string) (bool, error) {
+	table, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(path))
+	if err != nil {
+		return false, fmt.Errorf("read the mount table: %w", err)
+	}
+	return len(table) > 0, nil
+}
+
 func notElsewhere(ctx context.Context, path string, whole bool) error {
 	if held := heldElsewhere(ctx, path, whole); len(held) > 0 {
 		return errs.New(errs.Conflict, "unmount %s: it is busy in another mount namespace: %s", path, holders.Text(held))

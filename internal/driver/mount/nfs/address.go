@@ -12,11 +12,11 @@ import (
 )
 
 // resolve returns the addresses of a host, the most promising first.
-func resolve(ctx context.Context, network, host string) ([]netip.Addr, error) {
+func (m *mounter) resolve(ctx context.Context, network, host string) ([]netip.Addr, error) {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{addr}, nil
 	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, network, host)
+	addrs, err := m.Resolver.LookupNetIP(ctx, network, host)
 	dns, _ := errors.AsType[*net.DNSError](err)
 	switch {
 	case err == nil:

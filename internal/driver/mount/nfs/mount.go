@@ -18,7 +18,7 @@ import (
 // mount tries the addresses of the server one after the other and returns a detached mount. What is left of the time is
 // shared among the addresses that are left.
 func (u *unit) mount(ctx context.Context) (*os.File, error) {
-	addrs, err := resolve(ctx, u.options.network, u.address())
+	addrs, err := u.m.resolve(ctx, u.options.network, u.address())
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +65,9 @@ func (u *unit) params(ctx context.Context, addr netip.Addr) ([]mount.Param, erro
 	version := versions[u.Version]
 	params := []mount.Param{with("addr", addr.String()), with("vers", version)}
 	own, err := ownAddress(ctx, addr)
+	if errno, ok := errors.AsType[unix.Errno](err); ok {
+		return nil, mount.Refused(&mount.Error{Op: "mount", Type: "nfs", Source: u.source, Err: errno}) // the kernel would say so too
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +78,7 @@ func (u *unit) params(ctx context.Context, addr netip.Addr) ([]mount.Param, erro
 		params = append(params, mount.Param{Key: "nolock"})
 	}
 	if host := u.options.mountHost; host != "" {
-		addrs, err := resolve(ctx, u.options.network, host)
+		addrs, err := u.m.resolve(ctx, u.options.network, host)
 		if err != nil {
 			return nil, err
 		}
@@ -126,7 +129,7 @@ func (u *unit) explain(addr netip.Addr, err error) error {
 	for _, r := range refusals {
 		for _, errno := range r.errnos {
 			if errors.Is(err, errno) {
-				return &refusal{absent: r.absent, error: errs.New(r.class, "%w%s: %s", err, at, r.text)}
+				return &refusal{absent: r.absent, error: errs.New(r.class, "%w%s; %s", err, at, r.text)}
 			}
 		}
 	}

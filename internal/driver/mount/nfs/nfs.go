@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 
@@ -20,9 +21,10 @@ import (
 
 // Options is what the driver works with.
 type Options struct {
-	Mounts *mountdir.Dir
-	Helper *helper.Runner
-	Log    *slog.Logger // default: none
+	Mounts   *mountdir.Dir
+	Helper   *helper.Runner
+	Log      *slog.Logger  // default: none
+	Resolver *net.Resolver // default: that of package net
 }
 
 type mounter struct {
@@ -36,6 +38,9 @@ type mounter struct {
 func New(o Options) driver.Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Resolver == nil {
+		o.Resolver = net.DefaultResolver
 	}
 	return &mounter{Options: o, stuck: make(map[int64]*helper.Stuck)}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
 
 // Down unmounts in this order:
@@ -36,9 +37,18 @@ func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error 
 	return u.detach(ctx, site.ID, 0)
 }
 
+// detach unmounts. The last thing that the kernel does, when the mount is gone already, is to say goodbye to the server; a
+// process that was killed while it did that has done its work.
 func (u *unit) detach(ctx context.Context, id int64, flags int) error {
 	return u.m.Mounts.DetachWith(ctx, id, func(path string) error {
-		return u.m.keep(id, u.m.Helper.Unmount(ctx, path, flags))
+		err := u.m.keep(id, u.m.Helper.Unmount(ctx, path, flags))
+		if !errs.Is(err, errs.Deadline) || helper.AsStuck(err) != nil {
+			return err
+		}
+		if mounted, tableErr := mount.IsMounted(path); mounted || tableErr != nil {
+			return errors.Join(err, tableErr)
+		}
+		return nil
 	})
 }
 
@@ -72,14 +82,14 @@ func (m *mounter) settle(ctx context.Context, id int64, path string) error {
 }
 
 const (
-	// patience is how long a forced end waits for the server before it gives up what is not written.
+	// patience is how long a forced end waits for the server, and at its end for the kernel's goodbye to it.
 	patience = 3 * time.Second
 	// insistence is how often the kernel is told again to give up: it begins new requests for what is left to write.
 	insistence = 100 * time.Millisecond
 )
 
 // ForceDown is Down for a server that does not answer: after a moment all that waits for it fails (MNT_FORCE, umount2(2)),
-// also in other mounts from the same server, and what was not written is lost.
+// also in other mounts of the same file system, and what was not written is lost.
 func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
 	short, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -89,7 +99,9 @@ func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live
 	if err := u.giveUp(ctx, site.ID); err != nil {
 		return "", err
 	}
-	if err := u.detach(ctx, site.ID, unix.MNT_FORCE); err != nil {
+	short, cancel = context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := u.detach(short, site.ID, unix.MNT_FORCE); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("mount %d (nfs) was unmounted by force since %s did not answer: what was not written to it is lost", site.ID, u.Host), nil
@@ -100,13 +112,7 @@ func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live
 func (u *unit) giveUp(ctx context.Context, id int64) error {
 	path := u.m.Mounts.Path(id)
 	flushed := make(chan error, 1)
-	go func() {
-		err := u.m.settle(ctx, id, path)
-		if err == nil {
-			err = u.m.keep(id, u.m.Helper.Flush(ctx, path))
-		}
-		flushed <- err
-	}()
+	go func() { flushed <- u.flush(ctx, id, path) }()
 	again := time.NewTicker(insistence)
 	defer again.Stop()
 	for {
@@ -115,9 +121,22 @@ func (u *unit) giveUp(ctx context.Context, id int64) error {
 			return err
 		case <-again.C:
 			// It is busy as long as somebody waits for it: that the unmount fails is expected.
-			if err := u.m.keep(id, u.m.Helper.Unmount(ctx, path, unix.MNT_FORCE)); err == nil {
-				return <-flushed
-			}
+			short, cancel := context.WithTimeout(ctx, patience)
+			_ = u.m.keep(id, u.m.Helper.Unmount(short, path, unix.MNT_FORCE))
+			cancel()
 		}
 	}
+}
+
+// flush returns when the file system has nothing left to write. The kernel goes on to ask the server how it is; it can
+// be killed then, but not while it writes.
+func (u *unit) flush(ctx context.Context, id int64, path string) error {
+	if err := u.m.settle(ctx, id, path); err != nil {
+		return err
+	}
+	short, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := u.m.keep(id, u.m.Helper.Flush(short, path))
+	u.m.Log.Debug("gave up what was not written", "mount", id, "err", err)
+	return u.m.settle(ctx, id, path)
 }

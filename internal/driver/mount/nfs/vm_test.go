@@ -1,0 +1,384 @@
+package nfs_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// export is what the server of the guest exports; sub is another file system in it.
+const export = "/export"
+
+var serve = sync.OnceValue(func() error {
+	if err := os.MkdirAll(filepath.Join(export, "sub"), 0o755); err != nil {
+		return err
+	}
+	return errors.Join(
+		unix.Mount("tmpfs", filepath.Join(export, "sub"), "tmpfs", 0, ""),
+		os.WriteFile(filepath.Join(export, "file"), []byte("hello"), 0o644),
+		os.WriteFile(filepath.Join(export, "sub/file"), []byte("below"), 0o644))
+})
+
+// world is a node with an NFS server.
+type world struct {
+	mounttest.World
+	driver driver.Driver
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	svc := testkit.Guest(t)
+	if err := serve(); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Run(t, filepath.Join(svc, "nfs"), export)
+	code, err := testkit.BuildInit(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{World: mounttest.New(t)}
+	init, err := program.Seal("imageapi-init", code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { init.Close() })
+	w.driver = nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(init, w.Pass)})
+	scope := w.Scope()
+	scope.PID, scope.Goroutines = os.Getpid(), true
+	testkit.Unchanged(t, scope)
+	return w
+}
+
+func (w *world) plan(t *testing.T, def models.MountNfs) driver.Unit {
+	t.Helper()
+	if def.Host == nil {
+		def.Host = new("127.0.0.1")
+	}
+	if def.Path == nil {
+		def.Path = new(export)
+	}
+	var faults errs.Faults
+	unit, _ := w.driver.Plan(driver.Object{Mount: &models.Mount{Nfs: &def}}, &faults)
+	if err := faults.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return unit
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+var site = driver.Site{ID: 7}
+
+// up mounts and has it unmounted in the end.
+func (w *world) up(t *testing.T, def models.MountNfs) (driver.Unit, driver.Live) {
+	t.Helper()
+	unit := w.plan(t, def)
+	live, err := unit.Up(within(t, 20*time.Second), site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return unit, live
+}
+
+func down(t *testing.T, unit driver.Unit, live driver.Live) {
+	t.Helper()
+	if err := unit.Down(within(t, 20*time.Second), site, live); err != nil {
+		t.Error(err)
+	}
+}
+
+// options returns the options that the kernel shows for a mount.
+func options(t *testing.T, path string) []string {
+	t.Helper()
+	return strings.Split(strings.TrimSpace(testkit.Run(t, "findmnt", "-n", "-o", "OPTIONS", path)), ",")
+}
+
+func TestVersions(t *testing.T) {
+	for version, want := range map[string]string{"3": "3", "4": "4.0", "4.0": "4.0", "4.1": "4.1", "4.2": "4.2", "": "4.2"} {
+		t.Run("version "+version, func(t *testing.T) {
+			w := newWorld(t)
+			def := models.MountNfs{}
+			if version != "" {
+				def.Version = &version
+			}
+			unit, live := w.up(t, def)
+			have := options(t, live.Tree.Path)
+			if !slices.Contains(have, "vers="+want) || !slices.Contains(have, "addr=127.0.0.1") {
+				t.Errorf("it is mounted with %q", have)
+			}
+			if want == "4.0" && !slices.Contains(have, "clientaddr=127.0.0.1") {
+				t.Errorf("no address for the server's callbacks: %q", have)
+			}
+			if want == "3" && !slices.Contains(have, "nolock") {
+				t.Errorf("it locks without rpc.statd: %q", have)
+			}
+			mounttest.Reads(t, filepath.Join(live.Tree.Path, "file"), "hello")
+			mounttest.Write(t, filepath.Join(live.Tree.Path, "written"), version)
+			mounttest.Reads(t, filepath.Join(export, "written"), version)
+			if live.Tree.ReadOnly || !live.Tree.Remote {
+				t.Errorf("it is %+v", live.Tree)
+			}
+			down(t, unit, live)
+			down(t, unit, live) // what is gone counts as taken away
+		})
+	}
+}
+
+func TestOptions(t *testing.T) {
+	w := newWorld(t)
+	given := []string{"noatime", "timeo=77,retrans=5", "nconnect=2", "noexec", "actimeo=9", "soft"}
+	def := models.MountNfs{Options: given, Version: new("4.1")}
+	unit, live := w.up(t, def)
+	defer down(t, unit, live)
+	have := options(t, live.Tree.Path)
+	for _, want := range []string{"rw", "noatime", "noexec", "nosuid", "nodev", "timeo=77", "retrans=5", "nconnect=2", "soft", "acregmin=9"} {
+		if !slices.Contains(have, want) {
+			t.Errorf("lacks %s: %q", want, have)
+		}
+	}
+	out := models.Mount{}
+	unit.Show(driver.Object{Mount: &out}, live, nil)
+	if !slices.Equal(out.Nfs.Options, given) || *out.Nfs.Version != "4.1" || *out.Nfs.Ro {
+		t.Errorf("it shows %s", mounttest.JSON(t, out.Nfs))
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	for name, def := range map[string]models.MountNfs{"field": {Ro: new(true)}, "option": {Options: []string{"ro"}}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			unit, live := w.up(t, def)
+			defer down(t, unit, live)
+			if err := os.WriteFile(filepath.Join(live.Tree.Path, "new"), nil, 0o644); !errors.Is(err, unix.EROFS) || !live.Tree.ReadOnly {
+				t.Errorf("it can be written: %v, %+v", err, live.Tree)
+			}
+		})
+	}
+}
+
+// TestHosts: names and addresses of both kinds, and the addresses of a name in turn.
+func TestHosts(t *testing.T) {
+	testkit.Guest(t)
+	const hosts = "\n127.0.0.9 refuses\n192.0.2.1 unreachable\n127.0.0.8 silent\n127.0.0.1 refuses unreachable silent server\n"
+	before, err := os.ReadFile("/etc/hosts")
+	must(t, err)
+	must(t, os.WriteFile("/etc/hosts", append(before, hosts...), 0o644))
+	defer func() { must(t, os.WriteFile("/etc/hosts", before, 0o644)) }()
+	for name, c := range map[string]struct{ host, addr string }{
+		"name":                         {"server", "127.0.0.1"},
+		"IPv6":                         {"::1", "::1"},
+		"IPv6 in brackets":             {"[::1]", "::1"},
+		"the first refuses":            {"refuses", "127.0.0.1"},
+		"there is no way to the first": {"unreachable", "127.0.0.1"},
+		"the first does not answer":    {"silent", "127.0.0.1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			drop(t, "ip daddr 127.0.0.8")
+			unit, live := w.up(t, models.MountNfs{Host: &c.host})
+			defer down(t, unit, live)
+			if have := options(t, live.Tree.Path); !slices.Contains(have, "addr="+c.addr) {
+				t.Errorf("it is mounted with %q", have)
+			}
+			mounttest.Reads(t, filepath.Join(live.Tree.Path, "file"), "hello")
+		})
+	}
+}
+
+// drop lets all packets vanish that a rule of nft(8) fits, until the returned function is called or the test ends.
+func drop(t *testing.T, rule string) (pass func()) {
+	t.Helper()
+	testkit.Run(t, "nft", "add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out "+rule+" drop")
+	pass = sync.OnceFunc(func() { testkit.Run(t, "nft", "delete table inet t") })
+	t.Cleanup(pass)
+	return pass
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	for name, c := range map[string]struct {
+		def   models.MountNfs
+		class errs.Class
+		want  string
+	}{
+		"no export, 3":   {models.MountNfs{Path: new("/none"), Version: new("3")}, errs.Remote, "the server has no such export, or does not let this node use it"},
+		"no export, 4.0": {models.MountNfs{Path: new("/none"), Version: new("4.0")}, errs.Remote, "the server has no such export, or does not let this node use it"},
+		"no export, 4.2": {models.MountNfs{Path: new("/none")}, errs.Remote, "the server has no such export, or does not let this node use it"},
+		"refused, 3":     {models.MountNfs{Host: new("127.0.0.9"), Version: new("3"), Options: []string{"port=2049,mountport=20048"}}, errs.Remote, "no NFS server listens there"},
+		"refused, 4.0":   {models.MountNfs{Host: new("127.0.0.9"), Version: new("4.0")}, errs.Remote, "no NFS server listens there"},
+		"refused, 4.2":   {models.MountNfs{Host: new("127.0.0.9")}, errs.Remote, "no NFS server listens there"},
+		"unreachable":    {models.MountNfs{Host: new("192.0.2.1")}, errs.Remote, "network is unreachable; the server can't be reached"},
+		"option":         {models.MountNfs{Options: []string{"bogus=1"}}, errs.Invalid, `option "bogus=1": invalid argument`},
+		"value":          {models.MountNfs{Options: []string{"rsize=x"}}, errs.Invalid, `option "rsize=x": invalid argument`},
+		"no rdma":        {models.MountNfs{Options: []string{"rdma"}}, errs.Invalid, `option "rdma": invalid argument; the kernel says: NFS: Unrecognized transport protocol`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			_, err := w.plan(t, c.def).Up(within(t, 20*time.Second), site)
+			t.Logf("%v: %v", errs.ClassOf(err), err)
+			if !errs.Is(err, c.class) || !strings.Contains(fmt.Sprint(err), c.want) {
+				t.Errorf("want %v: %s", c.class, c.want)
+			}
+		})
+	}
+}
+
+// TestCreateHangs: a server that does not answer costs its deadline and nothing else.
+func TestCreateHangs(t *testing.T) {
+	for _, version := range []string{"3", "4.0", "4.1", "4.2"} {
+		t.Run(version, func(t *testing.T) {
+			w := newWorld(t)
+			pass := drop(t, all)
+			begin := time.Now()
+			_, err := w.plan(t, models.MountNfs{Version: &version}).Up(within(t, 4*time.Second), site)
+			t.Logf("%v: %v", time.Since(begin), err)
+			if !errs.Is(err, errs.Deadline) || !strings.Contains(fmt.Sprint(err), "the server does not answer") || time.Since(begin) > 4*time.Second {
+				t.Errorf("got %v", errs.ClassOf(err))
+			}
+			pass()
+			unit, live := w.up(t, models.MountNfs{Version: &version}) // the failure poisons nothing
+			down(t, unit, live)
+		})
+	}
+}
+
+// TestCrossings: the kernel mounts what is below an export when it is entered; that goes with the mount.
+func TestCrossings(t *testing.T) {
+	w := newWorld(t)
+	unit, live := w.up(t, models.MountNfs{})
+	mounttest.Reads(t, filepath.Join(live.Tree.Path, "sub/file"), "below")
+	if table := testkit.Run(t, "findmnt", "-n", "-o", "FSTYPE", filepath.Join(live.Tree.Path, "sub")); strings.TrimSpace(table) != "nfs4" {
+		t.Errorf("the server's other file system is no mount of its own: %q", table)
+	}
+	down(t, unit, live)
+}
+
+func TestBusy(t *testing.T) {
+	w := newWorld(t)
+	unit, live := w.up(t, models.MountNfs{})
+	pid, release := mounttest.Hold(t, filepath.Join(live.Tree.Path, "sub"), "true")
+	err := unit.Down(within(t, 20*time.Second), site, live)
+	t.Log(err)
+	if !errs.Is(err, errs.Conflict) || !strings.Contains(fmt.Sprint(err), pid) && !strings.Contains(fmt.Sprint(err), "/sub") {
+		t.Errorf("it does not say who holds it: %v", err)
+	}
+	release()
+	down(t, unit, live)
+}
+
+// dirty leaves a page of a file in memory that the server does not have yet. Each close of a file that was open for writing
+// would send it; a map does not.
+func dirty(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	must(t, f.Truncate(4096))
+	must(t, f.Close())
+	f, err = os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	page, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	must(t, f.Close())
+	copy(page, "precious")
+	must(t, unix.Munmap(page))
+}
+
+// all are the ports of the server.
+const all = "tcp dport { 111, 2049, 20048 }"
+
+// TestDeleteHangs: with a server that is gone the mount stays, and goes when the server is back.
+func TestDeleteHangs(t *testing.T) {
+	for _, version := range []string{"3", "4.0", "4.2"} {
+		for _, unwritten := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s unwritten %v", version, unwritten), func(t *testing.T) {
+				w := newWorld(t)
+				unit, live := w.up(t, models.MountNfs{Version: &version})
+				file := filepath.Join(live.Tree.Path, "kept")
+				if unwritten {
+					dirty(t, file)
+				}
+				pass := drop(t, all)
+				begin := time.Now()
+				err := unit.Down(within(t, 3*time.Second), site, live)
+				t.Logf("%v: %v", time.Since(begin), err)
+				if !errs.Is(err, errs.Deadline) || time.Since(begin) > 3*time.Second {
+					t.Errorf("got %v", errs.ClassOf(err))
+				}
+				if err := unit.Down(within(t, time.Second), site, live); !errs.Is(err, errs.Deadline) {
+					t.Errorf("the second time: %v", err)
+				}
+				pass()
+				down(t, unit, live)
+				if text, err := os.ReadFile(filepath.Join(export, "kept")); unwritten && !strings.HasPrefix(string(text), "precious") {
+					t.Errorf("the server has %.10q, %v", text, err)
+				}
+			})
+		}
+	}
+}
+
+// TestForce: what is not written is given up, and the warning says so.
+func TestForce(t *testing.T) {
+	for _, version := range []string{"3", "4.0", "4.2"} {
+		for _, unwritten := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s unwritten %v", version, unwritten), func(t *testing.T) {
+				w := newWorld(t)
+				unit, live := w.up(t, models.MountNfs{Version: &version})
+				if unwritten {
+					dirty(t, filepath.Join(live.Tree.Path, "lost"))
+				}
+				pass := drop(t, all)
+				begin := time.Now()
+				warning, err := unit.(driver.Forcer).ForceDown(within(t, 18*time.Second), site, live)
+				t.Logf("%v: %q, %v", time.Since(begin), warning, err)
+				if err != nil || !strings.Contains(warning, "is lost") {
+					t.Errorf("got %q, %v", warning, err)
+				}
+				pass()
+			})
+		}
+	}
+}
+
+// TestForceIsGentle: with a server that answers nothing is lost.
+func TestForceIsGentle(t *testing.T) {
+	w := newWorld(t)
+	unit, live := w.up(t, models.MountNfs{})
+	dirty(t, filepath.Join(live.Tree.Path, "saved"))
+	warning, err := unit.(driver.Forcer).ForceDown(within(t, 18*time.Second), site, live)
+	if warning != "" || err != nil {
+		t.Errorf("got %q, %v", warning, err)
+	}
+	if text, err := os.ReadFile(filepath.Join(export, "saved")); !strings.HasPrefix(string(text), "precious") {
+		t.Errorf("the server has %.10q, %v", text, err)
+	}
+}
