@@ -5,7 +5,7 @@
 #   boot/      its modules that the initrd holds
 #   root.ext4  Debian 12 with what the tests need and all modules that a guest can use
 #
-# It needs root, and the packages of deps.sh.
+# It needs root, and the packages of the file packages.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 

@@ -1,7 +1,8 @@
 #!/bin/bash
 # tests.sh compiles the tests that need root, static, and runs them in the guest as `go test` would: each package in
 # its directory, one after the other. TEST is a regular expression for their names (default: all), PKG a list of
-# packages (default: all that have such tests), VM_LIMIT the seconds for all together (default 900). What failed and a
+# packages (default: all that have such tests), VM_LIMIT the seconds for all together (default 900). SERVER names another
+# server than bin/imageapi-server, TAGS are build tags; with CGO_ENABLED=1 nothing is static. What failed and a
 # summary go to the terminal, the record of all tests to bin/report/vm.json, what the kernel said to
 # bin/vm/console.log. Several can run at a time.
 set -euo pipefail
@@ -12,12 +13,13 @@ limit=${VM_LIMIT:-900}
 mkdir -p bin/vm bin/report
 run=$(mktemp -d "$tree/bin/vm/run.XXXXXX") # below the tree, which the guest sees
 trap 'rm -rf "$run"' EXIT
-cp bin/imageapi-server internal/container/initbin/imageapi-init "$run/"
+cp "${SERVER:-bin/imageapi-server}" "$run/imageapi-server"
+cp internal/container/initbin/imageapi-init "$run/"
 
 record=bin/report/vm.json
 [[ -z ${TEST:-}${PKG:-} ]] || record=$run/vm.json
-packages=${PKG:-$(grep -rlE --include='*_test.go' 'testkit\.(Root|Need|Guest)\(|/test/harness"' cmd internal test | xargs dirname | sort -u | sed 's,^,./,')}
-export CGO_ENABLED=0
+packages=${PKG:-$(grep -rlE --include='*_test.go' '/internal/testkit"|/test/harness"' cmd internal test | xargs dirname | sort -u | sed 's,^,./,')}
+export CGO_ENABLED=${CGO_ENABLED:-0}
 go build -o "$run/test2json" cmd/test2json
 {
 	# A test that hangs is to say where before the guest is switched off.
@@ -26,7 +28,7 @@ go build -o "$run/test2json" cmd/test2json
 	# shellcheck disable=SC2086 # a list
 	go list -f '{{.ImportPath}} {{.Dir}}' $packages | while read -r package dir; do
 		binary=$run/${package//\//_}
-		go test -c -ldflags='-s -w' -o "$binary" "$package"
+		go test -c -tags "${TAGS:-}" -ldflags='-s -w' -o "$binary" "$package"
 		[[ -e $binary ]] || continue # it has no tests
 		# shellcheck disable=SC2016 # the guest expands it
 		printf 'cd %q && %q -t -p %q %q -test.v=test2json -test.paniconexit0 -test.timeout="$(left)s" -test.run=%q || failed=1\n' \

@@ -5,7 +5,7 @@ vm: vm-tests $(if $(TEST)$(PKG),,vm-node vm-services) ## run the root tests on a
 
 .PHONY: vm-image
 vm-image: # the guest's kernel and root image; kept in $XDG_CACHE_HOME/imageapi-vm until test/vm/image.sh changes
-	@test/vm/deps.sh
+	@build/deps.sh test/vm/packages
 	@test/vm/image.sh >/dev/null
 
 .PHONY: vm-tests
