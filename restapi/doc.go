@@ -101,7 +101,7 @@
 //
 //	## Not in this version
 //
-//	Attachments of kind `iscsi`, mounts of kind `nfs` and `uri`, containers with `systemd`, and the namespace
+//	Mounts of kind `nfs` and `uri`, containers with `systemd`, and the namespace
 //	`user` are part of the interface and answered with 501.
 //
 //	Schemes:

@@ -203,7 +203,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // ## Not in this version
 //
-// Attachments of kind `iscsi`, mounts of kind `nfs` and `uri`, containers with `systemd`, and the namespace
+// Mounts of kind `nfs` and `uri`, containers with `systemd`, and the namespace
 // `user` are part of the interface and answered with 501.
 type ImageapiAPI struct {
 	spec            *loads.Document

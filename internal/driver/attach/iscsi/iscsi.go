@@ -1,0 +1,79 @@
+// Package iscsi is the driver of attachments of kind "iscsi": a logical unit of an iSCSI target.
+package iscsi
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Options are what the driver depends on.
+type Options struct {
+	Gate   gate.Gate
+	Writer iscsi.Writer // writes to sysfs where that can hang
+	Log    *slog.Logger // default: none
+}
+
+// Driver is the driver of iSCSI devices.
+type Driver struct {
+	pool   *pool
+	writer iscsi.Writer
+	nodes  block.Nodes
+	gate   gate.Gate
+	log    *slog.Logger
+}
+
+// Between attempts to log in again.
+const (
+	backoffMin = 500 * time.Millisecond
+	backoffMax = 15 * time.Second
+)
+
+// New makes the driver. It touches nothing.
+func New(o Options) *Driver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	env := iscsi.Env{Gate: o.Gate, Log: o.Log}
+	env.Backoff.Min, env.Backoff.Max = backoffMin, backoffMax
+	return &Driver{
+		pool:   newPool(env, o.Writer),
+		writer: o.Writer,
+		nodes:  block.Nodes{Gate: o.Gate},
+		gate:   o.Gate,
+		log:    o.Log,
+	}
+}
+
+// Class is that of attachments.
+func (d *Driver) Class() driver.Class { return driver.Attach }
+
+// Kind is "iscsi".
+func (d *Driver) Kind() string { return models.AttachKindIscsi }
+
+// Plan checks the definition's form. Whether the target is there, and knows us, shows in Up.
+func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	if def.Attach == nil || def.Attach.Iscsi == nil {
+		faults.Add("iscsi", "is required for an attachment of kind iscsi")
+		return nil, nil
+	}
+	var own errs.Faults
+	u := newUnit(d, def.Attach.Iscsi, &own)
+	u.check(&own)
+	if len(own) > 0 {
+		*faults = append(*faults, own...)
+		return nil, nil
+	}
+	return u, nil
+}
+
+var (
+	_ driver.Driver = (*Driver)(nil)
+	_ driver.Forcer = (*unit)(nil)
+)

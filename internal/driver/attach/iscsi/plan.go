@@ -1,0 +1,190 @@
+package iscsi
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Defaults and limits, as in swagger.yaml.
+const (
+	defaultMaxCommands = 128
+	defaultQueueDepth  = 16
+	defaultScheduler   = "mq-deadline"
+	defaultReplacement = 120
+
+	minMaxCommands = 32 // of 16, the kernel's minimum, it would keep all but one
+	maxMaxCommands = 4096
+	keptCommands   = 15 // of a session, by the kernel: ISCSI_MGMT_CMDS_MAX
+	maxReplacement = 24 * 60 * 60
+	maxLUN         = 1<<14 - 1
+	maxPort        = 1<<16 - 1
+	maxSecret      = 255
+	maxName        = 223 // of an iSCSI name: RFC 7143, 4.2.7.1
+)
+
+const (
+	digestNone   = "none"
+	digestCRC32C = "crc32c"
+)
+
+// newUnit takes over a definition and fills in the defaults.
+func newUnit(d *Driver, m *models.AttachIscsi, faults *errs.Faults) *unit {
+	u := &unit{
+		driver:       d,
+		Initiator:    value(m.Initiator, ""),
+		Target:       value(m.Target, ""),
+		Host:         value(m.Host, ""),
+		Port:         value(m.Port, iscsi.DefaultPort),
+		Portals:      slices.Clone(m.Portals),
+		LUN:          m.Lun,
+		ReadOnly:     value(m.Ro, false),
+		HeaderDigest: value(m.HeaderDigest, digestNone),
+		DataDigest:   value(m.DataDigest, digestNone),
+		MaxCommands:  value(m.MaxComands, defaultMaxCommands),
+		QueueDepth:   value(m.QueueDepth, defaultQueueDepth),
+		Scheduler:    value(m.Scheduler, defaultScheduler),
+		Replacement:  value(m.ReplacementTimeout, defaultReplacement),
+	}
+	if u.Scheduler == "noop" {
+		u.Scheduler = "none"
+	}
+	if m.Auth != nil {
+		u.auth(m.Auth, faults)
+	}
+	return u
+}
+
+// value returns what p points to, or fallback.
+func value[T any](p *T, fallback T) T {
+	if p == nil {
+		return fallback
+	}
+	return *p
+}
+
+// auth takes over who is who.
+func (u *unit) auth(a *models.IscsiAuth, faults *errs.Faults) {
+	u.Username, u.TargetUsername = a.Username, a.TargetUsername
+	u.secret, u.targetSecret = value(a.Secret, ""), value(a.TargetSecret, "")
+	if u.Username == "" {
+		faults.Add("iscsi.auth.username", "is required: give the initiator's CHAP name")
+	}
+	checkText(faults, "iscsi.auth.username", u.Username)
+	checkText(faults, "iscsi.auth.target_username", u.TargetUsername)
+	checkSecret(faults, "iscsi.auth.secret", u.secret, true)
+	mutual := u.TargetUsername != ""
+	switch {
+	case mutual:
+		checkSecret(faults, "iscsi.auth.target_secret", u.targetSecret, true)
+		if u.secret != "" && u.secret == u.targetSecret {
+			faults.Add("iscsi.auth.target_secret", "must differ from secret: with the same one anybody could answer our question by asking us")
+		}
+	case u.targetSecret != "":
+		faults.Add("iscsi.auth.target_username", "is required with target_secret")
+	}
+}
+
+func checkSecret(faults *errs.Faults, path, secret string, needed bool) {
+	switch {
+	case needed && secret == "":
+		faults.Add(path, "is required: answers do not hold it, so it must be put in again")
+	case len(secret) > maxSecret:
+		faults.Add(path, "must be at most %d bytes long", maxSecret)
+	}
+}
+
+func checkText(faults *errs.Faults, path, text string) {
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		faults.Add(path, "must not contain control characters")
+	}
+}
+
+// check finds what can't be.
+func (u *unit) check(faults *errs.Faults) {
+	checkName(faults, "iscsi.initiator", u.Initiator)
+	checkName(faults, "iscsi.target", u.Target)
+	u.checkPortals(faults)
+	checkRange(faults, "iscsi.lun", u.LUN, 0, maxLUN)
+	checkDigest(faults, "iscsi.header_digest", u.HeaderDigest)
+	checkDigest(faults, "iscsi.data_digest", u.DataDigest)
+	checkRange(faults, "iscsi.replacement_timeout", u.Replacement, 1, maxReplacement)
+	if u.MaxCommands < minMaxCommands || u.MaxCommands > maxMaxCommands || u.MaxCommands&(u.MaxCommands-1) != 0 {
+		faults.Add("iscsi.max_comands", "must be a power of two from %d to %d", minMaxCommands, maxMaxCommands)
+	} else {
+		checkRange(faults, "iscsi.queue_depth", u.QueueDepth, 1, u.MaxCommands-keptCommands)
+	}
+	if u.Scheduler == "" || strings.ContainsFunc(u.Scheduler, isNoSchedulerRune) {
+		faults.Add("iscsi.scheduler", "must be the name of an I/O scheduler, such as none or mq-deadline")
+	}
+}
+
+func isNoSchedulerRune(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+}
+
+func checkRange(faults *errs.Faults, path string, n, low, high int64) {
+	if n < low || n > high {
+		faults.Add(path, "must be from %d to %d", low, high)
+	}
+}
+
+func checkDigest(faults *errs.Faults, path, digest string) {
+	if digest != digestNone && digest != digestCRC32C {
+		faults.Add(path, "must be %q or %q", digestNone, digestCRC32C)
+	}
+}
+
+// checkName checks an iSCSI name's form: RFC 7143, 4.2.7.
+func checkName(faults *errs.Faults, path, name string) {
+	switch {
+	case name == "":
+		faults.Add(path, "is required: give an iSCSI name such as iqn.2026-05.org.example:name")
+	case !strings.HasPrefix(name, "iqn.") && !strings.HasPrefix(name, "eui.") && !strings.HasPrefix(name, "naa."):
+		faults.Add(path, "must begin with iqn., eui. or naa.")
+	case len(name) > maxName:
+		faults.Add(path, "must be at most %d bytes long", maxName)
+	case strings.ContainsFunc(name, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) }):
+		faults.Add(path, "must not contain blanks or control characters")
+	}
+}
+
+func (u *unit) checkPortals(faults *errs.Faults) {
+	checkRange(faults, "iscsi.port", u.Port, 1, maxPort)
+	switch host, err := iscsi.ParseHost(u.Host); {
+	case u.Host == "":
+		faults.Add("iscsi.host", "is required: give the name or address of the target's portal")
+	case err != nil:
+		faults.Add("iscsi.host", "%v; the port has a field of its own", err)
+	default:
+		u.portals = append(u.portals, iscsi.Portal{Host: host, Port: int(u.Port)})
+	}
+	for i, text := range u.Portals {
+		p, err := iscsi.ParsePortal(text)
+		if err != nil {
+			faults.Add(fmt.Sprintf("iscsi.portals[%d]", i), "must be host, host:port or [address]:port: %v", err)
+			continue
+		}
+		u.portals = append(u.portals, p)
+	}
+}
+
+// config is what belongs to the session.
+func (u *unit) config() iscsi.Config {
+	return iscsi.Config{
+		Initiator:    u.Initiator,
+		Target:       u.Target,
+		Portals:      u.portals,
+		Auth:         iscsi.Auth{Name: u.Username, Secret: u.secret, TargetName: u.TargetUsername, TargetSecret: u.targetSecret},
+		HeaderDigest: u.HeaderDigest == digestCRC32C,
+		DataDigest:   u.DataDigest == digestCRC32C,
+		MaxCommands:  int(u.MaxCommands),
+		Replacement:  time.Duration(u.Replacement) * time.Second,
+	}
+}

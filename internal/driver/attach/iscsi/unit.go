@@ -1,0 +1,187 @@
+package iscsi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// undoTime is how long it may take to take back what is half done.
+const undoTime = 10 * time.Second
+
+// unit is one logical unit.
+type unit struct {
+	driver *Driver
+
+	Initiator      string   `json:"initiator"`
+	Target         string   `json:"target"`
+	Host           string   `json:"host"`
+	Port           int64    `json:"port"`
+	Portals        []string `json:"portals,omitempty"` // further ones, as given
+	LUN            int64    `json:"lun"`
+	ReadOnly       bool     `json:"ro,omitempty"` // as asked; what came of it is in Live
+	Username       string   `json:"username,omitempty"`
+	TargetUsername string   `json:"target_username,omitempty"`
+	HeaderDigest   string   `json:"header_digest"`
+	DataDigest     string   `json:"data_digest"`
+	MaxCommands    int64    `json:"max_commands"`
+	QueueDepth     int64    `json:"queue_depth"`
+	Scheduler      string   `json:"scheduler"`
+	Replacement    int64    `json:"replacement_timeout"` // seconds
+
+	portals              []iscsi.Portal // all of them
+	secret, targetSecret string         // never written or shown
+}
+
+// notes is what Down needs beyond the device.
+type notes struct {
+	MadeNode bool `json:"made_node,omitempty"` // whether the device node is ours to remove
+}
+
+func (u *unit) names() names { return names{u.Initiator, u.Target} }
+
+func (u *unit) of(s *iscsi.Session) iscsi.Unit {
+	return iscsi.Unit{Session: s, LUN: int(u.LUN), Writer: u.driver.writer}
+}
+
+// Up logs in, unless another unit of the target has, and makes the logical unit a disk.
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	session, err := u.driver.pool.acquire(ctx, int(u.LUN), site.ID, u.config())
+	if err != nil {
+		return driver.Live{}, err
+	}
+	live, err := u.attach(ctx, session)
+	if err != nil {
+		return driver.Live{}, errors.Join(err, u.undo(ctx, site.ID, live))
+	}
+	u.driver.log.Debug("attach iscsi", "id", site.ID, "target", u.Target, "lun", u.LUN, "device", live.Device.Path)
+	return live, nil
+}
+
+// attach makes the disk; what it returns with an error is there and must go again.
+func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Live, error) {
+	lu := u.of(session)
+	if _, err := lu.Add(ctx); err != nil {
+		return driver.Live{}, err
+	}
+	number, err := lu.Number()
+	if err != nil {
+		return driver.Live{}, err
+	}
+	path, made, err := u.driver.nodes.Ensure(number)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	d := &driver.Device{Path: path, Number: number, Remote: true}
+	text, err := json.Marshal(notes{MadeNode: made})
+	if err == nil {
+		err = errors.Join(lu.SetQueueDepth(ctx, int(u.QueueDepth)), lu.SetScheduler(ctx, u.Scheduler))
+	}
+	if err == nil {
+		err = u.describe(d)
+	}
+	return driver.Live{Device: d, Notes: text}, err
+}
+
+// describe makes the disk read-only if asked, and finds out what it is like.
+func (u *unit) describe(d *driver.Device) error {
+	f, err := os.OpenFile(d.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the disk: %w", err)
+	}
+	defer f.Close()
+	if u.ReadOnly {
+		if err := block.SetReadOnly(u.driver.gate, f); err != nil {
+			return err
+		}
+	}
+	info, err := block.Stat(f)
+	if err != nil {
+		return err
+	}
+	if info.Size == 0 {
+		return errs.New(errs.Remote, "LUN %d of target %s is empty", u.LUN, u.Target)
+	}
+	d.Sequence, d.ReadOnly = info.Sequence, info.ReadOnly
+	return nil
+}
+
+// Down takes the disk away unless somebody uses it. The last unit of a session logs out.
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	return u.detach(ctx, site.ID, live, false)
+}
+
+// ForceDown is Down that does not wait for a target that is gone.
+func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
+	state, _ := u.driver.pool.state(u.names())
+	if err := u.detach(ctx, site.ID, live, true); err != nil {
+		return "", err
+	}
+	if state != iscsi.LoggedIn && !live.Device.ReadOnly {
+		warning = fmt.Sprintf("%s was taken away while target %s could not be reached: what was written and not yet saved there is lost", live.Device.Path, u.Target)
+	}
+	return warning, nil
+}
+
+func (u *unit) detach(ctx context.Context, id int64, live driver.Live, force bool) error {
+	s, session := u.driver.pool.find(u.names(), int(u.LUN), id)
+	if s == nil {
+		return nil
+	}
+	if session != nil {
+		if err := u.of(session).Detach(ctx, force); err != nil {
+			return err
+		}
+	}
+	if err := u.driver.pool.leave(ctx, s, int(u.LUN), false); err != nil {
+		return err
+	}
+	u.driver.log.Debug("detach iscsi", "id", id, "target", u.Target, "lun", u.LUN)
+	return u.removeNode(live)
+}
+
+// undo takes away what there is of a unit that could not come up. Nobody will try again.
+func (u *unit) undo(ctx context.Context, id int64, live driver.Live) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	s, session := u.driver.pool.find(u.names(), int(u.LUN), id)
+	return errors.Join(u.of(session).Detach(ctx, true), u.driver.pool.leave(ctx, s, int(u.LUN), true), u.removeNode(live))
+}
+
+func (u *unit) removeNode(live driver.Live) error {
+	var n notes
+	if live.Device == nil || json.Unmarshal(live.Notes, &n) != nil || !n.MadeNode {
+		return nil
+	}
+	return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
+}
+
+// Show writes the definition without the secrets, and what the session does.
+func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
+	m := &models.AttachIscsi{
+		Initiator: new(u.Initiator), Target: new(u.Target), Host: new(u.Host), Port: new(u.Port), Portals: u.Portals,
+		Lun: u.LUN, Ro: new(u.ReadOnly), HeaderDigest: new(u.HeaderDigest), DataDigest: new(u.DataDigest),
+		MaxComands: new(u.MaxCommands), QueueDepth: new(u.QueueDepth), Scheduler: new(u.Scheduler), ReplacementTimeout: new(u.Replacement),
+	}
+	if u.Username != "" {
+		m.Auth = &models.IscsiAuth{Username: u.Username, TargetUsername: u.TargetUsername}
+	}
+	if live.Device != nil {
+		m.Ro = new(live.Device.ReadOnly)
+		if state, ok := u.driver.pool.state(u.names()); ok {
+			m.SessionState = state.String()
+		}
+	}
+	out.Attach.Iscsi = m
+}

@@ -1,0 +1,138 @@
+package iscsi_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/iscsi"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+const initiator = "iqn.2026-05.org.example:node"
+
+// node is a node that can reach targets.
+type node struct {
+	program *os.File
+	scripts string
+}
+
+var built = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "iat-init-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	return testkit.BuildInit(dir)
+})
+
+// newNode also proves that the test leaves no session and no SCSI device.
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n := &node{scripts: testkit.Guest(t)}
+	code, err := built()
+	must(t, err)
+	n.program, err = program.Seal("imageapi-init", code)
+	must(t, err)
+	t.Cleanup(func() { n.program.Close() })
+	before := traces()
+	t.Cleanup(func() {
+		if !testkit.Settles(func() bool { return traces() == before }) {
+			t.Errorf("left: %s\nbefore: %s", traces(), before)
+		}
+	})
+	return n
+}
+
+// traces names all that an iSCSI initiator makes in the kernel.
+func traces() string {
+	var all []string
+	for _, class := range []string{"iscsi_session", "iscsi_connection", "iscsi_host", "scsi_device"} {
+		found, _ := filepath.Glob("/sys/class/" + class + "/*")
+		all = append(all, found...)
+	}
+	return strings.Join(all, " ")
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *node) driver(g gate.Gate) driver.Driver {
+	return iscsi.New(iscsi.Options{Gate: g, Writer: helper.New(n.program, g)})
+}
+
+// target starts a target and takes it away after the test. Options are those of the script.
+func (n *node) target(t *testing.T, name string, options ...string) (iqn string) {
+	t.Helper()
+	iqn = "iqn.2026-05.org.example:" + name
+	n.start(t, iqn, options...)
+	t.Cleanup(func() { n.stop(t, iqn) })
+	return iqn
+}
+
+func (n *node) start(t *testing.T, iqn string, options ...string) {
+	t.Helper()
+	testkit.Run(t, filepath.Join(n.scripts, "iscsi"), append(options, iqn)...)
+}
+
+func (n *node) stop(t *testing.T, iqn string) {
+	t.Helper()
+	testkit.Run(t, filepath.Join(n.scripts, "iscsi"), "-r", iqn)
+}
+
+// def is a definition with further fields.
+func def(target, fields string) string {
+	return fmt.Sprintf(`{"kind":"iscsi","iscsi":{"initiator":%q,"target":%q,"host":"127.0.0.1"%s}}`, initiator, target, fields)
+}
+
+func TestDriver(t *testing.T) {
+	n := newNode(t)
+	target := n.target(t, "plain", "-c", "user:userssecret12", "-m", "target:targetssecret")
+	auth := `,"auth":{"username":"user","secret":"userssecret12","target_username":"target","target_secret":"targetssecret"}`
+	drivertest.Run(t, drivertest.Case{
+		New:     n.driver,
+		Good:    def(target, auth),
+		Secrets: []string{"userssecret12", "targetssecret"},
+		Single:  true,
+		Hold:    hold,
+		Fails: []drivertest.Failing{
+			{Name: "no such host", Def: strings.Replace(def(target, auth), "127.0.0.1", "no-such-host.invalid", 1), Class: errs.Remote, Text: "no-such-host.invalid"},
+			{Name: "refused", Def: def(target, auth+`,"port":3999`), Class: errs.Remote, Text: "nobody listens there: connection refused"},
+			{Name: "no such target", Def: def(target+"x", auth), Class: errs.Remote, Text: "no such target"},
+			{Name: "no such LUN", Def: def(target, auth+`,"lun":7`), Class: errs.Remote, Text: "has no LUN 7"},
+			{Name: "no authentication", Def: def(target, ""), Class: errs.Remote, Text: "demand authentication (auth)"},
+			{Name: "scheduler", Def: def(target, auth+`,"scheduler":"nonesuch"`), Class: errs.Invalid, Text: `set scheduler "nonesuch": this kernel has: `},
+		},
+	})
+}
+
+// hold has another process use the disk.
+func hold(t *testing.T, live driver.Live) (holder string, release func()) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", "exec 3<$0; echo held; read _", live.Device.Path)
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	_, err = out.Read(make([]byte, 8))
+	must(t, err)
+	return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, live.Device.Path), func() {
+		in.Close()
+		_ = cmd.Wait()
+	}
+}

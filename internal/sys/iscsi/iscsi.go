@@ -1,0 +1,100 @@
+// Package iscsi is an iSCSI initiator (RFC 7143) over the kernel's own: the module iscsi_tcp moves data and keeps the
+// session, and this package does what the kernel leaves to a program. That is logging in, logging in again when the
+// connection is lost, and logging out. No other program is needed on the node.
+//
+// The way to the kernel is netlink, NETLINK_ISCSI, with the messages of include/scsi/iscsi_if.h, and sysfs.
+//
+// # Other initiators
+//
+// The kernel tells events of all sessions to all programs that listen, open-iscsi's iscsid among them. A [Session] heeds
+// those of the session that it has made, by its number, and nothing else; sessions of others are never touched. One that
+// another program has, to the same target with the same initiator name, is a conflict: the target could not tell the two
+// apart. iscsid does likewise while it runs. When it starts it looks for sessions that nobody has any more; see [Owner].
+package iscsi
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/module"
+)
+
+// DefaultPort is the TCP port of a portal where none is given.
+const DefaultPort = 3260
+
+// Config says how to log in to a target.
+type Config struct {
+	Initiator string   // name of this node
+	Target    string   // name of the target
+	Portals   []Portal // of the target, in the order in which they are tried
+	Auth      Auth     // who we are and who the target must be; the zero value is nobody
+
+	HeaderDigest bool // demand a CRC32C of each header; else the target may ask for one
+	DataDigest   bool // the same of all data
+
+	MaxCommands int           // commands under way in the session, those of the session itself included
+	Replacement time.Duration // how long I/O waits for a lost connection before it fails, in whole seconds
+}
+
+// Auth is what CHAP (RFC 1994) needs.
+type Auth struct {
+	Name, Secret             string // of the initiator; an empty Name: no authentication
+	TargetName, TargetSecret string // that the target must prove to have; an empty TargetName: it need not
+}
+
+// Portal is an address that a target listens on.
+type Portal struct {
+	Host string // name or address
+	Port int
+}
+
+// String returns the portal as host:port.
+func (p Portal) String() string { return net.JoinHostPort(p.Host, strconv.Itoa(p.Port)) }
+
+// isid returns our part of the session's identity, of the type "random" (RFC 7143, 11.12.5). It follows from the two names,
+// so that there is one session between them: when the node comes back after a crash, its login ends what was left.
+func (c *Config) isid() (id [6]byte) {
+	sum := sha256.Sum256(fmt.Append(nil, c.Initiator, "\x00", c.Target))
+	copy(id[:], sum[:])
+	id[0] = 0x80
+	return id
+}
+
+// Env is what sessions work with.
+type Env struct {
+	Gate gate.Gate
+	Log  *slog.Logger // of what happens to a connection by itself
+	// Backoff is the time between attempts to log in again: it begins with Min, doubles up to Max, and is jittered
+	// by half, so that the nodes of a cluster do not all come at once when a target is back.
+	Backoff struct{ Min, Max time.Duration }
+}
+
+// load loads a kernel module unless what it brings is there. The kernel loads most others by itself.
+func (e Env) load(ctx context.Context, brings, name string) error {
+	if _, err := os.Stat(brings); err == nil {
+		return nil
+	}
+	return module.Load(ctx, e.Gate, name)
+}
+
+// State is where a session is.
+type State int32
+
+// The states of a session.
+const (
+	LoggedIn   State = iota // I/O flows
+	Recovering              // the connection is lost; I/O waits and the login is tried again
+	Failed                  // the same, but for longer than Config.Replacement: I/O fails
+)
+
+// String returns the state as the API shows it.
+func (s State) String() string {
+	return [...]string{"logged_in", "recovering", "failed"}[s]
+}

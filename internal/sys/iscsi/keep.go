@@ -1,0 +1,125 @@
+package iscsi
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// keep logs in again whenever the connection is lost, until ctx ends.
+func (s *Session) keep(ctx context.Context) {
+	defer close(s.ended)
+	for {
+		why, err := s.watch(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				s.env.Log.Error("a session can't be watched any more", "target", s.conf.Target, "err", err)
+			}
+			return
+		}
+		s.env.Log.Warn("the connection to an iSCSI target is lost", "target", s.conf.Target, "why", why)
+		s.setState(Recovering)
+		if !s.recover(ctx) {
+			return
+		}
+		s.env.Log.Info("logged in to an iSCSI target again", "target", s.conf.Target)
+		s.setState(LoggedIn)
+	}
+}
+
+// watch returns when the connection is lost, and why.
+func (s *Session) watch(ctx context.Context) (why string, err error) {
+	for {
+		e, err := s.events.next(ctx)
+		switch {
+		case err != nil:
+			return "", err
+		case e.lost != 0:
+			return "kernel error " + strconv.Itoa(int(e.lost)), nil
+		case e.received != nil && e.received.endsConnection():
+			return "the target says so", nil
+		case e.missed && s.down():
+			return "found so", nil
+		}
+	}
+}
+
+// down tells whether the kernel knows the session as not logged in.
+func (s *Session) down() bool {
+	return attribute(sessionDir(s.conn.session), "state") != "LOGGED_IN"
+}
+
+// recover logs in again, as often as it takes, and tells whether it did before ctx ended. Whatever the target's reason to
+// refuse is, it may be over the next time.
+func (s *Session) recover(ctx context.Context) bool {
+	failed := time.AfterFunc(s.conf.Replacement, s.fail)
+	defer failed.Stop()
+	wait := s.env.Backoff.Min
+	for {
+		err := s.again(ctx)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		pause := jitter(wait)
+		s.env.Log.Warn("can't log in again yet", "target", s.conf.Target, "err", err, "next", pause)
+		wait = min(2*wait, s.env.Backoff.Max)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// jitter returns a time between a half and one and a half of d.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d+1) }
+
+// again is one attempt at all portals. I/O waits while the connection is stopped.
+func (s *Session) again(ctx context.Context) error {
+	if err := s.conn.stop(stopAWhile); err != nil {
+		return err
+	}
+	return s.conf.reach(ctx, func(ctx context.Context, tcp *net.TCPConn) error {
+		err := s.connect(ctx, tcp)
+		if err != nil {
+			_ = s.conn.stop(stopAWhile) // or the next one can't be bound
+		}
+		return err
+	})
+}
+
+// sessionDir is where sysfs tells about a session.
+func sessionDir(session uint32) string {
+	return "/sys/class/iscsi_session/session" + strconv.FormatUint(uint64(session), 10)
+}
+
+// attribute reads an attribute in sysfs, "" if it can't be.
+func attribute(dir, name string) string {
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// checkFree makes sure that there is no session between the two names, which would be another program's.
+func (c *Config) checkFree() error {
+	dirs, _ := filepath.Glob("/sys/class/iscsi_session/session*")
+	for _, dir := range dirs {
+		if attribute(dir, "targetname") == c.Target && attribute(dir, "initiatorname") == c.Initiator {
+			return errs.New(errs.Conflict, "log in to %s as %s: another program, such as open-iscsi's iscsid, or a server that was killed, has left or keeps %s between these two: log that one out (iscsiadm -m node -T %s -u), or use another initiator name",
+				c.Target, c.Initiator, filepath.Base(dir), c.Target)
+		}
+	}
+	return nil
+}

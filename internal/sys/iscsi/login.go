@@ -1,0 +1,305 @@
+package iscsi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// exchange sends a login request to the target and returns what it answers.
+type exchange func(ctx context.Context, p pdu) (pdu, error)
+
+// login is one login, from the first request until the target lets us into the full feature phase:
+//
+//	initiator                                        target
+//	names, AuthMethod           ── security ──►
+//	                            ◄──                  AuthMethod, portal group
+//	  CHAP_A                    ── with CHAP ──►
+//	                            ◄──                  CHAP_A, CHAP_I, CHAP_C
+//	  CHAP_N, CHAP_R (, CHAP_I, CHAP_C)  ──►
+//	                            ◄──                  (CHAP_N, CHAP_R)
+//	what we can                 ── operational ──►
+//	                            ◄──                  what becomes of it
+//
+// Each side may take more rounds for a stage than it needs.
+type login struct {
+	conf   *Config
+	send   exchange
+	rounds int
+	negotiated
+}
+
+// errClosed is a connection that the target closes when it should answer. Some do that instead of saying no.
+var errClosed = errors.New("the target closes the connection without an answer")
+
+// maxRounds ends a login with a target that never comes to an end.
+const maxRounds = 20
+
+// login logs in by send.
+func (c *Config) login(ctx context.Context, send exchange) (negotiated, error) {
+	l := &login{conf: c, send: send, negotiated: defaults()}
+	err := l.authenticate(ctx)
+	if err == nil {
+		err = l.operate(ctx)
+	}
+	l.settle()
+	return l.negotiated, err
+}
+
+// authenticate is the security stage.
+func (l *login) authenticate(ctx context.Context) error {
+	method, chap := "None", l.conf.Auth.Name != ""
+	if chap {
+		method = "CHAP" // alone: the target must not choose to do without
+	}
+	pairs, over, err := l.round(ctx, security, !chap, []pair{
+		{"InitiatorName", l.conf.Initiator},
+		{"TargetName", l.conf.Target},
+		{"SessionType", "Normal"},
+		{"AuthMethod", method},
+	})
+	if errors.Is(err, errClosed) && !chap {
+		return fmt.Errorf("%w: it may demand authentication (auth)", err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := checkMethod(method, pairs); err != nil {
+		return err
+	}
+	if chap {
+		return l.chap(ctx)
+	}
+	return l.rest(ctx, security, over, nil)
+}
+
+func checkMethod(asked string, pairs []pair) error {
+	chosen, ok := find(pairs, "AuthMethod")
+	switch {
+	case ok && chosen == asked:
+		return nil
+	case !ok && asked == "None":
+		return nil // it need not repeat that
+	case asked == "None":
+		return errs.New(errs.Remote, "the target refuses the login: it demands authentication by %.20q (auth)", chosen)
+	}
+	return errs.New(errs.Remote, "the target does not do CHAP here: leave out auth, or turn authentication on there (it says AuthMethod=%.20q)", chosen)
+}
+
+// chap proves who we are, and lets the target do the same if it must.
+func (l *login) chap(ctx context.Context) error {
+	pairs, _, err := l.round(ctx, security, false, []pair{{"CHAP_A", chapOffer()}})
+	if err != nil {
+		return err
+	}
+	theirs, err := parseChallenge(pairs)
+	if err != nil {
+		return errs.New(errs.Remote, "%w", err)
+	}
+	auth := &l.conf.Auth
+	answer := []pair{{"CHAP_N", auth.Name}, {"CHAP_R", formatBinary(theirs.response(auth.Secret))}}
+	mutual := auth.TargetName != ""
+	var ours challenge
+	if mutual {
+		if ours, err = theirs.counter(); err != nil {
+			return err
+		}
+		answer = append(answer, pair{"CHAP_I", strconv.Itoa(int(ours.id))}, pair{"CHAP_C", formatBinary(ours.bytes)})
+	}
+	pairs, over, err := l.round(ctx, security, true, answer)
+	if err != nil {
+		return err
+	}
+	if mutual {
+		if err := auth.check(ours, pairs); err != nil {
+			return err
+		}
+	}
+	return l.rest(ctx, security, over, nil)
+}
+
+// check makes sure that the target is who it must be.
+func (a *Auth) check(ours challenge, pairs []pair) error {
+	name, _ := find(pairs, "CHAP_N")
+	proof, ok := find(pairs, "CHAP_R")
+	switch {
+	case !ok:
+		return errs.New(errs.Remote, "the target does not prove who it is: it is not set up for mutual CHAP (auth.target_username, auth.target_secret)")
+	case name != a.TargetName:
+		return errs.New(errs.Remote, "the target fails to prove who it is: its CHAP name is %.60q, not %q (auth.target_username)", name, a.TargetName)
+	case !ours.proves(a.TargetSecret, proof):
+		return errs.New(errs.Remote, "the target fails to prove who it is: it has another secret than auth.target_secret")
+	}
+	return nil
+}
+
+// operate is the operational stage.
+func (l *login) operate(ctx context.Context) error {
+	pairs, over, err := l.round(ctx, operational, true, l.conf.offer())
+	if err != nil {
+		return err
+	}
+	answers, err := l.heed(pairs)
+	if err != nil {
+		return err
+	}
+	return l.rest(ctx, operational, over, answers)
+}
+
+// rest goes on with a stage until the target is ready for the next: over says that it is.
+func (l *login) rest(ctx context.Context, s stage, over bool, answers []pair) error {
+	for !over {
+		pairs, ready, err := l.round(ctx, s, true, answers)
+		if err != nil {
+			return err
+		}
+		over = ready
+		if answers, err = l.heed(pairs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// heed takes what the target says about the session, and returns what we have to say to that.
+func (l *login) heed(pairs []pair) (answers []pair, err error) {
+	for _, p := range pairs {
+		known, err := l.take(l.conf, p)
+		if err != nil {
+			return nil, errs.New(errs.Remote, "%w", err)
+		}
+		// What answers a key of ours, such as NotUnderstood, is no question.
+		if !known && !strings.HasPrefix(p.key, "CHAP_") && p.key != "AuthMethod" {
+			answers = append(answers, pair{p.key, "NotUnderstood"})
+		}
+	}
+	return answers, nil
+}
+
+// round sends one request and returns what the target answers to it, in as many parts as it takes. over tells whether
+// the target is ready for the next stage, as we are if ready is set.
+func (l *login) round(ctx context.Context, s stage, ready bool, say []pair) (pairs []pair, over bool, err error) {
+	next := fullFeature
+	if s == security {
+		next = operational
+	}
+	q := request{transit: ready, current: s, next: next, isid: l.conf.isid(), text: encode(say)}
+	var text []byte
+	for {
+		r, err := l.ask(ctx, q)
+		if err != nil {
+			return nil, false, err
+		}
+		if text = append(text, r.text...); len(text) > maxText {
+			return nil, false, errs.New(errs.Remote, "the target does not stop talking")
+		}
+		if r.current != s || r.transit && (!ready || r.next != next) {
+			return nil, false, errs.New(errs.Remote, "the target goes to stage %d of the login from %d, we are in %d", r.next, r.current, s)
+		}
+		if r.more {
+			q = request{current: s, isid: q.isid} // an empty one: go on
+			continue
+		}
+		pairs, err = decode(text)
+		if err != nil {
+			return nil, false, errs.New(errs.Remote, "%w", err)
+		}
+		if group, ok := find(pairs, "TargetPortalGroupTag"); ok {
+			l.group = group
+		}
+		return pairs, r.transit, nil
+	}
+}
+
+// ask is one request and its response.
+func (l *login) ask(ctx context.Context, q request) (reply, error) {
+	if l.rounds++; l.rounds > maxRounds {
+		return reply{}, errs.New(errs.Remote, "the target does not end the login in %d rounds", maxRounds)
+	}
+	q.expStatSN = l.statSN
+	p, err := l.send(ctx, q.pdu())
+	if err != nil {
+		return reply{}, err
+	}
+	r, err := parseReply(p)
+	if err != nil {
+		return reply{}, errs.New(errs.Remote, "%w", err)
+	}
+	switch {
+	case r.status.class == statusRedirect:
+		return r, redirection(r)
+	case r.status != status{}:
+		return r, r.status.refused(l.conf.Auth.Name != "")
+	}
+	l.statSN = r.statSN + 1
+	return r, nil
+}
+
+// redirection is where the target sends us: TargetAddress is host[:port][,group].
+func redirection(r reply) error {
+	pairs, err := decode(r.text)
+	if err != nil {
+		return errs.New(errs.Remote, "%w", err)
+	}
+	text, _ := find(pairs, "TargetAddress")
+	address, _, _ := strings.Cut(text, ",")
+	to, err := ParsePortal(address)
+	if err != nil {
+		return errs.New(errs.Remote, "the target sends us elsewhere, to %.60q", text)
+	}
+	return &moved{to}
+}
+
+// ParsePortal reads host, host:port, an IPv6 address, or [address]:port.
+func ParsePortal(text string) (Portal, error) {
+	host, port := text, DefaultPort
+	bare := strings.Count(text, ":") > 1 && !strings.HasPrefix(text, "[")
+	switch {
+	case bare:
+	case strings.HasPrefix(text, "[") && strings.HasSuffix(text, "]"):
+		host = text[1 : len(text)-1]
+	case strings.Contains(text, ":"):
+		h, p, err := net.SplitHostPort(text)
+		if err != nil {
+			return Portal{}, err
+		}
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || n == 0 {
+			return Portal{}, fmt.Errorf("the port %.20q is no number from 1 to 65535", p)
+		}
+		host, port = h, int(n)
+	}
+	host, err := ParseHost(host)
+	return Portal{host, port}, err
+}
+
+// ParseHost reads a name or an address, which may stand in brackets if it is of IPv6.
+func ParseHost(text string) (string, error) {
+	if inner, ok := strings.CutPrefix(text, "["); ok {
+		text = strings.TrimSuffix(inner, "]")
+	}
+	if !isHost(text) {
+		return "", errors.New("the host is no name or address")
+	}
+	return text, nil
+}
+
+// isHost tells whether text can be a name or an address.
+func isHost(text string) bool {
+	const longest = 253
+	if text == "" || len(text) > longest {
+		return false
+	}
+	if _, err := netip.ParseAddr(text); err == nil {
+		return true
+	}
+	return !strings.ContainsFunc(text, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_", r))
+	})
+}

@@ -1,0 +1,59 @@
+package iscsi
+
+import (
+	"fmt"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// status is class and detail of a login response, RFC 7143, 11.13.5.
+type status struct{ class, detail byte }
+
+const (
+	statusRedirect  = 1
+	statusInitiator = 2
+	statusTarget    = 3
+)
+
+var (
+	authenticationFailed = status{statusInitiator, 1}
+	targetNotFound       = status{statusInitiator, 3}
+)
+
+// statusTexts says what to do where that is known.
+var statusTexts = map[status]string{
+	{statusInitiator, 0}:  "it does not say why",
+	authenticationFailed:  "authentication failed",
+	{statusInitiator, 2}:  "this initiator is not allowed: add its name to the target's access list",
+	targetNotFound:        "there is no such target here",
+	{statusInitiator, 4}:  "the target was removed",
+	{statusInitiator, 5}:  "it does not speak this version of iSCSI",
+	{statusInitiator, 6}:  "it has too many connections",
+	{statusInitiator, 7}:  "it misses a parameter",
+	{statusInitiator, 8}:  "the connection can't be a part of its session",
+	{statusInitiator, 9}:  "it does not do this type of session",
+	{statusInitiator, 10}: "it does not know the session",
+	{statusInitiator, 11}: "it got a request that does not belong into a login",
+	{statusTarget, 0}:     "it has a fault",
+	{statusTarget, 1}:     "there is no such target here, or it is not in service",
+	{statusTarget, 2}:     "it is out of resources",
+}
+
+// refused is the error of a login that the target refuses.
+func (s status) refused(auth bool) error {
+	text := statusTexts[s]
+	switch {
+	case text == "":
+		text = "for a reason that is not known"
+	case s == authenticationFailed && auth:
+		text += ": it does not accept our name or secret (auth.username, auth.secret)"
+	case s == authenticationFailed:
+		text += ": it demands one (auth)"
+	}
+	return errs.New(errs.Remote, "the target refuses the login: %s (status %02x%02x)", text, s.class, s.detail)
+}
+
+// moved is the error of a login that the target sends elsewhere.
+type moved struct{ to Portal }
+
+func (m *moved) Error() string { return fmt.Sprintf("the target sends us to %s", m.to) }
