@@ -8,6 +8,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/container"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/iscsi"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/local"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd"
@@ -41,6 +42,7 @@ func Drivers(env Env) (driver.Set, error) {
 		return nil, err
 	}
 	return driver.Set{
+		iscsi.New(iscsi.Options{Gate: env.Gate, Writer: env.Helper, Log: env.Log}),
 		local.New(local.Options{Gate: env.Gate, Log: env.Log}),
 		loopback.New(loopback.Options{Gate: env.Gate, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
 		rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
