@@ -88,4 +88,5 @@ test-full: export FUZZTIME = 2m
 test-full: export TIMEOUT = 30m
 test-full: test bench ## the same at full length, and the benchmarks
 
+include build/ceph.mk
 -include test/vm/vm.mk

@@ -1,6 +1,7 @@
 package rbd
 
 import (
+	"context"
 	"errors"
 	"regexp"
 	"strconv"
@@ -39,10 +40,7 @@ var meanings = map[unix.Errno]meaning{
 func (s Spec) explain(err error, words []string) error {
 	errno, ok := errors.AsType[unix.Errno](err)
 	if !ok {
-		if len(words) > 0 {
-			return errs.New(errs.ClassOf(err), "map %s: %w (kernel: %s)", s, err, strings.Join(words, "; "))
-		}
-		return errs.New(errs.ClassOf(err), "map %s: %w", s, err)
+		return s.unanswered(err, words)
 	}
 	m, known := meanings[errno]
 	if !known {
@@ -58,6 +56,18 @@ func (s Spec) explain(err error, words []string) error {
 		return errs.New(m.class, "map %s: %s: %w", s, m.advice, errno)
 	}
 	return errs.New(m.class, "map %s: %s: %w (kernel: %s)", s, m.advice, errno, strings.Join(said, "; "))
+}
+
+// unanswered is for what the kernel gave no answer to.
+func (s Spec) unanswered(err error, words []string) error {
+	class := errs.ClassOf(err)
+	if class == errs.Internal && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+		class = errs.Deadline
+	}
+	if len(words) == 0 {
+		return errs.New(class, "map %s: %w", s, err)
+	}
+	return errs.New(class, "map %s: %w (kernel: %s)", s, err, strings.Join(words, "; "))
 }
 
 var unsupported = regexp.MustCompile(`unsupported features: (0x[0-9a-f]+)`)
