@@ -345,7 +345,7 @@ func TestSupervisorsAreElsewhere(t *testing.T) {
 		t.Errorf("the supervisor sees %d mounts:\n%s", got, mounts)
 	}
 	env, _ := os.ReadFile(dir + "environ")
-	if string(env) != "GOMAXPROCS=1\x00" {
+	if string(env) != "GOMAXPROCS=1\x00GODEBUG=disablethp=1\x00" {
 		t.Errorf("its environment is %q", env)
 	}
 	session, err := unix.Getsid(supervisorOf(t, p))
