@@ -1,14 +1,14 @@
 #!/bin/bash
 # tests.sh compiles the tests that need root, static, and runs them in the guest as `go test` would: each package in
 # its directory, one after the other. TEST is a regular expression for their names (default: all), PKG a list of
-# packages (default: all that have such tests), VM_LIMIT the seconds for all together (default 900). SERVER names another
+# packages (default: all that have such tests), VM_LIMIT the seconds for all together (default 1200). SERVER names another
 # server than bin/imageapi-server, TAGS are build tags; with CGO_ENABLED=1 nothing is static. What failed and a
 # summary go to the terminal, the record of all tests to bin/report/vm.json, what the kernel said to
 # bin/vm/console.log. Several can run at a time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tree=$PWD
-limit=${VM_LIMIT:-900}
+limit=${VM_LIMIT:-1200}
 
 mkdir -p bin/vm bin/report
 run=$(mktemp -d "$tree/bin/vm/run.XXXXXX") # below the tree, which the guest sees
