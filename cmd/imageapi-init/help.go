@@ -43,6 +43,8 @@ func act(message []byte) (int, *wire.Failure) {
 	switch {
 	case kind == wire.Mount:
 		return mountDetached(fields)
+	case kind == wire.Classic && len(fields) == 6:
+		return none("mount", mountClassic(fields))
 	case kind == wire.Unmount && len(fields) == 2:
 		return none("umount2", unmount(fields[0], fields[1]))
 	case kind == wire.Sync && len(fields) == 1:
@@ -51,6 +53,8 @@ func act(message []byte) (int, *wire.Failure) {
 		return flush(fields[0])
 	case kind == wire.Open && len(fields) == 3:
 		return openInside(fields[0], fields[1], fields[2])
+	case kind == wire.Reopen && len(fields) == 1:
+		return reopen(fields[0])
 	case kind == wire.Write && len(fields) == 2:
 		return write(fields[0], fields[1])
 	case kind == wire.Keyed && len(fields) == 5:
@@ -74,12 +78,7 @@ func mountDetached(fields []string) (int, *wire.Failure) {
 	}
 	defer unix.Close(fs)
 	for _, o := range options {
-		if o.HasValue {
-			err = unix.FsconfigSetString(fs, o.Key, o.Value)
-		} else {
-			err = unix.FsconfigSetFlag(fs, o.Key)
-		}
-		if err != nil {
+		if err := set(fs, o); err != nil {
 			return -1, &wire.Failure{Step: "fsconfig", Option: o.String(), Errno: errno(err), Words: words(fs)}
 		}
 	}
@@ -93,6 +92,24 @@ func mountDetached(fields []string) (int, *wire.Failure) {
 	return mount, nil
 }
 
+func set(fs int, o wire.Option) error {
+	switch o.Sort {
+	case wire.Flag:
+		return unix.FsconfigSetFlag(fs, o.Key)
+	case wire.String:
+		return unix.FsconfigSetString(fs, o.Key, o.Value)
+	case wire.Directory:
+		dir, err := unix.Open(o.Value, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(dir)
+		return unix.FsconfigSetFd(fs, o.Key, dir)
+	default:
+		return unix.EPROTO
+	}
+}
+
 // words returns what the kernel says in the context of a file system: one message a read, and an error after the last.
 func words(fs int) (said []string) {
 	buf := make([]byte, 4096)
@@ -103,6 +120,17 @@ func words(fs int) (said []string) {
 		}
 		said = append(said, string(buf[:n]))
 	}
+}
+
+func mountClassic(fields []string) error {
+	flags, err := strconv.ParseUint(fields[3], 10, 64)
+	if err != nil {
+		return unix.EPROTO
+	}
+	if err := unix.Chdir(fields[5]); err != nil {
+		return err
+	}
+	return unix.Mount(fields[1], fields[2], fields[0], uintptr(flags), fields[4])
 }
 
 func unmount(path, flags string) error {
@@ -152,6 +180,22 @@ func openInside(root, path, flags string) (int, *wire.Failure) {
 		}
 	}
 	return -1, refused("openat2", err)
+}
+
+// reopen also reads the beginning, so that the daemon, which wants to look at it, finds it in memory.
+func reopen(flags string) (int, *wire.Failure) {
+	number, err := strconv.Atoi(flags)
+	if err != nil {
+		return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
+	}
+	file, err := unix.Open("/proc/self/fd/"+strconv.Itoa(wire.Inherited), number, 0)
+	if err != nil {
+		return -1, refused("open", err)
+	}
+	if _, err := unix.Pread(file, make([]byte, 4096), 0); err != nil && err != unix.EISDIR {
+		return -1, refused("read", err)
+	}
+	return file, nil
 }
 
 func write(path, data string) (int, *wire.Failure) {

@@ -19,6 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 )
 
 // The defaults of Options.
@@ -30,11 +31,12 @@ const (
 // Options say how containers are run.
 type Options struct {
 	Gate         gate.Gate
-	RunDir       string        // has logs/, and cgroup/ if the node has no cgroup2 mounted
-	CgroupParent string        // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
-	StopTimeout  time.Duration // from SIGTERM to SIGKILL; default DefaultStopTimeout
-	Log          *slog.Logger  // default: none
-	Program      *os.File      // imageapi-init in sealed memory (package program), which stays the caller's
+	RunDir       string         // has logs/, and cgroup/ if the node has no cgroup2 mounted
+	CgroupParent string         // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
+	StopTimeout  time.Duration  // from SIGTERM to SIGKILL; default DefaultStopTimeout
+	Log          *slog.Logger   // default: none
+	Helper       *helper.Runner // for roots whose server may be gone
+	Program      *os.File       // imageapi-init in sealed memory (package program), which stays the caller's
 }
 
 // Driver is the driver of containers.

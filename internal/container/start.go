@@ -12,16 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 )
 
 // undoTimeout bounds how long an undone start waits for its processes to be dead.
 const undoTimeout = 10 * time.Second
 
 // start runs a container: the order of bring-up on the daemon's side.
-func (d *Driver) start(ctx context.Context, id int64, root string, config proto.Config) (_ *process, err error) {
+func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, config proto.Config) (_ *process, err error) {
 	// 1. The log.
 	log, err := d.openLog(d.logPath(id))
 	if err != nil {
@@ -30,7 +32,7 @@ func (d *Driver) start(ctx context.Context, id int64, root string, config proto.
 	defer log.Close()
 	// 2. A copy of the root's mounts that is attached nowhere: on the node they are nosuid and nodev, in a container they
 	// must not be.
-	tree, err := d.tree(root)
+	tree, err := d.tree(ctx, root)
 	if err != nil {
 		return nil, err
 	}
@@ -61,9 +63,15 @@ func (d *Driver) start(ctx context.Context, id int64, root string, config proto.
 // groupName is what the cgroup of a container is called.
 func groupName(id int64) string { return strconv.FormatInt(id, 10) }
 
-// tree copies the mounts at a path.
-func (d *Driver) tree(path string) (*os.File, error) {
-	dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+// tree copies the mounts of a root.
+func (d *Driver) tree(ctx context.Context, root *driver.Tree) (*os.File, error) {
+	open := func(path string) (*os.File, error) { return rootpath.Open(path, "/", unix.O_PATH|unix.O_DIRECTORY) }
+	if root.Remote {
+		open = func(path string) (*os.File, error) {
+			return d.opt.Helper.Open(ctx, path, "/", unix.O_PATH|unix.O_DIRECTORY)
+		}
+	}
+	dir, err := open(root.Path)
 	if err != nil {
 		return nil, fmt.Errorf("open root: %w", err)
 	}

@@ -102,7 +102,7 @@ func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driv
 	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
 		return nil, errs.New(errs.Internal, "start container %d: it has no root", site.ID)
 	}
-	p, err := u.driver.start(ctx, site.ID, site.Needs[0].Tree.Path, proto.Config{
+	p, err := u.driver.start(ctx, site.ID, site.Needs[0].Tree, proto.Config{
 		Args:        u.Args,
 		Env:         environment(),
 		Hostname:    hostname(u.ContainerName, site.ID),

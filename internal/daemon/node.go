@@ -50,14 +50,16 @@ func openNode(ctx context.Context, cfg Config, log *slog.Logger) (n *node, err e
 	if n.program, err = initbin.Program(); err != nil {
 		return n, err
 	}
+	helpers := helper.New(n.program, nil)
 	n.runner, err = container.New(ctx, container.Options{
-		RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log, Program: n.program,
+		RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
+		Program: n.program, Helper: helpers,
 	})
 	if err != nil {
 		return n, err
 	}
 	n.drivers, err = builtin.Drivers(builtin.Env{
-		Mounts: n.mounts, Containers: n.runner, Helper: helper.New(n.program, nil),
+		Mounts: n.mounts, Containers: n.runner, Helper: helpers,
 		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Log: log,
 	})
 	if err != nil {

@@ -37,17 +37,17 @@ func MountsDir(runDir string) string { return filepath.Join(runDir, "mounts") }
 
 // Drivers returns the drivers. It fails if one of them can't prepare its directory.
 func Drivers(env Env) (driver.Set, error) {
-	overlays, err := overlay.New(overlay.Options{Gate: env.Gate, Mounts: env.Mounts, Dir: filepath.Join(env.RunDir, "overlays")})
+	overlays, err := overlay.New(overlay.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Dir: filepath.Join(env.RunDir, "overlays")})
 	if err != nil {
 		return nil, err
 	}
 	return driver.Set{
 		iscsi.New(iscsi.Options{Gate: env.Gate, Writer: env.Helper, Log: env.Log}),
 		local.New(local.Options{Gate: env.Gate, Log: env.Log}),
-		loopback.New(loopback.Options{Gate: env.Gate, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
+		loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
 		rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
-		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, FSTypes: env.FSTypes}),
-		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts}),
+		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Log: env.Log, FSTypes: env.FSTypes}),
+		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper}),
 		nfs.New(nfs.Options{Mounts: env.Mounts, Helper: env.Helper, Log: env.Log}),
 		overlays,
 		env.Containers,

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
+	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 )
@@ -44,8 +46,13 @@ func New(p *os.File, g gate.Gate) *Runner { return &Runner{program: p, gate: g} 
 type FS struct {
 	Type   string
 	Source string        // a device, or what the file system takes for one: "host:/path"
-	Params []mount.Param // set in this order, after the source
+	Device bool          // Source is a block device: what the kernel logs about it goes into the error
+	Layers []mount.Param // directories by their paths, which the file system gets as descriptors, after the source
+	Params []mount.Param // set in this order
 	Attr   mount.Attr
+
+	// Speaker is the word with which the kernel begins its log lines about such file systems, or empty.
+	Speaker string
 }
 
 // Mount makes a file system and returns a detached mount of it (see package mount): nobody else can see it. Where its
@@ -53,11 +60,20 @@ type FS struct {
 //
 // The error is that of package mount, with the kernel's words and the option that it refused.
 func (r *Runner) Mount(ctx context.Context, fs FS) (*os.File, error) {
-	options := []wire.Option{{Key: "source", Value: fs.Source, HasValue: true}}
+	options := []wire.Option{{Key: "source", Value: fs.Source, Sort: wire.String}}
+	for _, l := range fs.Layers {
+		options = append(options, wire.Option{Key: l.Key, Value: l.Value, Sort: wire.Directory})
+	}
 	for _, p := range fs.Params {
-		options = append(options, wire.Option(p))
+		sort := wire.Flag
+		if p.HasValue {
+			sort = wire.String
+		}
+		options = append(options, wire.Option{Key: p.Key, Value: p.Value, Sort: sort})
 	}
 	what := fmt.Sprintf("mount %s %s", fs.Type, fs.Source)
+	log := listen(fs)
+	defer log.Close()
 	file, failure, err := r.do(ctx, act{name: "helper mount", what: what, request: wire.MountMessage(fs.Type, uint64(fs.Attr), options)})
 	switch {
 	case err != nil:
@@ -69,11 +85,38 @@ func (r *Runner) Mount(ctx context.Context, fs FS) (*os.File, error) {
 		for _, w := range failure.Words {
 			e.Words = append(e.Words, mount.Plain(w))
 		}
+		if len(e.Words) == 0 {
+			e.Words = log.Lines()
+		}
 		return nil, mount.Refused(e)
 	case file == nil:
 		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
 	}
 	return file, nil
+}
+
+// listen listens to the kernel's log where the file system says nothing elsewhere.
+func listen(fs FS) *kmsg.Log {
+	speaker := fs.Speaker
+	if fs.Device {
+		speaker = filepath.Base(fs.Source)
+	}
+	if speaker == "" {
+		return nil
+	}
+	return kmsg.Listen(kmsg.About(speaker))
+}
+
+// Classic is mount.Classic for [FS], but for its Layers; its Params are in data.
+func (r *Runner) Classic(ctx context.Context, fs FS, dir, target, data string) error {
+	log := listen(fs)
+	defer log.Close()
+	request := wire.Encode(wire.Classic, fs.Type, fs.Source, target, strconv.FormatUint(uint64(mount.ClassicFlags(fs.Attr)), 10), data, dir)
+	_, failure, err := r.do(ctx, act{name: "helper mount", what: fmt.Sprintf("mount %s at %s", fs.Type, target), request: request})
+	if failure != nil {
+		return mount.Refused(&mount.Error{Op: "mount", Type: fs.Type, Target: target, Flags: fs.Attr, Words: log.Lines(), Err: failure.Errno})
+	}
+	return err
 }
 
 // Unmount unmounts what is mounted at path, a mountpoint in a directory of ours, with the flags of umount2(2). The
@@ -127,6 +170,27 @@ func (r *Runner) Open(ctx context.Context, root, unsafePath string, flags int) (
 		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
 	}
 	return file, nil
+}
+
+// Reopen opens once more what a descriptor stands for, with flags of open(2); O_PATH is enough for file. The beginning of a
+// regular file, 4 KiB, has been read afterwards: it is in memory. The errno can be had with errors.Is.
+func (r *Runner) Reopen(ctx context.Context, file *os.File, flags int) (*os.File, error) {
+	what := fmt.Sprintf("open %q", file.Name())
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	a := act{name: "helper open", what: what, request: wire.Encode(wire.Reopen, strconv.Itoa(flags)), inherit: os.NewFile(uintptr(fd), file.Name()), result: file.Name()}
+	opened, failure, err := r.do(ctx, a)
+	switch {
+	case err != nil:
+		return nil, err
+	case failure != nil:
+		return nil, fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
+	case opened == nil:
+		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
+	}
+	return opened, nil
 }
 
 // WriteFile writes data, which has no NUL, to a file that exists, in one call of write(2), as sysfs(5) wants it. The

@@ -15,7 +15,7 @@ func Classic(g gate.Gate, dir, fsType, label, speaker, target string, attr Attr,
 	log := kmsg.Listen(kmsg.About(speaker))
 	defer log.Close()
 	err := g.Do("mount classic", func() error {
-		return inDirectory(dir, func() error { return unix.Mount(label, target, fsType, classicFlags(attr), data) })
+		return inDirectory(dir, func() error { return unix.Mount(label, target, fsType, ClassicFlags(attr), data) })
 	})
 	if err != nil {
 		return Refused(&Error{Op: "mount", Type: fsType, Target: target, Flags: attr, Words: log.Lines(), Err: err})
@@ -23,7 +23,8 @@ func Classic(g gate.Gate, dir, fsType, label, speaker, target string, attr Attr,
 	return nil
 }
 
-func classicFlags(attr Attr) uintptr {
+// ClassicFlags are the attributes as mount(2) takes them.
+func ClassicFlags(attr Attr) uintptr {
 	var flags uintptr
 	for _, f := range []struct {
 		attr Attr

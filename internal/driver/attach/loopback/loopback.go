@@ -13,13 +13,15 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // Options are what the driver depends on.
 type Options struct {
-	Gate gate.Gate
+	Gate   gate.Gate
+	Helper *helper.Runner // for files whose server may be gone
 	// Forbidden are directories that base "root" must not reach into: our own mount directories. What lies in them
 	// belongs to objects, which would then not be known to be needed.
 	Forbidden []string
@@ -29,6 +31,7 @@ type Options struct {
 // Driver is the driver of loop devices.
 type Driver struct {
 	loop      loop.Loop
+	helper    *helper.Runner
 	forbidden []string
 	log       *slog.Logger
 
@@ -45,6 +48,7 @@ func New(o Options) *Driver {
 	}
 	return &Driver{
 		loop:      loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}},
+		helper:    o.Helper,
 		forbidden: o.Forbidden,
 		log:       o.Log,
 		pending:   map[int64]*loop.Device{},

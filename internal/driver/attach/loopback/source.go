@@ -1,6 +1,7 @@
 package loopback
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
@@ -23,19 +25,20 @@ const sectorSize = 512
 type source struct {
 	*os.File
 	readOnly bool // no write may reach it; the descriptor then can't write
+	remote   bool // a server has it
 }
 
 // open finds the file and opens it for no more than is needed. An image is untrusted: the path is resolved once,
 // and nothing is opened before it is known to be a file that can be opened without harm.
-func (u *unit) open(site driver.Site) (source, error) {
-	root, above := "/", false
+func (u *unit) open(ctx context.Context, site driver.Site) (source, error) {
+	tree := &driver.Tree{Path: "/"}
 	if u.Base == models.AttachLoopbackBaseMount {
 		if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
 			return source{}, errs.New(errs.Internal, "open %q: the mount it lies in is not there", u.Path)
 		}
-		root, above = site.Needs[0].Tree.Path, site.Needs[0].Tree.ReadOnly
+		tree = site.Needs[0].Tree
 	}
-	place, err := rootpath.Open(root, u.Path, unix.O_PATH)
+	place, err := remote.Open(ctx, u.driver.helper, tree, u.Path, unix.O_PATH)
 	if err != nil {
 		return source{}, err
 	}
@@ -49,7 +52,7 @@ func (u *unit) open(site driver.Site) (source, error) {
 	if err != nil {
 		return source{}, err
 	}
-	return u.openPlace(place, u.ReadOnly || above || marked)
+	return u.openPlace(ctx, place, tree.Remote, u.ReadOnly || tree.ReadOnly || marked)
 }
 
 // checkOutside refuses what lies in our own mount directories, whichever way the path went.
@@ -108,8 +111,8 @@ func (u *unit) checkType(place *os.File) (readOnly bool, err error) {
 
 // openPlace opens the file itself, for writing only if it is to be written. A descriptor that can write would keep
 // the file system below from becoming read-only.
-func (u *unit) openPlace(place *os.File, readOnly bool) (source, error) {
-	f, err := u.reopen(place, unix.O_RDONLY)
+func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly bool) (source, error) {
+	f, err := u.reopen(ctx, place, remote, unix.O_RDONLY)
 	if err != nil {
 		return source{}, err
 	}
@@ -118,21 +121,21 @@ func (u *unit) openPlace(place *os.File, readOnly bool) (source, error) {
 		return source{}, err
 	}
 	if readOnly {
-		return source{File: f, readOnly: true}, nil
+		return source{File: f, readOnly: true, remote: remote}, nil
 	}
-	w, err := u.reopen(place, unix.O_RDWR)
+	w, err := u.reopen(ctx, place, remote, unix.O_RDWR)
 	for _, errno := range []error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ETXTBSY} {
 		if errors.Is(err, errno) {
-			return source{File: f, readOnly: true}, nil
+			return source{File: f, readOnly: true, remote: remote}, nil
 		}
 	}
 	f.Close()
-	return source{File: w}, err
+	return source{File: w, remote: remote}, err
 }
 
-func (u *unit) reopen(place *os.File, flags int) (*os.File, error) {
-	// O_NONBLOCK: somebody may hold a lease on the file.
-	fd, err := unix.Open(link(place), flags|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+func (u *unit) reopen(ctx context.Context, place *os.File, remote bool, flags int) (*os.File, error) {
+	flags |= unix.O_NONBLOCK | unix.O_CLOEXEC // somebody may hold a lease on the file
+	f, err := u.again(ctx, place, remote, flags)
 	switch {
 	case errors.Is(err, unix.EWOULDBLOCK):
 		return nil, errs.New(errs.Conflict, "open %q: another program has a lease on it: %w", u.Path, err)
@@ -140,6 +143,17 @@ func (u *unit) reopen(place *os.File, flags int) (*os.File, error) {
 		return nil, errs.New(errs.Invalid, "open %q: %w", u.Path, err)
 	case err != nil:
 		return nil, fmt.Errorf("open %q: %w", u.Path, err)
+	}
+	return f, nil
+}
+
+func (u *unit) again(ctx context.Context, place *os.File, remote bool, flags int) (*os.File, error) {
+	if remote {
+		return u.driver.helper.Reopen(ctx, place, flags)
+	}
+	fd, err := unix.Open(link(place), flags, 0)
+	if err != nil {
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), u.Path), nil
 }

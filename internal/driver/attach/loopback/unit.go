@@ -30,7 +30,7 @@ type notes struct {
 
 // Up attaches the file and makes its partitions. Until Commit the kernel frees the device if we die.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
-	src, err := u.open(site)
+	src, err := u.open(ctx, site)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -43,7 +43,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	live, err := u.live(device)
+	live, err := u.live(device, src.remote)
 	if err != nil {
 		return driver.Live{}, errors.Join(err, device.Release())
 	}
@@ -53,9 +53,9 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 }
 
 // live makes the partitions, or none of them, and puts down what there is now.
-func (u *unit) live(device *loop.Device) (driver.Live, error) {
+func (u *unit) live(device *loop.Device, remote bool) (driver.Live, error) {
 	n := notes{Loop: device.ID}
-	d := &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly}
+	d := &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly, Remote: remote}
 	if u.ReadPartitions {
 		parts, err := u.partitions(device)
 		if err == nil {

@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
-	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -24,6 +25,7 @@ import (
 type Options struct {
 	Gate   gate.Gate
 	Mounts *mountdir.Dir
+	Helper *helper.Runner // for trees whose server may be gone
 }
 
 type binder struct{ Options }
@@ -104,7 +106,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err := ctx.Err(); err != nil {
 		return driver.Live{}, errs.New(errs.Deadline, "bind %q: %w", u.Path, err)
 	}
-	dir, err := u.open(site)
+	dir, err := u.open(ctx, site)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -117,12 +119,12 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 }
 
 // open finds the directory. From here on it is a descriptor: no path is looked up a second time.
-func (u *unit) open(site driver.Site) (*os.File, error) {
-	base := "/"
+func (u *unit) open(ctx context.Context, site driver.Site) (*os.File, error) {
+	base := &driver.Tree{Path: "/"}
 	if u.Base == baseMount {
-		base = site.Needs[0].Tree.Path
+		base = site.Needs[0].Tree
 	}
-	dir, err := rootpath.Open(base, u.Path, unix.O_PATH|unix.O_DIRECTORY)
+	dir, err := remote.Open(ctx, u.b.Helper, base, u.Path, unix.O_PATH|unix.O_DIRECTORY)
 	if errors.Is(err, unix.ENOTDIR) {
 		return nil, errs.New(errs.Invalid, "bind: only directories can be bound: %w", err)
 	}
@@ -144,6 +146,9 @@ func (u *unit) open(site driver.Site) (*os.File, error) {
 func (u *unit) tree(dir *os.File, site driver.Site) (driver.Tree, error) {
 	if u.Base == baseMount {
 		source := site.Needs[0].Tree
+		if source.Remote { // to look would be to ask the server
+			return driver.Tree{ReadOnly: u.ReadOnly || source.ReadOnly, Depth: source.Depth, Remote: true}, nil
+		}
 		readOnly, err := mount.IsReadOnly(dir)
 		return driver.Tree{ReadOnly: u.ReadOnly || source.ReadOnly || readOnly && !u.Recursive, Depth: source.Depth}, err
 	}

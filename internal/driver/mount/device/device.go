@@ -4,13 +4,16 @@ package device
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/models"
@@ -20,6 +23,8 @@ import (
 type Options struct {
 	Gate   gate.Gate
 	Mounts *mountdir.Dir
+	Helper *helper.Runner // for devices whose server may be gone
+	Log    *slog.Logger   // default: none
 	// FSTypes are file systems that may be mounted besides the default ones. A file system's code reads whatever
 	// the image holds, so the list should have no more than what is used.
 	FSTypes []string
@@ -37,11 +42,12 @@ var redirecting = []string{"source", "device", "journal_dev", "journal_path", "l
 type mounter struct {
 	Options
 	allowed []string
+	remote  *remote.Mounts
 }
 
 // New returns the driver.
 func New(o Options) driver.Driver {
-	return &mounter{Options: o, allowed: slices.Concat(defaultTypes, o.FSTypes)}
+	return &mounter{Options: o, allowed: slices.Concat(defaultTypes, o.FSTypes), remote: remote.New(o.Mounts, o.Helper, o.Log)}
 }
 
 func (*mounter) Class() driver.Class { return driver.Mount }
@@ -102,60 +108,80 @@ type unit struct {
 }
 
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
-	source, err := u.source(site.Needs[0].Device)
+	device := site.Needs[0].Device
+	source, err := u.source(ctx, device)
 	if err != nil {
 		return driver.Live{}, err
 	}
 	if err := ctx.Err(); err != nil {
 		return driver.Live{}, errs.New(errs.Deadline, "mount %s: %w", source.path, err)
 	}
-	tree, err := u.mount(source)
+	fs, err := u.fs(source)
 	if err != nil {
 		return driver.Live{}, err
 	}
-	defer tree.Close()
+	tree, err := u.mount(ctx, fs, device.Remote)
+	if err != nil {
+		return driver.Live{}, hint(u.FSType, source, err)
+	}
 	readOnly, err := mount.IsReadOnly(tree)
 	if err != nil {
+		tree.Close()
 		return driver.Live{}, err
 	}
-	path, err := u.m.Mounts.Attach(site.ID, tree)
+	path := ""
+	if device.Remote {
+		path, err = u.m.remote.Attach(ctx, site.ID, tree)
+	} else {
+		path, err = u.m.Mounts.Attach(site.ID, tree)
+		tree.Close()
+	}
 	if err != nil {
 		return driver.Live{}, err
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly}}, nil
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: device.Remote}}, nil
 }
 
-// mount returns a detached mount of the file system on source.
-func (u *unit) mount(source source) (*os.File, error) {
-	readOnly := u.parsed.ReadOnly || source.readOnly || slices.Contains(readOnlyTypes, u.FSType)
-	if source.readOnly && u.parsed.Writable && !slices.Contains(readOnlyTypes, u.FSType) {
-		return nil, errs.New(errs.Invalid, "mount %s %s: option \"rw\": the device is read-only", u.FSType, source.path)
+// fs describes the mount of the file system on source.
+func (u *unit) fs(source source) (helper.FS, error) {
+	readOnlyType := slices.Contains(readOnlyTypes, u.FSType)
+	if source.readOnly && u.parsed.Writable && !readOnlyType {
+		return helper.FS{}, errs.New(errs.Invalid, "mount %s %s: option \"rw\": the device is read-only", u.FSType, source.path)
 	}
-	fs, err := mount.New(u.m.Gate, u.FSType)
+	fs := helper.FS{Type: u.FSType, Source: source.path, Device: true, Params: u.parsed.Params, Attr: u.parsed.Attr | mount.OnNode}
+	if u.parsed.ReadOnly || source.readOnly || readOnlyType {
+		// For the file system: then its device is opened for reading only. For the mount: it says the same.
+		fs.Params = append(slices.Clone(fs.Params), mount.Param{Key: "ro"})
+		fs.Attr |= mount.ReadOnly
+	}
+	return fs, nil
+}
+
+// mount returns a detached mount. If the device is remote a helper makes it.
+func (u *unit) mount(ctx context.Context, fs helper.FS, remote bool) (*os.File, error) {
+	if remote {
+		return u.m.Helper.Mount(ctx, fs)
+	}
+	config, err := mount.New(u.m.Gate, fs.Type)
 	if err != nil {
 		return nil, err
 	}
-	defer fs.Close()
-	if err := fs.Device(source.path); err != nil {
+	defer config.Close()
+	if err := config.Device(fs.Source); err != nil {
 		return nil, err
 	}
-	params := u.parsed.Params
-	attr := u.parsed.Attr | mount.OnNode
-	if readOnly {
-		// For the file system: then its device is opened for reading only. For the mount: it says the same.
-		params = append(slices.Clone(params), mount.Param{Key: "ro"})
-		attr |= mount.ReadOnly
-	}
-	for _, p := range params {
-		if err := fs.Set(p); err != nil {
+	for _, p := range fs.Params {
+		if err := config.Set(p); err != nil {
 			return nil, err
 		}
 	}
-	tree, err := fs.Mount(attr)
-	return tree, hint(u.FSType, source, err)
+	return config.Mount(fs.Attr)
 }
 
-func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	if live.Tree != nil && live.Tree.Remote {
+		return u.m.remote.Detach(ctx, site.ID)
+	}
 	return u.m.Mounts.Detach(ctx, site.ID, nil, true)
 }
 

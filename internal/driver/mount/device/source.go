@@ -1,14 +1,15 @@
 package device
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
@@ -22,7 +23,7 @@ type source struct {
 }
 
 // source finds what to mount and makes sure that it still is what was attached.
-func (u *unit) source(d *driver.Device) (source, error) {
+func (u *unit) source(ctx context.Context, d *driver.Device) (source, error) {
 	path, number := d.Path, d.Number
 	if u.Partition > 0 {
 		part, err := partition(d, u.Partition)
@@ -31,7 +32,10 @@ func (u *unit) source(d *driver.Device) (source, error) {
 		}
 		path, number = part.Path, part.Number
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := remote.Open(ctx, u.m.Helper, &driver.Tree{Path: "/", Remote: d.Remote}, path, unix.O_RDONLY)
+	if errs.Is(err, errs.Deadline) {
+		return source{}, err
+	}
 	if err != nil {
 		return source{}, errs.New(errs.Conflict, "mount: the attached device can't be opened: %w", err)
 	}

@@ -6,13 +6,12 @@ package nfs
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"slices"
-	"sync"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
@@ -29,9 +28,7 @@ type Options struct {
 
 type mounter struct {
 	Options
-
-	mu    sync.Mutex
-	stuck map[int64]*helper.Stuck // by the id of the mount: what an earlier attempt to end it has left behind
+	mounts *remote.Mounts
 }
 
 // New returns the driver.
@@ -42,7 +39,7 @@ func New(o Options) driver.Driver {
 	if o.Resolver == nil {
 		o.Resolver = net.DefaultResolver
 	}
-	return &mounter{Options: o, stuck: make(map[int64]*helper.Stuck)}
+	return &mounter{Options: o, mounts: remote.New(o.Mounts, o.Helper, o.Log)}
 }
 
 func (*mounter) Class() driver.Class { return driver.Mount }
@@ -92,11 +89,10 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (live driver.Live, err 
 	if err != nil {
 		return driver.Live{}, err
 	}
-	path, err := u.m.Mounts.Attach(site.ID, tree)
+	path, err := u.m.mounts.Attach(ctx, site.ID, tree)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.m.Helper.Discard(context.WithoutCancel(ctx), tree))
+		return driver.Live{}, err
 	}
-	tree.Close() // not the last one: it is attached
 	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}}, nil
 }
 

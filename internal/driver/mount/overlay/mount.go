@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
 
@@ -29,9 +31,16 @@ var settings = []mount.Param{
 const speaker = "overlayfs"
 
 // show mounts the overlay at its mountpoint.
-func (o *overlayer) show(id int64, l layers) (string, error) {
+func (o *overlayer) show(ctx context.Context, id int64, l layers) (string, error) {
 	if o.Classic || !o.byDescriptor() {
-		return o.showClassic(id, l)
+		return o.showClassic(ctx, id, l)
+	}
+	if l.remote {
+		tree, err := o.Helper.Mount(ctx, l.fs())
+		if err != nil {
+			return "", err
+		}
+		return o.remote.Attach(ctx, id, tree)
 	}
 	tree, err := o.mount(l)
 	if err != nil {
@@ -54,6 +63,16 @@ func (o *overlayer) probe() bool {
 	}
 	defer fs.Close()
 	return fs.SetFile("lowerdir+", dir) == nil
+}
+
+// fs describes an overlay for a helper.
+func (l layers) fs() helper.FS {
+	fs := helper.FS{Type: "overlay", Source: "overlay", Params: settings, Attr: mount.OnNode, Speaker: speaker}
+	for _, dir := range l.lower {
+		fs.Layers = append(fs.Layers, mount.Param{Key: "lowerdir+", Value: dir})
+	}
+	fs.Layers = append(fs.Layers, mount.Param{Key: "upperdir", Value: l.upper}, mount.Param{Key: "workdir", Value: l.work})
+	return fs
 }
 
 // mount passes the layers by descriptor and returns a detached mount.
@@ -96,13 +115,16 @@ func setLayer(fs *mount.FS, key, path string) error {
 
 // showClassic mounts by mount(2). All options must fit into one page, commas and colons in paths would have to be
 // escaped: so the layers go by short names, symbolic links in a directory beside the upper layer.
-func (o *overlayer) showClassic(id int64, l layers) (string, error) {
+func (o *overlayer) showClassic(ctx context.Context, id int64, l layers) (string, error) {
 	names := filepath.Join(l.dir, "names")
 	data, err := o.link(names, l)
 	if err != nil {
 		return "", err
 	}
 	return o.Mounts.AttachWith(id, func(path string) error {
+		if l.remote {
+			return o.Helper.Classic(ctx, l.fs(), names, path, data)
+		}
 		return mount.Classic(o.Gate, names, "overlay", "overlay", speaker, path, mount.OnNode, data)
 	})
 }

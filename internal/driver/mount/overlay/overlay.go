@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/rmtree"
 	"github.com/kraken-hpc/imageapi/models"
@@ -33,6 +35,7 @@ const (
 type Options struct {
 	Gate   gate.Gate
 	Mounts *mountdir.Dir
+	Helper *helper.Runner // for layers whose server may be gone
 	// Dir is where the upper layers are, one directory for each overlay. Its file system must be fit for that:
 	// tmpfs, ext4, xfs or btrfs.
 	Dir string
@@ -43,6 +46,7 @@ type Options struct {
 type overlayer struct {
 	Options
 	byDescriptor func() bool
+	remote       *remote.Mounts
 }
 
 // New returns the driver. It makes the directory for the upper layers, mode 0700, unless it exists.
@@ -56,7 +60,7 @@ func New(o Options) (driver.Driver, error) {
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("make directory for overlays: %w", err)
 	}
-	d := &overlayer{Options: o}
+	d := &overlayer{Options: o, remote: remote.New(o.Mounts, o.Helper, nil)}
 	// Not asked before the first overlay: asking would load the kernel's module.
 	d.byDescriptor = sync.OnceValue(d.probe)
 	return d, nil
@@ -105,6 +109,7 @@ type layers struct {
 	dir         string // holds the other two, and nothing else
 	lower       []string
 	upper, work string
+	remote      bool // a server has a lower one
 }
 
 // notes is what Show needs to know.
@@ -126,14 +131,14 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	if err := u.o.makeLayers(l); err != nil {
+	if err := u.o.makeLayers(ctx, l, site.Needs[0].Tree); err != nil {
 		return driver.Live{}, errors.Join(err, u.o.remove(l.dir))
 	}
-	path, err := u.o.show(site.ID, l)
+	path, err := u.o.show(ctx, site.ID, l)
 	if err != nil {
 		return driver.Live{}, errors.Join(err, u.o.remove(l.dir))
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, Depth: depth}, Notes: n}, nil
+	return driver.Live{Tree: &driver.Tree{Path: path, Depth: depth, Remote: l.remote}, Notes: n}, nil
 }
 
 // depthOf tells how many overlays are stacked with this one.
@@ -153,12 +158,13 @@ func (o *overlayer) layers(site driver.Site) layers {
 	l := layers{dir: dir, upper: filepath.Join(dir, "upper"), work: filepath.Join(dir, "work")}
 	for _, need := range site.Needs {
 		l.lower = append(l.lower, need.Tree.Path)
+		l.remote = l.remote || need.Tree.Remote
 	}
 	return l
 }
 
 // makeLayers makes the upper layer and the kernel's working directory.
-func (o *overlayer) makeLayers(l layers) error {
+func (o *overlayer) makeLayers(ctx context.Context, l layers, top *driver.Tree) error {
 	for _, dir := range []string{l.dir, l.upper, l.work} {
 		if err := o.Gate.Do("overlay layer make", func() error { return os.Mkdir(dir, 0o700) }); err != nil {
 			return err
@@ -167,7 +173,7 @@ func (o *overlayer) makeLayers(l layers) error {
 	if err := fit(l.dir); err != nil {
 		return err
 	}
-	return likeTop(l)
+	return o.likeTop(ctx, l, top)
 }
 
 // fit refuses a file system that can't hold an upper layer. The kernel would take some of them and fail later, in
@@ -189,10 +195,15 @@ func fit(dir string) error {
 }
 
 // likeTop gives the upper layer the owner and mode of the topmost lower one: they are those of the overlay's root.
-func likeTop(l layers) error {
+func (o *overlayer) likeTop(ctx context.Context, l layers, top *driver.Tree) error {
+	dir, err := remote.Open(ctx, o.Helper, top, "/", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
 	var st unix.Stat_t
-	if err := unix.Stat(l.lower[0], &st); err != nil {
-		return &os.PathError{Op: "stat", Path: l.lower[0], Err: err}
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return &os.PathError{Op: "stat", Path: top.Path, Err: err}
 	}
 	if err := os.Chown(l.upper, int(st.Uid), int(st.Gid)); err != nil {
 		return err
@@ -200,8 +211,14 @@ func likeTop(l layers) error {
 	return unix.Chmod(l.upper, st.Mode&0o7777)
 }
 
-func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
-	if err := u.o.Mounts.Detach(ctx, site.ID, nil, true); err != nil {
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	var err error
+	if live.Tree != nil && live.Tree.Remote {
+		err = u.o.remote.Unmount(ctx, site.ID, 0) // there is nothing to write to the server before
+	} else {
+		err = u.o.Mounts.Detach(ctx, site.ID, nil, true)
+	}
+	if err != nil {
 		return err
 	}
 	return u.o.remove(u.o.layers(site).dir)

@@ -29,10 +29,12 @@ type Kind byte
 // The kinds of messages. The acts have their arguments as fields, numbers in decimal.
 const (
 	Mount   Kind = 'M' // type, attributes (MOUNT_ATTR_*), options: make a file system and a mount of it that is attached nowhere
+	Classic Kind = 'c' // type, source, mountpoint, flags, data (mount(2)), directory that relative paths in the data begin in
 	Unmount Kind = 'U' // path, flags (umount2(2)); the path's last element is not followed
 	Sync    Kind = 'S' // path: write back all that a file system has in memory (syncfs(2)); it is busy meanwhile
 	Flush   Kind = 'L' // path: write back all that a file system has in memory, without asking its server anything before
 	Open    Kind = 'O' // root directory, path, flags (open(2)): open a path that stays inside the root
+	Reopen  Kind = 'R' // flags: open what descriptor Inherited stands for once more, and read the beginning of a file
 	Write   Kind = 'W' // path, data: write to a file that exists, in one call of write(2)
 	Keyed   Kind = 'K' // type, description and payload (Hex) of a key, then as Write: write while this process alone has the key
 	Close   Kind = 'C' // close descriptor Inherited, which the daemon has closed before
@@ -48,7 +50,7 @@ const MaxSize = 160 << 10
 const (
 	Socket    = 3
 	Program   = 4 // this program
-	Inherited = 5 // what Close is to close; of other acts there is none
+	Inherited = 5 // what Close is to close and Reopen to open; of other acts there is none
 )
 
 // Mode is what argument 1 of imageapi-init says if it shall be a helper.
@@ -57,22 +59,32 @@ const Mode = "help"
 // An Option of a file system as fields: three for each.
 type Option struct {
 	Key, Value string
-	HasValue   bool
+	Sort       Sort
 }
+
+// Sort says how an Option goes to the kernel.
+type Sort string
+
+// The sorts of options: fsconfig(2).
+const (
+	Flag      Sort = "flag"
+	String    Sort = "string"
+	Directory Sort = "directory" // Value is the path of a directory, which the kernel gets as a descriptor
+)
 
 // String writes the option as it was given.
 func (o Option) String() string {
-	if o.HasValue {
-		return o.Key + "=" + o.Value
+	if o.Sort == Flag {
+		return o.Key
 	}
-	return o.Key
+	return o.Key + "=" + o.Value
 }
 
 // MountMessage encodes a Mount. The options are set in their order; "source" is one of them.
 func MountMessage(fsType string, attr uint64, options []Option) []byte {
 	fields := []string{fsType, strconv.FormatUint(attr, 10)}
 	for _, o := range options {
-		fields = append(fields, o.Key, o.Value, strconv.FormatBool(o.HasValue))
+		fields = append(fields, o.Key, o.Value, string(o.Sort))
 	}
 	return Encode(Mount, fields...)
 }
@@ -83,10 +95,8 @@ func ParseMount(fields []string) (fsType string, attr uint64, options []Option, 
 		return "", 0, nil, errMalformed
 	}
 	attr, err = strconv.ParseUint(fields[1], 10, 64)
-	for rest := fields[2:]; len(rest) > 0 && err == nil; rest = rest[3:] {
-		o := Option{Key: rest[0], Value: rest[1]}
-		o.HasValue, err = strconv.ParseBool(rest[2])
-		options = append(options, o)
+	for rest := fields[2:]; len(rest) > 0; rest = rest[3:] {
+		options = append(options, Option{Key: rest[0], Value: rest[1], Sort: Sort(rest[2])})
 	}
 	return fields[0], attr, options, err
 }

@@ -1,0 +1,124 @@
+// Package remote is what mounts have in common whose files come from a server, directly or through what they stand on: they
+// are shown, and come to their end, by helper processes.
+package remote
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+)
+
+// Mounts shows and ends such mounts. It is safe for concurrent use with different ids.
+type Mounts struct {
+	dir    *mountdir.Dir
+	helper *helper.Runner
+	log    *slog.Logger
+
+	mu    sync.Mutex
+	stuck map[int64]*helper.Stuck // by the id of the mount: what an earlier attempt to end it has left behind
+}
+
+// New returns a Mounts for a directory of mountpoints. The logger may be nil.
+func New(dir *mountdir.Dir, h *helper.Runner, log *slog.Logger) *Mounts {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Mounts{dir: dir, helper: h, log: log, stuck: make(map[int64]*helper.Stuck)}
+}
+
+// Attach shows a detached tree, whose descriptor it closes, at the mountpoint of id and returns the path of that.
+func (m *Mounts) Attach(ctx context.Context, id int64, tree *os.File) (string, error) {
+	path, err := m.dir.Attach(id, tree)
+	if err != nil {
+		return "", errors.Join(err, m.helper.Discard(context.WithoutCancel(ctx), tree))
+	}
+	tree.Close() // not the last one: it is attached
+	return path, nil
+}
+
+// Path returns where the mount with the given id is.
+func (m *Mounts) Path(id int64) string { return m.dir.Path(id) }
+
+// Detach ends a mount in this order:
+//
+//  1. what an earlier attempt has left in the kernel comes to its end;
+//  2. what is not written yet is written, while the mount is still there and can still be forced;
+//  3. the mount goes, and with it those that the kernel has made below it by itself.
+//
+// If the server does not answer, 1 or 2 end with the deadline, an errs.Deadline, and nothing has changed.
+func (m *Mounts) Detach(ctx context.Context, id int64) error {
+	if err := m.Settle(ctx, id); err != nil {
+		return err
+	}
+	err := m.Keep(id, m.helper.Sync(ctx, m.Path(id)))
+	switch {
+	case errs.Is(err, errs.Deadline):
+		return err
+	case err != nil && !errors.Is(err, unix.ENOENT): // else it is not mounted any more
+		m.log.Warn("not all data could be written before the unmount", "mount", id, "err", err)
+	}
+	return m.Unmount(ctx, id, 0)
+}
+
+// Unmount is the last step of Detach, with flags of umount2(2). The last thing that the kernel does, when the mount is gone
+// already, is to say goodbye to the server: a process that was killed while it did that has done its work.
+func (m *Mounts) Unmount(ctx context.Context, id int64, flags int) error {
+	return m.dir.DetachWith(ctx, id, func(path string) error {
+		err := m.Keep(id, m.helper.Unmount(ctx, path, flags))
+		if !errs.Is(err, errs.Deadline) || helper.AsStuck(err) != nil {
+			return err
+		}
+		if mounted, tableErr := mount.IsMounted(path); mounted || tableErr != nil {
+			return errors.Join(err, tableErr)
+		}
+		return nil
+	})
+}
+
+// Keep remembers the process that an act on a mount has left behind, and returns the act's error.
+func (m *Mounts) Keep(id int64, err error) error {
+	if s := helper.AsStuck(err); s != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.stuck[id] = s
+	}
+	return err
+}
+
+// Settle waits until nothing is left of earlier acts on a mount.
+func (m *Mounts) Settle(ctx context.Context, id int64) error {
+	m.mu.Lock()
+	s := m.stuck[id]
+	m.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	select {
+	case <-s.Done():
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.stuck, id)
+		return nil
+	case <-ctx.Done():
+		return errs.New(errs.Deadline, "unmount %s: an earlier attempt is not over: %w", m.Path(id), s)
+	}
+}
+
+// Open opens a path that a client or an image chose inside a tree, as rootpath.Open does, in the way that the tree needs.
+func Open(ctx context.Context, h *helper.Runner, tree *driver.Tree, unsafePath string, flags int) (*os.File, error) {
+	if tree.Remote {
+		return h.Open(ctx, tree.Path, unsafePath, flags)
+	}
+	return rootpath.Open(tree.Path, unsafePath, flags)
+}
