@@ -35,5 +35,7 @@ func (c Ceph) Image(t testing.TB, name string, args ...string) {
 	t.Helper()
 	c.RBD(t, append([]string{"create", "--size", "16M", name}, args...)...)
 	// The cluster takes a while to miss a client that was cut off.
-	t.Cleanup(func() { Run(t, "timeout", "90", "sh", "-c", "until rbd rm --no-progress "+name+" 2>/dev/null; do sleep 1; done") })
+	t.Cleanup(func() {
+		Run(t, "timeout", "90", "sh", "-c", "until rbd rm --no-progress "+name+" 2>/dev/null; do sleep 1; done")
+	})
 }
