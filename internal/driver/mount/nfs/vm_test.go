@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,18 +23,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// export is what the server of the guest exports; sub is another file system in it.
-const export = "/export"
-
-var serve = sync.OnceValue(func() error {
-	if err := os.MkdirAll(filepath.Join(export, "sub"), 0o755); err != nil {
-		return err
-	}
-	return errors.Join(
-		unix.Mount("tmpfs", filepath.Join(export, "sub"), "tmpfs", 0, ""),
-		os.WriteFile(filepath.Join(export, "file"), []byte("hello"), 0o644),
-		os.WriteFile(filepath.Join(export, "sub/file"), []byte("below"), 0o644))
-})
+const export = testkit.NFS
 
 // world is a node with an NFS server.
 type world struct {
@@ -45,11 +33,8 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	svc := testkit.Guest(t)
-	if err := serve(); err != nil {
-		t.Fatal(err)
-	}
-	testkit.Run(t, filepath.Join(svc, "nfs"), export)
+	testkit.StartNFS(t)
+	mounttest.Write(t, filepath.Join(export, "file"), "hello")
 	code, err := testkit.BuildInit(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +182,7 @@ func TestHosts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			drop(t, "ip daddr 127.0.0.8")
+			testkit.Drop(t, "ip daddr 127.0.0.8")
 			unit, live := w.up(t, models.MountNfs{Host: &c.host})
 			defer down(t, unit, live)
 			if have := options(t, live.Tree.Path); !slices.Contains(have, "addr="+c.addr) {
@@ -206,15 +191,6 @@ func TestHosts(t *testing.T) {
 			mounttest.Reads(t, filepath.Join(live.Tree.Path, "file"), "hello")
 		})
 	}
-}
-
-// drop lets all packets vanish that a rule of nft(8) fits, until the returned function is called or the test ends.
-func drop(t *testing.T, rule string) (pass func()) {
-	t.Helper()
-	testkit.Run(t, "nft", "add table inet t; add chain inet t out { type filter hook output priority 0; }; add rule inet t out "+rule+" drop")
-	pass = sync.OnceFunc(func() { testkit.Run(t, "nft", "delete table inet t") })
-	t.Cleanup(pass)
-	return pass
 }
 
 func must(t *testing.T, err error) {
@@ -257,7 +233,7 @@ func TestCreateHangs(t *testing.T) {
 	for _, version := range []string{"3", "4.0", "4.1", "4.2"} {
 		t.Run(version, func(t *testing.T) {
 			w := newWorld(t)
-			pass := drop(t, all)
+			pass := testkit.DropNFS(t)
 			begin := time.Now()
 			_, err := w.plan(t, models.MountNfs{Version: &version}).Up(within(t, 4*time.Second), site)
 			t.Logf("%v: %v", time.Since(begin), err)
@@ -312,9 +288,6 @@ func dirty(t *testing.T, path string) {
 	must(t, unix.Munmap(page))
 }
 
-// all are the ports of the server.
-const all = "tcp dport { 111, 2049, 20048 }"
-
 // TestDeleteHangs: with a server that is gone the mount stays, and goes when the server is back.
 func TestDeleteHangs(t *testing.T) {
 	for _, version := range []string{"3", "4.0", "4.2"} {
@@ -326,7 +299,7 @@ func TestDeleteHangs(t *testing.T) {
 				if unwritten {
 					dirty(t, file)
 				}
-				pass := drop(t, all)
+				pass := testkit.DropNFS(t)
 				begin := time.Now()
 				err := unit.Down(within(t, 3*time.Second), site, live)
 				t.Logf("%v: %v", time.Since(begin), err)
@@ -356,7 +329,7 @@ func TestForce(t *testing.T) {
 				if unwritten {
 					dirty(t, filepath.Join(live.Tree.Path, "lost"))
 				}
-				pass := drop(t, all)
+				pass := testkit.DropNFS(t)
 				begin := time.Now()
 				warning, err := unit.(driver.Forcer).ForceDown(within(t, 18*time.Second), site, live)
 				t.Logf("%v: %q, %v", time.Since(begin), warning, err)
