@@ -79,7 +79,7 @@ demo: deps build ## run a SquashFS image as a container, look at it, and take it
 test: ## all that CI runs, in its order
 	@rm -rf bin/report
 	@$(MAKE) deps
-	@$(MAKE) generate-check validate lint unit root fuzz
+	@$(MAKE) generate-check validate lint lint-ceph build-ceph unit root fuzz
 	@build/tally.sh
 
 .PHONY: test-full
