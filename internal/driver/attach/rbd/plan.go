@@ -28,8 +28,8 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	} else {
 		u.Options = *r.Options
 		u.Options.Name, u.Options.Secret = nil, nil
-		u.User, u.secret = value(r.Options.Name), secret(value(r.Options.Secret))
-		u.checkUser(r.Options.Secret != nil, &own)
+		u.User, u.secret = value(r.Options.Name), new(secret(value(r.Options.Secret)))
+		u.checkUser(&own)
 		u.checkOptions(&own)
 	}
 	if len(own) > 0 {
@@ -68,7 +68,7 @@ func (u *unit) checkImage(faults *errs.Faults) {
 	}
 }
 
-func (u *unit) checkUser(given bool, faults *errs.Faults) {
+func (u *unit) checkUser(faults *errs.Faults) {
 	const name, key = "rbd.options.name", "rbd.options.secret"
 	switch {
 	case u.User == "":
@@ -79,7 +79,7 @@ func (u *unit) checkUser(given bool, faults *errs.Faults) {
 	if fault := rbd.CheckValue(u.User); fault != "" {
 		faults.Add(name, "%s", fault)
 	}
-	if !given || u.secret == "" {
+	if *u.secret == "" {
 		faults.Add(key, "is required: the user's key, which answers never hold, so that it has to be put in again")
 	} else if _, err := u.secret.decode(); err != "" {
 		faults.Add(key, "%s", err)

@@ -162,7 +162,7 @@ func TestSecretStaysInside(t *testing.T) {
 	}
 	for where, text := range map[string]string{
 		"the journal": string(journal), "an answer": string(answer),
-		"a log": fmt.Sprintf("%v %+v %s %#v", u.secret, u.secret, u.secret, u.secret),
+		"a log": fmt.Sprintf("%v %+v %#v %v %+v %s %#v", u, u, u, *u.secret, *u.secret, *u.secret, *u.secret),
 	} {
 		if strings.Contains(text, canary) {
 			t.Errorf("%s gives the secret away: %s", where, text)

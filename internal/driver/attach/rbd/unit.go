@@ -20,7 +20,7 @@ import (
 // unit is one mapped image.
 type unit struct {
 	driver   *Driver
-	secret   secret            // in no journal, answer or log
+	secret   *secret           // in no journal, answer or log; a pointer, since fmt prints what a private field holds
 	Monitors []string          `json:"monitors"`
 	Pool     string            `json:"pool"`
 	Image    string            `json:"image"`
@@ -160,7 +160,7 @@ func (u *unit) ask(ctx context.Context, s rbd.Spec) error {
 		return err
 	}
 	answer, err := cluster.Look(ctx, cluster.Query{
-		Monitors: s.Monitors, Messenger: u.messenger(), User: u.User, Secret: string(u.secret),
+		Monitors: s.Monitors, Messenger: u.messenger(), User: u.User, Secret: string(*u.secret),
 		Pool: u.Pool, Namespace: u.Options.Namespace, Image: u.Image, Snapshot: u.Snapshot,
 	})
 	if err != nil {
