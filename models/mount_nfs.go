@@ -11,18 +11,23 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountNfs A directory of an NFS server.
+// MountNfs A directory of an NFS server. A server that does not answer fails the request with 504 when its time is up, one that
+// refuses with 502.
+//
 // Example: {"host":"nfs.example.org","path":"/export/images","ro":true}
 //
 // swagger:model mount_nfs
 type MountNfs struct {
 
-	// Name or address, IPv4 or IPv6, of the server.
+	// Name or address, IPv4 or IPv6, of the server. All addresses of a name are tried in turn.
+	//
 	// Required: true
 	Host *string `json:"host"`
 
-	// Options, one in each string, as in nfs(5). General mount options do not belong here. `addr`, `clientaddr`
-	// and the version are filled in by the server.
+	// Options, one in each string, as in nfs(5), and what is true of the mount alone, such as `noatime` or `noexec`. All
+	// are passed on, and refused if the kernel does not know them. `addr`, `clientaddr` and the version are filled in
+	// by the server: they are 422, and so are `bg`, `fg`, `retry` and `sloppy`. Version 3 is mounted with `nolock`
+	// where no rpc.statd runs, unless an option says how to lock.
 	//
 	Options []string `json:"options,omitempty"`
 
@@ -33,7 +38,7 @@ type MountNfs struct {
 	// Nothing can be written through this mount.
 	Ro *bool `json:"ro,omitempty"`
 
-	// Version of the protocol.
+	// Version of the protocol: `3`, `4.0`, `4.1` or `4.2`. `4` means 4.0.
 	Version *string `json:"version,omitempty"`
 }
 

@@ -65,7 +65,7 @@ type DeleteMountParams struct {
 
 	// Force.
 	//
-	// Go past idle dependants. What is in use stays in use.
+	// Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.
 	Force *bool
 
 	// ID.

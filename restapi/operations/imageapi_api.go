@@ -150,9 +150,13 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //     what needs it.
 //   - `force=true` goes past idle dependants: containers that are `created`, `exited` or `dead`, which then show what
 //     they lack in `error`. It never takes anything away that is in use: by a running container, by a live
-//     overlay, mount or loop device, or by any process of the node. A container it stops first.
+//     overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a
+//     server that does not answer it gives up what was not written yet; a `Warning` header says so.
 //   - What could not be taken down stays in the lists as `broken`, with the reason in `error`, and the server tries
 //     again. The answer to the DELETE is still 200 if the object itself is gone; a `Warning` header names the rest.
+//   - What only was not done in time, as when a server does not answer, stays `stopping`, says in `error` what it waits
+//     for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with
+//     `force=true`.
 //
 // ## Phases
 //
@@ -160,7 +164,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 // |---|---|
 // | `pending` | it is being made; using it is 409 |
 // | `ready` | it is there |
-// | `stopping` | it is being taken down |
+// | `stopping` | it is being taken down; with an `error` it could not be done in time and is tried again |
 // | `broken` | taking it down failed and is tried again, or the kernel's side of it is gone; `error` tells why |
 //
 // ## States of a container
@@ -203,8 +207,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // ## Not in this version
 //
-// Mounts of kind `nfs` and `uri`, containers with `systemd`, and the namespace
-// `user` are part of the interface and answered with 501.
+// Mounts of kind `uri`, containers with `systemd`, and the namespace `user` are part of the interface and answered with 501.
 type ImageapiAPI struct {
 	spec            *loads.Document
 	context         *middleware.Context

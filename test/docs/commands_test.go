@@ -21,8 +21,11 @@ const patience = 3 * time.Minute
 // mark separates what the commands of a page print. It is a control character that none of them prints.
 const mark = "\x1e"
 
-// needsCeph stands on pages whose commands need a Ceph cluster: they are only run in the guest of test/vm.
-const needsCeph = "<!-- test: ceph -->"
+// These stand on pages whose commands need a Ceph cluster or an NFS server: they are only run in the guest of test/vm.
+const (
+	needsCeph = "<!-- test: ceph -->"
+	needsNFS  = "<!-- test: nfs -->"
+)
 
 // TestCommands runs the commands of every page, in their order, against a server of its own, compares what they print, and
 // the machine before and after. They are run from a copy of the tree's root that has the examples and the server.
@@ -38,6 +41,9 @@ func TestCommands(t *testing.T) {
 			testkit.Need(t, "bash", "busybox", "curl", "jq", "mksquashfs", "squashfs", "overlay")
 			if strings.Contains(page, needsCeph) {
 				testkit.StartCeph(t)
+			}
+			if strings.Contains(page, needsNFS) {
+				testkit.StartNFS(t)
 			}
 			run(t, name, page)
 		})

@@ -35,7 +35,7 @@ func NewDeleteMountParams() DeleteMountParams {
 type DeleteMountParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Go past idle dependants. What is in use stays in use.
+	// Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.
 	// In: query
 	// Default: false
 	Force *bool
