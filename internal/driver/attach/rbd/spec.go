@@ -90,21 +90,24 @@ const timeLimit = "mount_timeout"
 // create does, so that the kernel's answer still comes. The default is a constant where it can be: mappings with
 // different values do not share their connections.
 func (u *unit) limits(ctx context.Context) []rbd.Option {
-	const (
-		usual   = 15
-		reserve = 3 * time.Second
-	)
-	limit := u.Options.MountTimeout
-	if limit == 0 {
-		limit = usual
-	}
+	const reserve = 3 * time.Second
+	limit := u.patience()
 	if deadline, ok := ctx.Deadline(); ok {
-		limit = min(limit, int64((time.Until(deadline) - reserve).Seconds()))
+		limit = min(limit, time.Until(deadline)-reserve)
 	}
-	text := strconv.FormatInt(max(limit, 1), 10)
+	text := strconv.FormatInt(max(int64(limit.Seconds()), 1), 10)
 	all := []rbd.Option{{Key: timeLimit, Value: text}}
 	if u.Options.LockTimeout == 0 && (u.Options.Exclusive || u.Options.LockOnRead) {
 		all = append(all, rbd.Option{Key: "lock_timeout", Value: text})
 	}
 	return all
+}
+
+// patience is how long to wait for the cluster, if there is that much time.
+func (u *unit) patience() time.Duration {
+	const usual = 15 * time.Second
+	if given := u.Options.MountTimeout; given != 0 {
+		return time.Duration(given) * time.Second
+	}
+	return usual
 }

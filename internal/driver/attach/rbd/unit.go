@@ -162,6 +162,7 @@ func (u *unit) ask(ctx context.Context, s rbd.Spec) error {
 	answer, err := cluster.Look(ctx, cluster.Query{
 		Monitors: s.Monitors, Messenger: u.messenger(), User: u.User, Secret: string(*u.secret),
 		Pool: u.Pool, Namespace: u.Options.Namespace, Image: u.Image, Snapshot: u.Snapshot,
+		Timeout: u.patience(),
 	})
 	if err != nil {
 		return err
@@ -179,7 +180,7 @@ func (u *unit) judge(a cluster.Answer, known uint64) error {
 		lacking &= migrating
 	}
 	if lacking != 0 {
-		return errs.New(errs.Unsupported, "the image has features that this kernel lacks: %s: disable them (rbd feature disable), or use a newer kernel", rbd.FeatureNames(lacking))
+		return errs.New(errs.Unsupported, "the image has features that this kernel lacks: %s: disable them (rbd feature disable), map it with ro if it is not being migrated, or use a newer kernel", rbd.FeatureNames(lacking))
 	}
 	if u.readOnly() || u.Options.Exclusive || len(a.Users) == 0 {
 		return nil

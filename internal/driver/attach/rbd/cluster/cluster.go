@@ -3,7 +3,10 @@
 // It does so with Ceph's libraries if it was built with the tag "ceph" (see build/ceph.mk), and knows nothing otherwise.
 package cluster
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Query names an image and who asks.
 type Query struct {
@@ -15,6 +18,8 @@ type Query struct {
 	Namespace string // may be empty
 	Image     string
 	Snapshot  string // may be empty
+	// Timeout is for each step of the answer; less if half of what the context leaves is less.
+	Timeout time.Duration
 }
 
 // Answer is what the cluster says about an image.

@@ -20,9 +20,6 @@ import (
 // Available tells whether Look can ask.
 const Available = true
 
-// longest is how long the cluster may take for each step of an answer; less if the context ends before.
-const longest = 10 * time.Second
-
 // Look asks the cluster about an image. What does not exist is an errs.Invalid that names it, a user who is refused an
 // errs.Remote, a cluster that does not answer an errs.Deadline. The library can't be interrupted: it gives up by itself
 // in time for the mapping to have half of what ctx leaves.
@@ -31,7 +28,7 @@ func Look(ctx context.Context, q Query) (Answer, error) {
 		answer Answer
 		err    error
 	}
-	limit := limitOf(ctx)
+	limit := q.limit(ctx)
 	done := make(chan result, 1)
 	go func() { // it ends by the library's own time limits
 		answer, err := look(q, limit)
@@ -45,9 +42,9 @@ func Look(ctx context.Context, q Query) (Answer, error) {
 	}
 }
 
-// limitOf returns the time for each step, in whole seconds as the library has it.
-func limitOf(ctx context.Context) time.Duration {
-	limit := longest
+// limit returns the time for each step, in whole seconds as the library has it.
+func (q Query) limit(ctx context.Context) time.Duration {
+	limit := q.Timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline)/2)
 	}
