@@ -8,8 +8,11 @@
 //
 // The kernel tells events of all sessions to all programs that listen, open-iscsi's iscsid among them. A [Session] heeds
 // those of the session that it has made, by its number, and nothing else; sessions of others are never touched. One that
-// another program has, to the same target with the same initiator name, is a conflict: the target could not tell the two
-// apart. iscsid does likewise while it runs. When it starts it looks for sessions that nobody has any more; see [Owner].
+// another program has, to the same target with the same initiator name, is a conflict: the target would end it for ours.
+//
+// iscsid does likewise as long as it runs. But when it starts it takes over all sessions that it finds, and logs in to them again
+// as its own configuration says, without our secrets. It passes over those without a target name; so the kernel is not
+// told that of ours. The name of the interface, which means nothing to iscsi_tcp, holds it instead.
 package iscsi
 
 import (
@@ -47,6 +50,11 @@ type Config struct {
 type Auth struct {
 	Name, Secret             string // of the initiator; an empty Name: no authentication
 	TargetName, TargetSecret string // that the target must prove to have; an empty TargetName: it need not
+}
+
+// Format writes the names alone, whatever the verb: secrets must not get into logs by accident.
+func (a Auth) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "CHAP as %q with %q", a.Name, a.TargetName)
 }
 
 // Portal is an address that a target listens on.

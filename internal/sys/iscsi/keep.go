@@ -112,13 +112,21 @@ func attribute(dir, name string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// checkFree makes sure that there is no session between the two names, which would be another program's.
+// checkFree makes sure that the kernel has no session between the two names: one of another program, or one that a server
+// which was killed has left. The target would end it for ours.
 func (c *Config) checkFree() error {
 	dirs, _ := filepath.Glob("/sys/class/iscsi_session/session*")
 	for _, dir := range dirs {
-		if attribute(dir, "targetname") == c.Target && attribute(dir, "initiatorname") == c.Initiator {
-			return errs.New(errs.Conflict, "log in to %s as %s: another program, such as open-iscsi's iscsid, or a server that was killed, has left or keeps %s between these two: log that one out (iscsiadm -m node -T %s -u), or use another initiator name",
+		if attribute(dir, "initiatorname") != c.Initiator {
+			continue
+		}
+		switch c.Target {
+		case attribute(dir, "targetname"):
+			return errs.New(errs.Conflict, "log in to %s as %s: another program has %s between these two: log that one out (iscsiadm -m node -T %s -u), or use another initiator name",
 				c.Target, c.Initiator, filepath.Base(dir), c.Target)
+		case attribute(dir, "ifacename"):
+			return errs.New(errs.Conflict, "log in to %s as %s: %s between these two is that of another server, or was left by one that was killed: use another initiator name, or restart the node",
+				c.Target, c.Initiator, filepath.Base(dir))
 		}
 	}
 	return nil

@@ -32,6 +32,7 @@ type login struct {
 	conf   *Config
 	send   exchange
 	rounds int
+	proven bool // we have sent our proof of who we are
 	negotiated
 }
 
@@ -112,6 +113,7 @@ func (l *login) chap(ctx context.Context) error {
 		}
 		answer = append(answer, pair{"CHAP_I", strconv.Itoa(int(ours.id))}, pair{"CHAP_C", formatBinary(ours.bytes)})
 	}
+	l.proven = true
 	pairs, over, err := l.round(ctx, security, true, answer)
 	if err != nil {
 		return err
@@ -235,7 +237,7 @@ func (l *login) ask(ctx context.Context, q request) (reply, error) {
 	case r.status.class == statusRedirect:
 		return r, redirection(r)
 	case r.status != status{}:
-		return r, r.status.refused(l.conf.Auth.Name != "")
+		return r, r.status.refused(l.conf.Auth.Name != "", l.proven)
 	}
 	l.statSN = r.statSN + 1
 	return r, nil

@@ -362,6 +362,15 @@ func TestLoginRedirected(t *testing.T) {
 	}
 }
 
+func TestSecretsStayInside(t *testing.T) {
+	t.Parallel()
+	c := withMutual()
+	text := fmt.Sprintf("%v %+v %#v %s %v", c, c, c, c.Auth, &c)
+	if strings.Contains(text, "usersecret12") || strings.Contains(text, "targetsecret") {
+		t.Errorf("fmt gives a secret away: %s", text)
+	}
+}
+
 // The session's identity is always the same for two names, and another one for others.
 func TestISID(t *testing.T) {
 	t.Parallel()

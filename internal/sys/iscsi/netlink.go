@@ -256,13 +256,13 @@ const (
 	paramDataSeqInOrder = 10
 	paramErrorRecovery  = 11
 	paramExpStatSN      = 14
-	paramTarget         = 15
 	paramGroup          = 16
 	paramPersistentHost = 17
 	paramPersistentPort = 18
 	paramReplacement    = 19
 	paramPingTimeout    = 30 // seconds that the target has to answer a ping
 	paramPingAfter      = 31 // seconds of silence until it is asked
+	paramInterface      = 32
 	paramInitiator      = 34
 )
 

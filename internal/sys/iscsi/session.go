@@ -167,7 +167,7 @@ func (s *Session) params(n negotiated, tcp *net.TCPConn) []param {
 		{paramDataSeqInOrder, "1"},
 		{paramErrorRecovery, "0"},
 		{paramExpStatSN, strconv.FormatUint(uint64(n.statSN), 10)},
-		{paramTarget, s.conf.Target},
+		{paramInterface, s.conf.Target}, // instead of the target's name: see the package's description
 		{paramInitiator, s.conf.Initiator},
 		{paramReplacement, number(int(s.conf.Replacement / time.Second))},
 		{paramPingTimeout, pingSeconds},

@@ -39,14 +39,16 @@ var statusTexts = map[status]string{
 	{statusTarget, 2}:     "it is out of resources",
 }
 
-// refused is the error of a login that the target refuses.
-func (s status) refused(auth bool) error {
+// refused is the error of a login that the target refuses. chap tells whether we offer CHAP, proven whether it had our proof.
+func (s status) refused(chap, proven bool) error {
 	text := statusTexts[s]
 	switch {
 	case text == "":
 		text = "for a reason that is not known"
-	case s == authenticationFailed && auth:
+	case s == authenticationFailed && proven:
 		text += ": it does not accept our name or secret (auth.username, auth.secret)"
+	case s == authenticationFailed && chap:
+		text += ": it does not do CHAP here: leave out auth, or turn authentication on there"
 	case s == authenticationFailed:
 		text += ": it demands one (auth)"
 	}

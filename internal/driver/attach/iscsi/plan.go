@@ -56,7 +56,7 @@ func newUnit(d *Driver, m *models.AttachIscsi, faults *errs.Faults) *unit {
 		u.Scheduler = "none"
 	}
 	if m.Auth != nil {
-		u.auth(m.Auth, faults)
+		u.setAuth(m.Auth, faults)
 	}
 	return u
 }
@@ -69,31 +69,31 @@ func value[T any](p *T, fallback T) T {
 	return *p
 }
 
-// auth takes over who is who.
-func (u *unit) auth(a *models.IscsiAuth, faults *errs.Faults) {
-	u.Username, u.TargetUsername = a.Username, a.TargetUsername
-	u.secret, u.targetSecret = value(a.Secret, ""), value(a.TargetSecret, "")
-	if u.Username == "" {
+// setAuth takes over who is who.
+func (u *unit) setAuth(m *models.IscsiAuth, faults *errs.Faults) {
+	u.Username, u.TargetUsername = m.Username, m.TargetUsername
+	a := iscsi.Auth{Name: m.Username, Secret: value(m.Secret, ""), TargetName: m.TargetUsername, TargetSecret: value(m.TargetSecret, "")}
+	u.Auth = a
+	if a.Name == "" {
 		faults.Add("iscsi.auth.username", "is required: give the initiator's CHAP name")
 	}
-	checkText(faults, "iscsi.auth.username", u.Username)
-	checkText(faults, "iscsi.auth.target_username", u.TargetUsername)
-	checkSecret(faults, "iscsi.auth.secret", u.secret, true)
-	mutual := u.TargetUsername != ""
+	checkText(faults, "iscsi.auth.username", a.Name)
+	checkText(faults, "iscsi.auth.target_username", a.TargetName)
+	checkSecret(faults, "iscsi.auth.secret", a.Secret)
 	switch {
-	case mutual:
-		checkSecret(faults, "iscsi.auth.target_secret", u.targetSecret, true)
-		if u.secret != "" && u.secret == u.targetSecret {
-			faults.Add("iscsi.auth.target_secret", "must differ from secret: with the same one anybody could answer our question by asking us")
-		}
-	case u.targetSecret != "":
+	case a.TargetName == "" && a.TargetSecret != "":
 		faults.Add("iscsi.auth.target_username", "is required with target_secret")
+	case a.TargetName == "":
+	case a.TargetSecret == a.Secret && a.Secret != "":
+		faults.Add("iscsi.auth.target_secret", "must differ from secret: with the same one anybody could answer our question by asking us")
+	default:
+		checkSecret(faults, "iscsi.auth.target_secret", a.TargetSecret)
 	}
 }
 
-func checkSecret(faults *errs.Faults, path, secret string, needed bool) {
+func checkSecret(faults *errs.Faults, path, secret string) {
 	switch {
-	case needed && secret == "":
+	case secret == "":
 		faults.Add(path, "is required: answers do not hold it, so it must be put in again")
 	case len(secret) > maxSecret:
 		faults.Add(path, "must be at most %d bytes long", maxSecret)
@@ -181,7 +181,7 @@ func (u *unit) config() iscsi.Config {
 		Initiator:    u.Initiator,
 		Target:       u.Target,
 		Portals:      u.portals,
-		Auth:         iscsi.Auth{Name: u.Username, Secret: u.secret, TargetName: u.TargetUsername, TargetSecret: u.targetSecret},
+		Auth:         u.Auth,
 		HeaderDigest: u.HeaderDigest == digestCRC32C,
 		DataDigest:   u.DataDigest == digestCRC32C,
 		MaxCommands:  int(u.MaxCommands),

@@ -89,7 +89,7 @@ func TestShow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{string(shown), string(journal)} {
+	for _, text := range []string{string(shown), string(journal), fmt.Sprintf("%v %+v %#v %s", u, u, u, u)} {
 		for _, secret := range []string{"usersecret12", "targetsecret"} {
 			if strings.Contains(text, secret) {
 				t.Errorf("gives a secret away: %s", text)

@@ -40,8 +40,9 @@ type unit struct {
 	Scheduler      string   `json:"scheduler"`
 	Replacement    int64    `json:"replacement_timeout"` // seconds
 
-	portals              []iscsi.Portal // all of them
-	secret, targetSecret string         // never written or shown
+	portals []iscsi.Portal // all of them
+	// Auth holds the secrets: in no journal or answer, nor in a log: fmt asks it how to print it, if the field is exported.
+	Auth iscsi.Auth `json:"-"`
 }
 
 // notes is what Down needs beyond the device.

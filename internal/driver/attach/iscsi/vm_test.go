@@ -22,10 +22,7 @@ import (
 const initiator = "iqn.2026-05.org.example:node"
 
 // node is a node that can reach targets.
-type node struct {
-	program *os.File
-	scripts string
-}
+type node struct{ program *os.File }
 
 var built = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "iat-init-")
@@ -39,7 +36,8 @@ var built = sync.OnceValues(func() ([]byte, error) {
 // newNode also proves that the test leaves no session and no SCSI device.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{scripts: testkit.Guest(t)}
+	testkit.Guest(t)
+	n := &node{}
 	code, err := built()
 	must(t, err)
 	n.program, err = program.Seal("imageapi-init", code)
@@ -75,25 +73,6 @@ func (n *node) driver(g gate.Gate) driver.Driver {
 	return iscsi.New(iscsi.Options{Gate: g, Writer: helper.New(n.program, g)})
 }
 
-// target starts a target and takes it away after the test. Options are those of the script.
-func (n *node) target(t *testing.T, name string, options ...string) (iqn string) {
-	t.Helper()
-	iqn = "iqn.2026-05.org.example:" + name
-	n.start(t, iqn, options...)
-	t.Cleanup(func() { n.stop(t, iqn) })
-	return iqn
-}
-
-func (n *node) start(t *testing.T, iqn string, options ...string) {
-	t.Helper()
-	testkit.Run(t, filepath.Join(n.scripts, "iscsi"), append(options, iqn)...)
-}
-
-func (n *node) stop(t *testing.T, iqn string) {
-	t.Helper()
-	testkit.Run(t, filepath.Join(n.scripts, "iscsi"), "-r", iqn)
-}
-
 // def is a definition with further fields.
 func def(target, fields string) string {
 	return fmt.Sprintf(`{"kind":"iscsi","iscsi":{"initiator":%q,"target":%q,"host":"127.0.0.1"%s}}`, initiator, target, fields)
@@ -101,7 +80,7 @@ func def(target, fields string) string {
 
 func TestDriver(t *testing.T) {
 	n := newNode(t)
-	target := n.target(t, "plain", "-c", "user:userssecret12", "-m", "target:targetssecret")
+	target := testkit.StartTarget(t, "plain", "-c", "user:userssecret12", "-m", "target:targetssecret").IQN
 	auth := `,"auth":{"username":"user","secret":"userssecret12","target_username":"target","target_secret":"targetssecret"}`
 	drivertest.Run(t, drivertest.Case{
 		New:     n.driver,
