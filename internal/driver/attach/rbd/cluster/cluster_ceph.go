@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -54,6 +55,8 @@ func (q Query) limit(ctx context.Context) time.Duration {
 func look(q Query, limit time.Duration) (Answer, error) {
 	conn, err := connect(q, limit)
 	if err != nil {
+		// go-ceph gives back the threads and descriptors of what never connected in a finalizer only.
+		runtime.GC()
 		return Answer{}, err
 	}
 	defer conn.Shutdown()
