@@ -32,8 +32,8 @@ import (
 //
 // All its acts happen in the daemon's mount namespace and honour their context: a little before its deadline, so that
 // there is still time for an answer, or when it is cancelled the process is killed. The error is then an errs.Deadline
-// that says where the process waited, or wraps the context's cause if that was something else. If the process did not
-// end within a moment, the error has a *[Stuck] in its chain; what becomes of the act is then known only when it ends.
+// that says where the process waited, and wraps the context's cause. If the process did not end within a moment, the
+// error has a *[Stuck] in its chain; what becomes of the act is then known only when it ends.
 type Runner struct {
 	program *os.File
 	gate    gate.Gate
@@ -263,13 +263,8 @@ func in(where string) string {
 
 // overdue is the error of an act whose process was killed.
 func overdue(ctx context.Context, what, where string, stuck *Stuck) error {
-	cause := context.Cause(ctx)
-	class := errs.Deadline
-	if errors.Is(cause, context.Canceled) {
-		class = errs.ClassOf(cause)
-	}
 	if stuck != nil {
-		return errs.New(class, "%s: not done in time: %w", what, stuck)
+		return errs.New(errs.Deadline, "%s: not done in time: %w", what, stuck)
 	}
-	return errs.New(class, "%s: not done in time%s: %w", what, in(where), cause)
+	return errs.New(errs.Deadline, "%s: not done in time%s: %w", what, in(where), context.Cause(ctx))
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
 )
 
@@ -88,7 +89,7 @@ func giveUp(ctx context.Context) time.Time {
 
 func (r *Runner) start(ctx context.Context, a act) (p *process, err error) {
 	if err := context.Cause(ctx); err != nil {
-		return nil, err
+		return nil, errs.New(errs.Deadline, "%w", err)
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -65,6 +65,9 @@ func (u *unit) params(ctx context.Context, addr netip.Addr) ([]mount.Param, erro
 	version := versions[u.Version]
 	params := []mount.Param{with("addr", addr.String()), with("vers", version)}
 	own, err := ownAddress(ctx, addr)
+	if ctx.Err() != nil {
+		return nil, errs.New(errs.Deadline, "mount nfs %s: %w", u.source, context.Cause(ctx))
+	}
 	if errno, ok := errors.AsType[unix.Errno](err); ok {
 		return nil, mount.Refused(&mount.Error{Op: "mount", Type: "nfs", Source: u.source, Err: errno}) // the kernel would say so too
 	}

@@ -14,9 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -28,6 +34,7 @@ const export = testkit.NFS
 // world is a node with an NFS server.
 type world struct {
 	mounttest.World
+	init   *os.File
 	driver driver.Driver
 }
 
@@ -45,6 +52,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { init.Close() })
+	w.init = init
 	w.driver = nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(init, w.Pass)})
 	scope := w.Scope()
 	scope.PID, scope.Goroutines = os.Getpid(), true
@@ -75,7 +83,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-var site = driver.Site{ID: 7}
+var site = driver.Site{ID: 4711}
 
 // up mounts and has it unmounted in the end.
 func (w *world) up(t *testing.T, def models.MountNfs) (driver.Unit, driver.Live) {
@@ -354,4 +362,81 @@ func TestForceIsGentle(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(export, "saved")); !strings.HasPrefix(string(text), "precious") {
 		t.Errorf("the server has %.10q, %v", text, err)
 	}
+}
+
+// TestSuite is what every driver passes, and those that stand on a server pass there too.
+func TestSuite(t *testing.T) {
+	w := newWorld(t)
+	runner := func(g gate.Gate) *helper.Runner { return helper.New(w.init, g) }
+	testkit.Run(t, "cp", testkit.Squashfs(t, testkit.Busybox(t)), filepath.Join(export, "image"))
+	must(t, os.MkdirAll(filepath.Join(export, "dir/sub"), 0o755))
+	overlays := t.TempDir()
+	base, live := w.up(t, models.MountNfs{})
+	defer down(t, base, live)
+	hold := func(t *testing.T, live driver.Live) (string, func()) {
+		return mounttest.Hold(t, live.Tree.Path, "true")
+	}
+	const below = `{"id":4711}`
+
+	t.Run("nfs", func(t *testing.T) {
+		drivertest.Run(t, drivertest.Case{
+			New: func(g gate.Gate) driver.Driver {
+				w.Gate(g)
+				return nfs.New(nfs.Options{Mounts: w.Mounts, Helper: runner(g)})
+			},
+			Scope: w.Scope(), Hold: hold,
+			Good:  `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/export","options":["noatime","nosharecache"]}}`,
+			Wrong: []drivertest.Wrong{{Name: "all", Def: `{"kind":"nfs","nfs":{"host":"a b","path":"c","version":"1","options":["bg"]}}`, Paths: []string{"nfs.host", "nfs.path", "nfs.version", "nfs.options[0]"}}},
+			Fails: []drivertest.Failing{{Name: "no export", Def: `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/none"}}`, Class: errs.Remote, Text: "no such export"}},
+		})
+	})
+	t.Run("bind", func(t *testing.T) {
+		drivertest.Run(t, drivertest.Case{
+			New: func(g gate.Gate) driver.Driver {
+				w.Gate(g)
+				return bind.New(bind.Options{Gate: g, Mounts: w.Mounts, Helper: runner(g)})
+			},
+			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{live},
+			Good:  `{"kind":"bind","bind":{"path":"dir","base":"mount","mount":` + below + `}}`,
+			Fails: []drivertest.Failing{{Name: "a file", Def: `{"kind":"bind","bind":{"path":"image","base":"mount","mount":` + below + `}}`, Class: errs.Invalid, Text: "only directories"}},
+		})
+	})
+	t.Run("loopback", func(t *testing.T) {
+		drivertest.Run(t, drivertest.Case{
+			New: func(g gate.Gate) driver.Driver {
+				return loopback.New(loopback.Options{Gate: g, Helper: runner(g)})
+			},
+			Scope: w.Scope(), Needs: []driver.Live{live},
+			Good: `{"kind":"loopback","loopback":{"path":"../image","base":"mount","mount":` + below + `}}`,
+			Fails: []drivertest.Failing{
+				{Name: "none", Def: `{"kind":"loopback","loopback":{"path":"none","base":"mount","mount":` + below + `}}`, Class: errs.Invalid, Text: "no such file"},
+				{Name: "a directory", Def: `{"kind":"loopback","loopback":{"path":"dir","base":"mount","mount":` + below + `}}`, Class: errs.Invalid, Text: "it is a directory"},
+			},
+		})
+	})
+	t.Run("overlay", func(t *testing.T) {
+		drivertest.Run(t, drivertest.Case{
+			New: func(g gate.Gate) driver.Driver {
+				w.Gate(g)
+				d, err := overlay.New(overlay.Options{Gate: g, Mounts: w.Mounts, Helper: runner(g), Dir: overlays})
+				must(t, err)
+				return d
+			},
+			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{live},
+			Good: `{"kind":"overlay","overlay":{"lower":[` + below + `]}}`,
+		})
+	})
+	t.Run("device", func(t *testing.T) {
+		attached := mounttest.Attached(t, filepath.Join(live.Tree.Path, "image"), "--read-only")
+		attached.Device.Remote = true
+		drivertest.Run(t, drivertest.Case{
+			New: func(g gate.Gate) driver.Driver {
+				w.Gate(g)
+				return device.New(device.Options{Gate: g, Mounts: w.Mounts, Helper: runner(g)})
+			},
+			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{attached},
+			Good:  `{"kind":"attach","attach":{"fs_type":"squashfs","attach":` + below + `}}`,
+			Fails: []drivertest.Failing{{Name: "another type", Def: `{"kind":"attach","attach":{"fs_type":"ext4","attach":` + below + `}}`, Class: errs.Invalid, Text: "the kernel says"}},
+		})
+	})
 }

@@ -1,0 +1,71 @@
+package remote_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDetachWaits for what an earlier attempt has left: here a write to a file system that is frozen, which can't be killed.
+func TestDetachWaits(t *testing.T) {
+	w := mounttest.New(t)
+	testkit.Need(t, "fsfreeze")
+	code, err := testkit.BuildInit(t.TempDir())
+	must(t, err)
+	init, err := program.Seal("imageapi-init", code)
+	must(t, err)
+	defer init.Close()
+	runner := helper.New(init, nil)
+	mounts := remote.New(w.Mounts, runner, nil)
+	ctx := t.Context()
+
+	image := mounttest.Attached(t, testkit.Ext4(t, testkit.Busybox(t)))
+	tree, err := runner.Mount(ctx, helper.FS{Type: "ext4", Source: image.Device.Path, Device: true, Attr: mount.OnNode})
+	must(t, err)
+	path, err := mounts.Attach(ctx, 1, tree)
+	must(t, err)
+	file := filepath.Join(path, "file")
+	must(t, os.WriteFile(file, nil, 0o644))
+	testkit.Run(t, "fsfreeze", "--freeze", path)
+	frozen := true
+	thaw := func() {
+		if frozen {
+			frozen = false
+			testkit.Run(t, "fsfreeze", "--unfreeze", path)
+		}
+	}
+	defer thaw()
+	short, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := mounts.Keep(1, runner.WriteFile(short, file, []byte("x"))); helper.AsStuck(err) == nil {
+		t.Fatalf("it is not stuck: %v", err)
+	}
+	short, cancel = context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	if err := mounts.Detach(short, 1); !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "an earlier attempt is not over") {
+		t.Errorf("got %v: %v", errs.ClassOf(err), err)
+	}
+	thaw()
+	must(t, mounts.Detach(ctx, 1))
+	if mounted, err := mount.IsMounted(path); mounted || err != nil {
+		t.Errorf("it is still mounted: %v", err)
+	}
+}
