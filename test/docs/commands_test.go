@@ -21,10 +21,12 @@ const patience = 3 * time.Minute
 // mark separates what the commands of a page print. It is a control character that none of them prints.
 const mark = "\x1e"
 
-// These stand on pages whose commands need a Ceph cluster or an NFS server: they are only run in the guest of test/vm.
+// These stand on pages whose commands need a Ceph cluster, an NFS server, or a kernel with a target: they are only run in the
+// guest of test/vm.
 const (
-	needsCeph = "<!-- test: ceph -->"
-	needsNFS  = "<!-- test: nfs -->"
+	needsCeph  = "<!-- test: ceph -->"
+	needsNFS   = "<!-- test: nfs -->"
+	needsISCSI = "<!-- test: iscsi -->"
 )
 
 // TestCommands runs the commands of every page, in their order, against a server of its own, compares what they print, and
@@ -44,6 +46,9 @@ func TestCommands(t *testing.T) {
 			}
 			if strings.Contains(page, needsNFS) {
 				testkit.StartNFS(t)
+			}
+			if strings.Contains(page, needsISCSI) {
+				testkit.Guest(t)
 			}
 			run(t, name, page)
 		})
