@@ -180,6 +180,7 @@ func TestMappings(t *testing.T) {
 		"secure":               {w.def("one", "", `,"ms_mode":"secure"`), false, ""},
 		"prefer-crc":           {w.def("one", "", `,"ms_mode":"prefer-crc"`), false, ""},
 		"a dead monitor":       {w.def("one", `,"monitors":["127.0.0.1:6790","127.0.0.1:6789"]`, ""), false, ""},
+		"a dead one, IPv6":     {w.def("one", `,"monitors":["::1","127.0.0.1"]`, ""), false, ""},
 		"by name":              {w.def("one", `,"monitors":["localhost"]`, ""), false, ""},
 		"an unknown name":      {w.def("one", `,"monitors":["no-such-host.invalid","127.0.0.1"]`, ""), false, "rbd.monitors: resolve no-such-host.invalid: "},
 		"read-only, journaled": {w.def("journaled", "", `,"ro":true`), true, ""},
@@ -217,17 +218,18 @@ func TestRefusals(t *testing.T) {
 		class       errs.Class
 		kernel, lib string // parts of the error, by who says it
 	}{
-		"no pool":      {w.def("one", `,"pool":"nopool"`, ""), errs.Invalid, "pool nopool does not exist", "pool nopool does not exist"},
-		"no image":     {w.def("none", "", ""), errs.Invalid, "image rbd/none does not exist", "image rbd/none does not exist"},
-		"no snapshot":  {w.def("one", `,"snapshot":"none"`, ""), errs.Invalid, "snap rbd/one@none does not exist", "image rbd/one has no snapshot none"},
-		"no namespace": {w.def("one", "", `,"namespace":"none"`), errs.Invalid, "image rbd/none/one does not exist", "namespace none does not exist in pool rbd"},
-		"wrong key":    {w.def("one", "", wrong), errs.Remote, "authentication failed", "refuses client.admin"},
-		"wrong user":   {w.def("one", "", `,"name":"nobody"`), errs.Remote, "authentication failed", "refuses client.nobody"},
-		"wrong fsid":   {w.def("one", "", `,"fsid":"00000000-0000-0000-0000-000000000001"`), errs.Invalid, "not of fsid 00000000", "not of fsid 00000000"},
-		"features":     {w.def("journaled", "", ""), errs.Unsupported, "unsupported features: 0x40, journaling", "lacks: journaling"},
-		"no lock":      {w.def("plain", "", `,"exclusive":true`), errs.Invalid, "exclusive-lock feature is not enabled", "exclusive-lock feature is not enabled"},
-		"no monitor":   {w.def("one", `,"monitors":["127.0.0.1:6790"]`, `,"mount_timeout":2`), errs.Deadline, "127.0.0.1:6790 socket error", "no monitor"},
-		"wrong port":   {w.def("one", `,"monitors":["127.0.0.1:6789"]`, `,"mount_timeout":2,"ms_mode":"crc"`), errs.Deadline, "msgr1 protocol", "no monitor"},
+		"no pool":          {w.def("one", `,"pool":"nopool"`, ""), errs.Invalid, "pool nopool does not exist", "pool nopool does not exist"},
+		"no image":         {w.def("none", "", ""), errs.Invalid, "image rbd/none does not exist", "image rbd/none does not exist"},
+		"no snapshot":      {w.def("one", `,"snapshot":"none"`, ""), errs.Invalid, "snap rbd/one@none does not exist", "image rbd/one has no snapshot none"},
+		"no namespace":     {w.def("one", "", `,"namespace":"none"`), errs.Invalid, "image rbd/none/one does not exist", "namespace none does not exist in pool rbd"},
+		"wrong key":        {w.def("one", "", wrong), errs.Remote, "authentication failed", "refuses client.admin"},
+		"wrong user":       {w.def("one", "", `,"name":"nobody"`), errs.Remote, "authentication failed", "refuses client.nobody"},
+		"wrong fsid":       {w.def("one", "", `,"fsid":"00000000-0000-0000-0000-000000000001"`), errs.Invalid, "not of fsid 00000000", "not of fsid 00000000"},
+		"features":         {w.def("journaled", "", ""), errs.Unsupported, "unsupported features: 0x40, journaling", "lacks: journaling"},
+		"no lock":          {w.def("plain", "", `,"exclusive":true`), errs.Invalid, "exclusive-lock feature is not enabled", "exclusive-lock feature is not enabled"},
+		"no monitor":       {w.def("one", `,"monitors":["127.0.0.1:6790"]`, `,"mount_timeout":2`), errs.Deadline, "127.0.0.1:6790 socket error", "no monitor"},
+		"no monitor, IPv6": {w.def("one", `,"monitors":["[::1]:6790"]`, `,"mount_timeout":2`), errs.Deadline, "[::1]:6790 socket error", "no monitor"},
+		"wrong port":       {w.def("one", `,"monitors":["127.0.0.1:6789"]`, `,"mount_timeout":2,"ms_mode":"crc"`), errs.Deadline, "msgr1 protocol", "no monitor"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := w.fails(t, c.def, 20*time.Second)
@@ -240,6 +242,20 @@ func TestRefusals(t *testing.T) {
 			}
 			t.Log(err)
 		})
+	}
+}
+
+// A user who may only read maps for reading.
+func TestReader(t *testing.T) {
+	w := newWorld(t)
+	w.Image(t, "one")
+	key := strings.TrimSpace(testkit.Run(t, "timeout", "60", "ceph", "auth", "get-or-create-key", "client.reader",
+		"mon", "profile rbd-read-only", "osd", "profile rbd-read-only pool=rbd"))
+	reader := fmt.Sprintf(`,"name":"reader","secret":%q`, key)
+	u, live := w.up(t, w.def("one", "", reader+`,"ro":true`))
+	down(t, u, live)
+	if err := w.fails(t, w.def("one", "", reader), 20*time.Second); !errs.Is(err, errs.Remote) || !strings.Contains(err.Error(), "what the user may do") {
+		t.Errorf("for writing: %v: %v", errs.ClassOf(err), err)
 	}
 }
 
@@ -341,6 +357,22 @@ func TestHangAtDown(t *testing.T) {
 		err := u.Down(within(t, 10*time.Second), driver.Site{ID: 7}, live)
 		return err == nil
 	})
+
+	// The cluster still believes in the client that was cut off, and in its lock. What a new mapping waits for may go on in
+	// the kernel after its deadline, and is undone behind it.
+	live, err = u.Up(within(t, 4*time.Second), driver.Site{ID: 8})
+	t.Log(err)
+	switch {
+	case err == nil:
+		down(t, u, live)
+	case !errs.Is(err, errs.Deadline):
+		t.Errorf("mapped again: %v: %v", errs.ClassOf(err), err)
+	}
+	for range 3 { // half a minute, until the cluster has missed it
+		if testkit.Settles(func() bool { return traces(t) == "" }) {
+			break
+		}
+	}
 }
 
 // An image that is deleted under a reader, which is possible since readers do not watch: force is for what still seems to
