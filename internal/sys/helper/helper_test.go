@@ -282,7 +282,7 @@ func TestWriteFileWithKey(t *testing.T) {
 	r, dir := newRunner(t, nil)
 	path := filepath.Join(dir, "out")
 	must(t, os.WriteFile(path, nil, 0o600))
-	key := helper.Key{Type: "user", Description: "imageapi-test-" + t.Name(), Payload: []byte("a\x00\xffb")}
+	key := helper.Key{Type: "user", Description: "imageapi-test-" + filepath.Base(dir), Payload: []byte("a\x00\xffb")}
 	must(t, r.WriteFileWithKey(soon(t, 10*time.Second), path, []byte("data"), key))
 	if got, err := os.ReadFile(path); err != nil || string(got) != "data" {
 		t.Errorf("the file holds %q (%v)", got, err)

@@ -35,8 +35,11 @@ func OfMount(path string) []Holder {
 		if p.pid == s.self.pid || s.full() {
 			continue
 		}
-		if p.ns == s.self.ns || copies[p.ns] != 0 {
-			s.mountUsers(p, path, m.ID, copies[p.ns])
+		switch {
+		case p.ns == s.self.ns:
+			s.mountUsers(p, path, m.ID)
+		case copies[p.ns] != 0:
+			s.mountUsers(p, p.outside(path), copies[p.ns])
 		}
 	}
 	return s.found
@@ -54,7 +57,7 @@ func Elsewhere(path string, whole bool) []Holder {
 	copies := s.copies(m)
 	for _, p := range s.processes {
 		if id := copies[p.ns]; id != 0 && !s.full() {
-			s.mountUsers(p, path, id)
+			s.mountUsers(p, p.outside(path), id)
 		}
 	}
 	same := func(o *mountinfo.Info) bool { return o.Major == m.Major && o.Minor == m.Minor }
@@ -95,8 +98,11 @@ func (s *scan) copies(m *mountinfo.Info) map[uint64]int {
 	return ids
 }
 
-// mountUsers notes what p does in the mount at path, known by one of two ids.
-func (s *scan) mountUsers(p process, path string, ids ...int) {
+// outside returns what the links in /proc call a path that p, in another mount namespace, has below its root directory.
+func (p process) outside(path string) string { return filepath.Join(p.root, path) }
+
+// mountUsers notes what p does in the mount at path that has an id.
+func (s *scan) mountUsers(p process, path string, id int) {
 	before := len(s.found)
 	for _, use := range [...]struct{ link, does string }{{"cwd", "works in"}, {"root", "has its root at"}, {"exe", "runs"}} {
 		if target, err := os.Readlink(filepath.Join(p.dir, use.link)); err == nil && below(target, path) {
@@ -107,10 +113,8 @@ func (s *scan) mountUsers(p process, path string, ids ...int) {
 		if !below(target, path) {
 			return
 		}
-		for _, id := range ids {
-			if id != 0 && mountID(link) == id {
-				s.add(p, "has %s open", target)
-			}
+		if mountID(link) == id {
+			s.add(p, "has %s open", target)
 		}
 	})
 	if len(s.found) > before {
