@@ -160,6 +160,34 @@ func TestNFSCreateHangs(t *testing.T) {
 	n.remove(t, http.StatusOK, "/mount", made.ID)
 }
 
+// What is to stand on a mount whose server does not answer fails at its deadline too.
+func TestNFSUsedWhileGone(t *testing.T) {
+	n := newNFSNode(t, "--create-timeout", "6s", "--delete-timeout", "10s")
+	base := mountID(n.mount(t, nfs(n.dir, onlyRead, func(d *models.MountNfs) { d.Options = []string{"noac"} })).ID)
+	pass := testkit.DropNFS(t)
+	for _, c := range []struct {
+		name, resource string
+		def            any
+	}{
+		{"bind", "/mount", bindIn(base, "root")},
+		{"loopback", "/attach", loopbackIn(base, "image")},
+		{"overlay", "/mount", overlay(base)},
+		{"container", "/container", start("/bin/true", base)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			begin := time.Now()
+			a, err := n.Do(context.WithoutCancel(t.Context()), http.MethodPost, c.resource, c.def)
+			must(t, err)
+			t.Logf("%v: %s", time.Since(begin), a.Body)
+			if a.Status != http.StatusGatewayTimeout || time.Since(begin) > 20*time.Second {
+				t.Errorf("status %d", a.Status)
+			}
+		})
+	}
+	pass()
+	n.remove(t, http.StatusOK, "/mount", base.ID)
+}
+
 // With a server that is gone a delete answers at its deadline, the object is stopping, and goes when the server is back.
 func TestNFSDeleteHangs(t *testing.T) {
 	n := newNFSNode(t, "--delete-timeout", "4s")

@@ -95,9 +95,9 @@ func link(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // checkType refuses what can't be a disk, and tells whether its owner marked it as not to be written.
 func (u *unit) checkType(place *os.File) (readOnly bool, err error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(place.Fd()), &st); err != nil {
-		return false, fmt.Errorf("stat %q: %w", u.Path, err)
+	st, err := remote.Stat(place)
+	if err != nil {
+		return false, err
 	}
 	const anyWrite = 0o222
 	switch st.Mode & unix.S_IFMT {
@@ -176,19 +176,13 @@ func (u *unit) checkContent(f *os.File, readOnly *bool) error {
 }
 
 func (u *unit) size(f *os.File, readOnly *bool) (int64, error) {
+	st, err := remote.Stat(f)
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return int64(st.Size), err
+	}
 	info, err := block.Stat(f)
-	if err == nil {
-		*readOnly = *readOnly || info.ReadOnly
-		return info.Size, nil
-	}
-	if !errors.Is(err, block.ErrNotBlock) {
-		return 0, err
-	}
-	st, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return st.Size(), nil
+	*readOnly = *readOnly || info.ReadOnly
+	return info.Size, err
 }
 
 // neverWritten tells whether the content is a SquashFS or EROFS file system, by its magic number.

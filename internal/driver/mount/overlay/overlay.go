@@ -201,14 +201,14 @@ func (o *overlayer) likeTop(ctx context.Context, l layers, top *driver.Tree) err
 		return err
 	}
 	defer dir.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
-		return &os.PathError{Op: "stat", Path: top.Path, Err: err}
+	st, err := remote.Stat(dir)
+	if err != nil {
+		return err
 	}
 	if err := os.Chown(l.upper, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	return unix.Chmod(l.upper, st.Mode&0o7777)
+	return unix.Chmod(l.upper, uint32(st.Mode)&0o7777)
 }
 
 func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
