@@ -42,7 +42,7 @@ func Drivers(env Env) (driver.Set, error) {
 		return nil, err
 	}
 	return driver.Set{
-		iscsi.New(iscsi.Options{Gate: env.Gate, Writer: env.Helper, Log: env.Log}),
+		iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
 		local.New(local.Options{Gate: env.Gate, Log: env.Log}),
 		loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
 		rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),

@@ -55,7 +55,7 @@ func (u Unit) detach(ctx context.Context) error {
 	if !u.Exists() {
 		return nil
 	}
-	claim, err := u.claim()
+	claim, err := u.claim(ctx)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (u Unit) detach(ctx context.Context) error {
 func (u Unit) path() string { return "/dev/" + u.Disk() }
 
 // claim opens the disk so that nobody can mount it. There may be nothing to claim: no disk, or no node for it.
-func (u Unit) claim() (f *os.File, err error) {
+func (u Unit) claim(ctx context.Context) (f *os.File, err error) {
 	number, err := u.Number()
 	if err != nil {
 		return nil, nil
@@ -79,10 +79,7 @@ func (u Unit) claim() (f *os.File, err error) {
 	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != number {
 		return nil, inUse(path, holders.OfDevice(number))
 	}
-	err = u.Session.env.Gate.Do("iscsi claim", func() error {
-		f, err = os.OpenFile(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		return err
-	})
+	f, err = u.Helper.Open(ctx, "/", path, unix.O_RDONLY|unix.O_EXCL)
 	switch {
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
 		return nil, nil // it goes by itself

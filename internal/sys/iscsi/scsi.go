@@ -15,16 +15,19 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
-// Writer writes to sysfs where that can hang.
-type Writer interface {
+// Helper does what hangs while a target does not answer, in a process that can be killed: package helper has one.
+type Helper interface {
+	// WriteFile writes to a file in sysfs.
 	WriteFile(ctx context.Context, path string, data []byte) error
+	// Open opens a device below root, which is "/", with the flags of open(2).
+	Open(ctx context.Context, root, path string, flags int) (*os.File, error)
 }
 
 // Unit is a logical unit of a session: a SCSI device.
 type Unit struct {
 	Session *Session
 	LUN     int
-	Writer  Writer
+	Helper  Helper
 }
 
 // dir is where sysfs tells about the device. A session has a SCSI host of its own with one target.
@@ -47,13 +50,16 @@ func (u Unit) Add(ctx context.Context) (disk string, err error) {
 	if disk := u.Disk(); disk != "" {
 		return disk, nil // somebody else has scanned it in
 	}
+	if err := u.Session.Settle(ctx); err != nil {
+		return "", fmt.Errorf("attach LUN %d: %w", u.LUN, err)
+	}
 	news, err := listenDevices()
 	if err != nil {
 		return "", err
 	}
 	defer news.Close()
 	scan := fmt.Sprintf("/sys/class/scsi_host/host%d/scan", u.Session.conn.host)
-	err = u.Writer.WriteFile(ctx, scan, fmt.Appendf(nil, "0 0 %d", u.LUN))
+	err = u.Helper.WriteFile(ctx, scan, fmt.Appendf(nil, "0 0 %d", u.LUN))
 	if err == nil {
 		disk, err = u.wait(ctx, news)
 	}
@@ -70,6 +76,9 @@ const undoTime = 10 * time.Second
 
 // wait returns the disk when the kernel has announced it.
 func (u Unit) wait(ctx context.Context, news *os.File) (string, error) {
+	if !u.Exists() && u.Session.State() != LoggedIn {
+		return "", errs.New(errs.Remote, "attach LUN %d: the connection to target %s is lost", u.LUN, u.Session.conf.Target)
+	}
 	if !u.Exists() {
 		return "", errs.New(errs.Remote, "target %s has no LUN %d for this initiator", u.Session.conf.Target, u.LUN)
 	}
@@ -128,7 +137,7 @@ func (u Unit) Number() (uint64, error) {
 func (u Unit) SetQueueDepth(ctx context.Context, depth int) error {
 	file := filepath.Join(u.dir(), "queue_depth")
 	want := strconv.Itoa(depth)
-	if err := u.Writer.WriteFile(ctx, file, []byte(want)); err != nil {
+	if err := u.Helper.WriteFile(ctx, file, []byte(want)); err != nil {
 		if errors.Is(err, unix.EINVAL) {
 			return errs.New(errs.Invalid, "set queue depth %d: the kernel does not take it: %w", depth, unix.EINVAL)
 		}
@@ -143,7 +152,7 @@ func (u Unit) SetQueueDepth(ctx context.Context, depth int) error {
 // SetScheduler sets the I/O scheduler of the disk.
 func (u Unit) SetScheduler(ctx context.Context, name string) error {
 	queue := filepath.Join(u.dir(), "block", u.Disk(), "queue")
-	err := u.Writer.WriteFile(ctx, filepath.Join(queue, "scheduler"), []byte(name))
+	err := u.Helper.WriteFile(ctx, filepath.Join(queue, "scheduler"), []byte(name))
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return err
 	}
@@ -162,7 +171,7 @@ func after(s, sep string) string {
 // Remove takes the device away. The kernel writes back what it has in memory and has the target do the same with its
 // cache. What is gone already is fine. Nobody may use the device: the kernel would take it from them.
 func (u Unit) Remove(ctx context.Context) error {
-	err := u.Writer.WriteFile(ctx, filepath.Join(u.dir(), "delete"), []byte("1"))
+	err := u.Helper.WriteFile(ctx, filepath.Join(u.dir(), "delete"), []byte("1"))
 	if err != nil && !u.Exists() {
 		return nil
 	}

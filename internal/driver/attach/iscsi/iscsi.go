@@ -16,14 +16,14 @@ import (
 // Options are what the driver depends on.
 type Options struct {
 	Gate   gate.Gate
-	Writer iscsi.Writer // writes to sysfs where that can hang
+	Helper iscsi.Helper // does what can hang
 	Log    *slog.Logger // default: none
 }
 
 // Driver is the driver of iSCSI devices.
 type Driver struct {
 	pool   *pool
-	writer iscsi.Writer
+	helper iscsi.Helper
 	nodes  block.Nodes
 	gate   gate.Gate
 	log    *slog.Logger
@@ -43,8 +43,8 @@ func New(o Options) *Driver {
 	env := iscsi.Env{Gate: o.Gate, Log: o.Log}
 	env.Backoff.Min, env.Backoff.Max = backoffMin, backoffMax
 	return &Driver{
-		pool:   newPool(env, o.Writer),
-		writer: o.Writer,
+		pool:   newPool(env, o.Helper),
+		helper: o.Helper,
 		nodes:  block.Nodes{Gate: o.Gate},
 		gate:   o.Gate,
 		log:    o.Log,

@@ -16,7 +16,7 @@ import (
 // came meanwhile logs in anew.
 type pool struct {
 	env    iscsi.Env
-	writer iscsi.Writer
+	helper iscsi.Helper
 
 	// mu protects all and the fields of the sessions that say so; it is a leaf.
 	mu  sync.Mutex
@@ -41,8 +41,8 @@ type shared struct {
 	conf iscsi.Config
 }
 
-func newPool(env iscsi.Env, w iscsi.Writer) *pool {
-	return &pool{env: env, writer: w, all: map[names]*shared{}}
+func newPool(env iscsi.Env, h iscsi.Helper) *pool {
+	return &pool{env: env, helper: h, all: map[names]*shared{}}
 }
 
 // enter makes an attachment a user. A logical unit has one at a time.
@@ -176,7 +176,7 @@ func (p *pool) isLast(s *shared) bool {
 // close logs out; the lock is held. Devices that others have scanned in go first, unless somebody uses one.
 func (p *pool) close(ctx context.Context, s *shared, force bool) error {
 	for _, lun := range s.session.Units() {
-		if err := (iscsi.Unit{Session: s.session, LUN: lun, Writer: p.writer}).Detach(ctx, force); err != nil {
+		if err := (iscsi.Unit{Session: s.session, LUN: lun, Helper: p.helper}).Detach(ctx, force); err != nil {
 			return err
 		}
 	}

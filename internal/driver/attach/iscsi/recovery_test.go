@@ -62,7 +62,7 @@ const (
 func (n *node) attach(t *testing.T, def string) *attached {
 	t.Helper()
 	a := &attached{site: driver.Site{ID: 1}, log: &logged{Handler: slog.DiscardHandler, count: map[string]int{}}}
-	a.Unit, _ = drivertest.Plan(t, iscsi.New(iscsi.Options{Writer: helper.New(n.program, nil), Log: slog.New(a.log)}), def)
+	a.Unit, _ = drivertest.Plan(t, iscsi.New(iscsi.Options{Helper: helper.New(n.program, nil), Log: slog.New(a.log)}), def)
 	var err error
 	a.live, err = a.Up(within(t, time.Minute), a.site)
 	must(t, err)
@@ -270,4 +270,31 @@ func TestDownWithoutTarget(t *testing.T) {
 		t.Errorf("forced down: %q, %v", warning, err)
 	}
 	target.Start(t) // for the clean-up
+}
+
+// A further unit of a target that is away right now is not there in time; that its LUN is missing would be wrong to say.
+func TestAttachWhileRecovering(t *testing.T) {
+	n := newNode(t)
+	target := testkit.StartTarget(t, "later", "-l", "2")
+	d := n.driver(nil)
+	first, _ := drivertest.Plan(t, d, def(target.IQN, ""))
+	live, err := first.Up(within(t, time.Minute), driver.Site{ID: 1})
+	must(t, err)
+	target.Stop(t)
+	state := func() string {
+		out := driver.Object{Attach: &models.Attach{}}
+		first.Show(out, live, nil)
+		return out.Attach.Iscsi.SessionState
+	}
+	testkit.Eventually(t, "it is noticed", func() bool { return state() == "recovering" })
+	second, _ := drivertest.Plan(t, d, def(target.IQN, `,"lun":1`))
+	_, err = second.Up(within(t, 2*time.Second), driver.Site{ID: 2})
+	if !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "is lost and was not back in time") {
+		t.Errorf("error %v of class %v", err, errs.ClassOf(err))
+	}
+	target.Start(t)
+	again, err := second.Up(within(t, time.Minute), driver.Site{ID: 2})
+	must(t, err)
+	must(t, second.Down(within(t, time.Minute), driver.Site{ID: 2}, again))
+	must(t, first.Down(within(t, time.Minute), driver.Site{ID: 1}, live))
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -53,7 +52,7 @@ type notes struct {
 func (u *unit) names() names { return names{u.Initiator, u.Target} }
 
 func (u *unit) of(s *iscsi.Session) iscsi.Unit {
-	return iscsi.Unit{Session: s, LUN: int(u.LUN), Writer: u.driver.writer}
+	return iscsi.Unit{Session: s, LUN: int(u.LUN), Helper: u.driver.helper}
 }
 
 // Up logs in, unless another unit of the target has, and makes the logical unit a disk.
@@ -90,16 +89,16 @@ func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Live,
 		err = errors.Join(lu.SetQueueDepth(ctx, int(u.QueueDepth)), lu.SetScheduler(ctx, u.Scheduler))
 	}
 	if err == nil {
-		err = u.describe(d)
+		err = u.describe(ctx, d)
 	}
 	return driver.Live{Device: d, Notes: text}, err
 }
 
 // describe makes the disk read-only if asked, and finds out what it is like.
-func (u *unit) describe(d *driver.Device) error {
-	f, err := os.OpenFile(d.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+func (u *unit) describe(ctx context.Context, d *driver.Device) error {
+	f, err := u.driver.helper.Open(ctx, "/", d.Path, unix.O_RDONLY)
 	if err != nil {
-		return fmt.Errorf("open the disk: %w", err)
+		return err
 	}
 	defer f.Close()
 	if u.ReadOnly {
@@ -118,9 +117,10 @@ func (u *unit) describe(d *driver.Device) error {
 	return nil
 }
 
-// Down takes the disk away unless somebody uses it. The last unit of a session logs out.
+// Down takes the disk away unless somebody uses it. The last unit of a session logs out. A disk that was not written to
+// does not wait for a target that is gone: there is nothing to lose.
 func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	return u.detach(ctx, site.ID, live, false)
+	return u.detach(ctx, site.ID, live, live.Device != nil && live.Device.ReadOnly)
 }
 
 // ForceDown is Down that does not wait for a target that is gone.
@@ -129,7 +129,7 @@ func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live
 	if err := u.detach(ctx, site.ID, live, true); err != nil {
 		return "", err
 	}
-	if state != iscsi.LoggedIn && !live.Device.ReadOnly {
+	if state != iscsi.LoggedIn && live.Device != nil && !live.Device.ReadOnly {
 		warning = fmt.Sprintf("%s was taken away while target %s could not be reached: what was written and not yet saved there is lost", live.Device.Path, u.Target)
 	}
 	return warning, nil

@@ -70,7 +70,7 @@ func must(t *testing.T, err error) {
 }
 
 func (n *node) driver(g gate.Gate) driver.Driver {
-	return iscsi.New(iscsi.Options{Gate: g, Writer: helper.New(n.program, g)})
+	return iscsi.New(iscsi.Options{Gate: g, Helper: helper.New(n.program, g)})
 }
 
 // def is a definition with further fields.
