@@ -43,6 +43,7 @@ type mounter struct {
 	Options
 	allowed []string
 	remote  *remote.Mounts
+	claims  claims
 }
 
 // New returns the driver.
@@ -120,7 +121,18 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	tree, err := u.mount(ctx, fs, device.Remote)
+	if err := u.m.claims.take(site.ID, source.number, fs); err != nil {
+		return driver.Live{}, err
+	}
+	live, err := u.up(ctx, site.ID, source, fs, device.Remote)
+	if err != nil {
+		u.m.claims.drop(site.ID)
+	}
+	return live, err
+}
+
+func (u *unit) up(ctx context.Context, id int64, source source, fs helper.FS, remote bool) (driver.Live, error) {
+	tree, err := u.mount(ctx, fs, remote)
 	if err != nil {
 		return driver.Live{}, hint(u.FSType, source, err)
 	}
@@ -130,16 +142,16 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, err
 	}
 	path := ""
-	if device.Remote {
-		path, err = u.m.remote.Attach(ctx, site.ID, tree)
+	if remote {
+		path, err = u.m.remote.Attach(ctx, id, tree)
 	} else {
-		path, err = u.m.Mounts.Attach(site.ID, tree)
+		path, err = u.m.Mounts.Attach(id, tree)
 		tree.Close()
 	}
 	if err != nil {
 		return driver.Live{}, err
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: device.Remote}}, nil
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: remote}}, nil
 }
 
 // fs describes the mount of the file system on source.
@@ -179,10 +191,18 @@ func (u *unit) mount(ctx context.Context, fs helper.FS, remote bool) (*os.File, 
 }
 
 func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	if live.Tree != nil && live.Tree.Remote {
-		return u.m.remote.Detach(ctx, site.ID)
+	if err := u.unmount(ctx, site.ID, live); err != nil {
+		return err
 	}
-	return u.m.Mounts.Detach(ctx, site.ID, nil, true)
+	u.m.claims.drop(site.ID)
+	return nil
+}
+
+func (u *unit) unmount(ctx context.Context, id int64, live driver.Live) error {
+	if live.Tree != nil && live.Tree.Remote {
+		return u.m.remote.Detach(ctx, id)
+	}
+	return u.m.Mounts.Detach(ctx, id, nil, true)
 }
 
 func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {

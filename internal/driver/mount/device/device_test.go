@@ -206,6 +206,42 @@ func TestPartition(t *testing.T) {
 	}
 }
 
+// A second mount of a device with other options would get those of the first.
+func TestOtherOptions(t *testing.T) {
+	w := mounttest.New(t)
+	on := mounttest.Attached(t, testkit.Ext4(t, mounttest.Files(t, map[string]string{"file": "x"})))
+	d := device.New(device.Options{Mounts: w.Mounts})
+	bring := func(id int64, fields string) (down func(), err error) {
+		u, _ := drivertest.Plan(t, d, def(fields))
+		site := driver.Site{ID: id, Needs: []driver.Live{on}}
+		live, err := u.Up(context.Background(), site)
+		return func() {
+			if err := u.Down(context.Background(), site, live); err != nil {
+				t.Error(err)
+			}
+		}, err
+	}
+	const first, other = `"fs_type":"ext4","mount_options":["commit=7"]`, `"fs_type":"ext4","mount_options":["commit=8"]`
+	down, err := bring(31, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bring(32, other); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "mount 31") {
+		t.Errorf("with another option: %v", err)
+	}
+	again, err := bring(33, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+	down()
+	down, err = bring(34, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	down()
+}
+
 // Whatever holds the mount is named and nothing has changed.
 func TestBusy(t *testing.T) {
 	w := mounttest.New(t)
