@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -120,11 +121,12 @@ func (b *Bus) Unmap(ctx context.Context, d Identity, force bool) error {
 	busy := time.Now().Add(patience)
 	for {
 		err := b.unmap(ctx, d, "")
-		if force && errors.Is(err, errPassing) && time.Now().After(busy) && b.dead(ctx, d) {
+		held := errors.Is(err, errPassing) || errors.Is(err, errHidden)
+		switch over := time.Now().After(busy); {
+		case over && force && errors.Is(err, errHidden) && b.dead(ctx, d):
 			return b.unmap(ctx, d, " force")
-		}
-		over := errors.Is(err, errPassing) && time.Now().After(busy)
-		if err == nil || over || !errors.Is(err, errPassing) && !errors.Is(err, unix.EINPROGRESS) {
+		case held && !over, errors.Is(err, unix.EINPROGRESS):
+		default:
 			return err
 		}
 		select {
@@ -135,8 +137,12 @@ func (b *Bus) Unmap(ctx context.Context, d Identity, force bool) error {
 	}
 }
 
-// errPassing marks a use by somebody who can't be named and may be gone in a moment.
-var errPassing = errors.New("in use")
+// Who uses a device: processes, which may be gone in a moment; a mount or another device; or nobody who can be named.
+var (
+	errPassing = errors.New("in use")
+	errLasting = errors.New("in use")
+	errHidden  = errors.New("in use")
+)
 
 // unmap is one attempt.
 func (b *Bus) unmap(ctx context.Context, d Identity, how string) error {
@@ -154,7 +160,7 @@ func (b *Bus) unmap(ctx context.Context, d Identity, how string) error {
 		if err := d.held(); err != nil {
 			return err
 		}
-		return errs.New(errs.Conflict, "unmap /dev/%s: %w by something that is not seen from here: a mount that no process can see, or the kernel itself", d.Name(), errPassing)
+		return errs.New(errs.Conflict, "unmap /dev/%s: %w by something that is not seen from here: a mount that no process can see, or the kernel itself", d.Name(), errHidden)
 	case errors.Is(err, unix.EINPROGRESS):
 		return errs.New(errs.Deadline, "unmap /dev/%s: an earlier attempt still waits for the cluster: %w", d.Name(), err)
 	}
@@ -167,10 +173,15 @@ func (b *Bus) unmap(ctx context.Context, d Identity, how string) error {
 
 // held is an error that names who holds the device, if anybody can be named.
 func (d Identity) held() error {
-	if users := holders.OfDevice(d.Number); len(users) > 0 {
-		return errs.New(errs.Conflict, "unmap /dev/%s: in use: %s", d.Name(), holders.Text(users))
+	users := holders.OfDevice(d.Number)
+	if len(users) == 0 {
+		return nil
 	}
-	return nil
+	how := errPassing
+	if slices.ContainsFunc(users, func(h holders.Holder) bool { return h.PID == 0 }) {
+		how = errLasting
+	}
+	return errs.New(errs.Conflict, "unmap /dev/%s: %w: %s", d.Name(), how, holders.Text(users))
 }
 
 // probing is how long a living cluster may take to answer.
