@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,15 +116,19 @@ var refusals = []struct {
 	},
 	{
 		[]error{unix.EPROTONOSUPPORT, unix.EPROTOTYPE, unix.EPFNOSUPPORT}, false, errs.Remote,
-		"the server, or the kernel of this node, does not have this version or transport of NFS",
+		"the server does not have this version or transport of NFS",
 	},
 	{[]error{unix.EIO, unix.EREMOTEIO, unix.EPROTO, unix.EBADMSG, unix.ENOTSUP}, false, errs.Remote, "the server's answer makes no sense for this mount"},
 }
 
 // explain says what a failed mount comes from, and what to do.
 func (u *unit) explain(addr netip.Addr, err error) error {
-	if e, ok := errors.AsType[*mount.Error](err); ok && e.Option != "" {
+	e, ok := errors.AsType[*mount.Error](err)
+	switch {
+	case ok && e.Option != "":
 		return err // it is named
+	case ok && slices.Contains(e.Words, "NFS: Version unavailable"):
+		return errs.New(errs.Unsupported, "%w; the kernel of this node does not have version %s of NFS: load its module (modprobe nfsv%.1s)", err, u.Version, u.Version)
 	}
 	at := ""
 	if addr.String() != u.address() {

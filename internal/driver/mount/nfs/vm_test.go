@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -233,6 +234,18 @@ func TestErrors(t *testing.T) {
 				t.Errorf("want %v: %s", c.class, c.want)
 			}
 		})
+	}
+}
+
+// TestNoVersion is for kernels without a version of NFS, here since its module can't be found.
+func TestNoVersion(t *testing.T) {
+	w := newWorld(t)
+	_ = exec.Command("modprobe", "--remove", "nfsv3").Run() // it may not be loaded
+	must(t, os.WriteFile("/etc/modprobe.d/test.conf", []byte("install nfsv3 /bin/false\n"), 0o644))
+	defer func() { must(t, os.Remove("/etc/modprobe.d/test.conf")) }()
+	_, err := w.plan(t, models.MountNfs{Version: new("3")}).Up(within(t, 20*time.Second), site)
+	if !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "the kernel of this node does not have version 3 of NFS: load its module (modprobe nfsv3)") {
+		t.Errorf("got %v: %v", errs.ClassOf(err), err)
 	}
 }
 
