@@ -121,21 +121,24 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
+	tree, err := u.mount(ctx, fs, device.Remote)
+	if err != nil {
+		return driver.Live{}, hint(u.FSType, source, err)
+	}
+	// Only now: what the kernel says of an option comes first.
 	if err := u.m.claims.take(site.ID, source.number, fs); err != nil {
+		tree.Close()
 		return driver.Live{}, err
 	}
-	live, err := u.up(ctx, site.ID, source, fs, device.Remote)
+	live, err := u.attach(ctx, site.ID, tree, device.Remote)
 	if err != nil {
 		u.m.claims.drop(site.ID)
 	}
 	return live, err
 }
 
-func (u *unit) up(ctx context.Context, id int64, source source, fs helper.FS, remote bool) (driver.Live, error) {
-	tree, err := u.mount(ctx, fs, remote)
-	if err != nil {
-		return driver.Live{}, hint(u.FSType, source, err)
-	}
+// attach shows a detached mount, which it closes, at the mountpoint of id.
+func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool) (driver.Live, error) {
 	readOnly, err := mount.IsReadOnly(tree)
 	if err != nil {
 		tree.Close()
