@@ -113,12 +113,13 @@ func (p Portal) attempt(ctx context.Context, address netip.AddrPort, left int, t
 }
 
 func unconnected(address netip.AddrPort, err error) error {
+	timeout, _ := errors.AsType[net.Error](err)
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return errs.New(errs.Remote, "portal %s: nobody listens there: %w", address, unix.ECONNREFUSED)
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
 		return errs.New(errs.Remote, "portal %s: the address can't be reached: %w", address, err)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, unix.ETIMEDOUT):
+	case timeout != nil && timeout.Timeout(): // the dialer's own, the context's, or ETIMEDOUT
 		return errs.New(errs.Deadline, "portal %s: it does not answer: %w", address, unix.ETIMEDOUT)
 	}
 	return errs.New(errs.Remote, "portal %s: %w", address, err)
