@@ -12,7 +12,7 @@ INIT    := internal/container/initbin/imageapi-init
 STATIC  := CGO_ENABLED=0 go build -trimpath
 TOOLS   := bin/tools
 
-export FUZZTIME ?= 10s
+export FUZZTIME ?= 6s
 TIMEOUT  ?= 10m
 
 .PHONY: help
@@ -64,7 +64,7 @@ root: build tools ## all tests against this machine's kernel, as root
 	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -count=1 -timeout $(TIMEOUT) ./...
 
 .PHONY: fuzz
-fuzz: init ## run every fuzz target for FUZZTIME (default 10s)
+fuzz: init ## run every fuzz target for FUZZTIME (default 6s)
 	@build/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
