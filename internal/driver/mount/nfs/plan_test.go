@@ -3,6 +3,7 @@ package nfs_test
 import (
 	"context"
 	"net"
+	"os"
 	"strings"
 	"testing"
 
@@ -104,6 +105,9 @@ func TestNoSuchHost(t *testing.T) {
 		"silent":  {false, errs.Deadline, "find the server: the name server does not answer"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if order, err := os.ReadFile("/etc/nsswitch.conf"); err == nil && !strings.Contains(string(order), "dns") {
+				t.Skip("this machine asks no name server: /etc/nsswitch.conf")
+			}
 			addr := nameServer(t, c.answers)
 			resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				var d net.Dialer
