@@ -60,8 +60,8 @@ unit: init tools ## tests that need no privilege, with the race detector
 	@build/test.sh unit -race -short ./...
 
 .PHONY: root
-root: build tools ## all tests against this machine's kernel, as root
-	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -count=1 -timeout $(TIMEOUT) ./...
+root: build tools ## all tests against this machine's kernel, as root; one package at a time, since they share its devices
+	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -p 1 -count=1 -timeout $(TIMEOUT) ./...
 
 .PHONY: fuzz
 fuzz: init ## run every fuzz target for FUZZTIME (default 6s)
