@@ -295,7 +295,10 @@ func TestDownOfReusedDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Run(t, "losetup", "-d", live.Device.Path)
-	testkit.Run(t, "losetup", live.Device.Path, image) // the same file on the same device, and yet not ours
+	// The same file on the same device, and yet not ours. Somebody else on this machine may have it for a moment.
+	testkit.Eventually(t, "the device is used again", func() bool {
+		return exec.Command("losetup", live.Device.Path, image).Run() == nil
+	})
 	defer testkit.Run(t, "losetup", "-d", live.Device.Path)
 	if err := u.Down(context.Background(), site, live); err != nil {
 		t.Error(err)
