@@ -69,7 +69,7 @@ func FuzzLogin(f *testing.F) {
 }
 
 func FuzzParsePortal(f *testing.F) {
-	for _, seed := range []string{"host", "host:1", "[::1]:2", "::1", "[::1]", ":", "[", "a:b:c"} {
+	for _, seed := range []string{"host", "host:1", "[::1]:2", "::1", "[::1]", ":", "[", "a:b:c", "fe80::1%eth0", "::%]"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -298,9 +298,14 @@ func isHost(text string) bool {
 	if text == "" || len(text) > longest {
 		return false
 	}
-	if _, err := netip.ParseAddr(text); err == nil {
-		return true
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return addr.Zone() == "" || isName(addr.Zone())
 	}
+	return isName(text)
+}
+
+// isName tells whether text is made of what names of hosts and of interfaces consist of.
+func isName(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_", r))
 	})
