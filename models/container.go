@@ -23,6 +23,21 @@ import (
 // swagger:model container
 type Container struct {
 
+	// Further arguments of the command, after the words of `command`, each as it stands.
+	// Example: ["-c","echo hello"]
+	Args []string `json:"args,omitempty"`
+
+	// Files and directories of the node that are seen in the container, mounted in the order of the list.
+	Binds []*ContainerBind `json:"binds,omitempty"`
+
+	// capabilities
+	Capabilities *ContainerCapabilities `json:"capabilities,omitempty"`
+
+	// Its directory in the node's cgroup v2 tree, while it runs.
+	// Example: /sys/fs/cgroup/imageapi/6
+	// Read Only: true
+	Cgroup string `json:"cgroup,omitempty"`
+
 	// The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX
 	// shell does with quotes and backslashes, and nothing is expanded.
 	//
@@ -30,7 +45,20 @@ type Container struct {
 	// Required: true
 	Command *string `json:"command"`
 
-	// Why it is `broken` or `dead`, else absent.
+	// What its `/dev` holds. `minimal`, the default: null, zero, full, random, urandom, tty and terminals. `host`, alone: the
+	// node's own `/dev`, with all that is plugged in later. Else paths in the node's `/dev` of devices, links to them, or
+	// directories with devices, which join the minimal ones under the same names.
+	//
+	// Example: ["/dev/infiniband","/dev/fuse"]
+	Devices []string `json:"devices,omitempty"`
+
+	// The command's environment, each entry as `NAME=value`. They join `PATH`, `HOME`, `TERM` and `container`, which
+	// it has anyway, or take their place.
+	//
+	// Example: ["LANG=C.UTF-8"]
+	Env []string `json:"env,omitempty"`
+
+	// Why it is `broken`, `dead`, or waits for a restart; else absent.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
@@ -38,18 +66,40 @@ type Container struct {
 	// Read Only: true
 	ExitCode *int64 `json:"exit_code,omitempty"`
 
+	// What ended the last run: `exited` (see `exit_code`), `signalled` (see `signal`), `oom` (the kernel killed it for lack of
+	// memory), `poweroff` (from inside; halting looks the same), `reboot` (from inside), `start-failed`, `supervisor-lost` (the
+	// process of the server that watches it was killed).
+	//
+	// Read Only: true
+	// Enum: ["exited","signalled","oom","poweroff","reboot","start-failed","supervisor-lost"]
+	ExitReason string `json:"exit_reason,omitempty"`
+
 	// When its last run ended. Absent while it runs.
 	// Read Only: true
 	// Format: date-time
 	FinishedAt *strfmt.DateTime `json:"finished_at,omitempty"`
 
+	// Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or `imageapi-` and its id.
+	// Max Length: 64
+	// Pattern: ^[A-Za-z0-9.\-]*$
+	Hostname string `json:"hostname,omitempty"`
+
 	// id
 	ID ID `json:"id,omitempty"`
 
-	// The file on the node that has all that its processes wrote to standard output and standard error.
+	// Names and values of the client's own, which mean nothing to the server.
+	// Example: {"job":"4711"}
+	Labels map[string]string `json:"labels,omitempty"`
+
+	// The file on the node that has what its processes wrote to standard output and standard error. When it is
+	// as long as half of what is kept (`--log-size`, 16 MiB by default) it is renamed with `.1` at its end and a new one begins.
+	//
 	// Example: /run/imageapi/logs/6.log
 	// Read Only: true
 	Logfile string `json:"logfile,omitempty"`
+
+	// After how many restarts in a row it is left as it is; 0 for no limit.
+	MaxRestarts int64 `json:"max_restarts,omitempty"`
 
 	// mount
 	// Required: true
@@ -61,6 +111,16 @@ type Container struct {
 	// The namespaces of its own. If there are none in the list, it has mnt, pid, ipc and uts. mnt is always among them.
 	Namespaces []ContainerNamespace `json:"namespaces,omitempty"`
 
+	// When it will be started again; only while it waits for that.
+	// Read Only: true
+	// Format: date-time
+	NextStartAt *strfmt.DateTime `json:"next_start_at,omitempty"`
+
+	// The kernel killed a process of its last run for lack of memory. Absent where there is no memory controller of cgroup v2 to tell.
+	//
+	// Read Only: true
+	OomKilled *bool `json:"oom_killed,omitempty"`
+
 	// Where it is in its life, apart from whether it runs; see "Phases".
 	// Read Only: true
 	// Enum: ["pending","ready","stopping","broken"]
@@ -70,9 +130,33 @@ type Container struct {
 	// Read Only: true
 	Pid int64 `json:"pid,omitempty"`
 
+	// It runs and is ready: a `systemd` one when systemd says so (sd_notify(3)), which it does when its default target is
+	// reached; any other when its command runs.
+	//
+	// Read Only: true
+	Ready *bool `json:"ready,omitempty"`
+
 	// How many hold it; see "References".
 	// Read Only: true
 	Refs int64 `json:"refs"`
+
+	// resources
+	Resources *ContainerResources `json:"resources,omitempty"`
+
+	// Whether it is started again when it has ended without being asked to: `no`, the default; `on-failure`, when it is `dead`; `always`, also
+	// when it has `exited`, but not after it was powered off or halted from inside. The first time after a second,
+	// then after twice as long each time up to a minute; a run of a minute or more counts as a new beginning. While it waits it is
+	// `created`, with `error` and `next_start_at`. A request to stop ends that too.
+	//
+	// Enum: ["no","on-failure","always"]
+	Restart string `json:"restart,omitempty"`
+
+	// How often in a row it was started again by `restart`.
+	// Read Only: true
+	Restarts int64 `json:"restarts,omitempty"`
+
+	// Limits of the command and of what it starts; see setrlimit(2). What is not named is as the server's.
+	Rlimits []*ContainerRlimit `json:"rlimits,omitempty"`
 
 	// The number of the signal that ended the last run, else absent.
 	// Read Only: true
@@ -91,22 +175,58 @@ type Container struct {
 	// state
 	State ContainerState `json:"state,omitempty"`
 
+	// The signal that asks the command to end, by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number. By default SIGTERM, with
+	// `systemd` SIGRTMIN+3, which is number 37.
+	//
+	StopSignal string `json:"stop_signal,omitempty"`
+
+	// How many seconds the command has to end before all that is left is killed, 1 to 45. By default what the server's
+	// `--stop-timeout` says, with `systemd` 30.
+	//
+	StopTimeout int64 `json:"stop_timeout,omitempty"`
+
 	// The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, `/run` and
 	// `/tmp`, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they
 	// are added if `namespaces` is empty, else their lack is 422.
 	//
 	Systemd *bool `json:"systemd,omitempty"`
+
+	// As whom the command runs: a name of the mount's `/etc/passwd` or a number, and after a `:` a name of its `/etc/group`
+	// or a number. Without a group it is the user's own; the groups that list the user are joined too. Empty is root with no
+	// other groups.
+	//
+	// Example: nobody
+	User string `json:"user,omitempty"`
+
+	// The directory in the mount in which the command starts, an absolute path. It must exist. By default `/`.
+	WorkingDir string `json:"working_dir,omitempty"`
 }
 
 // Validate validates this container
 func (m *Container) Validate(formats strfmt.Registry) error {
 	var res []error
 
+	if err := m.validateBinds(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateCapabilities(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateCommand(formats); err != nil {
 		res = append(res, err)
 	}
 
+	if err := m.validateExitReason(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateFinishedAt(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateHostname(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -126,7 +246,23 @@ func (m *Container) Validate(formats strfmt.Registry) error {
 		res = append(res, err)
 	}
 
+	if err := m.validateNextStartAt(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validatePhase(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateResources(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateRestart(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateRlimits(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -148,9 +284,119 @@ func (m *Container) Validate(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Container) validateBinds(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Binds) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.Binds); i++ {
+		if typeutils.IsZero(m.Binds[i]) { // not required
+			continue
+		}
+
+		if m.Binds[i] != nil {
+			if err := m.Binds[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("binds" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("binds" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
+func (m *Container) validateCapabilities(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Capabilities) { // not required
+		return nil
+	}
+
+	if m.Capabilities != nil {
+		if err := m.Capabilities.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("capabilities")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("capabilities")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 func (m *Container) validateCommand(formats strfmt.Registry) error {
 
 	if err := validate.Required("command", "body", m.Command); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+var containerTypeExitReasonPropEnum []any
+
+func init() {
+	var res []string
+	if err := json.Unmarshal([]byte(`["exited","signalled","oom","poweroff","reboot","start-failed","supervisor-lost"]`), &res); err != nil {
+		panic(err)
+	}
+	for _, v := range res {
+		containerTypeExitReasonPropEnum = append(containerTypeExitReasonPropEnum, v)
+	}
+}
+
+const (
+
+	// ContainerExitReasonExited captures enum value "exited"
+	ContainerExitReasonExited string = "exited"
+
+	// ContainerExitReasonSignalled captures enum value "signalled"
+	ContainerExitReasonSignalled string = "signalled"
+
+	// ContainerExitReasonOom captures enum value "oom"
+	ContainerExitReasonOom string = "oom"
+
+	// ContainerExitReasonPoweroff captures enum value "poweroff"
+	ContainerExitReasonPoweroff string = "poweroff"
+
+	// ContainerExitReasonReboot captures enum value "reboot"
+	ContainerExitReasonReboot string = "reboot"
+
+	// ContainerExitReasonStartDashFailed captures enum value "start-failed"
+	ContainerExitReasonStartDashFailed string = "start-failed"
+
+	// ContainerExitReasonSupervisorDashLost captures enum value "supervisor-lost"
+	ContainerExitReasonSupervisorDashLost string = "supervisor-lost"
+)
+
+// prop value enum
+func (m *Container) validateExitReasonEnum(path, location string, value string) error {
+	if err := validate.EnumCase(path, location, value, containerTypeExitReasonPropEnum, true); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (m *Container) validateExitReason(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.ExitReason) { // not required
+		return nil
+	}
+
+	// value enum
+	if err := m.validateExitReasonEnum("exit_reason", "body", m.ExitReason); err != nil {
 		return err
 	}
 
@@ -163,6 +409,22 @@ func (m *Container) validateFinishedAt(formats strfmt.Registry) error {
 	}
 
 	if err := validate.FormatOf("finished_at", "body", "date-time", m.FinishedAt.String(), formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) validateHostname(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Hostname) { // not required
+		return nil
+	}
+
+	if err := validate.MaxLength("hostname", "body", m.Hostname, 64); err != nil {
+		return err
+	}
+
+	if err := validate.Pattern("hostname", "body", m.Hostname, `^[A-Za-z0-9.\-]*$`); err != nil {
 		return err
 	}
 
@@ -260,6 +522,18 @@ func (m *Container) validateNamespaces(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Container) validateNextStartAt(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.NextStartAt) { // not required
+		return nil
+	}
+
+	if err := validate.FormatOf("next_start_at", "body", "date-time", m.NextStartAt.String(), formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 var containerTypePhasePropEnum []any
 
 func init() {
@@ -303,6 +577,104 @@ func (m *Container) validatePhase(formats strfmt.Registry) error {
 	// value enum
 	if err := m.validatePhaseEnum("phase", "body", m.Phase); err != nil {
 		return err
+	}
+
+	return nil
+}
+
+func (m *Container) validateResources(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Resources) { // not required
+		return nil
+	}
+
+	if m.Resources != nil {
+		if err := m.Resources.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("resources")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("resources")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+var containerTypeRestartPropEnum []any
+
+func init() {
+	var res []string
+	if err := json.Unmarshal([]byte(`["no","on-failure","always"]`), &res); err != nil {
+		panic(err)
+	}
+	for _, v := range res {
+		containerTypeRestartPropEnum = append(containerTypeRestartPropEnum, v)
+	}
+}
+
+const (
+
+	// ContainerRestartNo captures enum value "no"
+	ContainerRestartNo string = "no"
+
+	// ContainerRestartOnDashFailure captures enum value "on-failure"
+	ContainerRestartOnDashFailure string = "on-failure"
+
+	// ContainerRestartAlways captures enum value "always"
+	ContainerRestartAlways string = "always"
+)
+
+// prop value enum
+func (m *Container) validateRestartEnum(path, location string, value string) error {
+	if err := validate.EnumCase(path, location, value, containerTypeRestartPropEnum, true); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (m *Container) validateRestart(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Restart) { // not required
+		return nil
+	}
+
+	// value enum
+	if err := m.validateRestartEnum("restart", "body", m.Restart); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) validateRlimits(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Rlimits) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.Rlimits); i++ {
+		if typeutils.IsZero(m.Rlimits[i]) { // not required
+			continue
+		}
+
+		if m.Rlimits[i] != nil {
+			if err := m.Rlimits[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("rlimits" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("rlimits" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
 	}
 
 	return nil
@@ -357,11 +729,27 @@ func (m *Container) validateState(formats strfmt.Registry) error {
 func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
 	var res []error
 
+	if err := m.contextValidateBinds(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateCapabilities(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateCgroup(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateError(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
 	if err := m.contextValidateExitCode(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateExitReason(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -389,6 +777,14 @@ func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateNextStartAt(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateOomKilled(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidatePhase(ctx, formats); err != nil {
 		res = append(res, err)
 	}
@@ -397,7 +793,23 @@ func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateReady(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateRefs(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateResources(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateRestarts(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateRlimits(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -423,6 +835,69 @@ func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry
 	return nil
 }
 
+func (m *Container) contextValidateBinds(ctx context.Context, formats strfmt.Registry) error {
+
+	for i := 0; i < len(m.Binds); i++ {
+
+		if m.Binds[i] != nil {
+
+			if typeutils.IsZero(m.Binds[i]) { // not required
+				continue
+			}
+
+			if err := m.Binds[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("binds" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("binds" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateCapabilities(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Capabilities != nil {
+
+		if typeutils.IsZero(m.Capabilities) { // not required
+			return nil
+		}
+
+		if err := m.Capabilities.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("capabilities")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("capabilities")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateCgroup(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "cgroup", "body", m.Cgroup); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 func (m *Container) contextValidateError(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "error", "body", m.Error); err != nil {
@@ -435,6 +910,15 @@ func (m *Container) contextValidateError(ctx context.Context, formats strfmt.Reg
 func (m *Container) contextValidateExitCode(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "exit_code", "body", m.ExitCode); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateExitReason(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "exit_reason", "body", m.ExitReason); err != nil {
 		return err
 	}
 
@@ -550,6 +1034,24 @@ func (m *Container) contextValidateNamespaces(ctx context.Context, formats strfm
 	return nil
 }
 
+func (m *Container) contextValidateNextStartAt(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "next_start_at", "body", m.NextStartAt); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateOomKilled(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "oom_killed", "body", m.OomKilled); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 func (m *Container) contextValidatePhase(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "phase", "body", m.Phase); err != nil {
@@ -568,10 +1070,82 @@ func (m *Container) contextValidatePid(ctx context.Context, formats strfmt.Regis
 	return nil
 }
 
+func (m *Container) contextValidateReady(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "ready", "body", m.Ready); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 func (m *Container) contextValidateRefs(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "refs", "body", m.Refs); err != nil {
 		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateResources(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Resources != nil {
+
+		if typeutils.IsZero(m.Resources) { // not required
+			return nil
+		}
+
+		if err := m.Resources.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("resources")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("resources")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateRestarts(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "restarts", "body", m.Restarts); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateRlimits(ctx context.Context, formats strfmt.Registry) error {
+
+	for i := 0; i < len(m.Rlimits); i++ {
+
+		if m.Rlimits[i] != nil {
+
+			if typeutils.IsZero(m.Rlimits[i]) { // not required
+				continue
+			}
+
+			if err := m.Rlimits[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("rlimits" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("rlimits" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
 	}
 
 	return nil

@@ -14,8 +14,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountOverlay Several trees laid over each other, with a writable layer on top that starts empty and is thrown away with the
-// mount. The layer lies in the server's run directory, usually a tmpfs: what is written there takes memory.
+// MountOverlay Several trees laid over each other, with a writable layer on top. Unless `upper` says otherwise it starts empty and is thrown
+// away with the mount; it is a tmpfs of its own then: what is written there takes memory.
 //
 // Example: {"lower":[{"id":4},{"bind":{"base":"root","path":"/srv/root"},"kind":"bind"}]}
 //
@@ -28,7 +28,10 @@ type MountOverlay struct {
 	// Required: true
 	Lower []*Mount `json:"lower"`
 
-	// The directory that holds what was written.
+	// upper
+	Upper *MountOverlayUpper `json:"upper,omitempty"`
+
+	// The directory that holds what was written. Absent if there is none.
 	// Read Only: true
 	Upperdir string `json:"upperdir,omitempty"`
 
@@ -42,6 +45,10 @@ func (m *MountOverlay) Validate(formats strfmt.Registry) error {
 	var res []error
 
 	if err := m.validateLower(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateUpper(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -82,11 +89,38 @@ func (m *MountOverlay) validateLower(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *MountOverlay) validateUpper(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Upper) { // not required
+		return nil
+	}
+
+	if m.Upper != nil {
+		if err := m.Upper.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("upper")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("upper")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 // ContextValidate validate this mount overlay based on the context it is used
 func (m *MountOverlay) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
 	var res []error
 
 	if err := m.contextValidateLower(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateUpper(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -128,6 +162,31 @@ func (m *MountOverlay) contextValidateLower(ctx context.Context, formats strfmt.
 			}
 		}
 
+	}
+
+	return nil
+}
+
+func (m *MountOverlay) contextValidateUpper(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Upper != nil {
+
+		if typeutils.IsZero(m.Upper) { // not required
+			return nil
+		}
+
+		if err := m.Upper.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("upper")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("upper")
+			}
+
+			return err
+		}
 	}
 
 	return nil

@@ -38,6 +38,7 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 	api.JSONConsumer = runtime.JSONConsumer()
 
 	api.JSONProducer = runtime.JSONProducer()
+	api.TxtProducer = runtime.TextProducer()
 
 	if api.AttachmentsAttachHandler == nil {
 		api.AttachmentsAttachHandler = attachments.AttachHandlerFunc(func(params attachments.AttachParams) (attachments.AttachResponder, error) {
@@ -74,6 +75,20 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 			return mounts.DeleteMountNotImplemented(), nil
 		})
 	}
+	if api.ContainersExecInContainerHandler == nil {
+		api.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(func(params containers.ExecInContainerParams) (containers.ExecInContainerResponder, error) {
+			_ = params
+
+			return containers.ExecInContainerNotImplemented(), nil
+		})
+	}
+	if api.ContainersGetContainerStatsHandler == nil {
+		api.ContainersGetContainerStatsHandler = containers.GetContainerStatsHandlerFunc(func(params containers.GetContainerStatsParams) (containers.GetContainerStatsResponder, error) {
+			_ = params
+
+			return containers.GetContainerStatsNotImplemented(), nil
+		})
+	}
 	if api.AttachmentsListAttachmentsHandler == nil {
 		api.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(func(params attachments.ListAttachmentsParams) (attachments.ListAttachmentsResponder, error) {
 			_ = params
@@ -102,11 +117,25 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 			return mounts.MountNotImplemented(), nil
 		})
 	}
+	if api.ContainersReadContainerLogHandler == nil {
+		api.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(func(params containers.ReadContainerLogParams) (containers.ReadContainerLogResponder, error) {
+			_ = params
+
+			return containers.ReadContainerLogNotImplemented(), nil
+		})
+	}
 	if api.ContainersSetContainerStateHandler == nil {
 		api.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(func(params containers.SetContainerStateParams) (containers.SetContainerStateResponder, error) {
 			_ = params
 
 			return containers.SetContainerStateNotImplemented(), nil
+		})
+	}
+	if api.ContainersWaitForContainerHandler == nil {
+		api.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(func(params containers.WaitForContainerParams) (containers.WaitForContainerResponder, error) {
+			_ = params
+
+			return containers.WaitForContainerNotImplemented(), nil
 		})
 	}
 

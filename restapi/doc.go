@@ -69,10 +69,10 @@
 //
 //	| `state` | meaning | next |
 //	|---|---|---|
-//	| `created` | never started | `running` |
+//	| `created` | never started, or waits to be started again (`restart`) | `running` |
 //	| `running` | its processes run | `paused`, `stopping`, `exited`, `dead` |
 //	| `paused` | its processes are frozen and keep their memory | `running`, `stopping` |
-//	| `stopping` | it was asked to end; what is left after `--stop-timeout` (10 s by default) is killed | `exited` |
+//	| `stopping` | it was asked to end; what is left after its `stop_timeout` is killed | `exited` |
 //	| `exited` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | `running` |
 //	| `dead` | its command failed, was killed by something else, or could not be started; `error` and `exit_code` or `signal` tell | `running` |
 //
@@ -120,6 +120,7 @@
 //
 //	Produces:
 //	  - application/json
+//	  - text/plain
 //
 // swagger:meta
 package restapi

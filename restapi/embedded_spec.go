@@ -27,7 +27,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after ` + "`" + `--stop-timeout` + "`" + ` (10 s by default) is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default | send less, or raise the limit |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + `, containers with ` + "`" + `systemd` + "`" + `, and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default | send less, or raise the limit |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + `, containers with ` + "`" + `systemd` + "`" + `, and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause"
@@ -435,7 +435,7 @@ func init() {
         }
       },
       "patch": {
-        "description": "What is asked for, by the state that the container is in:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | nothing to do: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | nothing to do: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | nothing to do: 200 |\n| ` + "`" + `stopping` + "`" + ` | 409 | nothing to do: 200 | 409 |\n\nStopping answers at once, with the state ` + "`" + `stopping` + "`" + `, and goes on in the background: the command is sent SIGTERM\n(a ` + "`" + `systemd` + "`" + ` one signal 37), and what is left after ` + "`" + `--stop-timeout` + "`" + ` (10 s by default) is killed. Starting answers when the command is running; if it can't be started, the answer is an error and\nthe container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\nThe request has no body.\n",
+        "description": "What is asked for, by the state that the container is in:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | nothing to do: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | nothing to do: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | nothing to do: 200 |\n| ` + "`" + `stopping` + "`" + ` | 409 | nothing to do: 200 | 409 |\n\nStopping answers at once, with the state ` + "`" + `stopping` + "`" + `, and goes on in the background: the command is sent SIGTERM\nor its ` + "`" + `stop_signal` + "`" + ` (a ` + "`" + `systemd` + "`" + ` one signal 37), and what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed. Starting answers when the command is running; if it can't be started, the answer is an error and\nthe container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\nThe request has no body.\n",
         "tags": [
           "containers"
         ],
@@ -508,6 +508,215 @@ func init() {
                 "state": "stopping",
                 "systemd": false
               }
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
+          }
+        }
+      }
+    },
+    "/container/exec": {
+      "post": {
+        "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. What the command left running goes on. The container must be ` + "`" + `running` + "`" + `. If the client hangs up the command is killed. A\ncommand that can't be started is 422.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Run a command in a container",
+        "operationId": "exec_in_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Which one.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Which one.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "description": "What to run.",
+            "name": "command",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/container_command"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "It has ended, or was killed because its time was up.",
+            "schema": {
+              "$ref": "#/definitions/container_result"
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
+          }
+        }
+      }
+    },
+    "/container/log": {
+      "get": {
+        "description": "Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the\nlatest part is kept (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is\ndeleted, or when the client hangs up.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "produces": [
+          "text/plain"
+        ],
+        "tags": [
+          "containers"
+        ],
+        "summary": "Read the log of a container",
+        "operationId": "read_container_log",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Which one.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Which one.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Only so many of the latest lines; 0 for none of what is there already.",
+            "name": "tail",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only what was written at this time or later: RFC 3339, or a span before now, such as ` + "`" + `90s` + "`" + ` or ` + "`" + `1h30m` + "`" + `. It is exact to a tenth of a second.",
+            "name": "since",
+            "in": "query"
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Go on with what comes.",
+            "name": "follow",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The log.",
+            "schema": {
+              "type": "file"
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
+          }
+        }
+      }
+    },
+    "/container/stats": {
+      "get": {
+        "description": "Answers what the container uses of the node at this moment. It must be ` + "`" + `running` + "`" + `, ` + "`" + `paused` + "`" + ` or ` + "`" + `stopping` + "`" + `.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Tell what a container uses",
+        "operationId": "get_container_stats",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Which one.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Which one.",
+            "name": "name",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "What it uses.",
+            "schema": {
+              "$ref": "#/definitions/container_stats"
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
+          }
+        }
+      }
+    },
+    "/container/wait": {
+      "get": {
+        "description": "Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is\ndeleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is\nup 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Wait for a container",
+        "operationId": "wait_for_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Which one.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Which one.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "enum": [
+                "created",
+                "running",
+                "paused",
+                "stopping",
+                "exited",
+                "dead"
+              ],
+              "type": "string"
+            },
+            "collectionFormat": "csv",
+            "description": "The states, such as ` + "`" + `exited,dead` + "`" + `, which are the default.",
+            "name": "state",
+            "in": "query"
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Wait until it is ` + "`" + `ready` + "`" + `; not together with ` + "`" + `state` + "`" + `.",
+            "name": "ready",
+            "in": "query"
+          },
+          {
+            "type": "integer",
+            "format": "int64",
+            "default": 60,
+            "description": "How many seconds to wait, at most 3600; 0 looks once.",
+            "name": "timeout",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The container, as it was at that moment.",
+            "schema": {
+              "$ref": "#/definitions/container"
             }
           },
           "default": {
@@ -998,13 +1207,65 @@ func init() {
         "command"
       ],
       "properties": {
+        "args": {
+          "description": "Further arguments of the command, after the words of ` + "`" + `command` + "`" + `, each as it stands.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": [
+            "-c",
+            "echo hello"
+          ]
+        },
+        "binds": {
+          "description": "Files and directories of the node that are seen in the container, mounted in the order of the list.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_bind"
+          },
+          "x-omitempty": true
+        },
+        "capabilities": {
+          "$ref": "#/definitions/container_capabilities"
+        },
+        "cgroup": {
+          "description": "Its directory in the node's cgroup v2 tree, while it runs.",
+          "type": "string",
+          "readOnly": true,
+          "example": "/sys/fs/cgroup/imageapi/6"
+        },
         "command": {
           "description": "The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX\nshell does with quotes and backslashes, and nothing is expanded.\n",
           "type": "string",
           "example": "/bin/sh -c 'echo hello'"
         },
+        "devices": {
+          "description": "What its ` + "`" + `/dev` + "`" + ` holds. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, with all that is plugged in later. Else paths in the node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or\ndirectories with devices, which join the minimal ones under the same names.\n",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": [
+            "/dev/infiniband",
+            "/dev/fuse"
+          ]
+        },
+        "env": {
+          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `. They join ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `, ` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `, which\nit has anyway, or take their place.\n",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": [
+            "LANG=C.UTF-8"
+          ]
+        },
         "error": {
-          "description": "Why it is ` + "`" + `broken` + "`" + ` or ` + "`" + `dead` + "`" + `, else absent.",
+          "description": "Why it is ` + "`" + `broken` + "`" + `, ` + "`" + `dead` + "`" + `, or waits for a restart; else absent.",
           "type": "string",
           "readOnly": true
         },
@@ -1015,6 +1276,20 @@ func init() {
           "x-nullable": true,
           "readOnly": true
         },
+        "exit_reason": {
+          "description": "What ended the last run: ` + "`" + `exited` + "`" + ` (see ` + "`" + `exit_code` + "`" + `), ` + "`" + `signalled` + "`" + ` (see ` + "`" + `signal` + "`" + `), ` + "`" + `oom` + "`" + ` (the kernel killed it for lack of\nmemory), ` + "`" + `poweroff` + "`" + ` (from inside; halting looks the same), ` + "`" + `reboot` + "`" + ` (from inside), ` + "`" + `start-failed` + "`" + `, ` + "`" + `supervisor-lost` + "`" + ` (the\nprocess of the server that watches it was killed).\n",
+          "type": "string",
+          "enum": [
+            "exited",
+            "signalled",
+            "oom",
+            "poweroff",
+            "reboot",
+            "start-failed",
+            "supervisor-lost"
+          ],
+          "readOnly": true
+        },
         "finished_at": {
           "description": "When its last run ended. Absent while it runs.",
           "type": "string",
@@ -1022,14 +1297,36 @@ func init() {
           "x-nullable": true,
           "readOnly": true
         },
+        "hostname": {
+          "description": "Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or ` + "`" + `imageapi-` + "`" + ` and its id.",
+          "type": "string",
+          "maxLength": 64,
+          "pattern": "^[A-Za-z0-9.\\-]*$"
+        },
         "id": {
           "$ref": "#/definitions/id"
         },
+        "labels": {
+          "description": "Names and values of the client's own, which mean nothing to the server.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": {
+            "job": "4711"
+          }
+        },
         "logfile": {
-          "description": "The file on the node that has all that its processes wrote to standard output and standard error.",
+          "description": "The file on the node that has what its processes wrote to standard output and standard error. When it is\nas long as half of what is kept (` + "`" + `--log-size` + "`" + `, 16 MiB by default) it is renamed with ` + "`" + `.1` + "`" + ` at its end and a new one begins.\n",
           "type": "string",
           "readOnly": true,
           "example": "/run/imageapi/logs/6.log"
+        },
+        "max_restarts": {
+          "description": "After how many restarts in a row it is left as it is; 0 for no limit.",
+          "type": "integer",
+          "format": "int64"
         },
         "mount": {
           "$ref": "#/definitions/mount"
@@ -1044,6 +1341,19 @@ func init() {
             "$ref": "#/definitions/container_namespace"
           },
           "x-omitempty": true
+        },
+        "next_start_at": {
+          "description": "When it will be started again; only while it waits for that.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "oom_killed": {
+          "description": "The kernel killed a process of its last run for lack of memory. Absent where there is no memory controller of cgroup v2 to tell.\n",
+          "type": "boolean",
+          "x-nullable": true,
+          "readOnly": true
         },
         "phase": {
           "description": "Where it is in its life, apart from whether it runs; see \"Phases\".",
@@ -1062,12 +1372,43 @@ func init() {
           "format": "int64",
           "readOnly": true
         },
+        "ready": {
+          "description": "It runs and is ready: a ` + "`" + `systemd` + "`" + ` one when systemd says so (sd_notify(3)), which it does when its default target is\nreached; any other when its command runs.\n",
+          "type": "boolean",
+          "readOnly": true
+        },
         "refs": {
           "description": "How many hold it; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
+        },
+        "resources": {
+          "$ref": "#/definitions/container_resources"
+        },
+        "restart": {
+          "description": "Whether it is started again when it has ended without being asked to: ` + "`" + `no` + "`" + `, the default; ` + "`" + `on-failure` + "`" + `, when it is ` + "`" + `dead` + "`" + `; ` + "`" + `always` + "`" + `, also\nwhen it has ` + "`" + `exited` + "`" + `, but not after it was powered off or halted from inside. The first time after a second,\nthen after twice as long each time up to a minute; a run of a minute or more counts as a new beginning. While it waits it is\n` + "`" + `created` + "`" + `, with ` + "`" + `error` + "`" + ` and ` + "`" + `next_start_at` + "`" + `. A request to stop ends that too.\n",
+          "type": "string",
+          "enum": [
+            "no",
+            "on-failure",
+            "always"
+          ]
+        },
+        "restarts": {
+          "description": "How often in a row it was started again by ` + "`" + `restart` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "rlimits": {
+          "description": "Limits of the command and of what it starts; see setrlimit(2). What is not named is as the server's.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_rlimit"
+          },
+          "x-omitempty": true
         },
         "signal": {
           "description": "The number of the signal that ended the last run, else absent.",
@@ -1092,10 +1433,28 @@ func init() {
         "state": {
           "$ref": "#/definitions/container_state"
         },
+        "stop_signal": {
+          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number. By default SIGTERM, with\n` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37.\n",
+          "type": "string"
+        },
+        "stop_timeout": {
+          "description": "How many seconds the command has to end before all that is left is killed, 1 to 45. By default what the server's\n` + "`" + `--stop-timeout` + "`" + ` says, with ` + "`" + `systemd` + "`" + ` 30.\n",
+          "type": "integer",
+          "format": "int64"
+        },
         "systemd": {
           "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422.\n",
           "type": "boolean",
           "default": false
+        },
+        "user": {
+          "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own; the groups that list the user are joined too. Empty is root with no\nother groups.\n",
+          "type": "string",
+          "example": "nobody"
+        },
+        "working_dir": {
+          "description": "The directory in the mount in which the command starts, an absolute path. It must exist. By default ` + "`" + `/` + "`" + `.",
+          "type": "string"
         }
       },
       "example": {
@@ -1124,6 +1483,96 @@ func init() {
         "state": "running"
       }
     },
+    "container_bind": {
+      "description": "A file or directory of the node, as it is seen in a container.",
+      "type": "object",
+      "required": [
+        "source",
+        "target"
+      ],
+      "properties": {
+        "ro": {
+          "description": "Nothing can be written through it.",
+          "type": "boolean",
+          "default": false
+        },
+        "source": {
+          "description": "What it is on the node, an absolute path. With mounts below it, if it is a directory.",
+          "type": "string"
+        },
+        "target": {
+          "description": "Where it is in the container, an absolute path, in which links are not followed. What is missing is made, if it can be: directories,\nand for a file an empty one.\n",
+          "type": "string"
+        }
+      },
+      "example": {
+        "source": "/srv/scratch",
+        "target": "/scratch"
+      }
+    },
+    "container_capabilities": {
+      "description": "Which of root's powers it has; see capabilities(7). By default all, but for what is said of the field ` + "`" + `systemd` + "`" + ` and of the namespace pid.",
+      "type": "object",
+      "properties": {
+        "drop": {
+          "description": "Those that it shall not have, and can't gain, by name (` + "`" + `CAP_NET_RAW` + "`" + ` or ` + "`" + `net_raw` + "`" + `), or ` + "`" + `all` + "`" + `.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        }
+      },
+      "example": {
+        "drop": [
+          "CAP_SYS_MODULE",
+          "CAP_NET_RAW"
+        ]
+      }
+    },
+    "container_command": {
+      "description": "A command to run in a container beside what runs there.",
+      "type": "object",
+      "required": [
+        "args"
+      ],
+      "properties": {
+        "args": {
+          "description": "The program, as a path or to be found in its PATH, and its arguments, each as it stands.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        },
+        "env": {
+          "description": "As the field ` + "`" + `env` + "`" + ` of the container, whose environment it has too.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "timeout": {
+          "description": "After how many seconds it is killed, 1 to 3600. By default 20.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "user": {
+          "description": "As the field ` + "`" + `user` + "`" + ` of the container, and by default the same.",
+          "type": "string"
+        },
+        "working_dir": {
+          "description": "As the field ` + "`" + `working_dir` + "`" + ` of the container, and by default the same.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "args": [
+          "/bin/ls",
+          "/"
+        ]
+      }
+    },
     "container_namespace": {
       "description": "A namespace that a container has of its own instead of sharing the node's; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + ` a container can't reboot, and is stopped as a whole. Without ` + "`" + `uts` + "`" + ` its\nhost name is the node's and can't be set.\n",
       "type": "string",
@@ -1138,6 +1587,116 @@ func init() {
         "uts"
       ]
     },
+    "container_resources": {
+      "description": "What it may use of the node, by the controllers of cgroup v2. One that the node's cgroup v2 tree lacks is 501. What is 0 or left\nout is not limited.\n",
+      "type": "object",
+      "properties": {
+        "cpu_quota": {
+          "description": "Microseconds of processor time in each period of 100 ms (cpu.max), so 150000 is one and a half processors; at least 1000.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "cpu_weight": {
+          "description": "Its share of the processors when they are short, 1 to 10000 (cpu.weight). The kernel's default is 100.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "cpuset": {
+          "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus).",
+          "type": "string"
+        },
+        "memory": {
+          "description": "Bytes of memory (memory.max). Above it a process of the container is killed.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "pids": {
+          "description": "How many processes and threads it may have (pids.max).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "swap": {
+          "description": "Bytes of swap (memory.swap.max); -1 for none.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "cpuset": "0-3",
+        "memory": 8589934592,
+        "pids": 4096
+      }
+    },
+    "container_result": {
+      "description": "What came of a command.",
+      "type": "object",
+      "properties": {
+        "exit_code": {
+          "description": "Its exit status, 0 to 255. Absent if a signal ended it.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "signal": {
+          "description": "The number of the signal that ended it, else absent.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "stderr": {
+          "description": "What it wrote to standard error, likewise.",
+          "type": "string",
+          "x-omitempty": false
+        },
+        "stdout": {
+          "description": "What it wrote to standard output, the first MiB of it. What is not UTF-8 is replaced by U+FFFD.",
+          "type": "string",
+          "x-omitempty": false
+        },
+        "timed_out": {
+          "description": "It was killed because its time was up.",
+          "type": "boolean"
+        },
+        "truncated": {
+          "description": "It wrote more than that.",
+          "type": "boolean"
+        }
+      },
+      "example": {
+        "exit_code": 0,
+        "stderr": "",
+        "stdout": "bin\netc\n"
+      }
+    },
+    "container_rlimit": {
+      "description": "A limit of a process; see setrlimit(2).",
+      "type": "object",
+      "required": [
+        "type",
+        "soft"
+      ],
+      "properties": {
+        "hard": {
+          "description": "How far the limit can be raised without privilege; -1 for none. By default the same as ` + "`" + `soft` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "soft": {
+          "description": "The limit, in the unit of its type; -1 for none.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "type": {
+          "description": "Which one, such as ` + "`" + `RLIMIT_NOFILE` + "`" + ` or ` + "`" + `nofile` + "`" + `.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "hard": 524288,
+        "soft": 1024,
+        "type": "nofile"
+      }
+    },
     "container_state": {
       "description": "The state of a container; see \"States of a container\". A definition may ask for ` + "`" + `created` + "`" + `, which is the same as\nleaving it out, or ` + "`" + `running` + "`" + `, which starts the container.\n",
       "type": "string",
@@ -1149,6 +1708,62 @@ func init() {
         "dead",
         "paused"
       ]
+    },
+    "container_stats": {
+      "description": "What a container uses at this moment. Where the node's cgroup v2 tree lacks a controller, its fields are absent.",
+      "type": "object",
+      "properties": {
+        "cpu_usec": {
+          "description": "Microseconds of processor time since it was started (cpu.stat).",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "id": {
+          "$ref": "#/definitions/id"
+        },
+        "log_bytes": {
+          "description": "Bytes of its log that are kept.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "memory": {
+          "description": "Bytes of memory, the page cache of its files included (memory.current).",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "memory_limit": {
+          "description": "Bytes that it may use (memory.max). Absent if there is no limit.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "name": {
+          "$ref": "#/definitions/name"
+        },
+        "pids": {
+          "description": "How many processes and threads it has.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "swap": {
+          "description": "Bytes of swap (memory.swap.current).",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        }
+      },
+      "example": {
+        "cpu_usec": 1250000,
+        "id": 6,
+        "log_bytes": 2048,
+        "memory": 10485760,
+        "name": "web",
+        "pids": 12
+      }
     },
     "error": {
       "description": "Why a request failed.",
@@ -1419,7 +2034,7 @@ func init() {
       }
     },
     "mount_overlay": {
-      "description": "Several trees laid over each other, with a writable layer on top that starts empty and is thrown away with the\nmount. The layer lies in the server's run directory, usually a tmpfs: what is written there takes memory.\n",
+      "description": "Several trees laid over each other, with a writable layer on top. Unless ` + "`" + `upper` + "`" + ` says otherwise it starts empty and is thrown\naway with the mount; it is a tmpfs of its own then: what is written there takes memory.\n",
       "type": "object",
       "required": [
         "lower"
@@ -1432,8 +2047,11 @@ func init() {
             "$ref": "#/definitions/mount"
           }
         },
+        "upper": {
+          "$ref": "#/definitions/mount_overlay_upper"
+        },
         "upperdir": {
-          "description": "The directory that holds what was written.",
+          "description": "The directory that holds what was written. Absent if there is none.",
           "type": "string",
           "readOnly": true
         },
@@ -1456,6 +2074,57 @@ func init() {
             "kind": "bind"
           }
         ]
+      }
+    },
+    "mount_overlay_tmpfs": {
+      "description": "A file system in memory (tmpfs(5)), for one overlay alone.",
+      "type": "object",
+      "properties": {
+        "size": {
+          "description": "Bytes that it may hold, at least 65536. When they are used up writers see ENOSPC. By default a quarter of the node's memory.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "size": 1073741824
+      }
+    },
+    "mount_overlay_upper": {
+      "description": "Where an overlay keeps what is written to it. One of ` + "`" + `tmpfs` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `none` + "`" + `; without any it is a tmpfs of the default\nsize.\n",
+      "type": "object",
+      "properties": {
+        "limit": {
+          "description": "How many bytes can be written to the file system of the layer in all.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "mount": {
+          "$ref": "#/definitions/mount"
+        },
+        "none": {
+          "description": "There is no writable layer; nothing can be written. Two lower trees are needed at least, or a single one is shown as it is, read-only.",
+          "type": "boolean"
+        },
+        "path": {
+          "description": "A directory in ` + "`" + `mount` + "`" + `, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,\n` + "`" + `upper` + "`" + ` and ` + "`" + `work` + "`" + `. By default the root of ` + "`" + `mount` + "`" + `. Only one overlay at a time can use it.\n",
+          "type": "string"
+        },
+        "tmpfs": {
+          "$ref": "#/definitions/mount_overlay_tmpfs"
+        },
+        "used": {
+          "description": "How many bytes of it are used.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        }
+      },
+      "example": {
+        "tmpfs": {
+          "size": 1073741824
+        }
       }
     },
     "mount_rbd": {
@@ -1725,7 +2394,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after ` + "`" + `--stop-timeout` + "`" + ` (10 s by default) is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default | send less, or raise the limit |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + `, containers with ` + "`" + `systemd` + "`" + `, and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on ` + "`" + `http` + "`" + ` (127.0.0.1:8080) or ` + "`" + `https` + "`" + ` when asked to.\nWho can talk to it is root on the node.\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. The message names the level\nof the request, the object, the cause in the kernel's own words, and what to do.\n\n| status | cause | remedy |\n|---|---|---|\n| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |\n| 404 | no object has this id or name | list what there is |\n| 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |\n| 413 | the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default | send less, or raise the limit |\n| 415 | the body is not declared as JSON | send ` + "`" + `Content-Type: application/json` + "`" + ` |\n| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |\n| 500 | a fault of this software | report it, with the server's log |\n| 501 | the kernel or this version lacks it | see the message for what is needed |\n| 502 | a remote storage server refused | look at that server, its address and the credentials |\n| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |\n\nThe HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).\n\n## Time\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\nTimes are RFC 3339 in UTC, sizes are bytes.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + `, containers with ` + "`" + `systemd` + "`" + `, and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause"
@@ -2187,7 +2856,7 @@ func init() {
         }
       },
       "patch": {
-        "description": "What is asked for, by the state that the container is in:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | nothing to do: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | nothing to do: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | nothing to do: 200 |\n| ` + "`" + `stopping` + "`" + ` | 409 | nothing to do: 200 | 409 |\n\nStopping answers at once, with the state ` + "`" + `stopping` + "`" + `, and goes on in the background: the command is sent SIGTERM\n(a ` + "`" + `systemd` + "`" + ` one signal 37), and what is left after ` + "`" + `--stop-timeout` + "`" + ` (10 s by default) is killed. Starting answers when the command is running; if it can't be started, the answer is an error and\nthe container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\nThe request has no body.\n",
+        "description": "What is asked for, by the state that the container is in:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | nothing to do: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | nothing to do: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | nothing to do: 200 |\n| ` + "`" + `stopping` + "`" + ` | 409 | nothing to do: 200 | 409 |\n\nStopping answers at once, with the state ` + "`" + `stopping` + "`" + `, and goes on in the background: the command is sent SIGTERM\nor its ` + "`" + `stop_signal` + "`" + ` (a ` + "`" + `systemd` + "`" + ` one signal 37), and what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed. Starting answers when the command is running; if it can't be started, the answer is an error and\nthe container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\nThe request has no body.\n",
         "tags": [
           "containers"
         ],
@@ -2260,6 +2929,251 @@ func init() {
                 "state": "stopping",
                 "systemd": false
               }
+            }
+          },
+          "default": {
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/container/exec": {
+      "post": {
+        "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. What the command left running goes on. The container must be ` + "`" + `running` + "`" + `. If the client hangs up the command is killed. A\ncommand that can't be started is 422.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Run a command in a container",
+        "operationId": "exec_in_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Which one.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Which one.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "description": "What to run.",
+            "name": "command",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/container_command"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "It has ended, or was killed because its time was up.",
+            "schema": {
+              "$ref": "#/definitions/container_result"
+            }
+          },
+          "default": {
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/container/log": {
+      "get": {
+        "description": "Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the\nlatest part is kept (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is\ndeleted, or when the client hangs up.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "produces": [
+          "text/plain"
+        ],
+        "tags": [
+          "containers"
+        ],
+        "summary": "Read the log of a container",
+        "operationId": "read_container_log",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Which one.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Which one.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Only so many of the latest lines; 0 for none of what is there already.",
+            "name": "tail",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only what was written at this time or later: RFC 3339, or a span before now, such as ` + "`" + `90s` + "`" + ` or ` + "`" + `1h30m` + "`" + `. It is exact to a tenth of a second.",
+            "name": "since",
+            "in": "query"
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Go on with what comes.",
+            "name": "follow",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The log.",
+            "schema": {
+              "type": "file"
+            }
+          },
+          "default": {
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/container/stats": {
+      "get": {
+        "description": "Answers what the container uses of the node at this moment. It must be ` + "`" + `running` + "`" + `, ` + "`" + `paused` + "`" + ` or ` + "`" + `stopping` + "`" + `.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Tell what a container uses",
+        "operationId": "get_container_stats",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Which one.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Which one.",
+            "name": "name",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "What it uses.",
+            "schema": {
+              "$ref": "#/definitions/container_stats"
+            }
+          },
+          "default": {
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/container/wait": {
+      "get": {
+        "description": "Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is\ndeleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is\nup 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Wait for a container",
+        "operationId": "wait_for_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "Which one.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Which one.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "enum": [
+                "created",
+                "running",
+                "paused",
+                "stopping",
+                "exited",
+                "dead"
+              ],
+              "type": "string"
+            },
+            "collectionFormat": "csv",
+            "description": "The states, such as ` + "`" + `exited,dead` + "`" + `, which are the default.",
+            "name": "state",
+            "in": "query"
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Wait until it is ` + "`" + `ready` + "`" + `; not together with ` + "`" + `state` + "`" + `.",
+            "name": "ready",
+            "in": "query"
+          },
+          {
+            "type": "integer",
+            "format": "int64",
+            "default": 60,
+            "description": "How many seconds to wait, at most 3600; 0 looks once.",
+            "name": "timeout",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The container, as it was at that moment.",
+            "schema": {
+              "$ref": "#/definitions/container"
             }
           },
           "default": {
@@ -2786,13 +3700,65 @@ func init() {
         "command"
       ],
       "properties": {
+        "args": {
+          "description": "Further arguments of the command, after the words of ` + "`" + `command` + "`" + `, each as it stands.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": [
+            "-c",
+            "echo hello"
+          ]
+        },
+        "binds": {
+          "description": "Files and directories of the node that are seen in the container, mounted in the order of the list.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_bind"
+          },
+          "x-omitempty": true
+        },
+        "capabilities": {
+          "$ref": "#/definitions/container_capabilities"
+        },
+        "cgroup": {
+          "description": "Its directory in the node's cgroup v2 tree, while it runs.",
+          "type": "string",
+          "readOnly": true,
+          "example": "/sys/fs/cgroup/imageapi/6"
+        },
         "command": {
           "description": "The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX\nshell does with quotes and backslashes, and nothing is expanded.\n",
           "type": "string",
           "example": "/bin/sh -c 'echo hello'"
         },
+        "devices": {
+          "description": "What its ` + "`" + `/dev` + "`" + ` holds. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, with all that is plugged in later. Else paths in the node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or\ndirectories with devices, which join the minimal ones under the same names.\n",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": [
+            "/dev/infiniband",
+            "/dev/fuse"
+          ]
+        },
+        "env": {
+          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `. They join ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `, ` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `, which\nit has anyway, or take their place.\n",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": [
+            "LANG=C.UTF-8"
+          ]
+        },
         "error": {
-          "description": "Why it is ` + "`" + `broken` + "`" + ` or ` + "`" + `dead` + "`" + `, else absent.",
+          "description": "Why it is ` + "`" + `broken` + "`" + `, ` + "`" + `dead` + "`" + `, or waits for a restart; else absent.",
           "type": "string",
           "readOnly": true
         },
@@ -2803,6 +3769,20 @@ func init() {
           "x-nullable": true,
           "readOnly": true
         },
+        "exit_reason": {
+          "description": "What ended the last run: ` + "`" + `exited` + "`" + ` (see ` + "`" + `exit_code` + "`" + `), ` + "`" + `signalled` + "`" + ` (see ` + "`" + `signal` + "`" + `), ` + "`" + `oom` + "`" + ` (the kernel killed it for lack of\nmemory), ` + "`" + `poweroff` + "`" + ` (from inside; halting looks the same), ` + "`" + `reboot` + "`" + ` (from inside), ` + "`" + `start-failed` + "`" + `, ` + "`" + `supervisor-lost` + "`" + ` (the\nprocess of the server that watches it was killed).\n",
+          "type": "string",
+          "enum": [
+            "exited",
+            "signalled",
+            "oom",
+            "poweroff",
+            "reboot",
+            "start-failed",
+            "supervisor-lost"
+          ],
+          "readOnly": true
+        },
         "finished_at": {
           "description": "When its last run ended. Absent while it runs.",
           "type": "string",
@@ -2810,14 +3790,36 @@ func init() {
           "x-nullable": true,
           "readOnly": true
         },
+        "hostname": {
+          "description": "Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or ` + "`" + `imageapi-` + "`" + ` and its id.",
+          "type": "string",
+          "maxLength": 64,
+          "pattern": "^[A-Za-z0-9.\\-]*$"
+        },
         "id": {
           "$ref": "#/definitions/id"
         },
+        "labels": {
+          "description": "Names and values of the client's own, which mean nothing to the server.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": {
+            "job": "4711"
+          }
+        },
         "logfile": {
-          "description": "The file on the node that has all that its processes wrote to standard output and standard error.",
+          "description": "The file on the node that has what its processes wrote to standard output and standard error. When it is\nas long as half of what is kept (` + "`" + `--log-size` + "`" + `, 16 MiB by default) it is renamed with ` + "`" + `.1` + "`" + ` at its end and a new one begins.\n",
           "type": "string",
           "readOnly": true,
           "example": "/run/imageapi/logs/6.log"
+        },
+        "max_restarts": {
+          "description": "After how many restarts in a row it is left as it is; 0 for no limit.",
+          "type": "integer",
+          "format": "int64"
         },
         "mount": {
           "$ref": "#/definitions/mount"
@@ -2832,6 +3834,19 @@ func init() {
             "$ref": "#/definitions/container_namespace"
           },
           "x-omitempty": true
+        },
+        "next_start_at": {
+          "description": "When it will be started again; only while it waits for that.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "oom_killed": {
+          "description": "The kernel killed a process of its last run for lack of memory. Absent where there is no memory controller of cgroup v2 to tell.\n",
+          "type": "boolean",
+          "x-nullable": true,
+          "readOnly": true
         },
         "phase": {
           "description": "Where it is in its life, apart from whether it runs; see \"Phases\".",
@@ -2850,12 +3865,43 @@ func init() {
           "format": "int64",
           "readOnly": true
         },
+        "ready": {
+          "description": "It runs and is ready: a ` + "`" + `systemd` + "`" + ` one when systemd says so (sd_notify(3)), which it does when its default target is\nreached; any other when its command runs.\n",
+          "type": "boolean",
+          "readOnly": true
+        },
         "refs": {
           "description": "How many hold it; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
+        },
+        "resources": {
+          "$ref": "#/definitions/container_resources"
+        },
+        "restart": {
+          "description": "Whether it is started again when it has ended without being asked to: ` + "`" + `no` + "`" + `, the default; ` + "`" + `on-failure` + "`" + `, when it is ` + "`" + `dead` + "`" + `; ` + "`" + `always` + "`" + `, also\nwhen it has ` + "`" + `exited` + "`" + `, but not after it was powered off or halted from inside. The first time after a second,\nthen after twice as long each time up to a minute; a run of a minute or more counts as a new beginning. While it waits it is\n` + "`" + `created` + "`" + `, with ` + "`" + `error` + "`" + ` and ` + "`" + `next_start_at` + "`" + `. A request to stop ends that too.\n",
+          "type": "string",
+          "enum": [
+            "no",
+            "on-failure",
+            "always"
+          ]
+        },
+        "restarts": {
+          "description": "How often in a row it was started again by ` + "`" + `restart` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "rlimits": {
+          "description": "Limits of the command and of what it starts; see setrlimit(2). What is not named is as the server's.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_rlimit"
+          },
+          "x-omitempty": true
         },
         "signal": {
           "description": "The number of the signal that ended the last run, else absent.",
@@ -2880,10 +3926,28 @@ func init() {
         "state": {
           "$ref": "#/definitions/container_state"
         },
+        "stop_signal": {
+          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number. By default SIGTERM, with\n` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37.\n",
+          "type": "string"
+        },
+        "stop_timeout": {
+          "description": "How many seconds the command has to end before all that is left is killed, 1 to 45. By default what the server's\n` + "`" + `--stop-timeout` + "`" + ` says, with ` + "`" + `systemd` + "`" + ` 30.\n",
+          "type": "integer",
+          "format": "int64"
+        },
         "systemd": {
           "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422.\n",
           "type": "boolean",
           "default": false
+        },
+        "user": {
+          "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own; the groups that list the user are joined too. Empty is root with no\nother groups.\n",
+          "type": "string",
+          "example": "nobody"
+        },
+        "working_dir": {
+          "description": "The directory in the mount in which the command starts, an absolute path. It must exist. By default ` + "`" + `/` + "`" + `.",
+          "type": "string"
         }
       },
       "example": {
@@ -2912,6 +3976,96 @@ func init() {
         "state": "running"
       }
     },
+    "container_bind": {
+      "description": "A file or directory of the node, as it is seen in a container.",
+      "type": "object",
+      "required": [
+        "source",
+        "target"
+      ],
+      "properties": {
+        "ro": {
+          "description": "Nothing can be written through it.",
+          "type": "boolean",
+          "default": false
+        },
+        "source": {
+          "description": "What it is on the node, an absolute path. With mounts below it, if it is a directory.",
+          "type": "string"
+        },
+        "target": {
+          "description": "Where it is in the container, an absolute path, in which links are not followed. What is missing is made, if it can be: directories,\nand for a file an empty one.\n",
+          "type": "string"
+        }
+      },
+      "example": {
+        "source": "/srv/scratch",
+        "target": "/scratch"
+      }
+    },
+    "container_capabilities": {
+      "description": "Which of root's powers it has; see capabilities(7). By default all, but for what is said of the field ` + "`" + `systemd` + "`" + ` and of the namespace pid.",
+      "type": "object",
+      "properties": {
+        "drop": {
+          "description": "Those that it shall not have, and can't gain, by name (` + "`" + `CAP_NET_RAW` + "`" + ` or ` + "`" + `net_raw` + "`" + `), or ` + "`" + `all` + "`" + `.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        }
+      },
+      "example": {
+        "drop": [
+          "CAP_SYS_MODULE",
+          "CAP_NET_RAW"
+        ]
+      }
+    },
+    "container_command": {
+      "description": "A command to run in a container beside what runs there.",
+      "type": "object",
+      "required": [
+        "args"
+      ],
+      "properties": {
+        "args": {
+          "description": "The program, as a path or to be found in its PATH, and its arguments, each as it stands.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        },
+        "env": {
+          "description": "As the field ` + "`" + `env` + "`" + ` of the container, whose environment it has too.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "timeout": {
+          "description": "After how many seconds it is killed, 1 to 3600. By default 20.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "user": {
+          "description": "As the field ` + "`" + `user` + "`" + ` of the container, and by default the same.",
+          "type": "string"
+        },
+        "working_dir": {
+          "description": "As the field ` + "`" + `working_dir` + "`" + ` of the container, and by default the same.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "args": [
+          "/bin/ls",
+          "/"
+        ]
+      }
+    },
     "container_namespace": {
       "description": "A namespace that a container has of its own instead of sharing the node's; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + ` a container can't reboot, and is stopped as a whole. Without ` + "`" + `uts` + "`" + ` its\nhost name is the node's and can't be set.\n",
       "type": "string",
@@ -2926,6 +4080,116 @@ func init() {
         "uts"
       ]
     },
+    "container_resources": {
+      "description": "What it may use of the node, by the controllers of cgroup v2. One that the node's cgroup v2 tree lacks is 501. What is 0 or left\nout is not limited.\n",
+      "type": "object",
+      "properties": {
+        "cpu_quota": {
+          "description": "Microseconds of processor time in each period of 100 ms (cpu.max), so 150000 is one and a half processors; at least 1000.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "cpu_weight": {
+          "description": "Its share of the processors when they are short, 1 to 10000 (cpu.weight). The kernel's default is 100.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "cpuset": {
+          "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus).",
+          "type": "string"
+        },
+        "memory": {
+          "description": "Bytes of memory (memory.max). Above it a process of the container is killed.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "pids": {
+          "description": "How many processes and threads it may have (pids.max).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "swap": {
+          "description": "Bytes of swap (memory.swap.max); -1 for none.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "cpuset": "0-3",
+        "memory": 8589934592,
+        "pids": 4096
+      }
+    },
+    "container_result": {
+      "description": "What came of a command.",
+      "type": "object",
+      "properties": {
+        "exit_code": {
+          "description": "Its exit status, 0 to 255. Absent if a signal ended it.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "signal": {
+          "description": "The number of the signal that ended it, else absent.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "stderr": {
+          "description": "What it wrote to standard error, likewise.",
+          "type": "string",
+          "x-omitempty": false
+        },
+        "stdout": {
+          "description": "What it wrote to standard output, the first MiB of it. What is not UTF-8 is replaced by U+FFFD.",
+          "type": "string",
+          "x-omitempty": false
+        },
+        "timed_out": {
+          "description": "It was killed because its time was up.",
+          "type": "boolean"
+        },
+        "truncated": {
+          "description": "It wrote more than that.",
+          "type": "boolean"
+        }
+      },
+      "example": {
+        "exit_code": 0,
+        "stderr": "",
+        "stdout": "bin\netc\n"
+      }
+    },
+    "container_rlimit": {
+      "description": "A limit of a process; see setrlimit(2).",
+      "type": "object",
+      "required": [
+        "type",
+        "soft"
+      ],
+      "properties": {
+        "hard": {
+          "description": "How far the limit can be raised without privilege; -1 for none. By default the same as ` + "`" + `soft` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "soft": {
+          "description": "The limit, in the unit of its type; -1 for none.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "type": {
+          "description": "Which one, such as ` + "`" + `RLIMIT_NOFILE` + "`" + ` or ` + "`" + `nofile` + "`" + `.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "hard": 524288,
+        "soft": 1024,
+        "type": "nofile"
+      }
+    },
     "container_state": {
       "description": "The state of a container; see \"States of a container\". A definition may ask for ` + "`" + `created` + "`" + `, which is the same as\nleaving it out, or ` + "`" + `running` + "`" + `, which starts the container.\n",
       "type": "string",
@@ -2937,6 +4201,62 @@ func init() {
         "dead",
         "paused"
       ]
+    },
+    "container_stats": {
+      "description": "What a container uses at this moment. Where the node's cgroup v2 tree lacks a controller, its fields are absent.",
+      "type": "object",
+      "properties": {
+        "cpu_usec": {
+          "description": "Microseconds of processor time since it was started (cpu.stat).",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "id": {
+          "$ref": "#/definitions/id"
+        },
+        "log_bytes": {
+          "description": "Bytes of its log that are kept.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "memory": {
+          "description": "Bytes of memory, the page cache of its files included (memory.current).",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "memory_limit": {
+          "description": "Bytes that it may use (memory.max). Absent if there is no limit.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "name": {
+          "$ref": "#/definitions/name"
+        },
+        "pids": {
+          "description": "How many processes and threads it has.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "swap": {
+          "description": "Bytes of swap (memory.swap.current).",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        }
+      },
+      "example": {
+        "cpu_usec": 1250000,
+        "id": 6,
+        "log_bytes": 2048,
+        "memory": 10485760,
+        "name": "web",
+        "pids": 12
+      }
     },
     "error": {
       "description": "Why a request failed.",
@@ -3207,7 +4527,7 @@ func init() {
       }
     },
     "mount_overlay": {
-      "description": "Several trees laid over each other, with a writable layer on top that starts empty and is thrown away with the\nmount. The layer lies in the server's run directory, usually a tmpfs: what is written there takes memory.\n",
+      "description": "Several trees laid over each other, with a writable layer on top. Unless ` + "`" + `upper` + "`" + ` says otherwise it starts empty and is thrown\naway with the mount; it is a tmpfs of its own then: what is written there takes memory.\n",
       "type": "object",
       "required": [
         "lower"
@@ -3220,8 +4540,11 @@ func init() {
             "$ref": "#/definitions/mount"
           }
         },
+        "upper": {
+          "$ref": "#/definitions/mount_overlay_upper"
+        },
         "upperdir": {
-          "description": "The directory that holds what was written.",
+          "description": "The directory that holds what was written. Absent if there is none.",
           "type": "string",
           "readOnly": true
         },
@@ -3244,6 +4567,57 @@ func init() {
             "kind": "bind"
           }
         ]
+      }
+    },
+    "mount_overlay_tmpfs": {
+      "description": "A file system in memory (tmpfs(5)), for one overlay alone.",
+      "type": "object",
+      "properties": {
+        "size": {
+          "description": "Bytes that it may hold, at least 65536. When they are used up writers see ENOSPC. By default a quarter of the node's memory.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "size": 1073741824
+      }
+    },
+    "mount_overlay_upper": {
+      "description": "Where an overlay keeps what is written to it. One of ` + "`" + `tmpfs` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `none` + "`" + `; without any it is a tmpfs of the default\nsize.\n",
+      "type": "object",
+      "properties": {
+        "limit": {
+          "description": "How many bytes can be written to the file system of the layer in all.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "mount": {
+          "$ref": "#/definitions/mount"
+        },
+        "none": {
+          "description": "There is no writable layer; nothing can be written. Two lower trees are needed at least, or a single one is shown as it is, read-only.",
+          "type": "boolean"
+        },
+        "path": {
+          "description": "A directory in ` + "`" + `mount` + "`" + `, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,\n` + "`" + `upper` + "`" + ` and ` + "`" + `work` + "`" + `. By default the root of ` + "`" + `mount` + "`" + `. Only one overlay at a time can use it.\n",
+          "type": "string"
+        },
+        "tmpfs": {
+          "$ref": "#/definitions/mount_overlay_tmpfs"
+        },
+        "used": {
+          "description": "How many bytes of it are used.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        }
+      },
+      "example": {
+        "tmpfs": {
+          "size": 1073741824
+        }
       }
     },
     "mount_rbd": {

@@ -4,6 +4,7 @@ package containers
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"github.com/go-openapi/runtime"
@@ -52,6 +53,30 @@ type Client struct {
 // ClientOption may be used to customize the behavior of Client methods.
 type ClientOption func(*runtime.ClientOperation)
 
+// This client is generated with a few options you might find useful for your swagger spec.
+//
+// Feel free to add you own set of options.
+
+// WithAccept allows the client to force the Accept header
+// to negotiate a specific Producer from the server.
+//
+// You may use this option to set arbitrary extensions to your MIME media type.
+func WithAccept(mime string) ClientOption {
+	return func(r *runtime.ClientOperation) {
+		r.ProducesMediaTypes = []string{mime}
+	}
+}
+
+// WithAcceptApplicationJSON sets the Accept header to "application/json".
+func WithAcceptApplicationJSON(r *runtime.ClientOperation) {
+	r.ProducesMediaTypes = []string{"application/json"}
+}
+
+// WithAcceptTextPlain sets the Accept header to "text/plain".
+func WithAcceptTextPlain(r *runtime.ClientOperation) {
+	r.ProducesMediaTypes = []string{"text/plain"}
+}
+
 // ClientService is the interface for Client methods.
 type ClientService interface {
 
@@ -67,17 +92,41 @@ type ClientService interface {
 	// DeleteContainerContext delete a container.
 	DeleteContainerContext(ctx context.Context, params *DeleteContainerParams, opts ...ClientOption) (*DeleteContainerOK, error)
 
+	// ExecInContainer run a command in a container.
+	ExecInContainer(params *ExecInContainerParams, opts ...ClientOption) (*ExecInContainerOK, error)
+
+	// ExecInContainerContext run a command in a container.
+	ExecInContainerContext(ctx context.Context, params *ExecInContainerParams, opts ...ClientOption) (*ExecInContainerOK, error)
+
+	// GetContainerStats tell what a container uses.
+	GetContainerStats(params *GetContainerStatsParams, opts ...ClientOption) (*GetContainerStatsOK, error)
+
+	// GetContainerStatsContext tell what a container uses.
+	GetContainerStatsContext(ctx context.Context, params *GetContainerStatsParams, opts ...ClientOption) (*GetContainerStatsOK, error)
+
 	// ListContainers list containers.
 	ListContainers(params *ListContainersParams, opts ...ClientOption) (*ListContainersOK, error)
 
 	// ListContainersContext list containers.
 	ListContainersContext(ctx context.Context, params *ListContainersParams, opts ...ClientOption) (*ListContainersOK, error)
 
+	// ReadContainerLog read the log of a container.
+	ReadContainerLog(params *ReadContainerLogParams, writer io.Writer, opts ...ClientOption) (*ReadContainerLogOK, error)
+
+	// ReadContainerLogContext read the log of a container.
+	ReadContainerLogContext(ctx context.Context, params *ReadContainerLogParams, writer io.Writer, opts ...ClientOption) (*ReadContainerLogOK, error)
+
 	// SetContainerState start stop pause or resume a container.
 	SetContainerState(params *SetContainerStateParams, opts ...ClientOption) (*SetContainerStateOK, error)
 
 	// SetContainerStateContext start stop pause or resume a container.
 	SetContainerStateContext(ctx context.Context, params *SetContainerStateParams, opts ...ClientOption) (*SetContainerStateOK, error)
+
+	// WaitForContainer wait for a container.
+	WaitForContainer(params *WaitForContainerParams, opts ...ClientOption) (*WaitForContainerOK, error)
+
+	// WaitForContainerContext wait for a container.
+	WaitForContainerContext(ctx context.Context, params *WaitForContainerParams, opts ...ClientOption) (*WaitForContainerOK, error)
 
 	SetTransport(transport runtime.ContextualTransport)
 }
@@ -226,6 +275,148 @@ func (a *Client) DeleteContainerContext(ctx context.Context, params *DeleteConta
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }
 
+// ExecInContainer runs a command in a container.
+//
+// Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers
+// when it has ended. What the command left running goes on. The container must be `running`. If the client hangs up the command is killed. A
+// command that can't be started is 422.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.ExecInContainerContext] instead.
+func (a *Client) ExecInContainer(params *ExecInContainerParams, opts ...ClientOption) (*ExecInContainerOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.ExecInContainerContext(ctx, params, opts...)
+}
+
+// ExecInContainerContext runs a command in a container.
+//
+// Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers
+// when it has ended. What the command left running goes on. The container must be `running`. If the client hangs up the command is killed. A
+// command that can't be started is 422.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// Do not use the deprecated [ExecInContainerParams.Context] with this method: it would be ignored.
+func (a *Client) ExecInContainerContext(ctx context.Context, params *ExecInContainerParams, opts ...ClientOption) (*ExecInContainerOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewExecInContainerParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "exec_in_container",
+		Method:             "POST",
+		PathPattern:        "/container/exec",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &ExecInContainerReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*ExecInContainerOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*ExecInContainerDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
+// GetContainerStats tells what a container uses.
+//
+// Answers what the container uses of the node at this moment. It must be `running`, `paused` or `stopping`.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.GetContainerStatsContext] instead.
+func (a *Client) GetContainerStats(params *GetContainerStatsParams, opts ...ClientOption) (*GetContainerStatsOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.GetContainerStatsContext(ctx, params, opts...)
+}
+
+// GetContainerStatsContext tells what a container uses.
+//
+// Answers what the container uses of the node at this moment. It must be `running`, `paused` or `stopping`.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// Do not use the deprecated [GetContainerStatsParams.Context] with this method: it would be ignored.
+func (a *Client) GetContainerStatsContext(ctx context.Context, params *GetContainerStatsParams, opts ...ClientOption) (*GetContainerStatsOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewGetContainerStatsParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "get_container_stats",
+		Method:             "GET",
+		PathPattern:        "/container/stats",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &GetContainerStatsReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*GetContainerStatsOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*GetContainerStatsDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
 // ListContainers lists containers.
 //
 // Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
@@ -297,6 +488,83 @@ func (a *Client) ListContainersContext(ctx context.Context, params *ListContaine
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }
 
+// ReadContainerLog reads the log of a container.
+//
+// Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the
+// latest part is kept (`--log-size`).
+//
+// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is
+// deleted, or when the client hangs up.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.ReadContainerLogContext] instead.
+func (a *Client) ReadContainerLog(params *ReadContainerLogParams, writer io.Writer, opts ...ClientOption) (*ReadContainerLogOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.ReadContainerLogContext(ctx, params, writer, opts...)
+}
+
+// ReadContainerLogContext reads the log of a container.
+//
+// Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the
+// latest part is kept (`--log-size`).
+//
+// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is
+// deleted, or when the client hangs up.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// Do not use the deprecated [ReadContainerLogParams.Context] with this method: it would be ignored.
+func (a *Client) ReadContainerLogContext(ctx context.Context, params *ReadContainerLogParams, writer io.Writer, opts ...ClientOption) (*ReadContainerLogOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewReadContainerLogParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "read_container_log",
+		Method:             "GET",
+		PathPattern:        "/container/log",
+		ProducesMediaTypes: []string{"text/plain"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &ReadContainerLogReader{formats: a.formats, writer: writer},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*ReadContainerLogOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*ReadContainerLogDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
 // SetContainerState starts stop pause or resume a container.
 //
 // What is asked for, by the state that the container is in:
@@ -309,7 +577,7 @@ func (a *Client) ListContainersContext(ctx context.Context, params *ListContaine
 // | `stopping` | 409 | nothing to do: 200 | 409 |
 //
 // Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
-// (a `systemd` one signal 37), and what is left after `--stop-timeout` (10 s by default) is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// or its `stop_signal` (a `systemd` one signal 37), and what is left after its `stop_timeout` is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
 // the container is `dead` with the reason in `error`.
 //
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
@@ -343,7 +611,7 @@ func (a *Client) SetContainerState(params *SetContainerStateParams, opts ...Clie
 // | `stopping` | 409 | nothing to do: 200 | 409 |
 //
 // Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
-// (a `systemd` one signal 37), and what is left after `--stop-timeout` (10 s by default) is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// or its `stop_signal` (a `systemd` one signal 37), and what is left after its `stop_timeout` is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
 // the container is `dead` with the reason in `error`.
 //
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
@@ -388,6 +656,79 @@ func (a *Client) SetContainerStateContext(ctx context.Context, params *SetContai
 	//
 	// a default response is provided: fill this and return an error
 	unexpectedSuccess := result.(*SetContainerStateDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
+// WaitForContainer waits for a container.
+//
+// Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is
+// deleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is
+// up 504.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.WaitForContainerContext] instead.
+func (a *Client) WaitForContainer(params *WaitForContainerParams, opts ...ClientOption) (*WaitForContainerOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.WaitForContainerContext(ctx, params, opts...)
+}
+
+// WaitForContainerContext waits for a container.
+//
+// Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is
+// deleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is
+// up 504.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// Do not use the deprecated [WaitForContainerParams.Context] with this method: it would be ignored.
+func (a *Client) WaitForContainerContext(ctx context.Context, params *WaitForContainerParams, opts ...ClientOption) (*WaitForContainerOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewWaitForContainerParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "wait_for_container",
+		Method:             "GET",
+		PathPattern:        "/container/wait",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &WaitForContainerReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*WaitForContainerOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*WaitForContainerDefault)
 
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }

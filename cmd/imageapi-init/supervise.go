@@ -137,7 +137,7 @@ func (s *supervisor) watch() proto.Exit {
 		case <-stop:
 			stop = nil
 			_ = s.group.Thaw()
-			_ = unix.PidfdSendSignal(s.pidfd, unix.SIGTERM, nil, 0)
+			_ = unix.PidfdSendSignal(s.pidfd, unix.Signal(s.config.StopSignal), nil, 0)
 			timeout = time.After(s.config.StopTimeout)
 		case <-timeout:
 			_ = s.group.Kill()

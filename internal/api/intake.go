@@ -116,7 +116,9 @@ type normalizer struct {
 func (n *normalizer) value(path string, s *shape, v any, top bool) any {
 	switch s.kind {
 	case "object":
-		if m, ok := v.(map[string]any); ok {
+		if m, ok := v.(map[string]any); ok && s.items != nil {
+			return n.dictionary(path, s, m)
+		} else if ok {
 			return n.object(path, s, m, top)
 		}
 	case "array":
@@ -200,6 +202,18 @@ func (n *normalizer) array(path string, s *shape, list []any) any {
 		list[i] = n.value(sub, s.items, item, false)
 	}
 	return list
+}
+
+// dictionary is an object whose names are the client's.
+func (n *normalizer) dictionary(path string, s *shape, m map[string]any) any {
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		sub := fmt.Sprintf("%s[%.*q]", path, maxQuoted, key)
+		if strings.ContainsRune(key, 0) {
+			n.faults.Add(sub, "is a name with a NUL character")
+		}
+		m[key] = n.value(sub, s.items, m[key], false)
+	}
+	return m
 }
 
 func (n *normalizer) text(path string, s *shape, text string) {

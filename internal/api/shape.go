@@ -19,7 +19,7 @@ type shape struct {
 	folded map[string]string // an object's field names by their lower-case spelling
 	kinds  []string          // an object's fields of which "kind" selects one
 	needed []string          // an object's required fields
-	items  *shape            // of an array
+	items  *shape            // of an array, or of an object with names of the client's own
 
 	enum    []string       // of a string; empty if there is none
 	pattern *regexp.Regexp // of a string, or nil
@@ -53,6 +53,13 @@ func (s *shape) fill(shapes map[string]*shape, schema *spec.Schema) (err error) 
 	s.kind = schema.Type[0]
 	switch s.kind {
 	case "object":
+		if more := schema.AdditionalProperties; more != nil {
+			if more.Schema == nil || len(schema.Properties) > 0 {
+				return errors.New("it has names of its own and of the client's, or values of any sort")
+			}
+			s.items, err = shapeOf(shapes, more.Schema)
+			return err
+		}
 		return s.fillObject(shapes, schema)
 	case "array":
 		s.items, err = shapeOf(shapes, schema.Items.Schema)
@@ -67,7 +74,7 @@ func (s *shape) fill(shapes map[string]*shape, schema *spec.Schema) (err error) 
 
 // unknown tells whether a schema has a rule that is not one of those of a shape.
 func unknown(s *spec.Schema) bool {
-	compound := len(s.Type) != 1 || len(s.AllOf)+len(s.AnyOf)+len(s.OneOf) > 0 || s.AdditionalProperties != nil || len(s.PatternProperties) > 0
+	compound := len(s.Type) != 1 || len(s.AllOf)+len(s.AnyOf)+len(s.OneOf) > 0 || len(s.PatternProperties) > 0
 	bounds := s.Minimum != nil || s.Maximum != nil || s.MultipleOf != nil
 	sizes := s.MinItems != nil || s.MaxItems != nil || s.UniqueItems || s.MinProperties != nil || s.MaxProperties != nil
 	return compound || bounds || sizes

@@ -107,6 +107,7 @@ func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driv
 		Env:         environment(),
 		Hostname:    hostname(u.ContainerName, site.ID),
 		Namespaces:  flags(u.Namespaces),
+		StopSignal:  int(unix.SIGTERM),
 		StopTimeout: u.driver.opt.StopTimeout,
 	})
 	if err != nil {

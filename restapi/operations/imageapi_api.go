@@ -41,6 +41,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 		JSONConsumer: runtime.JSONConsumer(),
 
 		JSONProducer: runtime.JSONProducer(),
+		TxtProducer:  runtime.TextProducer(),
 
 		AttachmentsAttachHandler: attachments.AttachHandlerFunc(func(params attachments.AttachParams) (attachments.AttachResponder, error) {
 			_ = params
@@ -72,6 +73,18 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 			return mounts.DeleteMountNotImplemented(), nil
 		}),
 
+		ContainersExecInContainerHandler: containers.ExecInContainerHandlerFunc(func(params containers.ExecInContainerParams) (containers.ExecInContainerResponder, error) {
+			_ = params
+
+			return containers.ExecInContainerNotImplemented(), nil
+		}),
+
+		ContainersGetContainerStatsHandler: containers.GetContainerStatsHandlerFunc(func(params containers.GetContainerStatsParams) (containers.GetContainerStatsResponder, error) {
+			_ = params
+
+			return containers.GetContainerStatsNotImplemented(), nil
+		}),
+
 		AttachmentsListAttachmentsHandler: attachments.ListAttachmentsHandlerFunc(func(params attachments.ListAttachmentsParams) (attachments.ListAttachmentsResponder, error) {
 			_ = params
 
@@ -96,10 +109,22 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 			return mounts.MountNotImplemented(), nil
 		}),
 
+		ContainersReadContainerLogHandler: containers.ReadContainerLogHandlerFunc(func(params containers.ReadContainerLogParams) (containers.ReadContainerLogResponder, error) {
+			_ = params
+
+			return containers.ReadContainerLogNotImplemented(), nil
+		}),
+
 		ContainersSetContainerStateHandler: containers.SetContainerStateHandlerFunc(func(params containers.SetContainerStateParams) (containers.SetContainerStateResponder, error) {
 			_ = params
 
 			return containers.SetContainerStateNotImplemented(), nil
+		}),
+
+		ContainersWaitForContainerHandler: containers.WaitForContainerHandlerFunc(func(params containers.WaitForContainerParams) (containers.WaitForContainerResponder, error) {
+			_ = params
+
+			return containers.WaitForContainerNotImplemented(), nil
 		}),
 	}
 }
@@ -171,10 +196,10 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // | `state` | meaning | next |
 // |---|---|---|
-// | `created` | never started | `running` |
+// | `created` | never started, or waits to be started again (`restart`) | `running` |
 // | `running` | its processes run | `paused`, `stopping`, `exited`, `dead` |
 // | `paused` | its processes are frozen and keep their memory | `running`, `stopping` |
-// | `stopping` | it was asked to end; what is left after `--stop-timeout` (10 s by default) is killed | `exited` |
+// | `stopping` | it was asked to end; what is left after its `stop_timeout` is killed | `exited` |
 // | `exited` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | `running` |
 // | `dead` | its command failed, was killed by something else, or could not be started; `error` and `exit_code` or `signal` tell | `running` |
 //
@@ -239,6 +264,9 @@ type ImageapiAPI struct {
 	// JSONProducer registers a producer for the following mime types:
 	//   - application/json
 	JSONProducer runtime.Producer
+	// TxtProducer registers a producer for the following mime types:
+	//   - text/plain
+	TxtProducer runtime.Producer
 
 	// AttachmentsAttachHandler sets the operation handler for the attach operation
 	AttachmentsAttachHandler attachments.AttachHandler
@@ -250,6 +278,10 @@ type ImageapiAPI struct {
 	ContainersDeleteContainerHandler containers.DeleteContainerHandler
 	// MountsDeleteMountHandler sets the operation handler for the delete mount operation
 	MountsDeleteMountHandler mounts.DeleteMountHandler
+	// ContainersExecInContainerHandler sets the operation handler for the exec in container operation
+	ContainersExecInContainerHandler containers.ExecInContainerHandler
+	// ContainersGetContainerStatsHandler sets the operation handler for the get container stats operation
+	ContainersGetContainerStatsHandler containers.GetContainerStatsHandler
 	// AttachmentsListAttachmentsHandler sets the operation handler for the list attachments operation
 	AttachmentsListAttachmentsHandler attachments.ListAttachmentsHandler
 	// ContainersListContainersHandler sets the operation handler for the list containers operation
@@ -258,8 +290,12 @@ type ImageapiAPI struct {
 	MountsListMountsHandler mounts.ListMountsHandler
 	// MountsMountHandler sets the operation handler for the mount operation
 	MountsMountHandler mounts.MountHandler
+	// ContainersReadContainerLogHandler sets the operation handler for the read container log operation
+	ContainersReadContainerLogHandler containers.ReadContainerLogHandler
 	// ContainersSetContainerStateHandler sets the operation handler for the set container state operation
 	ContainersSetContainerStateHandler containers.SetContainerStateHandler
+	// ContainersWaitForContainerHandler sets the operation handler for the wait for container operation
+	ContainersWaitForContainerHandler containers.WaitForContainerHandler
 
 	// ServeError is called when an error is received, there is a default handler
 	// but you can set your own with this
@@ -336,6 +372,9 @@ func (o *ImageapiAPI) Validate() error {
 	if o.JSONProducer == nil {
 		unregistered = append(unregistered, "JSONProducer")
 	}
+	if o.TxtProducer == nil {
+		unregistered = append(unregistered, "TxtProducer")
+	}
 
 	if o.AttachmentsAttachHandler == nil {
 		unregistered = append(unregistered, "attachments.AttachHandler")
@@ -352,6 +391,12 @@ func (o *ImageapiAPI) Validate() error {
 	if o.MountsDeleteMountHandler == nil {
 		unregistered = append(unregistered, "mounts.DeleteMountHandler")
 	}
+	if o.ContainersExecInContainerHandler == nil {
+		unregistered = append(unregistered, "containers.ExecInContainerHandler")
+	}
+	if o.ContainersGetContainerStatsHandler == nil {
+		unregistered = append(unregistered, "containers.GetContainerStatsHandler")
+	}
 	if o.AttachmentsListAttachmentsHandler == nil {
 		unregistered = append(unregistered, "attachments.ListAttachmentsHandler")
 	}
@@ -364,8 +409,14 @@ func (o *ImageapiAPI) Validate() error {
 	if o.MountsMountHandler == nil {
 		unregistered = append(unregistered, "mounts.MountHandler")
 	}
+	if o.ContainersReadContainerLogHandler == nil {
+		unregistered = append(unregistered, "containers.ReadContainerLogHandler")
+	}
 	if o.ContainersSetContainerStateHandler == nil {
 		unregistered = append(unregistered, "containers.SetContainerStateHandler")
+	}
+	if o.ContainersWaitForContainerHandler == nil {
+		unregistered = append(unregistered, "containers.WaitForContainerHandler")
 	}
 
 	if len(unregistered) > 0 {
@@ -414,8 +465,11 @@ func (o *ImageapiAPI) ConsumersFor(mediaTypes []string) map[string]runtime.Consu
 func (o *ImageapiAPI) ProducersFor(mediaTypes []string) map[string]runtime.Producer {
 	result := make(map[string]runtime.Producer, len(mediaTypes))
 	for _, mt := range mediaTypes {
-		if mt == "application/json" {
+		switch mt {
+		case "application/json":
 			result["application/json"] = o.JSONProducer
+		case "text/plain":
+			result["text/plain"] = o.TxtProducer
 		}
 
 		if p, ok := o.customProducers[mt]; ok {
@@ -477,6 +531,14 @@ func (o *ImageapiAPI) initHandlerCache() {
 		o.handlers["DELETE"] = make(map[string]http.Handler)
 	}
 	o.handlers["DELETE"]["/mount"] = mounts.NewDeleteMount(o.context, o.MountsDeleteMountHandler)
+	if o.handlers["POST"] == nil {
+		o.handlers["POST"] = make(map[string]http.Handler)
+	}
+	o.handlers["POST"]["/container/exec"] = containers.NewExecInContainer(o.context, o.ContainersExecInContainerHandler)
+	if o.handlers["GET"] == nil {
+		o.handlers["GET"] = make(map[string]http.Handler)
+	}
+	o.handlers["GET"]["/container/stats"] = containers.NewGetContainerStats(o.context, o.ContainersGetContainerStatsHandler)
 	if o.handlers["GET"] == nil {
 		o.handlers["GET"] = make(map[string]http.Handler)
 	}
@@ -493,10 +555,18 @@ func (o *ImageapiAPI) initHandlerCache() {
 		o.handlers["POST"] = make(map[string]http.Handler)
 	}
 	o.handlers["POST"]["/mount"] = mounts.NewMount(o.context, o.MountsMountHandler)
+	if o.handlers["GET"] == nil {
+		o.handlers["GET"] = make(map[string]http.Handler)
+	}
+	o.handlers["GET"]["/container/log"] = containers.NewReadContainerLog(o.context, o.ContainersReadContainerLogHandler)
 	if o.handlers["PATCH"] == nil {
 		o.handlers["PATCH"] = make(map[string]http.Handler)
 	}
 	o.handlers["PATCH"]["/container"] = containers.NewSetContainerState(o.context, o.ContainersSetContainerStateHandler)
+	if o.handlers["GET"] == nil {
+		o.handlers["GET"] = make(map[string]http.Handler)
+	}
+	o.handlers["GET"]["/container/wait"] = containers.NewWaitForContainer(o.context, o.ContainersWaitForContainerHandler)
 }
 
 // Serve creates a http handler to serve the API over HTTP

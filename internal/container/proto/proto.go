@@ -54,13 +54,14 @@ const MaxSize = 160 << 10
 // longer argument than this either (MAX_ARG_STRLEN, execve(2)).
 const MaxCommand = 128 << 10
 
-// Descriptors that a supervisor is started with; 0, 1 and 2 are /dev/null.
+// Descriptors that a supervisor is started with; 0, 1 and 2 are /dev/null. Those of Config.Binds follow in their order.
 const (
 	SupervisorProgram = 3 // this program, to be executed as init stage
 	SupervisorControl = 4 // the socket to the daemon
 	SupervisorRoot    = 5 // the container's root: a detached tree of mounts
 	SupervisorCgroup  = 6 // the directory of the container's cgroup
 	SupervisorLog     = 7 // the log file, for appending
+	SupervisorBinds   = 8 // the first bind: a detached tree of mounts
 )
 
 // Descriptors that an init stage is started with; 0 is /dev/null, 1 and 2 are the pipe to the log.
@@ -68,6 +69,7 @@ const (
 	InitProgram = 3
 	InitStatus  = 4 // the socket to the supervisor
 	InitRoot    = 5
+	InitBinds   = 6 // the first of Config.Binds
 )
 
 // ModeSupervisor and ModeInit are what argument 1 of imageapi-init says it shall be.
@@ -78,43 +80,6 @@ const (
 
 // Mountpoint is where a container's root is attached in its copy of the nursery's mounts, before it becomes the root.
 const Mountpoint = "/root"
-
-// Config tells how to run a command.
-type Config struct {
-	Args        []string      // at least one; without a slash the first is looked up in the PATH of Env
-	Env         []string      // as in environ(7)
-	Hostname    string        // for a uts namespace of its own
-	Namespaces  uintptr       // CLONE_NEW* flags of those that are to be separate
-	StopTimeout time.Duration // between SIGTERM and SIGKILL
-}
-
-// Message encodes c.
-func (c Config) Message() []byte {
-	fields := []string{c.Hostname, strconv.FormatUint(uint64(c.Namespaces), 10), strconv.FormatInt(int64(c.StopTimeout), 10), strconv.Itoa(len(c.Args))}
-	fields = append(fields, c.Args...)
-	return Encode(Run, append(fields, c.Env...)...)
-}
-
-// ParseConfig decodes the fields of a Run message.
-func ParseConfig(fields []string) (Config, error) {
-	if len(fields) < 4 {
-		return Config{}, errMalformed
-	}
-	namespaces, err1 := strconv.ParseUint(fields[1], 10, 64)
-	timeout, err2 := strconv.ParseInt(fields[2], 10, 64)
-	words, err3 := strconv.Atoi(fields[3])
-	rest := fields[4:]
-	if err := errors.Join(err1, err2, err3); err != nil || words < 1 || words > len(rest) {
-		return Config{}, errMalformed
-	}
-	return Config{
-		Args:        rest[:words:words],
-		Env:         rest[words:],
-		Hostname:    fields[0],
-		Namespaces:  uintptr(namespaces),
-		StopTimeout: time.Duration(timeout),
-	}, nil
-}
 
 // Exit tells how the first process of a container ended.
 type Exit struct {

@@ -11,8 +11,12 @@ import (
 
 func TestConfigSurvivesTheWire(t *testing.T) {
 	for _, c := range []Config{
-		{Args: []string{"a"}, Env: []string{}},
-		{Args: []string{"/bin/sh", "-c", "", "x y"}, Env: []string{"A=1", "B="}, Hostname: "h", Namespaces: 0x20000000, StopTimeout: time.Second},
+		{Args: []string{"a"}, Env: []string{}, Devices: []string{}},
+		{
+			Args: []string{"a"}, Env: []string{"args=7", ""}, Devices: []string{"/dev/fuse"}, WorkingDir: "/a=b", User: "a:b", Systemd: true, StopSignal: 37, Drop: 1 << 63,
+			Rlimits: []Rlimit{{Resource: 7, Soft: 1, Hard: ^uint64(0)}, {}}, Binds: []Bind{{Target: "/a"}, {Target: "/b", File: true}},
+		},
+		{Devices: []string{}, Args: []string{"/bin/sh", "-c", "", "x y"}, Env: []string{"A=1", "B="}, Hostname: "h", Namespaces: 0x20000000, StopTimeout: time.Second},
 	} {
 		kind, fields, err := Decode(c.Message())
 		if err != nil || kind != Run {

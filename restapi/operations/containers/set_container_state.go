@@ -40,7 +40,7 @@ func NewSetContainerState(ctx *middleware.Context, handler SetContainerStateHand
 // | `stopping` | 409 | nothing to do: 200 | 409 |
 //
 // Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
-// (a `systemd` one signal 37), and what is left after `--stop-timeout` (10 s by default) is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// or its `stop_signal` (a `systemd` one signal 37), and what is left after its `stop_timeout` is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
 // the container is `dead` with the reason in `error`.
 //
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
