@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
 # In the initrd: what leads to the root image, and what a node needs that has nothing but its initrd.
-early=(virtio_pci virtio_blk virtio_console 9pnet_virtio 9p crc32c-intel
+early=(virtio_pci virtio_blk virtio_console virtio_net 9pnet_virtio 9p crc32c-intel
 	loop overlay squashfs erofs ext4 xfs btrfs
 	nfs nfsv3 nfsv4 iscsi_tcp sd_mod rbd)
 packages=(
