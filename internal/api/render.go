@@ -97,7 +97,8 @@ func containerOf(v *state.View) *models.Container {
 	}
 	if run := v.Run; run != nil {
 		c.Pid, c.ExitCode, c.Signal = int64(run.PID), run.ExitCode, run.Signal
-		c.StartedAt, c.FinishedAt = dateTime(run.StartedAt), dateTime(run.FinishedAt)
+		c.StartedAt, c.FinishedAt, c.NextStartAt = dateTime(run.StartedAt), dateTime(run.FinishedAt), dateTime(run.NextStartAt)
+		c.Cgroup, c.Ready, c.ExitReason, c.OomKilled, c.Restarts = run.Cgroup, &run.Ready, string(run.Reason), run.OOM, run.Restarts
 		if c.Error == "" {
 			c.Error = run.Error
 		}

@@ -176,7 +176,8 @@ func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
 
 type containerUnit struct{ unit }
 
-func (u *containerUnit) Name() string { return string(u.def.Container.Name) }
+func (u *containerUnit) Name() string            { return string(u.def.Container.Name) }
+func (u *containerUnit) Restart() driver.Restart { return driver.Restart{} }
 func (u *containerUnit) Autostart() bool {
 	return u.def.Container.State == models.ContainerStateRunning
 }
@@ -191,6 +192,8 @@ type process struct {
 }
 
 func (p *process) PID() int                     { return 4711 }
+func (p *process) Cgroup() string               { return "" }
+func (p *process) Ready() <-chan struct{}       { return nil }
 func (p *process) Stop()                        { p.once.Do(func() { close(p.done) }) }
 func (p *process) Kill()                        { p.Stop() }
 func (p *process) Freeze(context.Context) error { return nil }

@@ -2,6 +2,7 @@ package container
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -23,6 +24,13 @@ func plan(c *models.Container) (*unit, errs.Faults) {
 	u.Args = split(u.Command, &faults)
 	u.Systemd = c.Systemd != nil && *c.Systemd
 	u.Namespaces = effective(c.Namespaces)
+	u.Policy, u.MaxRestarts, u.Labels = c.Restart, c.MaxRestarts, maps.Clone(c.Labels)
+	switch {
+	case c.MaxRestarts < 0:
+		faults.Add("max_restarts", "is negative: give how often in a row, or 0 for any number")
+	case c.MaxRestarts > 0 && !u.Restart().OnFailure:
+		faults.Add("max_restarts", "means nothing without restart: on-failure or always")
+	}
 	switch c.State {
 	case "", models.ContainerStateCreated:
 	case models.ContainerStateRunning:

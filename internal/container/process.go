@@ -32,8 +32,9 @@ type process struct {
 	live  context.Context
 	leave context.CancelCauseFunc // ends live, as soon as it shall end: nothing is frozen from then on
 
-	done chan struct{}
-	exit driver.Exit // written before done is closed
+	ready chan struct{}
+	done  chan struct{}
+	exit  driver.Exit // written before done is closed
 }
 
 var (
@@ -43,6 +44,12 @@ var (
 
 // PID implements driver.Process.
 func (p *process) PID() int { return p.pid }
+
+// Cgroup implements driver.Process.
+func (p *process) Cgroup() string { return p.group.File().Name() }
+
+// Ready implements driver.Process.
+func (p *process) Ready() <-chan struct{} { return p.ready }
 
 // Done implements driver.Process.
 func (p *process) Done() <-chan struct{} { return p.done }
@@ -188,6 +195,7 @@ func (p *process) hear() bool {
 			return false
 		}
 		p.exit = driver.Exit{Code: exit.Code, Signal: exit.Signal, At: exit.At, Halted: p.ownPIDs && halts(exit.Signal)}
+		p.exit.Reboot = p.exit.Halted && exit.Signal == int(syscall.SIGHUP)
 		if exit.LogErr != "" {
 			p.exit.Left = fmt.Errorf("the log is not complete: write: %s", exit.LogErr)
 		}

@@ -45,7 +45,7 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, config 
 	if err != nil {
 		return nil, err
 	}
-	p := &process{id: id, group: group, log: d.opt.Log, done: make(chan struct{})}
+	p := &process{id: id, group: group, log: d.opt.Log, ready: make(chan struct{}), done: make(chan struct{})}
 	p.ownPIDs = config.Namespaces&unix.CLONE_NEWPID != 0
 	p.live, p.leave = context.WithCancelCause(context.Background())
 	// 4. The supervisor, which does the rest.
@@ -56,6 +56,7 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, config 
 	if err := p.launch(ctx, config); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}
+	close(p.ready)
 	go p.watch()
 	return p, nil
 }

@@ -25,6 +25,9 @@ type unit struct {
 	Namespaces    []models.ContainerNamespace `json:"namespaces"`
 	Systemd       bool                        `json:"systemd,omitempty"`
 	Running       bool                        `json:"running,omitempty"` // asked for at its creation
+	Policy        string                      `json:"restart,omitempty"`
+	MaxRestarts   int64                       `json:"max_restarts,omitempty"`
+	Labels        map[string]string           `json:"labels,omitempty"`
 
 	driver *Driver
 }
@@ -39,6 +42,15 @@ func (u *unit) Name() string { return u.ContainerName }
 
 // Autostart implements driver.ContainerUnit.
 func (u *unit) Autostart() bool { return u.Running }
+
+// Restart implements driver.ContainerUnit.
+func (u *unit) Restart() driver.Restart {
+	return driver.Restart{
+		OnFailure: u.Policy == models.ContainerRestartOnDashFailure || u.Policy == models.ContainerRestartAlways,
+		OnSuccess: u.Policy == models.ContainerRestartAlways,
+		Max:       u.MaxRestarts,
+	}
+}
 
 // Up makes the log file.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
@@ -88,6 +100,7 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 	c.Command = &u.Command
 	c.Systemd = &u.Systemd
 	c.Namespaces = u.Namespaces
+	c.Restart, c.MaxRestarts, c.Labels = u.Policy, u.MaxRestarts, u.Labels
 	if len(needs) > 0 {
 		c.Mount = needs[0].Mount
 	}

@@ -13,15 +13,28 @@ type ContainerUnit interface {
 	Name() string
 	// Autostart tells whether its creation includes the first start.
 	Autostart() bool
+	// Restart says when it is started again by itself.
+	Restart() Restart
 	// Start runs the container once. It returns when the command has become the container's first process, or
 	// says why it can't, and then leaves nothing behind.
 	Start(ctx context.Context, site Site, live Live) (Process, error)
+}
+
+// Restart is the policy of starting a container again.
+type Restart struct {
+	OnFailure bool  // if it ended by a fault, or could not be started again
+	OnSuccess bool  // also if it exited with 0 or rebooted, but not after it powered off
+	Max       int64 // how often in a row, or 0 for any number
 }
 
 // Process is one run of a container.
 type Process interface {
 	// PID is that of the first process, in the daemon's pid namespace.
 	PID() int
+	// Cgroup is the path of its cgroup in the file system, or empty if that can't be seen on the node.
+	Cgroup() string
+	// Ready is closed when the container says that it is ready, or when it runs if it is not one to say so.
+	Ready() <-chan struct{}
 	// Stop asks the first process to end and kills whatever is left after the stop timeout. It does not wait.
 	// A frozen container is thawed first. Further calls change nothing.
 	Stop()
@@ -41,6 +54,8 @@ type Exit struct {
 	Code   int       // exit status; meaningless if Signal is set
 	Signal int       // the signal that killed it, or 0
 	Halted bool      // it powered off, halted or rebooted from inside, see reboot(2) on pid namespaces
+	Reboot bool      // and of these it rebooted
+	OOM    *bool     // whether the kernel killed any of its processes for lack of memory; nil where nobody can tell
 	At     time.Time // when
 	Lost   string    // why the status is not known (the supervisor died), or empty
 	Left   error     // what could not be cleaned up afterwards, or nil

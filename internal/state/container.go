@@ -73,17 +73,11 @@ func (m *Manager) toRunning(ctx context.Context, v *View) error {
 	case StatePaused:
 		return m.thaw(ctx, v.ID)
 	}
-	unit := v.Unit.(driver.ContainerUnit) // by the definition of its class
-	if err := m.start(ctx, v.ID, unit); err != nil {
-		m.failStart(v.ID, err)
-		return err
-	}
 	_ = m.edit(func(c *change) error {
-		c.running(v.ID)
+		c.cancelRestart(v.ID)
 		return nil
 	})
-	m.note(v.ID)
-	return nil
+	return m.launch(ctx, v, 0)
 }
 
 // start starts a container and keeps its process. What the state shows does not change yet.
@@ -103,23 +97,48 @@ func (m *Manager) start(ctx context.Context, id int64, unit driver.ContainerUnit
 	return nil
 }
 
-func (m *Manager) failStart(id int64, cause error) {
+// running shows a container that was started as running and watches for what comes of it.
+func (c *change) running(id, restarts int64) {
+	m := c.m
+	proc := m.objects[id].proc
+	ready := proc.Ready()
+	if isClosed(ready) {
+		ready = nil // there is nothing to wait for
+	}
+	c.run(id, func(r *Run) {
+		*r = Run{
+			State: StateRunning, PID: proc.PID(), Cgroup: proc.Cgroup(), Ready: ready == nil, StartedAt: time.Now(), Restarts: restarts,
+		}
+	})
+	m.work.Go(func() {
+		select {
+		case <-ready:
+			m.ready(id, proc)
+			<-proc.Done()
+		case <-proc.Done():
+		}
+		m.ended(id, proc)
+	})
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// ready notes that a container says it is ready.
+func (m *Manager) ready(id int64, proc driver.Process) {
 	_ = m.edit(func(c *change) error {
-		c.run(id, func(r *Run) { *r = Run{State: StateDead, FinishedAt: time.Now(), Error: cause.Error()} })
+		if o := m.objects[id]; o != nil && o.proc == proc {
+			c.run(id, func(r *Run) { r.Ready = true })
+		}
 		return nil
 	})
 	m.note(id)
-}
-
-// running shows a container that was started as running and watches for its end.
-func (c *change) running(id int64) {
-	m := c.m
-	proc := m.objects[id].proc
-	c.run(id, func(r *Run) { *r = Run{State: StateRunning, PID: proc.PID(), StartedAt: time.Now()} })
-	m.work.Go(func() {
-		<-proc.Done()
-		m.ended(id, proc)
-	})
 }
 
 // ended notes the end of a run.
@@ -132,6 +151,7 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 		}
 		o.proc = nil
 		c.run(id, func(r *Run) { conclude(r, exit, o.asked) })
+		c.plan(id)
 		return nil
 	})
 	m.note(id)
@@ -142,12 +162,11 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 
 // conclude says what a run came to: exited if it was asked to stop, went down by itself or returned 0, else dead.
 func conclude(r *Run, exit driver.Exit, asked bool) {
-	r.PID, r.FinishedAt, r.Signal, r.ExitCode = 0, exit.At, 0, nil
-	switch {
-	case exit.Lost != "" || exit.Halted: // then the signal is only the kernel's way to say so
-	case exit.Signal != 0:
+	r.PID, r.Cgroup, r.Ready, r.FinishedAt, r.Signal, r.ExitCode, r.OOM = 0, "", false, exit.At, 0, nil, exit.OOM
+	switch r.Reason = reason(exit); r.Reason {
+	case ReasonSignalled, ReasonOOM:
 		r.Signal = int64(exit.Signal)
-	default:
+	case ReasonExited:
 		code := int64(exit.Code)
 		r.ExitCode = &code
 	}
@@ -158,6 +177,8 @@ func conclude(r *Run, exit driver.Exit, asked bool) {
 	switch {
 	case exit.Lost != "":
 		r.Error = exit.Lost
+	case r.Reason == ReasonOOM:
+		r.Error = "its first process was killed for lack of memory: raise resources.memory, or give the node more"
 	case exit.Signal != 0:
 		r.Error = fmt.Sprintf("its first process was killed by signal %d (%s)", exit.Signal, unix.SignalName(unix.Signal(exit.Signal)))
 	case exit.Code != 0:
@@ -168,10 +189,29 @@ func conclude(r *Run, exit driver.Exit, asked bool) {
 	r.State = StateDead
 }
 
+// reason tells what ended a run. The signal of a container that halted is only the kernel's way to say so.
+func reason(exit driver.Exit) Reason {
+	switch {
+	case exit.Lost != "":
+		return ReasonLost
+	case exit.Reboot:
+		return ReasonReboot
+	case exit.Halted:
+		return ReasonPoweroff
+	case exit.Signal == int(unix.SIGKILL) && exit.OOM != nil && *exit.OOM:
+		return ReasonOOM
+	case exit.Signal != 0:
+		return ReasonSignalled
+	default:
+		return ReasonExited
+	}
+}
+
 func (m *Manager) toExited(v *View) {
 	var proc driver.Process
 	_ = m.edit(func(c *change) error {
 		o := m.objects[v.ID]
+		c.cancelRestart(v.ID)
 		if o.proc == nil || !o.view.Run.State.alive() {
 			return nil
 		}
@@ -181,8 +221,8 @@ func (m *Manager) toExited(v *View) {
 	})
 	if proc != nil {
 		proc.Stop()
-		m.note(v.ID)
 	}
+	m.note(v.ID)
 }
 
 // askToStop shows a container as stopping. Whatever its status, it ends in exited.

@@ -208,7 +208,7 @@ func (m *Manager) commit(ctx context.Context, stack []int64) (snap *Snapshot, er
 			c.phase(id, Ready, "")
 		}
 		if top := stack[len(stack)-1]; m.objects[top].proc != nil {
-			c.running(top)
+			c.running(top, 0)
 		}
 		c.publish() // so that the snapshot to answer with is the one that shows it ready
 		snap = m.Snapshot()

@@ -182,6 +182,7 @@ func (m *Manager) lose(holder, need int64) {
 		if o := m.objects[holder]; o == nil || !idle(o) {
 			return nil // it was broken and a retry has taken it up
 		}
+		c.cancelRestart(holder)
 		c.phase(holder, Broken, fmt.Sprintf("it lacks %s, which was deleted with force=true; delete the container too", name(m.objects[need].view)))
 		return nil
 	})

@@ -33,6 +33,8 @@ type Options struct {
 	DeleteTimeout time.Duration // how long a delete waits for its cascade; 20 s
 	RetryMin      time.Duration // before a failed teardown is tried again, doubling; 1 s
 	RetryMax      time.Duration // the longest wait between tries; 1 min
+	RestartMin    time.Duration // before a container is started again for the first time, doubling; 1 s
+	RestartMax    time.Duration // the longest such wait, and how long a run counts as a new beginning; 1 min
 	Log           *slog.Logger
 }
 
@@ -57,13 +59,14 @@ type Manager struct {
 
 // object is what changes about an object, protected by Manager.mu.
 type object struct {
-	path  string         // where it stood in its request, for messages
-	view  *View          // as the last snapshot shows it
-	up    bool           // Up has succeeded
-	proc  driver.Process // of a container that was started, until its end was noted
-	asked bool           // the container was asked to stop
-	retry *time.Timer    // of an object whose teardown failed, until it is tried again
-	delay time.Duration  // before the next retry
+	path    string         // where it stood in its request, for messages
+	view    *View          // as the last snapshot shows it
+	up      bool           // Up has succeeded
+	proc    driver.Process // of a container that was started, until its end was noted
+	asked   bool           // the container was asked to stop
+	restart *time.Timer    // of a container that waits to be started again
+	retry   *time.Timer    // of an object whose teardown failed, until it is tried again
+	delay   time.Duration  // before the next retry
 
 	interrupt context.CancelCauseFunc // ends the teardown that is under way, or nil
 }
@@ -78,6 +81,8 @@ func New(opt Options) *Manager {
 		{&opt.DeleteTimeout, 20 * time.Second},
 		{&opt.RetryMin, time.Second},
 		{&opt.RetryMax, time.Minute},
+		{&opt.RestartMin, time.Second},
+		{&opt.RestartMax, time.Minute},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.fallback
@@ -184,6 +189,10 @@ func (c *change) claim(id int64) {
 	if o.retry != nil {
 		o.retry.Stop()
 		o.retry = nil
+	}
+	if o.restart != nil {
+		o.restart.Stop()
+		o.restart = nil
 	}
 	c.phase(id, Stopping, o.view.Error) // what failed last time is worth showing until it works
 }

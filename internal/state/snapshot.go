@@ -23,19 +23,40 @@ const (
 type Run struct {
 	State      State     `json:"state"`
 	PID        int       `json:"pid,omitempty"`       // of the first process, while there is one
+	Cgroup     string    `json:"cgroup,omitempty"`    // its directory, while there is a process
+	Ready      bool      `json:"ready,omitempty"`     // it runs, and says so if it is one to say it
 	ExitCode   *int64    `json:"exit_code,omitempty"` // of the last run, if it ended by exiting
 	Signal     int64     `json:"signal,omitempty"`    // that ended the last run, or 0
+	Reason     Reason    `json:"reason,omitempty"`    // what ended the last run
+	OOM        *bool     `json:"oom,omitempty"`       // whether the kernel killed anything of it for lack of memory, if somebody can tell
 	StartedAt  time.Time `json:"started_at,omitzero"`
 	FinishedAt time.Time `json:"finished_at,omitzero"`
-	Error      string    `json:"error,omitempty"` // why it is dead
+	Error      string    `json:"error,omitempty"` // why it is dead, or waits
+
+	Restarts    int64     `json:"restarts,omitempty"`     // how often in a row it was started by itself
+	NextStartAt time.Time `json:"next_start_at,omitzero"` // while it waits to be started again; it is StateCreated then
 }
+
+// Reason is what ended a run.
+type Reason string
+
+// The reasons why a run ended.
+const (
+	ReasonExited      Reason = "exited"    // its first process did
+	ReasonSignalled   Reason = "signalled" // its first process was killed
+	ReasonOOM         Reason = "oom"       // its first process was killed for lack of memory
+	ReasonPoweroff    Reason = "poweroff"  // from inside; halt looks the same
+	ReasonReboot      Reason = "reboot"    // from inside
+	ReasonStartFailed Reason = "start-failed"
+	ReasonLost        Reason = "supervisor-lost"
+)
 
 // State is the state of a container.
 type State string
 
 // The states of a container.
 const (
-	StateCreated  State = "created"  // never started
+	StateCreated  State = "created"  // never started, or waits to be started again
 	StateRunning  State = "running"  // its command was executed and has not ended
 	StatePaused   State = "paused"   // frozen
 	StateStopping State = "stopping" // asked to stop

@@ -205,6 +205,7 @@ func (m *Manager) closeDown() (asked []driver.Process) {
 				continue // its create finds the door closed and undoes it
 			}
 			c.hold(id, false)
+			c.cancelRestart(id)
 			if o.proc != nil {
 				c.askToStop(id)
 				asked = append(asked, o.proc)

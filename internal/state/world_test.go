@@ -59,10 +59,11 @@ func (w *world) check(t interface{ Errorf(string, ...any) }) {
 
 // unit is an object of this world. Its Live is its own id, so that those above know what they stand on.
 type unit struct {
-	w     *world
-	Label string
-	auto  bool
-	named string
+	w      *world
+	Label  string
+	auto   bool
+	named  string
+	policy driver.Restart
 }
 
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
@@ -118,6 +119,7 @@ func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
 func (u *unit) Show(driver.Object, driver.Live, []driver.Object) {}
 func (u *unit) Name() string                                     { return u.named }
 func (u *unit) Autostart() bool                                  { return u.auto }
+func (u *unit) Restart() driver.Restart                          { return u.policy }
 
 func (u *unit) Start(_ context.Context, site driver.Site, _ driver.Live) (driver.Process, error) {
 	if err := u.w.ask("start", u); err != nil {
@@ -129,7 +131,7 @@ func (u *unit) Start(_ context.Context, site driver.Site, _ driver.Live) (driver
 		u.w.fault("container %d is started twice", site.ID)
 	}
 	u.stands(site)
-	p := &proc{w: u.w, id: site.ID, done: make(chan struct{})}
+	p := &proc{w: u.w, id: site.ID, ready: make(chan struct{}), done: make(chan struct{})}
 	u.w.procs[site.ID] = p
 	return p, nil
 }
@@ -146,11 +148,12 @@ type plain struct{ driver.Unit }
 
 // proc is a run that ends when it is told to.
 type proc struct {
-	w    *world
-	id   int64
-	once sync.Once
-	done chan struct{}
-	exit driver.Exit
+	w     *world
+	id    int64
+	once  sync.Once
+	ready chan struct{}
+	done  chan struct{}
+	exit  driver.Exit
 }
 
 func (p *proc) end(exit driver.Exit) {
@@ -165,6 +168,8 @@ func (p *proc) end(exit driver.Exit) {
 }
 
 func (p *proc) PID() int                     { return 4242 }
+func (p *proc) Cgroup() string               { return "/sys/fs/cgroup/imageapi/1" }
+func (p *proc) Ready() <-chan struct{}       { return p.ready }
 func (p *proc) Stop()                        { p.end(driver.Exit{Signal: 15}) }
 func (p *proc) Kill()                        { p.end(driver.Exit{Signal: 9}) }
 func (p *proc) Freeze(context.Context) error { return p.w.ask("freeze", &unit{w: p.w}) }
@@ -196,7 +201,7 @@ func newManager(t *testing.T, w *world) *Manager {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := New(Options{Journal: j, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	m := New(Options{Journal: j, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	t.Cleanup(func() {
 		w.failWith(func(string, *unit) error { return nil })
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
