@@ -46,9 +46,9 @@ func TestExitReasons(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	for command, want := range map[string]string{
-		"/bin/true":                  "exited",
-		"/bin/poweroff -f":           "poweroff",
-		"/bin/reboot -f":             "reboot",
+		"/bin/true":        "exited",
+		"/bin/poweroff -f": "poweroff",
+		"/bin/reboot -f":   "reboot",
 	} {
 		t.Run(want, func(t *testing.T) {
 			c := start(command, overlay(squash(n.image)))
