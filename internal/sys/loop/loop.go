@@ -16,6 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/module"
 )
 
 // Loop is the way to loop devices. Its methods are safe for concurrent use.
@@ -69,7 +70,7 @@ func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, e
 		if err := ctx.Err(); err != nil {
 			return nil, errs.New(errs.Deadline, "attach %s: no free loop device in time: %w", file.Name(), err)
 		}
-		d, err := l.free()
+		d, err := l.free(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -87,8 +88,8 @@ func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, e
 }
 
 // free opens a device that was free a moment ago.
-func (l *Loop) free() (*Device, error) {
-	minor, err := l.freeMinor()
+func (l *Loop) free(ctx context.Context) (*Device, error) {
+	minor, err := l.freeMinor(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -106,11 +107,10 @@ func (l *Loop) free() (*Device, error) {
 	return d, nil
 }
 
-func (l *Loop) freeMinor() (minor int, err error) {
-	const control = "/dev/loop-control"
-	f, err := os.OpenFile(control, unix.O_RDWR|unix.O_CLOEXEC, 0)
+func (l *Loop) freeMinor(ctx context.Context) (minor int, err error) {
+	f, err := l.control(ctx)
 	if err != nil {
-		return 0, errs.New(errs.Unsupported, "find a free loop device (is the kernel module loop loaded?): %w", err)
+		return 0, fmt.Errorf("find a free loop device: %w", err)
 	}
 	defer f.Close()
 	err = l.Gate.Do("loop get free", func() error {
@@ -121,6 +121,22 @@ func (l *Loop) freeMinor() (minor int, err error) {
 		return 0, fmt.Errorf("find a free loop device: %w", err)
 	}
 	return minor, nil
+}
+
+// control opens the loop driver's control device. It comes with the module, so that opening it can't load that.
+func (l *Loop) control(ctx context.Context) (*os.File, error) {
+	const path = "/dev/loop-control"
+	f, err := os.OpenFile(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		if err := module.Load(ctx, l.Gate, "loop"); err != nil {
+			return nil, err
+		}
+		f, err = os.OpenFile(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return nil, errs.New(errs.Unsupported, "%w", err)
+	}
+	return f, nil
 }
 
 func (l *Loop) configure(device, file *os.File, o Options) error {
