@@ -36,6 +36,8 @@ func explain(f *proto.Failure) error {
 		return invalid("execute %s: it is made for another architecture (%s)", f.Path, machine(f.Detail))
 	case proto.BadFormat:
 		return invalid("execute %s: it is neither a program nor a script that begins with #!", f.Path)
+	case proto.Unfit:
+		return explainUnfit(f)
 	case proto.Died:
 		return errs.New(errs.Internal, "start container: %s: the process died %s", f.Act, f.Detail)
 	default:
@@ -53,11 +55,30 @@ func explainSyscall(f *proto.Failure) error {
 	if f.Act == proto.ActExecute {
 		class = errs.Invalid
 	}
-	object := f.Act
-	if f.Path != "" {
-		object += " " + f.Path
+	return errs.New(class, "start container: %s: %w", object(f), f.Errno)
+}
+
+// explainUnfit makes an error of what a field asks for and the container can't be given.
+func explainUnfit(f *proto.Failure) error {
+	err := errs.New(errs.Invalid, "%s: %s", object(f), f.Detail)
+	switch {
+	case f.Errno != 0 && f.Detail != "":
+		err = errs.New(errs.Invalid, "%s: %w: %s", object(f), f.Errno, f.Detail)
+	case f.Errno != 0:
+		err = errs.New(errs.Invalid, "%s: %w", object(f), f.Errno)
 	}
-	return errs.New(class, "start container: %s: %w", object, f.Errno)
+	if f.Field == "" {
+		return err
+	}
+	return errs.At(f.Field, err)
+}
+
+// object returns what was done, and to what.
+func object(f *proto.Failure) string {
+	if f.Path == "" {
+		return f.Act
+	}
+	return f.Act + " " + f.Path
 }
 
 // machine returns the name of an ELF machine number.

@@ -20,14 +20,32 @@ type Config struct {
 	StopTimeout time.Duration // between that and SIGKILL
 	Drop        uint64        // the capabilities that it must not have, a bit each
 	Rlimits     []Rlimit
-	Devices     []string // in addition to the minimal ones, paths in the node's /dev; or "host" alone
+	Devices     []Device // in addition to the minimal ones
+	HostDevices bool     // instead of all others the node's /dev, whose tree is an inherited descriptor after those of Binds
 	Binds       []Bind   // their trees are inherited descriptors
+}
+
+// Trees returns how many trees of the node a container inherits as descriptors.
+func (c Config) Trees() int {
+	if c.HostDevices {
+		return len(c.Binds) + 1
+	}
+	return len(c.Binds)
 }
 
 // Rlimit is a limit as for setrlimit(2).
 type Rlimit struct {
 	Resource   int
 	Soft, Hard uint64
+}
+
+// Device is a device node to be made.
+type Device struct {
+	Path   string // below /dev, without that
+	Mode   uint32 // st_mode: S_IFCHR or S_IFBLK and the permissions
+	Number uint64 // st_rdev
+	UID    uint32
+	GID    uint32
 }
 
 // Bind is a tree of the node that goes into the container.
@@ -48,7 +66,6 @@ func (c Config) Message() []byte {
 	}
 	list("args", c.Args)
 	list("env", c.Env)
-	list("devices", c.Devices)
 	text("cwd", c.WorkingDir)
 	text("user", c.User)
 	text("hostname", c.Hostname)
@@ -63,6 +80,16 @@ func (c Config) Message() []byte {
 		number("resource", uint64(r.Resource))
 		number("soft", r.Soft)
 		number("hard", r.Hard)
+	}
+	for _, d := range c.Devices {
+		text("device", d.Path)
+		number("mode", uint64(d.Mode))
+		number("rdev", d.Number)
+		number("uid", uint64(d.UID))
+		number("gid", uint64(d.GID))
+	}
+	if c.HostDevices {
+		number("host", 1)
 	}
 	for _, b := range c.Binds {
 		text("bind", b.Target)
@@ -104,6 +131,9 @@ func (c *Config) set(key, value string, rest []string) ([]string, error) {
 	case "hostname":
 		c.Hostname = value
 		return rest, nil
+	case "device":
+		c.Devices = append(c.Devices, Device{Path: value})
+		return rest, nil
 	case "bind":
 		c.Binds = append(c.Binds, Bind{Target: value})
 		return rest, nil
@@ -112,7 +142,7 @@ func (c *Config) set(key, value string, rest []string) ([]string, error) {
 	if err != nil {
 		return nil, errors.Join(errMalformed, err)
 	}
-	lists := map[string]*[]string{"args": &c.Args, "env": &c.Env, "devices": &c.Devices}
+	lists := map[string]*[]string{"args": &c.Args, "env": &c.Env}
 	if list := lists[key]; list != nil {
 		if n > uint64(len(rest)) {
 			return nil, errMalformed
@@ -141,8 +171,31 @@ func (c *Config) setNumber(key string, n uint64) error {
 		c.Rlimits[last].Soft = n
 	case key == "hard" && last >= 0:
 		c.Rlimits[last].Hard = n
+	case key == "host":
+		c.HostDevices = n == 1
 	case key == "file" && len(c.Binds) > 0:
 		c.Binds[len(c.Binds)-1].File = n == 1
+	default:
+		return c.setDevice(key, n)
+	}
+	return nil
+}
+
+// setDevice takes in a number of the last device.
+func (c *Config) setDevice(key string, n uint64) error {
+	if len(c.Devices) == 0 {
+		return errMalformed
+	}
+	d := &c.Devices[len(c.Devices)-1]
+	switch key {
+	case "mode":
+		d.Mode = uint32(n)
+	case "rdev":
+		d.Number = n
+	case "uid":
+		d.UID = uint32(n)
+	case "gid":
+		d.GID = uint32(n)
 	default:
 		return errMalformed
 	}

@@ -54,7 +54,7 @@ const MaxSize = 160 << 10
 // longer argument than this either (MAX_ARG_STRLEN, execve(2)).
 const MaxCommand = 128 << 10
 
-// Descriptors that a supervisor is started with; 0, 1 and 2 are /dev/null. Those of Config.Binds follow in their order.
+// Descriptors that a supervisor is started with; 0, 1 and 2 are /dev/null. Config.Trees says how many binds there are.
 const (
 	SupervisorProgram = 3 // this program, to be executed as init stage
 	SupervisorControl = 4 // the socket to the daemon
@@ -69,7 +69,7 @@ const (
 	InitProgram = 3
 	InitStatus  = 4 // the socket to the supervisor
 	InitRoot    = 5
-	InitBinds   = 6 // the first of Config.Binds
+	InitBinds   = 6 // the first bind
 )
 
 // ModeSupervisor and ModeInit are what argument 1 of imageapi-init says it shall be.
@@ -125,6 +125,7 @@ const (
 	BadInterpreter Reason = "bad interpreter"    // Path needs the interpreter Detail, which can't be executed
 	WrongMachine   Reason = "wrong architecture" // Path is for the machine Detail, an ELF number (elf(5), e_machine)
 	BadFormat      Reason = "bad format"         // Path is neither a program nor a script with #!
+	Unfit          Reason = "unfit"              // Act on Path, as Field asks for, can't be done in this container: Errno says why, or Detail, or both
 	Died           Reason = "died"               // the init stage ended: Detail says how
 )
 
@@ -138,6 +139,7 @@ type Failure struct {
 	Path   string
 	Detail string
 	Errno  syscall.Errno
+	Field  string // of the definition, that is to blame, such as "binds[0].target"; or empty
 }
 
 // Error returns a terse text, for those who debug; the daemon makes sentences of its own.
@@ -147,19 +149,19 @@ func (f *Failure) Error() string {
 
 // Message encodes f. Long texts are cut.
 func (f *Failure) Message() []byte {
-	return Encode(Failed, string(f.Reason), cut(f.Act), cut(f.Path), cut(f.Detail), strconv.Itoa(int(f.Errno)))
+	return Encode(Failed, string(f.Reason), cut(f.Act), cut(f.Path), cut(f.Detail), strconv.Itoa(int(f.Errno)), f.Field)
 }
 
 // ParseFailure decodes the fields of a Failed message.
 func ParseFailure(fields []string) (*Failure, error) {
-	if len(fields) != 5 {
+	if len(fields) != 6 {
 		return nil, errMalformed
 	}
 	errno, err := strconv.ParseUint(fields[4], 10, 16)
 	if err != nil {
 		return nil, errMalformed
 	}
-	return &Failure{Reason: Reason(fields[0]), Act: fields[1], Path: fields[2], Detail: fields[3], Errno: syscall.Errno(errno)}, nil
+	return &Failure{Reason: Reason(fields[0]), Act: fields[1], Path: fields[2], Detail: fields[3], Errno: syscall.Errno(errno), Field: fields[5]}, nil
 }
 
 // Encode makes a message. The fields hold no NUL.

@@ -11,12 +11,12 @@ import (
 
 func TestConfigSurvivesTheWire(t *testing.T) {
 	for _, c := range []Config{
-		{Args: []string{"a"}, Env: []string{}, Devices: []string{}},
+		{Args: []string{"a"}, Env: []string{}},
 		{
-			Args: []string{"a"}, Env: []string{"args=7", ""}, Devices: []string{"/dev/fuse"}, WorkingDir: "/a=b", User: "a:b", Systemd: true, StopSignal: 37, Drop: 1 << 63,
+			Args: []string{"a"}, Env: []string{"args=7", ""}, Devices: []Device{{Path: "a/b=c", Mode: 0o20666, Number: 1 << 40, UID: 1, GID: ^uint32(0)}, {}}, HostDevices: true, WorkingDir: "/a=b", User: "a:b", Systemd: true, StopSignal: 37, Drop: 1 << 63,
 			Rlimits: []Rlimit{{Resource: 7, Soft: 1, Hard: ^uint64(0)}, {}}, Binds: []Bind{{Target: "/a"}, {Target: "/b", File: true}},
 		},
-		{Devices: []string{}, Args: []string{"/bin/sh", "-c", "", "x y"}, Env: []string{"A=1", "B="}, Hostname: "h", Namespaces: 0x20000000, StopTimeout: time.Second},
+		{Args: []string{"/bin/sh", "-c", "", "x y"}, Env: []string{"A=1", "B="}, Hostname: "h", Namespaces: 0x20000000, StopTimeout: time.Second},
 	} {
 		kind, fields, err := Decode(c.Message())
 		if err != nil || kind != Run {
@@ -42,7 +42,7 @@ func TestExitAndFailureSurviveTheWire(t *testing.T) {
 	if got, err := ParseExit(fields); err != nil || got != exit {
 		t.Errorf("got %+v, %v, want %+v", got, err, exit)
 	}
-	failure := Failure{Reason: NotFound, Act: "execute", Path: "/x", Detail: "d", Errno: syscall.ENOENT}
+	failure := Failure{Reason: NotFound, Act: "execute", Path: "/x", Detail: "d", Errno: syscall.ENOENT, Field: "user"}
 	_, fields, _ = Decode(failure.Message())
 	if got, err := ParseFailure(fields); err != nil || *got != failure {
 		t.Errorf("got %+v, %v, want %+v", got, err, failure)
