@@ -79,13 +79,14 @@ demo: deps build ## run a SquashFS image as a container, look at it, and take it
 test: ## all that CI runs, in its order
 	@rm -rf bin/report
 	@$(MAKE) deps
-	@$(MAKE) generate-check validate lint lint-ceph build-ceph unit root fuzz
+	@$(MAKE) generate-check validate lint lint-ceph build-ceph unit root vm-if-able fuzz
 	@build/tally.sh
 
 .PHONY: test-full
 test-full: export IMAGEAPI_TEST_FULL = 1
 test-full: export FUZZTIME = 2m
 test-full: export TIMEOUT = 30m
+test-full: export VM_LIMIT = 5400
 test-full: test bench ## the same at full length, and the benchmarks
 
 include build/ceph.mk

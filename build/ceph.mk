@@ -18,9 +18,3 @@ lint-ceph: deps-ceph init tools # the checks and tests of what only this build h
 	@go vet -tags '$(CEPH_TAGS)' $(CEPH_PACKAGE)/...
 	@bin/tools/staticcheck -tags '$(CEPH_TAGS)' -checks 'all,-ST1000' $(CEPH_PACKAGE)/...
 	@go test -short -tags '$(CEPH_TAGS)' $(CEPH_PACKAGE)/...
-
-.PHONY: vm-ceph
-vm-ceph: build-ceph tools vm-image ## as vm, this server and what it has to do with Ceph
-	@SERVER=bin/imageapi-server-ceph TAGS='$(CEPH_TAGS)' CGO_ENABLED=1 \
-		PKG='$(CEPH_PACKAGE)' TEST='$(TEST)' test/vm/tests.sh
-	@SERVER=bin/imageapi-server-ceph PKG=./test/e2e TEST='$(or $(TEST),RBD)' test/vm/tests.sh

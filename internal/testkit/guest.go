@@ -7,11 +7,14 @@ import (
 	"testing"
 )
 
+// guestTree is a file that only the guest of test/vm has: the path of the source tree.
+const guestTree = "/vm/tree"
+
 // Guest skips a test that needs a server of the guest of test/vm, except in there. It returns the directory of the
 // scripts that start the servers.
 func Guest(t testing.TB) string {
 	t.Helper()
-	tree, err := os.ReadFile("/vm/tree")
+	tree, err := os.ReadFile(guestTree)
 	if err != nil {
 		t.Skip("needs the servers of the virtual machine: make vm")
 	}

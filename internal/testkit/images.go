@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func deviceOf(info fs.FileInfo) string {
@@ -87,10 +89,14 @@ func Btrfs(t testing.TB, dir string) string {
 	return image
 }
 
-// Run runs a program and returns its standard output; it fails the test, with all it said, if the program fails.
+// Run runs a program and returns its standard output; it fails the test, with all it said, if the program fails or takes
+// longer than two minutes.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(name, args...)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // also in clean-ups, after t.Context()
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = time.Second // for what it started
 	var said strings.Builder
 	cmd.Stderr = &said
 	out, err := cmd.Output()

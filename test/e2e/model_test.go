@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -127,11 +129,18 @@ func (m *machine) usable() {
 	m.remove(m.t, http.StatusOK, "/container", m.id, "&force=true")
 }
 
+// try holds a property against random sequences of requests.
+func try(t *testing.T, property func(*rapid.T)) {
+	t.Helper()
+	must(t, flag.Set("rapid.checks", strconv.Itoa(testkit.Rounds(60, 300))))
+	rapid.Check(t, property)
+}
+
 // Random sequences of starting, stopping, pausing, killing and deleting do what the table says.
 func TestModel(t *testing.T) {
 	n := newRaceNode(t, "--stop-timeout", "200ms")
 	base := n.mount(t, squash(n.image))
-	rapid.Check(t, func(rt *rapid.T) {
+	try(t, func(rt *rapid.T) {
 		m := &machine{node: n, t: t, base: base.ID}
 		m.create(rt)
 		rt.Repeat(map[string]func(*rapid.T){
@@ -158,7 +167,7 @@ func TestModel(t *testing.T) {
 func TestModelParallel(t *testing.T) {
 	n := newRaceNode(t, "--stop-timeout", "200ms")
 	base := n.mount(t, squash(n.image))
-	rapid.Check(t, func(rt *rapid.T) {
+	try(t, func(rt *rapid.T) {
 		m := &machine{node: n, t: t, base: base.ID}
 		m.create(rt)
 		plans := rapid.SliceOfN(rapid.SliceOfN(rapid.SampledFrom([]string{"running", "exited", "paused", "kill"}), 1, 8), 2, 4).Draw(rt, "plans")

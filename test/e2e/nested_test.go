@@ -78,13 +78,10 @@ func filledIn(t *testing.T, c *models.Container) {
 	}
 }
 
-// Memory, descriptors and threads stay flat over many cycles: 1,000 if IMAGEAPI_TEST_FULL is set, else 60.
+// Memory, descriptors and threads stay flat over many cycles.
 func TestCyclesStayFlat(t *testing.T) {
 	n := newNode(t, "--stop-timeout", "100ms")
-	cycles := 60
-	if os.Getenv("IMAGEAPI_TEST_FULL") != "" {
-		cycles = 1000
-	}
+	cycles := testkit.Rounds(60, 1000)
 	cycle := func() {
 		c := n.create(t, n.nested(forever))
 		n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")

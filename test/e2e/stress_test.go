@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -29,15 +28,11 @@ func newRaceNode(t *testing.T, flags ...string) *node {
 	return n
 }
 
-// Eight clients create, list, start, stop and delete whatever there is, with references to what others made: for a
-// minute if IMAGEAPI_TEST_FULL is set, else for 20 seconds. No answer is unexpected, and nothing is left.
+// Eight clients create, list, start, stop and delete whatever there is, with references to what others made, for a
+// while. No answer is unexpected, and nothing is left.
 func TestStress(t *testing.T) {
 	n := newRaceNode(t, "--stop-timeout", "300ms")
-	limit := 20 * time.Second
-	if os.Getenv("IMAGEAPI_TEST_FULL") != "" {
-		limit = time.Minute
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(testkit.Rounds(20, 60))*time.Second)
 	defer cancel()
 	var group sync.WaitGroup
 	tallies := make([]map[string]int, 8)

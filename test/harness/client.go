@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	httptransport "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
@@ -43,10 +44,13 @@ func (d *Daemon) TCP(t testing.TB) *Client { return newClient(t, d.dialTCP) }
 // base is where the API is; the dialer ignores the host.
 const base = "http://imageapi" + client.DefaultBasePath
 
+// answerTime is far more than the server takes for its longest answer. It fails a test that would hang for ever.
+const answerTime = 90 * time.Second
+
 func newClient(t testing.TB, dial dialer) *Client {
 	// No connection is kept, so that the server's descriptors can be compared.
 	plain := &http.Transport{DialContext: dial, DisableKeepAlives: true}
-	checked := &http.Client{Transport: checker{t, plain}}
+	checked := &http.Client{Transport: checker{t, plain}, Timeout: answerTime}
 	api := client.New(httptransport.NewWithClient("imageapi", client.DefaultBasePath, []string{"http"}, checked), strfmt.Default)
 	return &Client{Imageapi: api, HTTP: checked}
 }

@@ -1,0 +1,41 @@
+#!/bin/bash
+# run.sh runs all tests that need a guest, in several guests, two at a time, and tells what took how long. With TEST, a
+# regular expression, or PKG, a list of packages, it runs only these, in one guest.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+packages() { # all that have tests which need root
+	grep -rlE --include='*_test.go' '/internal/testkit"|/test/harness"' cmd internal test | xargs dirname | sort -u | sed 's,^,./,'
+}
+
+if [[ -n ${TEST:-}${PKG:-} ]]; then
+	suites=()
+	for package in ${PKG:-$(packages)}; do
+		suites+=("$package${TEST:+=$TEST}")
+	done
+	exec test/vm/tests.sh "${suites[@]}"
+fi
+
+remote=(./internal/driver/attach/iscsi ./internal/driver/attach/rbd ./internal/driver/mount/nfs)
+servers='^Test(NFS|ISCSI|RBD)' # in test/e2e
+mapfile -t rest < <(packages | grep -vxF "$(printf '%s\n' "${remote[@]}" ./test/e2e)")
+
+part() { # NAME COMMAND...
+	local name=$1 begin=$SECONDS ended=0
+	shift
+	"$@" || ended=$?
+	echo "$name $((SECONDS - begin)) $ended" >>"$times"
+}
+mkdir -p bin/vm
+times=$(mktemp)
+trap 'rm -f "$times"' EXIT
+{
+	part servers test/vm/tests.sh -n vm-servers "${remote[@]}" "./test/e2e=$servers"
+	part node test/vm/node.sh
+} &
+part local test/vm/tests.sh -n vm-local "${rest[@]}" "./test/e2e!$servers"
+part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g ceph,pacific ./internal/driver/attach/rbd ./test/e2e=^TestRBD
+part services test/vm/services.sh
+wait
+echo "vm: all of it took $SECONDS s:"
+awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad}' "$times"
