@@ -20,6 +20,15 @@ type ContainerUnit interface {
 	Start(ctx context.Context, site Site, live Live) (Process, error)
 }
 
+// HeritableContainer is a ContainerUnit whose runs a later daemon takes over.
+type HeritableContainer interface {
+	ContainerUnit
+	Heritable
+	// Rejoin finds the run that an earlier daemon has started last: the process if it is still supervised, even if it is about to
+	// end; else how it ended, or nil if there is none. since is when it was started, if there is one.
+	Rejoin(ctx context.Context, site Site, live Live) (proc Process, since time.Time, ended *Exit, err error)
+}
+
 // Restart is the policy of starting a container again.
 type Restart struct {
 	OnFailure bool  // if it ended by a fault, or could not be started again

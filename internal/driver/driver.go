@@ -81,6 +81,25 @@ type Forcer interface {
 	ForceDown(ctx context.Context, site Site, live Live) (warning string, err error)
 }
 
+// Heir is a Driver whose objects a later daemon takes over from an earlier one that ended or was killed.
+type Heir interface {
+	Driver
+	// Restore makes a Unit of what one marshalled itself to. The error says why it can't, as when a later version wrote it.
+	Restore(unit json.RawMessage) (Heritable, error)
+}
+
+// Heritable is a Unit that a later daemon can take over.
+type Heritable interface {
+	Unit
+	// Adopt looks whether what live tells is there as the earlier daemon made it, and makes it this one's own. It
+	// changes nothing in the kernel, never waits for a server, and is called once, for what the object needs first. If the kernel's
+	// side of it is not what it was, the error says what has become of it; Down must then still be able to take away the rest.
+	Adopt(ctx context.Context, site Site, live Live) error
+	// Sweep takes away whatever an Up has left that was cut off at any point, before it returned. That there is nothing is
+	// no error. It is else as Down.
+	Sweep(ctx context.Context, site Site) error
+}
+
 // Site is where a Unit's Up happens: its identity and what it stands on.
 type Site struct {
 	ID    int64  // the object's id: names its directories and cgroup

@@ -110,15 +110,23 @@ func (c *change) running(id, restarts int64) {
 			State: StateRunning, PID: proc.PID(), Cgroup: proc.Cgroup(), Ready: ready == nil, StartedAt: time.Now(), Restarts: restarts,
 		}
 	})
-	m.work.Go(func() {
+	m.work.Go(func() { m.attend(id, proc, ready) })
+}
+
+// attend waits for what a run tells: that it is ready, unless ready is nil, and that it has ended.
+func (m *Manager) attend(id int64, proc driver.Process, ready <-chan struct{}) {
+	for {
 		select {
 		case <-ready:
+			ready = nil
 			m.ready(id, proc)
-			<-proc.Done()
 		case <-proc.Done():
+			m.ended(id, proc)
+			return
+		case <-m.leaving:
+			return
 		}
-		m.ended(id, proc)
-	})
+	}
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -175,8 +175,8 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 		return err
 	}
 	return m.edit(func(c *change) error {
-		m.objects[id].up = true
-		c.touch(id).Live = live
+		v := c.touch(id)
+		v.Live, v.Up = live, true
 		return nil
 	})
 }
@@ -224,8 +224,7 @@ func (m *Manager) undo(stack []int64, cause error) error {
 		top := stack[len(stack)-1]
 		c.hold(top, false)
 		for _, id := range slices.Backward(stack) {
-			o := m.objects[id]
-			if o.up {
+			if m.objects[id].view.Up {
 				break // and so is everything below it
 			}
 			orphans = append(orphans, c.remove(id)...)

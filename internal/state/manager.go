@@ -54,6 +54,7 @@ type Manager struct {
 	names   map[string]int64 // containers by name, pending ones included
 	nextID  int64
 	closing bool
+	leaving chan struct{} // closed when the objects are left to a later daemon
 	changed chan struct{} // closed and replaced with each new snapshot
 }
 
@@ -61,7 +62,7 @@ type Manager struct {
 type object struct {
 	path    string         // where it stood in its request, for messages
 	view    *View          // as the last snapshot shows it
-	up      bool           // Up has succeeded
+	sweep   bool           // an earlier daemon was making it: something of it may be there
 	proc    driver.Process // of a container that was started, until its end was noted
 	asked   bool           // the container was asked to stop
 	restart *time.Timer    // of a container that waits to be started again
@@ -96,6 +97,7 @@ func New(opt Options) *Manager {
 		names:   make(map[string]int64),
 		nextID:  max(1, opt.NextID),
 		changed: make(chan struct{}),
+		leaving: make(chan struct{}),
 	}
 	m.snap.Store(&Snapshot{})
 	return m
@@ -175,7 +177,7 @@ func (c *change) remove(id int64) (orphans []int64) {
 	}
 	for _, orphan := range left {
 		// One that never came up is taken out by the undo that got here.
-		if m.objects[orphan].up {
+		if o := m.objects[orphan]; o.view.Up || o.sweep {
 			c.claim(orphan)
 			orphans = append(orphans, orphan)
 		}
@@ -252,7 +254,7 @@ func (m *Manager) note(ids ...int64) {
 func recordOf(v *View) (journal.Record, error) {
 	r := journal.Record{
 		ID: v.ID, Class: string(v.Class), Kind: v.Kind, Name: v.Name, Needs: v.Needs, Held: v.Held,
-		Phase: string(v.Phase), Error: v.Error, Since: v.Since,
+		Phase: string(v.Phase), Up: v.Up, Error: v.Error, Since: v.Since,
 	}
 	var err error
 	for _, part := range []struct {

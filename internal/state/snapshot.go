@@ -81,6 +81,7 @@ type View struct {
 	Refs  int64   // how many hold it, the client included
 	Held  bool    // by the client
 	Phase Phase
+	Up    bool      // Live tells what was brought about
 	Error string    // why it is broken, or still stopping
 	Since time.Time // when the phase, or the state of a container, became what it is
 	Run   *Run      // of a container

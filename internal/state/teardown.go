@@ -55,6 +55,9 @@ func (m *Manager) takeDown(id int64, force bool) (warning string, err error) {
 	}
 	site, live := m.site(id)
 	err = m.guard("down", id, func() (err error) {
+		if u, ok := m.unit(id).(driver.Heritable); ok && !m.isUp(id) {
+			return u.Sweep(ctx, site)
+		}
 		if u, ok := m.unit(id).(driver.Forcer); ok && force {
 			warning, err = u.ForceDown(ctx, site, live)
 			return err
@@ -62,6 +65,12 @@ func (m *Manager) takeDown(id int64, force bool) (warning string, err error) {
 		return m.unit(id).Down(ctx, site, live)
 	})
 	return warning, err
+}
+
+func (m *Manager) isUp(id int64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.objects[id].view.Up
 }
 
 // errForced is why a teardown is interrupted.
@@ -171,7 +180,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	var roots []int64
 	_ = m.edit(func(c *change) error {
 		for _, id := range m.graph.All() {
-			if o := m.objects[id]; o.up && m.graph.Refs(id) == 0 && (o.view.Phase == Ready || o.view.Phase == Broken || o.retry != nil) {
+			if o := m.objects[id]; o.view.Up && m.graph.Refs(id) == 0 && (o.view.Phase == Ready || o.view.Phase == Broken || o.retry != nil) {
 				c.claim(id)
 				roots = append(roots, id)
 			}
@@ -193,6 +202,39 @@ func (m *Manager) Close(ctx context.Context) error {
 			return fmt.Errorf("not everything could be taken down: %s", m.leftOf(left))
 		}
 	}
+}
+
+// Leave lets nothing new in, waits for what is under way until ctx ends, and leaves all objects and their containers to a later
+// daemon, which finds them by the journal.
+func (m *Manager) Leave(ctx context.Context) error {
+	_ = m.edit(func(*change) error {
+		m.closing = true
+		for _, o := range m.objects {
+			if o.retry != nil {
+				o.retry.Stop()
+			}
+			if o.restart != nil {
+				o.restart.Stop()
+			}
+		}
+		return nil
+	})
+	close(m.leaving)
+	done := make(chan struct{})
+	go func() {
+		m.work.Wait()
+		close(done)
+	}()
+	if err := wait(ctx, done); err != nil {
+		return fmt.Errorf("not everything under way has ended: %s", m.leftOf(m.all()))
+	}
+	return nil
+}
+
+func (m *Manager) all() []int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.graph.All()
 }
 
 // closeDown lets nothing new in, takes away the client's holds, and asks all containers to stop.

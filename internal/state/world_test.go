@@ -23,11 +23,16 @@ type world struct {
 	up     map[int64][]int64 // objects that are up, and what they stand on
 	procs  map[int64]*proc
 	faults []string
+	exits  map[int64]driver.Exit
 	fail   func(act string, unit *unit) error // asked before each act
+	after  func(act string)                   // called after each act
 }
 
 func newWorld() *world {
-	return &world{up: make(map[int64][]int64), procs: make(map[int64]*proc), fail: func(string, *unit) error { return nil }}
+	return &world{
+		up: make(map[int64][]int64), procs: make(map[int64]*proc), exits: make(map[int64]driver.Exit),
+		fail: func(string, *unit) error { return nil }, after: func(string) {},
+	}
 }
 
 // ask tells whether an act is to fail.
@@ -61,9 +66,9 @@ func (w *world) check(t interface{ Errorf(string, ...any) }) {
 type unit struct {
 	w      *world
 	Label  string
-	auto   bool
-	named  string
-	policy driver.Restart
+	Auto   bool
+	Named  string
+	Policy driver.Restart
 }
 
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
@@ -73,6 +78,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err := u.w.ask("up", u); err != nil {
 		return driver.Live{}, err
 	}
+	defer func() { u.w.after("up") }()
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
 	needs := u.stands(site)
@@ -99,6 +105,7 @@ func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
 	if err := u.w.ask("down", u); err != nil {
 		return err
 	}
+	defer func() { u.w.after("down") }()
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
 	for id, needs := range u.w.up {
@@ -117,14 +124,15 @@ func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
 }
 
 func (u *unit) Show(driver.Object, driver.Live, []driver.Object) {}
-func (u *unit) Name() string                                     { return u.named }
-func (u *unit) Autostart() bool                                  { return u.auto }
-func (u *unit) Restart() driver.Restart                          { return u.policy }
+func (u *unit) Name() string                                     { return u.Named }
+func (u *unit) Autostart() bool                                  { return u.Auto }
+func (u *unit) Restart() driver.Restart                          { return u.Policy }
 
 func (u *unit) Start(_ context.Context, site driver.Site, _ driver.Live) (driver.Process, error) {
 	if err := u.w.ask("start", u); err != nil {
 		return nil, err
 	}
+	defer func() { u.w.after("start") }()
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
 	if u.w.procs[site.ID] != nil {
@@ -144,7 +152,7 @@ func (u *committing) Commit(context.Context, driver.Site, driver.Live) error {
 }
 
 // plain hides that a unit could be a container.
-type plain struct{ driver.Unit }
+type plain struct{ driver.Heritable }
 
 // proc is a run that ends when it is told to.
 type proc struct {
@@ -163,6 +171,9 @@ func (p *proc) end(exit driver.Exit) {
 		p.w.mu.Unlock()
 		exit.At = time.Now()
 		p.exit = exit
+		p.w.mu.Lock()
+		p.w.exits[p.id] = exit
+		p.w.mu.Unlock()
 		close(p.done)
 	})
 }
@@ -185,7 +196,7 @@ func (w *world) level(class driver.Class, label string, needs ...driver.Ref) *dr
 }
 
 func (w *world) container(name string, auto bool, needs ...driver.Ref) *driver.Plan {
-	return &driver.Plan{Path: "container", Class: driver.Container, Unit: &unit{w: w, Label: "container", named: name, auto: auto}, Needs: needs}
+	return &driver.Plan{Path: "container", Class: driver.Container, Unit: &unit{w: w, Label: "container", Named: name, Auto: auto}, Needs: needs}
 }
 
 func whole(p *driver.Plan) driver.Ref { return driver.Ref{Path: p.Path, Class: p.Class, Plan: p} }

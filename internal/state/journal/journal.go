@@ -28,9 +28,10 @@ type Record struct {
 	Needs []int64         `json:"needs"`          // ids, in the order of the plan
 	Held  bool            `json:"held,omitempty"` // by the client
 	Phase string          `json:"phase"`
+	Up    bool            `json:"up,omitempty"` // what Live tells was brought about
 	Error string          `json:"error,omitempty"`
 	Since time.Time       `json:"since"`
-	Live  json.RawMessage `json:"live,omitempty"` // what was brought about; absent before that
+	Live  json.RawMessage `json:"live,omitempty"` // what was brought about
 	Run   json.RawMessage `json:"run,omitempty"`  // of a container
 }
 

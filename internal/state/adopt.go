@@ -1,0 +1,224 @@
+package state
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state/journal"
+)
+
+// Adopt takes over the objects that an earlier daemon has left in the journal, before anything else is asked of m:
+//
+//  1. all of them enter the state, with their ids, names and edges;
+//  2. each that was brought up is looked at by its driver, what is needed first: one that is not what it was is broken and
+//     says why;
+//  3. containers find their runs again, or how they ended;
+//  4. what was half made is undone, and what was half taken down is finished, in the background.
+//
+// drivers makes units of what they marshalled themselves to.
+func (m *Manager) Adopt(ctx context.Context, records []journal.Record, drivers driver.Set) {
+	slices.SortFunc(records, func(a, b journal.Record) int { return cmp.Compare(a.ID, b.ID) })
+	for _, r := range records {
+		m.enterRecord(r, drivers)
+	}
+	for _, r := range records {
+		m.inherit(ctx, r.ID)
+	}
+	m.resume(records)
+}
+
+// enterRecord makes an object of a record. What is needed has a smaller id, and so is there already.
+func (m *Manager) enterRecord(r journal.Record, drivers driver.Set) {
+	v, err := viewOf(r, drivers)
+	if err != nil {
+		m.log.Error("an object of an earlier daemon can't be taken over", "object", r.ID, "class", r.Class, "kind", r.Kind, "err", err)
+		v.Unit, v.Phase, v.Error = unknown{r.Unit}, Broken, err.Error()
+	}
+	_ = m.edit(func(c *change) error {
+		// A container may have lost what it needs by force.
+		present := slices.DeleteFunc(slices.Clone(v.Needs), func(need int64) bool { return !m.graph.Has(need) })
+		if err := m.graph.Add(v.ID, present); err != nil {
+			m.log.Error("the journal is inconsistent", "object", v.ID, "err", err)
+			return nil
+		}
+		m.objects[v.ID] = &object{path: string(v.Class), view: v}
+		if v.Name != "" {
+			m.names[v.Name] = v.ID
+		}
+		m.graph.SetHeld(v.ID, v.Held)
+		m.nextID = max(m.nextID, v.ID+1)
+		for _, touched := range append(present, v.ID) {
+			c.touch(touched)
+		}
+		return nil
+	})
+}
+
+// viewOf is the view that a record was made of. With an error it lacks what could not be read.
+func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
+	v := &View{
+		ID: r.ID, Class: driver.Class(r.Class), Kind: r.Kind, Name: r.Name, Needs: r.Needs, Held: r.Held,
+		Phase: Phase(r.Phase), Error: r.Error, Since: r.Since, Up: r.Up,
+	}
+	if v.Class == driver.Container {
+		v.Run = &Run{State: StateCreated}
+	}
+	if err := json.Unmarshal(r.Live, &v.Live); err != nil {
+		return v, fmt.Errorf("read the journal: what was brought about: %w", err)
+	}
+	if err := json.Unmarshal(r.Run, &v.Run); err != nil {
+		return v, fmt.Errorf("read the journal: its last run: %w", err)
+	}
+	d, ok := drivers.Find(v.Class, v.Kind)
+	heir, can := d.(driver.Heir)
+	if !ok || !can {
+		return v, fmt.Errorf("this version can't take over a %s of kind %q", v.Class, v.Kind)
+	}
+	unit, err := heir.Restore(r.Unit)
+	if err != nil {
+		return v, fmt.Errorf("read the journal: its definition: %w", err)
+	}
+	v.Unit = unit
+	return v, nil
+}
+
+// inherit has the driver of an object look at it.
+func (m *Manager) inherit(ctx context.Context, id int64) {
+	v, ok := m.Snapshot().Get(id)
+	if !ok || !v.Up {
+		return
+	}
+	unit, ok := v.Unit.(driver.Heritable)
+	if !ok {
+		return
+	}
+	site, live := m.site(id)
+	if err := m.guard("adopt", id, func() error { return unit.Adopt(ctx, site, live) }); err != nil && v.Phase == Ready {
+		m.log.Error("an object of an earlier daemon is not what it was", "object", name(v), "err", err)
+		_ = m.edit(func(c *change) error {
+			c.phase(id, Broken, err.Error())
+			return nil
+		})
+	}
+	if c, ok := v.Unit.(driver.HeritableContainer); ok {
+		m.rejoin(ctx, id, c)
+	}
+}
+
+// rejoin finds the last run of a container again.
+func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableContainer) {
+	site, live := m.site(id)
+	var proc driver.Process
+	var since time.Time
+	var ended *driver.Exit
+	err := m.guard("rejoin", id, func() (err error) {
+		proc, since, ended, err = unit.Rejoin(ctx, site, live)
+		return err
+	})
+	_ = m.edit(func(c *change) error {
+		o, run := m.objects[id], m.objects[id].view.Run
+		switch {
+		case proc != nil:
+			o.proc, o.asked = proc, run.State == StateStopping
+			c.rejoined(id, proc, since)
+		case err != nil:
+			c.run(id, func(r *Run) { conclude(r, driver.Exit{At: time.Now(), Lost: err.Error()}, false) })
+		case run.State.alive() && ended != nil:
+			c.run(id, func(r *Run) { conclude(r, *ended, run.State == StateStopping) })
+			c.plan(id)
+		case run.State.alive():
+			c.run(id, func(r *Run) {
+				conclude(r, driver.Exit{At: time.Now(), Lost: "neither it nor its supervisor was found when the server was started again"}, run.State == StateStopping)
+			})
+			c.plan(id)
+		case run.waits():
+			o.restart = time.AfterFunc(time.Until(run.NextStartAt), func() { m.restart(id) })
+		}
+		return nil
+	})
+}
+
+// rejoined shows a run that was found again. Its start may be younger than the journal.
+func (c *change) rejoined(id int64, proc driver.Process, since time.Time) {
+	m := c.m
+	ready := proc.Ready()
+	if isClosed(ready) {
+		ready = nil
+	}
+	c.run(id, func(r *Run) {
+		if !r.State.alive() {
+			*r = Run{State: StateRunning, Restarts: r.Restarts}
+		}
+		r.PID, r.Cgroup, r.StartedAt, r.Ready = proc.PID(), proc.Cgroup(), since, ready == nil
+	})
+	m.work.Go(func() { m.attend(id, proc, ready) })
+}
+
+// resume goes on with what the earlier daemon had begun: what was being made is taken down, since its client has got no answer, and so
+// is what was being taken down.
+func (m *Manager) resume(records []journal.Record) {
+	var begun []int64
+	_ = m.edit(func(c *change) error {
+		for _, r := range records {
+			o := m.objects[r.ID]
+			if o == nil {
+				continue
+			}
+			if v := o.view; v.Phase == Pending || v.Phase == Stopping {
+				o.sweep = !v.Up
+				c.hold(r.ID, false)
+			}
+		}
+		for _, r := range records {
+			if o := m.objects[r.ID]; o != nil && m.graph.Refs(r.ID) == 0 {
+				c.claim(r.ID)
+				begun = append(begun, r.ID)
+			} else if o != nil && o.view.Phase == Stopping {
+				c.phase(r.ID, Broken, "a delete with force=true was cut off by the end of the server: repeat it")
+			}
+		}
+		return nil
+	})
+	m.note(m.all()...)
+	for _, id := range begun {
+		m.work.Go(func() { m.finish(id) })
+	}
+}
+
+// finish takes down an object that was claimed. A container that was asked to stop gets its time to do so.
+func (m *Manager) finish(id int64) {
+	if proc := m.process(id); proc != nil && m.wasAsked(id) {
+		proc.Stop()
+		select {
+		case <-proc.Done():
+		case <-m.leaving:
+			return
+		}
+	}
+	<-m.collect([]int64{id})
+}
+
+func (m *Manager) wasAsked(id int64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.objects[id].asked
+}
+
+// unknown is the unit of an object that this version knows nothing of: what the journal has of it.
+type unknown struct{ json.RawMessage }
+
+func (unknown) Up(context.Context, driver.Site) (driver.Live, error) {
+	return driver.Live{}, errUnknown()
+}
+func (unknown) Down(context.Context, driver.Site, driver.Live) error { return errUnknown() }
+func (unknown) Show(driver.Object, driver.Live, []driver.Object)     {}
+
+func errUnknown() error {
+	return errs.New(errs.Unsupported, "another version of the server has made it, and this one can't take it down: start that one on the same run directory")
+}

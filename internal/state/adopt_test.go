@@ -1,0 +1,356 @@
+package state
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state/journal"
+)
+
+// heir makes units of this world of what the journal has.
+type heir struct {
+	w     *world
+	class driver.Class
+}
+
+func (h heir) Class() driver.Class { return h.class }
+
+func (h heir) Kind() string {
+	if h.class == driver.Container {
+		return ""
+	}
+	return "test"
+}
+
+func (h heir) Plan(driver.Object, *errs.Faults) (driver.Unit, []driver.Need) { return nil, nil }
+
+func (h heir) Restore(data json.RawMessage) (driver.Heritable, error) {
+	u := &unit{w: h.w}
+	if h.class == driver.Container {
+		return u, json.Unmarshal(data, u)
+	}
+	return plain{u}, json.Unmarshal(data, &struct{ Heritable *unit }{u})
+}
+
+func (w *world) drivers() driver.Set {
+	return driver.Set{heir{w, driver.Attach}, heir{w, driver.Mount}, heir{w, driver.Container}}
+}
+
+func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
+	if err := u.w.ask("adopt", u); err != nil {
+		return err
+	}
+	u.w.mu.Lock()
+	defer u.w.mu.Unlock()
+	if _, ok := u.w.up[site.ID]; !ok {
+		return errs.New(errs.Conflict, "it is gone")
+	}
+	if live.Device == nil || int64(live.Device.Number) != site.ID {
+		u.w.fault("object %d is adopted with %+v", site.ID, live)
+	}
+	return nil
+}
+
+func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	return u.Down(ctx, site, driver.Live{})
+}
+
+func (u *unit) Rejoin(_ context.Context, site driver.Site, _ driver.Live) (driver.Process, time.Time, *driver.Exit, error) {
+	u.w.mu.Lock()
+	defer u.w.mu.Unlock()
+	if p := u.w.procs[site.ID]; p != nil {
+		return p, time.Now(), nil, nil
+	}
+	if exit, ok := u.w.exits[site.ID]; ok {
+		return nil, time.Time{}, &exit, nil
+	}
+	return nil, time.Time{}, nil, nil
+}
+
+// life is a daemon's: a manager and its journal.
+type life struct {
+	*Manager
+	path string
+}
+
+// begin starts a daemon on the journal that another one has left, as it is at this moment.
+func begin(t *testing.T, w *world, left string) life {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "journal")
+	if left != "" {
+		data, err := os.ReadFile(left) // the other one still has it locked: it was not killed, only stopped
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j, found, err := journal.Open(path, "boot")
+	if err != nil || found.Aside != "" {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	m := New(Options{Journal: j, NextID: found.NextID, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	m.Adopt(t.Context(), found.Records, w.drivers())
+	return life{m, path}
+}
+
+// settled waits until nothing is being made or taken down.
+func settled(t *testing.T, l life) *Snapshot {
+	t.Helper()
+	return eventually(t, l.Manager, "rest", func(s *Snapshot) bool {
+		for _, class := range []driver.Class{driver.Attach, driver.Mount, driver.Container} {
+			for _, v := range s.List(class) {
+				if v.Phase != Ready && v.Phase != Broken || v.Run != nil && v.Run.State == StateStopping {
+					return false
+				}
+			}
+		}
+		return true
+	})
+}
+
+// end takes everything down and proves that nothing is left.
+func (l life) end(t *testing.T, w *world) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := l.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	w.check(t)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.up)+len(w.procs) > 0 {
+		t.Errorf("left up: %v, running: %v", w.up, w.procs)
+	}
+}
+
+// cutAt has the daemon stop for ever at the nth point, before or after an act, and tells by the channel when it is there.
+func (w *world) cutAt(n int) (there <-chan struct{}) {
+	reached := make(chan struct{})
+	var points int
+	point := func() {
+		w.mu.Lock()
+		points++
+		cut := points == n
+		w.mu.Unlock()
+		if cut {
+			close(reached)
+			select {}
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fail = func(string, *unit) error { point(); return nil }
+	w.after = func(string) { point() }
+	return reached
+}
+
+func (w *world) whole() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fail = func(string, *unit) error { return nil }
+	w.after = func(string) {}
+}
+
+// Whenever a daemon is killed, the next one has all of a stack that was answered for, or nothing of it.
+func TestKilledWhileMaking(t *testing.T) {
+	t.Parallel()
+	for n := 1; ; n++ {
+		w := newWorld()
+		first := begin(t, w, "")
+		there, done := w.cutAt(n), make(chan error, 1)
+		go func() {
+			_, _, err := first.Create(context.Background(), fiveLevels(w))
+			done <- err
+		}()
+		select {
+		case <-there:
+		case err := <-done:
+			if err != nil || n < 10 {
+				t.Fatalf("after %d points: %v", n, err)
+			}
+			w.whole()
+			first.end(t, w)
+			return
+		}
+		w.whole()
+		second := begin(t, w, first.path)
+		if s := settled(t, second); len(s.List(driver.Container))+len(s.List(driver.Mount))+len(s.List(driver.Attach)) > 0 {
+			t.Errorf("killed at point %d: %d mounts are left of what nobody was answered for", n, len(s.List(driver.Mount)))
+		}
+		w.mu.Lock()
+		if len(w.up)+len(w.procs) > 0 {
+			t.Errorf("killed at point %d: left up %v, running %v", n, w.up, w.procs)
+		}
+		w.mu.Unlock()
+		if _, id, err := second.Create(t.Context(), fiveLevels(w)); err != nil || id <= 5 {
+			t.Errorf("killed at point %d: the next is object %d, %v", n, id, err)
+		}
+		second.end(t, w)
+	}
+}
+
+// Whenever a daemon is killed while it takes a stack down, the next one ends that; if it had not begun, the stack is whole.
+func TestKilledWhileTakingDown(t *testing.T) {
+	t.Parallel()
+	for n := 1; ; n++ {
+		w := newWorld()
+		first := begin(t, w, "")
+		_, id, err := first.Create(t.Context(), fiveLevels(w))
+		if err != nil {
+			t.Fatal(err)
+		}
+		there, done := w.cutAt(n), make(chan error, 1)
+		go func() {
+			_, _, err := first.Delete(context.Background(), driver.Container, id, true)
+			done <- err
+		}()
+		select {
+		case <-there:
+		case err := <-done:
+			if err != nil || n < 8 {
+				t.Fatalf("after %d points: %v", n, err)
+			}
+			w.whole()
+			first.end(t, w)
+			return
+		}
+		w.whole()
+		second := begin(t, w, first.path)
+		if s := settled(t, second); len(s.List(driver.Container))+len(s.List(driver.Mount))+len(s.List(driver.Attach)) > 0 {
+			t.Errorf("killed at point %d: left are %v", n, s.lists)
+		}
+		second.end(t, w)
+	}
+}
+
+// A daemon that ends leaves its objects as they are, and the next one has them with ids, names, runs and holds.
+func TestTakeOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	first := begin(t, w, "")
+	plan := fiveLevels(w)
+	plan.Unit.(*unit).Named = "web"
+	_, id, err := first.Create(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := w.container("again", true, whole(w.level(driver.Mount, "root")))
+	again.Unit.(*unit).Policy = driver.Restart{OnFailure: true}
+	_, other, err := first.Create(t.Context(), again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := first.Snapshot()
+	if err := first.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := first.Create(t.Context(), fiveLevels(w)); !errs.Is(err, errs.Conflict) {
+		t.Errorf("one that has left makes something: %v", err)
+	}
+	w.endRun(t, other, driver.Exit{Code: 9}) // while nobody looks
+
+	second := begin(t, w, first.path)
+	after := second.Snapshot()
+	for class, views := range before.lists {
+		for _, v := range views {
+			got, ok := after.Get(v.ID)
+			if !ok || got.Name != v.Name || got.Held != v.Held || got.Refs != v.Refs || got.Phase != v.Phase || fmt.Sprint(got.Needs) != fmt.Sprint(v.Needs) {
+				t.Errorf("%s %d was %+v and is %+v", class, v.ID, v, got)
+			}
+		}
+	}
+	if r := run(after, id); r.State != StateRunning || r.PID != 4242 {
+		t.Errorf("the container is %+v", r)
+	}
+	eventually(t, second.Manager, "its restart", func(s *Snapshot) bool { r := run(s, other); return r.State == StateRunning && r.Restarts == 1 })
+	if _, ok := after.ByName("web"); !ok {
+		t.Error("the name is gone")
+	}
+	taken := w.container("web", false, byID(driver.Mount, id-1))
+	if _, _, err := second.Create(t.Context(), taken); !errs.Is(err, errs.Conflict) {
+		t.Errorf("the name is free: %v", err)
+	}
+	w.endRun(t, id, driver.Exit{Code: 3})
+	eventually(t, second.Manager, "its end", func(s *Snapshot) bool { return run(s, id).State == StateDead })
+	second.end(t, w)
+}
+
+// What is not as it was is broken and says so, and can be deleted.
+func TestTakeOverOfWhatIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	first := begin(t, w, "")
+	_, id, err := first.Create(t.Context(), w.level(driver.Attach, "device"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, box, err := first.Create(t.Context(), w.container("lost", true, whole(w.level(driver.Mount, "root"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	delete(w.up, id)
+	delete(w.procs, box)
+	w.mu.Unlock()
+	second := begin(t, w, first.path)
+	if v, _ := second.Snapshot().Get(id); v.Phase != Broken || v.Error != "it is gone" || v.Refs != 1 {
+		t.Errorf("the device is %+v", v)
+	}
+	if r := run(second.Snapshot(), box); r.State != StateDead || r.Reason != ReasonLost {
+		t.Errorf("the container is %+v", r)
+	}
+	if _, _, err := second.Delete(t.Context(), driver.Attach, id, false); err != nil {
+		t.Error(err)
+	}
+	second.end(t, w)
+}
+
+// An object that this version knows nothing of is kept as it is, in the journal too.
+func TestTakeOverOfTheUnknown(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	first := begin(t, w, "")
+	strange := w.level(driver.Attach, "device")
+	strange.Kind = "strange"
+	_, id, err := first.Create(t.Context(), strange)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second := begin(t, w, first.path)
+	if v, _ := second.Snapshot().Get(id); v.Phase != Broken {
+		t.Errorf("it is %+v", v)
+	}
+	if _, _, err := second.Delete(t.Context(), driver.Attach, id, false); !errs.Is(err, errs.Unsupported) {
+		t.Errorf("it is deleted: %v", err)
+	}
+	if err := errors.Join(second.Leave(t.Context()), second.opt.Journal.Close()); err != nil {
+		t.Fatal(err)
+	}
+	j, found, err := journal.Open(second.path, "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if len(found.Records) != 1 || !json.Valid(found.Records[0].Unit) || string(found.Records[0].Unit) == "{}" {
+		t.Errorf("the journal has %+v", found.Records)
+	}
+}
