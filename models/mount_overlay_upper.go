@@ -21,27 +21,29 @@ import (
 // swagger:model mount_overlay_upper
 type MountOverlayUpper struct {
 
-	// How many bytes can be written to the file system of the layer in all.
+	// How many bytes the file system of the layer can hold, and what else is on it counts too. Absent without a layer, and where a
+	// server would have to be asked.
+	//
 	// Read Only: true
-	Limit int64 `json:"limit,omitempty"`
+	Limit *int64 `json:"limit,omitempty"`
 
 	// mount
 	Mount *Mount `json:"mount,omitempty"`
 
-	// There is no writable layer; nothing can be written. Two lower trees are needed at least, or a single one is shown as it is, read-only.
+	// There is no writable layer, and nothing can be written. A single lower tree is then shown as it is, read-only.
 	None bool `json:"none,omitempty"`
 
 	// A directory in `mount`, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,
-	// `upper` and `work`. By default the root of `mount`. Only one overlay at a time can use it.
+	// `upper` and `work`. By default the top of `mount`. Only one overlay at a time can use it.
 	//
 	Path string `json:"path,omitempty"`
 
 	// tmpfs
 	Tmpfs *MountOverlayTmpfs `json:"tmpfs,omitempty"`
 
-	// How many bytes of it are used.
+	// How many bytes it does hold. Absent where `limit` is.
 	// Read Only: true
-	Used int64 `json:"used,omitempty"`
+	Used *int64 `json:"used,omitempty"`
 }
 
 // Validate validates this mount overlay upper

@@ -328,8 +328,8 @@ func init() {
                         "since": "2026-05-04T10:15:00.000Z"
                       }
                     ],
-                    "upperdir": "/run/imageapi/overlays/3/upper",
-                    "workdir": "/run/imageapi/overlays/3/work"
+                    "upperdir": "/run/imageapi/mounts/3.upper/upper",
+                    "workdir": "/run/imageapi/mounts/3.upper/work"
                   },
                   "phase": "ready",
                   "refs": 1,
@@ -2095,29 +2095,31 @@ func init() {
       "type": "object",
       "properties": {
         "limit": {
-          "description": "How many bytes can be written to the file system of the layer in all.",
+          "description": "How many bytes the file system of the layer can hold, and what else is on it counts too. Absent without a layer, and where a\nserver would have to be asked.\n",
           "type": "integer",
           "format": "int64",
+          "x-nullable": true,
           "readOnly": true
         },
         "mount": {
           "$ref": "#/definitions/mount"
         },
         "none": {
-          "description": "There is no writable layer; nothing can be written. Two lower trees are needed at least, or a single one is shown as it is, read-only.",
+          "description": "There is no writable layer, and nothing can be written. A single lower tree is then shown as it is, read-only.",
           "type": "boolean"
         },
         "path": {
-          "description": "A directory in ` + "`" + `mount` + "`" + `, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,\n` + "`" + `upper` + "`" + ` and ` + "`" + `work` + "`" + `. By default the root of ` + "`" + `mount` + "`" + `. Only one overlay at a time can use it.\n",
+          "description": "A directory in ` + "`" + `mount` + "`" + `, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,\n` + "`" + `upper` + "`" + ` and ` + "`" + `work` + "`" + `. By default the top of ` + "`" + `mount` + "`" + `. Only one overlay at a time can use it.\n",
           "type": "string"
         },
         "tmpfs": {
           "$ref": "#/definitions/mount_overlay_tmpfs"
         },
         "used": {
-          "description": "How many bytes of it are used.",
+          "description": "How many bytes it does hold. Absent where ` + "`" + `limit` + "`" + ` is.",
           "type": "integer",
           "format": "int64",
+          "x-nullable": true,
           "readOnly": true
         }
       },
@@ -2731,8 +2733,8 @@ func init() {
                         "since": "2026-05-04T10:15:00.000Z"
                       }
                     ],
-                    "upperdir": "/run/imageapi/overlays/3/upper",
-                    "workdir": "/run/imageapi/overlays/3/work"
+                    "upperdir": "/run/imageapi/mounts/3.upper/upper",
+                    "workdir": "/run/imageapi/mounts/3.upper/work"
                   },
                   "phase": "ready",
                   "refs": 1,
@@ -4588,29 +4590,31 @@ func init() {
       "type": "object",
       "properties": {
         "limit": {
-          "description": "How many bytes can be written to the file system of the layer in all.",
+          "description": "How many bytes the file system of the layer can hold, and what else is on it counts too. Absent without a layer, and where a\nserver would have to be asked.\n",
           "type": "integer",
           "format": "int64",
+          "x-nullable": true,
           "readOnly": true
         },
         "mount": {
           "$ref": "#/definitions/mount"
         },
         "none": {
-          "description": "There is no writable layer; nothing can be written. Two lower trees are needed at least, or a single one is shown as it is, read-only.",
+          "description": "There is no writable layer, and nothing can be written. A single lower tree is then shown as it is, read-only.",
           "type": "boolean"
         },
         "path": {
-          "description": "A directory in ` + "`" + `mount` + "`" + `, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,\n` + "`" + `upper` + "`" + ` and ` + "`" + `work` + "`" + `. By default the root of ` + "`" + `mount` + "`" + `. Only one overlay at a time can use it.\n",
+          "description": "A directory in ` + "`" + `mount` + "`" + `, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,\n` + "`" + `upper` + "`" + ` and ` + "`" + `work` + "`" + `. By default the top of ` + "`" + `mount` + "`" + `. Only one overlay at a time can use it.\n",
           "type": "string"
         },
         "tmpfs": {
           "$ref": "#/definitions/mount_overlay_tmpfs"
         },
         "used": {
-          "description": "How many bytes of it are used.",
+          "description": "How many bytes it does hold. Absent where ` + "`" + `limit` + "`" + ` is.",
           "type": "integer",
           "format": "int64",
+          "x-nullable": true,
           "readOnly": true
         }
       },

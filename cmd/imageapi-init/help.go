@@ -6,6 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
+	"github.com/kraken-hpc/imageapi/internal/sys/inroot"
+	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 )
 
 // help does one act that may hang, in a process that the daemon can kill.
@@ -53,6 +55,8 @@ func act(message []byte) (int, *wire.Failure) {
 		return flush(fields[0])
 	case kind == wire.Open && len(fields) == 3:
 		return openInside(fields[0], fields[1], fields[2])
+	case kind == wire.Layer && len(fields) == 5:
+		return prepareLayer(fields)
 	case kind == wire.Reopen && len(fields) == 1:
 		return reopen(fields[0])
 	case kind == wire.Write && len(fields) == 2:
@@ -160,8 +164,7 @@ func flush(path string) (int, *wire.Failure) {
 
 // openInside opens a path as package rootpath does, which says more on it.
 func openInside(root, path, flags string) (int, *wire.Failure) {
-	const tries = 128
-	number, err := strconv.ParseUint(flags, 10, 64)
+	number, err := strconv.Atoi(flags)
 	if err != nil {
 		return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
 	}
@@ -169,17 +172,27 @@ func openInside(root, path, flags string) (int, *wire.Failure) {
 	if err != nil {
 		return -1, refused("open the root", err)
 	}
-	how := unix.OpenHow{Flags: number, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	for range tries {
-		var file int
-		if file, err = unix.Openat2(dir, path, &how); err == nil {
-			return file, nil
-		}
-		if err != unix.EAGAIN && err != unix.EINTR {
-			break
-		}
+	file, err := inroot.Open(dir, path, number)
+	if err != nil {
+		return -1, refused("openat2", err)
 	}
-	return -1, refused("openat2", err)
+	return file, nil
+}
+
+func prepareLayer(fields []string) (int, *wire.Failure) {
+	var numbers [3]uint32
+	for i, field := range fields[2:] {
+		n, err := strconv.ParseUint(field, 10, 32)
+		if err != nil {
+			return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
+		}
+		numbers[i] = uint32(n)
+	}
+	dir, err := layer.Prepare(fields[0], fields[1], layer.Look{UID: numbers[0], GID: numbers[1], Mode: numbers[2]})
+	if err != nil {
+		return -1, &wire.Failure{Step: string(err.Step), Option: err.Name, Errno: err.Err}
+	}
+	return dir, nil
 }
 
 // reopen also reads the beginning, so that the daemon, which wants to look at it, finds it in memory.

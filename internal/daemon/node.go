@@ -58,13 +58,10 @@ func openNode(ctx context.Context, cfg Config, log *slog.Logger) (n *node, err e
 	if err != nil {
 		return n, err
 	}
-	n.drivers, err = builtin.Drivers(builtin.Env{
+	n.drivers = builtin.Drivers(builtin.Env{
 		Mounts: n.mounts, Containers: n.runner, Helper: helpers,
 		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Log: log,
 	})
-	if err != nil {
-		return n, err
-	}
 	n.manager = state.New(state.Options{
 		Journal: n.journal, NextID: next, Log: log,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout,

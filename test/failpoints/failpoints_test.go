@@ -84,10 +84,9 @@ func newNode(t *testing.T) *node {
 		Gate: n.board.pass, RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, Log: log, Program: init,
 	})
 	check(t, err)
-	n.drivers, err = builtin.Drivers(builtin.Env{
+	n.drivers = builtin.Drivers(builtin.Env{
 		Gate: n.board.pass, Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: helper.New(init, n.board.pass),
 	})
-	check(t, err)
 	j, _, err := journal.Open(filepath.Join(dir, "journal.db"), "test")
 	check(t, err)
 	n.manager = state.New(state.Options{Journal: j, RetryMin: 10 * time.Millisecond, RetryMax: 50 * time.Millisecond, Log: log})

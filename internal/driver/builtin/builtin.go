@@ -27,7 +27,7 @@ type Env struct {
 	Mounts     *mountdir.Dir
 	Containers *container.Driver
 	Helper     *helper.Runner
-	RunDir     string   // the upper layers of overlays lie in RunDir/overlays
+	RunDir     string
 	FSTypes    []string // file systems that may be mounted besides the default ones
 	Log        *slog.Logger
 }
@@ -35,12 +35,8 @@ type Env struct {
 // MountsDir returns the directory for Env.Mounts.
 func MountsDir(runDir string) string { return filepath.Join(runDir, "mounts") }
 
-// Drivers returns the drivers. It fails if one of them can't prepare its directory.
-func Drivers(env Env) (driver.Set, error) {
-	overlays, err := overlay.New(overlay.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Dir: filepath.Join(env.RunDir, "overlays")})
-	if err != nil {
-		return nil, err
-	}
+// Drivers returns the drivers.
+func Drivers(env Env) driver.Set {
 	return driver.Set{
 		iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
 		local.New(local.Options{Gate: env.Gate, Log: env.Log}),
@@ -49,7 +45,7 @@ func Drivers(env Env) (driver.Set, error) {
 		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Log: env.Log, FSTypes: env.FSTypes}),
 		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper}),
 		nfs.New(nfs.Options{Mounts: env.Mounts, Helper: env.Helper, Log: env.Log}),
-		overlays,
+		overlay.New(overlay.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper}),
 		env.Containers,
-	}, nil
+	}
 }

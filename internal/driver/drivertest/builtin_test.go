@@ -77,12 +77,10 @@ func (b *bench) bind(g gate.Gate) driver.Driver {
 	return bind.New(bind.Options{Gate: g, Mounts: b.mounts})
 }
 
-func (b *bench) overlay(t *testing.T, classic bool) func(g gate.Gate) driver.Driver {
+func (b *bench) overlay(classic bool) func(g gate.Gate) driver.Driver {
 	return func(g gate.Gate) driver.Driver {
-		d, err := overlay.New(overlay.Options{Gate: g, Mounts: b.mounts, Dir: filepath.Join(b.dir, "overlays"), Classic: classic})
-		must(t, err)
 		b.gate = g
-		return d
+		return overlay.New(overlay.Options{Gate: g, Mounts: b.mounts, Classic: classic})
 	}
 }
 
@@ -297,13 +295,12 @@ func TestOverlay(t *testing.T) {
 	one, two := filepath.Join(b.dir, "one, two"), filepath.Join(b.dir, "a:b\\c")
 	must(t, os.Mkdir(one, 0o755))
 	must(t, os.Mkdir(two, 0o755))
-	must(t, os.Mkdir(filepath.Join(b.dir, "overlays"), 0o700))
 	lower := drivertest.Up(t, b.bind(nil), def(form, one))
 	other := drivertest.Up(t, b.bind(nil), def(form, two))
 	single := `{"kind":"overlay","overlay":{"lower":[` + needed + `]}}`
 	double := `{"kind":"overlay","overlay":{"lower":[` + needed + `,` + needed + `]}}`
-	stacked := drivertest.Up(t, b.overlay(t, false)(nil), single, lower)
-	deepest := drivertest.Up(t, b.overlay(t, false)(nil), double, stacked, other)
+	stacked := drivertest.Up(t, b.overlay(false)(nil), single, lower)
+	deepest := drivertest.Up(t, b.overlay(false)(nil), double, stacked, other)
 	wrong := []drivertest.Wrong{
 		{Name: "no lower", Def: `{"kind":"overlay","overlay":{}}`, Paths: []string{"overlay.lower"}},
 		{Name: "empty lower", Def: `{"kind":"overlay","overlay":{"lower":[]}}`, Paths: []string{"overlay.lower"}},
@@ -320,7 +317,7 @@ func TestOverlay(t *testing.T) {
 	} {
 		for way, classic := range map[string]bool{"by descriptor": false, "classic": true} {
 			t.Run(name+" "+way, func(t *testing.T) {
-				c.New, c.Scope, c.Hold = b.overlay(t, classic), b.scope(), holdDir
+				c.New, c.Scope, c.Hold = b.overlay(classic), b.scope(), holdDir
 				drivertest.Run(t, c)
 			})
 		}

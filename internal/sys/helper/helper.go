@@ -24,6 +24,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
+	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 )
@@ -166,6 +167,23 @@ func (r *Runner) Open(ctx context.Context, root, unsafePath string, flags int) (
 		return nil, fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
 	case failure != nil:
 		return nil, rootpath.Classify(root, unsafePath, failure.Errno)
+	case file == nil:
+		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
+	}
+	return file, nil
+}
+
+// Layer is layer.Prepare. What it says is in the error as a *layer.Error.
+func (r *Runner) Layer(ctx context.Context, root, unsafePath string, look layer.Look) (*os.File, error) {
+	what := fmt.Sprintf("prepare %q inside %s for an overlay", unsafePath, root)
+	number := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+	request := wire.Encode(wire.Layer, root, unsafePath, number(look.UID), number(look.GID), number(look.Mode))
+	file, failure, err := r.do(ctx, act{name: "helper layer", what: what, request: request, result: unsafePath})
+	switch {
+	case err != nil:
+		return nil, err
+	case failure != nil:
+		return nil, &layer.Error{Step: layer.Step(failure.Step), Name: failure.Option, Err: failure.Errno}
 	case file == nil:
 		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
 	}

@@ -48,6 +48,7 @@ func inDirectory(dir string, do func() error) error {
 		}
 		if err == nil {
 			err = do()
+			_ = unix.Chdir("/") // the thread may end a little later, and dir would be in use
 		}
 		done <- err
 	}()

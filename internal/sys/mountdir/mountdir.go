@@ -1,4 +1,5 @@
-// Package mountdir keeps the directory of mountpoints: MOUNTS/7 is where the mount with the id 7 can be found.
+// Package mountdir keeps the directory of mountpoints: MOUNTS/7 is where the mount with the id 7 can be found. What it
+// needs besides has a name with a word after a dot: MOUNTS/7.upper.
 //
 // The directory is a mount of its own, a small tmpfs. It is private, so that nothing is propagated into other mount
 // namespaces, and unbindable, so that a recursive bind of "/" does not copy and thereby pin every image.
@@ -26,9 +27,10 @@ const label = "imageapi"
 
 // Dir is an open directory of mountpoints. It is safe for concurrent use with different ids.
 type Dir struct {
-	gate gate.Gate
-	path string   // without symbolic links
-	root *os.File // the top of the tmpfs
+	gate   gate.Gate
+	path   string   // without symbolic links
+	root   *os.File // the top of the tmpfs
+	suffix string   // of the names in it
 }
 
 // Open makes path, mode 0700, unless it exists, and mounts the tmpfs over it. It must be a directory of ours that
@@ -96,7 +98,7 @@ func (d *Dir) mounted() (bool, error) {
 	return true, nil
 }
 
-// mount puts the tmpfs in place. Only directories come into it, which take no blocks: its size is no limit.
+// mount puts the tmpfs in place. Only directories and symbolic links come into it: its size is no limit.
 func (d *Dir) mount() error {
 	below, err := openOwn(d.path)
 	if err != nil {
@@ -113,7 +115,7 @@ func (d *Dir) mount() error {
 	}
 	for _, p := range []mount.Param{
 		{Key: "mode", Value: "0700", HasValue: true},
-		{Key: "size", Value: "1m", HasValue: true},
+		{Key: "size", Value: "16m", HasValue: true},
 		{Key: "nr_inodes", Value: "1m", HasValue: true},
 	} {
 		if err := fs.Set(p); err != nil {
@@ -185,8 +187,18 @@ func (d *Dir) rmdir() error {
 	return nil
 }
 
+// Aside returns the same directory for what mounts need besides: there the mountpoint of 7 is MOUNTS/7.word. It is not
+// to be closed.
+func (d *Dir) Aside(word string) *Dir {
+	aside := *d
+	aside.suffix = "." + word
+	return &aside
+}
+
 // Path returns where a mount with the given id is to be found.
-func (d *Dir) Path(id int64) string { return filepath.Join(d.path, strconv.FormatInt(id, 10)) }
+func (d *Dir) Path(id int64) string { return filepath.Join(d.path, d.name(id)) }
+
+func (d *Dir) name(id int64) string { return strconv.FormatInt(id, 10) + d.suffix }
 
 // Contains tells whether an open file is inside the directory, whichever way its path led there.
 func (d *Dir) Contains(f *os.File) (bool, error) {
@@ -199,7 +211,7 @@ func (d *Dir) Contains(f *os.File) (bool, error) {
 
 // Attach shows a detached tree at the mountpoint of id, which it makes and whose path it returns.
 func (d *Dir) Attach(id int64, tree *os.File) (string, error) {
-	return d.AttachWith(id, func(string) error { return mount.Attach(d.gate, tree, d.root, strconv.FormatInt(id, 10)) })
+	return d.AttachWith(id, func(string) error { return mount.Attach(d.gate, tree, d.root, d.name(id)) })
 }
 
 // AttachWith is Attach for what comes without a detached tree: it calls put to mount onto the mountpoint.
@@ -238,6 +250,26 @@ func (d *Dir) DetachWith(ctx context.Context, id int64, unmount func(path string
 		return err
 	}
 	return d.remove(path)
+}
+
+// Check makes sure that something is mounted at the mountpoint of id.
+func (d *Dir) Check(id int64) error {
+	path := d.Path(id)
+	mounted, err := mount.IsMounted(path)
+	if err == nil && !mounted {
+		err = errs.New(errs.Conflict, "nothing is mounted at %s any more: somebody has unmounted it; delete it and make it anew", path)
+	}
+	return err
+}
+
+// Sweep takes away whatever is mounted at the mountpoint of id, with what is mounted below it, and the mountpoint. It is for what
+// a killed daemon may have left: that there is nothing is fine.
+func (d *Dir) Sweep(ctx context.Context, id int64) error {
+	below, err := mount.Below(d.Path(id))
+	if err != nil {
+		return err
+	}
+	return d.Detach(ctx, id, below, false)
 }
 
 // remove is a plain rmdir: should anything still be mounted there nothing in it is deleted.

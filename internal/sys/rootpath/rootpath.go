@@ -14,11 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/inroot"
 )
-
-// tries is how often a resolution is begun anew when a ".." in it met a rename or a mount somewhere on the node:
-// the kernel then answers EAGAIN, since it can't tell whether the path left the tree.
-const tries = 128
 
 // Open opens unsafePath inside the directory root, which is trusted and may be "/". See [OpenAt].
 func Open(root, unsafePath string, flags int) (*os.File, error) {
@@ -40,8 +37,7 @@ func Open(root, unsafePath string, flags int) (*os.File, error) {
 // What the path or the image is to blame for is errs.Invalid, a path that kept changing or a busy program
 // errs.Conflict. The errno can be had with errors.Is.
 func OpenAt(dir *os.File, unsafePath string, flags int) (*os.File, error) {
-	how := unix.OpenHow{Flags: uint64(Flags(flags)), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := open(dir, unsafePath, &how)
+	fd, err := open(dir, unsafePath, Flags(flags))
 	if err != nil {
 		return nil, Classify(dir.Name(), unsafePath, err)
 	}
@@ -57,19 +53,12 @@ func Flags(flags int) int {
 	return flags
 }
 
-func open(dir *os.File, unsafePath string, how *unix.OpenHow) (fd int, err error) {
+func open(dir *os.File, unsafePath string, flags int) (fd int, err error) {
 	conn, err := dir.SyscallConn()
 	if err != nil {
 		return -1, err
 	}
-	cerr := conn.Control(func(dirfd uintptr) {
-		for range tries {
-			fd, err = unix.Openat2(int(dirfd), unsafePath, how)
-			if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-				return
-			}
-		}
-	})
+	cerr := conn.Control(func(dirfd uintptr) { fd, err = inroot.Open(int(dirfd), unsafePath, flags) })
 	return fd, errors.Join(cerr, err)
 }
 

@@ -383,7 +383,6 @@ func TestSuite(t *testing.T) {
 	runner := func(g gate.Gate) *helper.Runner { return helper.New(w.init, g) }
 	testkit.Run(t, "cp", testkit.Squashfs(t, testkit.Busybox(t)), filepath.Join(export, "image"))
 	must(t, os.MkdirAll(filepath.Join(export, "dir/sub"), 0o755))
-	overlays := t.TempDir()
 	base, live := w.up(t, models.MountNfs{})
 	defer down(t, base, live)
 	hold := func(t *testing.T, live driver.Live) (string, func()) {
@@ -431,9 +430,7 @@ func TestSuite(t *testing.T) {
 		drivertest.Run(t, drivertest.Case{
 			New: func(g gate.Gate) driver.Driver {
 				w.Gate(g)
-				d, err := overlay.New(overlay.Options{Gate: g, Mounts: w.Mounts, Helper: runner(g), Dir: overlays})
-				must(t, err)
-				return d
+				return overlay.New(overlay.Options{Gate: g, Mounts: w.Mounts, Helper: runner(g)})
 			},
 			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{live},
 			Good: `{"kind":"overlay","overlay":{"lower":[` + below + `]}}`,

@@ -5,30 +5,50 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
 
 // settings are given explicitly since their defaults depend on how the kernel was built.
 var settings = []mount.Param{
-	// A lower layer is untrusted. Attributes in it could say that a directory or a file's data is to be found
-	// elsewhere in the layers; nobody but the kernel's own upper layer may say that, and ours is always new.
+	// A lower layer is untrusted, and an upper one may come from elsewhere. Attributes in them could say that a directory or a
+	// file's data is to be found elsewhere in the layers: that is not believed.
 	{Key: "redirect_dir", Value: "nofollow", HasValue: true},
 	{Key: "metacopy", Value: "off", HasValue: true},
-	// These two serve NFS exports and overlays that are mounted again. They cost time on each copy up.
+	// These two serve NFS exports, and tie an upper layer to the lower ones that it began with: a new version of an image
+	// would be refused. They cost time on each copy up.
 	{Key: "index", Value: "off", HasValue: true},
 	{Key: "nfs_export", Value: "off", HasValue: true},
-	// Never sync the upper layer: it does not outlive the mount, so that a sync could save nothing. Linux 5.10.
-	{Key: "volatile"},
 }
+
+// volatile never syncs an upper layer that does not outlive the mount: that could save nothing. Linux 5.10.
+var volatile = mount.Param{Key: "volatile"}
 
 // speaker is how the kernel's log lines about overlays begin.
 const speaker = "overlayfs"
+
+func (l layers) params() []mount.Param {
+	if l.upper != nil && l.upper.lost {
+		return append(slices.Clip(settings), volatile)
+	}
+	return settings
+}
+
+func (l layers) attr() mount.Attr {
+	if l.upper == nil {
+		return mount.OnNode | mount.ReadOnly
+	}
+	return mount.OnNode
+}
 
 // show mounts the overlay at its mountpoint.
 func (o *overlayer) show(ctx context.Context, id int64, l layers) (string, error) {
@@ -50,9 +70,31 @@ func (o *overlayer) show(ctx context.Context, id int64, l layers) (string, error
 	return o.Mounts.Attach(id, tree)
 }
 
+// showLower shows a tree as it is, read-only: the kernel makes no overlay of one layer.
+func (o *overlayer) showLower(ctx context.Context, id int64, lower *driver.Tree) (driver.Live, error) {
+	dir, err := remote.Open(ctx, o.Helper, lower, "/", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	defer dir.Close()
+	tree, err := mount.Clone(o.Gate, dir, false)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	defer tree.Close()
+	if err := mount.Restrict(o.Gate, tree, mount.OnNode|mount.ReadOnly, false); err != nil {
+		return driver.Live{}, err
+	}
+	path, err := o.Mounts.Attach(id, tree)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: true, Depth: lower.Depth, Remote: lower.Remote}}, nil
+}
+
 // probe tells whether the kernel takes layers by descriptor (Linux 6.13).
-func (o *overlayer) probe() bool {
-	dir, err := os.Open(o.Dir)
+func probe() bool {
+	dir, err := os.Open("/")
 	if err != nil {
 		return false
 	}
@@ -67,11 +109,13 @@ func (o *overlayer) probe() bool {
 
 // fs describes an overlay for a helper.
 func (l layers) fs() helper.FS {
-	fs := helper.FS{Type: "overlay", Source: "overlay", Params: settings, Attr: mount.OnNode, Speaker: speaker}
+	fs := helper.FS{Type: "overlay", Source: "overlay", Params: l.params(), Attr: l.attr(), Speaker: speaker}
 	for _, dir := range l.lower {
 		fs.Layers = append(fs.Layers, mount.Param{Key: "lowerdir+", Value: dir})
 	}
-	fs.Layers = append(fs.Layers, mount.Param{Key: "upperdir", Value: l.upper}, mount.Param{Key: "workdir", Value: l.work})
+	if l.upper != nil {
+		fs.Layers = append(fs.Layers, mount.Param{Key: "upperdir", Value: l.upper.entry(layer.Upper)}, mount.Param{Key: "workdir", Value: l.upper.entry(layer.Work)})
+	}
 	return fs
 }
 
@@ -85,38 +129,42 @@ func (o *overlayer) mount(l layers) (*os.File, error) {
 	if err := fs.Label("overlay", speaker); err != nil {
 		return nil, err
 	}
-	for _, dir := range l.lower {
-		if err := setLayer(fs, "lowerdir+", dir); err != nil {
+	described := l.fs()
+	for _, dir := range described.Layers {
+		if err := setLayer(fs, dir.Key, dir.Value, l.shown(dir.Value)); err != nil {
 			return nil, err
 		}
 	}
-	if err := setLayer(fs, "upperdir", l.upper); err != nil {
-		return nil, err
-	}
-	if err := setLayer(fs, "workdir", l.work); err != nil {
-		return nil, err
-	}
-	for _, p := range settings {
+	for _, p := range described.Params {
 		if err := fs.Set(p); err != nil {
 			return nil, err
 		}
 	}
-	return fs.Mount(mount.OnNode)
+	return fs.Mount(described.Attr)
 }
 
-func setLayer(fs *mount.FS, key, path string) error {
-	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+func setLayer(fs *mount.FS, key, path, shown string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: shown, Err: err}
 	}
+	dir := os.NewFile(uintptr(fd), shown)
 	defer dir.Close()
 	return fs.SetFile(key, dir)
 }
 
+// shown is how a layer is called in messages: of an entry the path on the node.
+func (l layers) shown(path string) string {
+	if l.upper != nil && (path == l.upper.entry(layer.Upper) || path == l.upper.entry(layer.Work)) {
+		return filepath.Join(l.upper.path, filepath.Base(path))
+	}
+	return path
+}
+
 // showClassic mounts by mount(2). All options must fit into one page, commas and colons in paths would have to be
-// escaped: so the layers go by short names, symbolic links in a directory beside the upper layer.
+// escaped: so the layers go by short names, symbolic links in a directory of their own.
 func (o *overlayer) showClassic(ctx context.Context, id int64, l layers) (string, error) {
-	names := filepath.Join(l.dir, "names")
+	names := o.names(id)
 	data, err := o.link(names, l)
 	if err != nil {
 		return "", err
@@ -125,17 +173,28 @@ func (o *overlayer) showClassic(ctx context.Context, id int64, l layers) (string
 		if l.remote {
 			return o.Helper.Classic(ctx, l.fs(), names, path, data)
 		}
-		return mount.Classic(o.Gate, names, "overlay", "overlay", speaker, path, mount.OnNode, data)
+		return mount.Classic(o.Gate, names, "overlay", "overlay", speaker, path, l.attr(), data)
 	})
 }
+
+// names is the directory of the short names.
+func (o *overlayer) names(id int64) string { return o.Mounts.Aside("names").Path(id) }
 
 // link makes the short names and returns the options that use them.
 func (o *overlayer) link(dir string, l layers) (string, error) {
 	lower := make([]string, len(l.lower))
-	targets := map[string]string{"u": l.upper, "w": l.work}
+	targets := map[string]string{}
 	for i, path := range l.lower {
 		lower[i] = strconv.Itoa(i)
 		targets[lower[i]] = path
+	}
+	options := []string{"lowerdir=" + strings.Join(lower, ":")}
+	if l.upper != nil {
+		targets["u"], targets["w"] = l.upper.entry(layer.Upper), l.upper.entry(layer.Work)
+		options = append(options, "upperdir=u", "workdir=w")
+	}
+	for _, p := range l.params() {
+		options = append(options, fmt.Sprint(p))
 	}
 	err := o.Gate.Do("overlay names make", func() error {
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -148,9 +207,5 @@ func (o *overlayer) link(dir string, l layers) (string, error) {
 		}
 		return nil
 	})
-	options := []string{"lowerdir=" + strings.Join(lower, ":"), "upperdir=u", "workdir=w"}
-	for _, p := range settings {
-		options = append(options, fmt.Sprint(p))
-	}
 	return strings.Join(options, ","), err
 }

@@ -1,5 +1,5 @@
-// Package overlay is the mount driver "overlay": one or many mounts laid over each other, with a layer on top that
-// takes all changes and is thrown away with the mount.
+// Package overlay is the mount driver "overlay": one or many mounts laid over each other, with a layer on top that takes all
+// changes. That layer is in memory and thrown away with the mount, or in another mount and kept, or there is none.
 package overlay
 
 import (
@@ -7,9 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/rmtree"
 	"github.com/kraken-hpc/imageapi/models"
@@ -36,9 +34,6 @@ type Options struct {
 	Gate   gate.Gate
 	Mounts *mountdir.Dir
 	Helper *helper.Runner // for layers whose server may be gone
-	// Dir is where the upper layers are, one directory for each overlay. Its file system must be fit for that:
-	// tmpfs, ext4, xfs or btrfs.
-	Dir string
 	// Classic makes overlays by mount(2) even where the kernel takes layers by descriptor.
 	Classic bool
 }
@@ -47,23 +42,19 @@ type overlayer struct {
 	Options
 	byDescriptor func() bool
 	remote       *remote.Mounts
+	uppers       *mountdir.Dir // where the tmpfs of an upper layer is mounted
+	claims       claims
 }
 
-// New returns the driver. It makes the directory for the upper layers, mode 0700, unless it exists.
-func New(o Options) (driver.Driver, error) {
-	dir, err := filepath.Abs(o.Dir)
-	if err != nil {
-		return nil, err
+// New returns the driver.
+func New(o Options) driver.Driver {
+	return &overlayer{
+		Options: o,
+		// Not asked before the first overlay: asking would load the kernel's module.
+		byDescriptor: sync.OnceValue(probe),
+		remote:       remote.New(o.Mounts, o.Helper, nil),
+		uppers:       o.Mounts.Aside("upper"),
 	}
-	o.Dir = dir
-	err = o.Gate.Do("overlay directory make", func() error { return os.Mkdir(o.Dir, 0o700) })
-	if err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("make directory for overlays: %w", err)
-	}
-	d := &overlayer{Options: o, remote: remote.New(o.Mounts, o.Helper, nil)}
-	// Not asked before the first overlay: asking would load the kernel's module.
-	d.byDescriptor = sync.OnceValue(d.probe)
-	return d, nil
 }
 
 func (*overlayer) Class() driver.Class { return driver.Mount }
@@ -91,54 +82,71 @@ func (o *overlayer) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, [
 		}
 		needs[i] = driver.Need{Path: path, Def: driver.Object{Mount: lower}}
 	}
+	u := &unit{o: o, Lower: len(d.Lower), Upper: planUpper(d.Upper, faults)}
+	if u.Upper.Sort == inMount {
+		needs = append(needs, driver.Need{Path: "overlay.upper.mount", Def: driver.Object{Mount: d.Upper.Mount}})
+	}
 	if len(*faults) > before {
 		return nil, nil
 	}
-	return &unit{o: o, Lower: len(d.Lower)}, needs
+	return u, needs
 }
 
-// unit is one overlay.
+// unit is one overlay. It needs the lower mounts and, after them, that of the upper layer if it is in one.
 type unit struct {
 	o *overlayer
 
-	Lower int `json:"lower"` // how many
+	Lower int   `json:"lower"` // how many
+	Upper upper `json:"upper"`
 }
 
-// layers are the directories of one overlay.
+// layers are what one overlay is made of.
 type layers struct {
-	dir         string // holds the other two, and nothing else
-	lower       []string
-	upper, work string
-	remote      bool // a server has a lower one
+	lower  []string
+	upper  *home
+	remote bool // a server has one of them
 }
 
 // notes is what Show needs to know.
 type notes struct {
-	Upper string `json:"upper"`
-	Work  string `json:"work"`
+	Upper string `json:"upper,omitempty"` // the directories, as they can be seen on the node
+	Work  string `json:"work,omitempty"`
+	Space string `json:"space,omitempty"` // a directory whose file system tells how much is written, and can't hang
 }
 
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
-	depth, err := depthOf(site.Needs)
-	if err != nil {
-		return driver.Live{}, err
-	}
 	if err := ctx.Err(); err != nil {
 		return driver.Live{}, errs.New(errs.Deadline, "mount overlay: %w", err)
 	}
-	l := u.o.layers(site)
-	n, err := json.Marshal(notes{Upper: l.upper, Work: l.work})
+	lower := site.Needs[:u.Lower]
+	if u.Upper.Sort == inNone && u.Lower == 1 {
+		return u.o.showLower(ctx, site.ID, lower[0].Tree)
+	}
+	depth, err := depthOf(lower)
 	if err != nil {
 		return driver.Live{}, err
 	}
-	if err := u.o.makeLayers(ctx, l, site.Needs[0].Tree); err != nil {
-		return driver.Live{}, errors.Join(err, u.o.remove(l.dir))
+	l := layers{}
+	for _, need := range site.Needs {
+		l.remote = l.remote || need.Tree.Remote
+	}
+	for _, need := range lower {
+		l.lower = append(l.lower, need.Tree.Path)
+	}
+	if l.upper, err = u.makeUpper(ctx, site); err != nil {
+		return driver.Live{}, err
+	}
+	defer l.upper.close()
+	n, err := json.Marshal(l.upper.notes())
+	if err != nil {
+		return driver.Live{}, errors.Join(err, u.dropUpper(context.WithoutCancel(ctx), site.ID))
 	}
 	path, err := u.o.show(ctx, site.ID, l)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.o.remove(l.dir))
+		l.upper.close() // it would be busy
+		return driver.Live{}, errors.Join(err, u.o.removeNames(site.ID), u.dropUpper(context.WithoutCancel(ctx), site.ID))
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, Depth: depth, Remote: l.remote}, Notes: n}, nil
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.Upper.Sort == inNone, Depth: depth, Remote: l.remote}, Notes: n}, nil
 }
 
 // depthOf tells how many overlays are stacked with this one.
@@ -153,90 +161,64 @@ func depthOf(lower []driver.Live) (int, error) {
 	return depth, nil
 }
 
-func (o *overlayer) layers(site driver.Site) layers {
-	dir := filepath.Join(o.Dir, strconv.FormatInt(site.ID, 10))
-	l := layers{dir: dir, upper: filepath.Join(dir, "upper"), work: filepath.Join(dir, "work")}
-	for _, need := range site.Needs {
-		l.lower = append(l.lower, need.Tree.Path)
-		l.remote = l.remote || need.Tree.Remote
-	}
-	return l
-}
-
-// makeLayers makes the upper layer and the kernel's working directory.
-func (o *overlayer) makeLayers(ctx context.Context, l layers, top *driver.Tree) error {
-	for _, dir := range []string{l.dir, l.upper, l.work} {
-		if err := o.Gate.Do("overlay layer make", func() error { return os.Mkdir(dir, 0o700) }); err != nil {
-			return err
-		}
-	}
-	if err := fit(l.dir); err != nil {
-		return err
-	}
-	return o.likeTop(ctx, l, top)
-}
-
-// fit refuses a file system that can't hold an upper layer. The kernel would take some of them and fail later, in
-// the middle of a container's work.
-func fit(dir string) error {
-	const advice = "run the daemon with a run directory on tmpfs, ext4, xfs or btrfs (mount -t tmpfs tmpfs DIRECTORY)"
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return &os.PathError{Op: "statfs", Path: dir, Err: err}
-	}
-	if st.Type == unix.OVERLAYFS_SUPER_MAGIC {
-		return errs.New(errs.Unsupported, "mount overlay: %s is on an overlay itself and can't hold an upper layer: %s", dir, advice)
-	}
-	// Without such attributes, as on ramfs, removed directories would come back.
-	if err := unix.Setxattr(dir, "trusted.overlay.imageapi", []byte("y"), 0); err != nil {
-		return errs.New(errs.Unsupported, "mount overlay: the file system of %s can't hold an upper layer, it takes no trusted extended attributes: %w: %s", dir, err, advice)
-	}
-	return nil
-}
-
-// likeTop gives the upper layer the owner and mode of the topmost lower one: they are those of the overlay's root.
-func (o *overlayer) likeTop(ctx context.Context, l layers, top *driver.Tree) error {
+// lookOf returns the owner and mode of the topmost lower layer: they are those of the overlay's root.
+func (o *overlayer) lookOf(ctx context.Context, top *driver.Tree) (layer.Look, error) {
 	dir, err := remote.Open(ctx, o.Helper, top, "/", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
-		return err
+		return layer.Look{}, err
 	}
 	defer dir.Close()
 	st, err := remote.Stat(dir)
-	if err != nil {
-		return err
-	}
-	if err := os.Chown(l.upper, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	return unix.Chmod(l.upper, uint32(st.Mode)&0o7777)
+	return layer.Look{UID: st.Uid, GID: st.Gid, Mode: uint32(st.Mode) & 0o7777}, err
 }
 
+// Down goes in this order: first the tmpfs of the upper layer, which stays in use by the overlay, so that whoever holds it
+// from outside is found while all can still be put back; then the overlay.
 func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	var err error
-	if live.Tree != nil && live.Tree.Remote {
-		err = u.o.remote.Unmount(ctx, site.ID, 0) // there is nothing to write to the server before
-	} else {
-		err = u.o.Mounts.Detach(ctx, site.ID, nil, true)
-	}
+	return u.down(ctx, site, func() error { return u.unmount(ctx, site, live) })
+}
+
+func (u *unit) down(ctx context.Context, site driver.Site, unmount func() error) error {
+	back, err := u.takeUpper(ctx, site.ID)
 	if err != nil {
 		return err
 	}
-	return u.o.remove(u.o.layers(site).dir)
+	if err := unmount(); err != nil {
+		return errors.Join(err, back.restore())
+	}
+	back.forget()
+	u.o.claims.drop(site.ID)
+	return u.o.removeNames(site.ID)
 }
 
-// remove removes the layers of one overlay, which is not mounted any more.
-func (o *overlayer) remove(dir string) error {
-	return o.Gate.Do("overlay layer remove", func() error { return rmtree.Remove(dir) })
+func (u *unit) unmount(ctx context.Context, site driver.Site, live driver.Live) error {
+	switch whole := u.Upper.Sort != inNone || u.Lower > 1; {
+	case live.Tree == nil || !live.Tree.Remote || !whole:
+		return u.o.Mounts.Detach(ctx, site.ID, nil, whole)
+	case u.Upper.Sort == inMount:
+		return u.o.remote.Detach(ctx, site.ID)
+	default:
+		return u.o.remote.Unmount(ctx, site.ID, 0) // there is nothing to write to the server before
+	}
+}
+
+// removeNames removes what showClassic needs.
+func (o *overlayer) removeNames(id int64) error {
+	return o.Gate.Do("overlay names remove", func() error { return rmtree.Remove(o.names(id)) })
 }
 
 func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
-	d := &models.MountOverlay{Lower: make([]*models.Mount, len(needs))}
-	for i, need := range needs {
-		d.Lower[i] = need.Mount
+	d := &models.MountOverlay{Lower: make([]*models.Mount, u.Lower), Upper: u.Upper.show()}
+	for i := range d.Lower {
+		d.Lower[i] = needs[i].Mount
+	}
+	if u.Upper.Sort == inMount {
+		d.Upper.Mount = needs[u.Lower].Mount
 	}
 	var n notes
 	if json.Unmarshal(live.Notes, &n) == nil {
 		d.Upperdir, d.Workdir = n.Upper, n.Work
+		d.Upper.Limit, d.Upper.Used = space(n.Space)
 	}
 	out.Mount.Overlay = d
 }

@@ -24,44 +24,24 @@ import (
 // odd is a name that breaks what joins strings.
 const odd = "a, b:c\n\"d\" \\e=\t*"
 
-// world is a run directory with an odd name, for overlays made in one of the two ways.
+// world is a run directory, for overlays made in one of the two ways.
 type world struct {
 	mounttest.World
 	classic bool
-	dir     string
 }
 
 // bothWays runs a test with layers by descriptor and with mount(2).
 func bothWays(t *testing.T, test func(t *testing.T, w world)) {
 	for _, classic := range []bool{false, true} {
 		t.Run(map[bool]string{false: "descriptor", true: "classic"}[classic], func(t *testing.T) {
-			w := world{World: mounttest.New(t), classic: classic}
-			above := filepath.Join(w.Dir, odd)
-			if err := os.Mkdir(above, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.Remove(above) })
-			w.dir = filepath.Join(above, "overlay")
-			w.driver(t, nil)
-			t.Cleanup(func() {
-				if err := os.Remove(w.dir); err != nil {
-					t.Errorf("something is left in the directory for overlays: %v", err)
-				}
-			})
-			test(t, w)
+			test(t, world{World: mounttest.New(t), classic: classic})
 		})
 	}
 }
 
-func (w world) driver(t *testing.T, g gate.Gate) driver.Driver {
-	t.Helper()
-	w.Gate(nil)
-	d, err := overlay.New(overlay.Options{Mounts: w.Mounts, Dir: w.dir, Classic: w.classic, Gate: w.Pass})
-	if err != nil {
-		t.Fatal(err)
-	}
+func (w world) driver(g gate.Gate) driver.Driver {
 	w.Gate(g)
-	return d
+	return overlay.New(overlay.Options{Mounts: w.Mounts, Classic: w.classic, Gate: w.Pass})
 }
 
 // lowers makes n layers with a file each and one that all have, and returns them, topmost first.
@@ -83,9 +63,14 @@ func def(n int) string {
 	return `{"kind":"overlay","overlay":{"lower":[` + strings.TrimSuffix(strings.Repeat(`{"id":1},`, n), ",") + `]}}`
 }
 
+// with is def with an upper layer.
+func with(n int, upper string) string {
+	return strings.TrimSuffix(def(n), "}}") + `,"upper":` + upper + "}}"
+}
+
 func (w world) up(t *testing.T, lowers ...driver.Live) driver.Live {
 	t.Helper()
-	return drivertest.Up(t, w.driver(t, nil), def(len(lowers)), lowers...)
+	return drivertest.Up(t, w.driver(nil), def(len(lowers)), lowers...)
 }
 
 func TestSuite(t *testing.T) {
@@ -94,7 +79,7 @@ func TestSuite(t *testing.T) {
 		deep := mounttest.Tree(two[0].Tree.Path)
 		deep.Tree.Depth = 2
 		drivertest.Run(t, drivertest.Case{
-			New:   func(g gate.Gate) driver.Driver { return w.driver(t, g) },
+			New:   w.driver,
 			Scope: w.Scope(),
 			Good:  def(2),
 			Needs: two,
@@ -103,6 +88,12 @@ func TestSuite(t *testing.T) {
 				{Name: "null list", Def: `{"kind":"overlay","overlay":{"lower":null}}`, Paths: []string{"overlay.lower"}},
 				{Name: "null", Def: `{"kind":"overlay","overlay":{"lower":[{"id":1},null,null]}}`, Paths: []string{"overlay.lower[1]", "overlay.lower[2]"}},
 				{Name: "many", Def: def(501), Paths: []string{"overlay.lower"}},
+				{Name: "two uppers", Def: with(1, `{"none":true,"tmpfs":{}}`), Paths: []string{"overlay.upper"}},
+				{Name: "three uppers", Def: with(1, `{"none":true,"tmpfs":{},"mount":{"id":2}}`), Paths: []string{"overlay.upper"}},
+				{Name: "path of no mount", Def: with(1, `{"path":"/a"}`), Paths: []string{"overlay.upper.path"}},
+				{Name: "path upwards", Def: with(1, `{"mount":{"id":2},"path":"a/../../b"}`), Paths: []string{"overlay.upper.path"}},
+				{Name: "small", Def: with(1, `{"tmpfs":{"size":65535}}`), Paths: []string{"overlay.upper.tmpfs.size"}},
+				{Name: "negative", Def: with(1, `{"tmpfs":{"size":-1}}`), Paths: []string{"overlay.upper.tmpfs.size"}},
 			},
 			Fails: []drivertest.Failing{
 				{Name: "too deep", Def: def(2), Needs: []driver.Live{two[0], deep}, Class: errs.Invalid, Text: "overlay.lower[1]: it has 2 overlays"},
@@ -148,7 +139,7 @@ func TestLayers(t *testing.T) {
 		mounttest.Reads(t, filepath.Join(lowers[0].Tree.Path, "all"), "0")
 		mounttest.Reads(t, filepath.Join(lowers[1].Tree.Path, "file1"), "mine")
 		var out models.Mount
-		u, _ := drivertest.Plan(t, w.driver(t, nil), def(3))
+		u, _ := drivertest.Plan(t, w.driver(nil), def(3))
 		needs := []driver.Object{{Mount: &models.Mount{ID: 5}}, {Mount: &models.Mount{ID: 6}}, {Mount: &models.Mount{ID: 7}}}
 		u.Show(driver.Object{Mount: &out}, live, needs)
 		o := out.Overlay
@@ -181,7 +172,7 @@ func TestStack(t *testing.T) {
 			t.Errorf("depth %d, want 2", two.Tree.Depth)
 		}
 		mounttest.Reads(t, filepath.Join(two.Tree.Path, "file1"), "mine")
-		u, _ := drivertest.Plan(t, w.driver(t, nil), def(1))
+		u, _ := drivertest.Plan(t, w.driver(nil), def(1))
 		unknown := mounttest.Tree(two.Tree.Path)
 		if _, err := u.Up(context.Background(), driver.Site{ID: 1 << 20, Needs: []driver.Live{unknown}}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "maximum fs stacking depth exceeded") {
 			t.Errorf("third overlay: %v (%v), want an invalid request with the kernel's words", err, errs.ClassOf(err))
@@ -197,7 +188,7 @@ func TestHostileContentGoes(t *testing.T) {
 		keep := filepath.Join(w.Dir, "keep")
 		mounttest.Write(t, filepath.Join(keep, "file"), "keep")
 		t.Cleanup(func() { os.RemoveAll(keep) })
-		d := w.driver(t, nil)
+		d := w.driver(nil)
 		u, _ := drivertest.Plan(t, d, def(1))
 		site := driver.Site{ID: 9, Needs: lowers}
 		before := testkit.Snapshot(t, w.Scope())
@@ -228,56 +219,11 @@ func TestHostileContentGoes(t *testing.T) {
 	})
 }
 
-// A run directory that can't hold upper layers is refused with advice.
-func TestUnfitRunDirectory(t *testing.T) {
-	w := mounttest.New(t)
-	lower := mounttest.Files(t, map[string]string{"file": "x"})
-	for fsType, word := range map[string]string{"ramfs": "extended attributes", "overlay": "is on an overlay itself"} {
-		t.Run(fsType, func(t *testing.T) {
-			point := filepath.Join(w.Dir, fsType)
-			if err := os.Mkdir(point, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			defer os.Remove(point)
-			data := ""
-			if fsType == "overlay" {
-				scratch := t.TempDir()
-				for _, sub := range []string{"u", "w"} {
-					if err := os.Mkdir(filepath.Join(scratch, sub), 0o755); err != nil {
-						t.Fatal(err)
-					}
-				}
-				data = fmt.Sprintf("upperdir=%[1]s/u,workdir=%[1]s/w,lowerdir=%[2]s", scratch, lower)
-			}
-			if err := unix.Mount(fsType, point, fsType, 0, data); err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				if err := unix.Unmount(point, 0); err != nil {
-					t.Error(err)
-				}
-			}()
-			d, err := overlay.New(overlay.Options{Mounts: w.Mounts, Dir: filepath.Join(point, "overlay")})
-			if err != nil {
-				t.Fatal(err)
-			}
-			u, _ := drivertest.Plan(t, d, def(1))
-			_, err = u.Up(context.Background(), driver.Site{ID: 3, Needs: []driver.Live{mounttest.Tree(lower)}})
-			if !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), word) || !strings.Contains(err.Error(), "tmpfs") {
-				t.Errorf("up: %v (%v), want unsupported, %q, and what to do", err, errs.ClassOf(err), word)
-			}
-			if left, err := os.ReadDir(filepath.Join(point, "overlay")); err != nil || len(left) > 0 {
-				t.Errorf("left: %v, %v", left, err)
-			}
-		})
-	}
-}
-
 // A busy overlay keeps its layers as they were.
 func TestBusy(t *testing.T) {
 	bothWays(t, func(t *testing.T, w world) {
 		lowers := w.lowers(t, 1)
-		u, _ := drivertest.Plan(t, w.driver(t, nil), def(1))
+		u, _ := drivertest.Plan(t, w.driver(nil), def(1))
 		site := driver.Site{ID: 9, Needs: lowers}
 		live, err := u.Up(context.Background(), site)
 		if err != nil {

@@ -34,6 +34,7 @@ const (
 	Sync    Kind = 'S' // path: write back all that a file system has in memory (syncfs(2)); it is busy meanwhile
 	Flush   Kind = 'L' // path: write back all that a file system has in memory, without asking its server anything before
 	Open    Kind = 'O' // root directory, path, flags (open(2)): open a path that stays inside the root
+	Layer   Kind = 'Y' // root directory, path, owner, group, mode: package layer
 	Reopen  Kind = 'R' // flags: open what descriptor Inherited stands for once more, and read the beginning of a file
 	Write   Kind = 'W' // path, data: write to a file that exists, in one call of write(2)
 	Keyed   Kind = 'K' // type, description and payload (Hex) of a key, then as Write: write while this process alone has the key

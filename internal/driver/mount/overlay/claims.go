@@ -1,0 +1,49 @@
+package overlay
+
+import (
+	"sync"
+
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// claims knows which of our overlays has its upper layer where. The kernel mounts a second one on the same layer with no
+// more than a line in its log, and both are undefined from then on.
+type claims struct {
+	mu sync.Mutex // protects by
+	by map[int64]place
+}
+
+// place is a directory, whichever way one came to it.
+type place struct {
+	major, minor uint32
+	inode        uint64
+}
+
+// take enters the overlay id, or says which other one has that layer.
+func (c *claims) take(id int64, h *home) error {
+	st, err := remote.Stat(h.dir)
+	if err != nil {
+		return err
+	}
+	at := place{st.Dev_major, st.Dev_minor, st.Ino}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other, has := range c.by {
+		if has == at {
+			return errs.New(errs.Conflict, "mount %d (overlay) has its upper layer in %s, and only one at a time can: delete it first, or give another path", other, h.path)
+		}
+	}
+	if c.by == nil {
+		c.by = map[int64]place{}
+	}
+	c.by[id] = at
+	return nil
+}
+
+// drop takes the overlay id out.
+func (c *claims) drop(id int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.by, id)
+}

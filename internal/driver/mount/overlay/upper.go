@@ -1,0 +1,315 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/layer"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// sort says where an upper layer is.
+type sort string
+
+const (
+	inMemory sort = "tmpfs"
+	inMount  sort = "mount"
+	inNone   sort = "none"
+)
+
+// upper is a planned upper layer.
+type upper struct {
+	Sort sort   `json:"sort"`
+	Size int64  `json:"size,omitempty"` // of a tmpfs, in bytes
+	Path string `json:"path,omitempty"` // in a mount
+}
+
+// minSize is the smallest tmpfs: a smaller one has hardly room for a file.
+const minSize = 64 << 10
+
+// planUpper checks what a definition says of its upper layer, which may be nothing.
+func planUpper(d *models.MountOverlayUpper, faults *errs.Faults) upper {
+	if d == nil {
+		d = &models.MountOverlayUpper{}
+	}
+	given := 0
+	for _, is := range []bool{d.Tmpfs != nil, d.Mount != nil, d.None} {
+		if is {
+			given++
+		}
+	}
+	if given > 1 {
+		faults.Add("overlay.upper", "has more than one of tmpfs, mount and none: give the one that is meant")
+	}
+	if d.Path != "" && d.Mount == nil {
+		faults.Add("overlay.upper.path", "is only for a mount: it is a directory in there")
+	}
+	switch {
+	case d.None:
+		return upper{Sort: inNone}
+	case d.Mount != nil:
+		if slices.Contains(strings.Split(d.Path, "/"), "..") {
+			faults.Add("overlay.upper.path", "has a \"..\": give the path from the top of the mount")
+		}
+		return upper{Sort: inMount, Path: d.Path}
+	}
+	u := upper{Sort: inMemory, Size: defaultSize()}
+	if d.Tmpfs != nil && d.Tmpfs.Size != 0 {
+		u.Size = d.Tmpfs.Size
+	}
+	if u.Size < minSize {
+		faults.Add("overlay.upper.tmpfs.size", "is %d: a layer needs at least %d bytes", u.Size, minSize)
+	}
+	return u
+}
+
+// defaultSize is a quarter of the node's memory.
+func defaultSize() int64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil { // it fails for a bad pointer alone
+		return minSize
+	}
+	return max(minSize, int64(info.Totalram)*int64(info.Unit)/4)
+}
+
+func (u upper) show() *models.MountOverlayUpper {
+	d := &models.MountOverlayUpper{None: u.Sort == inNone, Path: u.Path}
+	if u.Sort == inMemory {
+		d.Tmpfs = &models.MountOverlayTmpfs{Size: u.Size}
+	}
+	return d
+}
+
+// home is where the upper layer of an overlay is: a directory, open, with the two of a layer in it.
+type home struct {
+	dir   *os.File
+	path  string // of the directory, as it can be seen on the node
+	space string // as in notes
+	lost  bool   // with the overlay
+}
+
+// entry returns a path of one of the two directories that nobody can turn to elsewhere while this process has the home open.
+func (h *home) entry(name string) string {
+	return fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), h.dir.Fd(), name)
+}
+
+// close closes the home, once or more. There may be none.
+func (h *home) close() {
+	if h != nil {
+		h.dir.Close()
+	}
+}
+
+func (h *home) notes() notes {
+	if h == nil {
+		return notes{}
+	}
+	return notes{Upper: filepath.Join(h.path, layer.Upper), Work: filepath.Join(h.path, layer.Work), Space: h.space}
+}
+
+// makeUpper prepares the upper layer of an overlay, or returns nil if it has none.
+func (u *unit) makeUpper(ctx context.Context, site driver.Site) (*home, error) {
+	if u.Upper.Sort == inNone {
+		return nil, nil
+	}
+	look, err := u.o.lookOf(ctx, site.Needs[0].Tree)
+	if err != nil {
+		return nil, err
+	}
+	if u.Upper.Sort == inMount {
+		h, err := u.homeInMount(ctx, site.ID, site.Needs[u.Lower].Tree, look)
+		if err != nil {
+			return nil, errs.At("overlay.upper.mount", err)
+		}
+		return h, nil
+	}
+	return u.homeInMemory(ctx, site.ID, look)
+}
+
+func (u *unit) homeInMemory(ctx context.Context, id int64, look layer.Look) (*home, error) {
+	tree, err := u.o.tmpfs(u.Upper.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer tree.Close()
+	path, err := u.o.uppers.Attach(id, tree)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := u.o.prepare(ctx, &driver.Tree{Path: path}, "/", look)
+	if err != nil {
+		tree.Close() // it would be busy
+		return nil, errors.Join(err, u.dropUpper(context.WithoutCancel(ctx), id))
+	}
+	return &home{dir: dir, path: path, space: path, lost: true}, nil
+}
+
+// tmpfs makes a file system in memory that ends with its mount.
+func (o *overlayer) tmpfs(size int64) (*os.File, error) {
+	fs, err := mount.New(o.Gate, "tmpfs")
+	if err != nil {
+		return nil, err
+	}
+	defer fs.Close()
+	if err := fs.Label("overlay", ""); err != nil {
+		return nil, err
+	}
+	for _, p := range []mount.Param{
+		{Key: "mode", Value: "0700", HasValue: true},
+		{Key: "size", Value: strconv.FormatInt(size, 10), HasValue: true},
+		{Key: "nr_inodes", Value: strconv.FormatInt(inodes(size), 10), HasValue: true},
+	} {
+		if err := fs.Set(p); err != nil {
+			return nil, err
+		}
+	}
+	return fs.Mount(mount.OnNode | mount.NoExec)
+}
+
+// inodes is how many files a tmpfs of a size may have. Each takes about 1 KiB of memory that does not count for its size, so
+// that empty ones alone could fill the node.
+func inodes(size int64) int64 { return max(1024, size/2048) }
+
+func (u *unit) homeInMount(ctx context.Context, id int64, tree *driver.Tree, look layer.Look) (*home, error) {
+	switch {
+	case tree.ReadOnly:
+		return nil, errs.New(errs.Invalid, "it is read-only: an upper layer is written to")
+	case tree.Depth > 0:
+		return nil, errs.New(errs.Invalid, "it is an overlay, and the kernel takes no upper layer on one: give the mount of a disk")
+	}
+	dir, err := u.o.prepare(ctx, tree, u.Upper.Path, look)
+	if err != nil {
+		return nil, err
+	}
+	h := &home{dir: dir}
+	if !tree.Remote {
+		h.space = tree.Path
+	}
+	if h.path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd())); err == nil {
+		err = u.o.claims.take(id, h)
+	}
+	if err != nil {
+		h.close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// prepare makes the directories of a layer in a tree.
+func (o *overlayer) prepare(ctx context.Context, tree *driver.Tree, path string, look layer.Look) (dir *os.File, err error) {
+	if tree.Remote {
+		dir, err = o.Helper.Layer(ctx, tree.Path, path, look)
+		return dir, explain(err)
+	}
+	err = o.Gate.Do("overlay layer make", func() error {
+		fd, err := layer.Prepare(tree.Path, path, look)
+		if err != nil {
+			return err
+		}
+		dir = os.NewFile(uintptr(fd), path)
+		return nil
+	})
+	return dir, explain(err)
+}
+
+// explain says who can mend what layer.Prepare did not like.
+func explain(err error) error {
+	e, ok := errors.AsType[*layer.Error](err)
+	if !ok {
+		return err
+	}
+	const advice = "an upper layer can be on ext4, xfs, btrfs or tmpfs"
+	switch {
+	case e.Step == layer.Stacked:
+		return errs.New(errs.Invalid, "it is an overlay, and the kernel takes no upper layer on one: %s", advice)
+	case e.Step == layer.Mark && e.Err == unix.EOPNOTSUPP:
+		return errs.New(errs.Invalid, "its file system takes no trusted extended attributes, without which what is removed would come back: %w: %s", e, advice)
+	case slices.Contains([]unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EPERM, unix.EACCES, unix.ENOTDIR, unix.ELOOP, unix.ENOENT, unix.EEXIST, unix.ENAMETOOLONG}, e.Err):
+		return errs.New(errs.Invalid, "prepare the upper layer: %w", e)
+	}
+	return fmt.Errorf("prepare the upper layer: %w", e)
+}
+
+// space returns how many bytes the file system at path can hold, and how many it does. It does not wait: the file system
+// is in memory or on a disk of the node.
+func space(path string) (limit, used *int64) {
+	var st unix.Statfs_t
+	if path == "" || unix.Statfs(path, &st) != nil { // it is gone
+		return nil, nil
+	}
+	return new(int64(st.Blocks) * st.Bsize), new(int64(st.Blocks-st.Bfree) * st.Bsize)
+}
+
+// dropUpper takes away what makeUpper made for one overlay that is not mounted. What is in another mount stays there.
+func (u *unit) dropUpper(ctx context.Context, id int64) error {
+	u.o.claims.drop(id)
+	if u.Upper.Sort != inMemory {
+		return nil
+	}
+	return u.o.uppers.Detach(ctx, id, nil, true)
+}
+
+// taken is a tmpfs that was unmounted, with a copy of its mount to put it back.
+type taken struct {
+	o    *overlayer
+	id   int64
+	copy *os.File // nil if there was nothing to take
+}
+
+// takeUpper unmounts the tmpfs of an upper layer. A live overlay goes on with it.
+func (u *unit) takeUpper(ctx context.Context, id int64) (*taken, error) {
+	back := &taken{o: u.o, id: id}
+	if u.Upper.Sort != inMemory {
+		return back, nil
+	}
+	path := u.o.uppers.Path(id)
+	mounted, err := mount.IsMounted(path)
+	if err != nil {
+		return nil, err
+	}
+	if mounted {
+		if back.copy, err = u.o.copyOf(path); err != nil {
+			return nil, err
+		}
+	}
+	if err := u.o.uppers.Detach(ctx, id, nil, true); err != nil {
+		back.forget()
+		return nil, err
+	}
+	return back, nil
+}
+
+func (o *overlayer) copyOf(path string) (*os.File, error) {
+	dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return mount.Clone(o.Gate, dir, false)
+}
+
+func (b *taken) restore() error {
+	if b.copy == nil {
+		return nil
+	}
+	defer b.forget()
+	_, err := b.o.uppers.Attach(b.id, b.copy)
+	return err
+}
+
+func (b *taken) forget() {
+	if b.copy != nil {
+		b.copy.Close()
+	}
+}
