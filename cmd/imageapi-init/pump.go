@@ -6,31 +6,41 @@ import (
 
 // pump copies the container's output to its log.
 type pump struct {
-	in    int // the pipe's end for reading
-	quit  int // an eventfd: nobody writes any more
-	log   int
-	ended chan struct{}
-	err   error // the first error of writing the log; to be read after ended
+	in     int // the pipe's end for reading, or a terminal's master
+	quit   int // an eventfd: nobody writes any more
+	log    *logFile
+	filter func([]byte) []byte // what of the output goes to the log, or nil for all
+	ended  chan struct{}
+	err    error // the first error of writing the log; to be read after ended
 }
 
 // newPump starts a pump and returns the pipe's end for writing. Only finish gives back what it holds.
-func newPump(log int) (p *pump, out int, err error) {
+func newPump(log *logFile) (p *pump, out int, err error) {
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 		return nil, -1, err
 	}
-	quit, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err == nil {
-		err = unix.SetNonblock(ends[0], true)
-	}
-	if err != nil {
+	if p, err = pumpFrom(ends[0], log, nil); err != nil {
 		unix.Close(ends[0])
 		unix.Close(ends[1])
 		return nil, -1, err
 	}
-	p = &pump{in: ends[0], quit: quit, log: log, ended: make(chan struct{})}
-	go p.run()
 	return p, ends[1], nil
+}
+
+// pumpFrom starts a pump that reads from in, which is its own from then on, and passes what it reads through filter.
+func pumpFrom(in int, log *logFile, filter func([]byte) []byte) (*pump, error) {
+	quit, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(in, true); err != nil {
+		unix.Close(quit)
+		return nil, err
+	}
+	p := &pump{in: in, quit: quit, log: log, filter: filter, ended: make(chan struct{})}
+	go p.run()
+	return p, nil
 }
 
 // finish returns when all that was written before is in the log, and tells what kept it from being complete. It
@@ -52,6 +62,8 @@ func (p *pump) run() {
 	for quit := false; ; {
 		n, err := unix.Read(p.in, buf)
 		switch {
+		case n > 0 && p.filter != nil:
+			p.write(p.filter(buf[:n]))
 		case n > 0:
 			p.write(buf[:n])
 		case err == unix.EINTR:
@@ -73,17 +85,7 @@ func (p *pump) wait() bool {
 // write appends to the log. If that fails the output is lost, but the container goes on: it must not stand still
 // because a disk is full.
 func (p *pump) write(b []byte) {
-	for len(b) > 0 {
-		n, err := unix.Write(p.log, b)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			if p.err == nil {
-				p.err = err
-			}
-			return
-		}
-		b = b[n:]
+	if err := p.log.write(b); err != nil && p.err == nil {
+		p.err = err
 	}
 }

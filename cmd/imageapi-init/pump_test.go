@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -11,15 +10,11 @@ import (
 
 // TestPumpFinishes: what was written before finish is in the log, though somebody still holds the pipe.
 func TestPumpFinishes(t *testing.T) {
-	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
+	l := newLog(t, 1<<30)
 	const rounds, size = 300, 60 << 10 // what a pipe takes without waiting
 	line := []byte(strings.Repeat("x", size))
 	for i := range rounds {
-		p, out, err := newPump(int(log.Fd()))
+		p, out, err := newPump(l.logFile)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -30,8 +25,8 @@ func TestPumpFinishes(t *testing.T) {
 			t.Fatal(reason)
 		}
 		unix.Close(out)
-		if info, err := log.Stat(); err != nil || info.Size() != int64(i+1)*size {
-			t.Fatalf("round %d: the log has %d bytes, %v", i+1, info.Size(), err)
+		if got := len(l.read(t)); got != (i+1)*size {
+			t.Fatalf("round %d: the log has %d bytes", i+1, got)
 		}
 	}
 }
@@ -43,7 +38,11 @@ func TestPumpOutlivesItsLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer full.Close()
-	p, out, err := newPump(int(full.Fd()))
+	l := newLog(t, 1<<20)
+	healthy := l.now.text
+	l.now.text = int(full.Fd())
+	defer func() { l.now.text = healthy }()
+	p, out, err := newPump(l.logFile)
 	if err != nil {
 		t.Fatal(err)
 	}

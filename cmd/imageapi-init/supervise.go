@@ -46,7 +46,11 @@ func (s *supervisor) start() *proto.Failure {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return failed("become a subreaper", "", err)
 	}
-	log, out, err := newPump(proto.SupervisorLog)
+	file, err := openLog(proto.SupervisorLogs, s.config.LogName, s.config.LogSize)
+	if err != nil {
+		return failed("open the log", s.config.LogName, err)
+	}
+	log, out, err := newPump(file)
 	if err != nil {
 		return failed("make a pipe", "", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/container/nursery"
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
@@ -26,6 +27,7 @@ import (
 const (
 	DefaultCgroupParent = "/imageapi"
 	DefaultStopTimeout  = 10 * time.Second
+	DefaultLogSize      = 16 << 20
 )
 
 // Options say how containers are run.
@@ -34,6 +36,7 @@ type Options struct {
 	RunDir       string         // has logs/, and cgroup/ if the node has no cgroup2 mounted
 	CgroupParent string         // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
 	StopTimeout  time.Duration  // from SIGTERM to SIGKILL; default DefaultStopTimeout
+	LogSize      int64          // how much of the log of a container is kept, in bytes, at least proto.MinLogSize; default DefaultLogSize
 	Log          *slog.Logger   // default: none
 	Helper       *helper.Runner // for roots whose server may be gone
 	Program      *os.File       // imageapi-init in sealed memory (package program), which stays the caller's
@@ -55,6 +58,10 @@ func New(ctx context.Context, opt Options) (*Driver, error) {
 	if opt.StopTimeout <= 0 {
 		opt.StopTimeout = DefaultStopTimeout
 	}
+	if opt.LogSize <= 0 {
+		opt.LogSize = DefaultLogSize
+	}
+	opt.LogSize = max(opt.LogSize, proto.MinLogSize)
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}

@@ -25,11 +25,12 @@ const undoTimeout = 10 * time.Second
 // start runs a container: the order of bring-up on the daemon's side.
 func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, config proto.Config) (_ *process, err error) {
 	// 1. The log.
-	log, err := d.openLog(d.logPath(id))
+	config.LogName, config.LogSize = logName(id), d.opt.LogSize
+	logs, err := d.openLogs()
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	defer logs.Close()
 	// 2. A copy of the root's mounts that is attached nowhere: on the node they are nosuid and nodev, in a container they
 	// must not be.
 	tree, err := d.tree(ctx, root)
@@ -49,7 +50,7 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, config 
 	p.ownPIDs = config.Namespaces&unix.CLONE_NEWPID != 0
 	p.live, p.leave = context.WithCancelCause(context.Background())
 	// 4. The supervisor, which does the rest.
-	if err := d.spawn(p, tree, log); err != nil {
+	if err := d.spawn(p, tree, logs); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}
 	// 5. The command.
@@ -89,7 +90,7 @@ func (d *Driver) tree(ctx context.Context, root *driver.Tree) (*os.File, error) 
 }
 
 // spawn starts the supervisor of p.
-func (d *Driver) spawn(p *process, tree, log *os.File) error {
+func (d *Driver) spawn(p *process, tree, logs *os.File) error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
@@ -101,12 +102,12 @@ func (d *Driver) spawn(p *process, tree, log *os.File) error {
 		return os.NewSyscallError("fcntl", err)
 	}
 	p.control = os.NewFile(uintptr(pair[0]), "supervisor")
-	files := make([]*os.File, proto.SupervisorLog+1)
+	files := make([]*os.File, proto.SupervisorLogs+1)
 	files[proto.SupervisorProgram] = d.opt.Program
 	files[proto.SupervisorControl] = theirs
 	files[proto.SupervisorRoot] = tree
 	files[proto.SupervisorCgroup] = p.group.File()
-	files[proto.SupervisorLog] = log
+	files[proto.SupervisorLogs] = logs
 	err = d.opt.Gate.Do("supervisor start", func() (err error) {
 		p.supervisor, err = d.nursery.Start("/proc/self/fd/"+strconv.Itoa(proto.SupervisorProgram),
 			[]string{"imageapi-init", proto.ModeSupervisor, strconv.FormatInt(p.id, 10)},

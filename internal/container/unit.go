@@ -3,7 +3,6 @@ package container
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,11 +59,10 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err := ctx.Err(); err != nil {
 		return driver.Live{}, errs.New(errs.Deadline, "create container: %w", context.Cause(ctx))
 	}
-	path := u.driver.logPath(site.ID)
-	if err := u.driver.createLog(path); err != nil {
+	if err := u.driver.createLog(site.ID); err != nil {
 		return driver.Live{}, err
 	}
-	data, err := json.Marshal(notes{Log: path})
+	data, err := json.Marshal(notes{Log: u.driver.logPath(site.ID)})
 	return driver.Live{Notes: data}, err
 }
 
@@ -90,7 +88,7 @@ func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
 	if err := u.driver.parent.Remove(groupName(site.ID)); err != nil {
 		return err
 	}
-	return u.driver.removeLog(u.driver.logPath(site.ID))
+	return u.driver.removeLog(site.ID)
 }
 
 // Show implements driver.Unit. What changes from run to run is not ours to show.
@@ -146,48 +144,4 @@ func hostname(name string, id int64) string {
 		name = "imageapi-" + strconv.FormatInt(id, 10)
 	}
 	return name[:min(len(name), longest)]
-}
-
-// logPath is where the output of a container goes.
-func (d *Driver) logPath(id int64) string {
-	return filepath.Join(d.opt.RunDir, "logs", strconv.FormatInt(id, 10)+".log")
-}
-
-// createLog makes an empty log in place of whatever has that name.
-func (d *Driver) createLog(path string) error {
-	err := d.opt.Gate.Do("log create", func() error {
-		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-			return err
-		}
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		return f.Close()
-	})
-	if err != nil {
-		return fmt.Errorf("create log: %w", err)
-	}
-	return nil
-}
-
-// openLog opens a log for appending, without following a link.
-func (d *Driver) openLog(path string) (*os.File, error) {
-	var f *os.File
-	err := d.opt.Gate.Do("log open", func() (err error) {
-		f, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	return f, nil
-}
-
-func (d *Driver) removeLog(path string) error {
-	err := d.opt.Gate.Do("log remove", func() error { return os.Remove(path) })
-	if err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("remove log: %w", err)
-	}
-	return nil
 }

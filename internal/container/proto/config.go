@@ -23,6 +23,8 @@ type Config struct {
 	Devices     []Device // in addition to the minimal ones
 	HostDevices bool     // instead of all others the node's /dev, whose tree is an inherited descriptor after those of Binds
 	Binds       []Bind   // their trees are inherited descriptors
+	LogName     string   // of the log's file, in the directory SupervisorLogs
+	LogSize     int64    // how much of it is kept at most, in bytes; at least MinLogSize
 }
 
 // Trees returns how many trees of the node a container inherits as descriptors.
@@ -69,6 +71,8 @@ func (c Config) Message() []byte {
 	text("cwd", c.WorkingDir)
 	text("user", c.User)
 	text("hostname", c.Hostname)
+	text("log", c.LogName)
+	number("logsize", uint64(c.LogSize))
 	number("namespaces", uint64(c.Namespaces))
 	if c.Systemd {
 		number("systemd", 1)
@@ -131,6 +135,9 @@ func (c *Config) set(key, value string, rest []string) ([]string, error) {
 	case "hostname":
 		c.Hostname = value
 		return rest, nil
+	case "log":
+		c.LogName = value
+		return rest, nil
 	case "device":
 		c.Devices = append(c.Devices, Device{Path: value})
 		return rest, nil
@@ -165,6 +172,8 @@ func (c *Config) setNumber(key string, n uint64) error {
 		c.StopTimeout = time.Duration(n)
 	case key == "drop":
 		c.Drop = n
+	case key == "logsize":
+		c.LogSize = int64(n)
 	case key == "resource":
 		c.Rlimits = append(c.Rlimits, Rlimit{Resource: int(n)})
 	case key == "soft" && last >= 0:

@@ -60,7 +60,7 @@ const (
 	SupervisorControl = 4 // the socket to the daemon
 	SupervisorRoot    = 5 // the container's root: a detached tree of mounts
 	SupervisorCgroup  = 6 // the directory of the container's cgroup
-	SupervisorLog     = 7 // the log file, for appending
+	SupervisorLogs    = 7 // the directory of Config.LogName
 	SupervisorBinds   = 8 // the first bind: a detached tree of mounts
 )
 

@@ -1,0 +1,70 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+)
+
+func (d *Driver) logDir() string { return filepath.Join(d.opt.RunDir, "logs") }
+
+// logName is the file in logDir that the output of a container goes to.
+func logName(id int64) string { return strconv.FormatInt(id, 10) + ".log" }
+
+// logPath is where the output of a container goes.
+func (d *Driver) logPath(id int64) string { return filepath.Join(d.logDir(), logName(id)) }
+
+// createLog makes an empty log in place of whatever has that name.
+func (d *Driver) createLog(id int64) error {
+	if err := d.removeLog(id); err != nil {
+		return err
+	}
+	err := d.opt.Gate.Do("log create", func() error {
+		f, err := os.OpenFile(d.logPath(id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, proto.LogOpen)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("create log: %w", err)
+	}
+	return nil
+}
+
+// openLogs opens the directory of the logs, for a supervisor to write one.
+func (d *Driver) openLogs() (*os.File, error) {
+	var f *os.File
+	err := d.opt.Gate.Do("log open", func() (err error) {
+		f, err = os.OpenFile(d.logDir(), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	return f, nil
+}
+
+// removeLog removes all that package proto says of a log, and what a supervisor that was killed may have left of the next part.
+// The part that is being written goes last: readers of the others learn from it that more has gone than they have read.
+func (d *Driver) removeLog(id int64) error {
+	path := d.logPath(id)
+	err := d.opt.Gate.Do("log remove", func() error {
+		for _, suffix := range []string{proto.LogNext + proto.LogIndex, proto.LogNext, proto.LogOlder + proto.LogIndex, proto.LogOlder, proto.LogIndex, ""} {
+			if err := os.Remove(path + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("remove log: %w", err)
+	}
+	return nil
+}
