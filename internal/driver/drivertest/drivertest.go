@@ -65,7 +65,7 @@ func Run(t *testing.T, c Case) {
 		test func(*testing.T, Case)
 	}{
 		{"PlanOfNothing", planOfNothing}, {"PlanOfWrong", planOfWrong}, {"PlanIsPure", planIsPure},
-		{"UpShowDown", upShowDown}, {"Twice", twice}, {"DownAgain", downAgain}, {"DownBeforeCommit", downBeforeCommit}, {"Busy", busy}, {"Fails", fails},
+		{"UpShowDown", upShowDown}, {"Twice", twice}, {"DownAgain", downAgain}, {"DownBeforeCommit", downBeforeCommit}, {"TakenOver", takenOver}, {"Busy", busy}, {"Fails", fails},
 		{"EveryActOfUpFails", everyActOfUpFails}, {"EveryActOfDownFails", everyActOfDownFails},
 		{"Cancelled", cancelled}, {"ShowDuringUp", showDuringUp},
 	} {
@@ -186,4 +186,36 @@ func (c Case) unit(t *testing.T, g gate.Gate) driver.Unit {
 	t.Helper()
 	u, _ := Plan(t, c.New(g), c.Good)
 	return u
+}
+
+// takenOver: another daemon, which has only the journal, knows the object and can take it down.
+func takenOver(t *testing.T, c Case) {
+	heir, ok := c.New(nil).(driver.Heir)
+	if !ok {
+		t.Skip("this driver does not take over yet")
+	}
+	u, site := c.unit(t, nil), newSite(c.Needs)
+	data, err := json.Marshal(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := heir.Restore(data)
+	if err != nil {
+		t.Fatalf("restore %s: %v", data, err)
+	}
+	if again, err := json.Marshal(next); err != nil || string(again) != string(data) {
+		t.Errorf("%s came back as %s, %v", data, again, err)
+	}
+	if err := next.Sweep(t.Context(), site); err != nil {
+		t.Errorf("sweep of nothing: %v", err)
+	}
+	live := up(t, u, site)
+	if err := next.Adopt(t.Context(), site, live); err != nil {
+		t.Errorf("adopt: %v", err)
+	}
+	needs := needsOf(t, heir, c.Good)
+	if was, is := shown(t, heir, u, live, needs), shown(t, heir, next, live, needs); was != is {
+		t.Errorf("it was shown as\n%s\nand is shown as\n%s", was, is)
+	}
+	down(t, next, site, live)
 }

@@ -50,7 +50,7 @@ func (l *Loop) Detach(ctx context.Context, path string, id ID, pending *Device) 
 //  5. clear it. The kernel only promises to, as long as somebody has it open: that is the one reliable sign;
 //  6. close it and look whether it is free. If not, take back 3 to 5.
 func (l *Loop) detach(path string, id ID, pending *Device) error {
-	if is, err := l.is(path, id); !is || err != nil {
+	if is, err := l.Is(path, id); !is || err != nil {
 		return err
 	}
 	f, err := l.claim(path, id)
@@ -90,8 +90,8 @@ func (l *Loop) detach(path string, id ID, pending *Device) error {
 	return nil
 }
 
-// is tells whether the device at path is still the one of id.
-func (l *Loop) is(path string, id ID) (bool, error) {
+// Is tells whether the device at path is still the one of id.
+func (l *Loop) Is(path string, id ID) (bool, error) {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) && !bound(id.Number) {
 		return false, nil

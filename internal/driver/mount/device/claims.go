@@ -16,8 +16,8 @@ type claims struct {
 }
 
 type claim struct {
-	number uint64 // st_rdev of the device
-	how    string
+	Number uint64 `json:"number"` // st_rdev of the device
+	How    string `json:"how"`
 }
 
 // take enters the mount id, or says which other one has the device mounted differently.
@@ -26,16 +26,33 @@ func (c *claims) take(id int64, number uint64, fs helper.FS) error {
 	defer c.mu.Unlock()
 	how := describe(fs)
 	for other, has := range c.by {
-		if has.number == number && has.how != how {
+		if has.Number == number && has.How != how {
 			return errs.New(errs.Conflict, "mount %s: mount %d has it mounted as %s, and a file system is mounted in one way at a time, not also as %s: use that mount by its id, or the same options",
-				fs.Source, other, has.how, how)
+				fs.Source, other, has.How, how)
 		}
 	}
 	if c.by == nil {
 		c.by = map[int64]claim{}
 	}
-	c.by[id] = claim{number: number, how: how}
+	c.by[id] = claim{Number: number, How: how}
 	return nil
+}
+
+// enter is take for a mount that is there already.
+func (c *claims) enter(id int64, has claim) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.by == nil {
+		c.by = map[int64]claim{}
+	}
+	c.by[id] = has
+}
+
+// of returns what the mount id has claimed.
+func (c *claims) of(id int64) claim {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.by[id]
 }
 
 // drop takes the mount id out.

@@ -3,6 +3,7 @@ package device
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -154,7 +155,8 @@ func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool)
 	if err != nil {
 		return driver.Live{}, err
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: remote}}, nil
+	notes, err := json.Marshal(u.m.claims.of(id))
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: remote}, Notes: notes}, err
 }
 
 // fs describes the mount of the file system on source.

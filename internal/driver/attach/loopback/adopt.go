@@ -1,0 +1,33 @@
+package loopback
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// Restore implements driver.Heir.
+func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+	u := &unit{driver: d}
+	return u, json.Unmarshal(data, u)
+}
+
+// Adopt makes sure that the device is still the one that was attached. One that was not kept yet goes with its last user: what
+// stands on it is undone, and so is it.
+func (u *unit) Adopt(_ context.Context, _ driver.Site, live driver.Live) error {
+	var n notes
+	if err := json.Unmarshal(live.Notes, &n); err != nil {
+		return fmt.Errorf("adopt %s: read its notes: %w", live.Device.Path, err)
+	}
+	is, err := u.driver.loop.Is(live.Device.Path, n.Loop)
+	if err == nil && !is {
+		err = errs.New(errs.Conflict, "%s is no longer attached to %s: somebody has detached it; delete it and make it anew", live.Device.Path, u.Path)
+	}
+	return err
+}
+
+// Sweep has nothing to do: until Up has returned, the kernel frees the device when the daemon that holds it ends.
+func (*unit) Sweep(context.Context, driver.Site) error { return nil }
