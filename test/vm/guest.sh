@@ -1,6 +1,6 @@
 #!/bin/bash
-# guest.sh [-n] [-i] [-t SECONDS] [-a DIR] [-o DIR] COMMAND runs the shell script COMMAND as root in a guest that is thrown
-# away afterwards. Its output goes to standard output; the status is that of the command, 124 if it took longer than
+# guest.sh [-n] [-i] [-t SECONDS] [-a DIR] [-o DIR] COMMAND [ARGUMENT]... runs the shell script COMMAND as root in a guest that
+# is thrown away afterwards. Its output goes to standard output; the status is that of the command, 124 if it took longer than
 # SECONDS (default 300), 125 if the guest ended without one.
 #
 #   -n    a node: nothing but the initrd; else the root image, and this source tree under the same path, read-only
@@ -8,8 +8,8 @@
 #   -a    add what is in DIR to the initrd
 #   -o    leave console.log, what the kernel said, and status, what became of boot and command, in DIR
 #
-# The guest has no network device. VM_ACCEL, VM_CPUS and VM_MEMORY (MiB) set the machine. It needs no
-# root, but for building the image.
+# The guest has no network device, unless the ARGUMENTs, which are QEMU's, give it one. VM_ACCEL, VM_CPUS and VM_MEMORY (MiB)
+# set the machine. It needs no root, but for building the image.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(cd "$here/../.." && pwd)
@@ -26,7 +26,8 @@ while getopts nit:a:o: option; do
 	esac
 done
 shift $((OPTIND - 1))
-command=${1:?usage: guest.sh [-n] [-i] [-t SECONDS] [-a DIR] [-o DIR] COMMAND}
+command=${1:?usage: guest.sh [-n] [-i] [-t SECONDS] [-a DIR] [-o DIR] COMMAND [ARGUMENT]...}
+shift
 
 image=$("$here/image.sh")
 work=$(mktemp -d)
@@ -75,7 +76,7 @@ machine() { # ARGUMENT...: start QEMU; the two ports are all that comes out of i
 		"$@"
 }
 
-arguments=()
+arguments=("$@")
 if [[ -n $interactive ]]; then
 	arguments+=(-serial mon:stdio)
 else
