@@ -1,0 +1,77 @@
+package container
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// What a container with systemd gets unless its definition says otherwise.
+const (
+	systemdStopSignal  = 37               // SIGRTMIN+3 of glibc, which means halt.target to systemd(1)
+	systemdStopTimeout = 30 * time.Second // less than systemd's own 90 s for one service
+)
+
+// systemdNamespaces are those without which systemd would meddle with the node.
+var systemdNamespaces = [...]models.ContainerNamespace{
+	models.ContainerNamespacePid, models.ContainerNamespaceIpc, models.ContainerNamespaceUts, models.ContainerNamespaceCgroup,
+}
+
+// systemdList is effective for a container with systemd.
+func systemdList(list []models.ContainerNamespace, faults *errs.Faults) []models.ContainerNamespace {
+	if len(list) == 0 {
+		return effective(systemdNamespaces[:])
+	}
+	for _, n := range systemdNamespaces {
+		if !slices.Contains(list, n) {
+			faults.Add("namespaces", "systemd needs %s: add it, or leave the list empty", n)
+		}
+	}
+	return effective(list)
+}
+
+// surround adds to a configuration what systemd is to find around it. What the definition says of the environment comes
+// first.
+func (d *Driver) surround(config *proto.Config, id int64) error {
+	machine, err := d.machineID(id)
+	if err != nil {
+		return err
+	}
+	// A dumb terminal has no colours and no cursor, which would be no good in a log.
+	config.Env = replaceDefault(config.Env, "TERM=linux", "TERM=dumb")
+	config.Env = append(config.Env, "container_uuid="+machine, "NOTIFY_SOCKET="+proto.NotifySocket)
+	// Modules are the node's; without this one systemd does not try to load any. And audit records are the node's too:
+	// journald would copy them.
+	config.Drop |= 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_AUDIT_READ
+	return nil
+}
+
+// replaceDefault exchanges an entry of an environment if it is as it was by default.
+func replaceDefault(env []string, was, now string) []string {
+	if i := slices.Index(env, was); i >= 0 {
+		env = slices.Clone(env)
+		env[i] = now
+	}
+	return env
+}
+
+// machineID is what machine-id(5) becomes where the image has none of its own: another one on each node, after each boot of
+// the node and for each container, and the same each time that this one is started.
+func (d *Driver) machineID(id int64) (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("make a machine id: %w", err)
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "imageapi %s %s %d", strings.TrimSpace(string(boot)), d.logPath(id), id))
+	sum[6], sum[8] = sum[6]&0x0f|0x80, sum[8]&0x3f|0x80 // RFC 9562: version 8, of our own making
+	return fmt.Sprintf("%x-%x-%x-%x-%x", sum[:4], sum[4:6], sum[6:8], sum[8:10], sum[10:16]), nil
+}
