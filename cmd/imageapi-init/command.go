@@ -16,7 +16,12 @@ func become(config proto.Config) *proto.Failure {
 		return failure
 	}
 	send(proto.InitStatus, proto.Encode(proto.Ready))
-	if err := resetSignals(); err != nil {
+	var blocked []int
+	if config.Systemd && config.StopSignal == proto.SystemdStop {
+		// Until systemd is ready for it the kernel would throw it away, since it has no handler. Blocked it waits.
+		blocked = append(blocked, config.StopSignal)
+	}
+	if err := resetSignals(blocked...); err != nil {
 		return failed("reset signals", "", err)
 	}
 	unix.Umask(0o022)

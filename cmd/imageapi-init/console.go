@@ -48,7 +48,6 @@ func (s *supervisor) adopt(master, terminal, notify int) error {
 	return nil
 }
 
-// plain turns the ends of lines that a terminal makes of those of programs back into these.
-func plain(b []byte) []byte {
-	return bytes.TrimSuffix(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")), []byte("\r"))
-}
+// plain leaves out the carriage returns that a terminal and those who know that they write to one put into the ends of
+// lines.
+func plain(b []byte) []byte { return bytes.ReplaceAll(b, []byte{'\r'}, nil) }

@@ -23,19 +23,6 @@ func protectHostname(proc int) *proto.Failure {
 	return nil
 }
 
-// coverReadOnly mounts a file over itself, read-only.
-func coverReadOnly(dir int, path string) error {
-	file, err := unix.OpenTree(dir, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(file)
-	if err := unix.MountSetattr(file, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-		return err
-	}
-	return unix.MoveMount(file, "", dir, path, unix.MOVE_MOUNT_F_EMPTY_PATH)
-}
-
 // refuse makes two system calls fail with EPERM in this thread and all that comes of it, also for 32-bit programs where
 // the machine runs them.
 func refuse(first, second uint32) error {

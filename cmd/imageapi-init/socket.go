@@ -29,6 +29,31 @@ func receive(socket int, buf []byte) (proto.Kind, []string, error) {
 	}
 }
 
+// receiveFiles is receive for messages that may carry descriptors.
+func receiveFiles(socket int, buf []byte) (proto.Kind, []string, []int, error) {
+	const most = 8
+	control := make([]byte, unix.CmsgSpace(4*most))
+	n, oobn, _, _, err := unix.Recvmsg(socket, buf, control, unix.MSG_CMSG_CLOEXEC)
+	for err == unix.EINTR {
+		n, oobn, _, _, err = unix.Recvmsg(socket, buf, control, unix.MSG_CMSG_CLOEXEC)
+	}
+	if err != nil || n == 0 {
+		return 0, nil, nil, err
+	}
+	var files []int
+	messages, err := unix.ParseSocketControlMessage(control[:oobn])
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	for _, m := range messages {
+		if files, err = unix.ParseUnixRights(&m); err != nil {
+			return 0, nil, nil, err
+		}
+	}
+	kind, fields, err := proto.Decode(buf[:n])
+	return kind, fields, files, err
+}
+
 // receiveConfig waits for the first message, which must be Run.
 func receiveConfig(socket int) (proto.Config, error) {
 	kind, fields, err := receive(socket, make([]byte, proto.MaxSize))

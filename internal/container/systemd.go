@@ -17,7 +17,7 @@ import (
 
 // What a container with systemd gets unless its definition says otherwise.
 const (
-	systemdStopSignal  = 37               // SIGRTMIN+3 of glibc, which means halt.target to systemd(1)
+	systemdStopSignal  = proto.SystemdStop
 	systemdStopTimeout = 30 * time.Second // less than systemd's own 90 s for one service
 )
 

@@ -194,10 +194,11 @@ func systemdSession(t *testing.T, c models.Container) {
 		got, _ := inside(c, "systemctl", "is-active", "user@0.service")
 		return got == "active"
 	})
-	run := mustInside(t, c, "env", "XDG_RUNTIME_DIR=/run/user/0", "systemd-run", "--user", "--wait", "--pipe", "--quiet", "cat", "/proc/self/cgroup")
-	if !strings.Contains(run, "0::/user.slice/user-0.slice/user@0.service/") {
-		t.Errorf("a service of the user runs in %s", run)
-	}
+	mustInside(t, c, "env", "XDG_RUNTIME_DIR=/run/user/0", "systemd-run", "--user", "sh", "-c", "cat /proc/self/cgroup >/run/user/0/mine")
+	testkit.Eventually(t, "the user's service runs", func() bool {
+		got, _ := inside(c, "grep", "^0:", "/run/user/0/mine")
+		return strings.HasPrefix(got, "0::/user.slice/user-0.slice/user@0.service/app.slice/run-")
+	})
 	mustInside(t, c, "systemctl", "stop", "login.service")
 }
 

@@ -15,7 +15,7 @@ type Config struct {
 	User        string        // user[:group], names of the container or numbers; empty for root
 	Hostname    string        // for a uts namespace of its own
 	Namespaces  uintptr       // CLONE_NEW* flags of those that are to be separate
-	Systemd     bool          // it wants what systemd does
+	Systemd     bool          // the command is systemd or wants the surroundings that systemd does
 	StopSignal  int           // asks the first process to end
 	StopTimeout time.Duration // between that and SIGKILL
 	Drop        uint64        // the capabilities that it must not have, a bit each

@@ -9,12 +9,14 @@
 //	  |                             |-- clone3, descriptors ----->|
 //	  |                             |-- Run (Config) ------------>|
 //	  |                             |                             | namespaces, mounts, root
+//	  |                             |<----- Console, descriptors -|  only with Config.Systemd
 //	  |                             |<--------------------- Ready |
 //	  |                             |                             | execve
 //	  |                             |<-- end of file: it is done -|  the command runs
 //	  |<-- Started (pid) -----------|
+//	  |<-- Up ----------------------|  when it says so itself; only with Config.Systemd
 //	  |                             |
-//	  |-- Stop -------------------->|  SIGTERM, and SIGKILL to all after the timeout
+//	  |-- Stop -------------------->|  its stop signal, and SIGKILL to all after the timeout
 //	  |                             |  the first process ends, the rest is killed, the log is complete
 //	  |<-- Exited (Exit) -----------|
 //	  |<-- end of file -------------|
@@ -40,9 +42,11 @@ type Kind byte
 // The kinds of messages.
 const (
 	Run     Kind = 'R' // with a Config
+	Console Kind = 'C' // with the descriptors of its terminal (master, slave) and of the socket of sd_notify(3)
 	Ready   Kind = 'Y' // the init stage is about to execute the command
 	Started Kind = 'S' // with the process id of the command
 	Failed  Kind = 'F' // with a Failure
+	Up      Kind = 'U' // the first process says that the container is ready
 	Stop    Kind = 'T' // ask the first process to end
 	Exited  Kind = 'E' // with an Exit
 )
@@ -80,6 +84,12 @@ const (
 
 // Mountpoint is where a container's root is attached in its copy of the nursery's mounts, before it becomes the root.
 const Mountpoint = "/root"
+
+// SystemdStop is the signal by which systemd is asked to halt: SIGRTMIN+3 of glibc, see systemd(1).
+const SystemdStop = 37
+
+// NotifySocket is where a first process that is given Config.Systemd can say that it is ready (sd_notify(3)).
+const NotifySocket = "/run/host/notify"
 
 // Exit tells how the first process of a container ended.
 type Exit struct {
