@@ -119,6 +119,7 @@
 //	  - application/json
 //
 //	Produces:
+//	  - application/octet-stream
 //	  - application/json
 //	  - text/plain
 //

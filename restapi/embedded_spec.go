@@ -563,9 +563,10 @@ func init() {
     },
     "/container/log": {
       "get": {
-        "description": "Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the\nlatest part is kept (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is\ndeleted, or when the client hangs up.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the\nlatest part is kept (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does\nnot start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.\nThe answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
         "produces": [
-          "text/plain"
+          "text/plain",
+          "application/octet-stream"
         ],
         "tags": [
           "containers"
@@ -658,7 +659,7 @@ func init() {
     },
     "/container/wait": {
       "get": {
-        "description": "Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is\ndeleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is\nup 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is\ndeleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is\nup 504. A state that it is in for a moment only is not missed.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
         "tags": [
           "containers"
         ],
@@ -3004,9 +3005,10 @@ func init() {
     },
     "/container/log": {
       "get": {
-        "description": "Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the\nlatest part is kept (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is\ndeleted, or when the client hangs up.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the\nlatest part is kept (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does\nnot start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.\nThe answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
         "produces": [
-          "text/plain"
+          "text/plain",
+          "application/octet-stream"
         ],
         "tags": [
           "containers"
@@ -3117,7 +3119,7 @@ func init() {
     },
     "/container/wait": {
       "get": {
-        "description": "Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is\ndeleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is\nup 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is\ndeleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is\nup 504. A state that it is in for a moment only is not missed.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
         "tags": [
           "containers"
         ],

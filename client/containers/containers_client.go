@@ -72,6 +72,11 @@ func WithAcceptApplicationJSON(r *runtime.ClientOperation) {
 	r.ProducesMediaTypes = []string{"application/json"}
 }
 
+// WithAcceptApplicationOctetStream sets the Accept header to "application/octet-stream".
+func WithAcceptApplicationOctetStream(r *runtime.ClientOperation) {
+	r.ProducesMediaTypes = []string{"application/octet-stream"}
+}
+
 // WithAcceptTextPlain sets the Accept header to "text/plain".
 func WithAcceptTextPlain(r *runtime.ClientOperation) {
 	r.ProducesMediaTypes = []string{"text/plain"}
@@ -493,8 +498,9 @@ func (a *Client) ListContainersContext(ctx context.Context, params *ListContaine
 // Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the
 // latest part is kept (`--log-size`).
 //
-// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is
-// deleted, or when the client hangs up.
+// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does
+// not start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.
+// The answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
@@ -518,8 +524,9 @@ func (a *Client) ReadContainerLog(params *ReadContainerLogParams, writer io.Writ
 // Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the
 // latest part is kept (`--log-size`).
 //
-// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is
-// deleted, or when the client hangs up.
+// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does
+// not start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.
+// The answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
@@ -534,7 +541,7 @@ func (a *Client) ReadContainerLogContext(ctx context.Context, params *ReadContai
 		ID:                 "read_container_log",
 		Method:             "GET",
 		PathPattern:        "/container/log",
-		ProducesMediaTypes: []string{"text/plain"},
+		ProducesMediaTypes: []string{"text/plain", "application/octet-stream"},
 		ConsumesMediaTypes: []string{"application/json"},
 		Schemes:            []string{"http", "https"},
 		Params:             params,
@@ -663,8 +670,8 @@ func (a *Client) SetContainerStateContext(ctx context.Context, params *SetContai
 // WaitForContainer waits for a container.
 //
 // Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is
-// deleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is
-// up 504.
+// deleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is
+// up 504. A state that it is in for a moment only is not missed.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
@@ -686,8 +693,8 @@ func (a *Client) WaitForContainer(params *WaitForContainerParams, opts ...Client
 // WaitForContainerContext waits for a container.
 //
 // Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is
-// deleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is
-// up 504.
+// deleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is
+// up 504. A state that it is in for a moment only is not missed.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-openapi/loads"
 	"github.com/go-openapi/runtime/middleware"
@@ -34,14 +35,20 @@ type Manager interface {
 	SetState(ctx context.Context, id int64, want state.State) (*state.Snapshot, error)
 	// Snapshot never waits.
 	Snapshot() *state.Snapshot
+	// Wait returns the first snapshot, from now on, in which done says yes about an object.
+	Wait(ctx context.Context, id int64, done func(v *state.View) (bool, error)) (*state.Snapshot, error)
+	// OpenLog begins to read the log of a container.
+	OpenLog(id int64, query driver.LogQuery) (driver.Log, error)
 }
 
-// Options is what an API is made from. All fields are required.
+// Options is what an API is made from. All fields but WriteTimeout are required.
 type Options struct {
-	Manager Manager
-	Drivers driver.Set
-	Log     *slog.Logger
-	MaxBody int64 // bytes of a request's body
+	Manager      Manager
+	Drivers      driver.Set
+	Log          *slog.Logger
+	MaxBody      int64           // bytes of a request's body
+	Life         context.Context // ends when the daemon begins to shut down: requests that only wait end then
+	WriteTimeout time.Duration   // for a client to take a piece of a log; 0 for any time
 }
 
 type api struct {
@@ -49,6 +56,8 @@ type api struct {
 	drivers  driver.Set
 	log      *slog.Logger
 	maxBody  int64
+	life     context.Context
+	patience time.Duration
 	shapes   map[string]*shape // by definition
 	requests atomic.Uint64     // counts them: the number is the request's name in the log
 }
@@ -63,7 +72,9 @@ func New(o Options) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &api{manager: o.Manager, drivers: o.Drivers, log: o.Log, maxBody: o.MaxBody, shapes: shapes}
+	a := &api{
+		manager: o.Manager, drivers: o.Drivers, log: o.Log, maxBody: o.MaxBody, life: o.Life, patience: o.WriteTimeout, shapes: shapes,
+	}
 	return a.observe(pages(doc, a.operations(doc).Serve(a.intake))), nil
 }
 
@@ -84,5 +95,7 @@ func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o.ContainersCreateContainerHandler = containers.CreateContainerHandlerFunc(a.createContainer)
 	o.ContainersDeleteContainerHandler = containers.DeleteContainerHandlerFunc(a.deleteContainer)
 	o.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(a.setContainerState)
+	o.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(a.readContainerLog)
+	o.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(a.waitForContainer)
 	return o
 }

@@ -20,6 +20,7 @@ type exchange struct {
 	operation string       // operation id, or method and path where there is none
 	object    string       // which is created, changed or removed
 	failure   string       // the message that it is answered with, if it is an error
+	control   *http.ResponseController
 }
 
 type exchangeKey struct{}
@@ -64,15 +65,19 @@ func (a *api) observe(next http.Handler) http.Handler {
 		start := time.Now()
 		number := a.requests.Add(1)
 		e := &exchange{
-			log: a.log.With("request", number), header: w.Header(),
+			log: a.log.With("request", number), header: w.Header(), control: http.NewResponseController(w),
 			operation: r.Method + " " + r.URL.Path,
 		}
 		out := &statusWriter{ResponseWriter: w}
 		defer func() {
-			if fault := recover(); fault != nil {
+			fault := recover()
+			if fault != nil && fault != http.ErrAbortHandler {
 				e.recovered(out, fault, number)
 			}
 			e.logEnd(r, out.status, time.Since(start))
+			if fault == http.ErrAbortHandler { // net/http cuts the answer off
+				panic(fault)
+			}
 		}()
 		next.ServeHTTP(out, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, e)))
 	})

@@ -25,6 +25,8 @@ type world struct {
 	handler http.Handler
 	manager *state.Manager
 	log     *lines
+	life    context.Context
+	die     context.CancelFunc // ends life
 
 	plan func()                          // called by each Plan
 	up   func(ctx context.Context) error // asked by each Up
@@ -38,6 +40,8 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w := &world{log: &lines{}, plan: func() {}, up: func(context.Context) error { return nil }, down: func(driver.Class) error { return nil }}
+	w.life, w.die = context.WithCancel(context.Background())
+	t.Cleanup(w.die)
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.manager = state.New(state.Options{Journal: j, NextID: found.NextID, Log: log, DeleteTimeout: time.Minute, RetryMin: time.Hour, RetryMax: time.Hour})
 	t.Cleanup(func() {
@@ -51,7 +55,7 @@ func newWorld(t testing.TB) *world {
 		fake{w, driver.Mount, "attach"}, fake{w, driver.Mount, "bind"}, fake{w, driver.Mount, "overlay"},
 		fake{w, driver.Container, ""},
 	}
-	if w.handler, err = New(Options{Manager: w.manager, Drivers: set, Log: log, MaxBody: 1 << 20}); err != nil {
+	if w.handler, err = New(Options{Manager: w.manager, Drivers: set, Log: log, MaxBody: 1 << 20, Life: w.life}); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -21,6 +21,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
 )
 
 // The defaults of Options.
@@ -48,6 +49,7 @@ type Driver struct {
 	nursery     *nursery.Nursery
 	parent      *cgroup.Parent
 	supervisors *cgroup.Group
+	watcher     inotify.Watcher // of logs that are followed
 }
 
 // New makes what all containers have in common: the nursery, the parent cgroup, and the directory of the logs.

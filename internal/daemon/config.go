@@ -12,6 +12,8 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/jessevdk/go-flags"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
 )
 
 // The schemes that the daemon can listen on.
@@ -61,6 +63,7 @@ type Node struct {
 	FSTypes       []string      `long:"fs-types" value-name:"TYPE,..." description:"file systems that may be mounted besides ext2, ext3, ext4, xfs, btrfs, squashfs and erofs"`
 	StopTimeout   time.Duration `long:"stop-timeout" value-name:"TIME" default:"10s" description:"how long a container may take to stop before it is killed"`
 	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create may take, all its levels together, before it is undone"`
+	LogSize       Size          `long:"log-size" value-name:"SIZE" default:"16MiB" description:"how much is kept of what a container writes, at least 64KiB: the latest half of it, and up to as much before that"`
 	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for what it takes away; the rest goes on behind its answer"`
 }
 
@@ -167,7 +170,7 @@ func (c *Config) uses(scheme string) bool { return slices.Contains(c.Listen.Sche
 
 // check finds everything that is wrong with c.
 func (c *Config) check() error {
-	return errors.Join(c.checkPaths(), c.checkTimes(), c.checkWhoMayConnect(), c.checkTLS())
+	return errors.Join(c.checkPaths(), c.checkTimes(), c.checkSizes(), c.checkWhoMayConnect(), c.checkTLS())
 }
 
 func (c *Config) checkPaths() (err error) {
@@ -202,6 +205,13 @@ func (c *Config) checkTimes() (err error) {
 		}
 	}
 	return err
+}
+
+func (c *Config) checkSizes() error {
+	if c.Node.LogSize < proto.MinLogSize {
+		return fmt.Errorf("--log-size %d: must be at least %dKiB", c.Node.LogSize, proto.MinLogSize>>10)
+	}
+	return nil
 }
 
 func (c *Config) checkWhoMayConnect() (err error) {

@@ -95,6 +95,9 @@ func TestParse(t *testing.T) {
 		{name: "file systems", args: "--fs-types vfat,f2fs --fs-types exfat",
 			check: func(c Config) bool { return reflect.DeepEqual(c.Node.FSTypes, []string{"vfat", "f2fs", "exfat"}) }},
 		{name: "sizes", args: "--max-body 2KiB", check: func(c Config) bool { return c.Limits.MaxBody == 2048 }},
+		{name: "log size", args: "--log-size 64KiB", check: func(c Config) bool { return c.Node.LogSize == 64<<10 }},
+		{name: "default log size", check: func(c Config) bool { return c.Node.LogSize == 16<<20 }},
+		{name: "log size that is too small", args: "--log-size 63KiB", err: "--log-size 64512: must be at least 64KiB"},
 		{name: "no size", args: "--max-body 0", err: "more than 0"},
 		{name: "environment", env: map[string]string{"HOST": "localhost", "PORT": "81", "TLS_HOST": "::1", "TLS_PORT": "82"},
 			check: func(c Config) bool {

@@ -29,7 +29,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return fmt.Errorf("start: %w", err)
 	}
 	defer func() { err = errors.Join(err, node.close()) }()
-	handler, err := api.New(api.Options{Manager: node.manager, Drivers: node.drivers, Log: log, MaxBody: int64(cfg.Limits.MaxBody)})
+	handler, err := api.New(api.Options{
+		Manager: node.manager, Drivers: node.drivers, Log: log,
+		MaxBody: int64(cfg.Limits.MaxBody), Life: ctx, WriteTimeout: cfg.Limits.Write,
+	})
 	if err != nil {
 		return err
 	}

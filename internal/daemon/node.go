@@ -53,7 +53,7 @@ func openNode(ctx context.Context, cfg Config, log *slog.Logger) (n *node, err e
 	helpers := helper.New(n.program, nil)
 	n.runner, err = container.New(ctx, container.Options{
 		RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
-		Program: n.program, Helper: helpers,
+		LogSize: int64(cfg.Node.LogSize), Program: n.program, Helper: helpers,
 	})
 	if err != nil {
 		return n, err

@@ -99,7 +99,7 @@ func New(opt Options) *Manager {
 		changed: make(chan struct{}),
 		leaving: make(chan struct{}),
 	}
-	m.snap.Store(&Snapshot{})
+	m.snap.Store(newSnapshot(nil))
 	return m
 }
 
@@ -211,7 +211,7 @@ func (c *change) publish() {
 		m.objects[id].view = v
 		views = append(views, v)
 	}
-	m.snap.Store(m.snap.Load().with(views, c.gone))
+	m.succeed(m.snap.Load().with(views, c.gone))
 	clear(c.views) // they are immutable now
 	c.gone = nil
 	close(m.changed)

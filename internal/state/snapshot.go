@@ -90,6 +90,12 @@ type View struct {
 // Snapshot is all objects as they were at one moment. It never changes and is read without a lock.
 type Snapshot struct {
 	lists map[driver.Class][]*View // each sorted by id
+	stale chan struct{}            // closed when there is a newer one
+	newer *Snapshot                // the next one, to be read after stale was closed
+}
+
+func newSnapshot(lists map[driver.Class][]*View) *Snapshot {
+	return &Snapshot{lists: lists, stale: make(chan struct{})}
 }
 
 // List returns the objects of a class in the order of their ids. The caller must not change it.
@@ -124,7 +130,7 @@ func find(list []*View, id int64) (int, bool) {
 // with returns a snapshot in which the views of changed replace or join those with the same ids and those of gone are
 // left out. Lists of classes that did not change are shared.
 func (s *Snapshot) with(changed []*View, gone []int64) *Snapshot {
-	next := &Snapshot{lists: make(map[driver.Class][]*View, len(s.lists))}
+	next := newSnapshot(make(map[driver.Class][]*View, len(s.lists)))
 	for class, list := range s.lists {
 		next.lists[class] = list
 	}

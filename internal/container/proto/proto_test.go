@@ -16,7 +16,7 @@ func TestConfigSurvivesTheWire(t *testing.T) {
 			Args: []string{"a"}, Env: []string{"args=7", ""}, Devices: []Device{{Path: "a/b=c", Mode: 0o20666, Number: 1 << 40, UID: 1, GID: ^uint32(0)}, {}}, HostDevices: true, WorkingDir: "/a=b", User: "a:b", Systemd: true, StopSignal: 37, Drop: 1 << 63,
 			Rlimits: []Rlimit{{Resource: 7, Soft: 1, Hard: ^uint64(0)}, {}}, Binds: []Bind{{Target: "/a"}, {Target: "/b", File: true}},
 		},
-		{Args: []string{"/bin/sh", "-c", "", "x y"}, Env: []string{"A=1", "B="}, Hostname: "h", Namespaces: 0x20000000, StopTimeout: time.Second},
+		{LogName: "1.log", LogSize: 1 << 40, Args: []string{"/bin/sh", "-c", "", "x y"}, Env: []string{"A=1", "B="}, Hostname: "h", Namespaces: 0x20000000, StopTimeout: time.Second},
 	} {
 		kind, fields, err := Decode(c.Message())
 		if err != nil || kind != Run {

@@ -33,8 +33,9 @@ func NewReadContainerLog(ctx *middleware.Context, handler ReadContainerLogHandle
 // Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the
 // latest part is kept (`--log-size`).
 //
-// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended or is
-// deleted, or when the client hangs up.
+// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does
+// not start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.
+// The answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 type ReadContainerLog struct {
 	Context *middleware.Context

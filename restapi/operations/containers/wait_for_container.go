@@ -31,8 +31,8 @@ func NewWaitForContainer(ctx *middleware.Context, handler WaitForContainerHandle
 // # Wait for a container
 //
 // Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is
-// deleted meanwhile the answer is 404, if it has come to a state from which it does not get there by itself 409, and if the time is
-// up 504.
+// deleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is
+// up 504. A state that it is in for a moment only is not missed.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 type WaitForContainer struct {
 	Context *middleware.Context

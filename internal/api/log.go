@@ -1,0 +1,190 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/go-openapi/runtime"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
+)
+
+// GET /container/log
+func (a *api) readContainerLog(p containers.ReadContainerLogParams) (containers.ReadContainerLogResponder, error) {
+	query, err := logQuery(p, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(a.manager.Snapshot())
+	if err != nil {
+		return nil, err
+	}
+	about(p.HTTPRequest, driver.Container, id)
+	log, err := a.manager.OpenLog(id, query)
+	if err != nil {
+		return nil, err
+	}
+	return &logAnswer{api: a, request: p.HTTPRequest, id: id, log: log, follow: query.Follow}, nil
+}
+
+// logQuery reads the parameters. A time that is still to come counts as now.
+func logQuery(p containers.ReadContainerLogParams, now time.Time) (driver.LogQuery, error) {
+	var faults errs.Faults
+	query := driver.LogQuery{Tail: -1, Follow: p.Follow != nil && *p.Follow}
+	if p.Tail != nil {
+		if query.Tail = *p.Tail; query.Tail < 0 {
+			faults.Add("query parameter tail", "is %d; it must be a number of lines", query.Tail)
+		}
+	}
+	if p.Since != nil {
+		since, ok := parseTime(*p.Since, now)
+		if !ok {
+			faults.Add("query parameter since", "is %.*q; it must be a time such as 2006-01-02T15:04:05Z or a span before now such as 90s", maxQuoted, *p.Since)
+		}
+		switch {
+		case since.After(now):
+			query.Since = now
+		case since.After(time.Unix(0, 0)): // before that there were no containers
+			query.Since = since
+		}
+	}
+	return query, faults.Err()
+}
+
+// parseTime reads a time of RFC 3339, or a span before now. A plus sign that was not escaped in a query comes as a space.
+func parseTime(text string, now time.Time) (time.Time, bool) {
+	if span, err := time.ParseDuration(text); err == nil {
+		return now.Add(-span), span >= 0
+	}
+	t, err := time.Parse(time.RFC3339Nano, strings.ReplaceAll(text, " ", "+"))
+	return t, err == nil
+}
+
+// logAnswer is an answer that is written while it is read, for as long as there is something to come.
+type logAnswer struct {
+	api     *api
+	request *http.Request
+	id      int64
+	log     driver.Log
+	follow  bool
+}
+
+// ReadContainerLogResponder makes it one.
+func (*logAnswer) ReadContainerLogResponder() {}
+
+// WriteResponse sends the log. If that can't go on the answer is cut off, so that the client does not take it for the whole.
+func (l *logAnswer) WriteResponse(w http.ResponseWriter, _ runtime.Producer) {
+	defer l.log.Close()
+	ctx, cancel := l.api.untilShutdown(l.request)
+	defer cancel()
+	w.Header().Set("Content-Type", logType(l.request))
+	w.Header().Set("X-Content-Type-Options", "nosniff") // what an image writes may look like anything
+	w.WriteHeader(http.StatusOK)
+	e := exchangeOf(l.request)
+	out := &logWriter{w: w, control: e.control, patience: l.api.patience}
+	if err := l.copy(ctx, out); err != nil {
+		e.failure = err.Error()
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// logType is what the log is sent as. Go clients that are generated from the specification ask for both types, and can write
+// only the second one to an io.Writer.
+func logType(r *http.Request) string {
+	const bytes = "application/octet-stream"
+	if strings.Contains(strings.Join(r.Header.Values("Accept"), ","), bytes) {
+		return bytes
+	}
+	return "text/plain; charset=utf-8"
+}
+
+func (l *logAnswer) copy(ctx context.Context, out *logWriter) error {
+	if err := out.flush(); err != nil {
+		return err
+	}
+	buf := make([]byte, 32<<10)
+	for {
+		snap := l.api.manager.Snapshot()
+		view, there := snap.Get(l.id)
+		if !there {
+			out.hurry()
+		}
+		last := !l.follow || !there || ended(view) // looked at before the log is read: nothing comes after that
+		if err := l.drain(ctx, out, buf); err != nil || last {
+			return err
+		}
+		select {
+		case <-l.log.More():
+		case <-snap.Stale():
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// ended tells whether a container has run and does not go on by itself.
+func ended(v *state.View) bool {
+	s := stateOf(v)
+	return s == state.StateExited || s == state.StateDead
+}
+
+// drain sends all that is in the log now.
+func (l *logAnswer) drain(ctx context.Context, out *logWriter, buf []byte) error {
+	for ctx.Err() == nil {
+		n, err := l.log.Read(buf)
+		if n > 0 {
+			if err := out.write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return out.flush()
+		case err != nil:
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// logWriter writes to a client that must take each piece in time.
+type logWriter struct {
+	w        http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration // for a piece; 0 for any time
+	end      time.Time     // for all, or zero
+}
+
+// hurry gives the client no more time for all that is left than it has for a piece: it holds what was deleted.
+func (w *logWriter) hurry() {
+	if w.end.IsZero() && w.patience > 0 {
+		w.end = time.Now().Add(w.patience)
+	}
+}
+
+func (w *logWriter) limit() {
+	switch {
+	case !w.end.IsZero():
+		_ = w.control.SetWriteDeadline(w.end)
+	case w.patience > 0:
+		_ = w.control.SetWriteDeadline(time.Now().Add(w.patience))
+	}
+}
+
+func (w *logWriter) write(b []byte) error {
+	w.limit()
+	_, err := w.w.Write(b)
+	return err
+}
+
+func (w *logWriter) flush() error {
+	w.limit()
+	return w.control.Flush()
+}

@@ -1,0 +1,133 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
+)
+
+// maxWait is the longest that a client may ask to wait, in seconds.
+const maxWait = 3600
+
+var errTimeIsUp = errors.New("the time is up")
+
+// GET /container/wait
+func (a *api) waitForContainer(p containers.WaitForContainerParams) (containers.WaitForContainerResponder, error) {
+	g, timeout, err := goalOf(p)
+	if err != nil {
+		return nil, err
+	}
+	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(a.manager.Snapshot())
+	if err != nil {
+		return nil, err
+	}
+	about(p.HTTPRequest, driver.Container, id)
+	ctx, cancel := a.untilShutdown(p.HTTPRequest)
+	defer cancel()
+	ctx, stop := context.WithTimeoutCause(ctx, timeout, errTimeIsUp)
+	defer stop()
+	snap, err := a.manager.Wait(ctx, id, g.reached)
+	if errors.Is(err, errTimeIsUp) {
+		return nil, errs.New(errs.Deadline, "container %d is not %s after %s", id, g, timeout)
+	}
+	if err != nil {
+		return nil, err
+	}
+	shown, err := render(snap, id)
+	if err != nil {
+		return nil, err
+	}
+	return containers.NewWaitForContainerOK().WithPayload(shown.Container), nil
+}
+
+// untilShutdown returns a context for a request that may wait for long: it ends with the request, or with ErrStopping when
+// the daemon begins to shut down. The server's time-outs do not hold for the request any more.
+func (a *api) untilShutdown(r *http.Request) (context.Context, context.CancelFunc) {
+	control := exchangeOf(r).control
+	_ = control.SetReadDeadline(time.Time{}) // those who can't have no deadlines
+	_ = control.SetWriteDeadline(time.Time{})
+	ctx, cancel := context.WithCancelCause(r.Context())
+	stop := context.AfterFunc(a.life, func() { cancel(ErrStopping) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// goal is what a client waits for: one of some states or, without any, that the container is ready.
+type goal []state.State
+
+func goalOf(p containers.WaitForContainerParams) (goal, time.Duration, error) {
+	var faults errs.Faults
+	g := goal{state.StateExited, state.StateDead}
+	ready := p.Ready != nil && *p.Ready
+	switch {
+	case ready && len(p.State) > 0:
+		faults.Add("query parameter ready", "can't be asked for together with state")
+	case ready:
+		g = nil
+	case len(p.State) > 0:
+		g = nil
+		for _, s := range p.State {
+			g = append(g, state.State(s))
+		}
+	}
+	seconds := *p.Timeout // it has a default
+	if seconds < 0 || seconds > maxWait {
+		faults.Add("query parameter timeout", "is %d; it must be a number of seconds from 0 to %d", seconds, maxWait)
+	}
+	return g, time.Duration(seconds) * time.Second, faults.Err()
+}
+
+// String returns g for messages.
+func (g goal) String() string {
+	if g == nil {
+		return "ready"
+	}
+	var text string
+	for i, s := range g {
+		if i > 0 {
+			text += " or "
+		}
+		text += string(s)
+	}
+	return text
+}
+
+// reached tells whether a container is where g wants it. It is an error if it would have to be started for that after it has
+// ended.
+func (g goal) reached(v *state.View) (bool, error) {
+	now := stateOf(v)
+	if g == nil && v.Run != nil && v.Run.Ready || slices.Contains(g, now) {
+		return true, nil
+	}
+	switch {
+	case v.Phase == state.Stopping: // it is being deleted
+		return false, nil
+	case now == state.StateStopping && slices.Contains(g, state.StateExited):
+		return false, nil
+	case now == state.StateStopping, now == state.StateExited, now == state.StateDead, v.Phase == state.Broken:
+		return false, errs.New(errs.Conflict, "container %d is %s%s: it does not become %s before it is started again", v.ID, now, why(v), g)
+	}
+	return false, nil
+}
+
+// why tells what is wrong with a container, in brackets.
+func why(v *state.View) string {
+	text := v.Error
+	if text == "" && v.Run != nil {
+		text = v.Run.Error
+	}
+	if text == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (%s)", text)
+}

@@ -1,0 +1,33 @@
+package driver
+
+import (
+	"errors"
+	"io"
+	"time"
+)
+
+// Logger is a ContainerUnit that keeps what the container's processes write.
+type Logger interface {
+	// OpenLog begins to read the log of the container with an id. It waits for nothing and holds nobody up.
+	OpenLog(id int64, query LogQuery) (Log, error)
+}
+
+// LogQuery says which part of a log is wanted.
+type LogQuery struct {
+	Tail   int64     // only so many of the latest lines; negative for all
+	Since  time.Time // only what was written then or later, to a tenth of a second; zero for all
+	Follow bool      // also what is written after the log was opened
+}
+
+// Log is a log that is being read, by one goroutine.
+type Log interface {
+	// Read reads on. At the end of what is there it returns io.EOF; with LogQuery.Follow a later call may give more. If what
+	// comes next is not kept any more it returns ErrLogGone.
+	io.ReadCloser
+	// More returns a channel that is received from when there may be more to read, for use until the next Read. It is nil
+	// without LogQuery.Follow.
+	More() <-chan struct{}
+}
+
+// ErrLogGone is why a reader of a log can't go on: too slow for what is written, or the log was removed.
+var ErrLogGone = errors.New("what comes next in the log was not read in time and is gone")

@@ -1,0 +1,116 @@
+package inotify
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+func file(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func watch(t *testing.T, w *Watcher, f *os.File) *Bell {
+	t.Helper()
+	b, err := w.Watch(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+// rings fails the test unless the bell rings.
+func rings(t *testing.T, b *Bell) {
+	t.Helper()
+	select {
+	case <-b.Rings():
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not ring")
+	}
+}
+
+func TestEveryBellOfAFileRings(t *testing.T) {
+	t.Parallel()
+	var w Watcher
+	f, other := file(t), file(t)
+	first, second, quiet := watch(t, &w, f), watch(t, &w, f), watch(t, &w, other)
+	for _, change := range []func() error{
+		func() error { _, err := f.WriteString("x"); return err },
+		func() error { return f.Chmod(0o400) },
+		func() error { return os.Link(f.Name(), f.Name()+".2") },
+		func() error { return os.Remove(f.Name() + ".2") },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		rings(t, first)
+		rings(t, second)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	rings(t, first)
+	first.Close()
+	first.Close()
+	if _, err := f.WriteString("x"); err != nil {
+		t.Fatal(err)
+	}
+	rings(t, second)
+	select {
+	case <-quiet.Rings():
+		t.Error("the bell of another file rings")
+	default:
+	}
+}
+
+// TestNothingIsLeft: without bells there is neither a descriptor nor a goroutine.
+func TestNothingIsLeft(t *testing.T) {
+	testkit.Unchanged(t, testkit.Scope{PID: os.Getpid(), Goroutines: true})
+	var w Watcher
+	f := file(t)
+	for range 3 {
+		var all sync.WaitGroup
+		for range 200 {
+			all.Go(func() {
+				b, err := w.Watch(f)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = f.WriteString("x")
+				<-b.Rings()
+				b.Close()
+			})
+		}
+		all.Wait()
+	}
+}
+
+// TestLostEvents: when there are more events than the kernel keeps every bell rings.
+func TestLostEvents(t *testing.T) {
+	t.Parallel()
+	i := instance{bells: map[int32]map[*Bell]struct{}{}}
+	bells := []*Bell{{rings: make(chan struct{}, 1)}, {rings: make(chan struct{}, 1)}}
+	for n, b := range bells {
+		i.bells[int32(n)] = map[*Bell]struct{}{b: {}}
+	}
+	event := []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	event[5] = unix.IN_Q_OVERFLOW >> 8
+	i.ring(event)
+	for _, b := range bells {
+		rings(t, b)
+	}
+}
