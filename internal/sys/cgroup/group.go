@@ -16,12 +16,13 @@ var ErrBusy = errors.New("group has processes")
 
 // Parent is a group whose children are containers' groups.
 type Parent struct {
-	gate gate.Gate
-	path string   // in the file system, for messages
-	root *os.File // of the hierarchy
-	dir  *os.File
-	made []string // the groups that Open made, relative to root, outermost first
-	own  string   // where Open mounted the hierarchy, or empty
+	gate   gate.Gate
+	path   string   // in the file system, for messages
+	root   *os.File // of the hierarchy
+	dir    *os.File
+	levels []string // the names of the groups on the way from root to dir
+	made   []string // the groups that Open made, relative to root, outermost first
+	own    string   // where Open mounted the hierarchy, or empty
 }
 
 // Open finds the hierarchy, or mounts it at mountpoint if it is mounted nowhere, and opens the group in it, an
@@ -48,7 +49,8 @@ func (p *Parent) open(at, group string) error {
 	}
 	p.root, p.path = root, path.Join(at, path.Clean("/"+group))
 	sub := ""
-	for _, name := range strings.FieldsFunc(path.Clean("/"+group), func(r rune) bool { return r == '/' }) {
+	p.levels = strings.FieldsFunc(path.Clean("/"+group), func(r rune) bool { return r == '/' })
+	for _, name := range p.levels {
 		sub = path.Join(sub, name)
 		err := p.gate.Do("cgroup create", func() error { return unix.Mkdirat(int(root.Fd()), sub, 0o755) })
 		if err == nil {

@@ -1,0 +1,192 @@
+package cgroup
+
+import (
+	"errors"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// The controllers that are used here.
+const (
+	CPU    = "cpu"
+	CPUSet = "cpuset"
+	Memory = "memory"
+	PIDs   = "pids"
+)
+
+// ErrLacks says that a group can't hand a controller on since it has not got it: the kernel was built or started without it,
+// it is in use by version 1, or a group above does not hand it on.
+var ErrLacks = errors.New("the group does not have this controller")
+
+// ControlError is a group that does not hand a controller on to the groups below it.
+type ControlError struct {
+	Controller string
+	Group      string // its directory
+	Err        error  // ErrLacks, or an errno: EBUSY if the group has processes of its own
+}
+
+// Error names the group and the controller.
+func (e *ControlError) Error() string {
+	return "enable the controller " + e.Controller + " below " + e.Group + ": " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *ControlError) Unwrap() error { return e.Err }
+
+// Enable makes controllers available to the children of p: every group from the top of the hierarchy down to p hands them on
+// (cgroup.subtree_control). What was enabled stays so. The error is a *ControlError.
+func (p *Parent) Enable(controllers ...string) error {
+	for i := 0; i <= len(p.levels); i++ {
+		level := path.Join(p.levels[:i]...)
+		fd, err := unix.Openat(int(p.root.Fd()), path.Join(".", level), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return wrap("open cgroup", path.Join(p.root.Name(), level), err)
+		}
+		err = p.handOn(os.NewFile(uintptr(fd), path.Join(p.root.Name(), level)), controllers)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// handOn does so in one group, whose directory it closes.
+func (p *Parent) handOn(dir *os.File, controllers []string) error {
+	defer dir.Close()
+	for _, c := range controllers {
+		if err := p.handOnOne(dir, c); err != nil {
+			return &ControlError{Controller: c, Group: dir.Name(), Err: err}
+		}
+	}
+	return nil
+}
+
+func (p *Parent) handOnOne(dir *os.File, controller string) error {
+	enabled, err := read(dir, "cgroup.subtree_control")
+	if err != nil || slices.Contains(strings.Fields(enabled), controller) {
+		return err
+	}
+	there, err := read(dir, "cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(strings.Fields(there), controller) {
+		return ErrLacks
+	}
+	return p.gate.Do("cgroup controller", func() error { return Dir(dir.Fd()).write("cgroup.subtree_control", "+"+controller) })
+}
+
+// Set writes a limit or another setting. Where its controller is not available the error is ENOENT.
+func (g *Group) Set(file, value string) error {
+	err := g.parent.gate.Do("cgroup set", func() error { return g.write(file, value) })
+	return wrap("write "+strconv.Quote(value)+" to", path.Join(g.file.Name(), file), err)
+}
+
+// Payload is the group inside a container's one that its processes are in if that has limits. From inside a cgroup namespace the
+// group at its top can be written to (cgroup_namespaces(7)), and the limits must not be there.
+const Payload = "payload"
+
+// Divide makes the Payload of g. It goes with g.
+func (g *Group) Divide() error {
+	err := g.parent.gate.Do("cgroup create", func() error { return unix.Mkdirat(int(g.Dir), Payload, 0o755) })
+	return wrap("create cgroup", path.Join(g.file.Name(), Payload), err)
+}
+
+// Birthplace opens the directory of the group in which the first process of a container is born: that of its Payload if it has one.
+func (d Dir) Birthplace() (Dir, error) {
+	fd, err := unix.Openat(int(d), Payload, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err == unix.ENOENT {
+		return d.Dup()
+	}
+	return Dir(fd), wrap("open", Payload, err)
+}
+
+// Delegate hands controllers on to the groups inside g, of those that it has itself.
+func (g *Group) Delegate(controllers ...string) error {
+	for _, c := range controllers {
+		if err := g.parent.handOnOne(g.file, c); err != nil && err != ErrLacks {
+			return &ControlError{Controller: c, Group: g.file.Name(), Err: err}
+		}
+	}
+	return nil
+}
+
+// Value returns what a file of the group says, without the end of the line.
+func (d Dir) Value(file string) (string, error) {
+	fd, err := unix.Openat(int(d), file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 4096)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(string(buf[:n]), "\n"), nil
+}
+
+// Number returns the number in a file of the group. It is false if there is no such file or no number in it, as in that of a
+// limit which is not set.
+func (d Dir) Number(file string) (int64, bool) {
+	text, err := d.Value(file)
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	return n, err == nil
+}
+
+// Entry returns the number after a key in a file of the group, such as oom_kill in memory.events.
+func (d Dir) Entry(file, key string) (int64, bool) {
+	text, err := d.Value(file)
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), key+" "); ok {
+			n, err := strconv.ParseInt(value, 10, 64)
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
+
+// Threads counts the threads of the group and those below it, by looking through at most so many groups and so many threads. It
+// is false if there are more.
+func (d Dir) Threads(groups, threads int64) (count int64, ok bool) {
+	err := d.walk(func(_, dir *os.File, _ string) error {
+		if groups--; groups < 0 {
+			return errTooMany
+		}
+		n, err := linesOf(dir, "cgroup.threads", threads-count)
+		count += n
+		return err
+	})
+	return count, err == nil
+}
+
+var errTooMany = errors.New("too many")
+
+// linesOf counts the lines of a file up to a number of them.
+func linesOf(dir *os.File, name string, most int64) (count int64, err error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, ignoreVanished(err)
+	}
+	defer unix.Close(fd)
+	for buf := make([]byte, 4096); ; {
+		n, err := unix.Read(fd, buf)
+		if n <= 0 || err != nil {
+			return count, nil // the end, or the group is gone, or a threaded one
+		}
+		if count += int64(strings.Count(string(buf[:n]), "\n")); count > most {
+			return count, errTooMany
+		}
+	}
+}
