@@ -3,7 +3,7 @@
 //
 // As supervisor it starts the container's first process, writes its log, ends it, and knows how it ended. As init
 // stage it is that first process until the inside is ready, and then becomes the command. As helper it does one act that
-// may hang, such as a mount from a server that does not answer.
+// may hang, such as a mount from a server that does not answer. And it brings further commands into a container.
 //
 // It imports as little as possible, since each container has one of it.
 package main
@@ -32,6 +32,12 @@ func main() {
 	case proto.ModeInit:
 		prepare()
 		os.Exit(stage())
+	case proto.ModeExec:
+		prepare()
+		os.Exit(execute())
+	case proto.ModeInside:
+		prepare()
+		os.Exit(beside())
 	case wire.Mode:
 		prepare()
 		os.Exit(help())

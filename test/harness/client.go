@@ -156,20 +156,27 @@ func valid(req *http.Request, resp *http.Response, data []byte) error {
 	if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "application/json") {
 		return fmt.Errorf("content type %q", kind)
 	}
-	if want := map[string]int{http.MethodPost: http.StatusCreated}[req.Method]; resp.StatusCode < 300 && want != 0 && resp.StatusCode != want {
+	resource := strings.TrimPrefix(req.URL.Path, client.DefaultBasePath)
+	want := http.StatusOK
+	if req.Method == http.MethodPost && resource != "/container/exec" {
+		want = http.StatusCreated
+	}
+	if resp.StatusCode < 300 && resp.StatusCode != want {
 		return fmt.Errorf("status %d, want %d", resp.StatusCode, want)
 	}
 	if resp.StatusCode >= 300 {
 		return validError(resp.StatusCode, data)
 	}
 	var one func() validated
-	switch resource := strings.TrimPrefix(req.URL.Path, client.DefaultBasePath); resource {
+	switch resource {
 	case "/attach":
 		one = func() validated { return new(models.Attach) }
 	case "/mount":
 		one = func() validated { return new(models.Mount) }
 	case "/container":
 		one = func() validated { return new(models.Container) }
+	case "/container/exec":
+		return validObject(new(models.ContainerResult), data)
 	default:
 		return nil // outside of the specification, such as /swagger.json
 	}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+)
+
+// beside becomes a command beside the first process of a container, in whose namespaces this process is already. It returns only
+// if that fails.
+func beside() int {
+	config, err := receiveConfig(proto.InitStatus)
+	if err != nil {
+		send(proto.InitStatus, failed("read the configuration", "", err).Message())
+		return 1
+	}
+	failure := level(config)
+	if failure == nil {
+		failure = confine(&config)
+	}
+	if failure == nil {
+		failure = become(config)
+	}
+	send(proto.InitStatus, failure.Message())
+	return 1
+}
+
+// level takes from this process what the first process of the container does not have either.
+func level(config proto.Config) *proto.Failure {
+	// 1. Until it is the command, no process of the container that is not as mighty may look into this one (ptrace(2)).
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return failed("become undumpable", "", err)
+	}
+	// 2. A session of its own.
+	if _, err := unix.Setsid(); err != nil {
+		return failed("make a session", "", err)
+	}
+	// 3. The node's name is not for it to change; the files for that are covered in its mount namespace.
+	if config.Namespaces&unix.CLONE_NEWUTS == 0 {
+		if err := refuse(unix.SYS_SETHOSTNAME, unix.SYS_SETDOMAINNAME); err != nil {
+			return failed("filter system calls", "sethostname, setdomainname", err)
+		}
+	}
+	// 4. A session keyring that is not the daemon's, where the kernel has keyrings.
+	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && err != unix.ENOSYS {
+		return failed("join a session keyring", "", err)
+	}
+	// 5. The container's own /dev/null.
+	return nullInput()
+}
+
+// nullInput makes the container's /dev/null standard input. Where that is something else the one that this process was started with
+// stays.
+func nullInput() *proto.Failure {
+	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(null)
+	var st unix.Stat_t
+	if err := unix.Fstat(null, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
+		return nil
+	}
+	if _, err := unix.FcntlInt(uintptr(null), unix.F_SETFL, 0); err != nil {
+		return failed("open", "/dev/null", err)
+	}
+	if err := unix.Dup3(null, 0, 0); err != nil {
+		return failed("open", "/dev/null", err)
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"encoding/binary"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+)
+
+// cloneArgs is struct clone_args of clone3(2).
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+// leap is all that becoming a process of the container takes. It is made before the first fork: see run.
+type leap struct {
+	outer, inner cloneArgs
+	namespaces   uintptr
+	tell         uintptr // an eventfd that gets the number of the process inside
+	number       uint64  // that number
+	path         [1]byte // the empty string
+	argv         [3]*byte
+	env          [4]*byte
+}
+
+// What the process between the two tells by its exit status: a step, and the number of the error below that.
+const (
+	setnsFailed = 0
+	cloneFailed = 128
+	errnoMask   = 127
+)
+
+// join makes a process of this program inside the container and returns its number. It is a child of this one.
+//
+// Namespaces are joined by a copy of this process, since a time namespace only takes one with a single thread, and all at once:
+// until they are joined, nothing in the container can see the copy, by its cgroup apart, and from then on the copy sees nothing
+// but the container. The last fork goes into the pid namespace.
+func (c *command) join() (pid int, failure *proto.Failure) {
+	tell, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return -1, failed("make an eventfd", "", err)
+	}
+	defer unix.Close(tell)
+	l, err := newLeap(tell)
+	if err != nil {
+		return -1, failed("prepare to join the container", "", err)
+	}
+	between, errno := l.start()
+	if errno != 0 {
+		return -1, failed("fork into the cgroup", "", errno)
+	}
+	c.forked(-1)
+	if failure := l.landed(reap(between)); failure != nil {
+		return -1, failure
+	}
+	var number [8]byte
+	if _, err := unix.Read(tell, number[:]); err != nil {
+		return -1, failed("hear of the process inside", "", err)
+	}
+	pid = int(binary.NativeEndian.Uint64(number[:]))
+	pidfd, err := unix.PidfdOpen(pid, 0) // it is ours and not reaped
+	if err != nil {
+		return -1, failed("open a process inside", "", err)
+	}
+	c.forked(pidfd)
+	return pid, nil
+}
+
+func newLeap(tell int) (*leap, error) {
+	l := &leap{
+		outer: cloneArgs{flags: unix.CLONE_INTO_CGROUP, exitSignal: uint64(unix.SIGCHLD), cgroup: proto.ExecCgroup},
+		inner: cloneArgs{flags: unix.CLONE_PARENT},
+		tell:  uintptr(tell),
+	}
+	for i, arg := range []string{"imageapi-init", proto.ModeInside} {
+		text, err := unix.BytePtrFromString(arg)
+		if err != nil {
+			return nil, err
+		}
+		l.argv[i] = text
+	}
+	// The runtime would look for limits of the processor in files, which now are the image's.
+	for i, variable := range []string{"GOMAXPROCS=1", "GODEBUG=disablethp=1,containermaxprocs=0,updatemaxprocs=0"} {
+		text, err := unix.BytePtrFromString(variable)
+		if err != nil {
+			return nil, err
+		}
+		l.env[i] = text
+	}
+	for name, flag := range map[string]uintptr{
+		"mnt": unix.CLONE_NEWNS, "pid": unix.CLONE_NEWPID, "ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS,
+		"net": unix.CLONE_NEWNET, "cgroup": unix.CLONE_NEWCGROUP, "time": unix.CLONE_NEWTIME,
+	} {
+		if unix.Access("/proc/self/ns/"+name, unix.F_OK) == nil { // what the kernel does not have can't be joined
+			l.namespaces |= flag
+		}
+	}
+	return l, nil
+}
+
+// start is run without signals: a handler of the Go runtime must not run in a copy of it.
+func (l *leap) start() (pid int, errno unix.Errno) {
+	var all, before unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^uint64(0)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
+		return -1, unix.EINVAL
+	}
+	number, errno := l.run()
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil) // it was valid before
+	runtime.KeepAlive(l)
+	return int(number), errno
+}
+
+// run forks. Other threads, which the copy lacks, may have held any lock of the runtime in that moment: nothing in here may allocate,
+// grow the stack or call what is not a bare system call, as in package syscall. The program is executed by its descriptor: no path is looked
+// up among the image's.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func (l *leap) run() (pid uintptr, errno unix.Errno) {
+	pid, _, errno = unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&l.outer)), unsafe.Sizeof(l.outer), 0)
+	if errno != 0 || pid != 0 {
+		return pid, errno
+	}
+	if _, _, errno = unix.RawSyscall(unix.SYS_SETNS, proto.ExecFirst, l.namespaces, 0); errno != 0 {
+		l.exit(setnsFailed | uintptr(errno)&errnoMask)
+	}
+	pid, _, errno = unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&l.inner)), unsafe.Sizeof(l.inner), 0)
+	if errno != 0 {
+		l.exit(cloneFailed | uintptr(errno)&errnoMask)
+	}
+	if pid != 0 {
+		l.number = uint64(pid)
+		_, _, _ = unix.RawSyscall(unix.SYS_WRITE, l.tell, uintptr(unsafe.Pointer(&l.number)), unsafe.Sizeof(l.number))
+		l.exit(0)
+	}
+	_, _, errno = unix.RawSyscall6(unix.SYS_EXECVEAT, proto.ExecProgram, uintptr(unsafe.Pointer(&l.path)),
+		uintptr(unsafe.Pointer(&l.argv)), uintptr(unsafe.Pointer(&l.env)), unix.AT_EMPTY_PATH, 0)
+	l.exit(uintptr(errno) & errnoMask)
+	return 0, 0
+}
+
+//go:nosplit
+//go:norace
+func (l *leap) exit(status uintptr) {
+	for {
+		_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, status, 0, 0)
+	}
+}
+
+// landed tells how the process between has fared.
+func (l *leap) landed(how unix.WaitStatus) *proto.Failure {
+	switch status := how.ExitStatus(); {
+	case how.Signaled():
+		return &proto.Failure{Reason: proto.Died, Act: "join the container", Detail: describe(how)}
+	case status == 0:
+		return nil
+	case status&cloneFailed != 0:
+		return failed("fork into the pid namespace", "", unix.Errno(status&errnoMask))
+	default:
+		return failed("join the namespaces", "", unix.Errno(status))
+	}
+}

@@ -1,0 +1,190 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+)
+
+const (
+	maxCommands = 64          // that run at once, in all containers
+	dying       = time.Second // how long a killed command is given to end
+)
+
+// command is one that runs in a container beside its first process.
+type command struct {
+	of             *process
+	first          int // a pidfd of the first process, or -1
+	parent         *cgroup.Parent
+	group          *cgroup.Group // of what the command starts, in that of the container
+	stdout, stderr *stream
+	agent          *os.Process // imageapi-init, the command's parent
+	control        *os.File    // the socket to it
+}
+
+// Exec implements driver.Process: the life of a command on the daemon's side.
+func (p *process) Exec(ctx context.Context, given driver.Command) (driver.Output, error) {
+	config, err := p.commandConfig(given)
+	if err != nil {
+		return driver.Output{}, err
+	}
+	// 1. A place among the commands of all containers, and among those of this one, whose end waits for them.
+	select {
+	case p.driver.slots <- struct{}{}:
+		defer func() { <-p.driver.slots }()
+	default:
+		return driver.Output{}, errs.New(errs.Conflict, "run command: %d others run in containers: wait until one has ended", maxCommands)
+	}
+	if err := p.enter(); err != nil {
+		return driver.Output{}, fmt.Errorf("run command: %w", err)
+	}
+	// 2. What it needs, and the program that starts it.
+	c := &command{of: p, first: -1}
+	if err := c.prepare(&config); err != nil {
+		c.close()
+		p.commands.Done()
+		return driver.Output{}, fmt.Errorf("run command: %w", err)
+	}
+	// 3. Its life.
+	out, err := c.run(ctx, config, patience(given))
+	// 4. Its end, behind the answer: what it left running may hold its pipes for long.
+	go c.retire()
+	if err != nil {
+		return driver.Output{}, fmt.Errorf("run command: %w", err)
+	}
+	return out, nil
+}
+
+// enter keeps the end of the container waiting for one more command.
+func (p *process) enter() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live.Err() != nil {
+		return errs.New(errs.Conflict, "%w", context.Cause(p.live))
+	}
+	p.commands.Add(1)
+	return nil
+}
+
+// dismiss ends all commands and returns when they have. From then on nothing uses the cgroup.
+func (p *process) dismiss() {
+	p.mu.Lock() // whoever comes to enter after this finds that the container shall not live
+	p.end()
+	p.mu.Unlock()
+	p.commands.Wait()
+}
+
+// prepare makes all that the command needs.
+func (c *command) prepare(config *proto.Config) (err error) {
+	if err := c.openFirst(config); err != nil {
+		return err
+	}
+	if c.parent, err = c.of.group.Below(); err != nil {
+		return err
+	}
+	// A group of its own, since one that has others below it, as systemd makes them, may not have processes (cgroups(7)).
+	for c.group == nil {
+		c.group, err = c.parent.Create("exec-" + strconv.FormatInt(c.of.execs.Add(1), 10))
+		if err != nil && !errors.Is(err, cgroup.ErrBusy) { // left by a command of an earlier daemon
+			return err
+		}
+	}
+	for _, s := range []**stream{&c.stdout, &c.stderr} {
+		if *s, err = newStream(); err != nil {
+			return err
+		}
+	}
+	return c.spawn()
+}
+
+// spawn starts the command's parent.
+func (c *command) spawn() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "command")
+	defer theirs.Close()
+	if err := unix.SetNonblock(pair[0], true); err != nil { // only then it has deadlines
+		unix.Close(pair[0])
+		return os.NewSyscallError("fcntl", err)
+	}
+	c.control = os.NewFile(uintptr(pair[0]), "command")
+	first, err := unix.FcntlInt(uintptr(c.first), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	pidfd := os.NewFile(uintptr(first), "pidfd")
+	defer pidfd.Close()
+	d := c.of.driver
+	files := make([]*os.File, proto.ExecErrorsEnd+1)
+	files[proto.ExecProgram] = d.opt.Program
+	files[proto.ExecControl] = theirs
+	files[proto.ExecFirst] = pidfd
+	files[proto.ExecCgroup] = c.group.File()
+	files[proto.ExecOutput], files[proto.ExecOutputEnd] = c.stdout.writer, c.stdout.reader
+	files[proto.ExecErrors], files[proto.ExecErrorsEnd] = c.stderr.writer, c.stderr.reader
+	err = d.opt.Gate.Do("command start", func() (err error) {
+		c.agent, err = d.nursery.Start("/proc/self/fd/"+strconv.Itoa(proto.ExecProgram),
+			[]string{"imageapi-init", proto.ModeExec, groupName(c.of.id)},
+			&os.ProcAttr{
+				Env:   []string{"GOMAXPROCS=1", "GODEBUG=disablethp=1"}, // as for a supervisor
+				Files: files,
+				Sys:   &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(d.supervisors.Dir)},
+			})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("start imageapi-init: %w", err)
+	}
+	return nil
+}
+
+// retire sees to the end of the command's parent, which comes when nobody is left who could write to the command's pipes.
+func (c *command) retire() {
+	defer c.of.commands.Done()
+	defer c.close()
+	// Somebody may have left the container's cgroup with a pipe.
+	defer context.AfterFunc(c.of.over, func() { _ = c.agent.Kill() })()
+	_ = c.control.SetReadDeadline(time.Time{})
+	_, err := c.control.Write(proto.Encode(proto.Release))
+	for err == nil {
+		_, _, err = receive(c.control)
+	}
+	if _, err := c.agent.Wait(); err != nil {
+		c.of.log.Error("wait for the parent of a command", "container", c.of.id, "error", err)
+	}
+}
+
+// close gives back what prepare made. The cgroup stays as long as something that was left running is in it; it goes with the
+// container's.
+func (c *command) close() {
+	if c.group != nil {
+		if err := c.group.Remove(); err != nil && !errors.Is(err, cgroup.ErrBusy) {
+			c.of.log.Warn("remove the cgroup of a command", "container", c.of.id, "error", err)
+		}
+		c.group.Close()
+	}
+	if c.parent != nil {
+		_ = c.parent.Close() // it has made nothing itself
+	}
+	if c.control != nil {
+		c.control.Close()
+	}
+	c.stdout.close()
+	c.stderr.close()
+	if c.first >= 0 {
+		unix.Close(c.first)
+	}
+}

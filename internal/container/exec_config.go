@@ -1,0 +1,82 @@
+package container
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// How long a command may take.
+const (
+	defaultPatience = 20 * time.Second
+	maxPatience     = time.Hour
+)
+
+func patience(c driver.Command) time.Duration {
+	if c.Timeout == 0 {
+		return defaultPatience
+	}
+	return c.Timeout
+}
+
+// commandConfig checks a command and says how it is to be run: as the first process was, but for what the command says.
+func (p *process) commandConfig(c driver.Command) (proto.Config, error) {
+	if err := checkCommand(c); err != nil {
+		return proto.Config{}, err
+	}
+	config := proto.Config{
+		Args:       c.Args,
+		Env:        commandEnv(p.config.Env, c),
+		User:       p.config.User,
+		WorkingDir: p.config.WorkingDir,
+		Namespaces: p.config.Namespaces,
+		Drop:       p.config.Drop,
+		Rlimits:    p.config.Rlimits,
+	}
+	if c.User != "" {
+		config.User = c.User
+	}
+	if c.WorkingDir != "" {
+		config.WorkingDir = c.WorkingDir
+	}
+	if over := len(config.Message()) - proto.MaxSize; over > 0 {
+		return proto.Config{}, errs.New(errs.Invalid, "args, env: with the container's environment they are %d bytes too long", over)
+	}
+	return config, nil
+}
+
+func checkCommand(c driver.Command) error {
+	var faults errs.Faults
+	if len(c.Args) == 0 || c.Args[0] == "" {
+		faults.Add("args", "names no program")
+	}
+	checkArgs(c.Args, &faults)
+	checkEnv(c.Env, &faults)
+	checkUser(c.User, false, &faults)
+	checkPath("working_dir", c.WorkingDir, &faults)
+	if c.Timeout < 0 || c.Timeout > maxPatience {
+		faults.Add("timeout", "is %d; it must be 1 to %d seconds", int64(c.Timeout.Seconds()), int64(maxPatience.Seconds()))
+	}
+	return faults.Err()
+}
+
+// commandEnv returns the environment of a container with what a command says in its place.
+func commandEnv(container []string, c driver.Command) []string {
+	given := map[string]bool{
+		"NOTIFY_SOCKET": true, // is for the first process to speak by
+	}
+	for _, entry := range c.Env {
+		name, _, _ := strings.Cut(entry, "=")
+		given[name] = true
+	}
+	env := slices.DeleteFunc(slices.Clone(container), func(entry string) bool {
+		name, _, _ := strings.Cut(entry, "=")
+		// Another user has another home than the default one, which is then found out inside.
+		return given[name] || c.User != "" && entry == "HOME=/root"
+	})
+	return append(env, c.Env...)
+}

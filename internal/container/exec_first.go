@@ -1,0 +1,80 @@
+package container
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// openFirst opens the first process, and takes from it what the daemon does not know. That the number is still its own shows in its
+// cgroup: until a process is reaped nobody else gets its number.
+func (c *command) openFirst(config *proto.Config) (err error) {
+	pid := c.of.pid
+	if c.first, err = unix.PidfdOpen(pid, 0); err != nil {
+		return errs.New(errs.Conflict, "%w", errEnded)
+	}
+	inside := c.of.holds(pid)
+	takeOpenFiles(config, pid)
+	if !inside || c.firstGone() {
+		return errs.New(errs.Conflict, "%w", errEnded)
+	}
+	return nil
+}
+
+// takeOpenFiles gives a command the limit of open files of a process, unless it has one: Go raises it in each program anew. All
+// other limits are inherited from the daemon, as the first process did.
+func takeOpenFiles(config *proto.Config, pid int) {
+	if slices.ContainsFunc(config.Rlimits, func(l proto.Rlimit) bool { return l.Resource == unix.RLIMIT_NOFILE }) {
+		return
+	}
+	var l unix.Rlimit
+	if unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &l) == nil {
+		config.Rlimits = append(slices.Clip(config.Rlimits), proto.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: l.Cur, Hard: l.Max})
+	}
+}
+
+// holds tells whether a process is in the container's cgroup or one below it.
+func (p *process) holds(pid int) bool {
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return false
+	}
+	own := path.Join("/", p.driver.opt.CgroupParent, groupName(p.id))
+	for line := range strings.Lines(string(table)) {
+		if group, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			return group == own || strings.HasPrefix(group, own+"/")
+		}
+	}
+	return false
+}
+
+// firstGone tells whether the first process has been reaped, so that its number may be another's.
+func (c *command) firstGone() bool { return unix.PidfdSendSignal(c.first, 0, nil, 0) != nil }
+
+// containerEnds tells whether the container is to end or its first process does: then the kernel or the supervisor kills what
+// else there is, and we hear of that end only later.
+func (c *command) containerEnds() bool {
+	if c.of.live.Err() != nil {
+		return true
+	}
+	const exiting = 0x4 // PF_EXITING of the kernel, in the field flags of proc_pid_stat(5)
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.of.pid))
+	if err != nil || c.firstGone() {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
+	fields := strings.Fields(rest) // from the third on
+	if len(fields) < 7 {
+		return false
+	}
+	flags, _ := strconv.ParseUint(fields[6], 10, 64)
+	return flags&exiting != 0
+}

@@ -1,0 +1,44 @@
+package proto
+
+// A command that runs beside the first process of a container is started by a program of its own, in mode ModeExec, which
+// then goes on as its parent:
+//
+//	daemon                      exec                          inside
+//	  |-- spawn, descriptors ------>|                             |
+//	  |-- Run (Config) ------------>|                             |
+//	  |                             |-- fork, setns, fork ------->|
+//	  |                             |-- Run (Config) ------------>|
+//	  |                             |                             | capabilities, user, limits
+//	  |                             |<--------------------- Ready |
+//	  |                             |                             | execve
+//	  |                             |<-- end of file: it is done -|  the command runs
+//	  |-- Stop -------------------->|  SIGKILL to all that it has started
+//	  |<-- Exited (Exit) -----------|
+//	  |-- Release ----------------->|  the daemon has read what it wrote
+//	  |                             |  what the rest still writes is read and thrown away, until nobody is left who could
+//	  |<-- end of file -------------|
+//
+// If it can't be started, Failed (Failure) comes instead of Exited. End of file without either means that the program died.
+// Without the daemon the command is killed.
+
+// Release is a message without fields.
+const Release Kind = 'L'
+
+// ModeExec and ModeInside are what argument 1 of imageapi-init says it shall be.
+const (
+	ModeExec   = "exec"
+	ModeInside = "inside"
+)
+
+// Descriptors that a program in mode ModeExec is started with; 0, 1 and 2 are /dev/null, and InitStatus is left free for the
+// one inside, which starts with InitStatus, standard output and standard error.
+const (
+	ExecProgram   = 3 // this program, to be executed inside
+	ExecControl   = 5 // the socket to the daemon
+	ExecFirst     = 6 // a pidfd of the container's first process
+	ExecCgroup    = 7 // the directory of the command's cgroup
+	ExecOutput    = 8 // the pipe that is to be standard output, for writing
+	ExecErrors    = 9 // the pipe that is to be standard error, for writing
+	ExecOutputEnd = 10
+	ExecErrorsEnd = 11 // the other ends of both
+)
