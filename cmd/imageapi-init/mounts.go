@@ -22,13 +22,20 @@ const (
 	noExec   = unix.MOUNT_ATTR_NOEXEC
 )
 
-// inRoot is what an image needs a directory for: proc first, dev last.
-func inRoot() []filesystem {
-	return []filesystem{
+// inRoot is what an image needs a directory for. systemd would mount a /run itself, but only after it looked there for what
+// its surroundings are.
+func inRoot(systemd bool) []filesystem {
+	all := []filesystem{
 		{kind: "proc", path: "proc", attrs: noSetuid | noDevice | noExec},
 		{kind: "sysfs", path: "sys", attrs: noSetuid | noDevice | noExec | unix.MOUNT_ATTR_RDONLY},
 		{kind: "tmpfs", path: "dev", attrs: noSetuid, options: [][2]string{{"mode", "0755"}, {"size", "4m"}}},
 	}
+	if systemd {
+		all = append(all,
+			filesystem{kind: "tmpfs", path: "run", attrs: noSetuid | noDevice, options: [][2]string{{"mode", "0755"}, {"size", "20%"}}},
+			filesystem{kind: "tmpfs", path: "tmp", attrs: noSetuid | noDevice, options: [][2]string{{"mode", "1777"}, {"size", "20%"}}})
+	}
+	return all
 }
 
 // inDev is what goes into the container's /dev. Group 5 is tty, wherever it matters who owns a terminal.
@@ -40,40 +47,38 @@ func inDev() []filesystem {
 	}
 }
 
-// mountKernel mounts the kernel's file systems below root and returns descriptors of the /proc and of the /dev/null in there.
+// mountKernel mounts the kernel's file systems below root and returns descriptors of their roots by their paths.
 // An image is untrusted: each mountpoint is opened without following a link, and then used by its descriptor.
-func mountKernel(root int) (proc, null int, failure *proto.Failure) {
-	points, failure := mountpoints(root)
+func mountKernel(root int, config proto.Config) (roots map[string]int, failure *proto.Failure) {
+	all := inRoot(config.Systemd)
+	points, failure := mountpoints(root, all)
 	if failure != nil {
-		return -1, -1, failure
+		return nil, failure
 	}
-	mounts := make([]int, len(points))
-	for i, fs := range inRoot() {
-		if mounts[i], failure = attach(fs, points[i]); failure != nil {
-			return -1, -1, failure
+	roots = map[string]int{}
+	for i, fs := range all {
+		if fs.path == "dev" {
+			roots[fs.path], failure = mountDev(config, fs, points[i])
+		} else {
+			roots[fs.path], failure = attach(fs, points[i])
 		}
-	}
-	proc, dev := mounts[0], mounts[len(mounts)-1]
-	if err := populate(dev); err != nil {
-		return -1, -1, failed("fill", "/dev", err)
+		if failure != nil {
+			return nil, failure
+		}
 	}
 	for _, fs := range inDev() {
-		if failure := attachInDev(fs, dev); failure != nil {
-			return -1, -1, failure
+		if failure := attachInDev(fs, roots["dev"]); failure != nil {
+			return nil, failure
 		}
 	}
-	null, err := unix.Openat(dev, "null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, -1, failed("open", "/dev/null", err)
-	}
-	return proc, null, nil
+	return roots, nil
 }
 
-// mountpoints opens the directories for inRoot. Those that are missing are made; if the root can't be written all that are
+// mountpoints opens the directories for file systems. Those that are missing are made; if the root can't be written all that are
 // missing are named.
-func mountpoints(root int) (fds []int, failure *proto.Failure) {
+func mountpoints(root int, all []filesystem) (fds []int, failure *proto.Failure) {
 	var missing []string
-	for _, fs := range inRoot() {
+	for _, fs := range all {
 		fd, err := openDir(root, fs.path)
 		if err == unix.ENOENT {
 			err = unix.Mkdirat(root, fs.path, 0o755)
@@ -105,10 +110,10 @@ func openDir(root int, path string) (int, error) {
 	})
 }
 
-// attachInDev makes a directory in the container's own /dev and mounts a file system there. Message queues are left out if
-// the kernel has none.
+// attachInDev mounts a file system on a directory in /dev, which it makes unless it is the node's /dev and has it.
+// Message queues are left out if the kernel has none.
 func attachInDev(fs filesystem, dev int) *proto.Failure {
-	if err := unix.Mkdirat(dev, fs.path, 0o755); err != nil {
+	if err := unix.Mkdirat(dev, fs.path, 0o755); err != nil && err != unix.EEXIST {
 		return failed("make the directory", "/dev/"+fs.path, err)
 	}
 	point, err := openDir(dev, fs.path)
@@ -159,6 +164,24 @@ func detached(fs filesystem) (int, error) {
 		return -1, err
 	}
 	return unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, fs.attrs)
+}
+
+// coverReadOnly mounts a file or directory over itself, read-only.
+func coverReadOnly(dir int, path string) error {
+	return cover(dir, path, dir, path, unix.MOUNT_ATTR_RDONLY)
+}
+
+// cover mounts a file or directory, without what is mounted below it, over another one.
+func cover(dir int, path string, overDir int, over string, attrs uint64) error {
+	tree, err := unix.OpenTree(dir, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: attrs}); err != nil {
+		return err
+	}
+	return unix.MoveMount(tree, "", overDir, over, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // populate makes the nodes and links of a /dev. There is no core: it would be a link to the node's memory, and nothing

@@ -15,6 +15,9 @@ func stage() int {
 	}
 	failure := inside(config)
 	if failure == nil {
+		failure = confine(&config)
+	}
+	if failure == nil {
 		failure = become(config)
 	}
 	send(proto.InitStatus, failure.Message())
@@ -39,14 +42,27 @@ func inside(config proto.Config) *proto.Failure {
 			return failed("make a cgroup namespace", "", err)
 		}
 	}
-	// 4. The kernel's file systems, below the root while nothing in it can be reached by a name that it chose.
-	proc, null, failure := mountKernel(proto.InitRoot)
+	// 4. The kernel's file systems and what the node gives, below the root while nothing in it can be reached by a name
+	// that it chose.
+	mounts, failure := mountKernel(proto.InitRoot, config)
 	if failure != nil {
+		return failure
+	}
+	input, err := unix.Openat(mounts["dev"], "null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return failed("open", "/dev/null", err)
+	}
+	if config.Systemd {
+		if input, failure = surround(config, mounts); failure != nil {
+			return failure
+		}
+	}
+	if failure := attachBinds(proto.InitRoot, config.Binds); failure != nil {
 		return failure
 	}
 	// 5. The host name, which is either its own or the node's, and the loopback interface of a new net namespace.
 	if !separate(unix.CLONE_NEWUTS) {
-		if failure := protectHostname(proc); failure != nil {
+		if failure := protectHostname(mounts["proc"]); failure != nil {
 			return failure
 		}
 	} else if err := unix.Sethostname([]byte(config.Hostname)); err != nil {
@@ -61,15 +77,9 @@ func inside(config proto.Config) *proto.Failure {
 	if failure := pivot(); failure != nil {
 		return failure
 	}
-	// 7. Without a pid namespace, reboot(2) would reboot the node.
-	if !separate(unix.CLONE_NEWPID) {
-		if err := dropCapability(unix.CAP_SYS_BOOT); err != nil {
-			return failed("drop a capability", "CAP_SYS_BOOT", err)
-		}
-	}
-	// 8. Standard input is the container's own /dev/null. The session keyring is the daemon's: it gets another one,
+	// 7. Standard input is the container's own /dev/null. The session keyring is the daemon's: it gets another one,
 	// where the kernel has keyrings.
-	if err := unix.Dup3(null, 0, 0); err != nil {
+	if err := unix.Dup3(input, 0, 0); err != nil {
 		return failed("open", "/dev/null", err)
 	}
 	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && err != unix.ENOSYS {

@@ -19,6 +19,10 @@ type supervisor struct {
 	pid    int
 	pidfd  int
 	log    *pump
+
+	// With Config.Systemd only, else -1.
+	terminal int // keeps the console from being at its end while nothing in the container has it open
+	notify   int // the socket of sd_notify(3)
 }
 
 // supervise runs a container from its start to its end.
@@ -28,7 +32,7 @@ func supervise() int {
 		send(proto.SupervisorControl, failed("read the configuration", "", err).Message())
 		return 1
 	}
-	s := &supervisor{config: config, group: cgroup.Dir(proto.SupervisorCgroup)}
+	s := &supervisor{config: config, group: cgroup.Dir(proto.SupervisorCgroup), terminal: -1, notify: -1}
 	if failure := s.start(); failure != nil {
 		send(proto.SupervisorControl, failure.Message())
 		return 1
@@ -57,7 +61,7 @@ func (s *supervisor) start() *proto.Failure {
 	s.log = log
 	status, failure := s.spawn(out)
 	unix.Close(out)
-	unix.Close(proto.SupervisorRoot) // the container alone holds its root now
+	s.letGo() // the container alone holds its trees now
 	if failure != nil {
 		log.finish()
 		return failure
@@ -76,6 +80,14 @@ func (s *supervisor) start() *proto.Failure {
 	return nil
 }
 
+// letGo closes the root and the trees of the node.
+func (s *supervisor) letGo() {
+	unix.Close(proto.SupervisorRoot)
+	for i := range s.config.Trees() {
+		unix.Close(proto.SupervisorBinds + i)
+	}
+}
+
 // spawn clones the init stage into its cgroup and namespaces and returns the socket to it.
 func (s *supervisor) spawn(out int) (status int, failure *proto.Failure) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -84,16 +96,26 @@ func (s *supervisor) spawn(out int) (status int, failure *proto.Failure) {
 	}
 	defer unix.Close(pair[1])
 	s.pidfd = -1
+	group, err := s.group.Birthplace()
+	if err != nil {
+		unix.Close(pair[0])
+		return -1, failed("open the cgroup", "", err)
+	}
+	defer group.Close()
 	// A cgroup namespace is rooted where its maker is, not where the child goes: the init stage makes that itself.
 	flags := s.config.Namespaces &^ unix.CLONE_NEWCGROUP
+	files := []uintptr{0, uintptr(out), uintptr(out), proto.SupervisorProgram, uintptr(pair[1]), proto.SupervisorRoot}
+	for i := range s.config.Trees() {
+		files = append(files, uintptr(proto.SupervisorBinds+i))
+	}
 	s.pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(proto.InitProgram), []string{"imageapi-init", proto.ModeInit}, &syscall.ProcAttr{
 		Env:   []string{"GOMAXPROCS=1"},
-		Files: []uintptr{0, uintptr(out), uintptr(out), proto.SupervisorProgram, uintptr(pair[1]), proto.SupervisorRoot},
+		Files: files,
 		Sys: &syscall.SysProcAttr{
 			Setsid:      true,
 			Cloneflags:  flags,
 			UseCgroupFD: true,
-			CgroupFD:    proto.SupervisorCgroup,
+			CgroupFD:    int(group),
 			PidFD:       &s.pidfd,
 		},
 	})
@@ -108,10 +130,14 @@ func (s *supervisor) spawn(out int) (status int, failure *proto.Failure) {
 func (s *supervisor) outcome(status int) *proto.Failure {
 	ready := false
 	for buf := make([]byte, proto.MaxSize); ; {
-		kind, fields, err := receive(status, buf)
+		kind, fields, files, err := receiveFiles(status, buf)
 		switch {
 		case err != nil:
 			return failed("hear from the first process", "", err)
+		case kind == proto.Console && len(files) == 3:
+			if err := s.adopt(files[0], files[1], files[2]); err != nil {
+				return failed("read the console", "", err)
+			}
 		case kind == proto.Ready:
 			ready = true
 		case kind == proto.Failed:
@@ -134,6 +160,10 @@ func (s *supervisor) watch() proto.Exit {
 	go s.listen(stop)
 	ended, reaped := make(chan proto.Exit, 1), make(chan struct{})
 	go s.reapAll(ended, reaped)
+	if s.notify >= 0 {
+		go heed(s.notify, s.pid, func() { send(proto.SupervisorControl, proto.Encode(proto.Up)) })
+		defer unix.Shutdown(s.notify, unix.SHUT_RDWR) // ends heed
+	}
 
 	var timeout <-chan time.Time
 	for {

@@ -1,9 +1,23 @@
 package container
 
-import "github.com/kraken-hpc/imageapi/internal/errs"
+import (
+	"time"
 
-// Effective is effective, for tests.
-var Effective = effective
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// Functions of this package, for tests.
+var (
+	Effective    = effective
+	SignalNumber = signalNumber
+	Capability   = capability
+	RlimitNumber = rlimitNumber
+)
+
+// ConfigOf is how a container with an id is run on a server with a stop timeout of 7 s, for tests.
+func ConfigOf(u driver.Unit, id int64) proto.Config { return u.(*unit).config(id, 7*time.Second) }
 
 // Words is split, for tests.
 func Words(command string) (words []string, faults errs.Faults) {

@@ -21,9 +21,12 @@ func plan(c *models.Container) (*unit, errs.Faults) {
 	if c.Command != nil {
 		u.Command = *c.Command
 	}
-	u.Args = split(u.Command, &faults)
+	u.Words = split(u.Command, &faults)
 	u.Systemd = c.Systemd != nil && *c.Systemd
 	u.Namespaces = effective(c.Namespaces)
+	if u.Systemd {
+		u.Namespaces = systemdList(c.Namespaces, &faults)
+	}
 	u.Policy, u.MaxRestarts, u.Labels = c.Restart, c.MaxRestarts, maps.Clone(c.Labels)
 	switch {
 	case c.MaxRestarts < 0:
@@ -38,6 +41,8 @@ func plan(c *models.Container) (*unit, errs.Faults) {
 	default:
 		faults.Add("state", "a container is made %q or %q, not %q", models.ContainerStateCreated, models.ContainerStateRunning, c.State)
 	}
+	u.planOptions(c, &faults)
+	u.Resources = planResources(c.Resources, &faults)
 	return u, faults
 }
 

@@ -23,7 +23,7 @@ import (
 const undoTimeout = 10 * time.Second
 
 // start runs a container: the order of bring-up on the daemon's side.
-func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, config proto.Config) (_ *process, err error) {
+func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given trees, limits *resources, config proto.Config) (_ *process, err error) {
 	// 1. The log.
 	config.LogName, config.LogSize = logName(id), d.opt.LogSize
 	logs, err := d.openLogs()
@@ -49,15 +49,22 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, config 
 	p := &process{id: id, group: group, log: d.opt.Log, ready: make(chan struct{}), done: make(chan struct{})}
 	p.ownPIDs = config.Namespaces&unix.CLONE_NEWPID != 0
 	p.live, p.leave = context.WithCancelCause(context.Background())
+	p.driver, p.config = d, config
+	p.over, p.end = context.WithCancel(context.Background())
+	if err := d.limit(group, limits, config.Systemd); err != nil {
+		return nil, errors.Join(err, p.undo())
+	}
 	// 4. The supervisor, which does the rest.
-	if err := d.spawn(p, tree, logs); err != nil {
+	if err := d.spawn(p, tree, given, logs); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}
 	// 5. The command.
 	if err := p.launch(ctx, config); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}
-	close(p.ready)
+	if !config.Systemd { // which tells by itself when it is ready
+		close(p.ready)
+	}
 	go p.watch()
 	return p, nil
 }
@@ -90,7 +97,7 @@ func (d *Driver) tree(ctx context.Context, root *driver.Tree) (*os.File, error) 
 }
 
 // spawn starts the supervisor of p.
-func (d *Driver) spawn(p *process, tree, logs *os.File) error {
+func (d *Driver) spawn(p *process, tree *os.File, given trees, logs *os.File) error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
@@ -114,7 +121,7 @@ func (d *Driver) spawn(p *process, tree, logs *os.File) error {
 			&os.ProcAttr{
 				// Where every program gets huge pages, as on Debian, the heap would take two of them: 4 MiB, not 0.6.
 				Env:   []string{"GOMAXPROCS=1", "GODEBUG=disablethp=1"},
-				Files: files,
+				Files: append(files, given...), // from proto.SupervisorBinds on
 				Sys:   &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(d.supervisors.Dir)},
 			})
 		return err

@@ -8,9 +8,6 @@ import (
 	"slices"
 	"strconv"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
@@ -20,13 +17,16 @@ import (
 type unit struct {
 	ContainerName string                      `json:"name,omitempty"`
 	Command       string                      `json:"command"`
-	Args          []string                    `json:"args"`
+	Words         []string                    `json:"args"` // of the command
 	Namespaces    []models.ContainerNamespace `json:"namespaces"`
 	Systemd       bool                        `json:"systemd,omitempty"`
 	Running       bool                        `json:"running,omitempty"` // asked for at its creation
 	Policy        string                      `json:"restart,omitempty"`
 	MaxRestarts   int64                       `json:"max_restarts,omitempty"`
 	Labels        map[string]string           `json:"labels,omitempty"`
+	Resources     *resources                  `json:"resources,omitempty"`
+
+	options
 
 	driver *Driver
 }
@@ -59,6 +59,9 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err := ctx.Err(); err != nil {
 		return driver.Live{}, errs.New(errs.Deadline, "create container: %w", context.Cause(ctx))
 	}
+	if err := u.tryResources(site.ID); err != nil {
+		return driver.Live{}, err
+	}
 	if err := u.driver.createLog(site.ID); err != nil {
 		return driver.Live{}, err
 	}
@@ -68,9 +71,6 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 
 // supported refuses what this version or this kernel has not.
 func (u *unit) supported() error {
-	if u.Systemd {
-		return errs.At("systemd", errs.New(errs.Unsupported, "true comes with a later release: until then run a command that needs neither a cgroup subtree nor a console"))
-	}
 	if slices.Contains(u.Namespaces, models.ContainerNamespaceUser) {
 		return errs.At("namespaces", errs.New(errs.Unsupported, "user is not supported: root in a container is root; leave it out"))
 	}
@@ -98,7 +98,9 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 	c.Command = &u.Command
 	c.Systemd = &u.Systemd
 	c.Namespaces = u.Namespaces
+	u.show(c)
 	c.Restart, c.MaxRestarts, c.Labels = u.Policy, u.MaxRestarts, u.Labels
+	c.Resources = u.Resources.show()
 	if len(needs) > 0 {
 		c.Mount = needs[0].Mount
 	}
@@ -113,28 +115,22 @@ func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driv
 	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
 		return nil, errs.New(errs.Internal, "start container %d: it has no root", site.ID)
 	}
-	p, err := u.driver.start(ctx, site.ID, site.Needs[0].Tree, proto.Config{
-		Args:        u.Args,
-		Env:         environment(),
-		Hostname:    hostname(u.ContainerName, site.ID),
-		Namespaces:  flags(u.Namespaces),
-		StopSignal:  int(unix.SIGTERM),
-		StopTimeout: u.driver.opt.StopTimeout,
-	})
+	config := u.config(site.ID, u.driver.opt.StopTimeout)
+	if u.Systemd {
+		if err := u.driver.surround(&config, site.ID); err != nil {
+			return nil, err
+		}
+	}
+	given, err := u.driver.gather(ctx, u, &config)
+	if err != nil {
+		return nil, err
+	}
+	defer given.close()
+	p, err := u.driver.start(ctx, site.ID, site.Needs[0].Tree, given, u.Resources, config)
 	if err != nil {
 		return nil, err
 	}
 	return p, nil
-}
-
-// environment is what a command finds in its environment: nothing of the daemon's. TERM is what the kernel gives an init.
-func environment() []string {
-	return []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"HOME=/root",
-		"TERM=linux",
-		"container=imageapi",
-	}
 }
 
 // hostname returns the host name of a container: as much of its name as the kernel takes, or one made of its id.

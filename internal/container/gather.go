@@ -1,0 +1,107 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+)
+
+// trees are copies of mounts of the node, attached nowhere, for a container: those of its binds, then the one of /dev if
+// it gets that.
+type trees []*os.File
+
+func (t trees) close() {
+	for _, tree := range t {
+		tree.Close()
+	}
+}
+
+// gather looks on the node for what u asks of it and completes the configuration. The caller closes the trees; what
+// is in them stays busy until then, and as long as the container has them.
+func (d *Driver) gather(ctx context.Context, u *unit, config *proto.Config) (t trees, err error) {
+	defer func() {
+		if err != nil {
+			t.close()
+		}
+	}()
+	if config.Devices, err = d.devices(u.Devices); err != nil {
+		return t, err
+	}
+	for i, b := range u.Binds {
+		tree, file, err := d.bound(ctx, b)
+		if err != nil {
+			return t, errs.At(fmt.Sprintf("binds[%d].source", i), err)
+		}
+		t, config.Binds[i].File = append(t, tree), file
+	}
+	if config.HostDevices {
+		tree, err := d.hostDev()
+		if err != nil {
+			return t, errs.At("devices", err)
+		}
+		t = append(t, tree)
+	}
+	if n := len(config.Message()); n > proto.MaxSize {
+		return t, errs.New(errs.Invalid, "start container: its definition, with all devices, is %d bytes long, more than %d: list fewer", n, proto.MaxSize)
+	}
+	return t, nil
+}
+
+// bound copies the mounts at the source of a bind and tells whether it is no directory.
+func (d *Driver) bound(ctx context.Context, b bind) (tree *os.File, file bool, err error) {
+	// Nobody knows what is mounted on the way: a helper goes it.
+	source, err := d.lookUp(ctx, "/", b.Source, unix.O_PATH)
+	if err != nil {
+		return nil, false, err
+	}
+	defer source.Close()
+	var st unix.Statx_t
+	// Of what sort it is the kernel knows without asking a server.
+	if err := unix.Statx(int(source.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
+		return nil, false, &os.PathError{Op: "stat", Path: b.Source, Err: err}
+	}
+	var attr mount.Attr
+	if b.ReadOnly {
+		attr = mount.ReadOnly
+	}
+	tree, err = d.detach(source, attr, true)
+	return tree, st.Mode&unix.S_IFMT != unix.S_IFDIR, err
+}
+
+// hostDev copies the mount of the node's /dev, without those below, which a container has of its own.
+func (d *Driver) hostDev() (*os.File, error) {
+	dev, err := rootpath.Open("/", "/dev", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer dev.Close()
+	return d.detach(dev, 0, false)
+}
+
+// detach copies the mount at a file, restricted and cut off from the node's.
+func (d *Driver) detach(file *os.File, attr mount.Attr, recursive bool) (*os.File, error) {
+	tree, err := mount.Clone(d.opt.Gate, file, recursive)
+	if err != nil {
+		return nil, err
+	}
+	if err := mount.Restrict(d.opt.Gate, tree, attr, recursive); err != nil {
+		tree.Close()
+		return nil, err
+	}
+	return tree, nil
+}
+
+// lookUp opens a path where that may wait for a server: in a helper, if there is one.
+func (d *Driver) lookUp(ctx context.Context, root, path string, flags int) (*os.File, error) {
+	if d.opt.Helper == nil {
+		return rootpath.Open(root, path, flags)
+	}
+	return d.opt.Helper.Open(ctx, root, path, flags)
+}

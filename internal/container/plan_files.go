@@ -1,0 +1,105 @@
+package container
+
+import (
+	"fmt"
+	pathpkg "path"
+	"slices"
+	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// What a list of devices may hold beside paths.
+const (
+	minimalDevices = "minimal"
+	hostDevices    = "host"
+)
+
+// ownDevices are what a container has in /dev of its own, whatever the node has there.
+var ownDevices = []string{"pts", "shm", "mqueue", "ptmx", "console", "fd", "stdin", "stdout", "stderr", "core"}
+
+// maxPaths is how many devices or binds can be listed.
+const maxPaths = 128
+
+func checkDevices(list []string, faults *errs.Faults) {
+	if len(list) > maxPaths {
+		faults.Add("devices", "has %d entries, more than %d: list directories", len(list), maxPaths)
+		return
+	}
+	for i, device := range list {
+		path := fmt.Sprintf("devices[%d]", i)
+		below, inDev := strings.CutPrefix(device, "/dev/")
+		top, _, _ := strings.Cut(below, "/")
+		switch {
+		case device == hostDevices && len(list) > 1:
+			faults.Add(path, "%q is all that the node has: give it alone", device)
+		case device == hostDevices, device == minimalDevices:
+		case device == "/dev" || device == "/dev/":
+			faults.Add(path, "is all of the node's /dev: for that give %q", hostDevices)
+		case !inDev || pathpkg.Clean(device) != strings.TrimSuffix(device, "/"):
+			faults.Add(path, "%q is neither a plain path in /dev nor %q nor %q", device, minimalDevices, hostDevices)
+		case slices.Contains(ownDevices, top):
+			faults.Add(path, "the container has a /dev/%s of its own", top)
+		default:
+			checkPath(path, device, faults)
+		}
+	}
+}
+
+// bind is a file or directory of the node that is seen in a container.
+type bind struct {
+	Source   string `json:"source"`
+	Target   string `json:"target"`
+	ReadOnly bool   `json:"ro,omitempty"`
+}
+
+func planBinds(list []*models.ContainerBind, faults *errs.Faults) []bind {
+	if len(list) > maxPaths {
+		faults.Add("binds", "has %d entries, more than %d: bind a directory above them", len(list), maxPaths)
+		return nil
+	}
+	var all []bind
+	seen := map[string]int{}
+	for i, b := range list {
+		path := fmt.Sprintf("binds[%d]", i)
+		if b == nil || b.Source == nil || b.Target == nil || *b.Source == "" || *b.Target == "" {
+			faults.Add(path, "needs a source and a target")
+			continue
+		}
+		made := bind{Source: *b.Source, Target: *b.Target, ReadOnly: b.Ro != nil && *b.Ro}
+		checkPath(path+".source", made.Source, faults)
+		if checkTarget(path+".target", made.Target, faults) {
+			clean := pathpkg.Clean(made.Target)
+			if first, twice := seen[clean]; twice {
+				faults.Add(path+".target", "%s is the target of binds[%d] too, which it would cover", clean, first)
+			}
+			seen[clean] = i
+		}
+		all = append(all, made)
+	}
+	return all
+}
+
+// checkTarget tells whether something can be mounted at a path of a container.
+func checkTarget(at, target string, faults *errs.Faults) bool {
+	if !checkPath(at, target, faults) {
+		return false
+	}
+	if slices.Contains(strings.Split(target, "/"), "..") {
+		faults.Add(at, `%q has a "..": give the path without`, target)
+		return false
+	}
+	switch clean := pathpkg.Clean(target); clean {
+	case "/":
+		faults.Add(at, "is the root, which is the mount of the container")
+		return false
+	case "/dev":
+		faults.Add(at, "is made by the server: for the node's /dev give %q in devices", hostDevices)
+		return false
+	case "/proc":
+		faults.Add(at, "is made by the server, for the container's own processes")
+		return false
+	}
+	return true
+}

@@ -1,0 +1,128 @@
+package container
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+const (
+	maxString = 128<<10 - 1         // of an argument or a variable: MAX_ARG_STRLEN, execve(2), without its NUL
+	maxPath   = unix.PathMax - 1    // likewise
+	maxID     = uint64(1<<32-1) - 1 // of a user or group; the next one means "no change" (setresuid(2))
+)
+
+func checkArgs(args []string, faults *errs.Faults) {
+	for i, arg := range args {
+		checkString(fmt.Sprintf("args[%d]", i), arg, faults)
+	}
+}
+
+// checkString checks what is to become an argument or a variable, and tells whether it can.
+func checkString(path, s string, faults *errs.Faults) bool {
+	switch {
+	case strings.ContainsRune(s, 0):
+		faults.Add(path, "has a NUL character, which no program can be given")
+	case len(s) > maxString:
+		faults.Add(path, "is %d bytes long, more than %d", len(s), maxString)
+	default:
+		return true
+	}
+	return false
+}
+
+func checkEnv(env []string, faults *errs.Faults) {
+	seen := map[string]int{}
+	for i, entry := range env {
+		path := fmt.Sprintf("env[%d]", i)
+		name, _, ok := strings.Cut(entry, "=")
+		first, twice := seen[name]
+		switch {
+		case !checkString(path, entry, faults):
+		case !ok:
+			faults.Add(path, "%q is not of the form NAME=value", entry)
+		case name == "":
+			faults.Add(path, "%q has no name before the =", entry)
+		case twice:
+			faults.Add(path, "sets %s, as env[%d] does: which one counts is up to each program, so give it once", name, first)
+		default:
+			seen[name] = i
+		}
+	}
+}
+
+// environment is what a command finds in its environment: nothing of the daemon's. TERM is what the kernel gives an init.
+// With a user of its own HOME is for the init stage to find out.
+func environment(own []string, hasUser bool) []string {
+	defaults := []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/root",
+		"TERM=linux",
+		"container=imageapi",
+	}
+	given := map[string]bool{"HOME": hasUser}
+	for _, entry := range own {
+		name, _, _ := strings.Cut(entry, "=")
+		given[name] = true
+	}
+	var env []string
+	for _, entry := range defaults {
+		if name, _, _ := strings.Cut(entry, "="); !given[name] {
+			env = append(env, entry)
+		}
+	}
+	return append(env, own...)
+}
+
+// checkPath checks an absolute path of a container or the node; an empty one is fine.
+func checkPath(at, path string, faults *errs.Faults) bool {
+	switch {
+	case path == "":
+	case strings.ContainsRune(path, 0):
+		faults.Add(at, "has a NUL character, which no path has")
+	case !strings.HasPrefix(path, "/"):
+		faults.Add(at, "%q is not an absolute path", path)
+	case len(path) > maxPath:
+		faults.Add(at, "is %d bytes long, more than %d", len(path), maxPath)
+	default:
+		return true
+	}
+	return false
+}
+
+// checkUser checks what becomes user[:group]; whether the image has them is seen when it is started.
+func checkUser(spec string, systemd bool, faults *errs.Faults) {
+	if spec == "" {
+		return
+	}
+	if systemd {
+		faults.Add("user", "means nothing with systemd, which is root: leave it out")
+		return
+	}
+	parts := strings.Split(spec, ":")
+	if len(parts) > 2 {
+		faults.Add("user", "%q has more than one colon: give user or user:group", spec)
+		return
+	}
+	for i, part := range parts {
+		what := [...]string{"user", "group"}[i]
+		switch {
+		case part == "":
+			faults.Add("user", "%q lacks the %s", spec, what)
+		case len(part) > 256 || strings.ContainsFunc(part, unicode.IsControl):
+			faults.Add("user", "%.80q is not the name of a %s", part, what)
+		case strings.Trim(part, "0123456789") == "" && !isID(part):
+			faults.Add("user", "%s is not the number of a %s: these are 0 to %d", part, what, maxID)
+		}
+	}
+}
+
+func isID(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 64)
+	return err == nil && n <= maxID
+}
