@@ -13,8 +13,9 @@ import (
 // is going to fail.
 const patience = 10 * time.Second
 
-// pause is the time between two looks.
-const pause = 5 * time.Millisecond
+// pause is the time between the first two looks. It doubles up to longPause, so that looking does not slow down what is
+// waited for.
+const pause, longPause = time.Millisecond, 32 * time.Millisecond
 
 // Eventually returns when cond holds and fails the test if it does not within 10 seconds. It is for ends that the
 // kernel or another process brings about and that nothing announces; where there is an event, wait for that.
@@ -28,11 +29,11 @@ func Eventually(t testing.TB, what string, cond func() bool) {
 // Settles tells whether cond comes to hold within 10 seconds. It is the only place in the tests that polls.
 func Settles(cond func() bool) bool {
 	end := time.Now().Add(patience)
-	for !cond() {
+	for wait := pause; !cond(); wait = min(2*wait, longPause) {
 		if time.Now().After(end) {
 			return false
 		}
-		<-time.After(pause)
+		<-time.After(wait)
 	}
 	return true
 }

@@ -70,7 +70,7 @@ machine() { # ARGUMENT...: start QEMU; the two ports are all that comes out of i
 		-smp "${VM_CPUS:-2}" -m "${VM_MEMORY:-2048}" \
 		-nodefaults -no-user-config -display none -monitor none -nic none -no-reboot \
 		-kernel "$image/vmlinux" -initrd "$work/initrd.cpio" \
-		-append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 cryptomgr.notests $node" \
+		-append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 cryptomgr.notests rcupdate.rcu_expedited=1 $node" \
 		-device virtio-serial-pci \
 		-chardev "file,id=status,path=$out/status" -device virtserialport,chardev=status,name=status \
 		"$@"
