@@ -14,21 +14,15 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// bootSystem starts a container with systemd, without waiting for anything.
-func (n *node) bootSystem(t testing.TB, image string) models.Container {
-	t.Helper()
-	return n.create(t, &models.Container{
-		Command: to("/sbin/init"),
-		Systemd: to(true),
-		Mount:   overlay(squash(image)),
-		State:   models.ContainerStateRunning,
-	})
+// system is a container in which an image boots.
+func system(image string) *models.Container {
+	return &models.Container{Command: to("/sbin/init"), Systemd: to(true), Mount: overlay(squash(image)), State: models.ContainerStateRunning}
 }
 
 // boot starts a container with systemd, returns when it says that it is ready, and fails the test unless all units are well.
-func (n *node) boot(t testing.TB, image string) models.Container {
+func (n *node) boot(t testing.TB, definition *models.Container) models.Container {
 	t.Helper()
-	c := n.bootSystem(t, image)
+	c := n.create(t, definition)
 	slowly(t, "systemd is ready", func() bool {
 		got := n.container(t, c.ID)
 		if got.State != models.ContainerStateRunning {
@@ -104,7 +98,7 @@ func TestSystemd(t *testing.T) {
 			testkit.Root(t)
 			image := testkit.Debian(t, suite)
 			n := newNode(t)
-			c := n.boot(t, image)
+			c := n.boot(t, system(image))
 			if suite == "bookworm" || os.Getenv("IMAGEAPI_TEST_FULL") != "" {
 				for name, check := range map[string]func(*testing.T, models.Container){
 					"surroundings": systemdSurroundings,
@@ -209,7 +203,7 @@ func TestSystemdEnds(t *testing.T) {
 	n := newNode(t)
 	image := testkit.Debian(t, "bookworm")
 	for _, verb := range []string{"poweroff", "halt", "reboot"} {
-		c := n.boot(t, image)
+		c := n.boot(t, system(image))
 		mustInside(t, c, "systemctl", verb)
 		n.ends(t, c, map[string]string{"poweroff": "poweroff", "halt": "poweroff", "reboot": "reboot"}[verb])
 		n.remove(t, http.StatusOK, "/container", c.ID)
@@ -221,9 +215,22 @@ func TestSystemdStopsEarly(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
 	n := newNode(t)
-	c := n.bootSystem(t, testkit.Debian(t, "bookworm"))
+	c := n.create(t, system(testkit.Debian(t, "bookworm")))
 	setState(t, n, http.StatusOK, c.ID, "exited")
 	n.ends(t, c, "poweroff")
+}
+
+// What does not end by itself is killed when its time is up.
+func TestSystemdIsKilled(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	n := newNode(t)
+	definition := system(testkit.Debian(t, "bookworm"))
+	definition.StopTimeout = 1
+	c := n.boot(t, definition)
+	mustInside(t, c, "systemd-run", "--property=TimeoutStopSec=infinity", "--property=SendSIGKILL=no", "--property=KillSignal=SIGCONT", "sleep", "1000")
+	setState(t, n, http.StatusOK, c.ID, "exited")
+	n.ends(t, c, "signalled")
 }
 
 // Without its supervisor a container can't be told of, so it goes, and the reason stays. Others are not concerned.
@@ -232,7 +239,7 @@ func TestSystemdLosesSupervisor(t *testing.T) {
 	testkit.Root(t)
 	n := newNode(t)
 	image := testkit.Debian(t, "bookworm")
-	c, other := n.boot(t, image), n.boot(t, image)
+	c, other := n.boot(t, system(image)), n.boot(t, system(image))
 	kill(t, parent(t, c.Pid))
 	got := n.reaches(t, c.ID, models.ContainerStateDead)
 	if got.ExitReason != "supervisor-lost" || !strings.Contains(got.Error, "supervisor was killed by signal 9") {
@@ -280,7 +287,7 @@ func TestSystemdCycle(t *testing.T) {
 	image := testkit.Debian(t, "bookworm")
 	before := testkit.Snapshot(t, n.Scope())
 	for range cycles {
-		c := n.boot(t, image)
+		c := n.boot(t, system(image))
 		systemdTimer(t, c)
 		systemdSocket(t, c)
 		systemdSession(t, c)

@@ -32,6 +32,7 @@ run=$(mktemp -d "$tree/bin/vm/run.XXXXXX") # below the tree, which the guest see
 trap 'rm -rf "$run"' EXIT
 cp "$server" "$run/imageapi-server"
 cp internal/container/initbin/imageapi-init "$run/"
+cp "$(internal/testkit/debian.sh bookworm)" "$run/"
 go build -o "$run/test2json" cmd/test2json
 
 suite() { # PACKAGE CHOICE: compile it, and print the guest's command for it
@@ -52,8 +53,8 @@ suite() { # PACKAGE CHOICE: compile it, and print the guest's command for it
 		}
 	E
 	printf 'run=%q limit=%q failed=0\n' "$run" "$limit"
-	printf 'export IMAGEAPI_SERVER=%q IMAGEAPI_INIT=%q IMAGEAPI_TEST_FULL=%q\n' \
-		"$run/imageapi-server" "$run/imageapi-init" "${IMAGEAPI_TEST_FULL:-}"
+	printf 'export IMAGEAPI_SERVER=%q IMAGEAPI_INIT=%q IMAGEAPI_DEBIAN=%q IMAGEAPI_TEST_FULL=%q\n' \
+		"$run/imageapi-server" "$run/imageapi-init" "$run" "${IMAGEAPI_TEST_FULL:-}"
 	for package; do
 		case $package in
 		*=*) suite "${package%%=*}" "-test.run=${package#*=}" ;;
