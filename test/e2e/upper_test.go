@@ -32,7 +32,7 @@ func disk(t *testing.T) *models.Mount {
 func (n *node) runs(t *testing.T, command string, root *models.Mount, want models.ContainerState) string {
 	t.Helper()
 	made := n.create(t, &models.Container{Command: &command, Mount: root, State: models.ContainerStateRunning})
-	text := n.log(t, n.reaches(t, made.ID, want))
+	text := n.output(t, n.reaches(t, made.ID, want))
 	n.remove(t, http.StatusOK, "/container", made.ID)
 	return text
 }
