@@ -187,7 +187,8 @@ type Container struct {
 
 	// The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, `/run` and
 	// `/tmp`, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they
-	// are added if `namespaces` is empty, else their lack is 422.
+	// are added if `namespaces` is empty, else their lack is 422. Loading modules (CAP_SYS_MODULE), reading the node's audit records
+	// (CAP_AUDIT_READ) and setting its sysctls are not for it.
 	//
 	Systemd *bool `json:"systemd,omitempty"`
 

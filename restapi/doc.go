@@ -105,7 +105,7 @@
 //
 //	## Not in this version
 //
-//	Mounts of kind `uri`, containers with `systemd`, and the namespace `user` are part of the interface and answered with 501.
+//	Mounts of kind `uri` and the namespace `user` are part of the interface and answered with 501.
 //
 //	Schemes:
 //	  http

@@ -233,7 +233,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // ## Not in this version
 //
-// Mounts of kind `uri`, containers with `systemd`, and the namespace `user` are part of the interface and answered with 501.
+// Mounts of kind `uri` and the namespace `user` are part of the interface and answered with 501.
 type ImageapiAPI struct {
 	spec            *loads.Document
 	context         *middleware.Context

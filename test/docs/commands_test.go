@@ -22,11 +22,12 @@ const patience = 3 * time.Minute
 const mark = "\x1e"
 
 // These stand on pages whose commands need a Ceph cluster, an NFS server, or a kernel with a target: they are only run in the
-// guest of test/vm.
+// guest of test/vm. Those that fetch packages of Debian are run elsewhere: the guest has no network.
 const (
-	needsCeph  = "<!-- test: ceph -->"
-	needsNFS   = "<!-- test: nfs -->"
-	needsISCSI = "<!-- test: iscsi -->"
+	needsCeph   = "<!-- test: ceph -->"
+	needsNFS    = "<!-- test: nfs -->"
+	needsISCSI  = "<!-- test: iscsi -->"
+	needsDebian = "<!-- test: debian -->"
 )
 
 // TestCommands runs the commands of every page, in their order, against a server of its own, compares what they print, and
@@ -49,6 +50,9 @@ func TestCommands(t *testing.T) {
 			}
 			if strings.Contains(page, needsISCSI) {
 				testkit.Guest(t)
+			}
+			if strings.Contains(page, needsDebian) {
+				testkit.Need(t, "mmdebstrap")
 			}
 			run(t, name, page)
 		})
