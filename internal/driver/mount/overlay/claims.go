@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"os"
 	"sync"
 
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
@@ -16,22 +17,23 @@ type claims struct {
 
 // place is a directory, whichever way one came to it.
 type place struct {
-	major, minor uint32
-	inode        uint64
+	Major uint32 `json:"major"`
+	Minor uint32 `json:"minor"`
+	Inode uint64 `json:"inode"`
+}
+
+func placeOf(dir *os.File) (*place, error) {
+	st, err := remote.Stat(dir)
+	return &place{st.Dev_major, st.Dev_minor, st.Ino}, err
 }
 
 // take enters the overlay id, or says which other one has that layer.
-func (c *claims) take(id int64, h *home) error {
-	st, err := remote.Stat(h.dir)
-	if err != nil {
-		return err
-	}
-	at := place{st.Dev_major, st.Dev_minor, st.Ino}
+func (c *claims) take(id int64, at place, path string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for other, has := range c.by {
 		if has == at {
-			return errs.New(errs.Conflict, "mount %d (overlay) has its upper layer in %s, and only one at a time can: delete it first, or give another path", other, h.path)
+			return errs.New(errs.Conflict, "mount %d (overlay) has its upper layer in %s, and only one at a time can: delete it first, or give another path", other, path)
 		}
 	}
 	if c.by == nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -112,6 +113,7 @@ type notes struct {
 	Upper string `json:"upper,omitempty"` // the directories, as they can be seen on the node
 	Work  string `json:"work,omitempty"`
 	Space string `json:"space,omitempty"` // a directory whose file system tells how much is written, and can't hang
+	Place *place `json:"place,omitempty"` // of an upper layer in a mount
 }
 
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
@@ -126,10 +128,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	l := layers{}
-	for _, need := range site.Needs {
-		l.remote = l.remote || need.Tree.Remote
-	}
+	l := layers{remote: anyRemote(site.Needs)}
 	for _, need := range lower {
 		l.lower = append(l.lower, need.Tree.Path)
 	}
@@ -172,18 +171,19 @@ func (o *overlayer) lookOf(ctx context.Context, top *driver.Tree) (layer.Look, e
 	return layer.Look{UID: st.Uid, GID: st.Gid, Mode: uint32(st.Mode) & 0o7777}, err
 }
 
-// Down goes in this order: first the tmpfs of the upper layer, which stays in use by the overlay, so that whoever holds it
-// from outside is found while all can still be put back; then the overlay.
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	return u.down(ctx, site, func() error { return u.unmount(ctx, site, live) })
+// anyRemote tells whether a server has one of the trees.
+func anyRemote(needs []driver.Live) bool {
+	return slices.ContainsFunc(needs, func(l driver.Live) bool { return l.Tree != nil && l.Tree.Remote })
 }
 
-func (u *unit) down(ctx context.Context, site driver.Site, unmount func() error) error {
+// Down goes in this order: first the tmpfs of the upper layer, which stays in use by the overlay, so that whoever holds it
+// from outside is found while all can still be put back; then the overlay.
+func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
 	back, err := u.takeUpper(ctx, site.ID)
 	if err != nil {
 		return err
 	}
-	if err := unmount(); err != nil {
+	if err := u.unmount(ctx, site); err != nil {
 		return errors.Join(err, back.restore())
 	}
 	back.forget()
@@ -191,9 +191,9 @@ func (u *unit) down(ctx context.Context, site driver.Site, unmount func() error)
 	return u.o.removeNames(site.ID)
 }
 
-func (u *unit) unmount(ctx context.Context, site driver.Site, live driver.Live) error {
+func (u *unit) unmount(ctx context.Context, site driver.Site) error {
 	switch whole := u.Upper.Sort != inNone || u.Lower > 1; {
-	case live.Tree == nil || !live.Tree.Remote || !whole:
+	case !whole || !anyRemote(site.Needs):
 		return u.o.Mounts.Detach(ctx, site.ID, nil, whole)
 	case u.Upper.Sort == inMount:
 		return u.o.remote.Detach(ctx, site.ID)

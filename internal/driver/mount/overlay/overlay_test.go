@@ -17,6 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -28,6 +29,7 @@ const odd = "a, b:c\n\"d\" \\e=\t*"
 type world struct {
 	mounttest.World
 	classic bool
+	program *os.File // imageapi-init, or nil where no server has a layer
 }
 
 // bothWays runs a test with layers by descriptor and with mount(2).
@@ -41,7 +43,7 @@ func bothWays(t *testing.T, test func(t *testing.T, w world)) {
 
 func (w world) driver(g gate.Gate) driver.Driver {
 	w.Gate(g)
-	return overlay.New(overlay.Options{Mounts: w.Mounts, Classic: w.classic, Gate: w.Pass})
+	return overlay.New(overlay.Options{Mounts: w.Mounts, Classic: w.classic, Gate: w.Pass, Helper: helper.New(w.program, w.Pass)})
 }
 
 // lowers makes n layers with a file each and one that all have, and returns them, topmost first.

@@ -96,6 +96,7 @@ type home struct {
 	dir   *os.File
 	path  string // of the directory, as it can be seen on the node
 	space string // as in notes
+	place *place // as in notes
 	lost  bool   // with the overlay
 }
 
@@ -115,7 +116,7 @@ func (h *home) notes() notes {
 	if h == nil {
 		return notes{}
 	}
-	return notes{Upper: filepath.Join(h.path, layer.Upper), Work: filepath.Join(h.path, layer.Work), Space: h.space}
+	return notes{Upper: filepath.Join(h.path, layer.Upper), Work: filepath.Join(h.path, layer.Work), Space: h.space, Place: h.place}
 }
 
 // makeUpper prepares the upper layer of an overlay, or returns nil if it has none.
@@ -196,14 +197,22 @@ func (u *unit) homeInMount(ctx context.Context, id int64, tree *driver.Tree, loo
 	if !tree.Remote {
 		h.space = tree.Path
 	}
-	if h.path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd())); err == nil {
-		err = u.o.claims.take(id, h)
-	}
-	if err != nil {
+	if err := u.o.claim(id, h); err != nil {
 		h.close()
 		return nil, err
 	}
 	return h, nil
+}
+
+// claim finds out where a home in a mount is and enters it for an overlay.
+func (o *overlayer) claim(id int64, h *home) (err error) {
+	if h.path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", h.dir.Fd())); err != nil {
+		return err
+	}
+	if h.place, err = placeOf(h.dir); err != nil {
+		return err
+	}
+	return o.claims.take(id, *h.place, h.path)
 }
 
 // prepare makes the directories of a layer in a tree.

@@ -15,6 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -60,6 +61,39 @@ func TestSuiteOfUppers(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				c.New, c.Scope, c.Hold = w.driver, w.Scope(), hold
+				drivertest.Run(t, c)
+			})
+		}
+	})
+}
+
+// Where a server has a layer, whatever may wait for it happens in helper processes.
+func TestSuiteOfRemotes(t *testing.T) {
+	code, err := testkit.BuildInit(t.TempDir())
+	must(t, err)
+	program, err := program.Seal("imageapi-init", code)
+	must(t, err)
+	t.Cleanup(func() { program.Close() })
+	bothWays(t, func(t *testing.T, w world) {
+		w.program = program
+		lowers := w.lowers(t, 2)
+		far, disk := lowers[1], mounted(t, "tmpfs", "size=1m")
+		far.Tree = &driver.Tree{Path: far.Tree.Path, Remote: true}
+		disk.Tree.Remote = true
+		ramfs := mounted(t, "ramfs", "")
+		ramfs.Tree.Remote = true
+		inMount := with(1, `{"mount":{"id":9},"path":"deep/layer"}`)
+		for name, c := range map[string]drivertest.Case{
+			"lower":       {Good: def(1), Needs: []driver.Live{far}},
+			"none of two": {Good: with(2, `{"none":true}`), Needs: []driver.Live{lowers[0], far}},
+			"none of one": {Good: with(1, `{"none":true}`), Needs: []driver.Live{far}},
+			"upper": {Good: inMount, Needs: []driver.Live{lowers[0], disk}, Single: true, Fails: []drivertest.Failing{
+				{Name: "ramfs", Def: inMount, Needs: []driver.Live{lowers[0], ramfs}, Class: errs.Invalid, Text: "trusted extended attributes"},
+			}},
+		} {
+			t.Run(name, func(t *testing.T) {
+				c.New, c.Scope = w.driver, w.Scope()
+				c.Hold = func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") }
 				drivertest.Run(t, c)
 			})
 		}

@@ -1,0 +1,41 @@
+package overlay
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+)
+
+// Restore implements driver.Heir.
+func (o *overlayer) Restore(data json.RawMessage) (driver.Heritable, error) {
+	u := &unit{o: o}
+	return u, json.Unmarshal(data, u)
+}
+
+// Adopt claims anew an upper layer in another mount.
+func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
+	var n notes
+	if live.Notes != nil { // a single lower mount without an upper one has none
+		if err := json.Unmarshal(live.Notes, &n); err != nil {
+			return fmt.Errorf("adopt mount %d: read its notes: %w", site.ID, err)
+		}
+	}
+	if n.Place != nil {
+		if err := u.o.claims.take(site.ID, *n.Place, n.Upper); err != nil {
+			return err
+		}
+	}
+	if u.Upper.Sort == inMemory {
+		if err := u.o.uppers.Check(site.ID); err != nil {
+			return err
+		}
+	}
+	return u.o.Mounts.Check(site.ID)
+}
+
+// Sweep implements driver.Heritable: Down relies on nothing but what it finds.
+func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	return u.Down(ctx, site, driver.Live{})
+}
