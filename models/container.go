@@ -46,14 +46,15 @@ type Container struct {
 	Command *string `json:"command"`
 
 	// What its `/dev` holds. `minimal`, the default: null, zero, full, random, urandom, tty and terminals. `host`, alone: the
-	// node's own `/dev`, with all that is plugged in later. Else paths in the node's `/dev` of devices, links to them, or
-	// directories with devices, which join the minimal ones under the same names.
+	// node's own `/dev`, with all that is plugged in later, but `/dev/pts`, `/dev/shm` and `/dev/mqueue` of its own. Else paths in
+	// the node's `/dev` of devices, links to them, or directories with devices, which join the minimal ones under the same
+	// names, with the same owners and permissions. They are looked for at each start, and must be there.
 	//
 	// Example: ["/dev/infiniband","/dev/fuse"]
 	Devices []string `json:"devices,omitempty"`
 
-	// The command's environment, each entry as `NAME=value`. They join `PATH`, `HOME`, `TERM` and `container`, which
-	// it has anyway, or take their place.
+	// The command's environment, each entry as `NAME=value`, each name once. They join `PATH`, `HOME`, `TERM` and `container`,
+	// which it has anyway, or take their place. They are shown in answers: no place for a secret.
 	//
 	// Example: ["LANG=C.UTF-8"]
 	Env []string `json:"env,omitempty"`
@@ -175,8 +176,8 @@ type Container struct {
 	// state
 	State ContainerState `json:"state,omitempty"`
 
-	// The signal that asks the command to end, by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number. By default SIGTERM, with
-	// `systemd` SIGRTMIN+3, which is number 37.
+	// The signal that asks the command to end, by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number, but SIGSTOP. By default SIGTERM,
+	// with `systemd` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.
 	//
 	StopSignal string `json:"stop_signal,omitempty"`
 
@@ -193,13 +194,16 @@ type Container struct {
 	Systemd *bool `json:"systemd,omitempty"`
 
 	// As whom the command runs: a name of the mount's `/etc/passwd` or a number, and after a `:` a name of its `/etc/group`
-	// or a number. Without a group it is the user's own; the groups that list the user are joined too. Empty is root with no
-	// other groups.
+	// or a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list
+	// the user are joined too. Empty is root with no other groups. `HOME` is the user's unless `env` says otherwise. A user
+	// other than root has no capabilities.
 	//
 	// Example: nobody
 	User string `json:"user,omitempty"`
 
-	// The directory in the mount in which the command starts, an absolute path. It must exist. By default `/`.
+	// The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be
+	// permitted to enter it. By default `/`.
+	//
 	WorkingDir string `json:"working_dir,omitempty"`
 }
 

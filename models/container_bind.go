@@ -20,12 +20,14 @@ type ContainerBind struct {
 	// Nothing can be written through it.
 	Ro *bool `json:"ro,omitempty"`
 
-	// What it is on the node, an absolute path. With mounts below it, if it is a directory.
+	// What it is on the node, an absolute path, which is looked up at each start. If it is a directory with mounts below, they come
+	// with it. What is mounted later on one side does not show on the other.
+	//
 	// Required: true
 	Source *string `json:"source"`
 
-	// Where it is in the container, an absolute path, in which links are not followed. What is missing is made, if it can be: directories,
-	// and for a file an empty one.
+	// Where it is in the container, an absolute path, in which links are not followed, and no `..`. What is missing is made, if it
+	// can be: directories, and for a file an empty one.
 	//
 	// Required: true
 	Target *string `json:"target"`

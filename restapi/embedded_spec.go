@@ -1243,7 +1243,7 @@ func init() {
           "example": "/bin/sh -c 'echo hello'"
         },
         "devices": {
-          "description": "What its ` + "`" + `/dev` + "`" + ` holds. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, with all that is plugged in later. Else paths in the node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or\ndirectories with devices, which join the minimal ones under the same names.\n",
+          "description": "What its ` + "`" + `/dev` + "`" + ` holds. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, with all that is plugged in later, but ` + "`" + `/dev/pts` + "`" + `, ` + "`" + `/dev/shm` + "`" + ` and ` + "`" + `/dev/mqueue` + "`" + ` of its own. Else paths in\nthe node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or directories with devices, which join the minimal ones under the same\nnames, with the same owners and permissions. They are looked for at each start, and must be there.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -1255,7 +1255,7 @@ func init() {
           ]
         },
         "env": {
-          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `. They join ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `, ` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `, which\nit has anyway, or take their place.\n",
+          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `, each name once. They join ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `, ` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `,\nwhich it has anyway, or take their place. They are shown in answers: no place for a secret.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -1435,7 +1435,7 @@ func init() {
           "$ref": "#/definitions/container_state"
         },
         "stop_signal": {
-          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number. By default SIGTERM, with\n` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37.\n",
+          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number, but SIGSTOP. By default SIGTERM,\nwith ` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.\n",
           "type": "string"
         },
         "stop_timeout": {
@@ -1449,12 +1449,12 @@ func init() {
           "default": false
         },
         "user": {
-          "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own; the groups that list the user are joined too. Empty is root with no\nother groups.\n",
+          "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list\nthe user are joined too. Empty is root with no other groups. ` + "`" + `HOME` + "`" + ` is the user's unless ` + "`" + `env` + "`" + ` says otherwise. A user\nother than root has no capabilities.\n",
           "type": "string",
           "example": "nobody"
         },
         "working_dir": {
-          "description": "The directory in the mount in which the command starts, an absolute path. It must exist. By default ` + "`" + `/` + "`" + `.",
+          "description": "The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be\npermitted to enter it. By default ` + "`" + `/` + "`" + `.\n",
           "type": "string"
         }
       },
@@ -1498,11 +1498,11 @@ func init() {
           "default": false
         },
         "source": {
-          "description": "What it is on the node, an absolute path. With mounts below it, if it is a directory.",
+          "description": "What it is on the node, an absolute path, which is looked up at each start. If it is a directory with mounts below, they come\nwith it. What is mounted later on one side does not show on the other.\n",
           "type": "string"
         },
         "target": {
-          "description": "Where it is in the container, an absolute path, in which links are not followed. What is missing is made, if it can be: directories,\nand for a file an empty one.\n",
+          "description": "Where it is in the container, an absolute path, in which links are not followed, and no ` + "`" + `..` + "`" + `. What is missing is made, if it\ncan be: directories, and for a file an empty one.\n",
           "type": "string"
         }
       },
@@ -3739,7 +3739,7 @@ func init() {
           "example": "/bin/sh -c 'echo hello'"
         },
         "devices": {
-          "description": "What its ` + "`" + `/dev` + "`" + ` holds. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, with all that is plugged in later. Else paths in the node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or\ndirectories with devices, which join the minimal ones under the same names.\n",
+          "description": "What its ` + "`" + `/dev` + "`" + ` holds. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, with all that is plugged in later, but ` + "`" + `/dev/pts` + "`" + `, ` + "`" + `/dev/shm` + "`" + ` and ` + "`" + `/dev/mqueue` + "`" + ` of its own. Else paths in\nthe node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or directories with devices, which join the minimal ones under the same\nnames, with the same owners and permissions. They are looked for at each start, and must be there.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -3751,7 +3751,7 @@ func init() {
           ]
         },
         "env": {
-          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `. They join ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `, ` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `, which\nit has anyway, or take their place.\n",
+          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `, each name once. They join ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `, ` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `,\nwhich it has anyway, or take their place. They are shown in answers: no place for a secret.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -3931,7 +3931,7 @@ func init() {
           "$ref": "#/definitions/container_state"
         },
         "stop_signal": {
-          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number. By default SIGTERM, with\n` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37.\n",
+          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number, but SIGSTOP. By default SIGTERM,\nwith ` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.\n",
           "type": "string"
         },
         "stop_timeout": {
@@ -3945,12 +3945,12 @@ func init() {
           "default": false
         },
         "user": {
-          "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own; the groups that list the user are joined too. Empty is root with no\nother groups.\n",
+          "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list\nthe user are joined too. Empty is root with no other groups. ` + "`" + `HOME` + "`" + ` is the user's unless ` + "`" + `env` + "`" + ` says otherwise. A user\nother than root has no capabilities.\n",
           "type": "string",
           "example": "nobody"
         },
         "working_dir": {
-          "description": "The directory in the mount in which the command starts, an absolute path. It must exist. By default ` + "`" + `/` + "`" + `.",
+          "description": "The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be\npermitted to enter it. By default ` + "`" + `/` + "`" + `.\n",
           "type": "string"
         }
       },
@@ -3994,11 +3994,11 @@ func init() {
           "default": false
         },
         "source": {
-          "description": "What it is on the node, an absolute path. With mounts below it, if it is a directory.",
+          "description": "What it is on the node, an absolute path, which is looked up at each start. If it is a directory with mounts below, they come\nwith it. What is mounted later on one side does not show on the other.\n",
           "type": "string"
         },
         "target": {
-          "description": "Where it is in the container, an absolute path, in which links are not followed. What is missing is made, if it can be: directories,\nand for a file an empty one.\n",
+          "description": "Where it is in the container, an absolute path, in which links are not followed, and no ` + "`" + `..` + "`" + `. What is missing is made, if it\ncan be: directories, and for a file an empty one.\n",
           "type": "string"
         }
       },
