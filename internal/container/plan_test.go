@@ -27,7 +27,7 @@ func TestSuite(t *testing.T) {
 			return n.Driver
 		},
 		Scope: testkit.Scope{Dirs: []string{n.runDir}, Cgroup: n.cgroup},
-		Good:  `{"name": "web", "command": "/bin/true", "namespaces": ["uts", "uts"], "state": "running", "mount": {"id": 7}}`,
+		Good:  `{"name": "web", "command": "/bin/true", "namespaces": ["uts", "uts"], "state": "running", "mount": {"id": 7}, ` + everything + `}`,
 		Needs: []driver.Live{{Tree: &driver.Tree{Path: testkit.Busybox(t)}}},
 		Wrong: []drivertest.Wrong{
 			{Name: "unclosed quote", Def: `{"command": "sh -c 'x", "mount": {"id": 7}}`, Paths: []string{"command"}},
@@ -36,7 +36,6 @@ func TestSuite(t *testing.T) {
 			{Name: "all at once", Def: `{"command": "\"", "state": "paused"}`, Paths: []string{"command", "state", "mount"}},
 		},
 		Fails: []drivertest.Failing{
-			{Name: "systemd", Def: `{"command": "true", "systemd": true, "mount": {"id": 7}}`, Class: errs.Unsupported, Text: "later release"},
 			{Name: "user namespace", Def: `{"command": "true", "namespaces": ["user"], "mount": {"id": 7}}`, Class: errs.Unsupported, Text: "user is not supported"},
 		},
 	})

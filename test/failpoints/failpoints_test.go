@@ -102,8 +102,9 @@ func newNode(t *testing.T) *node {
 // fiveLevels is a running container on an overlay, on a SquashFS, on a loop device, on a file in a bind mount.
 func fiveLevels(t *testing.T) driver.Object {
 	t.Helper()
-	image := testkit.Squashfs(t, testkit.Busybox(t))
-	text := fmt.Sprintf(`{"name": "five", "state": "running", "command": "/bin/sleep 1000", "mount":
+	image := testkit.BusyboxImage(t)
+	text := fmt.Sprintf(`{"name": "five", "state": "running", "command": "/bin/sleep 1000",
+		"devices": ["/dev/full"], "binds": [{"source": "/tmp", "target": "/data", "ro": true}], "mount":
 		{"kind": "overlay", "overlay": {"lower": [
 			{"kind": "attach", "attach": {"fs_type": "squashfs", "attach":
 				{"kind": "loopback", "loopback": {"base": "mount", "path": %q, "mount":
