@@ -71,6 +71,10 @@ fuzz: init ## run every fuzz target for FUZZTIME (default 6s)
 bench: init ## run the benchmarks
 	@go test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: trace
+trace: deps build ## show what one start of a container costs, call by call
+	@test/bench/start-trace.sh
+
 .PHONY: demo
 demo: deps build ## run a SquashFS image as a container, look at it, and take it away without a trace
 	@test/demo/demo.sh
