@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -41,6 +42,24 @@ func Busybox(t testing.TB) string {
 	check(t, os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644))
 	check(t, os.WriteFile(filepath.Join(dir, "etc/hostname"), []byte("image\n"), 0o644))
 	return dir
+}
+
+// packed is what BusyboxImage has made once for all tests of the process.
+var packed atomic.Pointer[[]byte]
+
+// BusyboxImage makes the SquashFS image of a Busybox and returns its path.
+func BusyboxImage(t testing.TB) string {
+	t.Helper()
+	if image := packed.Load(); image != nil {
+		path := filepath.Join(t.TempDir(), "image.squashfs")
+		check(t, os.WriteFile(path, *image, 0o644))
+		return path
+	}
+	path := Squashfs(t, Busybox(t))
+	image, err := os.ReadFile(path)
+	check(t, err)
+	packed.Store(&image)
+	return path
 }
 
 // Squashfs packs dir into a SquashFS image and returns its path.

@@ -51,16 +51,16 @@ func loopsBelow(s Scope) []loop {
 	if len(s.Dirs) == 0 && s.Mark == "" {
 		return nil
 	}
-	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	devices, _ := filepath.Glob("/sys/block/loop*")
 	var out []loop
-	for _, name := range names {
-		data, err := os.ReadFile(name)
+	for _, device := range devices {
+		data, err := os.ReadFile(filepath.Join(device, "loop/backing_file"))
 		if err != nil {
-			continue // detached in between
+			continue // it has none
 		}
 		backing := strings.TrimSuffix(string(data), "\n")
 		if s.holds(backing) || s.Mark != "" && strings.Contains(backing, s.Mark) {
-			out = append(out, loop{"/dev/" + strings.Split(name, "/")[3], backing})
+			out = append(out, loop{"/dev/" + filepath.Base(device), backing})
 		}
 	}
 	return out
@@ -136,6 +136,10 @@ func (p process) String() string {
 	return fmt.Sprintf("%d %s", p.pid, p.name)
 }
 
+// kernelThread is PF_KTHREAD of include/linux/sched.h.
+const kernelThread = 1 << 21
+
+// processes returns all but the kernel's threads, which have nothing of a scope.
 func processes() map[int]process {
 	out := map[int]process{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
@@ -150,6 +154,9 @@ func processes() map[int]process {
 		fields := strings.Fields(text[end+1:])
 		pid, _ := strconv.Atoi(filepath.Base(dir))
 		parent, _ := strconv.Atoi(fields[1])
+		if flags, _ := strconv.Atoi(fields[6]); flags&kernelThread != 0 {
+			continue
+		}
 		out[pid] = process{pid, parent, text[open+1 : end], fields[0]}
 	}
 	return out

@@ -18,7 +18,7 @@ import (
 func TestTeardown(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
-	image := testkit.Squashfs(t, testkit.Busybox(t))
+	image := testkit.BusyboxImage(t)
 	for name, signal := range map[string]os.Signal{"SIGTERM": syscall.SIGTERM, "SIGINT": syscall.SIGINT} {
 		t.Run(name, func(t *testing.T) {
 			runDir := testkit.RunDir(t)

@@ -24,7 +24,7 @@ type node struct {
 func newNode(t *testing.T, flags ...string) *node {
 	t.Helper()
 	testkit.Root(t)
-	image := testkit.Squashfs(t, testkit.Busybox(t))
+	image := testkit.BusyboxImage(t)
 	// A command that is stopped before it has set its trap is only ended by the timeout.
 	d := harness.Start(t, append([]string{"--stop-timeout", "1s"}, flags...)...)
 	testkit.Unchanged(t, d.Scope(filepath.Dir(image)))

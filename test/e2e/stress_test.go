@@ -20,7 +20,7 @@ import (
 func newRaceNode(t *testing.T, flags ...string) *node {
 	t.Helper()
 	testkit.Root(t)
-	image := testkit.Squashfs(t, testkit.Busybox(t))
+	image := testkit.BusyboxImage(t)
 	d := harness.Restart(t, harness.RaceServer(t), testkit.RunDir(t), flags...)
 	testkit.Unchanged(t, d.Scope(filepath.Dir(image)))
 	n := &node{Daemon: d, Client: d.Unix(t), image: image}

@@ -73,4 +73,5 @@ bin/tools/gotestsum --format "${TEST_FORMAT:-pkgname}" --format-hide-empty-pkg -
 	test/vm/guest.sh -t "$limit" -o "$run" "$run/command" || ended=$?
 cp "$run/console.log" "bin/vm/$name.log"
 echo "vm: $name: ran them in $SECONDS s, of which the boot took $(sed -n 's/^boot //p' "$run/status") s"
+((ended != 124)) || echo "vm: $name: they were not done after $limit s" >&2
 exit "$ended"

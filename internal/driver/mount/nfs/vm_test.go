@@ -381,7 +381,7 @@ func TestForceIsGentle(t *testing.T) {
 func TestSuite(t *testing.T) {
 	w := newWorld(t)
 	runner := func(g gate.Gate) *helper.Runner { return helper.New(w.init, g) }
-	testkit.Run(t, "cp", testkit.Squashfs(t, testkit.Busybox(t)), filepath.Join(export, "image"))
+	testkit.Run(t, "cp", testkit.BusyboxImage(t), filepath.Join(export, "image"))
 	must(t, os.MkdirAll(filepath.Join(export, "dir/sub"), 0o755))
 	base, live := w.up(t, models.MountNfs{})
 	defer down(t, base, live)
