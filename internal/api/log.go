@@ -34,7 +34,7 @@ func (a *api) readContainerLog(p containers.ReadContainerLogParams) (containers.
 	return &logAnswer{api: a, request: p.HTTPRequest, id: id, log: log, follow: query.Follow}, nil
 }
 
-// logQuery reads the parameters. A time that is still to come counts as now.
+// logQuery reads the parameters. A time that is still to come, by the clock of this node, counts as now.
 func logQuery(p containers.ReadContainerLogParams, now time.Time) (driver.LogQuery, error) {
 	var faults errs.Faults
 	query := driver.LogQuery{Tail: -1, Follow: p.Follow != nil && *p.Follow}
@@ -46,11 +46,12 @@ func logQuery(p containers.ReadContainerLogParams, now time.Time) (driver.LogQue
 	if p.Since != nil {
 		since, ok := parseTime(*p.Since, now)
 		if !ok {
+			since = time.Time{}
 			faults.Add("query parameter since", "is %.*q; it must be a time such as 2006-01-02T15:04:05Z or a span before now such as 90s", maxQuoted, *p.Since)
 		}
 		switch {
 		case since.After(now):
-			query.Since = now
+			query.Tail = 0
 		case since.After(time.Unix(0, 0)): // before that there were no containers
 			query.Since = since
 		}
@@ -88,7 +89,8 @@ func (l *logAnswer) WriteResponse(w http.ResponseWriter, _ runtime.Producer) {
 	w.Header().Set("X-Content-Type-Options", "nosniff") // what an image writes may look like anything
 	w.WriteHeader(http.StatusOK)
 	e := exchangeOf(l.request)
-	out := &logWriter{w: w, control: e.control, patience: l.api.patience}
+	out := &logWriter{ctx: ctx, w: w, control: e.control, patience: l.api.patience}
+	defer context.AfterFunc(ctx, func() { _ = e.control.SetWriteDeadline(time.Unix(1, 0)) })()
 	if err := l.copy(ctx, out); err != nil {
 		e.failure = err.Error()
 		panic(http.ErrAbortHandler)
@@ -154,8 +156,9 @@ func (l *logAnswer) drain(ctx context.Context, out *logWriter, buf []byte) error
 	return context.Cause(ctx)
 }
 
-// logWriter writes to a client that must take each piece in time.
+// logWriter writes to a client that must take each piece in time. At the end of ctx somebody else makes the time be up.
 type logWriter struct {
+	ctx      context.Context
 	w        http.ResponseWriter
 	control  *http.ResponseController
 	patience time.Duration // for a piece; 0 for any time
@@ -169,22 +172,28 @@ func (w *logWriter) hurry() {
 	}
 }
 
-func (w *logWriter) limit() {
+// limit gives the client its time for the next piece.
+func (w *logWriter) limit() error {
 	switch {
 	case !w.end.IsZero():
 		_ = w.control.SetWriteDeadline(w.end)
 	case w.patience > 0:
 		_ = w.control.SetWriteDeadline(time.Now().Add(w.patience))
 	}
+	return context.Cause(w.ctx)
 }
 
 func (w *logWriter) write(b []byte) error {
-	w.limit()
+	if err := w.limit(); err != nil {
+		return err
+	}
 	_, err := w.w.Write(b)
 	return err
 }
 
 func (w *logWriter) flush() error {
-	w.limit()
+	if err := w.limit(); err != nil {
+		return err
+	}
 	return w.control.Flush()
 }
