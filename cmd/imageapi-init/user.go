@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -37,12 +38,16 @@ func lookUp(spec string) (account, *proto.Failure) {
 		return account{}, failure
 	}
 	a := account{uid: user.uid, gid: user.gid, home: user.home}
-	if !hasGroup {
+	if hasGroup {
+		if a.gid, ok = findGroup(groups, group); !ok {
+			return account{}, unknown("the group", group, "/etc/group")
+		}
+	} else {
 		a.groups = memberships(groups, user.name)
-		return a, nil
 	}
-	if a.gid, ok = findGroup(groups, group); !ok {
-		return account{}, unknown("the group", group, "/etc/group")
+	// As initgroups(3) does: else a setgid program would be rid of it, and of what is forbidden to the group alone.
+	if !slices.Contains(a.groups, a.gid) {
+		a.groups = append(a.groups, a.gid)
 	}
 	return a, nil
 }

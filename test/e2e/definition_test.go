@@ -120,17 +120,17 @@ func TestUser(t *testing.T) {
 	const look = `echo $(grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapAmb):' /proc/self/status | cut -f 2-) $HOME`
 	none := " 0000000000000000 0000000000000000 0000000000000000 0000000000000000 "
 	for user, want := range map[string]string{
-		"web":        "33 33 33 33 34 34 34 34 29 44" + none + "/var/www\n",
-		"33":         "33 33 33 33 34 34 34 34 29 44" + none + "/var/www\n",
-		"web:video":  "33 33 33 33 44 44 44 44" + none + "/var/www\n",
-		"web:4711":   "33 33 33 33 4711 4711 4711 4711" + none + "/var/www\n",
-		"1234":       "1234 1234 1234 1234 0 0 0 0" + none + "/\n",
-		"4294967294": "4294967294 4294967294 4294967294 4294967294 0 0 0 0" + none + "/\n",
-		"1234:audio": "1234 1234 1234 1234 29 29 29 29" + none + "/\n",
+		"web":        "33 33 33 33 34 34 34 34 29 34 44" + none + "/var/www\n",
+		"33":         "33 33 33 33 34 34 34 34 29 34 44" + none + "/var/www\n",
+		"web:video":  "33 33 33 33 44 44 44 44 44" + none + "/var/www\n",
+		"web:4711":   "33 33 33 33 4711 4711 4711 4711 4711" + none + "/var/www\n",
+		"1234":       "1234 1234 1234 1234 0 0 0 0 0" + none + "/\n",
+		"4294967294": "4294967294 4294967294 4294967294 4294967294 0 0 0 0 0" + none + "/\n",
+		"1234:audio": "1234 1234 1234 1234 29 29 29 29 29" + none + "/\n",
 	} {
 		t.Run(user, func(t *testing.T) { s.shows(t, want, s.shell(look, as(user))) })
 	}
-	for user, want := range map[string]string{"": "0 0 0 0 0 0 0 0 0000", "root": "0 0 0 0 0 0 0 0 44 0000", "0:www": "0 0 0 0 34 34 34 34 0000"} {
+	for user, want := range map[string]string{"": "0 0 0 0 0 0 0 0 0000", "root": "0 0 0 0 0 0 0 0 0 44 0000", "0:www": "0 0 0 0 34 34 34 34 34 0000"} {
 		t.Run("root as "+user, func(t *testing.T) {
 			if got := s.prints(t, s.shell(look, as(user))); !strings.HasPrefix(got, want) || !strings.HasSuffix(got, " /root\n") || strings.Contains(got, none) {
 				t.Errorf("got %q, want %s", got, want)
