@@ -9,18 +9,28 @@ import (
 	"testing"
 )
 
-// Debian returns a SquashFS image of a small Debian with systemd: bullseye (systemd 247), bookworm (252) or trixie (257).
-// It is built once, which takes half a minute and the network, and kept below ${XDG_CACHE_HOME:-~/.cache}. Where neither
-// is to be had, as in a virtual machine, IMAGEAPI_DEBIAN names a directory with SUITE.squashfs; the test is skipped for a
-// suite that is not in there.
+// Debians are the suites that Debian has an image of: bullseye (systemd 247), bookworm (252) and trixie (257), or those in the
+// directory IMAGEAPI_DEBIAN where that is set.
+func Debians() []string {
+	dir := os.Getenv("IMAGEAPI_DEBIAN")
+	if dir == "" {
+		return []string{"bullseye", "bookworm", "trixie"}
+	}
+	var suites []string
+	images, _ := filepath.Glob(filepath.Join(dir, "*.squashfs")) // the pattern is well-formed
+	for _, image := range images {
+		suites = append(suites, strings.TrimSuffix(filepath.Base(image), ".squashfs"))
+	}
+	return suites
+}
+
+// Debian returns a SquashFS image of a small Debian with systemd. It is built once, which takes half a minute and the network,
+// and kept below ${XDG_CACHE_HOME:-~/.cache}. Where neither is to be had, as in a virtual machine, IMAGEAPI_DEBIAN names a
+// directory with SUITE.squashfs.
 func Debian(t testing.TB, suite string) string {
 	t.Helper()
-	if dir, ok := os.LookupEnv("IMAGEAPI_DEBIAN"); ok {
-		image := filepath.Join(dir, suite+".squashfs")
-		if _, err := os.Stat(image); err != nil {
-			t.Skipf("no %s in $IMAGEAPI_DEBIAN", suite)
-		}
-		return image
+	if dir := os.Getenv("IMAGEAPI_DEBIAN"); dir != "" {
+		return filepath.Join(dir, suite+".squashfs")
 	}
 	Need(t, "squashfs", "mmdebstrap", "mksquashfs")
 	_, here, _, _ := runtime.Caller(0)

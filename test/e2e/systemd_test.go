@@ -93,7 +93,7 @@ func (n *node) ends(t testing.TB, c models.Container, reason string) {
 // Debian 11, 12 and 13, their systemd being 247, 252 and 257, come up with nothing failed and go down when they are asked to.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
-	for _, suite := range []string{"bullseye", "bookworm", "trixie"} {
+	for _, suite := range testkit.Debians() {
 		t.Run(suite, func(t *testing.T) {
 			testkit.Root(t)
 			image := testkit.Debian(t, suite)
@@ -149,6 +149,8 @@ func systemdSurroundings(t *testing.T, c models.Container) {
 			}
 		}
 	}
+	mustInside(t, c, "sh", "-c", "echo later >/dev/console") // which agetty has hung up meanwhile
+	testkit.Eventually(t, "the console's text is in the log", func() bool { return strings.Contains(said(t, c), "later\n") })
 	if text := said(t, c); !strings.Contains(text, "Welcome to Debian") || strings.ContainsAny(text, "\r\x1b") {
 		t.Errorf("the log lacks what came to the console, or is not plain text:\n%q", text)
 	}
