@@ -180,12 +180,19 @@ func (l *logFile) rotate() error {
 	return nil
 }
 
-// drop removes the older part. Who still reads it does not keep its memory.
+// drop removes the older part. Its index goes last: as long as there is a part, there is its index.
 func (l *logFile) drop() error {
-	name := l.name + proto.LogOlder
-	if err := unix.Unlinkat(l.dir, name+proto.LogIndex, 0); err != nil && err != unix.ENOENT {
+	if err := l.dropText(l.name + proto.LogOlder); err != nil {
 		return err
 	}
+	if err := unix.Unlinkat(l.dir, l.name+proto.LogOlder+proto.LogIndex, 0); err != nil && err != unix.ENOENT {
+		return err
+	}
+	return nil
+}
+
+// dropText removes a file so that who still reads it does not keep its memory.
+func (l *logFile) dropText(name string) error {
 	old, err := unix.Openat(l.dir, name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT {
 		return nil
