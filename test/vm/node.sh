@@ -27,11 +27,12 @@ for applet in sh sleep hostname cat; do
 	ln -s busybox "$servers/vm/image/bin/$applet"
 done
 mksquashfs "$servers/vm/image" "$node/image.squashfs" -quiet -no-progress -all-root >/dev/null
+cp "$(internal/testkit/debian.sh bookworm)" "$node/debian.squashfs"
 
 boot() { # NAME NUMBER WIRE OPTION...: run guest/NAME in a guest, in the background, with a wire to the other one
 	local name=$1 number=$2 wire=$3
 	shift 3
-	setsid test/vm/guest.sh "$@" -t 150 -a "$work/$name" -o "$work/out.$name" "test/vm/guest/$name" \
+	setsid test/vm/guest.sh "$@" -t 300 -a "$work/$name" -o "$work/out.$name" "test/vm/guest/$name" \
 		-netdev "stream,id=wire,addr.type=unix,addr.path=$work/wire,server=$wire" \
 		-device "virtio-net-pci,netdev=wire,mac=52:54:00:00:00:$number,romfile=" &
 	guests+=($!)
