@@ -18,7 +18,7 @@ import (
 
 // Root skips the test, with the reason, where it does not run as root with CAP_SYS_ADMIN. On a machine that says
 // CI=true such a skip is an error: there every test must run. With -short, which asks for the tests that need no
-// privilege, it is skipped in any case.
+// privilege, it is skipped in any case. A test that hangs is ended, and all of its process with it.
 func Root(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -30,6 +30,7 @@ func Root(t testing.TB) {
 	if !capable(unix.CAP_SYS_ADMIN) {
 		lack(t, "needs CAP_SYS_ADMIN")
 	}
+	bound(t)
 }
 
 // Need skips the test, or fails it if CI=true, unless the machine has all things named: an absolute path that

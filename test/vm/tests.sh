@@ -35,31 +35,27 @@ cp internal/container/initbin/imageapi-init "$run/"
 cp "$(internal/testkit/debian.sh bookworm)" "$run/"
 go build -o "$run/test2json" cmd/test2json
 
-suite() { # PACKAGE CHOICE: compile it, and print the guest's command for it
+compile() { # PACKAGE RUN SKIP: and print the guest's command for it
 	local package dir binary
 	read -r package dir < <(go list -f '{{.ImportPath}} {{.Dir}}' "$1")
 	binary=$run/${package//\//_}
 	go test -c -tags "$tags" -ldflags='-s -w' -o "$binary" "$package"
 	[[ -e $binary ]] || return 0 # it has no tests
-	printf 'suite %q %q %q %q\n' "$dir" "$binary" "$package${tags:+ ($tags)}" "$2"
+	# No package takes the time of all others, and one that hangs is to say where before the guest is switched off.
+	# shellcheck disable=SC2016 # the guest expands it
+	printf 'left=$((limit - 20 - $(seconds))); suite %q %q %q $((left < limit / 2 ? left : limit / 2)) %q %q || failed=1\n' \
+		"$dir" "$binary" "$package${tags:+ ($tags)}" "$2" "$3"
 }
 {
-	cat <<-'E'
-		suite() { # a test that hangs is to say where, and to leave time for the other packages
-			read -r now _ </proc/uptime
-			left=$((limit - 20 - ${now%%.*}))
-			[ "$left" -le $((limit / 2)) ] || left=$((limit / 2))
-			cd "$1" && "$run/test2json" -t -p "$3" "$2" -test.v=test2json -test.paniconexit0 -test.timeout="${left}s" $4 || failed=1
-		}
-	E
 	printf 'run=%q limit=%q failed=0\n' "$run" "$limit"
 	printf 'export IMAGEAPI_SERVER=%q IMAGEAPI_INIT=%q IMAGEAPI_DEBIAN=%q IMAGEAPI_TEST_FULL=%q\n' \
 		"$run/imageapi-server" "$run/imageapi-init" "$run" "${IMAGEAPI_TEST_FULL:-}"
+	printf '. %q\n' "$tree/test/vm/guest/suite"
 	for package; do
 		case $package in
-		*=*) suite "${package%%=*}" "-test.run=${package#*=}" ;;
-		*!*) suite "${package%%!*}" "-test.skip=${package#*!}" ;;
-		*) suite "$package" '' ;;
+		*=*) compile "${package%%=*}" "${package#*=}" '' ;;
+		*!*) compile "${package%%!*}" '' "${package#*!}" ;;
+		*) compile "$package" '' '' ;;
 		esac
 	done
 	echo "exit \$failed"
