@@ -33,6 +33,10 @@ type Manager interface {
 	Delete(ctx context.Context, class driver.Class, id int64, force bool) (*state.Snapshot, []string, error)
 	// SetState brings a container into the state running, exited or paused.
 	SetState(ctx context.Context, id int64, want state.State) (*state.Snapshot, error)
+	// Exec runs a command in a container and returns when it has ended.
+	Exec(ctx context.Context, id int64, command driver.Command) (driver.Output, error)
+	// Stats tells what a container uses. It never waits.
+	Stats(id int64) (driver.Stats, error)
 	// Snapshot never waits.
 	Snapshot() *state.Snapshot
 	// Wait returns the first snapshot, from now on, in which done says yes about an object.
@@ -94,8 +98,10 @@ func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o.ContainersListContainersHandler = containers.ListContainersHandlerFunc(a.listContainers)
 	o.ContainersCreateContainerHandler = containers.CreateContainerHandlerFunc(a.createContainer)
 	o.ContainersDeleteContainerHandler = containers.DeleteContainerHandlerFunc(a.deleteContainer)
+	o.ContainersGetContainerStatsHandler = containers.GetContainerStatsHandlerFunc(a.getContainerStats)
 	o.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(a.setContainerState)
 	o.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(a.readContainerLog)
 	o.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(a.waitForContainer)
+	o.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(a.execInContainer)
 	return o
 }

@@ -50,6 +50,7 @@ type Driver struct {
 	parent      *cgroup.Parent
 	supervisors *cgroup.Group
 	watcher     inotify.Watcher // of logs that are followed
+	slots       chan struct{}   // taken by the commands that run in containers
 }
 
 // New makes what all containers have in common: the nursery, the parent cgroup, and the directory of the logs.
@@ -67,7 +68,7 @@ func New(ctx context.Context, opt Options) (*Driver, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Driver{opt: opt}
+	d := &Driver{opt: opt, slots: make(chan struct{}, maxCommands)}
 	if err := d.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare for containers: %w", err), d.Close())
 	}
@@ -88,8 +89,20 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if d.supervisors, err = d.parent.Share("supervisors"); err != nil {
 		return err
 	}
-	d.nursery, err = nursery.Open(d.opt.Gate)
-	return err
+	if d.nursery, err = nursery.Open(d.opt.Gate); err != nil {
+		return err
+	}
+	d.count()
+	return nil
+}
+
+// count makes the kernel count what containers use, where it can, also of those without limits.
+func (d *Driver) count() {
+	for _, controller := range []string{cgroup.Memory, cgroup.PIDs} {
+		if err := d.parent.Enable(controller); err != nil {
+			d.opt.Log.Info("what containers use is not counted", "controller", controller, "err", err)
+		}
+	}
 }
 
 // Close gives back what New made. Containers that still run go on, and then their cgroups stay.

@@ -24,3 +24,10 @@ func Words(command string) (words []string, faults errs.Faults) {
 	words = split(command, &faults)
 	return words, faults
 }
+
+// PretendPID makes a process take another number for that of its first process, until undo.
+func PretendPID(p driver.Process, pid int) (undo func()) {
+	was := p.(*process).pid
+	p.(*process).pid = pid
+	return func() { p.(*process).pid = was }
+}

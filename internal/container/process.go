@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,6 +27,13 @@ type process struct {
 	control    *os.File // the socket to the supervisor
 	ownPIDs    bool     // it has a pid namespace
 	log        *slog.Logger
+
+	driver   *Driver
+	config   proto.Config       // as it was started with
+	commands sync.WaitGroup     // that run beside its first process; added to under mu while it shall live
+	execs    atomic.Int64       // how many commands there were
+	over     context.Context    // done when the first process has ended
+	end      context.CancelFunc // ends over
 
 	mu    sync.Mutex // orders Stop, Kill, Freeze, Thaw and the end; held for no longer than a write to a file takes
 	gone  bool       // the cgroup's directory is closed
@@ -146,9 +154,12 @@ func (p *process) wait(ctx context.Context, until func(cgroup.Dir, context.Conte
 }
 
 // receive waits for a message of the supervisor. When that is gone the error is io.EOF.
-func (p *process) receive() (proto.Kind, []string, error) {
+func (p *process) receive() (proto.Kind, []string, error) { return receive(p.control) }
+
+// receive waits for a message of imageapi-init. When that is gone the error is io.EOF.
+func receive(control *os.File) (proto.Kind, []string, error) {
 	buf := make([]byte, 16<<10) // longer than the longest
-	n, err := p.control.Read(buf)
+	n, err := control.Read(buf)
 	if errors.Is(err, syscall.ECONNRESET) { // it left a message of ours unread
 		err = io.EOF
 	}
@@ -170,8 +181,10 @@ func (p *process) watch() {
 		p.exit = driver.Exit{At: time.Now(), Lost: obituary(state, err)}
 		p.exit.Left = p.group.Kill()
 	}
+	p.dismiss() // what the commands beside it were, too
 	p.exit.Left = errors.Join(p.exit.Left, p.group.WaitEmpty(context.Background()))
 	// 3. The cgroup goes, and with it the run.
+	p.exit.OOM = starved(p.group)
 	p.exit.Left = errors.Join(p.exit.Left, p.group.Remove())
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -186,6 +199,9 @@ func (p *process) hear() bool {
 		kind, fields, err := p.receive()
 		if err != nil {
 			return false
+		}
+		if kind == proto.Up {
+			close(p.ready) // it says so once
 		}
 		if kind != proto.Exited {
 			continue

@@ -52,10 +52,25 @@ type Process interface {
 	// Freeze returns when no process of the container runs any more; Thaw lets them run again.
 	Freeze(ctx context.Context) error
 	Thaw(ctx context.Context) error
+	// Exec runs a command beside the first process and returns when it has ended. What it left running goes on. If ctx ends it is
+	// killed; if the container does, or is frozen or stopping to begin with, the error is an errs.Conflict.
+	Exec(ctx context.Context, command Command) (Output, error)
+	// Stats tells what it uses at this moment. It waits for nothing.
+	Stats() (Stats, error)
 	// Done is closed when no process is left, the log is complete and the cgroup is gone.
 	Done() <-chan struct{}
 	// Exit tells how it ended; only after Done.
 	Exit() Exit
+}
+
+// Stats is what a run uses. What nothing counts is nil.
+type Stats struct {
+	Memory      *int64 // bytes
+	MemoryLimit *int64 // bytes; nil also if there is no limit
+	Swap        *int64 // bytes
+	CPU         *int64 // microseconds since it was started
+	PIDs        *int64 // processes and threads
+	Log         *int64 // bytes of the log that are kept
 }
 
 // Exit tells how the first process of a container ended.

@@ -185,6 +185,10 @@ func (p *proc) Stop()                        { p.end(driver.Exit{Signal: 15}) }
 func (p *proc) Kill()                        { p.end(driver.Exit{Signal: 9}) }
 func (p *proc) Freeze(context.Context) error { return p.w.ask("freeze", &unit{w: p.w}) }
 func (p *proc) Thaw(context.Context) error   { return nil }
+func (p *proc) Exec(_ context.Context, c driver.Command) (driver.Output, error) {
+	return driver.Output{Stdout: []byte(c.Args[0])}, p.w.ask("exec", &unit{w: p.w})
+}
+func (p *proc) Stats() (driver.Stats, error) { return driver.Stats{Memory: new(p.id)}, nil }
 func (p *proc) Done() <-chan struct{}        { return p.done }
 func (p *proc) Exit() driver.Exit            { return p.exit }
 

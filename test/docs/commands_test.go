@@ -22,12 +22,14 @@ const patience = 3 * time.Minute
 const mark = "\x1e"
 
 // These stand on pages whose commands need a Ceph cluster, an NFS server, or a kernel with a target: they are only run in the
-// guest of test/vm. Those that fetch packages of Debian are run elsewhere: the guest has no network.
+// guest of test/vm. Those that fetch packages of Debian are run elsewhere: the guest has no network. Those with limits are run
+// where the controllers of cgroup v2 are.
 const (
-	needsCeph   = "<!-- test: ceph -->"
-	needsNFS    = "<!-- test: nfs -->"
-	needsISCSI  = "<!-- test: iscsi -->"
-	needsDebian = "<!-- test: debian -->"
+	needsCeph        = "<!-- test: ceph -->"
+	needsNFS         = "<!-- test: nfs -->"
+	needsISCSI       = "<!-- test: iscsi -->"
+	needsDebian      = "<!-- test: debian -->"
+	needsControllers = "<!-- test: controllers -->"
 )
 
 // TestCommands runs the commands of every page, in their order, against a server of its own, compares what they print, and
@@ -52,7 +54,13 @@ func TestCommands(t *testing.T) {
 				testkit.Guest(t)
 			}
 			if strings.Contains(page, needsDebian) {
+				if os.Getenv("IMAGEAPI_DEBIAN") != "" {
+					t.Skip("fetches packages, and here is no network")
+				}
 				testkit.Need(t, "mmdebstrap")
+			}
+			if strings.Contains(page, needsControllers) {
+				testkit.Controllers(t, "memory", "cpu", "cpuset", "pids")
 			}
 			run(t, name, page)
 		})

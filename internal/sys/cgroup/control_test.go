@@ -4,8 +4,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,23 +11,13 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
-// has tells whether the tree of this machine has a controller.
-func has(t *testing.T, controller string) bool {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(testkit.CgroupRoot(), "cgroup.controllers"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return slices.Contains(strings.Fields(string(text)), controller)
-}
-
 func TestEnable(t *testing.T) {
 	p, path := open(t, nil)
 	var e *ControlError
 	if err := p.Enable("gold"); !errors.As(err, &e) || e.Err != ErrLacks || e.Controller != "gold" || e.Group != testkit.CgroupRoot() {
 		t.Errorf("a controller that does not exist: %v", err)
 	}
-	if !has(t, Memory) {
+	if testkit.MissingControllers(t, Memory) != nil {
 		if err := p.Enable(Memory); !errors.Is(err, ErrLacks) {
 			t.Errorf("a controller that is missing: %v", err)
 		}

@@ -1,0 +1,234 @@
+package container
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// resources are what a container may use of the node. What is zero is not limited.
+type resources struct {
+	Memory    int64  `json:"memory,omitempty"`
+	Swap      int64  `json:"swap,omitempty"` // -1 for none
+	CPUWeight int64  `json:"cpu_weight,omitempty"`
+	CPUQuota  int64  `json:"cpu_quota,omitempty"` // microseconds in each cpuPeriod
+	CPUSet    string `json:"cpuset,omitempty"`    // as the kernel writes it
+	PIDs      int64  `json:"pids,omitempty"`
+}
+
+// The bounds of resources. A container begins as a small program of ours, which must fit in before it becomes its command.
+const (
+	minMemory    = 8 << 20
+	minPIDs      = 16
+	minCPUQuota  = 1000
+	maxCPUWeight = 10000
+	cpuPeriod    = 100000
+)
+
+// planResources checks a definition's resources, which may be nil.
+func planResources(c *models.ContainerResources, faults *errs.Faults) *resources {
+	if c == nil {
+		return nil
+	}
+	r := resources{Memory: c.Memory, Swap: c.Swap, CPUWeight: c.CPUWeight, CPUQuota: c.CPUQuota, PIDs: c.Pids}
+	for _, b := range []struct {
+		field              string
+		value, least, most int64
+	}{
+		{"memory", r.Memory, minMemory, 1 << 60},
+		{"cpu_weight", r.CPUWeight, 1, maxCPUWeight},
+		{"cpu_quota", r.CPUQuota, minCPUQuota, 1 << 40},
+		{"pids", r.PIDs, minPIDs, 1 << 22}, // PID_MAX_LIMIT of the kernel
+	} {
+		if b.value != 0 && (b.value < b.least || b.value > b.most) {
+			faults.Add("resources."+b.field, "is %d: it can be %d to %d, or 0 for no limit", b.value, b.least, b.most)
+		}
+	}
+	if r.Swap < -1 || r.Swap > 1<<60 {
+		faults.Add("resources.swap", "is %d: it can be a number of bytes, -1 for none, or 0 for no limit", r.Swap)
+	}
+	var err error
+	if r.CPUSet, err = parseCPUSet(c.Cpuset); err != nil {
+		faults.Add("resources.cpuset", "%v", err)
+	}
+	if r == (resources{}) {
+		return nil
+	}
+	return &r
+}
+
+// show returns them as a definition has them.
+func (r *resources) show() *models.ContainerResources {
+	if r == nil {
+		return nil
+	}
+	return &models.ContainerResources{Memory: r.Memory, Swap: r.Swap, CPUWeight: r.CPUWeight, CPUQuota: r.CPUQuota, Cpuset: r.CPUSet, Pids: r.PIDs}
+}
+
+// limit is one of them, as the kernel takes it.
+type limit struct {
+	field      string // of the definition
+	controller string
+	file       string
+	value      string
+	got        string // what the file shows then, if not value
+}
+
+// limits lists those that are set.
+func (r *resources) limits() []limit {
+	if r == nil {
+		return nil
+	}
+	page := int64(os.Getpagesize())
+	pages := func(bytes int64) (value, got string) {
+		return strconv.FormatInt(bytes, 10), strconv.FormatInt(bytes/page*page, 10)
+	}
+	var all []limit
+	add := func(set bool, field, controller, file, value, got string) {
+		if set {
+			all = append(all, limit{"resources." + field, controller, file, value, got})
+		}
+	}
+	number := func(n int64) string { return strconv.FormatInt(n, 10) }
+	value, got := pages(r.Memory)
+	add(r.Memory != 0, "memory", cgroup.Memory, "memory.max", value, got)
+	value, got = pages(max(r.Swap, 0))
+	add(r.Swap != 0, "swap", cgroup.Memory, "memory.swap.max", value, got)
+	add(r.CPUWeight != 0, "cpu_weight", cgroup.CPU, "cpu.weight", number(r.CPUWeight), number(r.CPUWeight))
+	quota := fmt.Sprintf("%d %d", r.CPUQuota, cpuPeriod)
+	add(r.CPUQuota != 0, "cpu_quota", cgroup.CPU, "cpu.max", quota, quota)
+	add(r.CPUSet != "", "cpuset", cgroup.CPUSet, "cpuset.cpus", r.CPUSet, r.CPUSet)
+	add(r.PIDs != 0, "pids", cgroup.PIDs, "pids.max", number(r.PIDs), number(r.PIDs))
+	return all
+}
+
+// enable makes the controllers available that limits need.
+func (d *Driver) enable(r *resources) error {
+	for _, l := range r.limits() {
+		if err := d.parent.Enable(l.controller); err != nil {
+			return errs.At(l.field, lacking(l.controller, err))
+		}
+	}
+	return nil
+}
+
+// lacking says what to do about a controller that can't be enabled.
+func lacking(controller string, err error) error {
+	switch {
+	case errors.Is(err, cgroup.ErrLacks):
+		return errs.New(errs.Unsupported, "it needs the controller %s in the node's cgroup v2 tree: %w: see that the kernel has it, that it is not in use by cgroup v1, and that the groups above hand it on", controller, err)
+	case errors.Is(err, unix.EBUSY):
+		return errs.New(errs.Unsupported, "it needs the controller %s in the node's cgroup v2 tree: %w: that group has processes of its own and so can't hand it on; give another one with --cgroup-parent", controller, err)
+	}
+	return fmt.Errorf("it needs the controller %s in the node's cgroup v2 tree: %w", controller, err)
+}
+
+// confine sets limits to a new group and looks whether the kernel has taken them.
+func (r *resources) confine(g *cgroup.Group) error {
+	for _, l := range r.limits() {
+		if err := l.set(g); err != nil {
+			return errs.At(l.field, err)
+		}
+	}
+	if r == nil || r.CPUSet == "" {
+		return nil
+	}
+	if effective, err := g.Value("cpuset.cpus.effective"); err != nil || effective != r.CPUSet {
+		return errs.At("resources.cpuset", errs.New(errs.Invalid, "is %s, but of these a container can only have %s", r.CPUSet, effective))
+	}
+	return nil
+}
+
+func (l limit) set(g *cgroup.Group) error {
+	err := g.Set(l.file, l.value)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return errs.New(errs.Unsupported, "the kernel has no %s: %w", l.file, err)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), errors.Is(err, unix.ENOSPC):
+		return errs.New(errs.Invalid, "the kernel does not take it: %w", err)
+	case err != nil:
+		return err
+	}
+	if got, err := g.Value(l.file); err != nil || got != l.got {
+		return errs.New(errs.Invalid, "the kernel made %q of %q in %s (%v)", got, l.value, l.file, err)
+	}
+	return nil
+}
+
+// tryResources finds out on creation what would else be an error of the first start.
+func (u *unit) tryResources(id int64) (err error) {
+	if u.Resources == nil {
+		return nil
+	}
+	if err := u.driver.enable(u.Resources); err != nil {
+		return err
+	}
+	g, err := u.driver.parent.Create(groupName(id))
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	return errors.Join(u.Resources.confine(g), g.Remove())
+}
+
+// limit makes the limits of r hold for a new group, if there are any. systemd gets the controllers to use them in turn.
+func (d *Driver) limit(g *cgroup.Group, r *resources, systemd bool) error {
+	if r == nil {
+		return nil
+	}
+	if err := errors.Join(d.enable(r), r.confine(g)); err != nil {
+		return err
+	}
+	if systemd {
+		if err := g.Delegate(cgroup.Memory, cgroup.PIDs, cgroup.CPU); err != nil {
+			return err
+		}
+	}
+	return g.Divide()
+}
+
+// parseCPUSet reads a list of processors (cpuset(7), List Format) and writes it as the kernel does.
+func parseCPUSet(text string) (string, error) {
+	if text == "" {
+		return "", nil
+	}
+	var spans [][2]uint64
+	for part := range strings.SplitSeq(text, ",") {
+		first, last, ranged := strings.Cut(part, "-")
+		if !ranged {
+			last = first
+		}
+		from, err1 := strconv.ParseUint(first, 10, 16)
+		to, err2 := strconv.ParseUint(last, 10, 16)
+		if err1 != nil || err2 != nil || from > to {
+			return "", fmt.Errorf("has %.40q: give processors as in 0-3,8", part)
+		}
+		spans = append(spans, [2]uint64{from, to})
+	}
+	slices.SortFunc(spans, func(a, b [2]uint64) int { return cmp.Compare(a[0], b[0]) })
+	merged := spans[:1]
+	for _, s := range spans[1:] {
+		if last := &merged[len(merged)-1]; s[0] <= last[1]+1 {
+			last[1] = max(last[1], s[1])
+		} else {
+			merged = append(merged, s)
+		}
+	}
+	texts := make([]string, len(merged))
+	for i, s := range merged {
+		if texts[i] = strconv.FormatUint(s[0], 10); s[1] > s[0] {
+			texts[i] += "-" + strconv.FormatUint(s[1], 10)
+		}
+	}
+	return strings.Join(texts, ","), nil
+}
