@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"strconv"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ type command struct {
 	config proto.Config
 	group  cgroup.Dir
 	ended  chan struct{} // closed when it has ended or could not be started
+	reaped chan struct{} // closed when this process has no child left
 
 	mu     sync.Mutex
 	killed bool
@@ -29,23 +31,28 @@ func execute() int {
 		send(proto.ExecControl, failed("read the configuration", "", err).Message())
 		return 1
 	}
-	c := &command{config: config, group: cgroup.Dir(proto.ExecCgroup), ended: make(chan struct{}), pidfd: -1}
+	c := &command{config: config, group: cgroup.Dir(proto.ExecCgroup), ended: make(chan struct{}), reaped: make(chan struct{}), pidfd: -1}
 	go c.run()
 	c.obey()
 	<-c.ended
+	// What it has left running goes on, and its cgroup can go when that has ended. At the latest the daemon ends this process.
 	discard(proto.ExecOutputEnd, proto.ExecErrorsEnd)
+	_ = c.group.WaitEmpty(context.Background()) // it fails if the group is gone
+	<-c.reaped
 	return 0
 }
 
 // run starts the command, waits for its end and tells how it went.
 func (c *command) run() {
+	defer close(c.reaped)
 	exit, failure := c.live()
 	close(c.ended) // before it is told: from then on nobody may kill what it left running
+	message := exit.Message()
 	if failure != nil {
-		send(proto.ExecControl, failure.Message())
-		return
+		message = failure.Message()
 	}
-	send(proto.ExecControl, exit.Message())
+	send(proto.ExecControl, message)
+	reap(-1)
 }
 
 // obey does what the daemon asks for. It returns when that has read the output, or is gone.
@@ -95,9 +102,13 @@ func (c *command) forked(pidfd int) {
 
 // live is the life of the command.
 func (c *command) live() (exit proto.Exit, failure *proto.Failure) {
-	// 1. What this process has in memory is not for the container, into which copies of it go.
+	// 1. What this process has in memory is not for the container, into which copies of it go. And what loses its parent comes
+	// to it, where there is no pid namespace whose first process would take it.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return exit, failed("become undumpable", "", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return exit, failed("become a subreaper", "", err)
 	}
 	// 2. The descriptors that the inside starts with. Only this process and its copies have them.
 	status, failure := arrange()
@@ -115,7 +126,7 @@ func (c *command) live() (exit proto.Exit, failure *proto.Failure) {
 	send(status, c.config.Message())
 	failure = executed(status)
 	if failure != nil {
-		c.kill() // all but the last try to fail is an end of its own
+		c.kill() // as a rule it is ending already
 	}
 	how := reap(pid)
 	if failure != nil && failure.Reason == proto.Died {
@@ -185,10 +196,11 @@ func executed(status int) *proto.Failure {
 	}
 }
 
-// reap waits for the end of a child.
+// reap waits for the end of a child, or of all that there are and come if pid is -1.
 func reap(pid int) (how unix.WaitStatus) {
 	for {
-		if _, err := unix.Wait4(pid, &how, 0, nil); err != unix.EINTR {
+		_, err := unix.Wait4(pid, &how, 0, nil)
+		if err == nil && pid != -1 || err == unix.ECHILD {
 			return how
 		}
 	}

@@ -47,14 +47,9 @@ func resultOf(o driver.Output) *models.ContainerResult {
 // text makes a string of what a program wrote: JSON holds nothing but UTF-8.
 func text(b []byte) string { return strings.ToValidUTF8(string(b), string(utf8.RuneError)) }
 
-// outlast gives r more time than the server gives its requests. Also the reading side, which is what the end of a client shows
-// on: when its time is up it would be taken for that.
+// outlast gives the answer to r more time than the server gives others.
 func outlast(r *http.Request, d time.Duration) {
-	e := exchangeOf(r)
-	if e == nil {
-		return
+	if e := exchangeOf(r); e != nil {
+		_ = e.control.SetWriteDeadline(time.Now().Add(d)) // what has no deadlines needs none
 	}
-	until := time.Now().Add(d)
-	_ = e.control.SetWriteDeadline(until) // what has no deadlines needs none
-	_ = e.control.SetReadDeadline(until)
 }
