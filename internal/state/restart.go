@@ -1,0 +1,130 @@
+package state
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+)
+
+// waits tells whether a container waits to be started again.
+func (r *Run) waits() bool { return r != nil && !r.NextStartAt.IsZero() }
+
+// wanted tells whether a policy wants a container to be started again after a run that came to r.
+func wanted(policy driver.Restart, r *Run) bool {
+	switch {
+	case policy.Max > 0 && r.Restarts >= policy.Max:
+		return false
+	case r.State == StateDead:
+		return policy.OnFailure
+	default:
+		return policy.OnSuccess && r.Reason != ReasonPoweroff
+	}
+}
+
+// plan has a container that has ended started again, if its policy wants that and nobody asked it to stop.
+func (c *change) plan(id int64) {
+	m, o := c.m, c.m.objects[id]
+	unit, ok := o.view.Unit.(driver.ContainerUnit)
+	v := c.touch(id)
+	if !ok || m.closing || o.asked || v.Phase != Ready {
+		return
+	}
+	if v.Run.FinishedAt.Sub(v.Run.StartedAt) >= m.opt.RestartMax {
+		c.run(id, func(r *Run) { r.Restarts = 0 })
+	}
+	if !wanted(unit.Restart(), v.Run) {
+		return
+	}
+	delay := m.opt.RestartMax
+	if n := v.Run.Restarts; n < 32 {
+		delay = min(m.opt.RestartMin<<n, delay)
+	}
+	c.run(id, func(r *Run) {
+		r.Error = fmt.Sprintf("%s; it is started again after %s (restart %d)", ending(r), delay, r.Restarts+1)
+		r.State, r.NextStartAt = StateCreated, time.Now().Add(delay)
+	})
+	o.restart = time.AfterFunc(delay, func() { m.restart(id) })
+}
+
+// ending says how the last run ended.
+func ending(r *Run) string {
+	if r.Error != "" {
+		return r.Error
+	}
+	return "it has " + string(r.Reason)
+}
+
+// cancelRestart ends the wait for the next start.
+func (c *change) cancelRestart(id int64) {
+	o := c.m.objects[id]
+	if o.restart != nil {
+		o.restart.Stop()
+		o.restart = nil
+	}
+	if o.view.Run.waits() {
+		c.run(id, func(r *Run) { r.State, r.Error, r.NextStartAt = StateExited, "", time.Time{} })
+	}
+}
+
+// restart starts a container whose wait is over, unless somebody came before.
+func (m *Manager) restart(id int64) {
+	if !m.begin() {
+		return
+	}
+	defer m.work.Done()
+	ctx, cancel := context.WithTimeoutCause(context.Background(), m.opt.CreateTimeout, errTooSlow)
+	defer cancel()
+	unlock, err := m.lock(ctx, id)
+	if err != nil { // whoever has it decides what becomes of the container; the state still says that it waits
+		_ = m.edit(func(c *change) error {
+			if o := m.objects[id]; o != nil && o.view.Run.waits() {
+				o.restart = time.AfterFunc(m.opt.RestartMax, func() { m.restart(id) })
+			}
+			return nil
+		})
+		return
+	}
+	defer unlock()
+	v, err := m.runnable(id)
+	if err != nil || !v.Run.waits() || time.Now().Before(v.Run.NextStartAt) { // for the last one there is another timer
+		return
+	}
+	if err := m.launch(ctx, v, v.Run.Restarts+1); err != nil {
+		m.log.Warn("a container could not be started again", "container", id, "err", err)
+	}
+}
+
+// begin counts the caller as work that Close waits for, unless that has begun.
+func (m *Manager) begin() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closing {
+		return false
+	}
+	m.work.Add(1)
+	return true
+}
+
+// launch starts a container and shows what came of it. restarts is how often in a row it was started by itself.
+func (m *Manager) launch(ctx context.Context, v *View, restarts int64) error {
+	err := m.start(ctx, v.ID, v.Unit.(driver.ContainerUnit)) // by the definition of its class
+	_ = m.edit(func(c *change) error {
+		m.objects[v.ID].restart = nil
+		if err != nil {
+			now := time.Now()
+			c.run(v.ID, func(r *Run) {
+				*r = Run{State: StateDead, Reason: ReasonStartFailed, FinishedAt: now, StartedAt: now, Error: err.Error(), Restarts: restarts}
+			})
+			if restarts > 0 {
+				c.plan(v.ID)
+			}
+			return nil
+		}
+		c.running(v.ID, restarts)
+		return nil
+	})
+	m.note(v.ID)
+	return err
+}
