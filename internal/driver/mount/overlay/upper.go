@@ -129,7 +129,7 @@ func (u *unit) makeUpper(ctx context.Context, site driver.Site) (*home, error) {
 		return nil, err
 	}
 	if u.Upper.Sort == inMount {
-		h, err := u.homeInMount(ctx, site.ID, site.Needs[u.Lower].Tree, look)
+		h, err := u.homeInMount(ctx, site, look)
 		if err != nil {
 			return nil, errs.At("overlay.upper.mount", err)
 		}
@@ -182,8 +182,12 @@ func (o *overlayer) tmpfs(size int64) (*os.File, error) {
 // that empty ones alone could fill the node.
 func inodes(size int64) int64 { return max(1024, size/2048) }
 
-func (u *unit) homeInMount(ctx context.Context, id int64, tree *driver.Tree, look layer.Look) (*home, error) {
+func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Look) (*home, error) {
+	tree := site.Needs[u.Lower].Tree
+	same := slices.IndexFunc(site.Needs[:u.Lower], func(l driver.Live) bool { return l.Tree.Path == tree.Path })
 	switch {
+	case same >= 0:
+		return nil, errs.New(errs.Invalid, "it is lower[%d] too, and a layer can't be in another: bind a directory of it and give that as the lower one", same)
 	case tree.ReadOnly:
 		return nil, errs.New(errs.Invalid, "it is read-only: an upper layer is written to")
 	case tree.Depth > 0:
@@ -197,7 +201,7 @@ func (u *unit) homeInMount(ctx context.Context, id int64, tree *driver.Tree, loo
 	if !tree.Remote {
 		h.space = tree.Path
 	}
-	if err := u.o.claim(id, h); err != nil {
+	if err := u.o.claim(site.ID, h); err != nil {
 		h.close()
 		return nil, err
 	}
