@@ -75,6 +75,12 @@ func TestResourcesAreCounted(t *testing.T) {
 	if s.ID != held.ID || s.Memory == nil || *s.Memory < 32<<20 || s.MemoryLimit == nil || *s.MemoryLimit != 64<<20 || s.Pids == nil || *s.Pids != 2 || s.CPUUsec == nil || *s.CPUUsec == 0 || *s.LogBytes != 6 {
 		t.Errorf("stats: %+v", s)
 	}
+	var out models.ContainerResult
+	eats := &models.ContainerCommand{Args: []string{"dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1"}}
+	n.Must(t, http.StatusOK, http.MethodPost, fmt.Sprintf("/container/exec?id=%d", held.ID), eats, &out)
+	if out.Signal != 9 {
+		t.Errorf("a command in it that takes more memory than is left: %+v", out)
+	}
 	setState(t, n, http.StatusOK, held.ID, "paused")
 	if s := n.stats(t, held.ID); s.Memory == nil || *s.Memory < 32<<20 {
 		t.Errorf("stats while paused: %+v", s)

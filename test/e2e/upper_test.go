@@ -154,3 +154,46 @@ func TestUpperNone(t *testing.T) {
 		}
 	}
 }
+
+// A layer on a disk of a server is kept too. What is shown of it asks the server nothing.
+func TestISCSIUpper(t *testing.T) {
+	n := newISCSINode(t, 1)
+	n.ext4(t, 0, t.TempDir())
+	over := func() *models.Mount {
+		return n.over(&models.MountOverlayUpper{Mount: device(n.lun(0), "ext4"), Path: "web"})
+	}
+	if text := n.runs(t, "/bin/sh -c 'echo kept >/etc/kept; rm /etc/hostname; ls /etc'", over(), models.ContainerStateExited); strings.Contains(text, "hostname") {
+		t.Errorf("the first run sees %q", text)
+	}
+	root := n.mount(t, over())
+	if up := root.Overlay.Upper; up.Limit != nil || up.Used != nil {
+		t.Errorf("shown of a layer on a server: %d of %d", *up.Used, *up.Limit)
+	}
+	n.target.Stop(t)
+	if up := n.overlayOf(t, root.ID).Upper; up.Path != "web" || up.Mount.Attach == nil {
+		t.Errorf("shown while the server is gone: %+v", up)
+	}
+	n.target.Start(t)
+	if text := n.runs(t, "/bin/sh -c 'cat /etc/kept; ls /etc'", mountID(root.ID), models.ContainerStateExited); !strings.HasPrefix(text, "kept\n") || strings.Contains(text, "hostname") {
+		t.Errorf("the second run sees %q", text)
+	}
+	n.remove(t, http.StatusOK, "/mount", root.ID)
+	if left := n.everything(t.Context(), t); left != "[] [] []" {
+		t.Errorf("left: %s", left)
+	}
+}
+
+// A directory of an NFS server can't hold a layer, and is left as it was.
+func TestNFSUpper(t *testing.T) {
+	n := newNFSNode(t)
+	a := n.Must(t, http.StatusUnprocessableEntity, http.MethodPost, "/mount", n.over(&models.MountOverlayUpper{Mount: nfs(n.dir), Path: "new"}), nil)
+	if !strings.Contains(a.Message(), "mount.overlay.upper.mount: ") || !strings.Contains(a.Message(), "an upper layer can be on ext4") {
+		t.Errorf("says %s", a.Message())
+	}
+	if _, err := os.Stat(filepath.Join(n.dir, "new")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a directory was made: %v", err)
+	}
+	if left := n.everything(t.Context(), t); left != "[] [] []" {
+		t.Errorf("left: %s", left)
+	}
+}
