@@ -81,34 +81,34 @@ type limit struct {
 	controller string
 	file       string
 	value      string
-	got        string // what the file shows then, if not value
+	got        string // what the file says then
 }
 
 // limits lists those that are set.
-func (r *resources) limits() []limit {
+func (r *resources) limits() (all []limit) {
 	if r == nil {
 		return nil
 	}
-	page := int64(os.Getpagesize())
-	pages := func(bytes int64) (value, got string) {
-		return strconv.FormatInt(bytes, 10), strconv.FormatInt(bytes/page*page, 10)
-	}
-	var all []limit
-	add := func(set bool, field, controller, file, value, got string) {
-		if set {
-			all = append(all, limit{"resources." + field, controller, file, value, got})
+	number := func(n int64) string { return strconv.FormatInt(n, 10) }
+	add := func(value int64, field, controller, file string, text, got string) {
+		if value != 0 {
+			all = append(all, limit{"resources." + field, controller, file, text, got})
 		}
 	}
-	number := func(n int64) string { return strconv.FormatInt(n, 10) }
-	value, got := pages(r.Memory)
-	add(r.Memory != 0, "memory", cgroup.Memory, "memory.max", value, got)
-	value, got = pages(max(r.Swap, 0))
-	add(r.Swap != 0, "swap", cgroup.Memory, "memory.swap.max", value, got)
-	add(r.CPUWeight != 0, "cpu_weight", cgroup.CPU, "cpu.weight", number(r.CPUWeight), number(r.CPUWeight))
+	bytes := func(value int64, field, file string) {
+		page, given := int64(os.Getpagesize()), max(value, 0) // -1 is none
+		add(value, field, cgroup.Memory, file, number(given), number(given/page*page))
+	}
+	plain := func(value int64, field, controller, file string) {
+		add(value, field, controller, file, number(value), number(value))
+	}
+	bytes(r.Memory, "memory", "memory.max")
+	bytes(r.Swap, "swap", "memory.swap.max")
+	plain(r.CPUWeight, "cpu_weight", cgroup.CPU, "cpu.weight")
 	quota := fmt.Sprintf("%d %d", r.CPUQuota, cpuPeriod)
-	add(r.CPUQuota != 0, "cpu_quota", cgroup.CPU, "cpu.max", quota, quota)
-	add(r.CPUSet != "", "cpuset", cgroup.CPUSet, "cpuset.cpus", r.CPUSet, r.CPUSet)
-	add(r.PIDs != 0, "pids", cgroup.PIDs, "pids.max", number(r.PIDs), number(r.PIDs))
+	add(r.CPUQuota, "cpu_quota", cgroup.CPU, "cpu.max", quota, quota)
+	add(int64(len(r.CPUSet)), "cpuset", cgroup.CPUSet, "cpuset.cpus", r.CPUSet, r.CPUSet)
+	plain(r.PIDs, "pids", cgroup.PIDs, "pids.max")
 	return all
 }
 
@@ -143,10 +143,11 @@ func (r *resources) confine(g *cgroup.Group) error {
 	if r == nil || r.CPUSet == "" {
 		return nil
 	}
-	if effective, err := g.Value("cpuset.cpus.effective"); err != nil || effective != r.CPUSet {
-		return errs.At("resources.cpuset", errs.New(errs.Invalid, "is %s, but of these a container can only have %s", r.CPUSet, effective))
+	effective, err := g.Value("cpuset.cpus.effective")
+	if err == nil && effective != r.CPUSet {
+		err = errs.At("resources.cpuset", errs.New(errs.Invalid, "is %s, but of these a container can only have %s", r.CPUSet, effective))
 	}
-	return nil
+	return err
 }
 
 func (l limit) set(g *cgroup.Group) error {
@@ -159,10 +160,11 @@ func (l limit) set(g *cgroup.Group) error {
 	case err != nil:
 		return err
 	}
-	if got, err := g.Value(l.file); err != nil || got != l.got {
-		return errs.New(errs.Invalid, "the kernel made %q of %q in %s (%v)", got, l.value, l.file, err)
+	got, err := g.Value(l.file)
+	if err == nil && got != l.got {
+		err = errs.New(errs.Invalid, "the kernel made %q of %q in %s", got, l.value, l.file)
 	}
-	return nil
+	return err
 }
 
 // tryResources finds out on creation what would else be an error of the first start.
@@ -181,12 +183,15 @@ func (u *unit) tryResources(id int64) (err error) {
 	return errors.Join(u.Resources.confine(g), g.Remove())
 }
 
-// limit makes the limits of r hold for a new group, if there are any. systemd gets the controllers to use them in turn.
-func (d *Driver) limit(g *cgroup.Group, r *resources, systemd bool) error {
+// restrict makes the limits of r hold for a new group, if there are any. systemd gets the controllers to use them in turn.
+func (d *Driver) restrict(g *cgroup.Group, r *resources, systemd bool) error {
 	if r == nil {
 		return nil
 	}
-	if err := errors.Join(d.enable(r), r.confine(g)); err != nil {
+	if err := d.enable(r); err != nil {
+		return err
+	}
+	if err := r.confine(g); err != nil {
 		return err
 	}
 	if systemd {

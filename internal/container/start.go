@@ -51,13 +51,15 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given t
 	p.live, p.leave = context.WithCancelCause(context.Background())
 	p.driver, p.config = d, config
 	p.over, p.end = context.WithCancel(context.Background())
-	if err := d.limit(group, limits, config.Systemd); err != nil {
+	if err := d.restrict(group, limits, config.Systemd); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}
 	// 4. The supervisor, which does the rest.
 	if err := d.spawn(p, tree, given, logs); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}
+	// The supervisor has them now. A descriptor of ours would keep the container from unmounting them.
+	given.close()
 	// 5. The command.
 	if err := p.launch(ctx, config); err != nil {
 		return nil, errors.Join(err, p.undo())
