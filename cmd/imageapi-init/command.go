@@ -29,7 +29,8 @@ func become(config proto.Config) *proto.Failure {
 		return failed("keep descriptors from the command", "", err)
 	}
 	err := syscall.Exec(path, config.Args, config.Env)
-	if failure := examine(path); failure != nil {
+	// A user may be forbidden to look at it: then what execve says is all there is to say.
+	if failure := examine(path); failure != nil && failure.Reason != proto.Syscall {
 		return failure
 	}
 	return failed(proto.ActExecute, path, err)

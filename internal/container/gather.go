@@ -17,6 +17,7 @@ import (
 // it gets that.
 type trees []*os.File
 
+// close closes them; it can be called again.
 func (t trees) close() {
 	for _, tree := range t {
 		tree.Close()
@@ -48,7 +49,7 @@ func (d *Driver) gather(ctx context.Context, u *unit, config *proto.Config) (t t
 		}
 		t = append(t, tree)
 	}
-	if n := len(config.Message()); n > proto.MaxSize {
+	if n := len(config.Message()) + addedLater; n > proto.MaxSize {
 		return t, errs.New(errs.Invalid, "start container: its definition, with all devices, is %d bytes long, more than %d: list fewer", n, proto.MaxSize)
 	}
 	return t, nil

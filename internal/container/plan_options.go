@@ -54,10 +54,12 @@ func (u *unit) planOptions(c *models.Container, faults *errs.Faults) {
 	}
 }
 
+// addedLater is how much longer a configuration becomes, at most: by the variables of systemd, the name of the log.
+const addedLater = 1 << 10
+
 // checkLength refuses what does not fit into one message to the supervisor.
 func (u *unit) checkLength(faults *errs.Faults) {
-	const unknown = 1 << 10 // what is added later: the variables of systemd, a host name
-	n := len(u.config(math.MaxInt64, 0).Message()) + unknown
+	n := len(u.config(math.MaxInt64, 0).Message()) + addedLater
 	if n <= proto.MaxSize {
 		return
 	}

@@ -3,6 +3,7 @@ package container
 import (
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,8 +16,8 @@ const (
 	sigRTMax = 64
 )
 
-// maxStopTimeout keeps a stop within what a client waits for.
-const maxStopTimeout = 45
+// MaxStopTimeout is the longest that a definition can ask for.
+const MaxStopTimeout = 45 * time.Second
 
 func checkStop(signal string, timeout int64, faults *errs.Faults) {
 	switch number, ok := signalNumber(signal); {
@@ -26,8 +27,8 @@ func checkStop(signal string, timeout int64, faults *errs.Faults) {
 	case number == int(unix.SIGSTOP):
 		faults.Add("stop_signal", "%s pauses and does not end anything: ask for the state paused instead", signal)
 	}
-	if timeout < 0 || timeout > maxStopTimeout {
-		faults.Add("stop_timeout", "%d is not between 1 and %d seconds", timeout, maxStopTimeout)
+	if most := int64(MaxStopTimeout / time.Second); timeout < 0 || timeout > most {
+		faults.Add("stop_timeout", "%d is not between 1 and %d seconds", timeout, most)
 	}
 }
 

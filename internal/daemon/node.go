@@ -34,7 +34,7 @@ type node struct {
 // openNode opens everything, or nothing, in this order: the journal, the directory of mountpoints, the program
 // beside the daemon, the groups of the containers, the state. close goes the other way.
 func openNode(ctx context.Context, cfg Config, log *slog.Logger) (n *node, err error) {
-	n = &node{log: log, teardown: cfg.Node.StopTimeout + cfg.Node.DeleteTimeout}
+	n = &node{log: log, teardown: max(cfg.Node.StopTimeout, container.MaxStopTimeout) + cfg.Node.DeleteTimeout}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())

@@ -87,6 +87,9 @@ func TestBinds(t *testing.T) {
 		s.shows(t, "below\n/x\n/x/sub\n/x/sub/inner\n", s.shell("cat /x/sub/inner/below; cut -d ' ' -f 5 /proc/self/mountinfo | grep ^/x",
 			binding(filepath.Join(dir, "link"), "/x"), binding(filepath.Join(dir, "sub"), "/x/sub/inner")))
 	})
+	t.Run("nobody else holds it", func(t *testing.T) {
+		s.shows(t, "gone\n", s.shell("umount /x && echo gone", binding(filepath.Join(dir, "sub"), "/x")))
+	})
 	t.Run("on a read-only root", func(t *testing.T) {
 		c := s.shell("cat /mnt/deep/file /mnt/file", binding(dir, "/mnt/deep"), binding(file, "/mnt/file"))
 		c.Mount = mountID(s.base)

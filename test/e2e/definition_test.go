@@ -114,6 +114,8 @@ web:x:33:34:Web:/var/www:/bin/false
 func TestUser(t *testing.T) {
 	t.Parallel()
 	s := newStudio(t, func(dir string) {
+		must(t, os.Mkdir(filepath.Join(dir, "private"), 0o700))
+		must(t, os.Link(filepath.Join(dir, "bin/busybox"), filepath.Join(dir, "private/sh")))
 		must(t, os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte(users), 0o644))
 		must(t, os.WriteFile(filepath.Join(dir, "etc/group"), []byte("root:x:0:\nwww:x:34:\naudio:x:29:web\nvideo:x:44:root,web\n"), 0o644))
 	})
@@ -149,6 +151,11 @@ func TestUser(t *testing.T) {
 	} {
 		t.Run("no "+user, func(t *testing.T) { s.refuses(t, want, s.shell("true", as(user))) })
 	}
+	t.Run("may not execute it", func(t *testing.T) {
+		c := s.shell("", as("web"))
+		c.Command = to("/private/sh")
+		s.refuses(t, "container: start container: execute /private/sh: permission denied", c)
+	})
 }
 
 // The files that name users come with the image, and it may be hostile.
@@ -343,18 +350,48 @@ func TestRlimits(t *testing.T) {
 	s.shows(t, "1\n", s.shell("echo $#", limiting("nofile", 3, nil), func(c *models.Container) { c.Args = append(c.Args, "a", "b") }))
 }
 
-// The limit of open files is what the server was started with, not what it has made of it for itself.
-func TestLimitOfTheServerDoesNotLeak(t *testing.T) {
-	t.Parallel()
+// newWrapped is newStudio with a server that is started by the end of a script.
+func newWrapped(t *testing.T, script string) studio {
+	t.Helper()
 	testkit.Root(t)
 	wrapper := filepath.Join(t.TempDir(), "server")
-	script := "#!/bin/sh\nulimit -Sn 321\nulimit -Hn 4321\nexec '" + harness.Server(t) + "' \"$@\"\n"
-	must(t, os.WriteFile(wrapper, []byte(script), 0o755))
+	must(t, os.WriteFile(wrapper, []byte("#!/bin/sh\n"+script+" '"+harness.Server(t)+"' \"$@\"\n"), 0o755))
 	d := harness.Restart(t, wrapper, testkit.RunDir(t))
 	s := studio{node: &node{Daemon: d, Client: d.Unix(t)}}
 	t.Cleanup(func() { s.clear(t) })
 	s.base = s.baseOf(t, nil)
-	s.shows(t, "321 4321\n", s.shell("echo $(ulimit -Sn) $(ulimit -Hn)"))
+	return s
+}
+
+// The limit of open files is what the server was started with, not what it has made of it for itself, and what the
+// definition says.
+func TestLimitOfTheServerDoesNotLeak(t *testing.T) {
+	t.Parallel()
+	s := newWrapped(t, "ulimit -Sn 321\nulimit -Hn 4321\nexec")
+	const look = "echo $(ulimit -Sn) $(ulimit -Hn)"
+	s.shows(t, "321 4321\n", s.shell(look))
+	s.shows(t, "77 4321\n", s.shell(look, limiting("nofile", 77, to(int64(4321)))))
+}
+
+// What a server passes on to its children must not bring back what was dropped.
+func TestInheritedCapabilities(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "setpriv")
+	s := newWrapped(t, "exec setpriv --inh-caps=+net_raw,+chown --ambient-caps=+net_raw,+chown")
+	if whole := s.capabilities(t); whole["CapInh"] == 0 {
+		t.Skipf("nothing is inherited: %x", whole)
+	}
+	const one = 1 << unix.CAP_NET_RAW
+	for name, set := range s.capabilities(t, dropping("net_raw")) {
+		if set&one != 0 {
+			t.Errorf("%s is %x, with what was dropped", name, set)
+		}
+	}
+	for name, set := range s.capabilities(t, as("99")) {
+		if name != "CapBnd" && set != 0 {
+			t.Errorf("a user's %s is %x", name, set)
+		}
+	}
 }
 
 // Old clients see nothing of what they did not ask for.

@@ -84,14 +84,17 @@ func TestDevices(t *testing.T) {
 func TestHostDevices(t *testing.T) {
 	t.Parallel()
 	toys := toys(t)
+	tmpfs(t, "/dev/"+toys+"/empty")
+	must(t, os.WriteFile("/dev/"+toys+"/empty/above", nil, 0o644))
 	s := newStudio(t, nil)
-	const script = "ls /dev/%s; ls /dev/pts; exec 3<>/dev/ptmx; ls /dev/pts; echo x > /dev/null && touch /dev/shm/%[1]s && echo ready; exec sleep 1000"
+	const script = "ls /dev/%s /dev/%[1]s/empty; ls /dev/pts; exec 3<>/dev/ptmx; ls /dev/pts; echo x > /dev/null && touch /dev/shm/%[1]s && echo ready; exec sleep 1000"
 	made := s.create(t, s.shell(fmt.Sprintf(script, toys), with("host")))
 	s.says(t, made, "ready")
 	log, err := os.ReadFile(made.Logfile)
 	must(t, err)
-	// It has all of the node's, and terminals of its own.
-	if want := "deep\nempty\nfifo\nfile\nlink\nmagic\nnull\nout\nself\ntodir\ntofile\nptmx\n0\nptmx\nready\n"; string(log) != want {
+	// It has all of the node's but what is mounted below, and terminals of its own.
+	want := "/dev/" + toys + ":\ndeep\nempty\nfifo\nfile\nlink\nmagic\nnull\nout\nself\ntodir\ntofile\n\n/dev/" + toys + "/empty:\nptmx\n0\nptmx\nready\n"
+	if string(log) != want {
 		t.Errorf("it sees:\n%s\nwant:\n%s", log, want)
 	}
 	if _, err := os.Stat("/dev/shm/" + toys); err == nil {
