@@ -120,19 +120,19 @@ func TestSystemd(t *testing.T) {
 // It sees its own part of the cgroup tree and can write there, and can't write what is the node's.
 func systemdSurroundings(t *testing.T, c models.Container) {
 	for command, want := range map[string]string{
-		"cat /run/host/container-manager":                                           "imageapi",
-		"systemd-detect-virt":                                                       "container-other",
-		"grep ^0: /proc/1/cgroup":                                                   "0::/init.scope",
-		"stat -f -c %T /sys/fs/cgroup":                                              "cgroup2fs",
-		"mkdir /sys/fs/cgroup/a && rmdir /sys/fs/cgroup/a":                          "",
-		"test -e /sys/fs/cgroup/cgroup.type && echo not a root":                     "not a root",
-		"diff <(tr -d - </run/host/container-uuid) <(tr -d '\\n' </etc/machine-id)": "",
-		"stat -c %a /run /tmp /run/lock":                                            "755\n1777\n1777",
-		"stat -f -c %T /run /tmp":                                                   "tmpfs\ntmpfs",
-		"test -w /sys/kernel/profiling || test -w /proc/sys/vm/swappiness || echo read-only":                       "read-only",
-		"test -c /dev/console && stat -c %T /dev/console":                           "0",
-		"systemctl is-active systemd-logind dbus systemd-journald":                  "active\nactive\nactive",
-		"systemctl show --property=NFailedUnits":                                    "NFailedUnits=0",
+		"cat /run/host/container-manager":                                                    "imageapi",
+		"systemd-detect-virt":                                                                "container-other",
+		"grep ^0: /proc/1/cgroup":                                                            "0::/init.scope",
+		"stat -f -c %T /sys/fs/cgroup":                                                       "cgroup2fs",
+		"mkdir /sys/fs/cgroup/a && rmdir /sys/fs/cgroup/a":                                   "",
+		"test -e /sys/fs/cgroup/cgroup.type && echo not a root":                              "not a root",
+		"diff <(tr -d - </run/host/container-uuid) <(tr -d '\\n' </etc/machine-id)":          "",
+		"stat -c %a /run /tmp /run/lock":                                                     "755\n1777\n1777",
+		"stat -f -c %T /run /tmp":                                                            "tmpfs\ntmpfs",
+		"test -w /sys/kernel/profiling || test -w /proc/sys/vm/swappiness || echo read-only": "read-only",
+		"test -c /dev/console && stat -c %T /dev/console":                                    "0",
+		"systemctl is-active systemd-logind dbus systemd-journald":                           "active\nactive\nactive",
+		"systemctl show --property=NFailedUnits":                                             "NFailedUnits=0",
 	} {
 		if got, err := inside(c, "/bin/bash", "-c", command); err != nil || got != want {
 			t.Errorf("%s: %q, %v; want %q", command, got, err, want)
@@ -200,6 +200,19 @@ func systemdSession(t *testing.T, c models.Container) {
 		return strings.HasPrefix(got, "0::/user.slice/user-0.slice/user@0.service/app.slice/run-")
 	})
 	mustInside(t, c, "systemctl", "stop", "login.service")
+}
+
+// With a network of its own it may set that up, and nothing else.
+func TestSystemdNetwork(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	n := newNode(t)
+	definition := system(testkit.Debian(t, "bookworm"))
+	definition.Namespaces = []models.ContainerNamespace{"pid", "uts", "ipc", "cgroup", "net"}
+	c := n.boot(t, definition)
+	mustInside(t, c, "sh", "-c", "test -w /proc/sys/net/ipv4/conf/lo/forwarding && ! test -w /proc/sys/vm/swappiness")
+	setState(t, n, http.StatusOK, c.ID, "exited")
+	n.ends(t, c, "poweroff")
 }
 
 // What ends it from inside is told, and it can be started again.
