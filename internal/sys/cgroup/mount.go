@@ -67,14 +67,13 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// mount mounts the hierarchy at a directory that it makes. With nsdelegate, as systemd has it on other nodes, what lives in a
-// cgroup namespace can't lift the limits of that namespace's own group (cgroups(7), Linux 4.13).
+// mount mounts the hierarchy at a directory that it makes.
 func mount(g gate.Gate, at string) error {
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return err
 	}
 	err := g.Do("cgroup mount", func() error {
-		return unix.Mount(source, at, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nsdelegate")
+		return unix.Mount(source, at, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	})
 	if err != nil {
 		return errors.Join(wrap("mount cgroup2", at, err), os.Remove(at))
