@@ -2,6 +2,7 @@ package container_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -208,5 +209,40 @@ func TestExecIsFrozenWithTheContainer(t *testing.T) {
 	}
 	if out, err := p.Exec(t.Context(), script("echo again")); err != nil || string(out.Stdout) != "again\n" {
 		t.Errorf("%+v, %v", out, err)
+	}
+}
+
+// TestExecCancelled: who asked for it is told so, not that its time was up.
+func TestExecCancelled(t *testing.T) {
+	t.Parallel()
+	n, root := newNode(t), testkit.Busybox(t)
+	p := n.up(t, root, definition("sleep 1000")).start()
+	ctx, cancel := context.WithCancel(t.Context())
+	answer := make(chan error)
+	go func() {
+		_, err := p.Exec(ctx, script("touch /there; exec sleep 1000"))
+		answer <- err
+	}()
+	testkit.Eventually(t, "it runs", func() bool { return exists(filepath.Join(root, "there")) })
+	cancel()
+	if err := <-answer; !errors.Is(err, context.Canceled) {
+		t.Errorf("the answer is %v", err)
+	}
+}
+
+// TestExecHasTheLimitOfOpenFiles: Go programs raise theirs, which must not show in what they start.
+func TestExecHasTheLimitOfOpenFiles(t *testing.T) {
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: before.Max - 1, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &before)
+	n, root := newNode(t), testkit.Busybox(t)
+	p := n.up(t, root, definition("sleep 1000")).start()
+	if out, err := p.Exec(t.Context(), script("ulimit -n")); err != nil || string(out.Stdout) != fmt.Sprintln(before.Max-1) {
+		t.Errorf("of %d: %s, %v", before.Max-1, out.Stdout, err)
 	}
 }
