@@ -2,7 +2,7 @@
 
 .PHONY: vm
 vm: build tools vm-image $(if $(TEST)$(PKG),,build-ceph) ## run the root tests on a Debian 12 kernel in QEMU; TEST=regexp PKG=./package for some
-	@TEST='$(TEST)' PKG='$(PKG)' test/vm/run.sh
+	@TEST='$(TEST)' PKG='$(PKG)' CEPH_TAGS='$(CEPH_TAGS)' test/vm/run.sh
 
 .PHONY: vm-if-able
 vm-if-able: # the same where a guest can run; elsewhere a skipped test, with CI=true a failed one
@@ -11,7 +11,7 @@ vm-if-able: # the same where a guest can run; elsewhere a skipped test, with CI=
 .PHONY: vm-image
 vm-image: # the guest's kernel and root image; kept in $XDG_CACHE_HOME/imageapi-vm until test/vm/image.sh changes
 	@build/deps.sh test/vm/packages
-	@test/vm/image.sh >/dev/null
+	@SECONDS=0; test/vm/image.sh >/dev/null; ((SECONDS < 5)) || echo "vm: made the image in $$SECONDS s"
 
 .PHONY: vm-node
 vm-node: build vm-image # the server straight on an initrd
