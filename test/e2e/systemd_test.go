@@ -215,6 +215,23 @@ func TestSystemdNetwork(t *testing.T) {
 	n.ends(t, c, "poweroff")
 }
 
+// With limits it sees a group below the one that has them, and can divide what it has.
+func TestSystemdLimited(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	testkit.Controllers(t, "memory", "pids")
+	n := newNode(t)
+	definition := system(testkit.Debian(t, "bookworm"))
+	definition.Resources = &models.ContainerResources{Memory: 512 << 20, Pids: 500}
+	c := n.boot(t, definition)
+	mustInside(t, c, "sh", "-c", "grep -w memory /sys/fs/cgroup/system.slice/cgroup.controllers && ! grep 536870912 /sys/fs/cgroup/memory.max")
+	if tasks := mustInside(t, c, "systemctl", "show", "--value", "--property=TasksCurrent", "init.scope"); tasks != "1" {
+		t.Errorf("systemd counts %s tasks in its own group", tasks)
+	}
+	setState(t, n, http.StatusOK, c.ID, "exited")
+	n.ends(t, c, "poweroff")
+}
+
 // What ends it from inside is told, and it can be started again.
 func TestSystemdEnds(t *testing.T) {
 	t.Parallel()
@@ -316,11 +333,14 @@ func TestSystemdCycle(t *testing.T) {
 			t.Errorf("paused, its cgroup is %q, %v", events, err)
 		}
 		setState(t, n, http.StatusOK, c.ID, "running")
-		if state := mustInside(t, c, "systemctl", "is-system-running"); state != "running" {
+		if state := n.sh(t, c.ID, "systemctl is-system-running"); strings.TrimSpace(state) != "running" {
 			t.Errorf("resumed, it is %s", state)
 		}
-		if !strings.Contains(said(t, c), "Welcome to Debian") {
+		if !strings.Contains(n.readLog(t, c.ID, ""), "Welcome to Debian") {
 			t.Error("its log is not that of a boot")
+		}
+		if s := n.stats(t, c.ID); s.LogBytes == nil || *s.LogBytes == 0 {
+			t.Errorf("stats: %+v", s)
 		}
 		setState(t, n, http.StatusOK, c.ID, "exited")
 		n.ends(t, c, "poweroff")
