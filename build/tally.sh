@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 jq --raw-output --slurp '
-	map(select(.Test and (.Action | IN("pass", "fail", "skip"))))
+	map(objects | select(.Test and (.Action | IN("pass", "fail", "skip"))))
 	| group_by([.Package, .Test])
 	| map(map(.Action) | if any(. == "fail") then "fail" elif any(. == "pass") then "pass" else "skip" end)
 	| . as $all

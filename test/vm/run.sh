@@ -17,9 +17,10 @@ if [[ -n ${TEST:-}${PKG:-} ]]; then
 	exec test/vm/tests.sh "${suites[@]}"
 fi
 
-remote=(./internal/driver/attach/iscsi ./internal/driver/attach/rbd ./internal/driver/mount/nfs)
+disks=(./internal/driver/attach/iscsi ./internal/driver/attach/rbd)
+nfs=./internal/driver/mount/nfs
 servers='^Test(NFS|ISCSI|RBD|Chaos)' # in test/e2e
-other=("${remote[@]}" ./test/e2e)
+other=("${disks[@]}" $nfs ./test/e2e)
 # The drivers' own packages put each of them through the same suite.
 [[ ${IMAGEAPI_TEST_FULL:-} ]] || other+=(./internal/driver/drivertest)
 mapfile -t rest < <(packages | grep -vxF "$(printf '%s\n' "${other[@]}")")
@@ -32,8 +33,9 @@ part() { # NAME COMMAND...
 }
 times=$(mktemp)
 trap 'rm -f "$times"' EXIT
-part servers test/vm/tests.sh -n vm-servers "${remote[@]}" "./test/e2e=$servers" &
+part servers test/vm/tests.sh -n vm-servers "${disks[@]}" "./test/e2e=$servers" &
 {
+	part nfs test/vm/tests.sh -n vm-nfs $nfs
 	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" ./internal/driver/attach/rbd ./test/e2e=^TestRBD
 	part node test/vm/node.sh
 	part services test/vm/services.sh
@@ -41,4 +43,4 @@ part servers test/vm/tests.sh -n vm-servers "${remote[@]}" "./test/e2e=$servers"
 part local test/vm/tests.sh -n vm-local "${rest[@]}" "./test/e2e!$servers"
 wait
 echo "vm: all of it took $SECONDS s:"
-awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 5}' "$times"
+awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 6}' "$times"
