@@ -19,6 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
 // logWriter writes a log as a supervisor does, step by step.
@@ -33,7 +34,7 @@ const logID = 7
 
 func newLogWriter(t *testing.T) *logWriter {
 	t.Helper()
-	d := &Driver{opt: Options{RunDir: t.TempDir()}}
+	d := &Driver{opt: Options{RunDir: testkit.RunDir(t)}}
 	w := &logWriter{t: t, unit: &unit{driver: d}, path: d.logPath(logID)}
 	w.must(os.Mkdir(d.logDir(), 0o700))
 	w.must(d.createLog(logID))
@@ -380,7 +381,7 @@ func TestReadUnderRotation(t *testing.T) {
 		})
 	}
 	next := 0
-	for range 400 {
+	for range 200 {
 		for range 20 {
 			w.write(fmt.Sprintf("%07d\n", next))
 			next++
@@ -389,6 +390,43 @@ func TestReadUnderRotation(t *testing.T) {
 	}
 	close(stop)
 	all.Wait()
+}
+
+// TestFollowUnderRotation: what is written just before a part is full is not overlooked by who looks at that moment.
+func TestFollowUnderRotation(t *testing.T) {
+	t.Parallel()
+	w := newLogWriter(t)
+	l := w.open(follow)
+	const rounds = 100
+	end := time.Now().Add(time.Minute)
+	progress := make(chan int, 2*rounds)
+	go func() {
+		defer close(progress)
+		total := 0
+		for buf := make([]byte, 64); total < 2*rounds; {
+			n, err := l.Read(buf)
+			switch total += n; {
+			case n > 0:
+				progress <- total
+			case !errors.Is(err, io.EOF):
+				t.Errorf("after %d bytes: %v", total, err)
+				return
+			case time.Now().After(end): // it does not wait, to look at as many moments as it can
+				t.Errorf("nothing comes after %d bytes", total)
+				return
+			}
+		}
+	}()
+	for i := range rounds {
+		w.write("1")
+		for open, got := true, 0; open && got < 2*i+1; { // then the reader is in this part
+			got, open = <-progress
+		}
+		w.write("2")
+		w.rotate()
+	}
+	for range progress {
+	}
 }
 
 // checkNumbers checks that each line is one more than that before.

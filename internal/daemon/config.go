@@ -63,8 +63,8 @@ type Node struct {
 	FSTypes       []string      `long:"fs-types" value-name:"TYPE,..." description:"file systems that may be mounted besides ext2, ext3, ext4, xfs, btrfs, squashfs and erofs"`
 	StopTimeout   time.Duration `long:"stop-timeout" value-name:"TIME" default:"10s" description:"how long a container may take to stop before it is killed"`
 	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create may take, all its levels together, before it is undone"`
-	LogSize       Size          `long:"log-size" value-name:"SIZE" default:"16MiB" description:"how much is kept of what a container writes, at least 64KiB: the latest half of it, and up to as much before that"`
 	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for what it takes away; the rest goes on behind its answer"`
+	LogSize       Size          `long:"log-size" value-name:"SIZE" default:"16MiB" description:"how much of the output of each container is kept, at least 64KiB; the older half of it goes when it is full"`
 }
 
 // Limits bounds what clients can ask for.

@@ -63,6 +63,7 @@ func TestEveryBellOfAFileRings(t *testing.T) {
 		t.Fatal(err)
 	}
 	rings(t, first)
+	rings(t, second)
 	first.Close()
 	first.Close()
 	if _, err := f.WriteString("x"); err != nil {
