@@ -453,3 +453,37 @@ func TestExecHostileImage(t *testing.T) {
 		n.Must(t, http.StatusUnprocessableEntity, http.MethodPost, execPath(c.ID), &models.ContainerCommand{Args: []string{"true"}, WorkingDir: fmt.Sprintf("/proc/self/fd/%d", fd)}, nil)
 	}
 }
+
+// In a container with systemd, whose cgroup may have no processes of its own once that enables controllers, commands run from the first moment
+// on, beside systemd's units, and do not disturb them.
+func TestExecBesideSystemd(t *testing.T) {
+	t.Parallel()
+	suites := testkit.Debians()
+	image := testkit.Debian(t, suites[len(suites)-1])
+	n := newNode(t)
+	c := n.create(t, system(image))
+	slowly(t, "systemd is ready", func() bool {
+		if got := n.sh(t, c.ID, "grep ^0:: /proc/self/cgroup; echo $NOTIFY_SOCKET"); !strings.HasPrefix(got, "0::/exec-") || !strings.HasSuffix(got, "\n\n") {
+			t.Fatalf("its cgroup and socket: %q", got)
+		}
+		got := n.container(t, c.ID)
+		return got.Ready != nil && *got.Ready
+	})
+	if got := n.exec(t, c.ID, &models.ContainerCommand{Args: []string{"systemctl", "is-system-running", "--wait"}}); got.Stdout != "running\n" {
+		t.Errorf("the system: %s", show(got))
+	}
+	if got := n.exec(t, c.ID, &models.ContainerCommand{Args: []string{"systemd-run", "--pipe", "--wait", "--quiet", "id", "-un"}}); got.Stdout != "root\n" {
+		t.Errorf("by systemd-run: %s", show(got))
+	}
+	wait := n.behind(t.Context(), c.ID, shell("touch /there; sleep 1000"))
+	n.shows(t, c.ID, "/there")
+	if got := n.exec(t, c.ID, &models.ContainerCommand{Args: []string{"systemctl", "poweroff"}}); got.ExitCode == nil || *got.ExitCode != 0 {
+		t.Errorf("poweroff: %s", show(got))
+	}
+	a, err := wait()
+	must(t, err)
+	if !strings.Contains(string(a.Body), `"signal":15`) { // systemd ends in good order what it does not know, too
+		t.Errorf("status %d: %s", a.Status, a.Body)
+	}
+	slowly(t, "it has exited", func() bool { return n.container(t, c.ID).State == models.ContainerStateExited })
+}
