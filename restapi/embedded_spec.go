@@ -518,7 +518,7 @@ func init() {
     },
     "/container/exec": {
       "post": {
-        "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. What the command left running goes on. The container must be ` + "`" + `running` + "`" + `. If the client hangs up the command is killed. A\ncommand that can't be started is 422.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. Its standard input is empty. What the command left running goes on.\nIf the client hangs up the command is killed. The container must be ` + "`" + `running` + "`" + `: if not, or if it ends meanwhile, 409, and\nalso while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
         "tags": [
           "containers"
         ],
@@ -2951,7 +2951,7 @@ func init() {
     },
     "/container/exec": {
       "post": {
-        "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. What the command left running goes on. The container must be ` + "`" + `running` + "`" + `. If the client hangs up the command is killed. A\ncommand that can't be started is 422.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. Its standard input is empty. What the command left running goes on.\nIf the client hangs up the command is killed. The container must be ` + "`" + `running` + "`" + `: if not, or if it ends meanwhile, 409, and\nalso while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
         "tags": [
           "containers"
         ],

@@ -283,8 +283,9 @@ func (a *Client) DeleteContainerContext(ctx context.Context, params *DeleteConta
 // ExecInContainer runs a command in a container.
 //
 // Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers
-// when it has ended. What the command left running goes on. The container must be `running`. If the client hangs up the command is killed. A
-// command that can't be started is 422.
+// when it has ended. Its standard input is empty. What the command left running goes on.
+// If the client hangs up the command is killed. The container must be `running`: if not, or if it ends meanwhile, 409, and
+// also while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
@@ -306,8 +307,9 @@ func (a *Client) ExecInContainer(params *ExecInContainerParams, opts ...ClientOp
 // ExecInContainerContext runs a command in a container.
 //
 // Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers
-// when it has ended. What the command left running goes on. The container must be `running`. If the client hangs up the command is killed. A
-// command that can't be started is 422.
+// when it has ended. Its standard input is empty. What the command left running goes on.
+// If the client hangs up the command is killed. The container must be `running`: if not, or if it ends meanwhile, 409, and
+// also while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
