@@ -177,9 +177,13 @@ func anyRemote(needs []driver.Live) bool {
 }
 
 // Down goes in this order: first the tmpfs of the upper layer, which stays in use by the overlay, so that whoever holds it
-// from outside is found while all can still be put back; then the overlay.
+// from outside is found while all can still be put back; then the overlay. What asks no server is done to its end once it
+// is begun.
 func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
-	back, err := u.takeUpper(ctx, site.ID)
+	if err := ctx.Err(); err != nil {
+		return errs.New(errs.Deadline, "unmount overlay: %w", context.Cause(ctx))
+	}
+	back, err := u.takeUpper(context.WithoutCancel(ctx), site.ID)
 	if err != nil {
 		return err
 	}
@@ -194,7 +198,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error 
 func (u *unit) unmount(ctx context.Context, site driver.Site) error {
 	switch whole := u.Upper.Sort != inNone || u.Lower > 1; {
 	case !whole || !anyRemote(site.Needs):
-		return u.o.Mounts.Detach(ctx, site.ID, nil, whole)
+		return u.o.Mounts.Detach(context.WithoutCancel(ctx), site.ID, nil, whole)
 	case u.Upper.Sort == inMount:
 		return u.o.remote.Detach(ctx, site.ID)
 	default:
