@@ -36,7 +36,7 @@ func TestDefaults(t *testing.T) {
 	}
 	if got := cfg.Node; !reflect.DeepEqual(got, Node{
 		RunDir: "/run/imageapi", CgroupParent: "/imageapi",
-		StopTimeout: 10 * time.Second, CreateTimeout: 25 * time.Second, DeleteTimeout: 20 * time.Second,
+		StopTimeout: 10 * time.Second, CreateTimeout: 25 * time.Second, DeleteTimeout: 20 * time.Second, LogSize: 16 << 20,
 	}) {
 		t.Errorf("does %+v", got)
 	}
@@ -96,7 +96,6 @@ func TestParse(t *testing.T) {
 			check: func(c Config) bool { return reflect.DeepEqual(c.Node.FSTypes, []string{"vfat", "f2fs", "exfat"}) }},
 		{name: "sizes", args: "--max-body 2KiB", check: func(c Config) bool { return c.Limits.MaxBody == 2048 }},
 		{name: "log size", args: "--log-size 64KiB", check: func(c Config) bool { return c.Node.LogSize == 64<<10 }},
-		{name: "default log size", check: func(c Config) bool { return c.Node.LogSize == 16<<20 }},
 		{name: "log size that is too small", args: "--log-size 63KiB", err: "--log-size 64512: must be at least 64KiB"},
 		{name: "no size", args: "--max-body 0", err: "more than 0"},
 		{name: "environment", env: map[string]string{"HOST": "localhost", "PORT": "81", "TLS_HOST": "::1", "TLS_PORT": "82"},
