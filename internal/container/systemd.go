@@ -41,27 +41,20 @@ func systemdList(list []models.ContainerNamespace, faults *errs.Faults) []models
 
 // surround adds to a configuration what systemd is to find around it. What the definition says of the environment comes
 // first.
-func (d *Driver) surround(config *proto.Config, id int64) error {
-	machine, err := d.machineID(id)
+func (u *unit) surround(config *proto.Config, id int64) error {
+	machine, err := u.driver.machineID(id)
 	if err != nil {
 		return err
 	}
 	// A dumb terminal has no colours and no cursor, which would be no good in a log.
-	config.Env = replaceDefault(config.Env, "TERM=linux", "TERM=dumb")
+	if i := slices.Index(config.Env, "TERM=linux"); i >= 0 && !slices.Contains(u.Env, "TERM=linux") {
+		config.Env[i] = "TERM=dumb"
+	}
 	config.Env = append(config.Env, "container_uuid="+machine, "NOTIFY_SOCKET="+proto.NotifySocket)
 	// Modules are the node's; without this one systemd does not try to load any. And audit records are the node's too:
 	// journald would copy them.
 	config.Drop |= 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_AUDIT_READ
 	return nil
-}
-
-// replaceDefault exchanges an entry of an environment if it is as it was by default.
-func replaceDefault(env []string, was, now string) []string {
-	if i := slices.Index(env, was); i >= 0 {
-		env = slices.Clone(env)
-		env[i] = now
-	}
-	return env
 }
 
 // machineID is what machine-id(5) becomes where the image has none of its own: another one on each node, after each boot of

@@ -117,7 +117,7 @@ func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driv
 	}
 	config := u.config(site.ID, u.driver.opt.StopTimeout)
 	if u.Systemd {
-		if err := u.driver.surround(&config, site.ID); err != nil {
+		if err := u.surround(&config, site.ID); err != nil {
 			return nil, err
 		}
 	}
