@@ -78,7 +78,24 @@ func (p *Parent) handOnOne(dir *os.File, controller string) error {
 	if !slices.Contains(strings.Fields(there), controller) {
 		return ErrLacks
 	}
+	if err := mayHandOn(dir); err != nil {
+		return err
+	}
 	return p.gate.Do("cgroup controller", func() error { return Dir(dir.Fd()).write("cgroup.subtree_control", "+"+controller) })
+}
+
+// mayHandOn refuses a group with processes of its own. Some controllers the kernel would hand on beside them, and make the groups
+// below useless (cgroups(7), Thread mode). The root of the hierarchy, which has no type, may.
+func mayHandOn(dir *os.File) error {
+	kind, err := read(dir, "cgroup.type")
+	if err != nil || kind == "" {
+		return err
+	}
+	processes, err := read(dir, "cgroup.procs")
+	if err == nil && processes != "" {
+		return unix.EBUSY
+	}
+	return err
 }
 
 // Set writes a limit or another setting. Where its controller is not available the error is ENOENT.
