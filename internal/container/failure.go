@@ -10,7 +10,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
-// explain makes an error of a start that failed.
+// explain makes an error of a start that failed, of a container or of a command in one.
 func explain(f *proto.Failure) error {
 	invalid := func(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
 	switch f.Reason {
@@ -39,7 +39,7 @@ func explain(f *proto.Failure) error {
 	case proto.Unfit:
 		return explainUnfit(f)
 	case proto.Died:
-		return errs.New(errs.Internal, "start container: %s: the process died %s", f.Act, f.Detail)
+		return errs.New(errs.Internal, "%s: the process died %s", f.Act, f.Detail)
 	default:
 		return explainSyscall(f)
 	}
@@ -55,7 +55,7 @@ func explainSyscall(f *proto.Failure) error {
 	if f.Act == proto.ActExecute {
 		class = errs.Invalid
 	}
-	return errs.New(class, "start container: %s: %w", object(f), f.Errno)
+	return errs.New(class, "%s: %w", object(f), f.Errno)
 }
 
 // explainUnfit makes an error of what a field asks for and the container can't be given.

@@ -154,7 +154,7 @@ func TestUser(t *testing.T) {
 	t.Run("may not execute it", func(t *testing.T) {
 		c := s.shell("", as("web"))
 		c.Command = to("/private/sh")
-		s.refuses(t, "container: start container: execute /private/sh: permission denied", c)
+		s.refuses(t, "container: execute /private/sh: permission denied", c)
 	})
 }
 
