@@ -2,7 +2,7 @@ package container
 
 import (
 	"fmt"
-	pathpkg "path"
+	"path"
 	"slices"
 	"strings"
 
@@ -28,21 +28,21 @@ func checkDevices(list []string, faults *errs.Faults) {
 		return
 	}
 	for i, device := range list {
-		path := fmt.Sprintf("devices[%d]", i)
+		at := fmt.Sprintf("devices[%d]", i)
 		below, inDev := strings.CutPrefix(device, "/dev/")
 		top, _, _ := strings.Cut(below, "/")
 		switch {
 		case device == hostDevices && len(list) > 1:
-			faults.Add(path, "%q is all that the node has: give it alone", device)
+			faults.Add(at, "%q is all that the node has: give it alone", device)
 		case device == hostDevices, device == minimalDevices:
 		case device == "/dev" || device == "/dev/":
-			faults.Add(path, "is all of the node's /dev: for that give %q", hostDevices)
-		case !inDev || pathpkg.Clean(device) != strings.TrimSuffix(device, "/"):
-			faults.Add(path, "%q is neither a plain path in /dev nor %q nor %q", device, minimalDevices, hostDevices)
+			faults.Add(at, "is all of the node's /dev: for that give %q", hostDevices)
+		case !inDev || path.Clean(device) != strings.TrimSuffix(device, "/"):
+			faults.Add(at, "%q is neither a plain path in /dev nor %q nor %q", device, minimalDevices, hostDevices)
 		case slices.Contains(ownDevices, top):
-			faults.Add(path, "the container has a /dev/%s of its own", top)
+			faults.Add(at, "the container has a /dev/%s of its own", top)
 		default:
-			checkPath(path, device, faults)
+			checkPath(at, device, faults)
 		}
 	}
 }
@@ -62,17 +62,17 @@ func planBinds(list []*models.ContainerBind, faults *errs.Faults) []bind {
 	var all []bind
 	seen := map[string]int{}
 	for i, b := range list {
-		path := fmt.Sprintf("binds[%d]", i)
+		at := fmt.Sprintf("binds[%d]", i)
 		if b == nil || b.Source == nil || b.Target == nil || *b.Source == "" || *b.Target == "" {
-			faults.Add(path, "needs a source and a target")
+			faults.Add(at, "needs a source and a target")
 			continue
 		}
 		made := bind{Source: *b.Source, Target: *b.Target, ReadOnly: b.Ro != nil && *b.Ro}
-		checkPath(path+".source", made.Source, faults)
-		if checkTarget(path+".target", made.Target, faults) {
-			clean := pathpkg.Clean(made.Target)
+		checkPath(at+".source", made.Source, faults)
+		if checkTarget(at+".target", made.Target, faults) {
+			clean := path.Clean(made.Target)
 			if first, twice := seen[clean]; twice {
-				faults.Add(path+".target", "%s is the target of binds[%d] too, which it would cover", clean, first)
+				faults.Add(at+".target", "%s is the target of binds[%d] too, which it would cover", clean, first)
 			}
 			seen[clean] = i
 		}
@@ -90,7 +90,7 @@ func checkTarget(at, target string, faults *errs.Faults) bool {
 		faults.Add(at, `%q has a "..": give the path without`, target)
 		return false
 	}
-	switch clean := pathpkg.Clean(target); clean {
+	switch clean := path.Clean(target); clean {
 	case "/":
 		faults.Add(at, "is the root, which is the mount of the container")
 		return false

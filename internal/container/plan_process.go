@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	maxString = 128<<10 - 1         // of an argument or a variable: MAX_ARG_STRLEN, execve(2), without its NUL
-	maxPath   = unix.PathMax - 1    // likewise
-	maxID     = uint64(1<<32-1) - 1 // of a user or group; the next one means "no change" (setresuid(2))
+	maxString = 128<<10 - 1       // of an argument or a variable: MAX_ARG_STRLEN, execve(2), without its NUL
+	maxPath   = unix.PathMax - 1  // likewise
+	maxID     = uint64(1<<32 - 2) // of a user or group; the next one means "no change" (setresuid(2))
 )
 
 func checkArgs(args []string, faults *errs.Faults) {
@@ -79,7 +79,8 @@ func environment(own []string, hasUser bool) []string {
 	return append(env, own...)
 }
 
-// checkPath checks an absolute path of a container or the node; an empty one is fine.
+// checkPath checks an absolute path of a container or the node, and tells whether there is one to go on with. An empty one is
+// no fault.
 func checkPath(at, path string, faults *errs.Faults) bool {
 	switch {
 	case path == "":
