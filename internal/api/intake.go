@@ -54,11 +54,14 @@ func (a *api) intake(next http.Handler) http.Handler {
 	})
 }
 
-// dropBody forgets a body that the operation has no use for. Clients send an empty one of type JSON.
+// dropBody forgets a body that the operation has no use for. Clients send an empty one of type JSON. It is read: before its end
+// net/http does not notice that a client hangs up.
 func dropBody(r *http.Request) {
+	const longest = 256 << 10 // what net/http itself reads of a body that nobody wants
 	if r.ContentLength > 0 {
 		warn(r, "the body of a %s is ignored", r.Method)
 	}
+	_, _ = io.CopyN(io.Discard, r.Body, longest)
 	r.Body, r.ContentLength = http.NoBody, 0
 }
 
