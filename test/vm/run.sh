@@ -20,7 +20,7 @@ fi
 disks=(./internal/driver/attach/iscsi ./internal/driver/attach/rbd)
 nfs=./internal/driver/mount/nfs
 servers='^Test(NFS|ISCSI|RBD|Chaos)' # in test/e2e
-other=("${disks[@]}" $nfs ./test/e2e)
+other=("${disks[@]}" "$nfs" ./test/e2e)
 # The drivers' own packages put each of them through the same suite.
 [[ ${IMAGEAPI_TEST_FULL:-} ]] || other+=(./internal/driver/drivertest)
 mapfile -t rest < <(packages | grep -vxF "$(printf '%s\n' "${other[@]}")")
@@ -35,7 +35,7 @@ times=$(mktemp)
 trap 'rm -f "$times"' EXIT
 part servers test/vm/tests.sh -n vm-servers "${disks[@]}" "./test/e2e=$servers" &
 {
-	part nfs test/vm/tests.sh -n vm-nfs $nfs
+	part nfs test/vm/tests.sh -n vm-nfs "$nfs"
 	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" ./internal/driver/attach/rbd ./test/e2e=^TestRBD
 	part node test/vm/node.sh
 	part services test/vm/services.sh
