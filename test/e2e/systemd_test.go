@@ -23,13 +23,9 @@ func system(image string) *models.Container {
 func (n *node) boot(t testing.TB, definition *models.Container) models.Container {
 	t.Helper()
 	c := n.create(t, definition)
-	slowly(t, "systemd is ready", func() bool {
-		got := n.container(t, c.ID)
-		if got.State != models.ContainerStateRunning {
-			t.Fatalf("it is %s (%s), and has said:\n%s", got.State, got.Error, said(t, c))
-		}
-		return got.Ready != nil && *got.Ready
-	})
+	if got := n.awaits(t, c.ID, "ready=true"); got.Ready == nil || !*got.Ready {
+		t.Fatalf("it is %s (%s), and has said:\n%s", got.State, got.Error, said(t, c))
+	}
 	// Ready is what systemd says when its default target is reached; a few jobs may go on.
 	if state, err := inside(c, "systemctl", "is-system-running", "--wait"); err != nil || state != "running" {
 		units, _ := inside(c, "systemctl", "--failed", "--no-pager")
@@ -37,6 +33,17 @@ func (n *node) boot(t testing.TB, definition *models.Container) models.Container
 		t.Fatalf("the system is %s (%v)\n%s\n%s", state, err, units, journal)
 	}
 	return c
+}
+
+// awaits returns a container when it is what a query of /container/wait says, or when its time is up. To look again and again
+// would take from an emulated machine what systemd needs.
+func (n *node) awaits(t testing.TB, id models.ID, query string) models.Container {
+	t.Helper()
+	path := fmt.Sprintf("/container/wait?id=%d&timeout=80&%s", id, query)
+	if _, err := n.Do(t.Context(), http.MethodGet, path, nil); err != nil {
+		t.Fatal(err)
+	}
+	return n.container(t, id)
 }
 
 // slowly is testkit.Eventually for what takes long in an emulated machine.
@@ -67,6 +74,12 @@ func mustInside(t testing.TB, c models.Container, args ...string) string {
 	return out
 }
 
+// until returns when a script inside succeeds.
+func until(t testing.TB, c models.Container, script string) {
+	t.Helper()
+	mustInside(t, c, "timeout", "60", "sh", "-c", "until "+script+"; do sleep 0.1; done")
+}
+
 // said returns what a container has written.
 func said(t testing.TB, c models.Container) string {
 	t.Helper()
@@ -77,14 +90,10 @@ func said(t testing.TB, c models.Container) string {
 	return string(text)
 }
 
-// ends waits until a container has exited, which takes systemd longer than others, and checks what is told of it.
+// ends waits until a container has exited and checks what is told of it.
 func (n *node) ends(t testing.TB, c models.Container, reason string) {
 	t.Helper()
-	var got models.Container
-	slowly(t, "systemd ends", func() bool {
-		got = n.container(t, c.ID)
-		return got.State != models.ContainerStateRunning && got.State != models.ContainerStateStopping
-	})
+	got := n.awaits(t, c.ID, "state=exited,dead")
 	if got.State != models.ContainerStateExited || got.ExitReason != reason {
 		t.Errorf("it is %s by %q, want exited by %q; it said:\n%s", got.State, got.ExitReason, reason, said(t, c))
 	}
@@ -166,7 +175,7 @@ func systemdJournal(t *testing.T, c models.Container) {
 
 func systemdTimer(t *testing.T, c models.Container) {
 	mustInside(t, c, "systemd-run", "--unit=tick", "--on-active=1ms", "--timer-property=AccuracySec=1ms", "touch", "/run/ticked")
-	testkit.Eventually(t, "the timer elapses", func() bool { _, err := inside(c, "test", "-e", "/run/ticked"); return err == nil })
+	until(t, c, "test -e /run/ticked")
 }
 
 // A service is started when somebody connects to its socket.
@@ -180,25 +189,16 @@ func systemdSocket(t *testing.T, c models.Container) {
 		t.Fatalf("the socket is %s", got)
 	}
 	mustInside(t, c, "sh", "-c", "echo who is there >/run/answer")
-	testkit.Eventually(t, "the service answers", func() bool { got, _ := inside(c, "cat", "/run/answered"); return got == "who is there" })
+	until(t, c, "grep -sx 'who is there' /run/answered")
 }
 
 // Who logs in has a session, a cgroup and a service manager of his own.
 func systemdSession(t *testing.T, c models.Container) {
 	mustInside(t, c, "systemd-run", "--unit=login", "--property=PAMName=login", "--property=User=root", "sleep", "1000")
-	testkit.Eventually(t, "there is a session", func() bool {
-		got, _ := inside(c, "loginctl", "list-sessions", "--no-legend")
-		return strings.Contains(got, "root")
-	})
-	testkit.Eventually(t, "the user's manager runs", func() bool {
-		got, _ := inside(c, "systemctl", "is-active", "user@0.service")
-		return got == "active"
-	})
+	until(t, c, "loginctl list-sessions --no-legend | grep -w root")
+	until(t, c, "systemctl is-active user@0.service")
 	mustInside(t, c, "env", "XDG_RUNTIME_DIR=/run/user/0", "systemd-run", "--user", "sh", "-c", "cat /proc/self/cgroup >/run/user/0/mine")
-	testkit.Eventually(t, "the user's service runs", func() bool {
-		got, _ := inside(c, "grep", "^0:", "/run/user/0/mine")
-		return strings.HasPrefix(got, "0::/user.slice/user-0.slice/user@0.service/app.slice/run-")
-	})
+	until(t, c, "grep -s '^0::/user.slice/user-0.slice/user@0.service/app.slice/run-' /run/user/0/mine")
 	mustInside(t, c, "systemctl", "stop", "login.service")
 }
 
