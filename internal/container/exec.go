@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	maxCommands = 64          // that run at once, in all containers
-	dying       = time.Second // how long a killed command is given to end
+	maxCommands = 64              // that run at once, in all containers
+	dying       = 3 * time.Second // how long a killed command is given to end
 )
 
 // command is one that runs in a container beside its first process.
