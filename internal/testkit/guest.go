@@ -10,6 +10,11 @@ import (
 // guestTree is a file that only the guest of test/vm has: the path of the source tree.
 const guestTree = "/vm/tree"
 
+func inGuest() bool {
+	_, err := os.Stat(guestTree)
+	return err == nil
+}
+
 // Guest skips a test that needs a server of the guest of test/vm, except in there. It returns the directory of the
 // scripts that start the servers.
 func Guest(t testing.TB) string {
