@@ -23,13 +23,13 @@ type ContainerResources struct {
 	// Its share of the processors when they are short, 1 to 10000 (cpu.weight). The kernel's default is 100.
 	CPUWeight int64 `json:"cpu_weight,omitempty"`
 
-	// The processors that it may run on, such as `0-3,8` (cpuset.cpus).
+	// The processors that it may run on, such as `0-3,8` (cpuset.cpus). All of them must be there.
 	Cpuset string `json:"cpuset,omitempty"`
 
-	// Bytes of memory (memory.max). Above it a process of the container is killed.
+	// Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.
 	Memory int64 `json:"memory,omitempty"`
 
-	// How many processes and threads it may have (pids.max).
+	// How many processes and threads it may have (pids.max), at least 16.
 	Pids int64 `json:"pids,omitempty"`
 
 	// Bytes of swap (memory.swap.max); -1 for none.

@@ -1603,16 +1603,16 @@ func init() {
           "format": "int64"
         },
         "cpuset": {
-          "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus).",
+          "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus). All of them must be there.",
           "type": "string"
         },
         "memory": {
-          "description": "Bytes of memory (memory.max). Above it a process of the container is killed.",
+          "description": "Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.",
           "type": "integer",
           "format": "int64"
         },
         "pids": {
-          "description": "How many processes and threads it may have (pids.max).",
+          "description": "How many processes and threads it may have (pids.max), at least 16.",
           "type": "integer",
           "format": "int64"
         },
@@ -4099,16 +4099,16 @@ func init() {
           "format": "int64"
         },
         "cpuset": {
-          "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus).",
+          "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus). All of them must be there.",
           "type": "string"
         },
         "memory": {
-          "description": "Bytes of memory (memory.max). Above it a process of the container is killed.",
+          "description": "Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.",
           "type": "integer",
           "format": "int64"
         },
         "pids": {
-          "description": "How many processes and threads it may have (pids.max).",
+          "description": "How many processes and threads it may have (pids.max), at least 16.",
           "type": "integer",
           "format": "int64"
         },
