@@ -15,6 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/restapi"
 )
@@ -32,11 +33,12 @@ var least = map[string]string{
 	"mount_nfs":       `{"kind":"nfs","nfs":{"host":"h","path":"/"}}`,
 	"mount_bind":      `{"kind":"bind","bind":{"path":"/a","base":"root"}}`,
 	"container":       `{"command":"/sbin/init","mount":{"id":1}}`,
+	"container_bind":  `{"command":"/sbin/init","mount":{"id":1},"binds":[{"source":"/a","target":"/b"}]}`,
 }
 
 func drivers(t *testing.T) driver.Set {
 	t.Helper()
-	return Drivers(Env{RunDir: t.TempDir(), Containers: new(container.Driver)})
+	return Drivers(Env{RunDir: t.TempDir(), Mounts: new(mountdir.Dir), Containers: new(container.Driver)})
 }
 
 func definitions(t *testing.T) spec.Definitions {
@@ -86,6 +88,10 @@ func same(got, want any) bool {
 func shown(t *testing.T, set driver.Set, name, def string) map[string]any {
 	t.Helper()
 	class, kind, _ := strings.Cut(name, "_")
+	if name == "container_bind" {
+		binds := shown(t, set, class, def)["binds"].([]any)
+		return binds[0].(map[string]any)
+	}
 	d, ok := set.Find(driver.Class(class), kind)
 	if !ok {
 		t.Fatalf("no driver for %s", name)
