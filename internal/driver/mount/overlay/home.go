@@ -1,0 +1,244 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/layer"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+)
+
+// home is where the upper layer of an overlay is: a directory, open, with the two of a layer in it.
+type home struct {
+	dir   *os.File
+	path  string // of the directory, as it can be seen on the node
+	space string // as in notes
+	place *place // as in notes
+	lost  bool   // with the overlay
+}
+
+// entry returns a path of one of the two directories that nobody can turn to elsewhere while this process has the home open.
+func (h *home) entry(name string) string {
+	return fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), h.dir.Fd(), name)
+}
+
+// close closes the home, once or more. There may be none.
+func (h *home) close() {
+	if h != nil {
+		h.dir.Close()
+	}
+}
+
+func (h *home) notes() notes {
+	if h == nil {
+		return notes{}
+	}
+	return notes{Upper: filepath.Join(h.path, layer.Upper), Work: filepath.Join(h.path, layer.Work), Space: h.space, Place: h.place}
+}
+
+// makeUpper prepares the upper layer of an overlay, or returns nil if it has none.
+func (u *unit) makeUpper(ctx context.Context, site driver.Site) (*home, error) {
+	if u.Upper.Sort == inNone {
+		return nil, nil
+	}
+	look, err := u.o.lookOf(ctx, site.Needs[0].Tree)
+	if err != nil {
+		return nil, err
+	}
+	if u.Upper.Sort == inMount {
+		h, err := u.homeInMount(ctx, site, look)
+		if err != nil {
+			return nil, errs.At("overlay.upper.mount", err)
+		}
+		return h, nil
+	}
+	return u.homeInMemory(ctx, site.ID, look)
+}
+
+func (u *unit) homeInMemory(ctx context.Context, id int64, look layer.Look) (*home, error) {
+	tree, err := u.o.tmpfs(u.Upper.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer tree.Close()
+	path, err := u.o.uppers.Attach(id, tree)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := u.o.prepare(ctx, &driver.Tree{Path: path}, "/", look)
+	if err != nil {
+		tree.Close() // it would be busy
+		return nil, errors.Join(err, u.dropUpper(context.WithoutCancel(ctx), id))
+	}
+	return &home{dir: dir, path: path, space: path, lost: true}, nil
+}
+
+// tmpfs makes a file system in memory that ends with its mount.
+func (o *overlayer) tmpfs(size int64) (*os.File, error) {
+	fs, err := mount.New(o.Gate, "tmpfs")
+	if err != nil {
+		return nil, err
+	}
+	defer fs.Close()
+	if err := fs.Label("overlay", ""); err != nil {
+		return nil, err
+	}
+	for _, p := range []mount.Param{
+		{Key: "mode", Value: "0700", HasValue: true},
+		{Key: "size", Value: strconv.FormatInt(size, 10), HasValue: true},
+		{Key: "nr_inodes", Value: strconv.FormatInt(inodes(size), 10), HasValue: true},
+	} {
+		if err := fs.Set(p); err != nil {
+			return nil, err
+		}
+	}
+	return fs.Mount(mount.OnNode | mount.NoExec)
+}
+
+// inodes is how many files a tmpfs of a size may have. Each takes about 1 KiB of memory that does not count for its size, so
+// that empty ones alone could fill the node.
+func inodes(size int64) int64 { return max(1024, size/2048) }
+
+func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Look) (*home, error) {
+	tree := site.Needs[u.Lower].Tree
+	same := slices.IndexFunc(site.Needs[:u.Lower], func(l driver.Live) bool { return l.Tree.Path == tree.Path })
+	switch {
+	case same >= 0:
+		return nil, errs.New(errs.Invalid, "it is lower[%d] too, and a layer can't be in another: bind a directory of it and give that as the lower one", same)
+	case tree.ReadOnly:
+		return nil, errs.New(errs.Invalid, "it is read-only: an upper layer is written to")
+	case tree.Depth > 0:
+		return nil, errs.New(errs.Invalid, "it is an overlay, and the kernel takes no upper layer on one: give the mount of a disk")
+	}
+	dir, err := u.o.prepare(ctx, tree, u.Upper.Path, look)
+	if err != nil {
+		return nil, err
+	}
+	h := &home{dir: dir}
+	if !tree.Remote {
+		h.space = tree.Path
+	}
+	if err := u.o.claim(site.ID, h); err != nil {
+		h.close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// claim finds out where a home in a mount is and enters it for an overlay.
+func (o *overlayer) claim(id int64, h *home) (err error) {
+	if h.path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", h.dir.Fd())); err != nil {
+		return err
+	}
+	if h.place, err = placeOf(h.dir); err != nil {
+		return err
+	}
+	return o.claims.take(id, *h.place, h.path)
+}
+
+// prepare makes the directories of a layer in a tree.
+func (o *overlayer) prepare(ctx context.Context, tree *driver.Tree, path string, look layer.Look) (dir *os.File, err error) {
+	if tree.Remote {
+		dir, err = o.Helper.Layer(ctx, tree.Path, path, look)
+		return dir, explain(err)
+	}
+	err = o.Gate.Do("overlay layer make", func() error {
+		fd, err := layer.Prepare(tree.Path, path, look)
+		if err != nil {
+			return err
+		}
+		dir = os.NewFile(uintptr(fd), path)
+		return nil
+	})
+	return dir, explain(err)
+}
+
+// explain says who can mend what layer.Prepare did not like.
+func explain(err error) error {
+	e, ok := errors.AsType[*layer.Error](err)
+	if !ok {
+		return err
+	}
+	const advice = "an upper layer can be on ext4, xfs, btrfs or tmpfs"
+	switch {
+	case e.Step == layer.Stacked:
+		return errs.New(errs.Invalid, "it is an overlay, and the kernel takes no upper layer on one: %s", advice)
+	case e.Step == layer.Mark && e.Err == unix.EOPNOTSUPP:
+		return errs.New(errs.Invalid, "its file system takes no trusted extended attributes, without which what is removed would come back: %w: %s", e, advice)
+	case slices.Contains([]unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EPERM, unix.EACCES, unix.ENOTDIR, unix.ELOOP, unix.ENOENT, unix.EEXIST, unix.ENAMETOOLONG}, e.Err):
+		return errs.New(errs.Invalid, "prepare the upper layer: %w", e)
+	}
+	return fmt.Errorf("prepare the upper layer: %w", e)
+}
+
+// dropUpper takes away what makeUpper made for one overlay that is not mounted. What is in another mount stays there.
+func (u *unit) dropUpper(ctx context.Context, id int64) error {
+	u.o.claims.drop(id)
+	if u.Upper.Sort != inMemory {
+		return nil
+	}
+	return u.o.uppers.Detach(ctx, id, nil, true)
+}
+
+// taken is a tmpfs that was unmounted, with a copy of its mount to put it back.
+type taken struct {
+	o    *overlayer
+	id   int64
+	copy *os.File // nil if there was nothing to take
+}
+
+// takeUpper unmounts the tmpfs of an upper layer. A live overlay goes on with it.
+func (u *unit) takeUpper(ctx context.Context, id int64) (*taken, error) {
+	back := &taken{o: u.o, id: id}
+	if u.Upper.Sort != inMemory {
+		return back, nil
+	}
+	path := u.o.uppers.Path(id)
+	mounted, err := mount.IsMounted(path)
+	if err != nil {
+		return nil, err
+	}
+	if mounted {
+		if back.copy, err = u.o.copyOf(path); err != nil {
+			return nil, err
+		}
+	}
+	if err := u.o.uppers.Detach(ctx, id, nil, true); err != nil {
+		back.forget()
+		return nil, err
+	}
+	return back, nil
+}
+
+func (o *overlayer) copyOf(path string) (*os.File, error) {
+	dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return mount.Clone(o.Gate, dir, false)
+}
+
+func (b *taken) restore() error {
+	if b.copy == nil {
+		return nil
+	}
+	defer b.forget()
+	_, err := b.o.uppers.Attach(b.id, b.copy)
+	return err
+}
+
+func (b *taken) forget() {
+	if b.copy != nil {
+		b.copy.Close()
+	}
+}
