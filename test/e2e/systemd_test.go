@@ -251,7 +251,9 @@ func TestSystemdStopsEarly(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
 	n := newNode(t)
-	c := n.create(t, system(testkit.Debian(t, "bookworm")))
+	definition := system(testkit.Debian(t, "bookworm"))
+	definition.StopTimeout = 45 // an emulated machine boots first, and then stops
+	c := n.create(t, definition)
 	setState(t, n, http.StatusOK, c.ID, "exited")
 	n.ends(t, c, "poweroff")
 }
