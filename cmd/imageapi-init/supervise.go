@@ -74,7 +74,7 @@ func (s *supervisor) start() *proto.Failure {
 			failure.Detail = how
 		}
 		_ = s.group.WaitEmpty(context.Background())
-		log.finish()
+		s.log.finish()
 		return failure
 	}
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -77,12 +78,13 @@ func makeRunHost(run int, env []string) (notify int, failure *proto.Failure) {
 		return -1, failed("make the directory", "/run/host", err)
 	}
 	for file, variable := range map[string]string{"container-manager": "container=", "container-uuid": "container_uuid="} {
-		for _, e := range env {
-			if value, ok := strings.CutPrefix(e, variable); ok {
-				if err := writeFile(run, "host/"+file, value); err != nil {
-					return -1, failed("write", "/run/host/"+file, err)
-				}
-			}
+		// The first one counts, as for getenv(3).
+		i := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, variable) })
+		if i < 0 {
+			continue
+		}
+		if err := writeFile(run, "host/"+file, strings.TrimPrefix(env[i], variable)); err != nil {
+			return -1, failed("write", "/run/host/"+file, err)
 		}
 	}
 	return makeNotify(run)

@@ -50,7 +50,12 @@ func (u *unit) surround(config *proto.Config, id int64) error {
 	if i := slices.Index(config.Env, "TERM=linux"); i >= 0 && !slices.Contains(u.Env, "TERM=linux") {
 		config.Env[i] = "TERM=dumb"
 	}
-	config.Env = append(config.Env, "container_uuid="+machine, "NOTIFY_SOCKET="+proto.NotifySocket)
+	for _, entry := range []string{"container_uuid=" + machine, "NOTIFY_SOCKET=" + proto.NotifySocket} {
+		name, _, _ := strings.Cut(entry, "=")
+		if !slices.ContainsFunc(u.Env, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
+			config.Env = append(config.Env, entry)
+		}
+	}
 	// Modules are the node's; without this one systemd does not try to load any. And audit records are the node's too:
 	// journald would copy them.
 	config.Drop |= 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_AUDIT_READ

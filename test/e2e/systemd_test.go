@@ -353,6 +353,25 @@ func TestSystemdCycle(t *testing.T) {
 	}
 }
 
+// What can't be started says so in this case too, and leaves nothing. What it tells by the environment can be chosen.
+func TestSystemdDefinition(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := n.simple("", "/bin/nothing")
+	c.Systemd, c.State = to(true), models.ContainerStateRunning
+	a := n.Must(t, http.StatusUnprocessableEntity, http.MethodPost, "/container", c, nil)
+	if !strings.Contains(a.Message(), "execute /bin/nothing: no such file") {
+		t.Errorf("the answer is %s", a.Message())
+	}
+	c.Command = to("/bin/sh -c 'cat /run/host/container-uuid; echo \" $TERM $container_uuid\"'")
+	c.Env = []string{"TERM=vt100", "container_uuid=mine"}
+	made := n.create(t, c)
+	n.reaches(t, made.ID, models.ContainerStateExited)
+	if got := said(t, made); got != "mine vt100 mine\n" {
+		t.Errorf("it says %q", got)
+	}
+}
+
 // Its namespaces are those that it needs, and no definition can do without.
 func TestSystemdNamespaces(t *testing.T) {
 	t.Parallel()
