@@ -63,20 +63,34 @@ func dials(port string) bool {
 
 func TestChaosISCSI(t *testing.T) {
 	n := newISCSINode(t, 4)
-	impatient(n.node)
 	for _, o := range n.origins(t) {
 		t.Run(o.name, o.diesInEachPhase)
 	}
+	t.Run("scan", n.diesInScan)
 	t.Run("never back", n.neverBack)
 	t.Run("removed", n.removed)
 }
 
 func TestChaosISCSIForLong(t *testing.T) {
 	n := newISCSINode(t, 4, "--create-timeout", "6s", "--delete-timeout", "4s")
-	impatient(n.node)
-	for _, o := range n.origins(t) {
-		t.Run(o.name, o.doesNotComeBack)
-	}
+	n.origins(t)[0].doesNotComeBack(t)
+}
+
+// The target dies while the kernel asks it about a further logical unit.
+func (n iscsiNode) diesInScan(t *testing.T) {
+	o := n.origin("scan", 0, ext4Root)
+	first := n.attach(t, n.lun(1))
+	pass := o.hang(t)
+	made := o.later(t, http.MethodPost, "/attach", n.lun(0))
+	o.middle(t, "pending", o.stuck)
+	o.kill(t)
+	o.revive(t)
+	pass()
+	var second models.Attach
+	decode(t, made.is(http.StatusCreated), &second)
+	n.remove(t, http.StatusOK, "/attach", first.ID)
+	n.remove(t, http.StatusOK, "/attach", second.ID)
+	n.empties(t)
 }
 
 // With a target that never comes back I/O fails after replacement_timeout, and then everything ends by itself.

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
@@ -39,15 +38,6 @@ type origin struct {
 	hang func(t *testing.T) (pass func())
 	// asks tells whether a create is waiting for the server.
 	asks func() bool
-}
-
-// answerTime is how long a client here waits for any answer. It ends a test that would hang.
-const answerTime = 40 * time.Second
-
-// impatient bounds all requests to a node.
-func impatient(n *node) *node {
-	n.HTTP.Timeout = answerTime
-	return n
 }
 
 // within is testkit.Settles for what takes longer: servers that start, and kernels that find out.
