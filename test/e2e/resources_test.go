@@ -42,17 +42,17 @@ func TestResourcesMemory(t *testing.T) {
 	first := n.create(t, n.limited("/bin/"+eat, models.ContainerResources{Memory: limit, Swap: -1}))
 	c := n.reaches(t, first.ID, models.ContainerStateDead)
 	if c.ExitReason != "oom" || c.OomKilled == nil || !*c.OomKilled || c.Signal != 9 || c.Error == "" {
-		t.Errorf("the first process was killed: reason %q, oom %v, signal %d, error %q", c.ExitReason, c.OomKilled, c.Signal, c.Error)
+		t.Errorf("the first process was killed: reason %q, signal %d, error %q", c.ExitReason, c.Signal, c.Error)
 	}
 	other := n.create(t, n.limited(fmt.Sprintf("/bin/sh -c '%s; exit 3'", eat), models.ContainerResources{Memory: limit, Swap: -1}))
 	c = n.reaches(t, other.ID, models.ContainerStateDead)
 	if c.ExitReason != "exited" || c.OomKilled == nil || !*c.OomKilled || c.ExitCode == nil || *c.ExitCode != 3 {
-		t.Errorf("another process was killed: reason %q, oom %v, code %v", c.ExitReason, c.OomKilled, c.ExitCode)
+		t.Errorf("another process was killed: reason %q, error %q", c.ExitReason, c.Error)
 	}
 	calm := n.create(t, n.limited("/bin/true", models.ContainerResources{Memory: 8 << 20, Pids: 16}))
 	c = n.reaches(t, calm.ID, models.ContainerStateExited)
 	if c.OomKilled == nil || *c.OomKilled {
-		t.Errorf("nothing was killed, with the least that can be given: oom %v", c.OomKilled)
+		t.Errorf("nothing was killed, with the least that can be given: %q", c.Error)
 	}
 }
 
@@ -134,7 +134,7 @@ func TestResourcesFromInside(t *testing.T) {
 		c := n.reaches(t, made.ID, models.ContainerStateDead)
 		text := n.output(t, c)
 		if c.OomKilled == nil || !*c.OomKilled || c.ExitCode == nil || *c.ExitCode != 5 || !strings.Contains(text, "0::/\n") && !strings.Contains(text, "0::/\r\n") {
-			t.Errorf("systemd %v: oom %v, code %v, the log holds %q", systemd, c.OomKilled, c.ExitCode, text)
+			t.Errorf("systemd %v: the limit did not hold (reason %q, %s), the log holds %q", systemd, c.ExitReason, c.Error, text)
 		}
 	}
 }
@@ -157,4 +157,32 @@ func TestResourcesNeedControllers(t *testing.T) {
 	if s.Memory != nil || s.MemoryLimit != nil || s.Swap != nil || s.Name != "plain" || s.Pids == nil || *s.Pids < 1 || s.CPUUsec == nil || s.LogBytes == nil {
 		t.Errorf("stats: %+v", s)
 	}
+}
+
+// systemd has controllers to use below the limits of its container.
+func TestResourcesOfSystemd(t *testing.T) {
+	testkit.Controllers(t, "memory", "cpu", "pids")
+	t.Parallel()
+	image := testkit.Debian(t, "bookworm")
+	n := newNode(t)
+	def := system(image)
+	def.Resources = &models.ContainerResources{Memory: 1 << 30, CPUWeight: 50, Pids: 500}
+	c := n.boot(t, def)
+	if has := mustInside(t, c, "cat", "/sys/fs/cgroup/cgroup.controllers"); !strings.Contains(has, "memory") || !strings.Contains(has, "pids") {
+		t.Errorf("it has the controllers %q", has)
+	}
+	if used := mustInside(t, c, "systemctl", "show", "--property=MemoryCurrent", "--value", "systemd-journald.service"); strings.Trim(used, "0123456789") != "" {
+		t.Errorf("the memory of a service is %q", used)
+	}
+	_, _ = inside(c, "sh", "-c", "echo max >/sys/fs/cgroup/memory.max; echo max >/sys/fs/cgroup/pids.max")
+	if s := n.stats(t, c.ID); *s.MemoryLimit != 1<<30 || *s.Memory == 0 || *s.Pids < 5 {
+		t.Errorf("stats: limit %d, memory %d, pids %d", *s.MemoryLimit, *s.Memory, *s.Pids)
+	}
+	var out models.ContainerResult
+	n.Must(t, http.StatusOK, http.MethodPost, fmt.Sprintf("/container/exec?id=%d", c.ID), &models.ContainerCommand{Args: []string{"true"}}, &out)
+	if out.ExitCode == nil || *out.ExitCode != 0 {
+		t.Errorf("a command in it: %+v", out)
+	}
+	setState(t, n, http.StatusOK, c.ID, "exited")
+	n.ends(t, c, "poweroff")
 }
