@@ -60,11 +60,26 @@ func Restart(t testing.TB, server, runDir string, flags ...string) *Daemon {
 			t.Logf("the server's log:\n%s", d.Log())
 		}
 	})
+	const listeners = 2
+	testkit.Eventually(t, "the server listens", func() bool { return d.over() || strings.Count(d.Log(), "msg=listening") == listeners })
+	idle := d.sockets()
 	testkit.Eventually(t, "the server answers", func() bool { return d.over() || d.answers() })
+	// It closes the connections a moment after it has answered: a test that counts descriptors begins without them.
+	testkit.Eventually(t, "the server closes the first connections", func() bool { return d.over() || d.sockets() <= idle })
 	if d.over() {
 		t.Fatalf("the server ended: %v", d.err)
 	}
 	return d
+}
+
+// sockets counts those that the server has open.
+func (d *Daemon) sockets() (n int) {
+	for _, open := range testkit.Descriptors(d.PID) {
+		if open == "socket" {
+			n++
+		}
+	}
+	return n
 }
 
 func (d *Daemon) start(t testing.TB, server string, flags []string) {
