@@ -8,6 +8,7 @@ package driver
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
@@ -104,6 +105,15 @@ type Heritable interface {
 type Site struct {
 	ID    int64  // the object's id: names its directories and cgroup
 	Needs []Live // what it needs, in the order of Plan's needs
+	// Warn is told of what a Down could not save, in a sentence that begins with the object. It may be nil.
+	Warn func(text string)
+}
+
+// Lost has the client told that data was lost by a Down that has else done its work.
+func (s Site) Lost(format string, args ...any) {
+	if s.Warn != nil {
+		s.Warn(fmt.Sprintf(format, args...))
+	}
 }
 
 // Live is what Up has brought about, as data: it is written to the journal and never changed.

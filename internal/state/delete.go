@@ -118,21 +118,22 @@ func (m *Manager) describe(ids []int64) string {
 
 // removal is what came of the deletion of one object.
 type removal struct {
-	warning string // what was lost, or empty
-	err     error
+	warnings []string // what was lost
+	err      error
 }
 
 // removeBehind does the deletion, whether or not somebody waits for it, and unlocks in the end. own gets the object's own
-// result, cascade is closed when what it held alone has been seen to as well.
-func (m *Manager) removeBehind(id int64, before *Snapshot, idle []int64, force bool, unlock func()) (own <-chan removal, cascade <-chan struct{}) {
-	result, done := make(chan removal, 1), make(chan struct{})
+// result, cascade what was lost when what it held alone has been seen to as well.
+func (m *Manager) removeBehind(id int64, before *Snapshot, idle []int64, force bool, unlock func()) (own <-chan removal, cascade <-chan []string) {
+	result, done := make(chan removal, 1), make(chan []string, 1)
 	m.work.Go(func() {
-		defer close(done)
+		var lost []string
+		defer func() { done <- lost }()
 		orphans, r := m.removeOne(id, before, idle, force)
 		unlock()
 		result <- r
 		if r.err == nil {
-			<-m.collect(orphans)
+			<-m.collectWarning(orphans, func(text string) { lost = append(lost, text) })
 		}
 	})
 	return result, done
@@ -143,7 +144,7 @@ func (m *Manager) removeOne(id int64, before *Snapshot, idle []int64, force bool
 		proc.Stop()
 		<-proc.Done() // it kills what does not stop; what can't be killed keeps the object stopping
 	}
-	warning, err := m.takeDown(id, force)
+	warnings, err := m.takeDown(id, force)
 	if errs.Is(err, errs.Conflict) {
 		m.restore(id, before)
 		return nil, removal{err: fmt.Errorf("%s: %w", nameIn(before, id), err)}
@@ -155,7 +156,7 @@ func (m *Manager) removeOne(id int64, before *Snapshot, idle []int64, force bool
 		phase := m.breakDown(id, err)
 		return nil, removal{err: fmt.Errorf("%s is kept as %s and will be tried again: %w", nameIn(before, id), phase, err)}
 	}
-	return m.forget(id), removal{warning: warning}
+	return m.forget(id), removal{warnings: warnings}
 }
 
 // restore makes an object again what it was before a deletion that changed nothing.
@@ -190,7 +191,7 @@ func (m *Manager) lose(holder, need int64) {
 }
 
 // await waits for a deletion and its cascade as long as a delete may take.
-func (m *Manager) await(id int64, before *Snapshot, own <-chan removal, cascade <-chan struct{}) (_ *Snapshot, warnings []string, _ error) {
+func (m *Manager) await(id int64, before *Snapshot, own <-chan removal, cascade <-chan []string) (_ *Snapshot, warnings []string, _ error) {
 	ctx, cancel := context.WithTimeout(context.Background(), m.opt.DeleteTimeout)
 	defer cancel()
 	select {
@@ -198,16 +199,19 @@ func (m *Manager) await(id int64, before *Snapshot, own <-chan removal, cascade 
 		if r.err != nil {
 			return nil, nil, r.err
 		}
-		if r.warning != "" {
-			warnings = append(warnings, r.warning)
-		}
+		warnings = r.warnings
 	case <-ctx.Done():
 		return nil, nil, errs.New(errs.Deadline, "%s is still stopping after %s; it goes on", nameIn(before, id), m.opt.DeleteTimeout)
 	}
-	if wait(ctx, cascade) == nil && m.leftOf(below(before, id)) == "" {
-		return before, warnings, nil
+	select {
+	case lost := <-cascade:
+		warnings = append(warnings, lost...)
+	case <-ctx.Done():
 	}
-	return before, append(warnings, m.leftOf(below(before, id))), nil
+	if left := m.leftOf(below(before, id)); left != "" {
+		warnings = append(warnings, left)
+	}
+	return before, warnings, nil
 }
 
 func nameIn(snap *Snapshot, id int64) string {

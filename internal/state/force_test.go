@@ -101,3 +101,25 @@ func TestForceOfWhatWaitsForARetry(t *testing.T) {
 		t.Errorf("the answer is %q, %v", warnings, err)
 	}
 }
+
+// losing is an object whose Down can't save everything.
+type losing struct{ *unit }
+
+func (u losing) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	site.Lost("object %d has lost something", site.ID)
+	return u.unit.Down(ctx, site, live)
+}
+
+// What could not be saved is told to whoever deletes, also of what only the object held.
+func TestLossesAreTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m := newManager(t, w)
+	below := &driver.Plan{Path: "attach", Class: driver.Attach, Kind: "test", Unit: losing{&unit{w: w, Label: "below"}}}
+	top := &driver.Plan{Path: "mount", Class: driver.Mount, Kind: "test", Unit: losing{&unit{w: w, Label: "top"}}, Needs: []driver.Ref{whole(below)}}
+	id := create(t, m, top).ID
+	_, warnings, err := m.Delete(t.Context(), driver.Mount, id, false)
+	if want := "object 2 has lost something; object 1 has lost something"; err != nil || strings.Join(warnings, "; ") != want {
+		t.Errorf("the warnings are %q, %v", warnings, err)
+	}
+}

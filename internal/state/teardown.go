@@ -21,6 +21,11 @@ import (
 // What fails is broken, or still stopping if only its time was up, keeps what it needs, and is tried again later. The channel
 // is closed when it is done.
 func (m *Manager) collect(claimed []int64) <-chan struct{} {
+	return m.collectWarning(claimed, func(string) {})
+}
+
+// collectWarning is collect with somebody to tell, in turn, of what could not be saved.
+func (m *Manager) collectWarning(claimed []int64, warn func(text string)) <-chan struct{} {
 	done := make(chan struct{})
 	m.work.Go(func() {
 		defer close(done)
@@ -30,7 +35,11 @@ func (m *Manager) collect(claimed []int64) <-chan struct{} {
 			last := len(queue) - 1
 			id := queue[last]
 			queue = queue[:last]
-			if _, err := m.takeDown(id, false); err != nil {
+			warnings, err := m.takeDown(id, false)
+			for _, text := range warnings {
+				warn(text)
+			}
+			if err != nil {
 				m.breakDown(id, err)
 				continue
 			}
@@ -40,8 +49,8 @@ func (m *Manager) collect(claimed []int64) <-chan struct{} {
 	return done
 }
 
-// takeDown takes away the kernel side of an object. With force that may lose data: the warning says so.
-func (m *Manager) takeDown(id int64, force bool) (warning string, err error) {
+// takeDown takes away the kernel side of an object. If data was lost the warnings say so; with force that may be.
+func (m *Manager) takeDown(id int64, force bool) (warnings []string, err error) {
 	ctx, interrupt := context.WithCancelCause(context.Background())
 	ctx, cancel := context.WithTimeout(ctx, m.opt.DeleteTimeout)
 	defer cancel()
@@ -50,21 +59,25 @@ func (m *Manager) takeDown(id int64, force bool) (warning string, err error) {
 	if proc := m.process(id); proc != nil {
 		proc.Kill()
 		if err := wait(ctx, proc.Done()); err != nil {
-			return "", fmt.Errorf("its processes do not end: %w", err)
+			return nil, fmt.Errorf("its processes do not end: %w", err)
 		}
 	}
 	site, live := m.site(id)
+	site.Warn = func(text string) { warnings = append(warnings, text) }
 	err = m.guard("down", id, func() (err error) {
 		if u, ok := m.unit(id).(driver.Heritable); ok && !m.isUp(id) {
 			return u.Sweep(ctx, site)
 		}
 		if u, ok := m.unit(id).(driver.Forcer); ok && force {
-			warning, err = u.ForceDown(ctx, site, live)
+			warning, err := u.ForceDown(ctx, site, live)
+			if warning != "" {
+				site.Warn(warning)
+			}
 			return err
 		}
 		return m.unit(id).Down(ctx, site, live)
 	})
-	return warning, err
+	return warnings, err
 }
 
 func (m *Manager) isUp(id int64) bool {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -106,7 +107,10 @@ func (n iscsiNode) neverBack(t *testing.T) {
 	if state := c.Mount.Attach.Attach.Iscsi.SessionState; state != "failed" {
 		t.Errorf("the session is %q", state)
 	}
-	n.remove(t, http.StatusOK, "/container", c.ID)
+	a := n.Must(t, http.StatusOK, http.MethodDelete, fmt.Sprintf("/container?id=%d", c.ID), nil, nil)
+	if warnings := strings.Join(a.Header.Values("Warning"), "\n"); !strings.Contains(warnings, "not all that was written to it could be saved") {
+		t.Errorf("nobody is told of what is lost: %q", warnings)
+	}
 	n.empties(t)
 }
 

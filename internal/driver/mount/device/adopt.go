@@ -33,7 +33,7 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 // Sweep implements driver.Heritable.
 func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
 	if d := site.Needs[0].Device; d != nil && d.Remote {
-		return u.m.remote.Detach(ctx, site.ID)
+		return u.m.remote.Detach(ctx, site)
 	}
 	return u.m.Mounts.Sweep(ctx, site.ID)
 }

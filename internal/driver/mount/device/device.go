@@ -196,18 +196,18 @@ func (u *unit) mount(ctx context.Context, fs helper.FS, remote bool) (*os.File, 
 }
 
 func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	if err := u.unmount(ctx, site.ID, live); err != nil {
+	if err := u.unmount(ctx, site, live); err != nil {
 		return err
 	}
 	u.m.claims.drop(site.ID)
 	return nil
 }
 
-func (u *unit) unmount(ctx context.Context, id int64, live driver.Live) error {
+func (u *unit) unmount(ctx context.Context, site driver.Site, live driver.Live) error {
 	if live.Tree != nil && live.Tree.Remote {
-		return u.m.remote.Detach(ctx, id)
+		return u.m.remote.Detach(ctx, site)
 	}
-	return u.m.Mounts.Detach(ctx, id, nil, true)
+	return u.m.Mounts.Detach(ctx, site.ID, nil, true)
 }
 
 func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {

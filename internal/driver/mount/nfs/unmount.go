@@ -13,7 +13,7 @@ import (
 
 // Down implements driver.Unit.
 func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
-	err := u.m.mounts.Detach(ctx, site.ID)
+	err := u.m.mounts.Detach(ctx, site)
 	if errs.Is(err, errs.Deadline) {
 		return errs.New(errs.Deadline, "%w; %s does not answer: it is tried again until it does; force=true gives up what is not written yet", err, u.Host)
 	}

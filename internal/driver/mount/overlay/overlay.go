@@ -200,7 +200,7 @@ func (u *unit) unmount(ctx context.Context, site driver.Site) error {
 	case !whole || !anyRemote(site.Needs):
 		return u.o.Mounts.Detach(context.WithoutCancel(ctx), site.ID, nil, whole)
 	case u.Upper.Sort == inMount:
-		return u.o.remote.Detach(ctx, site.ID)
+		return u.o.remote.Detach(ctx, site)
 	default:
 		return u.o.remote.Unmount(ctx, site.ID, 0) // there is nothing to write to the server before
 	}

@@ -56,19 +56,25 @@ func (m *Mounts) Path(id int64) string { return m.dir.Path(id) }
 //  2. what is not written yet is written, while the mount is still there and can still be forced;
 //  3. the mount goes, and with it those that the kernel has made below it by itself.
 //
-// If the server does not answer, 1 or 2 end with the deadline, an errs.Deadline, and nothing has changed.
-func (m *Mounts) Detach(ctx context.Context, id int64) error {
+// If the server does not answer, 1 or 2 end with the deadline, an errs.Deadline, and nothing has changed. If it refuses to
+// write, the mount goes all the same, and the client is told.
+func (m *Mounts) Detach(ctx context.Context, site driver.Site) error {
+	id := site.ID
 	if err := m.Settle(ctx, id); err != nil {
 		return err
 	}
-	err := m.Keep(id, m.helper.Sync(ctx, m.Path(id)))
-	switch {
-	case errs.Is(err, errs.Deadline):
-		return err
-	case err != nil && !errors.Is(err, unix.ENOENT): // else it is not mounted any more
-		m.log.Warn("not all data could be written before the unmount", "mount", id, "err", err)
+	unsaved := m.Keep(id, m.helper.Sync(ctx, m.Path(id)))
+	if errs.Is(unsaved, errs.Deadline) {
+		return unsaved
 	}
-	return m.Unmount(ctx, id, 0)
+	if err := m.Unmount(ctx, id, 0); err != nil {
+		return err
+	}
+	if unsaved != nil && !errors.Is(unsaved, unix.ENOENT) { // else it was not mounted any more
+		m.log.Warn("not all data could be written before the unmount", "mount", id, "err", unsaved)
+		site.Lost("mount %d is unmounted, but not all that was written to it could be saved: %v", id, unsaved)
+	}
+	return nil
 }
 
 // Unmount is the last step of Detach, with flags of umount2(2). The last thing that the kernel does, when the mount is gone

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
@@ -60,11 +61,11 @@ func TestDetachWaits(t *testing.T) {
 	}
 	short, cancel = context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
-	if err := mounts.Detach(short, 1); !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "an earlier attempt is not over") {
+	if err := mounts.Detach(short, driver.Site{ID: 1}); !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "an earlier attempt is not over") {
 		t.Errorf("got %v: %v", errs.ClassOf(err), err)
 	}
 	thaw()
-	must(t, mounts.Detach(ctx, 1))
+	must(t, mounts.Detach(ctx, driver.Site{ID: 1}))
 	if mounted, err := mount.IsMounted(path); mounted || err != nil {
 		t.Errorf("it is still mounted: %v", err)
 	}
