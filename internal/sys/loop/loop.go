@@ -71,6 +71,9 @@ func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, e
 			return nil, errs.New(errs.Deadline, "attach %s: no free loop device in time: %w", file.Name(), err)
 		}
 		d, err := l.free(ctx)
+		if taken(err) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -79,12 +82,16 @@ func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, e
 			return l.complete(d)
 		}
 		l.close(d)
-		// EBUSY, ENXIO: another one took or removed it; the next one, please.
-		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) {
+		if !taken(err) {
 			return nil, err
 		}
 	}
 	return nil, errs.New(errs.Conflict, "attach %s: other programs took %d free loop devices in a row", file.Name(), tries)
+}
+
+// taken tells whether another one took or removed a free device in the meantime: the next one, please.
+func taken(err error) bool {
+	return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
 }
 
 // free opens a device that was free a moment ago.

@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
-	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
