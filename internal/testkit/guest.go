@@ -26,3 +26,11 @@ func Guest(t testing.TB) string {
 	Root(t)
 	return filepath.Join(strings.TrimSpace(string(tree)), "test/vm/svc")
 }
+
+// Elsewhere skips a test in that guest, except at full length: it shows nothing there that it does not show on the host.
+func Elsewhere(t testing.TB) {
+	t.Helper()
+	if inGuest() && os.Getenv("IMAGEAPI_TEST_FULL") == "" {
+		t.Skip("runs on the host, and here at full length only: IMAGEAPI_TEST_FULL=1")
+	}
+}

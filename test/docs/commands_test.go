@@ -43,6 +43,9 @@ func TestCommands(t *testing.T) {
 		t.Run(strings.TrimSuffix(name, ".md"), func(t *testing.T) {
 			t.Parallel()
 			testkit.Root(t)
+			if !strings.Contains(page, "<!-- test: ") {
+				testkit.Elsewhere(t)
+			}
 			testkit.Need(t, "bash", "busybox", "curl", "jq", "mksquashfs", "squashfs", "overlay")
 			if strings.Contains(page, needsCeph) {
 				testkit.StartCeph(t)
