@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long testkit waits for something that ends by itself: 10 seconds, 30 in the guest of test/vm, whose
+// patience is how long testkit waits for something that ends by itself: 10 seconds, 90 in the guest of test/vm, whose
 // processor is emulated. It only bounds the wait of a test that is going to fail.
 func patience() time.Duration {
 	if inGuest() {
-		return 30 * time.Second
+		return 90 * time.Second
 	}
 	return 10 * time.Second
 }
@@ -22,7 +22,7 @@ func patience() time.Duration {
 // waited for.
 const pause, longPause = time.Millisecond, 32 * time.Millisecond
 
-// Eventually returns when cond holds and fails the test if it does not within 10 seconds (30 in the guest). It is for ends that the
+// Eventually returns when cond holds and fails the test if it does not within 10 seconds (90 in the guest). It is for ends that the
 // kernel or another process brings about and that nothing announces; where there is an event, wait for that.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
@@ -31,7 +31,7 @@ func Eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// Settles tells whether cond comes to hold within 10 seconds (30 in the guest). It is the only place in the tests that polls.
+// Settles tells whether cond comes to hold within 10 seconds (90 in the guest). It is the only place in the tests that polls.
 func Settles(cond func() bool) bool {
 	end := time.Now().Add(patience())
 	for wait := pause; !cond(); wait = min(2*wait, longPause) {

@@ -351,7 +351,7 @@ func TestExecLeavesRunning(t *testing.T) {
 		_, _ = fmt.Sscan(n.sh(t, c.ID, "cat /count 2> /dev/null || true"), &i)
 		return i
 	}
-	testkit.Eventually(t, "it goes on, far beyond what a pipe holds", func() bool { return count() > 50000 })
+	testkit.Eventually(t, "it goes on, far beyond what a pipe holds", func() bool { return count() > 15000 })
 	n.sh(t, c.ID, "touch /end")
 	n.shows(t, c.ID, "/ended")
 	// And it ends with the container.

@@ -34,8 +34,8 @@ func (n *node) output(t *testing.T, c models.Container) string {
 
 // Above its limit of memory a process is killed; who it was decides what becomes of the container.
 func TestResourcesMemory(t *testing.T) {
-	testkit.Controllers(t, "memory")
 	t.Parallel()
+	testkit.Controllers(t, "memory")
 	n := newNode(t)
 	const limit = 24 << 20
 	eat := "dd if=/dev/zero of=/dev/null bs=128M count=1"
@@ -57,8 +57,8 @@ func TestResourcesMemory(t *testing.T) {
 }
 
 func TestResourcesAreCounted(t *testing.T) {
-	testkit.Controllers(t, "memory", "pids")
 	t.Parallel()
+	testkit.Controllers(t, "memory", "pids")
 	n := newNode(t)
 	r := models.ContainerResources{Memory: 64<<20 + 1, Swap: -1, Pids: 20}
 	made := n.create(t, n.limited(`/bin/sh -c 'dd if=/dev/zero of=/dev/shm/file bs=1M count=32 2>/dev/null; for i in $(seq 100); do sleep 1000 & done'`, r))
@@ -91,8 +91,8 @@ func TestResourcesAreCounted(t *testing.T) {
 }
 
 func TestResourcesCPU(t *testing.T) {
-	testkit.Controllers(t, "cpu", "cpuset")
 	t.Parallel()
+	testkit.Controllers(t, "cpu", "cpuset")
 	if runtime.NumCPU() < 2 {
 		t.Skip("needs two processors")
 	}
@@ -120,8 +120,8 @@ func TestResourcesCPU(t *testing.T) {
 
 // From inside limits can't be raised, also where the container has its part of the tree to write to.
 func TestResourcesFromInside(t *testing.T) {
-	testkit.Controllers(t, "memory", "pids")
 	t.Parallel()
+	testkit.Controllers(t, "memory", "pids")
 	n := newNode(t)
 	try := `for f in $(find /sys/fs/cgroup -name memory.max); do echo max >$f && echo raised $f; done; cat /proc/self/cgroup; ` +
 		`mkdir /tmp/c && mount -t cgroup2 none /tmp/c; find /tmp/c -name memory.max -exec sh -c "echo max >{}" \;; ` +
@@ -141,8 +141,8 @@ func TestResourcesFromInside(t *testing.T) {
 
 // Where a controller is missing the answer says which.
 func TestResourcesNeedControllers(t *testing.T) {
-	testkit.Root(t)
 	t.Parallel()
+	testkit.Root(t)
 	if testkit.CgroupRoot() == "" || testkit.MissingControllers(t, "memory") == nil {
 		t.Skip("needs a cgroup2 tree without the memory controller")
 	}
@@ -161,8 +161,8 @@ func TestResourcesNeedControllers(t *testing.T) {
 
 // systemd has controllers to use below the limits of its container.
 func TestResourcesOfSystemd(t *testing.T) {
-	testkit.Controllers(t, "memory", "cpu", "pids")
 	t.Parallel()
+	testkit.Controllers(t, "memory", "cpu", "pids")
 	image := testkit.Debian(t, "bookworm")
 	n := newNode(t)
 	def := system(image)
