@@ -4,7 +4,7 @@
 # chooses tests by their names, or leaves them out.
 #
 #   -n    leave the record of all tests in bin/report/NAME.json; else it is bin/vm/NAME.json with the name "some"
-#   -t    the seconds for all together (default VM_LIMIT, else 840); a package may take half of it
+#   -t    the seconds for all together (default VM_LIMIT, else 870); a package may take four fifths of it
 #   -s    another server than bin/imageapi-server
 #   -g    build tags; the tests are then linked with the C libraries, and their packages named with the tags
 #
@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 tree=$PWD
 
-name=some limit=${VM_LIMIT:-840} server=bin/imageapi-server tags='' record=bin/vm/some.json
+name=some limit=${VM_LIMIT:-870} server=bin/imageapi-server tags='' record=bin/vm/some.json
 export CGO_ENABLED=0
 while getopts n:t:s:g: option; do
 	case $option in
@@ -43,7 +43,7 @@ compile() { # PACKAGE RUN SKIP: and print the guest's command for it
 	[[ -e $binary ]] || return 0 # it has no tests
 	# No package takes the time of all others, and one that hangs is to say where before the guest is switched off.
 	# shellcheck disable=SC2016 # the guest expands it
-	printf 'left=$((limit - 20 - $(seconds))); suite %q %q %q $((left < limit / 2 ? left : limit / 2)) %q %q || failed=1\n' \
+	printf 'left=$((limit - 20 - $(seconds))); suite %q %q %q $((left < limit * 4 / 5 ? left : limit * 4 / 5)) %q %q || failed=1\n' \
 		"$dir" "$binary" "$package${tags:+ ($tags)}" "$2" "$3"
 }
 {
