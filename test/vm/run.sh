@@ -18,14 +18,14 @@ if [[ -n ${TEST:-}${PKG:-} ]]; then
 fi
 
 nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./internal/driver/attach/iscsi
-servers='Test(NFS|ISCSI|RBD|Chaos)' # in test/e2e
 # What needs no server runs on the host too. Here the tests from the outside run, on this older kernel, and what
 # it has and the host may not: the controllers of cgroup2. All of it runs here at full length.
 local=(./internal/sys/cgroup ./test/failpoints ./test/docs)
+asking='(Answers|Hangs|Writable)'
 long='|Test(Stress|Model|ModelParallel|CyclesStayFlat|SystemdCycle|SystemdIsKilled|ExecManyAtOnce|ExecOutputLimit|ManyWaits)$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t local < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
-	long=''
+	asking='' long=''
 fi
 
 part() { # NAME COMMAND...
@@ -36,15 +36,17 @@ part() { # NAME COMMAND...
 }
 times=$(mktemp)
 trap 'rm -f "$times"' EXIT
-# What is wrong with an image is told by the kernel alone here, and by the cluster below.
-part servers test/vm/tests.sh -n vm-servers $rbd=^TestRefusals "./test/e2e=^$servers" &
 {
-	part nfs test/vm/tests.sh -n vm-nfs $nfs
-	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd ./test/e2e=^TestRBD
+	# What is wrong with an image is told by the kernel alone here, and by the cluster below.
+	part servers test/vm/tests.sh -n vm-servers $rbd=^TestRefusals "./test/e2e=^Test(Chaos)?(ISCSI|RBD)"
 	part node test/vm/node.sh
 	part services test/vm/services.sh
 } &
-part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e!^$servers$long" $iscsi
+{
+	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test(Chaos)?NFS"
+	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd "./test/e2e=^TestRBD$asking"
+} &
+part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e!^Test(Chaos)?(NFS|ISCSI|RBD)$long" $iscsi
 wait
 echo "vm: all of it took $SECONDS s:"
 awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 6}' "$times"
