@@ -200,5 +200,8 @@ func parseGroup(line string) (name string, gid uint32, members string, ok bool) 
 // id returns the number of a user or group. The largest one means "no change" to setresuid(2).
 func id(text string) (uint32, bool) {
 	n, err := strconv.ParseUint(text, 10, 32)
-	return uint32(n), err == nil && uint32(n) != ^uint32(0)
+	if err != nil || uint32(n) == ^uint32(0) {
+		return 0, false
+	}
+	return uint32(n), true
 }

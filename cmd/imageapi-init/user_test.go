@@ -111,6 +111,7 @@ func FuzzUser(f *testing.F) {
 	f.Add(passwd, "web")
 	f.Add("a:b:1:2:c:/d:e\n", "1")
 	f.Add("\n::\n:::::::\n", "")
+	f.Add("0", "10000000000")
 	f.Fuzz(func(t *testing.T, text, who string) {
 		u, ok := findUser(text, who)
 		number, isNumber := id(who)
