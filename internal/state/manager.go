@@ -44,9 +44,12 @@ type Manager struct {
 	log   *slog.Logger
 	locks keylock.Locks[int64] // one per object
 
-	snap  atomic.Pointer[Snapshot]
-	work  sync.WaitGroup // background teardowns and watchers
-	notes sync.Mutex     // makes journal writes take turns; taken after mu was left
+	snap     atomic.Pointer[Snapshot]
+	work     sync.WaitGroup  // background teardowns and watchers
+	restarts sync.WaitGroup  // starts that nobody asked for; added to under mu, while closing is not set
+	life     context.Context // ends when nothing new is let in any more
+	end      context.CancelFunc
+	notes    sync.Mutex // makes journal writes take turns; taken after mu was left
 
 	mu      sync.Mutex // protects all below, and stores to snap
 	graph   *graph.Graph
@@ -99,6 +102,7 @@ func New(opt Options) *Manager {
 		changed: make(chan struct{}),
 		leaving: make(chan struct{}),
 	}
+	m.life, m.end = context.WithCancel(context.Background())
 	m.snap.Store(newSnapshot(nil))
 	return m
 }

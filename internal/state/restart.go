@@ -73,8 +73,8 @@ func (m *Manager) restart(id int64) {
 	if !m.begin() {
 		return
 	}
-	defer m.work.Done()
-	ctx, cancel := context.WithTimeoutCause(context.Background(), m.opt.CreateTimeout, errTooSlow)
+	defer m.restarts.Done()
+	ctx, cancel := context.WithTimeoutCause(m.life, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
 	unlock, err := m.lock(ctx, id)
 	if err != nil { // whoever has it decides what becomes of the container; the state still says that it waits
@@ -96,14 +96,14 @@ func (m *Manager) restart(id int64) {
 	}
 }
 
-// begin counts the caller as work that Close waits for, unless that has begun.
+// begin counts the caller among those that start containers by themselves, unless nothing new is let in any more.
 func (m *Manager) begin() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closing {
 		return false
 	}
-	m.work.Add(1)
+	m.restarts.Add(1)
 	return true
 }
 
@@ -112,6 +112,9 @@ func (m *Manager) launch(ctx context.Context, v *View, restarts int64) error {
 	err := m.start(ctx, v.ID, v.Unit.(driver.ContainerUnit)) // by the definition of its class
 	_ = m.edit(func(c *change) error {
 		m.objects[v.ID].restart = nil
+		if err != nil && restarts > 0 && m.closing {
+			return nil // it was cut short, and waits as before
+		}
 		if err != nil {
 			now := time.Now()
 			c.run(v.ID, func(r *Run) {

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -172,5 +173,38 @@ func TestReadyIsShown(t *testing.T) {
 	snap := eventually(t, m, "its end", func(s *Snapshot) bool { return run(s, id).State == StateExited })
 	if r := run(snap, id); r.Ready || r.Cgroup != "" {
 		t.Errorf("in the end it is %+v", r)
+	}
+}
+
+// A daemon that ends while a container is being started again ends that start, and leaves no process behind.
+func TestCloseEndsARestart(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m, id := restarting(t, w, driver.Restart{OnFailure: true})
+	begun, held := make(chan struct{}), make(chan struct{})
+	w.failWith(func(act string, _ *unit) error {
+		if act == "start" {
+			close(begun)
+			<-held
+		}
+		return nil
+	})
+	w.endRun(t, id, driver.Exit{Code: 1})
+	<-begun
+	closed := make(chan error, 1)
+	go func() { closed <- m.Close(context.Background()) }()
+	select {
+	case err := <-closed:
+		t.Errorf("it has closed while the start goes on: %v", err)
+	case <-m.life.Done():
+	}
+	w.failWith(func(string, *unit) error { return nil })
+	close(held)
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	w.check(t)
+	if len(w.procs)+len(w.up) > 0 {
+		t.Errorf("left: %v, %v", w.procs, w.up)
 	}
 }

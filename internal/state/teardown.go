@@ -185,6 +185,7 @@ func (m *Manager) process(id int64) driver.Process {
 // Close stops all containers, takes everything down, dependants before what they need, and refuses new objects. What is busy
 // is tried again until ctx ends; then it returns an error that names what is left.
 func (m *Manager) Close(ctx context.Context) error {
+	m.refuse()
 	for _, proc := range m.closeDown() {
 		if err := wait(ctx, proc.Done()); err != nil {
 			break // takeDown kills it
@@ -220,8 +221,8 @@ func (m *Manager) Close(ctx context.Context) error {
 // Leave lets nothing new in, waits for what is under way until ctx ends, and leaves all objects and their containers to a later
 // daemon, which finds them by the journal.
 func (m *Manager) Leave(ctx context.Context) error {
+	m.refuse()
 	_ = m.edit(func(*change) error {
-		m.closing = true
 		for _, o := range m.objects {
 			if o.retry != nil {
 				o.retry.Stop()
@@ -250,10 +251,18 @@ func (m *Manager) all() []int64 {
 	return m.graph.All()
 }
 
-// closeDown lets nothing new in, takes away the client's holds, and asks all containers to stop.
+// refuse lets nothing new in and ends the starts that nobody asked for: when it returns no container comes to run by itself.
+func (m *Manager) refuse() {
+	m.mu.Lock()
+	m.closing = true
+	m.mu.Unlock()
+	m.end()
+	m.restarts.Wait()
+}
+
+// closeDown takes away the client's holds, and asks all containers to stop.
 func (m *Manager) closeDown() (asked []driver.Process) {
 	_ = m.edit(func(c *change) error {
-		m.closing = true
 		for _, id := range m.graph.All() {
 			o := m.objects[id]
 			if o.view.Phase == Pending {

@@ -145,6 +145,11 @@ func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool)
 		tree.Close()
 		return driver.Live{}, err
 	}
+	notes, err := json.Marshal(u.m.claims.of(id))
+	if err != nil {
+		tree.Close()
+		return driver.Live{}, err
+	}
 	path := ""
 	if remote {
 		path, err = u.m.remote.Attach(ctx, id, tree)
@@ -155,8 +160,7 @@ func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool)
 	if err != nil {
 		return driver.Live{}, err
 	}
-	notes, err := json.Marshal(u.m.claims.of(id))
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: remote}, Notes: notes}, err
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: remote}, Notes: notes}, nil
 }
 
 // fs describes the mount of the file system on source.
