@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"strconv"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -124,7 +122,7 @@ func (c *command) live() (exit proto.Exit, failure *proto.Failure) {
 	}
 	// 4. The command.
 	send(status, c.config.Message())
-	failure = executed(status)
+	failure = executed(status, nil)
 	if failure != nil {
 		c.kill() // as a rule it is ending already
 	}
@@ -170,54 +168,6 @@ func settle() {
 	unix.Close(proto.ExecFirst)
 	_ = unix.Dup3(0, 1, unix.O_CLOEXEC)
 	_ = unix.Dup3(0, 2, unix.O_CLOEXEC)
-}
-
-// executed waits until the inside has executed the command, or says why it has not.
-func executed(status int) *proto.Failure {
-	ready := false
-	for buf := make([]byte, 16<<10); ; {
-		kind, fields, err := receive(status, buf)
-		switch {
-		case err != nil:
-			return failed("hear from the command", "", err)
-		case kind == proto.Ready:
-			ready = true
-		case kind == proto.Failed:
-			failure, err := proto.ParseFailure(fields)
-			if err != nil {
-				return failed("hear from the command", "", err)
-			}
-			return failure
-		case ready: // its side was closed by execve
-			return nil
-		default:
-			return &proto.Failure{Reason: proto.Died, Act: "prepare the command"}
-		}
-	}
-}
-
-// reap waits for the end of a child, or of all that there are and come if pid is -1.
-func reap(pid int) (how unix.WaitStatus) {
-	for {
-		_, err := unix.Wait4(pid, &how, 0, nil)
-		if err == nil && pid != -1 || err == unix.ECHILD {
-			return how
-		}
-	}
-}
-
-func exitOf(how unix.WaitStatus) proto.Exit {
-	if how.Signaled() {
-		return proto.Exit{Signal: int(how.Signal()), At: time.Now()}
-	}
-	return proto.Exit{Code: how.ExitStatus(), At: time.Now()}
-}
-
-func describe(how unix.WaitStatus) string {
-	if how.Signaled() {
-		return "by signal " + strconv.Itoa(int(how.Signal()))
-	}
-	return "with status " + strconv.Itoa(how.ExitStatus())
 }
 
 // discard reads pipes until nobody can write to them any more: what a command has left running would else be killed by its next

@@ -68,10 +68,10 @@ func (s *supervisor) start() *proto.Failure {
 	}
 	defer unix.Close(status)
 	send(status, s.config.Message())
-	if failure := s.outcome(status); failure != nil {
+	if failure := executed(status, s.adopt); failure != nil {
 		_ = s.group.Kill() // if it is ending already this does not change how
-		if how := s.reap(); failure.Reason == proto.Died {
-			failure.Detail = how
+		if how := reap(s.pid); failure.Reason == proto.Died {
+			failure.Detail = describe(how)
 		}
 		_ = s.group.WaitEmpty(context.Background())
 		s.log.finish()
@@ -124,34 +124,6 @@ func (s *supervisor) spawn(out int) (status int, failure *proto.Failure) {
 		return -1, failed("clone the first process into its namespaces", "", err)
 	}
 	return pair[0], nil
-}
-
-// outcome waits until the init stage has executed the command, or says why it has not.
-func (s *supervisor) outcome(status int) *proto.Failure {
-	ready := false
-	for buf := make([]byte, proto.MaxSize); ; {
-		kind, fields, files, err := receiveFiles(status, buf)
-		switch {
-		case err != nil:
-			return failed("hear from the first process", "", err)
-		case kind == proto.Console && len(files) == 3:
-			if err := s.adopt(files[0], files[1], files[2]); err != nil {
-				return failed("read the console", "", err)
-			}
-		case kind == proto.Ready:
-			ready = true
-		case kind == proto.Failed:
-			failure, err := proto.ParseFailure(fields)
-			if err != nil {
-				return failed("hear from the first process", "", err)
-			}
-			return failure
-		case ready: // its side was closed by execve
-			return nil
-		default:
-			return &proto.Failure{Reason: proto.Died, Act: "prepare the inside"}
-		}
-	}
 }
 
 // watch returns when nothing of the container is left but its empty cgroup.
@@ -217,29 +189,7 @@ func (s *supervisor) reapAll(ended chan<- proto.Exit, reaped chan<- struct{}) {
 			return
 		}
 		if pid == s.pid {
-			exit := proto.Exit{At: time.Now()}
-			if status.Signaled() {
-				exit.Signal = int(status.Signal())
-			} else {
-				exit.Code = status.ExitStatus()
-			}
-			ended <- exit
-		}
-	}
-}
-
-// reap reaps the first process alone and says how it ended.
-func (s *supervisor) reap() string {
-	for {
-		var status unix.WaitStatus
-		switch _, err := unix.Wait4(s.pid, &status, 0, nil); {
-		case err == unix.EINTR:
-		case err != nil:
-			return err.Error()
-		case status.Signaled():
-			return "by signal " + strconv.Itoa(int(status.Signal()))
-		default:
-			return "with status " + strconv.Itoa(status.ExitStatus())
+			ended <- exitOf(status)
 		}
 	}
 }

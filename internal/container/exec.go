@@ -110,17 +110,12 @@ func (c *command) prepare(config *proto.Config) (err error) {
 
 // spawn starts the command's parent.
 func (c *command) spawn() error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	ours, theirs, err := controlPair("command")
 	if err != nil {
-		return os.NewSyscallError("socketpair", err)
+		return err
 	}
-	theirs := os.NewFile(uintptr(pair[1]), "command")
 	defer theirs.Close()
-	if err := unix.SetNonblock(pair[0], true); err != nil { // only then it has deadlines
-		unix.Close(pair[0])
-		return os.NewSyscallError("fcntl", err)
-	}
-	c.control = os.NewFile(uintptr(pair[0]), "command")
+	c.control = ours
 	first, err := unix.FcntlInt(uintptr(c.first), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("fcntl", err)

@@ -100,17 +100,12 @@ func (d *Driver) tree(ctx context.Context, root *driver.Tree) (*os.File, error) 
 
 // spawn starts the supervisor of p.
 func (d *Driver) spawn(p *process, tree *os.File, given trees, logs *os.File) error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	ours, theirs, err := controlPair("supervisor")
 	if err != nil {
-		return os.NewSyscallError("socketpair", err)
+		return err
 	}
-	theirs := os.NewFile(uintptr(pair[1]), "supervisor")
 	defer theirs.Close()
-	if err := unix.SetNonblock(pair[0], true); err != nil { // only then it has deadlines
-		unix.Close(pair[0])
-		return os.NewSyscallError("fcntl", err)
-	}
-	p.control = os.NewFile(uintptr(pair[0]), "supervisor")
+	p.control = ours
 	files := make([]*os.File, proto.SupervisorLogs+1)
 	files[proto.SupervisorProgram] = d.opt.Program
 	files[proto.SupervisorControl] = theirs
@@ -132,6 +127,20 @@ func (d *Driver) spawn(p *process, tree *os.File, given trees, logs *os.File) er
 		return fmt.Errorf("start supervisor: %w", err)
 	}
 	return nil
+}
+
+// controlPair makes the socket to a program of ours, and the end for that.
+func controlPair(name string) (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	if err := unix.SetNonblock(pair[0], true); err != nil { // only then it has deadlines
+		unix.Close(pair[0])
+		unix.Close(pair[1])
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(pair[0]), name), os.NewFile(uintptr(pair[1]), name), nil
 }
 
 // launch tells the supervisor what to run and waits until it runs.

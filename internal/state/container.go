@@ -21,6 +21,8 @@ import (
 //	exited      starts       unchanged        conflict
 //	dead        starts       unchanged        conflict
 //
+// One that is created because it waits to be started again does not wait any more: it starts, or has exited.
+//
 // A stop goes on in the background: the answer shows the container stopping. A start that fails leaves it dead, with the reason.
 func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
