@@ -283,12 +283,12 @@ func TestEveryActOfNewFails(t *testing.T) {
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid(), Goroutines: true, Cgroup: group, Ignore: []string{"logs"}})
 	for fail := 1; ; fail++ {
 		seen := 0
-		d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: group + "/a", Program: code, Gate: func(act string) error {
+		d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: group + "/a", Program: code, Gate: gate.Ask(func(act string) error {
 			if seen++; seen == fail {
 				return fmt.Errorf("no %s", act)
 			}
 			return nil
-		}})
+		})})
 		if err == nil {
 			fail = -1 // not the acts of Close
 			if seen < 4 {
@@ -306,7 +306,7 @@ func TestEveryActOfNewFails(t *testing.T) {
 // TestEveryActFails lets each privileged act of a start fail in turn: nothing may be left of it.
 func TestEveryActFails(t *testing.T) {
 	var fail, seen atomic.Int64
-	g := gate.Gate(func(act string) error {
+	g := gate.Ask(func(act string) error {
 		if seen.Add(1) == fail.Load() {
 			return fmt.Errorf("no %s", act)
 		}

@@ -26,7 +26,7 @@ func script(text string) driver.Command { return driver.Command{Args: []string{"
 // is left of it but a cgroup that could not be removed, which goes with the container's.
 func TestExecEveryActFails(t *testing.T) {
 	var fail atomic.Pointer[string]
-	g := gate.Gate(func(act string) error {
+	g := gate.Ask(func(act string) error {
 		if f := fail.Load(); f != nil && *f == act {
 			return fmt.Errorf("no %s", act)
 		}
@@ -57,7 +57,7 @@ func TestExecEveryActFails(t *testing.T) {
 // TestExecThatCannotBeKilled has the kill fail: the answer does not wait for ever.
 func TestExecThatCannotBeKilled(t *testing.T) {
 	t.Parallel()
-	g := gate.Gate(func(act string) error {
+	g := gate.Ask(func(act string) error {
 		if act == "command kill" {
 			return fmt.Errorf("no %s", act)
 		}

@@ -19,7 +19,7 @@ func TestSuite(t *testing.T) {
 	var current atomic.Pointer[gate.Gate]
 	current.Store(new(gate.Gate))
 	n := newNode(t, func(o *container.Options) {
-		o.Gate = func(act string) error { return current.Load().Do(act, func() error { return nil }) }
+		o.Gate = func(act string, perform func() error) error { return current.Load().Do(act, perform) }
 	})
 	drivertest.Run(t, drivertest.Case{
 		New: func(g gate.Gate) driver.Driver {

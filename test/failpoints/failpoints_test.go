@@ -19,6 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
@@ -77,15 +78,15 @@ func newNode(t *testing.T) *node {
 	check(t, err)
 	init, err := program.Seal("imageapi-init", code)
 	check(t, err)
-	mounts, err := mountdir.Open(builtin.MountsDir(dir), n.board.pass)
+	mounts, err := mountdir.Open(builtin.MountsDir(dir), gate.Ask(n.board.pass))
 	check(t, err)
 	cgroup := "/" + filepath.Base(dir)
 	runner, err := container.New(context.Background(), container.Options{
-		Gate: n.board.pass, RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, Log: log, Program: init,
+		Gate: gate.Ask(n.board.pass), RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, Log: log, Program: init,
 	})
 	check(t, err)
 	n.drivers = builtin.Drivers(builtin.Env{
-		Gate: n.board.pass, Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: helper.New(init, n.board.pass),
+		Gate: gate.Ask(n.board.pass), Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: helper.New(init, gate.Ask(n.board.pass)),
 	})
 	j, _, err := journal.Open(filepath.Join(dir, "journal.db"), "test")
 	check(t, err)

@@ -83,7 +83,7 @@ func TestNurseryOpensFromTheFirstThread(t *testing.T) {
 
 func TestGateStopsTheNursery(t *testing.T) {
 	testkit.Root(t)
-	if _, err := Open(func(act string) error { return fmt.Errorf("no %s", act) }); err == nil {
+	if _, err := Open(func(act string, _ func() error) error { return fmt.Errorf("no %s", act) }); err == nil {
 		t.Error("opened though the gate forbade it")
 	}
 	onlyOne(t)

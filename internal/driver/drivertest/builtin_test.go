@@ -36,11 +36,8 @@ func newBench(t *testing.T) *bench {
 	testkit.Root(t)
 	b := &bench{dir: testkit.RunDir(t)}
 	var err error
-	b.mounts, err = mountdir.Open(filepath.Join(b.dir, "mounts"), func(act string) error {
-		if b.gate == nil {
-			return nil
-		}
-		return b.gate(act)
+	b.mounts, err = mountdir.Open(filepath.Join(b.dir, "mounts"), func(act string, perform func() error) error {
+		return b.gate.Do(act, perform)
 	})
 	must(t, err)
 	t.Cleanup(func() {

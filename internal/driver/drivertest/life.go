@@ -178,7 +178,7 @@ func (f *failing) fired() string {
 // act it comes up, and Down must then take all away.
 func everyActOfUpFails(t *testing.T, c Case) {
 	var f failing
-	u := c.unit(t, gate.Gate(f.gate))
+	u := c.unit(t, gate.Ask(f.gate))
 	for n := 1; ; n++ {
 		before := testkit.Snapshot(t, c.Scope)
 		site := newSite(c.Needs)
@@ -210,7 +210,7 @@ func everyActOfUpFails(t *testing.T, c Case) {
 // everyActOfDownFails proves that Down can be tried again whichever of its acts fails.
 func everyActOfDownFails(t *testing.T, c Case) {
 	var f failing
-	u := c.unit(t, gate.Gate(f.gate))
+	u := c.unit(t, gate.Ask(f.gate))
 	for n := 1; ; n++ {
 		before := testkit.Snapshot(t, c.Scope)
 		site := newSite(c.Needs)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -52,12 +53,12 @@ func refused(t *testing.T, d driver.Driver, def string, paths []string) {
 // planIsPure proves that Plan does not touch the kernel, change its argument, or keep it.
 func planIsPure(t *testing.T, c Case) {
 	planning := false // New may act
-	d := c.New(func(act string) error {
+	d := c.New(gate.Ask(func(act string) error {
 		if planning {
 			t.Errorf("Plan performs %q", act)
 		}
 		return nil
-	})
+	}))
 	before := testkit.Snapshot(t, c.Scope)
 	planning = true
 	def := Object(t, d.Class(), c.Good)

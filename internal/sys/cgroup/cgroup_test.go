@@ -203,7 +203,7 @@ func TestOwnMount(t *testing.T) {
 	if err := unmount(nil, at); err != nil {
 		t.Error(err)
 	}
-	if err := mount(func(string) error { return unix.EPERM }, at); !errors.Is(err, unix.EPERM) {
+	if err := mount(func(string, func() error) error { return unix.EPERM }, at); !errors.Is(err, unix.EPERM) {
 		t.Errorf("mount behind a closed gate: %v", err)
 	}
 }
@@ -216,7 +216,7 @@ func TestEveryActFails(t *testing.T) {
 	forbidden := errors.New("forbidden")
 	for fail := 1; ; fail++ {
 		seen := 0
-		g := gate.Gate(func(string) error {
+		g := gate.Ask(func(string) error {
 			if seen++; seen == fail {
 				return forbidden
 			}

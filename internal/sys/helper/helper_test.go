@@ -261,7 +261,7 @@ func TestStuck(t *testing.T) {
 
 func TestGate(t *testing.T) {
 	refused := errors.New("no")
-	r, dir := newRunner(t, func(act string) error { return fmt.Errorf("%s: %w", act, refused) })
+	r, dir := newRunner(t, func(act string, _ func() error) error { return fmt.Errorf("%s: %w", act, refused) })
 	null, err := os.Open(os.DevNull)
 	must(t, err)
 	for name, err := range map[string]error{

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
@@ -185,7 +186,7 @@ func TestDetachLosesRace(t *testing.T) {
 	if err := d.Keep(); err != nil {
 		t.Fatal(err)
 	}
-	l.Gate = func(act string) error {
+	l.Gate = gate.Ask(func(act string) error {
 		if act == "loop clear" && late == nil {
 			late = exec.Command("sh", "-c", "exec 3<"+d.Path+"; echo held; read _")
 			out, _ := late.StdoutPipe()
@@ -199,7 +200,7 @@ func TestDetachLosesRace(t *testing.T) {
 			return err
 		}
 		return nil
-	}
+	})
 	err := l.Detach(context.Background(), d.Path, d.ID, nil)
 	if want := fmt.Sprintf("pid %d (sh) has %s open", late.Process.Pid, d.Path); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), want) {
 		t.Errorf("error %v, want a conflict with %q", err, want)
@@ -251,12 +252,12 @@ func TestTakenMeanwhile(t *testing.T) {
 	f := backing(t, dir)
 	var taken []string
 	l := loop.Loop{}
-	l.Gate = func(act string) error {
+	l.Gate = gate.Ask(func(act string) error {
 		if act == "loop configure" && len(taken) < 3 {
 			taken = append(taken, strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", f.Name())))
 		}
 		return nil
-	}
+	})
 	d := attach(t, &l, f, loop.Options{})
 	defer d.Release()
 	for _, other := range taken {
