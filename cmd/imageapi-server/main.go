@@ -46,8 +46,10 @@ func run(args []string) int {
 	}
 	ctx, stop := signals()
 	defer stop()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, unix.SIGHUP)
 	log.Info("starting", "version", version, "pid", os.Getpid())
-	if err := daemon.Run(ctx, cfg, log); err != nil {
+	if err := daemon.Run(ctx, cfg, daemon.Options{Log: log, Reload: reload}); err != nil {
 		log.Error("failed", "err", err)
 		return exitFailed
 	}
@@ -55,8 +57,8 @@ func run(args []string) int {
 }
 
 // signals returns a context that ends with the first signal to stop. Further ones do nothing, so that impatience
-// does not cut off the teardown; neither does the end of whoever reads the log.
+// does not cut off what is under way; neither does the end of whoever reads the log.
 func signals() (context.Context, context.CancelFunc) {
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
-	return signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	return signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 }

@@ -1,4 +1,5 @@
-// Package daemon is the life of the server: it puts the parts together, listens, and takes everything down in order.
+// Package daemon is the life of the server: it puts the parts together, takes over what an earlier server has left, listens,
+// and leaves everything to the next one, or takes it down.
 package daemon
 
 import (
@@ -6,35 +7,52 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/kraken-hpc/imageapi/internal/api"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 )
 
-// Run serves the API until ctx ends, and then takes down all that it has made. It returns an error if it could not
-// start, if a listener failed, or if something could not be taken down; the log names what.
-func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
+// Options is what Run works with, besides the command line.
+type Options struct {
+	Log    *slog.Logger
+	Reload <-chan os.Signal // asks for the certificates to be read anew; nil for never
+	Gate   gate.Gate        // nil in the product
+}
+
+// Run takes over what an earlier server has left in the run directory, serves the API until ctx ends, and leaves everything to
+// a later one; with --teardown it takes down all that was made. It returns an error if it could not start, if a listener
+// failed, or if something could not be taken down; the log names what.
+func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	release, err := claim(cfg.Node.RunDir)
 	if err != nil {
 		return err
 	}
 	defer release()
+	certificates, err := loadCertificates(cfg)
+	if err != nil {
+		return err
+	}
 	// From here on clients can connect; they are answered when everything is ready.
-	listeners, err := listen(ctx, cfg)
+	listeners, err := listen(ctx, cfg, certificates)
 	if err != nil {
 		return err
 	}
 	defer closeAll(listeners)
-	node, err := openNode(ctx, cfg, log)
+	node, err := openNode(ctx, cfg, opt)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	defer func() { err = errors.Join(err, node.close()) }()
+	defer func() { err = errors.Join(err, node.close(cfg.Node.Teardown)) }()
 	handler, err := api.New(api.Options{
-		Manager: node.manager, Drivers: node.drivers, Log: log,
+		Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
 		MaxBody: int64(cfg.Limits.MaxBody), Life: ctx, WriteTimeout: cfg.Limits.Write,
 	})
 	if err != nil {
 		return err
 	}
-	return serve(ctx, cfg, listeners, handler, log)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go certificates.reloadAt(ctx, opt.Reload, opt.Log)
+	return serve(ctx, cfg, listeners, handler, opt.Log)
 }

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -27,14 +26,14 @@ type listener struct {
 }
 
 // listen opens all listeners of cfg, or none.
-func listen(ctx context.Context, cfg Config) (opened []listener, err error) {
+func listen(ctx context.Context, cfg Config, certificates *certificates) (opened []listener, err error) {
 	defer func() {
 		if err != nil {
 			closeAll(opened)
 		}
 	}()
 	for _, scheme := range cfg.Listen.Schemes {
-		l, err := open(ctx, scheme, cfg)
+		l, err := open(ctx, scheme, cfg, certificates)
 		if err != nil {
 			return opened, err
 		}
@@ -49,13 +48,13 @@ func closeAll(listeners []listener) {
 	}
 }
 
-func open(ctx context.Context, scheme string, cfg Config) (listener, error) {
+func open(ctx context.Context, scheme string, cfg Config, certificates *certificates) (listener, error) {
 	switch scheme {
 	case schemeUnix:
 		l, err := listenUnix(ctx, cfg.Listen.SocketPath)
 		return limited(l, cfg.Limits.Listen, "unix://"+cfg.Listen.SocketPath, cfg.Limits.Read, cfg.Limits.Write), err
 	case schemeHTTPS:
-		l, err := listenTLS(ctx, cfg.TLS)
+		l, err := listenTLS(ctx, cfg.TLS, certificates)
 		return limited(l, cfg.TLS.ListenLimit, urlOf(scheme, l), cfg.TLS.Read, cfg.TLS.Write), err
 	default:
 		l, err := listenTCP(ctx, cfg.Listen.Host, cfg.Listen.Port, cfg.Limits.KeepAlive)
@@ -89,36 +88,12 @@ func listenTCP(ctx context.Context, host string, port uint16, keepAlive time.Dur
 	return l, nil
 }
 
-func listenTLS(ctx context.Context, cfg TLS) (net.Listener, error) {
-	config, err := tlsConfig(cfg)
-	if err != nil {
-		return nil, err
-	}
+func listenTLS(ctx context.Context, cfg TLS, certificates *certificates) (net.Listener, error) {
 	l, err := listenTCP(ctx, cfg.Host, cfg.Port, cfg.KeepAlive)
 	if err != nil {
 		return nil, err
 	}
-	return tls.NewListener(l, config), nil
-}
-
-func tlsConfig(cfg TLS) (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(cfg.Certificate, cfg.Key)
-	if err != nil {
-		return nil, fmt.Errorf("load --tls-certificate and --tls-key: %w", err)
-	}
-	config := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
-	if cfg.CA == "" {
-		return config, nil
-	}
-	pem, err := os.ReadFile(cfg.CA)
-	if err != nil {
-		return nil, fmt.Errorf("load --tls-ca: %w", err)
-	}
-	config.ClientCAs, config.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
-	if !config.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("load --tls-ca %s: it holds no certificate", cfg.CA)
-	}
-	return config, nil
+	return tls.NewListener(l, certificates.config()), nil
 }
 
 // listenUnix opens the socket. The kernel gives it the mode of the descriptor that is bound (unix(7), net/unix/af_unix.c),

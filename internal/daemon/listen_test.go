@@ -9,13 +9,19 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
 // shortDir returns a directory with a name that is short enough for sockets.
@@ -97,7 +103,7 @@ func TestAllListenersOrNone(t *testing.T) {
 		Schemes: []string{schemeUnix, schemeHTTP}, SocketPath: path,
 		Host: "127.0.0.1", Port: uint16(taken.Addr().(*net.TCPAddr).Port),
 	}}
-	if _, err := listen(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "address already in use") {
+	if _, err := listen(t.Context(), cfg, nil); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("error is %v", err)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
@@ -111,7 +117,12 @@ func TestClientCertificates(t *testing.T) {
 	ours, others := filepath.Join(dir, "ours"), filepath.Join(dir, "others")
 	certificate := issue(t, ours)
 	stranger := issue(t, others)
-	l, err := listenTLS(t.Context(), TLS{Host: "127.0.0.1", Certificate: ours + ".crt", Key: ours + ".key", CA: ours + ".crt"})
+	cfg := Config{Listen: Listen{Schemes: []string{schemeHTTPS}}, TLS: TLS{Host: "127.0.0.1", Certificate: ours + ".crt", Key: ours + ".key", CA: ours + ".crt"}}
+	held, err := loadCertificates(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := listenTLS(t.Context(), cfg.TLS, held)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,6 +136,63 @@ func TestClientCertificates(t *testing.T) {
 			t.Errorf("%s: connected: %v", tt.name, got)
 		}
 	}
+}
+
+// After SIGHUP new connections see the new certificate and authority; what can't be read changes nothing.
+func TestCertificatesAreReadAnew(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "server")
+	old := issue(t, path)
+	cfg := Config{Listen: Listen{Schemes: []string{schemeHTTPS}}, TLS: TLS{Host: "127.0.0.1", Certificate: path + ".crt", Key: path + ".key", CA: path + ".crt"}}
+	held, err := loadCertificates(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := listenTLS(t.Context(), cfg.TLS, held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var log logged
+	signals := make(chan os.Signal)
+	go held.reloadAt(t.Context(), signals, slog.New(slog.NewTextHandler(&log, nil)))
+	reload := func(want string) {
+		t.Helper()
+		signals <- unix.SIGHUP
+		testkit.Eventually(t, want, func() bool { return strings.Contains(log.String(), want) })
+	}
+
+	if err := os.WriteFile(path+".crt", []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reload("those before go on")
+	if !shakes(t, l, old, []tls.Certificate{old}) {
+		t.Error("the old certificate is gone, and the new one can't be read")
+	}
+	fresh := issue(t, path)
+	reload("msg=\"read the certificates anew\"")
+	if shakes(t, l, old, []tls.Certificate{old}) || !shakes(t, l, fresh, []tls.Certificate{fresh}) {
+		t.Error("new connections do not see the new certificate")
+	}
+}
+
+// logged is a log for a writer and a reader.
+type logged struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // shakes tells whether the server takes a client.

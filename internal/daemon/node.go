@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,7 +21,7 @@ import (
 // node is what the daemon has open on the node.
 type node struct {
 	log      *slog.Logger
-	teardown time.Duration // how long it may take
+	patience time.Duration // how long the end may take
 	journal  *journal.Journal
 	mounts   *mountdir.Dir
 	program  *os.File // imageapi-init
@@ -33,71 +32,79 @@ type node struct {
 
 // openNode opens everything, or nothing, in this order: the journal, the directory of mountpoints, the program
 // beside the daemon, the groups of the containers, the state. close goes the other way.
-func openNode(ctx context.Context, cfg Config, log *slog.Logger) (n *node, err error) {
-	n = &node{log: log, teardown: max(cfg.Node.StopTimeout, container.MaxStopTimeout) + cfg.Node.DeleteTimeout}
+func openNode(ctx context.Context, cfg Config, opt Options) (n *node, err error) {
+	log := opt.Log
+	n = &node{log: log, patience: max(cfg.Node.StopTimeout, container.MaxStopTimeout) + cfg.Node.DeleteTimeout}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.close())
+			err = errors.Join(err, n.close(false))
 		}
 	}()
-	next, err := n.openJournal(filepath.Join(cfg.Node.RunDir, "journal.db"))
+	found, err := n.openJournal(filepath.Join(cfg.Node.RunDir, "journal.db"))
 	if err != nil {
 		return n, err
 	}
-	if n.mounts, err = mountdir.Open(builtin.MountsDir(cfg.Node.RunDir), nil); err != nil {
+	if n.mounts, err = mountdir.Open(builtin.MountsDir(cfg.Node.RunDir), opt.Gate); err != nil {
 		return n, err
 	}
 	if n.program, err = initbin.Program(); err != nil {
 		return n, err
 	}
-	helpers := helper.New(n.program, nil)
+	helpers := helper.New(n.program, opt.Gate)
 	n.runner, err = container.New(ctx, container.Options{
-		RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
+		Gate: opt.Gate, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
 		LogSize: int64(cfg.Node.LogSize), Program: n.program, Helper: helpers,
 	})
 	if err != nil {
 		return n, err
 	}
 	n.drivers = builtin.Drivers(builtin.Env{
-		Mounts: n.mounts, Containers: n.runner, Helper: helpers,
+		Gate: opt.Gate, Mounts: n.mounts, Containers: n.runner, Helper: helpers,
 		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Log: log,
 	})
 	n.manager = state.New(state.Options{
-		Journal: n.journal, NextID: next, Log: log,
+		Journal: n.journal, NextID: found.NextID, Log: log,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout,
 	})
+	n.adopt(ctx, found.Records, cfg.Node)
 	return n, nil
 }
 
-// openJournal returns the smallest id that was never given out.
-func (n *node) openJournal(path string) (next int64, err error) {
+// adopt takes over what an earlier server has left, and tells what it does not know.
+func (n *node) adopt(ctx context.Context, records []journal.Record, cfg Node) {
+	n.manager.Adopt(ctx, records, n.drivers)
+	known := n.manager.Snapshot()
+	if len(records) > 0 {
+		n.log.Info("took over what an earlier server has left", "objects", len(records))
+	}
+	for _, text := range strays(cfg, func(id int64) bool { _, ok := known.Get(id); return ok }) {
+		n.log.Warn("the run directory has what is in no journal; it is left alone", "what", text)
+	}
+}
+
+// openJournal opens the journal and tells if what is in it is lost.
+func (n *node) openJournal(path string) (journal.Found, error) {
 	boot, err := journal.BootID()
 	if err != nil {
-		return 0, err
+		return journal.Found{}, err
 	}
 	j, found, err := journal.Open(path, boot)
 	if err != nil {
-		return 0, err
+		return found, err
 	}
 	n.journal = j
 	if found.Aside != "" {
-		n.log.Warn("the journal was set aside and a new one begun", "file", found.Aside, "why", found.Why)
+		n.log.Error("the journal was set aside and a new one begun: what an earlier server has left on the node is not taken over", "file", found.Aside, "why", found.Why)
 	}
-	for _, r := range found.Records {
-		n.log.Warn("an earlier daemon ended without taking this down; look whether it is still there", "object", fmt.Sprintf("%s %d", r.Class, r.ID), "kind", r.Kind, "name", r.Name)
-	}
-	return found.NextID, nil
+	return found, nil
 }
 
-// close takes down what the clients have made, for as long as the stop timeout and the delete timeout together, and
-// then what openNode has opened. What others still use stays.
-func (n *node) close() error {
+// close leaves to a later server what the clients have made, or takes it down, for as long as the stop timeout and the delete
+// timeout together, and then what openNode has opened, but for what is still used.
+func (n *node) close(teardown bool) error {
 	var left []error
 	if n.manager != nil {
-		n.log.Info("taking everything down", "within", n.teardown)
-		ctx, cancel := context.WithTimeout(context.Background(), n.teardown)
-		defer cancel()
-		left = append(left, n.manager.Close(ctx))
+		left = append(left, n.end(teardown))
 	}
 	if n.runner != nil {
 		left = append(left, n.runner.Close())
@@ -106,14 +113,38 @@ func (n *node) close() error {
 		left = append(left, n.program.Close())
 	}
 	if n.mounts != nil {
-		left = append(left, n.mounts.Close())
+		left = append(left, n.closeMounts())
 	}
 	if n.journal != nil {
 		left = append(left, n.journal.Close())
 	}
-	err := errors.Join(left...)
-	if n.manager != nil && err == nil {
+	return errors.Join(left...)
+}
+
+// end ends the manager.
+func (n *node) end(teardown bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), n.patience)
+	defer cancel()
+	if !teardown {
+		n.log.Info("leaving everything as it is")
+		if err := n.manager.Leave(ctx); err != nil {
+			n.log.Warn("a later server has to go on with what was begun", "err", err)
+		}
+		return nil
+	}
+	n.log.Info("taking everything down", "within", n.patience)
+	err := n.manager.Close(ctx)
+	if err == nil {
 		n.log.Info("everything is taken down")
 	}
 	return err
+}
+
+// closeMounts takes away the directory of mounts if no object is left.
+func (n *node) closeMounts() error {
+	if n.manager != nil && !n.manager.Snapshot().Empty() {
+		n.mounts.Leave()
+		return nil
+	}
+	return n.mounts.Close()
 }

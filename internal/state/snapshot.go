@@ -101,6 +101,16 @@ func newSnapshot(lists map[driver.Class][]*View) *Snapshot {
 // List returns the objects of a class in the order of their ids. The caller must not change it.
 func (s *Snapshot) List(class driver.Class) []*View { return s.lists[class] }
 
+// Empty tells whether there is no object at all.
+func (s *Snapshot) Empty() bool {
+	for _, list := range s.lists {
+		if len(list) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Get returns the object with an id.
 func (s *Snapshot) Get(id int64) (*View, bool) {
 	for _, list := range s.lists {

@@ -19,7 +19,7 @@ mkdir -p "$work"/root/{bin,proc,sys,dev}
 cp "$(command -v busybox)" "$work/root/bin/busybox"
 ln -s busybox "$work/root/bin/true"
 
-"$tree/bin/imageapi-server" --run-dir "$work/run" --socket-path "$work/api.sock" --cgroup-parent "/${work##*/}" 2>"$work/log" &
+"$tree/bin/imageapi-server" --teardown --run-dir "$work/run" --socket-path "$work/api.sock" --cgroup-parent "/${work##*/}" 2>"$work/log" &
 server=$!
 timeout 20 grep -q -m 1 listening < <(exec tail -n +1 -f "$work/log")
 

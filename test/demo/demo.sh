@@ -84,7 +84,7 @@ mksquashfs "$work/root" "$image" -quiet -no-progress -all-root >/dev/null
 du -h "$image"
 
 step "Start the server"
-"$tree/bin/imageapi-server" --socket-path "$socket" --run-dir "$work/state" --cgroup-parent "$cgroup" >"$work/server.log" 2>&1 &
+"$tree/bin/imageapi-server" --teardown --socket-path "$socket" --run-dir "$work/state" --cgroup-parent "$cgroup" >"$work/server.log" 2>&1 &
 server=$!
 curl --silent --retry 50 --retry-delay 1 --retry-all-errors --retry-connrefused --unix-socket "$socket" -o /dev/null http://localhost/imageapi/v1/container
 "$tree/bin/imageapi-server" --version

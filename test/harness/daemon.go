@@ -28,14 +28,17 @@ type Daemon struct {
 	Cgroup  string // its --cgroup-parent
 	PID     int
 
-	cmd   *exec.Cmd
-	ended chan struct{} // closed when cmd has been waited for
-	err   error         // of that wait
-	log   output
+	server string
+	flags  []string
+	leaves bool // without --teardown
+	cmd    *exec.Cmd
+	ended  chan struct{} // closed when cmd has been waited for
+	err    error         // of that wait
+	log    output        // of all servers that were started
 }
 
 // Start starts the server with the flags that make it private and those given, and returns when it answers. After
-// the test it is stopped by SIGTERM, must end well, and must leave the machine as it was.
+// the test it is stopped by SIGTERM, must take everything down and end well, and must leave the machine as it was.
 func Start(t testing.TB, flags ...string) *Daemon {
 	t.Helper()
 	testkit.Root(t)
@@ -45,11 +48,14 @@ func Start(t testing.TB, flags ...string) *Daemon {
 // Restart is Start with a server and a run directory that are given.
 func Restart(t testing.TB, server, runDir string, flags ...string) *Daemon {
 	t.Helper()
-	d := &Daemon{RunDir: runDir, Socket: filepath.Join(runDir, "api.sock"), Address: freeAddress(t), Cgroup: newCgroup(), ended: make(chan struct{})}
+	d := &Daemon{
+		RunDir: runDir, Socket: filepath.Join(runDir, "api.sock"), Address: freeAddress(t), Cgroup: newCgroup(),
+		server: server, flags: flags,
+	}
 	before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{runDir}, Ignore: []string{filepath.Base(runDir)}, Cgroup: d.Cgroup})
-	d.start(t, server, flags)
+	d.start(t)
 	t.Cleanup(func() {
-		d.Stop(t)
+		d.clear(t)
 		for _, bad := range []string{"DATA RACE", "panic:", "goroutine "} {
 			if strings.Contains(d.Log(), bad) {
 				t.Errorf("the server's log holds %q", bad)
@@ -60,16 +66,58 @@ func Restart(t testing.TB, server, runDir string, flags ...string) *Daemon {
 			t.Logf("the server's log:\n%s", d.Log())
 		}
 	})
+	d.await(t, 0)
+	return d
+}
+
+// clear has everything taken down, also what a server has left that was killed or told to leave it.
+func (d *Daemon) clear(t testing.TB) {
+	t.Helper()
+	if d.leaves || d.over() && d.err != nil {
+		d.leaves = false
+		d.Stop(t)
+		d.Again(t)
+	}
+	d.Stop(t)
+}
+
+// Kill ends the server by SIGKILL.
+func (d *Daemon) Kill(t testing.TB) {
+	t.Helper()
+	d.Signal(t, syscall.SIGKILL)
+	testkit.Eventually(t, "the server ends", d.over)
+}
+
+// Again starts the server once more where it has ended, with the same flags: what is asked of d is asked of this one from
+// then on.
+func (d *Daemon) Again(t testing.TB) {
+	t.Helper()
+	if !d.over() {
+		t.Fatal("the server has not ended")
+	}
+	since := len(d.Log())
+	d.start(t)
+	d.await(t, since)
+}
+
+// Upgrade has another server started the next time.
+func (d *Daemon) Upgrade(server string) { d.server = server }
+
+// Stay makes the server that is started the next time leave everything as it is when it ends.
+func (d *Daemon) Stay() { d.leaves = true }
+
+// await returns when the server answers whose log begins at an offset.
+func (d *Daemon) await(t testing.TB, since int) {
+	t.Helper()
 	const listeners = 2
-	testkit.Eventually(t, "the server listens", func() bool { return d.over() || strings.Count(d.Log(), "msg=listening") == listeners })
+	testkit.Eventually(t, "the server listens", func() bool { return d.over() || strings.Count(d.Log()[since:], "msg=listening") == listeners })
 	idle := d.sockets()
 	testkit.Eventually(t, "the server answers", func() bool { return d.over() || d.answers() })
 	// It closes the connections a moment after it has answered: a test that counts descriptors begins without them.
 	testkit.Eventually(t, "the server closes the first connections", func() bool { return d.over() || d.sockets() <= idle })
 	if d.over() {
-		t.Fatalf("the server ended: %v", d.err)
+		t.Fatalf("the server ended: %v\n%s", d.err, d.Log())
 	}
-	return d
 }
 
 // sockets counts those that the server has open.
@@ -82,24 +130,28 @@ func (d *Daemon) sockets() (n int) {
 	return n
 }
 
-func (d *Daemon) start(t testing.TB, server string, flags []string) {
+func (d *Daemon) start(t testing.TB) {
 	t.Helper()
+	d.ended = make(chan struct{})
 	host, port, err := net.SplitHostPort(d.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := slices.Concat([]string{"--scheme", "unix", "--scheme", "http", "--socket-path", d.Socket, "--host", host,
-		"--port", port, "--run-dir", d.RunDir, "--cgroup-parent", d.Cgroup}, flags)
-	d.cmd = exec.Command(server, all...)
+		"--port", port, "--run-dir", d.RunDir, "--cgroup-parent", d.Cgroup}, d.flags)
+	if !d.leaves {
+		all = append(all, "--teardown")
+	}
+	d.cmd = exec.Command(d.server, all...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	d.PID = d.cmd.Process.Pid
-	go func() {
-		defer close(d.ended)
-		d.err = d.cmd.Wait()
-	}()
+	go func(cmd *exec.Cmd, ended chan struct{}) {
+		defer close(ended)
+		d.err = cmd.Wait()
+	}(d.cmd, d.ended)
 }
 
 // Stop ends the server by SIGTERM and fails the test if it does not end well. Once it has ended, Stop does nothing.

@@ -35,8 +35,11 @@ type Record struct {
 	Run   json.RawMessage `json:"run,omitempty"`  // of a container
 }
 
-// Journal is an open journal. It is safe for concurrent use.
-type Journal struct{ db *bbolt.DB }
+// Journal is an open journal. Its methods may be called by one at a time.
+type Journal struct {
+	db    *bbolt.DB
+	floor floor
+}
 
 // Found is what Open found.
 type Found struct {
@@ -62,11 +65,15 @@ var (
 
 // Open opens the journal at path, or starts one. boot is the kernel's boot id. A file that can't be read or that is
 // of another boot or version is renamed to path.old, replacing an older one, and a new journal is started:
-// a damaged journal never keeps the daemon from starting. Ids go on from the old file's where it could be read.
+// a damaged journal never keeps the daemon from starting. Ids go on from the old file's, or, where it could not be read, from
+// above all that can have been given out.
 func Open(path, boot string) (*Journal, Found, error) {
 	j, found, why := read(path, boot)
 	if why == nil {
 		return j, found, nil
+	}
+	if found.NextID == 1 {
+		found.NextID = floor{path: path + ".ids"}.read()
 	}
 	if errors.Is(why, bolterrors.ErrTimeout) {
 		return nil, Found{}, fmt.Errorf("open journal %s: another process holds it", path)
@@ -98,7 +105,7 @@ func read(path, boot string) (j *Journal, found Found, err error) {
 		if err := db.View(func(tx *bbolt.Tx) error { return load(tx, boot, &found) }); err != nil {
 			return errors.Join(err, db.Close())
 		}
-		j = &Journal{db: db}
+		j = newJournal(path, db)
 		return nil
 	})
 	if err != nil {
@@ -146,7 +153,11 @@ func start(path, boot string, next int64) (*Journal, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start journal %s: %w", path, err), db.Close())
 	}
-	return &Journal{db: db}, nil
+	return newJournal(path, db), nil
+}
+
+func newJournal(path string, db *bbolt.DB) *Journal {
+	return &Journal{db: db, floor: floor{path: path + ".ids"}}
 }
 
 func load(tx *bbolt.Tx, boot string, found *Found) error {
@@ -176,6 +187,9 @@ func load(tx *bbolt.Tx, boot string, found *Found) error {
 // Write puts records, replacing those with the same ids, takes out the records of gone, and notes next as the
 // smallest id that was never given out. All of it happens or nothing.
 func (j *Journal) Write(next int64, put []Record, gone []int64) error {
+	if err := j.floor.raise(next); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
 	err := guarded(func() error { return j.db.Update(func(tx *bbolt.Tx) error { return write(tx, next, put, gone) }) })
 	if err != nil {
 		return fmt.Errorf("write journal: %w", err)

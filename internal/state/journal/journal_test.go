@@ -43,12 +43,12 @@ func TestForeignOrDamagedJournalIsSetAside(t *testing.T) {
 		"another boot": {func(*testing.T, string) {}, "boot-2", 7, "another boot"},
 		"not a journal": {func(t *testing.T, path string) {
 			must(t, os.WriteFile(path, []byte(strings.Repeat("no database\n", 2000)), 0o600))
-		}, "boot-1", 1, "invalid database"},
-		"cut short": {func(t *testing.T, path string) { must(t, os.Truncate(path, 5000)) }, "boot-1", 1, ""},
+		}, "boot-1", 7 + step, "invalid database"},
+		"cut short": {func(t *testing.T, path string) { must(t, os.Truncate(path, 5000)) }, "boot-1", 7 + step, ""},
 		"zeroed tail": {func(t *testing.T, path string) {
 			must(t, os.Truncate(path, 8192))
 			must(t, os.Truncate(path, 32768))
-		}, "boot-1", 1, ""},
+		}, "boot-1", 7 + step, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -165,6 +165,9 @@ func (d *Dir) unbindable() error {
 	return nil
 }
 
+// Leave gives back what is open and leaves the directory to a later Open.
+func (d *Dir) Leave() { d.root.Close() }
+
 // Close takes the directory down. If something is still mounted in it, it stays as it is and the error, an
 // errs.Conflict, names it. Close can be called again then, but nothing else.
 func (d *Dir) Close() error {

@@ -1,0 +1,83 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+)
+
+// certificates is what https shows and demands. It can be read anew while connections are open, which keep what they began with.
+type certificates struct {
+	cfg     TLS
+	current atomic.Pointer[tls.Config]
+}
+
+// loadCertificates reads them; without https there are none, and the result is nil.
+func loadCertificates(cfg Config) (*certificates, error) {
+	if !cfg.uses(schemeHTTPS) {
+		return nil, nil
+	}
+	c := &certificates{cfg: cfg.TLS}
+	return c, c.load()
+}
+
+// config is that of a listener: each connection gets what holds when it begins.
+func (c *certificates) config() *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.current.Load(), nil },
+	}
+}
+
+// reloadAt reads them anew at each signal until ctx ends. If that fails those before go on.
+func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, log *slog.Logger) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+		}
+		switch {
+		case c == nil:
+			log.Info("no https, no certificates to read anew")
+		default:
+			if err := c.load(); err != nil {
+				log.Error("read the certificates anew: those before go on", "err", err)
+				continue
+			}
+			log.Info("read the certificates anew", "certificate", c.cfg.Certificate, "authorities", c.cfg.CA)
+		}
+	}
+}
+
+func (c *certificates) load() error {
+	pair, err := tls.LoadX509KeyPair(c.cfg.Certificate, c.cfg.Key)
+	if err != nil {
+		return fmt.Errorf("load --tls-certificate and --tls-key: %w", err)
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	if c.cfg.CA != "" {
+		if config.ClientCAs, err = authorities(c.cfg.CA); err != nil {
+			return fmt.Errorf("load --tls-ca: %w", err)
+		}
+		config.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	c.current.Store(config)
+	return nil
+}
+
+func authorities(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
+}
