@@ -420,12 +420,12 @@ func TestDeadFollower(t *testing.T) {
 // An answer that is followed or waited for is not bound by the server's time-outs.
 func TestFollowOutlastsTimeouts(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, "--create-timeout", "1s", "--delete-timeout", "1s", "--write-timeout", "1100ms", "--read-timeout", "1s", "--graceful-timeout", "1s", "--cleanup-timeout", "1s")
+	n := newNode(t, "--create-timeout", "3s", "--delete-timeout", "3s", "--write-timeout", "3100ms", "--read-timeout", "1s", "--graceful-timeout", "1s", "--cleanup-timeout", "1s")
 	w := n.tell(t)
 	lines := bufio.NewReader(n.follow(t.Context(), t, w.ID, ""))
 	waited := make(chan int, 1)
 	go func() { waited <- n.wait(t, w.ID, "&timeout=60").Status }()
-	<-time.After(2500 * time.Millisecond) // all of them are over
+	<-time.After(6500 * time.Millisecond) // all of them are over
 	w.order(t, "echo late")
 	want(t, lines, "late\n")
 	w.finish(t)

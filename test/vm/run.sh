@@ -22,7 +22,8 @@ nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./interna
 # it has and the host may not: the controllers of cgroup2. All of it runs here at full length.
 local=(./internal/sys/cgroup ./test/failpoints ./test/docs)
 asking='(Answers|Hangs|Writable)'
-long='|Test(Stress|Model|ModelParallel|CyclesStayFlat|SystemdCycle|SystemdIsKilled|ExecManyAtOnce|ExecOutputLimit|ManyWaits)$'
+long='|Test(Stress|Model|ModelParallel|CyclesStayFlat|Systemd(Cycle|IsKilled|Ends|LosesSupervisor|Network)|Exec(ManyAtOnce|OutputLimit|HostileImage)'
+long+='|ManyWaits|SupervisorStaysSmall|FollowersSurviveRotation|SlowFollower|DeadFollower|ShutdownUnderFollowers|ListDoesNotWait|WrongInputs)$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t local < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
 	asking='' long=''
