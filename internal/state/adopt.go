@@ -142,6 +142,37 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableCon
 		}
 		return nil
 	})
+	if proc != nil {
+		m.repeat(ctx, id, proc)
+	}
+}
+
+// rejoinTime is how long the processes of a container may take to freeze again.
+const rejoinTime = time.Second
+
+// repeat brings a run that was found again to what the journal says of it: the earlier daemon may have been killed between the
+// record and the act, or between the act and the record of what its client was not told yet.
+func (m *Manager) repeat(ctx context.Context, id int64, proc driver.Process) {
+	ctx, cancel := context.WithTimeout(ctx, rejoinTime)
+	defer cancel()
+	var err error
+	v, _ := m.Snapshot().Get(id)
+	switch v.Run.State {
+	case StateStopping:
+		proc.Stop()
+	case StatePaused:
+		if err = proc.Freeze(ctx); err != nil { // and then it runs
+			_ = m.edit(func(c *change) error {
+				c.run(id, func(r *Run) { r.State = StateRunning })
+				return nil
+			})
+		}
+	default:
+		err = proc.Thaw(ctx)
+	}
+	if err != nil {
+		m.log.Warn("a container that was taken over does not do what it did", "container", id, "was", v.Run.State, "err", err)
+	}
 }
 
 // rejoined shows a run that was found again. Its start may be younger than the journal.

@@ -236,6 +236,58 @@ func TestKilledWhileTakingDown(t *testing.T) {
 	}
 }
 
+// Whenever a daemon is killed while it changes the state of a container, the next one shows what is true of it.
+func TestKilledWhileChanging(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ from, to State }{
+		{StateRunning, StatePaused}, {StatePaused, StateRunning}, {StateRunning, StateExited}, {StateExited, StateRunning},
+	} {
+		for n := 1; n < 20; n++ {
+			w := newWorld()
+			first := begin(t, w, "")
+			_, id, err := first.Create(t.Context(), w.container("", true, whole(w.level(driver.Mount, "root"))))
+			if err == nil && c.from != StateRunning {
+				_, err = first.SetState(t.Context(), id, c.from)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, first.Manager, "it is at rest", func(s *Snapshot) bool { return run(s, id).State == c.from })
+			there, done := w.cutAt(n), make(chan error, 1)
+			go func() {
+				_, err := first.SetState(context.Background(), id, c.to)
+				done <- err
+			}()
+			select {
+			case <-there:
+			case err := <-done:
+				if err != nil || n == 1 {
+					t.Fatalf("%s to %s, after %d points: %v", c.from, c.to, n, err)
+				}
+				n = 20
+			}
+			w.whole()
+			w.mu.Lock()
+			p := w.procs[id]
+			w.mu.Unlock()
+			second := begin(t, w, first.path)
+			s := settled(t, second)
+			switch r := run(s, id); {
+			case r.State == StateRunning && (p == nil || p.frozen.Load()), r.State == StatePaused && !p.frozen.Load(), r.State == StateExited && w.runs(id), r.State == StateDead:
+				t.Errorf("%s to %s, killed at point %d: it is %+v, its process %+v", c.from, c.to, n, r, p)
+			}
+			second.end(t, w)
+		}
+	}
+}
+
+// runs tells whether a container has a process.
+func (w *world) runs(id int64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.procs[id] != nil
+}
+
 // A daemon that ends leaves its objects as they are, and the next one has them with ids, names, runs and holds.
 func TestTakeOver(t *testing.T) {
 	t.Parallel()

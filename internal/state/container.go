@@ -229,10 +229,10 @@ func (m *Manager) toExited(v *View) {
 		c.askToStop(v.ID)
 		return nil
 	})
+	m.note(v.ID) // before it is asked: that it ends is no fault from then on
 	if proc != nil {
 		proc.Stop()
 	}
-	m.note(v.ID)
 }
 
 // askToStop shows a container as stopping. Whatever its status, it ends in exited.

@@ -262,6 +262,12 @@ func (m *Manager) refuse() {
 
 // closeDown takes away the client's holds, and asks all containers to stop.
 func (m *Manager) closeDown() (asked []driver.Process) {
+	defer func() {
+		m.note(m.all()...)
+		for _, proc := range asked {
+			proc.Stop()
+		}
+	}()
 	_ = m.edit(func(c *change) error {
 		for _, id := range m.graph.All() {
 			o := m.objects[id]
@@ -277,8 +283,5 @@ func (m *Manager) closeDown() (asked []driver.Process) {
 		}
 		return nil
 	})
-	for _, proc := range asked {
-		proc.Stop()
-	}
 	return asked
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +42,14 @@ func (w *world) ask(act string, u *unit) error {
 	fail := w.fail
 	w.mu.Unlock()
 	return fail(act, u)
+}
+
+// done calls what was told to be called after each act.
+func (w *world) done(act string) {
+	w.mu.Lock()
+	after := w.after
+	w.mu.Unlock()
+	after(act)
 }
 
 func (w *world) failWith(fail func(act string, u *unit) error) {
@@ -162,6 +171,8 @@ type proc struct {
 	ready chan struct{}
 	done  chan struct{}
 	exit  driver.Exit
+
+	frozen atomic.Bool
 }
 
 func (p *proc) end(exit driver.Exit) {
@@ -178,13 +189,29 @@ func (p *proc) end(exit driver.Exit) {
 	})
 }
 
+// freezes sets whether it is frozen.
+func (p *proc) freezes(act string, frozen bool) error {
+	if err := p.w.ask(act, &unit{w: p.w}); err != nil {
+		return err
+	}
+	p.frozen.Store(frozen)
+	p.w.done(act)
+	return nil
+}
+
+func (p *proc) Stop() {
+	if p.w.ask("stop", &unit{w: p.w}) == nil {
+		p.end(driver.Exit{Signal: 15})
+		p.w.done("stop")
+	}
+}
+
 func (p *proc) PID() int                     { return 4242 }
 func (p *proc) Cgroup() string               { return "/sys/fs/cgroup/imageapi/1" }
 func (p *proc) Ready() <-chan struct{}       { return p.ready }
-func (p *proc) Stop()                        { p.end(driver.Exit{Signal: 15}) }
 func (p *proc) Kill()                        { p.end(driver.Exit{Signal: 9}) }
-func (p *proc) Freeze(context.Context) error { return p.w.ask("freeze", &unit{w: p.w}) }
-func (p *proc) Thaw(context.Context) error   { return nil }
+func (p *proc) Freeze(context.Context) error { return p.freezes("freeze", true) }
+func (p *proc) Thaw(context.Context) error   { return p.freezes("thaw", false) }
 func (p *proc) Exec(_ context.Context, c driver.Command) (driver.Output, error) {
 	return driver.Output{Stdout: []byte(c.Args[0])}, p.w.ask("exec", &unit{w: p.w})
 }
