@@ -19,6 +19,7 @@ type supervisor struct {
 	pid    int
 	pidfd  int
 	log    *pump
+	daemon *link
 
 	// With Config.Systemd only, else -1.
 	terminal int // keeps the console from being at its end while nothing in the container has it open
@@ -33,13 +34,17 @@ func supervise() int {
 		return 1
 	}
 	s := &supervisor{config: config, group: cgroup.Dir(proto.SupervisorCgroup), terminal: -1, notify: -1}
+	s.daemon = newLink(config)
+	stop := make(chan struct{})
+	go s.daemon.listen(stop)
 	if failure := s.start(); failure != nil {
-		send(proto.SupervisorControl, failure.Message())
+		s.daemon.last(failure.Message())
 		return 1
 	}
-	send(proto.SupervisorControl, proto.Encode(proto.Started, strconv.Itoa(s.pid)))
-	exit := s.watch()
-	send(proto.SupervisorControl, exit.Message())
+	s.daemon.started(s.pid)
+	exit := s.watch(stop)
+	s.record(&exit)
+	s.daemon.last(exit.Message())
 	return 0
 }
 
@@ -49,6 +54,9 @@ func (s *supervisor) start() *proto.Failure {
 	// What loses its parent comes to us, where there is no pid namespace whose first process would take it.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return failed("become a subreaper", "", err)
+	}
+	if err := unix.Unlinkat(proto.SupervisorLogs, s.config.ExitName, 0); err != nil && err != unix.ENOENT {
+		return failed("remove", s.config.ExitName, err)
 	}
 	file, err := openLog(proto.SupervisorLogs, s.config.LogName, s.config.LogSize)
 	if err != nil {
@@ -127,13 +135,11 @@ func (s *supervisor) spawn(out int) (status int, failure *proto.Failure) {
 }
 
 // watch returns when nothing of the container is left but its empty cgroup.
-func (s *supervisor) watch() proto.Exit {
-	stop := make(chan struct{})
-	go s.listen(stop)
+func (s *supervisor) watch(stop <-chan struct{}) proto.Exit {
 	ended, reaped := make(chan proto.Exit, 1), make(chan struct{})
 	go s.reapAll(ended, reaped)
 	if s.notify >= 0 {
-		go heed(s.notify, s.pid, func() { send(proto.SupervisorControl, proto.Encode(proto.Up)) })
+		go heed(s.notify, s.pid, s.daemon.up)
 		defer unix.Shutdown(s.notify, unix.SHUT_RDWR) // ends heed
 	}
 
@@ -157,21 +163,6 @@ func (s *supervisor) watch() proto.Exit {
 			case <-time.After(time.Second):
 			}
 			return exit
-		}
-	}
-}
-
-// listen closes stop at the first Stop. It ends when the daemon is gone.
-func (s *supervisor) listen(stop chan<- struct{}) {
-	asked := false
-	for buf := make([]byte, 64); ; {
-		kind, _, err := receive(proto.SupervisorControl, buf)
-		if err != nil || kind == 0 {
-			return
-		}
-		if kind == proto.Stop && !asked {
-			asked = true
-			close(stop)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/container/nursery"
@@ -51,6 +52,10 @@ type Driver struct {
 	supervisors *cgroup.Group
 	watcher     inotify.Watcher // of logs that are followed
 	slots       chan struct{}   // taken by the commands that run in containers
+
+	leaving context.Context    // done when the driver is closed: what runs goes on without it
+	leave   context.CancelFunc // ends leaving
+	watches sync.WaitGroup     // of what runs
 }
 
 // New makes what all containers have in common: the nursery, the parent cgroup, and the directory of the logs.
@@ -69,6 +74,7 @@ func New(ctx context.Context, opt Options) (*Driver, error) {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	d := &Driver{opt: opt, slots: make(chan struct{}, maxCommands)}
+	d.leaving, d.leave = context.WithCancel(context.Background())
 	if err := d.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare for containers: %w", err), d.Close())
 	}
@@ -105,8 +111,11 @@ func (d *Driver) count() {
 	}
 }
 
-// Close gives back what New made. Containers that still run go on, and then their cgroups stay.
+// Close gives back what New made. Containers that still run go on, with their supervisors, groups, logs and sockets, for a later
+// driver with the same Options to find (Rejoin); what is being done with them here ends.
 func (d *Driver) Close() error {
+	d.leave()
+	d.watches.Wait()
 	if d.nursery != nil {
 		d.nursery.Close()
 	}

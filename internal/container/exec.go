@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	maxCommands = 64              // that run at once, in all containers
-	dying       = 3 * time.Second // how long a killed command is given to end
+	commandPrefix = "exec-"         // of the names of their cgroups
+	maxCommands   = 64              // that run at once, in all containers
+	dying         = 3 * time.Second // how long a killed command is given to end
 )
 
 // command is one that runs in a container beside its first process.
@@ -95,7 +96,7 @@ func (c *command) prepare(config *proto.Config) (err error) {
 	}
 	// A group of its own, since one that has others below it, as systemd makes them, may not have processes (cgroups(7)).
 	for c.group == nil {
-		c.group, err = c.parent.Create("exec-" + strconv.FormatInt(c.of.execs.Add(1), 10))
+		c.group, err = c.parent.Create(commandPrefix + strconv.FormatInt(c.of.execs.Add(1), 10))
 		if err != nil && !errors.Is(err, cgroup.ErrBusy) { // left by a command of an earlier daemon
 			return err
 		}
@@ -153,9 +154,14 @@ func (c *command) retire() {
 	// Somebody may have left the container's cgroup with a pipe.
 	defer context.AfterFunc(c.of.over, func() { _ = c.agent.Kill() })()
 	_ = c.control.SetReadDeadline(time.Time{})
+	// Without us it goes on, and ends by itself.
+	defer context.AfterFunc(c.of.driver.leaving, func() { _ = c.control.SetReadDeadline(time.Unix(1, 0)) })()
 	_, err := c.control.Write(proto.Encode(proto.Release))
 	for err == nil {
 		_, _, err = receive(c.control)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return
 	}
 	if _, err := c.agent.Wait(); err != nil {
 		c.of.log.Error("wait for the parent of a command", "container", c.of.id, "error", err)

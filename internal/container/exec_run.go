@@ -23,6 +23,7 @@ func (c *command) run(ctx context.Context, config proto.Config, patience time.Du
 	defer cancel()
 	defer context.AfterFunc(limited, c.kill)()
 	defer context.AfterFunc(c.of.over, c.kill)()
+	defer context.AfterFunc(c.of.driver.leaving, c.kill)()
 	if err := errors.Join(c.stdout.start(), c.stderr.start()); err != nil {
 		return driver.Output{}, err
 	}

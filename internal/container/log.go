@@ -57,7 +57,7 @@ func (d *Driver) removeLog(id int64) error {
 	path := d.logPath(id)
 	err := d.opt.Gate.Do("log remove", func() error {
 		for _, suffix := range []string{proto.LogNext + proto.LogIndex, proto.LogNext, proto.LogOlder + proto.LogIndex, proto.LogOlder, proto.LogIndex, ""} {
-			if err := os.Remove(path + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := remove(path + suffix); err != nil {
 				return err
 			}
 		}
@@ -65,6 +65,14 @@ func (d *Driver) removeLog(id int64) error {
 	})
 	if err != nil {
 		return fmt.Errorf("remove log: %w", err)
+	}
+	return nil
+}
+
+// remove removes a file. That there is none is no error.
+func remove(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -23,9 +25,8 @@ type process struct {
 	id         int64
 	pid        int
 	group      *cgroup.Group
-	supervisor *os.Process
-	control    *os.File // the socket to the supervisor
-	ownPIDs    bool     // it has a pid namespace
+	supervisor *os.Process // nil if an earlier daemon started it
+	control    *os.File    // the socket to the supervisor
 	log        *slog.Logger
 
 	driver   *Driver
@@ -41,6 +42,7 @@ type process struct {
 	leave context.CancelCauseFunc // ends live, as soon as it shall end: nothing is frozen from then on
 
 	ready chan struct{}
+	up    sync.Once // closes ready
 	done  chan struct{}
 	exit  driver.Exit // written before done is closed
 }
@@ -48,6 +50,7 @@ type process struct {
 var (
 	errStopping = errors.New("the container is being stopped")
 	errEnded    = errors.New("the container has ended")
+	errLeaving  = errors.New("the server ends and leaves the container to the next one")
 )
 
 // PID implements driver.Process.
@@ -158,7 +161,12 @@ func (p *process) receive() (proto.Kind, []string, error) { return receive(p.con
 
 // receive waits for a message of imageapi-init. When that is gone the error is io.EOF.
 func receive(control *os.File) (proto.Kind, []string, error) {
-	buf := make([]byte, 16<<10) // longer than the longest
+	return receiveLong(control, 16<<10) // longer than the longest but Run
+}
+
+// receiveLong is receive of a message of at most so many bytes.
+func receiveLong(control *os.File, longest int) (proto.Kind, []string, error) {
+	buf := make([]byte, longest)
 	n, err := control.Read(buf)
 	if errors.Is(err, syscall.ECONNRESET) { // it left a message of ours unread
 		err = io.EOF
@@ -169,23 +177,65 @@ func receive(control *os.File) (proto.Kind, []string, error) {
 	return proto.Decode(buf[:n])
 }
 
-// watch sees to the end of the container: the order in which its processes, its supervisor and its cgroup go.
+// watch sees to the end of the container, or to that of the driver: then Done stays open.
 func (p *process) watch() {
-	defer close(p.done)
+	ended := p.attend()
+	p.letGo()
+	if ended {
+		close(p.done)
+	}
+}
+
+// attend is the order in which the container's processes, its supervisor and its cgroup go. It is false if the driver was closed before.
+func (p *process) attend() bool {
+	defer context.AfterFunc(p.driver.leaving, func() {
+		p.leave(errLeaving)
+		_ = p.control.SetReadDeadline(time.Unix(1, 0))
+	})()
 	// 1. The supervisor says how it ended, or dies.
 	told := p.hear()
+	if p.driver.leaving.Err() != nil {
+		p.abandon()
+		return false
+	}
 	p.leave(errEnded)
-	state, err := p.supervisor.Wait()
+	how := p.bury()
+	if !told {
+		told = p.recall() // that it could not tell does not say that it has not seen it
+	}
 	// 2. Nothing of the container lives on: the supervisor has seen to that, or can't any more.
 	if !told {
-		p.exit = driver.Exit{At: time.Now(), Lost: obituary(state, err)}
+		p.exit = driver.Exit{At: time.Now(), Lost: how}
 		p.exit.Left = p.group.Kill()
 	}
 	p.dismiss() // what the commands beside it were, too
-	p.exit.Left = errors.Join(p.exit.Left, p.group.WaitEmpty(context.Background()))
+	err := p.group.WaitEmpty(p.driver.leaving)
+	if p.driver.leaving.Err() != nil {
+		return false
+	}
 	// 3. The cgroup goes, and with it the run.
-	p.exit.OOM = starved(p.group)
-	p.exit.Left = errors.Join(p.exit.Left, p.group.Remove())
+	if p.exit.OOM == nil {
+		p.exit.OOM = starved(p.group)
+	}
+	p.exit.Left = errors.Join(p.exit.Left, err, p.group.Remove(), p.driver.unlisten(p.id))
+	return true
+}
+
+// abandon returns when nothing here uses the container any more. What commands have left running in it goes on too.
+func (p *process) abandon() {
+	p.shut(errLeaving)
+	p.commands.Wait()
+}
+
+// shut lets nothing new begin.
+func (p *process) shut(cause error) {
+	p.mu.Lock() // whoever comes to enter after this finds that the container shall not live, or that we shall not
+	defer p.mu.Unlock()
+	p.leave(cause)
+}
+
+// letGo closes what p has open.
+func (p *process) letGo() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gone = true
@@ -200,23 +250,51 @@ func (p *process) hear() bool {
 		if err != nil {
 			return false
 		}
-		if kind == proto.Up {
-			close(p.ready) // it says so once
+		switch kind {
+		case proto.Up:
+			p.up.Do(func() { close(p.ready) })
+		case proto.Exited:
+			exit, err := proto.ParseExit(fields)
+			if err != nil {
+				return false
+			}
+			p.exit = ended(exit, p.config.Namespaces)
+			return true
 		}
-		if kind != proto.Exited {
-			continue
-		}
-		exit, err := proto.ParseExit(fields)
-		if err != nil {
-			return false
-		}
-		p.exit = driver.Exit{Code: exit.Code, Signal: exit.Signal, At: exit.At, Halted: p.ownPIDs && halts(exit.Signal)}
-		p.exit.Reboot = p.exit.Halted && exit.Signal == int(syscall.SIGHUP)
-		if exit.LogErr != "" {
-			p.exit.Left = fmt.Errorf("the log is not complete: write: %s", exit.LogErr)
-		}
-		return true
 	}
+}
+
+// bury returns when the supervisor has ended, and tells how. Only of a child of ours the kernel tells that.
+func (p *process) bury() string {
+	if p.supervisor != nil {
+		return obituary(p.supervisor.Wait())
+	}
+	for { // until the end of file
+		if _, _, err := p.receive(); err != nil {
+			return "the supervisor is gone"
+		}
+	}
+}
+
+// recall takes from the supervisor's file how the container ended, if it is there.
+func (p *process) recall() bool {
+	exit, err := p.driver.recorded(p.id)
+	if err != nil || exit == nil {
+		return false
+	}
+	p.exit = ended(*exit, p.config.Namespaces)
+	return true
+}
+
+// ended is how a container with these namespaces ended.
+func ended(exit proto.Exit, namespaces uintptr) driver.Exit {
+	e := driver.Exit{Code: exit.Code, Signal: exit.Signal, At: exit.At, OOM: exit.OOM}
+	e.Halted = namespaces&unix.CLONE_NEWPID != 0 && halts(exit.Signal)
+	e.Reboot = e.Halted && exit.Signal == int(syscall.SIGHUP)
+	if exit.LogErr != "" {
+		e.Left = fmt.Errorf("the log is not complete: write: %s", exit.LogErr)
+	}
+	return e
 }
 
 // halts tells whether a signal that ended the first process of a pid namespace is what the kernel makes of reboot(2) in

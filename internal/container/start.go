@@ -25,7 +25,7 @@ const undoTimeout = 10 * time.Second
 // start runs a container: the order of bring-up on the daemon's side.
 func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given trees, limits *resources, config proto.Config) (_ *process, err error) {
 	// 1. The log.
-	config.LogName, config.LogSize = logName(id), d.opt.LogSize
+	config.LogName, config.LogSize, config.ExitName = logName(id), d.opt.LogSize, exitName(id)
 	logs, err := d.openLogs()
 	if err != nil {
 		return nil, err
@@ -46,11 +46,8 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given t
 	if err != nil {
 		return nil, err
 	}
-	p := &process{id: id, group: group, log: d.opt.Log, ready: make(chan struct{}), done: make(chan struct{})}
-	p.ownPIDs = config.Namespaces&unix.CLONE_NEWPID != 0
-	p.live, p.leave = context.WithCancelCause(context.Background())
-	p.driver, p.config = d, config
-	p.over, p.end = context.WithCancel(context.Background())
+	p := d.newProcess(id, group)
+	p.run(config)
 	if err := d.restrict(group, limits, config.Systemd); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}
@@ -64,11 +61,24 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given t
 	if err := p.launch(ctx, config); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}
-	if !config.Systemd { // which tells by itself when it is ready
-		close(p.ready)
-	}
-	go p.watch()
+	d.watches.Go(p.watch)
 	return p, nil
+}
+
+// newProcess makes a process that lives, of a cgroup that becomes its own.
+func (d *Driver) newProcess(id int64, group *cgroup.Group) *process {
+	p := &process{id: id, group: group, driver: d, log: d.opt.Log, ready: make(chan struct{}), done: make(chan struct{})}
+	p.live, p.leave = context.WithCancelCause(context.Background())
+	p.over, p.end = context.WithCancel(context.Background())
+	return p
+}
+
+// run notes what it was started with.
+func (p *process) run(config proto.Config) {
+	p.config = config
+	if !config.Systemd { // which tells by itself when it is ready
+		p.up.Do(func() { close(p.ready) })
+	}
 }
 
 // groupName is what the cgroup of a container is called.
@@ -106,15 +116,21 @@ func (d *Driver) spawn(p *process, tree *os.File, given trees, logs *os.File) er
 	}
 	defer theirs.Close()
 	p.control = ours
-	files := make([]*os.File, proto.SupervisorLogs+1)
+	socket, err := d.listen(p.id, logs)
+	if err != nil {
+		return fmt.Errorf("make the socket of the supervisor: %w", err)
+	}
+	defer socket.Close()
+	files := make([]*os.File, proto.SupervisorSocket+1)
 	files[proto.SupervisorProgram] = d.opt.Program
 	files[proto.SupervisorControl] = theirs
 	files[proto.SupervisorRoot] = tree
 	files[proto.SupervisorCgroup] = p.group.File()
 	files[proto.SupervisorLogs] = logs
+	files[proto.SupervisorSocket] = socket
 	err = d.opt.Gate.Do("supervisor start", func() (err error) {
 		p.supervisor, err = d.nursery.Start("/proc/self/fd/"+strconv.Itoa(proto.SupervisorProgram),
-			[]string{"imageapi-init", proto.ModeSupervisor, strconv.FormatInt(p.id, 10)},
+			supervisorArgs(p.id),
 			&os.ProcAttr{
 				// Where every program gets huge pages, as on Debian, the heap would take two of them: 4 MiB, not 0.6.
 				Env:   []string{"GOMAXPROCS=1", "GODEBUG=disablethp=1"},
@@ -127,6 +143,11 @@ func (d *Driver) spawn(p *process, tree *os.File, given trees, logs *os.File) er
 		return fmt.Errorf("start supervisor: %w", err)
 	}
 	return nil
+}
+
+// supervisorArgs is the command line of the supervisor of a container, by which it is known.
+func supervisorArgs(id int64) []string {
+	return []string{"imageapi-init", proto.ModeSupervisor, groupName(id)}
 }
 
 // controlPair makes the socket to a program of ours, and the end for that.
@@ -162,11 +183,15 @@ func (p *process) launch(ctx context.Context, config proto.Config) error {
 			return fmt.Errorf("talk to supervisor: %w", err)
 		}
 		return explain(failure)
-	case kind != proto.Started || len(fields) != 1:
+	case kind != proto.Started:
 		return fmt.Errorf("talk to supervisor: unexpected message %q", kind)
 	}
-	p.pid, err = strconv.Atoi(fields[0])
-	return err
+	started, err := proto.ParseStart(fields)
+	if err != nil {
+		return fmt.Errorf("talk to supervisor: %w", err)
+	}
+	p.pid = started.PID
+	return nil
 }
 
 // undo takes away what a failed start has made. The supervisor goes first: it could else clone a process after
@@ -187,5 +212,5 @@ func (p *process) undo() error {
 	if err := errors.Join(p.group.Kill(), p.group.WaitEmpty(ctx)); err != nil {
 		return err
 	}
-	return p.group.Remove()
+	return errors.Join(p.group.Remove(), p.driver.unlisten(p.id))
 }

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,12 +84,12 @@ func (u *unit) supported() error {
 	return nil
 }
 
-// Down removes the log file, and the cgroup if the end of the last run could not.
+// Down removes the log file and what is left of the last run: how it ended and, if its end could not, the cgroup and the socket.
 func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
 	if err := u.driver.parent.Remove(groupName(site.ID)); err != nil {
 		return err
 	}
-	return u.driver.removeLog(site.ID)
+	return errors.Join(u.driver.unlisten(site.ID), u.driver.removeExit(site.ID), u.driver.removeLog(site.ID))
 }
 
 // Show implements driver.Unit. What changes from run to run is not ours to show.

@@ -24,9 +24,17 @@ type ContainerUnit interface {
 type HeritableContainer interface {
 	ContainerUnit
 	Heritable
-	// Rejoin finds the run that an earlier daemon has started last: the process if it is still supervised, even if it is about to
-	// end; else how it ended, or nil if there is none. since is when it was started, if there is one.
-	Rejoin(ctx context.Context, site Site, live Live) (proc Process, since time.Time, ended *Exit, err error)
+	// Rejoin finds the run that an earlier daemon has started last. If nobody sees to its processes any more it ends them. With an
+	// error nothing can be told of it, and it is left as it is.
+	Rejoin(ctx context.Context, site Site, live Live) (Found, error)
+}
+
+// Found is what a later daemon finds of the last run of a container.
+type Found struct {
+	Process Process   // if it is still supervised, even if it is about to end; else nil
+	Ended   *Exit     // how it ended, if that was written down, or that it was Lost; nil if there is none, or a Process
+	Since   time.Time // when it was started; zero if nobody knows
+	Asked   bool      // it was asked to stop
 }
 
 // Restart is the policy of starting a container again.

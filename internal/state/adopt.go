@@ -111,30 +111,33 @@ func (m *Manager) inherit(ctx context.Context, id int64) {
 	}
 }
 
-// rejoin finds the last run of a container again.
+// rejoin finds the last run of a container again. It may be younger than the journal, and so may what was done with it.
 func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableContainer) {
 	site, live := m.site(id)
-	var proc driver.Process
-	var since time.Time
-	var ended *driver.Exit
+	var found driver.Found
 	err := m.guard("rejoin", id, func() (err error) {
-		proc, since, ended, err = unit.Rejoin(ctx, site, live)
+		found, err = unit.Rejoin(ctx, site, live)
 		return err
 	})
 	_ = m.edit(func(c *change) error {
 		o, run := m.objects[id], m.objects[id].view.Run
+		asked := run.State == StateStopping || found.Asked
 		switch {
-		case proc != nil:
-			o.proc, o.asked = proc, run.State == StateStopping
-			c.rejoined(id, proc, since)
+		case found.Process != nil:
+			o.proc, o.asked = found.Process, asked
+			c.rejoined(id, found)
 		case err != nil:
 			c.run(id, func(r *Run) { conclude(r, driver.Exit{At: time.Now(), Lost: err.Error()}, false) })
-		case run.State.alive() && ended != nil:
-			c.run(id, func(r *Run) { conclude(r, *ended, run.State == StateStopping) })
+		case found.Ended != nil && (run.State.alive() || found.Ended.At.After(run.FinishedAt)):
+			c.run(id, func(r *Run) {
+				r.begin(found.Since)
+				conclude(r, *found.Ended, asked)
+			})
+			o.asked = asked
 			c.plan(id)
 		case run.State.alive():
 			c.run(id, func(r *Run) {
-				conclude(r, driver.Exit{At: time.Now(), Lost: "neither it nor its supervisor was found when the server was started again"}, run.State == StateStopping)
+				conclude(r, driver.Exit{At: time.Now(), Lost: "neither it nor its supervisor was found when the server was started again"}, asked)
 			})
 			c.plan(id)
 		case run.waits():
@@ -142,8 +145,8 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableCon
 		}
 		return nil
 	})
-	if proc != nil {
-		m.repeat(ctx, id, proc)
+	if found.Process != nil {
+		m.repeat(ctx, id, found.Process)
 	}
 }
 
@@ -175,20 +178,35 @@ func (m *Manager) repeat(ctx context.Context, id int64, proc driver.Process) {
 	}
 }
 
-// rejoined shows a run that was found again. Its start may be younger than the journal.
-func (c *change) rejoined(id int64, proc driver.Process, since time.Time) {
-	m := c.m
+// rejoined shows a run that was found again.
+func (c *change) rejoined(id int64, found driver.Found) {
+	m, proc := c.m, found.Process
 	ready := proc.Ready()
 	if isClosed(ready) {
 		ready = nil
 	}
 	c.run(id, func(r *Run) {
-		if !r.State.alive() {
-			*r = Run{State: StateRunning, Restarts: r.Restarts}
+		r.begin(found.Since)
+		if m.objects[id].asked {
+			r.State = StateStopping
 		}
-		r.PID, r.Cgroup, r.StartedAt, r.Ready = proc.PID(), proc.Cgroup(), since, ready == nil
+		r.PID, r.Cgroup, r.Ready = proc.PID(), proc.Cgroup(), ready == nil
 	})
 	m.work.Go(func() { m.attend(id, proc, ready) })
+}
+
+// begin makes r a run that was found. If the journal knows only of an earlier one this is another.
+func (r *Run) begin(since time.Time) {
+	if !r.State.alive() {
+		restarts := r.Restarts
+		if r.waits() {
+			restarts++
+		}
+		*r = Run{State: StateRunning, Restarts: restarts}
+	}
+	if !since.IsZero() {
+		r.StartedAt = since
+	}
 }
 
 // resume goes on with what the earlier daemon had begun: what was being made is taken down, since its client has got no answer, and so

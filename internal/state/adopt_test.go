@@ -65,16 +65,16 @@ func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
 	return u.Down(ctx, site, driver.Live{})
 }
 
-func (u *unit) Rejoin(_ context.Context, site driver.Site, _ driver.Live) (driver.Process, time.Time, *driver.Exit, error) {
+func (u *unit) Rejoin(_ context.Context, site driver.Site, _ driver.Live) (driver.Found, error) {
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
 	if p := u.w.procs[site.ID]; p != nil {
-		return p, time.Now(), nil, nil
+		return driver.Found{Process: p, Since: time.Now(), Asked: u.w.told[site.ID]}, nil
 	}
 	if exit, ok := u.w.exits[site.ID]; ok {
-		return nil, time.Time{}, &exit, nil
+		return driver.Found{Ended: &exit, Since: exit.At.Add(-time.Second), Asked: u.w.told[site.ID]}, nil
 	}
-	return nil, time.Time{}, nil, nil
+	return driver.Found{}, nil
 }
 
 // life is a daemon's: a manager and its journal.
@@ -338,6 +338,60 @@ func TestTakeOver(t *testing.T) {
 	w.endRun(t, id, driver.Exit{Code: 3})
 	eventually(t, second.Manager, "its end", func(s *Snapshot) bool { return run(s, id).State == StateDead })
 	second.end(t, w)
+}
+
+// What became of a container after the journal was written last is shown as it is.
+func TestTakeOverOfWhatTheJournalDoesNotKnow(t *testing.T) {
+	t.Parallel()
+	start := func(t *testing.T, w *world, m life, id int64) {
+		t.Helper()
+		if _, err := m.SetState(t.Context(), id, StateRunning); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		run   bool // before the journal was written last
+		after func(t *testing.T, w *world, m life, id int64)
+		want  func(r *Run) bool
+	}{
+		"started": {false, start, func(r *Run) bool { return r.State == StateRunning && r.PID == 4242 && !r.StartedAt.IsZero() }},
+		"started and ended": {false, func(t *testing.T, w *world, m life, id int64) {
+			start(t, w, m, id)
+			w.endRun(t, id, driver.Exit{Code: 7})
+		}, func(r *Run) bool {
+			return r.State == StateDead && *r.ExitCode == 7 && r.FinishedAt.After(r.StartedAt) && !r.StartedAt.IsZero()
+		}},
+		"stopped": {true, func(t *testing.T, w *world, m life, id int64) {
+			w.told[id] = true
+			w.endRun(t, id, driver.Exit{Signal: 15})
+		}, func(r *Run) bool { return r.State == StateExited }},
+		"asked to stop": {true, func(t *testing.T, w *world, m life, id int64) { w.told[id] = true }, func(r *Run) bool { return r.State == StateExited }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld()
+			first := begin(t, w, "")
+			_, id, err := first.Create(t.Context(), w.container("late", c.run, whole(w.level(driver.Mount, "root"))))
+			if err != nil {
+				t.Fatal(err)
+			}
+			left := filepath.Join(t.TempDir(), "journal")
+			data, err := os.ReadFile(first.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(left, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			c.after(t, w, first, id)
+			if err := first.Leave(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			second := begin(t, w, left)
+			eventually(t, second.Manager, name, func(s *Snapshot) bool { r := run(s, id); return c.want(&r) })
+			second.end(t, w)
+		})
+	}
 }
 
 // What is not as it was is broken and says so, and can be deleted.

@@ -25,6 +25,7 @@ type world struct {
 	procs  map[int64]*proc
 	faults []string
 	exits  map[int64]driver.Exit
+	told   map[int64]bool                     // to stop, by a daemon that could not write that down
 	fail   func(act string, unit *unit) error // asked before each act
 	after  func(act string)                   // called after each act
 }
@@ -32,6 +33,7 @@ type world struct {
 func newWorld() *world {
 	return &world{
 		up: make(map[int64][]int64), procs: make(map[int64]*proc), exits: make(map[int64]driver.Exit),
+		told: make(map[int64]bool),
 		fail: func(string, *unit) error { return nil }, after: func(string) {},
 	}
 }

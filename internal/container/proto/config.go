@@ -2,6 +2,7 @@ package proto
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +26,7 @@ type Config struct {
 	Binds       []Bind   // their trees are inherited descriptors
 	LogName     string   // of the log's file, in the directory SupervisorLogs
 	LogSize     int64    // how much of it is kept at most, in bytes; at least MinLogSize
+	ExitName    string   // of the file there that tells how the container ended
 }
 
 // Trees returns how many trees of the node a container inherits as descriptors.
@@ -73,6 +75,7 @@ func (c Config) Message() []byte {
 	text("hostname", c.Hostname)
 	text("log", c.LogName)
 	number("logsize", uint64(c.LogSize))
+	text("exit", c.ExitName)
 	number("namespaces", uint64(c.Namespaces))
 	if c.Systemd {
 		number("systemd", 1)
@@ -123,6 +126,11 @@ func ParseConfig(fields []string) (Config, error) {
 	return c, nil
 }
 
+// numbers are the keys whose values are numbers.
+var numbers = [...]string{
+	"args", "env", "logsize", "namespaces", "systemd", "signal", "timeout", "drop", "resource", "soft", "hard", "mode", "rdev", "uid", "gid", "host", "file",
+}
+
 // set takes in one field and returns what is left of those after it.
 func (c *Config) set(key, value string, rest []string) ([]string, error) {
 	switch key {
@@ -138,12 +146,18 @@ func (c *Config) set(key, value string, rest []string) ([]string, error) {
 	case "log":
 		c.LogName = value
 		return rest, nil
+	case "exit":
+		c.ExitName = value
+		return rest, nil
 	case "device":
 		c.Devices = append(c.Devices, Device{Path: value})
 		return rest, nil
 	case "bind":
 		c.Binds = append(c.Binds, Bind{Target: value})
 		return rest, nil
+	}
+	if !slices.Contains(numbers[:], key) {
+		return rest, nil // a later version knows it
 	}
 	n, err := strconv.ParseUint(value, 10, 64)
 	if err != nil {

@@ -21,9 +21,25 @@
 //	  |<-- Exited (Exit) -----------|
 //	  |<-- end of file -------------|
 //
+// A supervisor that has got its Config goes on if the daemon is gone. A later one connects to the supervisor's socket, is told
+// what has been, and takes the place of the first:
+//
+//	later daemon                supervisor
+//	  |-- connect ----------------->|  when the one before is gone
+//	  |<-- Greeting (Hello) --------|
+//	  |<-- Run (Config) ------------|  as it was started with
+//	  |                             |  all else is as above, and Started comes now if it had not yet
+//
 // If the start fails, the init stage sends Failed (Failure) instead of Ready or after it, the supervisor passes it on
 // instead of Started and ends. End of file without Ready means that the init stage died; end of file towards the
-// daemon without Exited or Failed, that the supervisor did. The supervisor ignores that the daemon is gone.
+// daemon without Exited or Failed, that the supervisor did; unless the file Config.ExitName tells how the container ended, which is
+// written before Exited is sent, when nothing of the container is left, and holds the same message.
+//
+// Daemon and supervisor may be of different versions: an upgrade replaces the one and not the other. Between these two, and in that
+// file, what a message or a field means never changes. A message may get further fields, after those that it has, a list of
+// key=value further keys (which are no lists), and there may be further kinds: whoever does not know them passes over them. A
+// supervisor is not asked for what Hello.Version says it does not know. Descriptors, but for
+// SupervisorLogs, and the init stage's messages may change: both ends of these are one version.
 //
 // A message is its kind, one byte, and its fields, each ended by a NUL: what goes to execve can't hold one.
 package proto
@@ -33,7 +49,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // Kind is the first byte of a message.
@@ -44,11 +59,13 @@ const (
 	Run     Kind = 'R' // with a Config
 	Console Kind = 'C' // with the descriptors of its terminal (master, slave) and of the socket of sd_notify(3)
 	Ready   Kind = 'Y' // the init stage is about to execute the command
-	Started Kind = 'S' // with the process id of the command
+	Started Kind = 'S' // with the process id of the command and when it was started, in nanoseconds since 1970
 	Failed  Kind = 'F' // with a Failure
 	Up      Kind = 'U' // the first process says that the container is ready
 	Stop    Kind = 'T' // ask the first process to end
 	Exited  Kind = 'E' // with an Exit
+
+	Greeting Kind = 'H' // with a Hello
 )
 
 // MaxSize is how long a message may be, in bytes. The kernel's default send buffer takes one of this size.
@@ -65,7 +82,8 @@ const (
 	SupervisorRoot    = 5 // the container's root: a detached tree of mounts
 	SupervisorCgroup  = 6 // the directory of the container's cgroup
 	SupervisorLogs    = 7 // the directory of Config.LogName
-	SupervisorBinds   = 8 // the first bind: a detached tree of mounts
+	SupervisorSocket  = 8 // the socket that later daemons connect to, listening
+	SupervisorBinds   = 9 // the first bind: a detached tree of mounts
 )
 
 // Descriptors that an init stage is started with; 0 is /dev/null, 1 and 2 are the pipe to the log.
@@ -90,33 +108,6 @@ const SystemdStop = 37
 
 // NotifySocket is where a first process that is given Config.Systemd can say that it is ready (sd_notify(3)).
 const NotifySocket = "/run/host/notify"
-
-// Exit tells how the first process of a container ended.
-type Exit struct {
-	Code   int       // exit status
-	Signal int       // the signal that killed it, or 0
-	At     time.Time // when
-	LogErr string    // why the log is not complete, or empty
-}
-
-// Message encodes e.
-func (e Exit) Message() []byte {
-	return Encode(Exited, strconv.Itoa(e.Code), strconv.Itoa(e.Signal), strconv.FormatInt(e.At.UnixNano(), 10), e.LogErr)
-}
-
-// ParseExit decodes the fields of an Exited message.
-func ParseExit(fields []string) (Exit, error) {
-	if len(fields) != 4 {
-		return Exit{}, errMalformed
-	}
-	code, err1 := strconv.Atoi(fields[0])
-	signal, err2 := strconv.Atoi(fields[1])
-	at, err3 := strconv.ParseInt(fields[2], 10, 64)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return Exit{}, errMalformed
-	}
-	return Exit{Code: code, Signal: signal, At: time.Unix(0, at), LogErr: fields[3]}, nil
-}
 
 // Reason says of what sort a Failure is.
 type Reason string
@@ -164,7 +155,7 @@ func (f *Failure) Message() []byte {
 
 // ParseFailure decodes the fields of a Failed message.
 func ParseFailure(fields []string) (*Failure, error) {
-	if len(fields) != 6 {
+	if len(fields) < 6 {
 		return nil, errMalformed
 	}
 	errno, err := strconv.ParseUint(fields[4], 10, 16)

@@ -176,7 +176,7 @@ func TestKillWithoutTheFile(t *testing.T) {
 	if err != nil || len(pids) == 0 {
 		t.Errorf("processes: %v, %v", pids, err)
 	}
-	if err := errors.Join(g.killEach(), g.WaitEmpty(t.Context())); err != nil {
+	if err := errors.Join(g.killAll(), g.WaitEmpty(t.Context())); err != nil {
 		t.Error(err)
 	}
 	if err := cmd.Wait(); err == nil {

@@ -23,7 +23,7 @@ type Dir int
 func (d Dir) Kill() error {
 	err := d.write("cgroup.kill", "1") // Linux 5.14
 	if err == unix.ENOENT {
-		err = d.killEach()
+		err = d.killAll()
 	}
 	return wrap("write", "cgroup.kill", err)
 }
@@ -101,10 +101,24 @@ func descriptorOf(ctx context.Context) (fd int, forget func(), err error) {
 	}, nil
 }
 
-// killEach is Kill for kernels without cgroup.kill. A process with SIGKILL pending can't fork, so that all are dying
+// KillEach sends SIGKILL to each process of the group, or below it, of which match says so.
+func (d Dir) KillEach(match func(pid int) bool) error {
+	pids, err := d.processes()
+	if err != nil {
+		return wrap("list", "cgroup.procs", err)
+	}
+	for _, pid := range pids {
+		if err := d.killOne(pid, match); err != nil {
+			return wrap("kill a process of", "cgroup.procs", err)
+		}
+	}
+	return nil
+}
+
+// killAll is Kill for kernels without cgroup.kill. A process with SIGKILL pending can't fork, so that all are dying
 // once a look finds none that has not been sent it. A process is known to be the one listed if it is listed
 // after its pidfd was opened.
-func (d Dir) killEach() error {
+func (d Dir) killAll() error {
 	killed := map[int]bool{}
 	for {
 		pids, err := d.processes()
@@ -116,7 +130,7 @@ func (d Dir) killEach() error {
 			return nil
 		}
 		for _, pid := range pids {
-			if err := d.killOne(pid); err != nil {
+			if err := d.killOne(pid, func(int) bool { return true }); err != nil {
 				return err
 			}
 			killed[pid] = true
@@ -124,7 +138,8 @@ func (d Dir) killEach() error {
 	}
 }
 
-func (d Dir) killOne(pid int) error {
+// killOne asks match when the number can't become another's any more without this being seen.
+func (d Dir) killOne(pid int, match func(pid int) bool) error {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err == unix.ESRCH {
 		return nil
@@ -134,7 +149,7 @@ func (d Dir) killOne(pid int) error {
 	}
 	defer unix.Close(pidfd)
 	listed, err := d.processes()
-	if err != nil || !slices.Contains(listed, pid) {
+	if err != nil || !slices.Contains(listed, pid) || !match(pid) {
 		return err
 	}
 	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != unix.ESRCH {

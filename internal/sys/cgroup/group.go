@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -21,18 +22,24 @@ type Parent struct {
 	root   *os.File // of the hierarchy
 	dir    *os.File
 	levels []string // the names of the groups on the way from root to dir
-	made   []string // the groups that Open made, relative to root, outermost first
-	own    string   // where Open mounted the hierarchy, or empty
+	made   []string // the groups that Open made, or did for an earlier server, relative to root, outermost first
+	own    string   // where Open mounted the hierarchy, or did for an earlier server, or empty
+	maker  string   // the value of madeBy
 }
 
+// madeBy is an attribute of a group that was made here: its value is the mountpoint that Open was given, which no other server has.
+// Without it, as where attributes are not supported, a group of a later server's predecessor is as good as its own.
+const madeBy = "trusted.imageapi.made_by"
+
 // Open finds the hierarchy, or mounts it at mountpoint if it is mounted nowhere, and opens the group in it, an
-// absolute path within the hierarchy such as "/imageapi". What is missing is made.
+// absolute path within the hierarchy such as "/imageapi". What is missing is made. What an earlier server with the same mountpoint
+// made, and could not take away since there were containers, counts as made now.
 func Open(g gate.Gate, group, mountpoint string) (*Parent, error) {
 	at, own, err := locate(g, mountpoint)
 	if err != nil {
 		return nil, err
 	}
-	p := &Parent{gate: g}
+	p := &Parent{gate: g, maker: mountpoint}
 	if own {
 		p.own = at
 	}
@@ -52,11 +59,12 @@ func (p *Parent) open(at, group string) error {
 	p.levels = strings.FieldsFunc(path.Clean("/"+group), func(r rune) bool { return r == '/' })
 	for _, name := range p.levels {
 		sub = path.Join(sub, name)
-		err := p.gate.Do("cgroup create", func() error { return unix.Mkdirat(int(root.Fd()), sub, 0o755) })
-		if err == nil {
-			p.made = append(p.made, sub)
-		} else if err != unix.EEXIST {
+		made, err := p.level(sub)
+		if err != nil {
 			return wrap("create cgroup", path.Join(at, sub), err)
+		}
+		if made {
+			p.made = append(p.made, sub)
 		}
 	}
 	fd, err := unix.Openat(int(root.Fd()), path.Join(".", sub), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -65,6 +73,37 @@ func (p *Parent) open(at, group string) error {
 	}
 	p.dir = os.NewFile(uintptr(fd), p.path)
 	return nil
+}
+
+// level makes a group unless it is there, and tells whether this server has made it, now or before.
+func (p *Parent) level(sub string) (made bool, err error) {
+	err = p.gate.Do("cgroup create", func() error { return p.mkdir(p.root, sub) })
+	if err != unix.EEXIST {
+		return err == nil, err
+	}
+	maker, _ := makerOf(p.root, sub)
+	return maker == p.maker, nil
+}
+
+// mkdir makes a group and marks it.
+func (p *Parent) mkdir(dir *os.File, name string) error {
+	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+		return err
+	}
+	_ = unix.Setxattr(inside(dir, name), madeBy, []byte(p.maker), 0)
+	return nil
+}
+
+// makerOf returns the mark of a group. It is false if there is none.
+func makerOf(dir *os.File, name string) (string, bool) {
+	maker := make([]byte, unix.PathMax)
+	n, err := unix.Getxattr(inside(dir, name), madeBy, maker)
+	return string(maker[:max(n, 0)]), err == nil
+}
+
+// inside is the path of what is in an open directory.
+func inside(dir *os.File, name string) string {
+	return path.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), name)
 }
 
 // Close removes the groups that Open made and unmounts the hierarchy if Open mounted it. Groups that have
@@ -112,14 +151,14 @@ type Group struct {
 // with processes it is ErrBusy.
 func (p *Parent) Create(name string) (*Group, error) {
 	err := p.gate.Do("cgroup create", func() error {
-		err := unix.Mkdirat(int(p.dir.Fd()), name, 0o755)
+		err := p.mkdir(p.dir, name)
 		if err != unix.EEXIST {
 			return err
 		}
 		if err := p.remove(name); err != nil {
 			return err
 		}
-		return unix.Mkdirat(int(p.dir.Fd()), name, 0o755)
+		return p.mkdir(p.dir, name)
 	})
 	if err != nil {
 		return nil, wrap("create cgroup", path.Join(p.path, name), err)
@@ -134,6 +173,32 @@ func (p *Parent) Share(name string) (*Group, error) {
 		return nil, wrap("create cgroup", path.Join(p.path, name), err)
 	}
 	return p.Open(name)
+}
+
+// Adopt opens the child name that an earlier server with the same mountpoint made. One that another server made counts as not there.
+func (p *Parent) Adopt(name string) (*Group, error) {
+	if maker, marked := makerOf(p.dir, name); marked && maker != p.maker {
+		return nil, wrap("open cgroup", path.Join(p.path, name), unix.ENOENT)
+	}
+	return p.Open(name)
+}
+
+// Names lists the children of p.
+func (p *Parent) Names() ([]string, error) {
+	fd, err := unix.Openat(int(p.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, ignoreVanished(wrap("open cgroup", p.path, err))
+	}
+	dir := os.NewFile(uintptr(fd), p.path)
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, ignoreVanished(err)
 }
 
 // Open opens the child name.
@@ -154,6 +219,11 @@ func (g *Group) Close() { g.file.Close() }
 
 // Kill is Dir.Kill behind the gate.
 func (g *Group) Kill() error { return g.parent.gate.Do("cgroup kill", g.Dir.Kill) }
+
+// KillEach is Dir.KillEach behind the gate.
+func (g *Group) KillEach(match func(pid int) bool) error {
+	return g.parent.gate.Do("cgroup kill", func() error { return g.Dir.KillEach(match) })
+}
 
 // Freeze is Dir.Freeze behind the gate.
 func (g *Group) Freeze() error { return g.parent.gate.Do("cgroup freeze", g.Dir.Freeze) }

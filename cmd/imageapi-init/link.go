@@ -1,0 +1,111 @@
+package main
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+)
+
+// link is a supervisor's tie to the daemon, and to the next one when that is gone.
+type link struct {
+	config proto.Config // for the next one
+
+	mu     sync.Mutex  // nobody is told anything while another is
+	socket int         // to the present daemon, or -1
+	state  proto.Hello // what the next one is told
+}
+
+func newLink(config proto.Config) *link {
+	return &link{config: config, socket: proto.SupervisorControl, state: proto.Hello{Version: proto.Version}}
+}
+
+// started tells that the command runs.
+func (l *link) started(pid int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state.PID, l.state.Since = pid, time.Now()
+	send(l.socket, proto.Start{PID: pid, Since: l.state.Since}.Message())
+}
+
+// up tells that the container is ready.
+func (l *link) up() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state.Up = true
+	send(l.socket, proto.Encode(proto.Up))
+}
+
+// asked notes that the container was asked to stop, and tells whether it was the first time.
+func (l *link) asked() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state.Asked {
+		return false
+	}
+	l.state.Asked = true
+	return true
+}
+
+// history is what has been until now.
+func (l *link) history() proto.Hello {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// last tells how it ended. It keeps the lock: this process is about to end, and who comes now learns that from the file.
+func (l *link) last(message []byte) {
+	l.mu.Lock()
+	send(l.socket, message)
+}
+
+// listen closes stop at the first Stop of any daemon. It ends when no other daemon can come.
+func (l *link) listen(stop chan<- struct{}) {
+	for buf, socket := make([]byte, 64), l.socket; ; {
+		n, err := unix.Read(socket, buf)
+		switch {
+		case err == unix.EINTR:
+		case err != nil || n == 0:
+			if socket = l.next(); socket < 0 {
+				return
+			}
+		case proto.Kind(buf[0]) == proto.Stop && l.asked():
+			close(stop)
+		}
+	}
+}
+
+// next waits for another daemon, and tells that one what has been. It returns -1 if none can come.
+func (l *link) next() (socket int) {
+	l.mu.Lock()
+	unix.Close(l.socket)
+	l.socket = -1
+	l.mu.Unlock()
+	for {
+		socket, _, err := unix.Accept4(proto.SupervisorSocket, unix.SOCK_CLOEXEC)
+		switch {
+		case err == unix.EINTR || err == unix.ECONNABORTED:
+			continue
+		case err != nil:
+			return -1
+		case !fromRoot(socket):
+			unix.Close(socket)
+			continue
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.socket = socket
+		send(socket, l.state.Message())
+		send(socket, l.config.Message())
+		return socket
+	}
+}
+
+// fromRoot tells whether root is at the other end.
+func fromRoot(socket int) bool {
+	peer, err := unix.GetsockoptUcred(socket, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	return err == nil && peer.Uid == 0
+}

@@ -1,0 +1,198 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+)
+
+// answerTimeout is how long a supervisor that lives may take to say so, and a start that is under way to come to its end.
+const answerTimeout = 10 * time.Second
+
+// Restore implements driver.Heir.
+func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+	u := &unit{driver: d}
+	return u, json.Unmarshal(data, u)
+}
+
+// Adopt implements driver.Heritable. What there is of a container beside its runs is a file that the next run makes anew.
+func (u *unit) Adopt(context.Context, driver.Site, driver.Live) error { return nil }
+
+// Sweep implements driver.Heritable. The start belongs to the creation, so that there may be a run.
+func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	found, err := u.Rejoin(ctx, site, driver.Live{})
+	if err != nil {
+		return err
+	}
+	if found.Process != nil {
+		found.Process.Kill()
+		select {
+		case <-found.Process.Done():
+		case <-ctx.Done():
+			return fmt.Errorf("end container: %w", context.Cause(ctx))
+		}
+	}
+	return u.Down(ctx, site, driver.Live{})
+}
+
+// Rejoin implements driver.HeritableContainer.
+func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (driver.Found, error) {
+	p, hello, err := u.driver.rejoin(ctx, site.ID)
+	switch {
+	case err == nil:
+		u.driver.watches.Go(p.watch)
+		return driver.Found{Process: p, Since: hello.Since, Asked: hello.Asked}, nil
+	case errors.Is(err, errAlone):
+		return u.settle(ctx, site.ID, errAlone.Error())
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrNotExist):
+		u.driver.opt.Log.Warn("a supervisor is of no use and is killed", "id", site.ID, "err", err)
+		if err := u.driver.killSupervisor(site.ID); err != nil {
+			return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
+		}
+		return u.settle(ctx, site.ID, "the supervisor did not answer and was killed")
+	default:
+		return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
+	}
+}
+
+// rejoin finds a run that has a supervisor.
+func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.Hello, err error) {
+	control, err := d.connect(id)
+	if err != nil {
+		return nil, hello, err
+	}
+	group, err := d.parent.Adopt(groupName(id))
+	if err != nil {
+		control.Close()
+		return nil, hello, err
+	}
+	p = d.newProcess(id, group)
+	p.control = control
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	if hello, err = p.greet(ctx); err != nil {
+		p.letGo()
+		return nil, hello, err
+	}
+	p.run(p.config)
+	if hello.Up {
+		p.up.Do(func() { close(p.ready) })
+	}
+	if hello.Asked {
+		p.leave(errStopping)
+	}
+	if err := p.tidy(); err != nil {
+		d.opt.Log.Warn("remove the cgroups of an earlier server's commands", "id", id, "error", err)
+	}
+	return p, hello, nil
+}
+
+// tidy removes what the commands of an earlier daemon have left; what still runs keeps its group until the container ends.
+func (p *process) tidy() error {
+	below, err := p.group.Below()
+	if err != nil {
+		return err
+	}
+	defer below.Close()
+	names, err := below.Names()
+	for _, name := range names {
+		if strings.HasPrefix(name, commandPrefix) {
+			if failed := below.Remove(name); !errors.Is(failed, cgroup.ErrBusy) {
+				err = errors.Join(err, failed)
+			}
+		}
+	}
+	return err
+}
+
+// settle brings to its end what is left of a run without a supervisor, and tells how the run ended. why is what is to be said if nobody
+// has written that down.
+func (u *unit) settle(ctx context.Context, id int64, why string) (found driver.Found, err error) {
+	d := u.driver
+	exit, err := d.recorded(id)
+	if err != nil {
+		return found, err
+	}
+	if exit != nil {
+		found.Since, found.Asked = exit.Since, exit.Asked
+		found.Ended = new(ended(*exit, flags(u.Namespaces)))
+	}
+	group, err := d.parent.Adopt(groupName(id))
+	if errors.Is(err, os.ErrNotExist) {
+		return found, d.unlisten(id)
+	}
+	if err != nil {
+		return found, err
+	}
+	defer group.Close()
+	if populated, _ := group.Entry("cgroup.events", "populated"); populated != 0 && found.Ended == nil {
+		found.Ended = &driver.Exit{At: time.Now(), Lost: why, OOM: starved(group)}
+	}
+	left := empty(ctx, group)
+	if found.Ended == nil {
+		return found, errors.Join(left, d.unlisten(id))
+	}
+	found.Ended.Left = errors.Join(found.Ended.Left, left, d.unlisten(id))
+	return found, nil
+}
+
+// empty kills all that is in a group and removes it.
+func empty(ctx context.Context, group *cgroup.Group) error {
+	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
+	defer cancel()
+	if err := errors.Join(group.Kill(), group.WaitEmpty(ctx)); err != nil {
+		return err
+	}
+	return group.Remove()
+}
+
+// killSupervisor kills a supervisor that is not our child. It is known by its command line and by the directory of the logs that it has
+// open: another server may have one with the same id.
+func (d *Driver) killSupervisor(id int64) error {
+	logs, err := os.Stat(d.logDir())
+	if err != nil {
+		return err
+	}
+	want := strings.Join(supervisorArgs(id), "\x00") + "\x00"
+	return d.supervisors.KillEach(func(pid int) bool {
+		dir := fmt.Sprintf("/proc/%d/", pid)
+		line, _ := os.ReadFile(dir + "cmdline")
+		open, err := os.Stat(fmt.Sprintf("%s/fd/%d", dir, proto.SupervisorLogs))
+		return err == nil && string(line) == want && os.SameFile(open, logs)
+	})
+}
+
+// recorded is how the last run ended, if its supervisor has written that down, or nil.
+func (d *Driver) recorded(id int64) (*proto.Exit, error) {
+	data, err := os.ReadFile(filepath.Join(d.logDir(), exitName(id)))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	kind, fields, err := proto.Decode(data)
+	if err == nil && kind != proto.Exited {
+		err = fmt.Errorf("unexpected message %q", kind)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", exitName(id), err)
+	}
+	exit, err := proto.ParseExit(fields)
+	return &exit, err
+}
+
+// removeExit removes what the supervisor of the last run has written down.
+func (d *Driver) removeExit(id int64) error {
+	path := filepath.Join(d.logDir(), exitName(id))
+	return d.opt.Gate.Do("exit remove", func() error { return errors.Join(remove(path+proto.ExitNew), remove(path)) })
+}

@@ -1,0 +1,458 @@
+package container_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// succession is a run directory with one driver after the other.
+type succession struct {
+	*node
+	opt  container.Options
+	open bool
+}
+
+// newSuccession makes the first driver. The last one takes away what the first one made.
+func newSuccession(t *testing.T, change ...func(*container.Options)) *succession {
+	t.Helper()
+	testkit.Root(t)
+	testkit.Need(t, "busybox")
+	code, err := sealed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{runDir: testkit.RunDir(t)}
+	outer := "/imageapi-test-" + filepath.Base(n.runDir)
+	n.cgroup = outer + "/inner"
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{n.runDir}, Ignore: []string{"logs"}, Cgroup: outer})
+	s := &succession{node: n, opt: container.Options{RunDir: n.runDir, CgroupParent: n.cgroup, Program: code}}
+	for _, c := range change {
+		c(&s.opt)
+	}
+	s.next(t)
+	t.Cleanup(func() { s.close(t) })
+	return s
+}
+
+// next makes a driver on what the last one has left.
+func (s *succession) next(t testing.TB) {
+	t.Helper()
+	var err error
+	if s.Driver, err = container.New(context.Background(), s.opt); err != nil {
+		t.Fatal(err)
+	}
+	s.open = true
+}
+
+func (s *succession) close(t testing.TB) {
+	t.Helper()
+	if !s.open {
+		return
+	}
+	s.open = false
+	if err := s.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+}
+
+// heritage is a container that passes from driver to driver.
+type heritage struct {
+	*box
+	nodes *succession
+	proc  driver.Process
+}
+
+// begin makes a container that runs, which ends after the test.
+func (s *succession) begin(t *testing.T, root string, c *models.Container) *heritage {
+	t.Helper()
+	var faults errs.Faults
+	u, _ := s.Plan(driver.Object{Container: c}, &faults)
+	if err := faults.Err(); err != nil {
+		t.Fatal(err)
+	}
+	h := &heritage{nodes: s}
+	h.box = &box{t: t, unit: u.(driver.ContainerUnit), site: driver.Site{ID: s.ids.Add(1), Needs: []driver.Live{{Tree: &driver.Tree{Path: root}}}}}
+	var err error
+	if h.live, err = u.Up(t.Context(), h.site); err != nil {
+		t.Fatal(err)
+	}
+	supervisor := 0
+	t.Cleanup(func() {
+		// The test is the parent of all its daemons' supervisors, and has to reap those that it has left.
+		if supervisor != 0 {
+			gone(t, supervisor)
+		}
+	})
+	t.Cleanup(func() {
+		s.close(t)
+		s.next(t)
+		h.restore()
+		if err := h.unit.(driver.Heritable).Sweep(context.Background(), h.site); err != nil {
+			t.Errorf("sweep: %v", err)
+		}
+		if left, err := filepath.Glob(filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".*")); err != nil || len(left) > 0 {
+			t.Errorf("of container %d is left: %q, %v", h.site.ID, left, err)
+		}
+	})
+	if h.proc, err = h.unit.Start(t.Context(), h.site, h.live); err != nil {
+		t.Fatal(err)
+	}
+	supervisor = supervisorOf(t, h.proc)
+	return h
+}
+
+// restore makes the unit of what the journal would have.
+func (h *heritage) restore() {
+	h.t.Helper()
+	data, err := json.Marshal(h.unit)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	unit, err := h.nodes.Restore(data)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.unit = unit.(driver.ContainerUnit)
+}
+
+// rejoin has another daemon come, after meanwhile was called, and returns what that finds.
+func (h *heritage) rejoin(meanwhile func()) driver.Found {
+	h.t.Helper()
+	h.nodes.close(h.t)
+	meanwhile()
+	h.nodes.next(h.t)
+	h.restore()
+	unit := h.unit.(driver.HeritableContainer)
+	if err := unit.Adopt(h.t.Context(), h.site, h.live); err != nil {
+		h.t.Fatal(err)
+	}
+	found, err := unit.Rejoin(h.t.Context(), h.site, h.live)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.proc = found.Process
+	return found
+}
+
+// taken is rejoin of a container that runs.
+func (h *heritage) taken(meanwhile func()) driver.Found {
+	h.t.Helper()
+	before, pid, group := time.Now(), h.proc.PID(), h.proc.Cgroup()
+	found := h.rejoin(meanwhile)
+	if found.Process == nil {
+		h.t.Fatalf("it is not found: %+v", found)
+	}
+	if found.Process.PID() != pid || found.Process.Cgroup() != group || found.Since.IsZero() || found.Since.After(before) || found.Ended != nil {
+		h.t.Errorf("process %d in %s is found as %d in %s: %+v", pid, group, found.Process.PID(), found.Process.Cgroup(), found)
+	}
+	return found
+}
+
+func nothing() {}
+
+// TestRejoin has containers pass through several daemons, each of which can do with them whatever the first could.
+func TestRejoin(t *testing.T) {
+	t.Parallel()
+	for name, list := range map[string][]models.ContainerNamespace{"all namespaces": nil, "no pid namespace": {mnt}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, root := newSuccession(t), testkit.Busybox(t)
+			c := definition(`sh -c 'trap "echo bye; exit 3" TERM; echo ready; while :; do sleep 1000 & wait $!; done'`, list...)
+			c.Env, c.WorkingDir = []string{"COLOUR=green"}, "/bin"
+			h := s.begin(t, root, c)
+			h.await("ready")
+			for range 3 {
+				found := h.taken(nothing)
+				if found.Asked {
+					t.Errorf("found: %+v", found)
+				}
+				select {
+				case <-h.proc.Ready():
+				default:
+					t.Error("it is not ready")
+				}
+				out, err := h.proc.Exec(t.Context(), script("echo $COLOUR; pwd; hostname"))
+				if want := fmt.Sprintf("green\n/bin\nimageapi-%d\n", h.site.ID); err != nil || list == nil && string(out.Stdout) != want || !strings.HasPrefix(string(out.Stdout), "green\n/bin\n") {
+					t.Errorf("a command: %q, %v", out.Stdout, err)
+				}
+				testkit.Eventually(t, "what has run the command to end", func() bool {
+					return strings.Count(fmt.Sprint(inGroupOf(t, s.cgroup)), "(imageapi-init)") == 1
+				})
+				stats, err := h.proc.Stats()
+				if err != nil || stats.PIDs == nil || *stats.PIDs < 2 || stats.Log == nil {
+					t.Errorf("stats: %+v, %v", stats, err)
+				}
+				if err := h.proc.Freeze(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if err := h.proc.Thaw(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			h.proc.Stop()
+			if exit := end(t, h.proc); exit.Code != 3 || exit.Signal != 0 || exit.Lost != "" || exit.Left != nil || exit.At.IsZero() {
+				t.Errorf("it ended with %+v", exit)
+			}
+			if got := h.log(); got != "ready\nbye\n" {
+				t.Errorf("it wrote %q", got)
+			}
+			if _, err := os.Stat(h.proc.Cgroup()); !os.IsNotExist(err) {
+				t.Errorf("its cgroup is there: %v", err)
+			}
+		})
+	}
+}
+
+// TestRejoinOfTheFrozen: it stays so, and can be thawed.
+func TestRejoinOfTheFrozen(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition(polite))
+	h.await("ready")
+	if err := h.proc.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.taken(nothing)
+	events, err := os.ReadFile(h.proc.Cgroup() + "/cgroup.events")
+	if err != nil || !strings.Contains(string(events), "frozen 1\n") {
+		t.Errorf("it is not frozen: %q, %v", events, err)
+	}
+	if err := h.proc.Thaw(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.proc.Stop()
+	if exit := end(t, h.proc); exit.Code != 3 {
+		t.Errorf("it ended with %+v", exit)
+	}
+}
+
+// TestRejoinOfTheStopping: who asked it to stop is gone, but the next one sees it end.
+func TestRejoinOfTheStopping(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition(`sh -c 'trap "echo asked; until test -e /go; do sleep 0.1; done; exit 4" TERM; echo ready; while :; do sleep 0.1; done'`))
+	h.await("ready")
+	h.proc.Stop()
+	h.await("asked")
+	found := h.taken(nothing)
+	if !found.Asked {
+		t.Errorf("that it was asked is not known: %+v", found)
+	}
+	if err := h.proc.Freeze(t.Context()); !errs.Is(err, errs.Conflict) {
+		t.Errorf("it is frozen: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if exit := end(t, h.proc); exit.Code != 4 || exit.Left != nil {
+		t.Errorf("it ended with %+v", exit)
+	}
+}
+
+// TestStopTimeoutAfterRejoin: it is the container's own that counts.
+func TestStopTimeoutAfterRejoin(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	c := definition(stubborn)
+	c.StopTimeout = 1
+	h := s.begin(t, root, c)
+	h.await("ready")
+	h.taken(nothing)
+	before := time.Now()
+	h.proc.Stop()
+	if exit := end(t, h.proc); exit.Signal != int(unix.SIGKILL) || time.Since(before) < time.Second {
+		t.Errorf("it ended after %v with %+v", time.Since(before), exit)
+	}
+}
+
+// TestEndedMeanwhile: how it ended is known, although nobody was there to be told.
+func TestEndedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		command string
+		asked   bool
+		list    []models.ContainerNamespace
+		want    func(driver.Exit) bool
+	}{
+		"status":   {"exit 7", false, nil, func(e driver.Exit) bool { return e.Code == 7 && e.Signal == 0 }},
+		"signal":   {"kill -USR1 $$", false, []models.ContainerNamespace{mnt}, func(e driver.Exit) bool { return e.Signal == 10 }},
+		"poweroff": {"poweroff -f", false, nil, func(e driver.Exit) bool { return e.Halted && !e.Reboot }},
+		"stop":     {"exit 8", true, nil, func(e driver.Exit) bool { return e.Code == 8 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, root := newSuccession(t), testkit.Busybox(t)
+			text := `sh -c 'trap "" TERM; echo ready; until test -e /go; do sleep 0.1; done; echo late; ` + c.command + `'`
+			h := s.begin(t, root, definition(text, c.list...))
+			h.await("ready")
+			if c.asked {
+				h.proc.Stop()
+			}
+			supervisor, began := supervisorOf(t, h.proc), time.Now()
+			found := h.rejoin(func() {
+				if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				gone(t, supervisor)
+			})
+			if found.Process != nil || found.Ended == nil || !c.want(*found.Ended) || found.Asked != c.asked {
+				t.Fatalf("found: %+v, ended %+v", found, found.Ended)
+			}
+			if e := found.Ended; e.At.Before(began) || e.At.After(time.Now()) || e.Lost != "" || e.Left != nil || found.Since.After(began) || found.Since.IsZero() {
+				t.Errorf("started %v, ended %+v", found.Since, e)
+			}
+			if got := h.log(); got != "ready\nlate\n" {
+				t.Errorf("it wrote %q", got)
+			}
+			if left := inGroupOf(t, s.cgroup); len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+			// It stays known until it is started again.
+			if again := h.rejoin(nothing); again.Ended == nil || !again.Ended.At.Equal(found.Ended.At) {
+				t.Errorf("the next one finds %+v", again)
+			}
+		})
+	}
+}
+
+// gone waits until a supervisor that is a child of the test has ended, and reaps it.
+func gone(t *testing.T, pid int) {
+	t.Helper()
+	testkit.Eventually(t, "the supervisor to end", func() bool {
+		got, err := syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+		return got == pid || err == syscall.ECHILD
+	})
+}
+
+// TestEndedMeanwhileForLackOfMemory: that is known too.
+func TestEndedMeanwhileForLackOfMemory(t *testing.T) {
+	t.Parallel()
+	testkit.Controllers(t, "memory")
+	s, root := newSuccession(t), testkit.Busybox(t)
+	c := definition(`sh -c 'echo ready; until test -e /go; do sleep 0.1; done; exec tail /dev/zero'`)
+	c.Resources = &models.ContainerResources{Memory: 16 << 20}
+	h := s.begin(t, root, c)
+	h.await("ready")
+	supervisor := supervisorOf(t, h.proc)
+	found := h.rejoin(func() {
+		if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, supervisor)
+	})
+	if e := found.Ended; e == nil || e.OOM == nil || !*e.OOM || e.Signal != 9 {
+		t.Errorf("found: %+v, ended %+v", found, e)
+	}
+}
+
+// TestSupervisorKilledMeanwhile: its container is lost, and nothing of it is left.
+func TestSupervisorKilledMeanwhile(t *testing.T) {
+	t.Parallel()
+	for name, list := range map[string][]models.ContainerNamespace{"all namespaces": nil, "no pid namespace": {mnt}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, root := newSuccession(t), testkit.Busybox(t)
+			h := s.begin(t, root, definition(stubborn, list...))
+			h.await("ready")
+			supervisor := supervisorOf(t, h.proc)
+			found := h.rejoin(func() {
+				if err := unix.Kill(supervisor, unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				gone(t, supervisor)
+			})
+			if found.Process != nil || found.Ended == nil || found.Ended.Lost != "the supervisor is gone" || found.Ended.Left != nil {
+				t.Errorf("found: %+v, ended %+v", found, found.Ended)
+			}
+			testkit.Eventually(t, "what was killed to be reaped", func() bool { return len(inGroupOf(t, s.cgroup)) == 0 })
+			if found := h.rejoin(nothing); found.Process != nil || found.Ended != nil {
+				t.Errorf("the next one finds %+v", found)
+			}
+		})
+	}
+}
+
+// TestSupervisorKilledLater: the one of an earlier daemon is missed as one of our own is.
+func TestSupervisorKilledLater(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition(stubborn))
+	h.await("ready")
+	h.taken(nothing)
+	if err := unix.Kill(supervisorOf(t, h.proc), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if exit := end(t, h.proc); exit.Lost != "the supervisor is gone" || exit.Left != nil {
+		t.Errorf("it ended with %+v", exit)
+	}
+}
+
+// TestKillAfterRejoin ends a container of an earlier daemon at once.
+func TestKillAfterRejoin(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition(stubborn))
+	h.await("ready")
+	h.taken(nothing)
+	h.proc.Kill()
+	if exit := end(t, h.proc); exit.Signal != 9 || exit.Lost != "" || exit.Left != nil {
+		t.Errorf("it ended with %+v", exit)
+	}
+}
+
+// TestOutputAcrossRejoin: each line is in the log, once, whoever reads it when.
+func TestOutputAcrossRejoin(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	const last = 20000
+	h := s.begin(t, root, definition(fmt.Sprintf(`sh -c 'i=0; while [ $i -lt %d ]; do i=$((i+1)); echo $i; done; exec sleep 1000'`, last)))
+	h.await("10")
+	h.taken(func() {
+		size := len(h.log())
+		testkit.Eventually(t, "more output", func() bool { return len(h.log()) > size })
+	})
+	log, err := h.unit.(driver.Logger).OpenLog(h.site.ID, driver.LogQuery{Tail: -1, Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	var want, got strings.Builder
+	for i := range last {
+		fmt.Fprintln(&want, i+1)
+	}
+	for buf := make([]byte, 32<<10); got.Len() < want.Len(); {
+		n, err := log.Read(buf)
+		got.Write(buf[:n])
+		if err != nil && !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		if n > 0 {
+			continue
+		}
+		select {
+		case <-log.More():
+		case <-time.After(time.Minute):
+			t.Fatal("nothing more comes")
+		}
+	}
+	if got.String() != want.String() {
+		t.Errorf("%d bytes were written, and other %d are read", want.Len(), got.Len())
+	}
+}
