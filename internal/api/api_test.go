@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
 
 	oaerrors "github.com/go-openapi/errors"
@@ -302,6 +303,28 @@ func TestAPanicIsAnsweredAndLogged(t *testing.T) {
 	}
 	w.plan = func() {}
 	expect[any](t, w.do("GET", "/attach", ""), 200)
+}
+
+// mute is a client that went away before its answer.
+type mute struct{ *httptest.ResponseRecorder }
+
+func (mute) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+// A client that does not wait for its answer is no fault of ours.
+func TestAnAnswerThatCantBeSent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	func() {
+		defer func() {
+			if fault := recover(); fault != http.ErrAbortHandler {
+				t.Errorf("the connection is not cut off: %v", fault)
+			}
+		}()
+		w.handler.ServeHTTP(mute{httptest.NewRecorder()}, httptest.NewRequest("GET", "/imageapi/v1/mount", nil))
+	}()
+	if log := w.log.String(); !strings.Contains(log, "the client is gone: broken pipe") || strings.Contains(log, "ERROR") {
+		t.Errorf("the log has %s", log)
+	}
 }
 
 func TestCancelledRequests(t *testing.T) {

@@ -71,7 +71,11 @@ func (a *api) observe(next http.Handler) http.Handler {
 		out := &statusWriter{ResponseWriter: w}
 		defer func() {
 			fault := recover()
-			if fault != nil && fault != http.ErrAbortHandler {
+			switch {
+			case fault == nil, fault == http.ErrAbortHandler:
+			case out.failed != nil: // the generated code panics when an answer can't be sent
+				e.failure, fault = "the client is gone: "+out.failed.Error(), http.ErrAbortHandler
+			default:
 				e.recovered(out, fault, number)
 			}
 			e.logEnd(r, out.status, time.Since(start))
@@ -109,10 +113,11 @@ func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
 	e.log.LogAttrs(r.Context(), level, "request: done", attrs...)
 }
 
-// statusWriter remembers the status that was written; 0 means none yet.
+// statusWriter remembers the status that was written, where 0 means none yet, and why nothing more can be.
 type statusWriter struct {
 	http.ResponseWriter
 	status int
+	failed error
 }
 
 func (w *statusWriter) WriteHeader(status int) {
@@ -126,7 +131,11 @@ func (w *statusWriter) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	return w.ResponseWriter.Write(b)
+	n, err := w.ResponseWriter.Write(b)
+	if err != nil {
+		w.failed = err
+	}
+	return n, err
 }
 
 // Unwrap is for http.ResponseController.

@@ -202,10 +202,7 @@ func (r *Run) begin(since time.Time) {
 		if r.waits() {
 			restarts++
 		}
-		*r = Run{State: StateRunning, Restarts: restarts}
-	}
-	if !since.IsZero() {
-		r.StartedAt = since
+		*r = Run{State: StateRunning, Restarts: restarts, StartedAt: since}
 	}
 }
 

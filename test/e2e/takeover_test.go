@@ -175,7 +175,7 @@ func TestEndsWithoutServer(t *testing.T) {
 func TestLogAcrossServers(t *testing.T) {
 	t.Parallel()
 	n := newHeritage(t)
-	c := n.create(t, start(`/bin/sh -c "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); echo $i; [ $((i % 100)) != 0 ] || usleep 10000; done"`, n.root()))
+	c := n.create(t, start(`/bin/sh -c "i=0; while [ $i -lt 40000 ]; do echo $i; i=$((i+1)); [ $((i % 100)) != 0 ] || usleep 10000; done"`, n.root()))
 	for range testkit.Rounds(5, 50) {
 		n.Kill(t)
 		n.Again(t)
