@@ -16,6 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/sys/watch"
 )
 
 // node is what the daemon has open on the node.
@@ -67,7 +68,7 @@ func openNode(ctx context.Context, cfg Config, opt Options) (n *node, err error)
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout,
 	})
 	n.adopt(ctx, found.Records, cfg.Node)
-	return n, nil
+	return n, n.watch()
 }
 
 // adopt takes over what an earlier server has left, and tells what it does not know.
@@ -80,6 +81,16 @@ func (n *node) adopt(ctx context.Context, records []journal.Record, cfg Node) {
 	for _, text := range strays(cfg, func(id int64) bool { _, ok := known.Get(id); return ok }) {
 		n.log.Warn("the run directory has what is in no journal; it is left alone", "what", text)
 	}
+}
+
+// watch has the manager notice what is changed behind its back.
+func (n *node) watch() error {
+	w, err := watch.Open()
+	if err != nil {
+		return err
+	}
+	n.manager.Watch(w)
+	return nil
 }
 
 // openJournal opens the journal and tells if what is in it is lost.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -80,6 +81,15 @@ type Forcer interface {
 	// ForceDown is Down without regard to what is not saved. If anything may be lost by it, warning says what, in a
 	// sentence that begins with the object.
 	ForceDown(ctx context.Context, site Site, live Live) (warning string, err error)
+}
+
+// Inspector is a Unit that can tell whether its object is still what Up has made it, although somebody else may have changed that.
+type Inspector interface {
+	Unit
+	// Inspect looks at the object. It changes nothing in the kernel and waits for nothing: for what may wait, only mounts is looked
+	// at, which was read after the object had come up. If the kernel's side of it is not what it was, the error says what has become
+	// of it. It may be called while Down is: what it says then is not used.
+	Inspect(site Site, live Live, mounts *mounttable.Table) error
 }
 
 // Heir is a Driver whose objects a later daemon takes over from an earlier one that ended or was killed.

@@ -219,14 +219,14 @@ func TestOfMount(t *testing.T) {
 	})
 	t.Run("copy in another namespace", func(t *testing.T) {
 		idle, release := hold(t, "", ":", "unshare", "--mount", "--propagation", "private")
-		for _, h := range holders.Elsewhere(point, true) {
+		for _, h := range holders.Unnoticed(point, true) {
 			if h.PID == idle {
 				t.Errorf("a copy that nobody uses holds it: %s", holders.Text([]holders.Holder{h}))
 			}
 		}
 		release()
 		pid, release := hold(t, "", "cd '"+point+"'", "unshare", "--mount", "--propagation", "private")
-		for _, found := range [][]holders.Holder{holders.OfMount(point), holders.Elsewhere(point, false)} {
+		for _, found := range [][]holders.Holder{holders.OfMount(point), holders.Unnoticed(point, false)} {
 			wants(t, found, fmt.Sprintf("pid %d (sh, other mount namespace ", pid))
 		}
 		release()

@@ -3,6 +3,8 @@ package holders
 import (
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 )
@@ -45,16 +47,26 @@ func OfMount(path string) []Holder {
 	return s.found
 }
 
-// Elsewhere returns which processes in other mount namespaces use a copy of the topmost mount at path. That does not
-// keep the mount from being unmounted, it hides that its file system lives on. With whole any mount of its file system
-// at another place there counts too, unless our own namespace has more than one: then it does not end with this mount.
-func Elsewhere(path string, whole bool) []Holder {
+// Unnoticed returns who holds the topmost mount at path in a way that umount(2) does not mind:
+//
+//   - somebody has mounted something over it, which umount would take away in its place;
+//   - a live overlay has it as a layer, and keeps its file system alive: it is found by the paths that it was made of;
+//   - processes in other mount namespaces use a copy of it, which likewise lives on.
+//
+// With whole any mount of its file system at another place in another namespace counts too, unless our own namespace has more
+// than one: then it does not end with this mount.
+func Unnoticed(path string, whole bool) []Holder {
 	s := newScan()
 	m := topmost(s.own, path)
 	if m == nil {
 		return nil
 	}
+	if slices.ContainsFunc(s.own, func(o *mountinfo.Info) bool { return o.Mountpoint == path && o.ID != m.ID }) {
+		s.addKernel("something else (%s, %q) is mounted over it at %s", m.FSType, m.Source, path)
+		return s.found
+	}
 	copies := s.copies(m)
+	s.overlays(path, copies)
 	for _, p := range s.processes {
 		if id := copies[p.ns]; id != 0 && !s.full() {
 			s.mountUsers(p, p.outside(path), id)
@@ -72,6 +84,44 @@ func Elsewhere(path string, whole bool) []Holder {
 		}
 	}
 	return s.found
+}
+
+// overlays looks for those that have a layer in the mount at path, also in other namespaces that have a copy of it. One that is
+// mounted beside it, in the same directory, is one of ours: of those it is known elsewhere which needs which.
+func (s *scan) overlays(path string, copies map[uint64]int) {
+	for _, o := range s.own {
+		if overlaid(o, path) {
+			s.addKernel("the overlay at %s has a layer in it", o.Mountpoint)
+		}
+	}
+	for _, t := range s.others {
+		for _, o := range t.mounts {
+			if copies[t.ns] != 0 && overlaid(o, path) {
+				s.add(t.process, "has an overlay with a layer in it at %s", o.Mountpoint)
+			}
+		}
+	}
+}
+
+// overlaid tells whether m is an overlay with a layer in path.
+func overlaid(m *mountinfo.Info, path string) bool {
+	if m.FSType != "overlay" || filepath.Dir(m.Mountpoint) == filepath.Dir(path) {
+		return false
+	}
+	for option := range strings.SplitSeq(m.VFSOptions, ",") {
+		key, layers, _ := strings.Cut(option, "=")
+		switch key {
+		case "lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir":
+		default:
+			continue
+		}
+		for layer := range strings.SplitSeq(layers, ":") {
+			if below(layer, path) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // topmost returns the last mount at path: later ones cover earlier ones.

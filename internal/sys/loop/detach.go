@@ -90,6 +90,18 @@ func (l *Loop) detach(path string, id ID, pending *Device) error {
 	return nil
 }
 
+// Lives is Is without opening the device, where the kernel has sequence numbers: Linux 5.15.
+func (l *Loop) Lives(path string, id ID) (bool, error) {
+	if id.Sequence == 0 {
+		return l.Is(path, id)
+	}
+	err := block.Check(id.Number, id.Sequence)
+	if errs.Is(err, errs.Conflict) {
+		return false, nil
+	}
+	return bound(id.Number), err
+}
+
 // Is tells whether the device at path is still the one of id.
 func (l *Loop) Is(path string, id ID) (bool, error) {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)

@@ -1,7 +1,6 @@
 package mount
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -56,8 +55,8 @@ func Below(path string) ([]string, error) {
 //
 // With whole the mount stands for its file system, which ends with it: then any mount of that file system in
 // another namespace holds it too, unless our own namespace has more of them.
-func Unmount(ctx context.Context, g gate.Gate, path string, submounts []string, whole bool) error {
-	if err := notElsewhere(ctx, path, whole); err != nil {
+func Unmount(g gate.Gate, path string, submounts []string, whole bool) error {
+	if err := unheld(path, whole); err != nil {
 		return err
 	}
 	if len(submounts) == 0 {
@@ -80,8 +79,8 @@ func Unmount(ctx context.Context, g gate.Gate, path string, submounts []string, 
 
 // UnmountWith is Unmount for what can't be unmounted by this process itself: act does it and returns the errno of
 // umount2(2). It is called again if the mount was busy but nobody is found to hold it.
-func UnmountWith(ctx context.Context, path string, whole bool, act func() error) error {
-	if err := notElsewhere(ctx, path, whole); err != nil {
+func UnmountWith(path string, whole bool, act func() error) error {
+	if err := unheld(path, whole); err != nil {
 		return err
 	}
 	return explained(path, act)
@@ -96,9 +95,12 @@ func IsMounted(path string) (bool, error) {
 	return len(table) > 0, nil
 }
 
-func notElsewhere(ctx context.Context, path string, whole bool) error {
-	if held := heldElsewhere(ctx, path, whole); len(held) > 0 {
-		return errs.New(errs.Conflict, "unmount %s: it is busy in another mount namespace: %s", path, holders.Text(held))
+// unheld makes sure that nobody holds the mount at path in a way that the kernel does not mind. A namespace that just has a copy,
+// as every one made meanwhile does, holds nothing: its copy goes when the mountpoint is removed (rmdir(2) detaches what is
+// mounted on a directory in other namespaces, Linux 3.18).
+func unheld(path string, whole bool) error {
+	if held := holders.Unnoticed(path, whole); len(held) > 0 {
+		return errs.New(errs.Conflict, "unmount %s: it is busy: %s", path, holders.Text(held))
 	}
 	return nil
 }

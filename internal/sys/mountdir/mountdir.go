@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
@@ -233,13 +234,13 @@ func (d *Dir) AttachWith(id int64, put func(path string) error) (string, error) 
 }
 
 // Detach unmounts what is mounted at the mountpoint of id, as [mount.Unmount] does, and removes the mountpoint. What
-// is gone already is fine.
+// is gone already is fine; what somebody has mounted over it is not unmounted, but an errs.Conflict.
 func (d *Dir) Detach(ctx context.Context, id int64, submounts []string, whole bool) error {
 	path := d.Path(id)
 	if err := ctx.Err(); err != nil {
 		return errs.New(errs.Deadline, "unmount %s: %w", path, err)
 	}
-	if err := mount.Unmount(ctx, d.gate, path, submounts, whole); err != nil {
+	if err := mount.Unmount(d.gate, path, submounts, whole); err != nil {
 		return err
 	}
 	return d.remove(path)
@@ -247,22 +248,58 @@ func (d *Dir) Detach(ctx context.Context, id int64, submounts []string, whole bo
 
 // DetachWith is Detach of a whole file system for what can't be unmounted by the daemon itself: it calls unmount to do it,
 // which returns the errno of umount2(2).
-func (d *Dir) DetachWith(ctx context.Context, id int64, unmount func(path string) error) error {
+func (d *Dir) DetachWith(id int64, unmount func(path string) error) error {
 	path := d.Path(id)
-	if err := mount.UnmountWith(ctx, path, true, func() error { return unmount(path) }); err != nil {
+	if err := mount.UnmountWith(path, true, func() error { return unmount(path) }); err != nil {
 		return err
 	}
 	return d.remove(path)
 }
 
-// Check makes sure that something is mounted at the mountpoint of id.
+// Check is Find now.
 func (d *Dir) Check(id int64) error {
-	path := d.Path(id)
-	mounted, err := mount.IsMounted(path)
-	if err == nil && !mounted {
-		err = errs.New(errs.Conflict, "nothing is mounted at %s any more: somebody has unmounted it; delete it and make it anew", path)
+	table, err := mounttable.Read()
+	if err == nil {
+		_, err = d.Find(table, id)
 	}
 	return err
+}
+
+// Find returns what is mounted at the mountpoint of id, according to table. It is an error if that is nothing, or if something is
+// mounted over it.
+func (d *Dir) Find(table *mounttable.Table, id int64) (mounttable.Entry, error) {
+	path := d.Path(id)
+	switch at := table.At(path); len(at) {
+	case 0:
+		return mounttable.Entry{}, errs.New(errs.Conflict, "nothing is mounted at %s any more: somebody has unmounted it; delete it and make it anew", path)
+	case 1:
+		return at[0], nil
+	default:
+		return mounttable.Entry{}, covered(path, at[len(at)-1])
+	}
+}
+
+// Ours makes sure that the mount at the mountpoint of id, if there is one, is the one that is says.
+func (d *Dir) Ours(id int64, is func(mounttable.Entry) bool) error {
+	table, err := mounttable.Read()
+	if err != nil || len(table.At(d.Path(id))) == 0 {
+		return err
+	}
+	e, err := d.Find(table, id)
+	if err == nil && !is(e) {
+		err = Strange(d.Path(id), e)
+	}
+	return err
+}
+
+// Strange says that another file system is mounted at path than the one that was.
+func Strange(path string, e mounttable.Entry) error {
+	return errs.New(errs.Conflict, "another file system (%s, %q) is mounted at %s than the one that was: unmount that, then delete it", e.Type, e.Source, path)
+}
+
+// covered says that somebody has mounted something over a mount of ours.
+func covered(path string, by mounttable.Entry) error {
+	return errs.New(errs.Conflict, "something else (%s, %q) is mounted over it at %s: unmount that, then delete it", by.Type, by.Source, path)
 }
 
 // Sweep takes away whatever is mounted at the mountpoint of id, with what is mounted below it, and the mountpoint. It is for what

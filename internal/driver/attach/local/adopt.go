@@ -3,9 +3,11 @@ package local
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
-	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
 )
 
 // Restore implements driver.Heir.
@@ -19,11 +21,15 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 	if err := u.driver.claim(live.Device.Number, site.ID, live.Device.Path); err != nil {
 		return err
 	}
-	now, err := u.find()
-	if err == nil && (now.Number != live.Device.Number || now.Sequence != live.Device.Sequence) {
-		err = errs.New(errs.Conflict, "%s is another device now than the one that was attached: delete it and make it anew", u.Path)
+	return u.Inspect(site, live, nil)
+}
+
+// Inspect implements driver.Inspector.
+func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
+	if err := block.Check(live.Device.Number, live.Device.Sequence); err != nil {
+		return fmt.Errorf("%s: %w", live.Device.Path, err)
 	}
-	return err
+	return nil
 }
 
 // Sweep has nothing to do: a claim ends with the daemon.

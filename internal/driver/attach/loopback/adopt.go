@@ -7,6 +7,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
 // Restore implements driver.Heir.
@@ -17,12 +18,17 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 
 // Adopt makes sure that the device is still the one that was attached. One that was not kept yet goes with its last user: what
 // stands on it is undone, and so is it.
-func (u *unit) Adopt(_ context.Context, _ driver.Site, live driver.Live) error {
+func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
+	return u.Inspect(site, live, nil)
+}
+
+// Inspect implements driver.Inspector. It opens no device that has a sequence number: whoever detaches it may find it in use.
+func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
 	var n notes
 	if err := json.Unmarshal(live.Notes, &n); err != nil {
-		return fmt.Errorf("adopt %s: read its notes: %w", live.Device.Path, err)
+		return fmt.Errorf("look at %s: read its notes: %w", live.Device.Path, err)
 	}
-	is, err := u.driver.loop.Is(live.Device.Path, n.Loop)
+	is, err := u.driver.loop.Lives(live.Device.Path, n.Loop)
 	if err == nil && !is {
 		err = errs.New(errs.Conflict, "%s is no longer attached to %s: somebody has detached it; delete it and make it anew", live.Device.Path, u.Path)
 	}

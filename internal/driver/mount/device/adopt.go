@@ -5,8 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
 // Restore implements driver.Heir.
@@ -28,6 +33,24 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 	}
 	u.m.claims.enter(site.ID, has)
 	return u.m.Mounts.Check(site.ID)
+}
+
+// Inspect implements driver.Inspector.
+func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Table) error {
+	e, err := u.m.Mounts.Find(mounts, site.ID)
+	if err != nil {
+		return err
+	}
+	if !u.is(e, site.ID) {
+		return mountdir.Strange(live.Tree.Path, e)
+	}
+	return mount.Failed(e, live.Tree.Path, !live.Tree.ReadOnly)
+}
+
+// is tells whether e is the mount that was made. Some file systems, such as btrfs, have a number of their own, without a major part.
+func (u *unit) is(e mounttable.Entry, id int64) bool {
+	device := u.m.claims.of(id).Number
+	return e.Type == u.FSType && (unix.Major(e.Number) == 0 || device == 0 || e.Number == device)
 }
 
 // Sweep implements driver.Heritable.

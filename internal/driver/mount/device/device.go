@@ -13,6 +13,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
@@ -208,6 +209,9 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 }
 
 func (u *unit) unmount(ctx context.Context, site driver.Site, live driver.Live) error {
+	if err := u.m.Mounts.Ours(site.ID, func(e mounttable.Entry) bool { return u.is(e, site.ID) }); err != nil {
+		return err
+	}
 	if live.Tree != nil && live.Tree.Remote {
 		return u.m.remote.Detach(ctx, site)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
 // Restore implements driver.Heir.
@@ -33,6 +34,17 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 		}
 	}
 	return u.o.Mounts.Check(site.ID)
+}
+
+// Inspect implements driver.Inspector.
+func (u *unit) Inspect(site driver.Site, _ driver.Live, mounts *mounttable.Table) error {
+	if u.Upper.Sort == inMemory {
+		if _, err := u.o.uppers.Find(mounts, site.ID); err != nil {
+			return err
+		}
+	}
+	_, err := u.o.Mounts.Find(mounts, site.ID)
+	return err
 }
 
 // Sweep implements driver.Heritable: Down relies on nothing but what it finds.

@@ -1,0 +1,138 @@
+package state
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
+)
+
+// Watcher tells when something may have changed on the node.
+type Watcher interface {
+	// Wait returns when something has changed since the last call, at the latest after limit, or with the cause of ctx's end.
+	Wait(ctx context.Context, limit time.Duration) error
+	Close() error
+}
+
+const (
+	// lookAtLeast is how often all objects are looked at: file systems fail without an event.
+	lookAtLeast = 5 * time.Second
+	// restLeast is the shortest rest after a look, and restShare times what the look took is the least, too: however many changes
+	// there are, most of them our own, and however many objects, looking takes no more than a twentieth of one processor.
+	restLeast, restShare = 100 * time.Millisecond, 20
+	// lockPatience is how long an object that seems not to be what it was may be busy. It will be looked at again.
+	lockPatience = time.Second
+)
+
+// Watch has all objects looked at now and whenever w says that something may have changed, until m ends, and then closes w. One that is
+// no longer what it was becomes broken, and so does what stands on it, except containers that run.
+func (m *Manager) Watch(w Watcher) {
+	m.work.Go(func() {
+		defer w.Close()
+		for m.life.Err() == nil {
+			began := time.Now()
+			m.inspectAll(m.life)
+			pause(m.life, max(restLeast, restShare*time.Since(began)))
+			if err := w.Wait(m.life, lookAtLeast); err != nil && m.life.Err() == nil {
+				m.log.Error("changes on the node are no longer noticed at once", "err", err)
+				pause(m.life, lookAtLeast)
+			}
+		}
+	})
+}
+
+// pause returns after a time, or when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// inspectAll looks at all objects that are ready, what is needed first.
+func (m *Manager) inspectAll(ctx context.Context) {
+	views := m.Snapshot().readyOnes() // before the table is read: all of them are in it
+	if len(views) == 0 || ctx.Err() != nil {
+		return
+	}
+	mounts, err := mounttable.Read()
+	if err != nil {
+		m.log.Error("can't look whether the objects are what they were", "err", err)
+		return
+	}
+	for _, v := range views {
+		if ctx.Err() == nil && m.inspect(v, mounts) != nil {
+			m.confirm(ctx, v.ID)
+		}
+	}
+}
+
+func (s *Snapshot) readyOnes() (views []*View) {
+	for _, list := range s.lists {
+		views = append(views, list...)
+	}
+	views = slices.DeleteFunc(views, func(v *View) bool { return v.Phase != Ready })
+	slices.SortFunc(views, func(a, b *View) int { return cmp.Compare(a.ID, b.ID) })
+	return views
+}
+
+// inspect says what has become of an object if it is no longer what it was.
+func (m *Manager) inspect(v *View, mounts *mounttable.Table) error {
+	now := m.Snapshot()
+	site := driver.Site{ID: v.ID, Needs: make([]driver.Live, len(v.Needs))}
+	for i, id := range v.Needs {
+		need, ok := now.Get(id)
+		if ok && need.Phase == Broken {
+			return errs.New(errs.Conflict, "it stands on %s, which is broken: %s", name(need), need.Error)
+		}
+		if ok {
+			site.Needs[i] = need.Live
+		}
+	}
+	unit, ok := v.Unit.(driver.Inspector)
+	if !ok {
+		return nil
+	}
+	return m.guard("inspect", v.ID, func() error { return unit.Inspect(site, v.Live, mounts) })
+}
+
+// confirm looks once more, while nobody else acts on the object, and makes it broken.
+func (m *Manager) confirm(ctx context.Context, id int64) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, errTooSlow)
+	defer cancel()
+	unlock, err := m.locks.Lock(ctx, id)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	v, ok := m.Snapshot().Get(id)
+	if !ok || v.Phase != Ready {
+		return
+	}
+	mounts, err := mounttable.Read()
+	if err != nil {
+		return
+	}
+	cause := m.inspect(v, mounts)
+	if cause == nil {
+		return
+	}
+	lost := false
+	_ = m.edit(func(c *change) error {
+		// Without its lock it can only have come to be stopping or gone.
+		if o := m.objects[id]; o != nil && o.view.Phase == Ready && (o.view.Run == nil || o.proc == nil) {
+			lost = true
+			c.cancelRestart(id)
+			c.phase(id, Broken, cause.Error())
+		}
+		return nil
+	})
+	if lost {
+		m.note(id)
+		m.log.Warn("an object is no longer what it was", "object", name(v), "err", cause)
+	}
+}

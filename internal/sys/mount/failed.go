@@ -1,0 +1,30 @@
+package mount
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
+)
+
+// Failed tells whether the kernel has given up the file system mounted at path, which e is about: after an error on its device, or
+// one that it found in it. With writable it was not mounted read-only; then that it is so now is a sign, too.
+//
+// It waits for nothing. Ext4 shows in its options that it was shut down from Linux 6.15 on, and before that it becomes
+// read-only; so does btrfs. XFS answers whoever asks with EIO; it has the top of its tree in memory and asks no device for it.
+func Failed(e mounttable.Entry, path string, writable bool) error {
+	switch {
+	case e.Has("shutdown"), e.Has("emergency_ro"), e.Type == "xfs" && isShutDown(path):
+		return errs.New(errs.Conflict, "the kernel has shut down the file system (%s) at %s, and its log says why: delete it and make it anew when that is mended", e.Type, path)
+	case writable && e.Has("ro"):
+		return errs.New(errs.Conflict, "the file system (%s) at %s has become read-only, by an error that the kernel's log tells or by somebody's hand: delete it and make it anew when that is mended", e.Type, path)
+	}
+	return nil
+}
+
+func isShutDown(path string) bool {
+	var st unix.Stat_t
+	return errors.Is(unix.Stat(path, &st), unix.EIO)
+}

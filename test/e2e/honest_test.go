@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// becomesBroken waits until an object is broken and says why.
+func (n *node) becomesBroken(t *testing.T, resource string, id models.ID, why string) {
+	t.Helper()
+	var o object
+	if !testkit.Settles(func() bool { o = n.get(t, resource, int64(id)); return o.Phase == "broken" }) {
+		t.Fatalf("%s %d does not become broken: %+v", resource, id, o)
+	}
+	if !strings.Contains(o.Error, why) {
+		t.Errorf("%s %d is broken: %q, want %q", resource, id, o.Error, why)
+	}
+}
+
+// What is unmounted or mounted over by hand is shown as broken, with all that stands on it, and can be deleted.
+func TestMountTakenAway(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	ext4 := testkit.Ext4(t, t.TempDir())
+	for _, c := range []struct {
+		name string
+		def  *models.Mount
+		act  func(t *testing.T, point string)
+		why  string
+	}{
+		{"bind", bind(filepath.Dir(n.image)), unmounted, "somebody has unmounted it"},
+		{"device", device(loopback(ext4), "ext4"), unmounted, "somebody has unmounted it"},
+		{"overlay", n.root(), unmounted, "somebody has unmounted it"},
+		{"upper layer", n.root(), func(t *testing.T, point string) { unmounted(t, point+".upper") }, "somebody has unmounted it"},
+		{"lazily", device(loopback(ext4), "ext4"), func(t *testing.T, point string) { testkit.Run(t, "umount", "-l", point) }, "somebody has unmounted it"},
+		{"replaced", device(loopback(ext4), "ext4"), func(t *testing.T, point string) {
+			testkit.Run(t, "sh", "-c", fmt.Sprintf("umount %s; mount -t tmpfs other %[1]s", point))
+		}, "unmount"},
+	} {
+		m := n.mount(t, c.def)
+		above := n.mount(t, bindIn(mountID(m.ID), "/"))
+		c.act(t, m.Mountpoint)
+		n.becomesBroken(t, "/mount", m.ID, c.why)
+		n.becomesBroken(t, "/mount", above.ID, fmt.Sprintf("it stands on mount %d (%s), which is broken", m.ID, m.Kind))
+		n.remove(t, http.StatusConflict, "/mount", m.ID)
+		if a, _ := n.Do(t.Context(), http.MethodPost, "/mount", bindIn(mountID(m.ID), "/")); a.Status != http.StatusConflict || !strings.Contains(a.Message(), c.why) {
+			t.Errorf("%s: something new can be made of what is broken: %d %s", c.name, a.Status, a.Body)
+		}
+		n.remove(t, http.StatusOK, "/mount", above.ID)
+		if c.name == "replaced" {
+			if a := n.remove(t, http.StatusConflict, "/mount", m.ID); !strings.Contains(a.Message(), `another file system (tmpfs, "other") is mounted at`) {
+				t.Errorf("the delete says %s", a.Message())
+			}
+			unmounted(t, m.Mountpoint) // it would fail if the delete had taken the other one away
+		}
+		n.remove(t, http.StatusOK, "/mount", m.ID)
+		if left := n.everything(t.Context(), t); left != "[] [] []" {
+			t.Fatalf("%s: left: %s", c.name, left)
+		}
+	}
+}
+
+func unmounted(t *testing.T, point string) { testkit.Run(t, "umount", point) }
+
+// What somebody has mounted over a mount is not ours to unmount: the delete says what is in its way.
+func TestMountedOver(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for _, def := range []*models.Mount{bind(filepath.Dir(n.image)), squash(n.image), n.root()} {
+		m := n.mount(t, def)
+		testkit.Run(t, "mount", "-t", "tmpfs", "stranger", m.Mountpoint)
+		n.becomesBroken(t, "/mount", m.ID, `something else (tmpfs, "stranger") is mounted over it`)
+		if a := n.remove(t, http.StatusConflict, "/mount", m.ID); !strings.Contains(a.Message(), `something else (tmpfs, "stranger") is mounted over it at `+m.Mountpoint) {
+			t.Errorf("the delete says %s", a.Message())
+		}
+		unmounted(t, m.Mountpoint) // it would fail if the delete had taken the stranger away
+		n.remove(t, http.StatusOK, "/mount", m.ID)
+	}
+}
+
+// A device that somebody has detached is shown so, also when its number comes to be that of another one.
+func TestDeviceTakenAway(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	image := filepath.Join(t.TempDir(), "image")
+	must(t, os.WriteFile(image, make([]byte, 1<<20), 0o600))
+	for _, kind := range []string{"loopback", "local"} {
+		var a models.Attach
+		var device string
+		if kind == "loopback" {
+			a = n.attach(t, loopback(image))
+			device = a.DeviceFile
+		} else {
+			device = strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", image))
+			a = n.attach(t, &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &device}})
+		}
+		testkit.Run(t, "losetup", "-d", device)
+		n.becomesBroken(t, "/attach", a.ID, "delete it and make it anew")
+		again := strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", image)) // the same number, if nobody else takes it
+		n.becomesBroken(t, "/attach", a.ID, "delete it and make it anew")
+		n.remove(t, http.StatusOK, "/attach", a.ID)
+		testkit.Run(t, "losetup", "-d", again) // it fails if the delete has detached it
+	}
+}
+
+// A file system that the kernel has given up is shown so, with what stands on it, and can be deleted.
+func TestFileSystemShutDown(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for _, c := range []struct {
+		fsType string
+		image  func(testing.TB, string) string
+		kill   func(t *testing.T, point string)
+		why    string
+	}{
+		{"xfs", testkit.Xfs, goDown, "the kernel has shut down the file system (xfs)"},
+		{"ext4", testkit.Ext4, goDown, "the kernel has shut down the file system (ext4)"},
+		// As after errors: the kernel has no other way to ask for it.
+		{"ext4", testkit.Ext4, remountRO, "has become read-only"},
+		{"btrfs", testkit.Btrfs, remountRO, "has become read-only"},
+	} {
+		testkit.Need(t, c.fsType)
+		m := n.mount(t, device(loopback(c.image(t, t.TempDir())), c.fsType))
+		above := n.mount(t, overlay(mountID(m.ID)))
+		c.kill(t, m.Mountpoint)
+		n.becomesBroken(t, "/mount", m.ID, c.why)
+		n.becomesBroken(t, "/mount", above.ID, c.why)
+		n.remove(t, http.StatusOK, "/mount", above.ID)
+		n.remove(t, http.StatusOK, "/mount", m.ID)
+	}
+}
+
+// goDown shuts a file system down: FS_IOC_SHUTDOWN without writing the log, as xfs_io's shutdown does.
+func goDown(t *testing.T, point string) {
+	t.Helper()
+	const shutdown, noLogFlush = 0x8004587d, 2
+	f, err := os.Open(point)
+	must(t, err)
+	defer f.Close()
+	how := uint32(noLogFlush)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), shutdown, uintptr(unsafe.Pointer(&how))); errno != 0 {
+		t.Fatalf("shut down %s: %v", point, errno)
+	}
+}
+
+func remountRO(t *testing.T, point string) { testkit.Run(t, "mount", "-o", "remount,ro", point) }
+
+// A container that runs goes on when what it stands on is taken away by hand: what is below shows it. When it has ended it
+// is broken, and does not start again.
+func TestBelowContainerTakenAway(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	lower := n.mount(t, squash(n.image))
+	c := n.create(t, start(forever, overlay(mountID(lower.ID))))
+	unmounted(t, lower.Mountpoint)
+	n.becomesBroken(t, "/mount", lower.ID, "somebody has unmounted it")
+	n.becomesBroken(t, "/mount", c.Mount.ID, "it stands on")
+	if now := n.container(t, c.ID); now.State != "running" || now.Phase != "ready" || now.Mount.Phase != "broken" {
+		t.Errorf("the container is %s and %s, its mount %s", now.State, now.Phase, now.Mount.Phase)
+	}
+	setState(t, n, http.StatusOK, c.ID, "exited")
+	n.becomesBroken(t, "/container", c.ID, "it stands on")
+	if why := setState(t, n, http.StatusConflict, c.ID, "running"); !strings.Contains(why, "it stands on") {
+		t.Errorf("it does not start: %s", why)
+	}
+	n.remove(t, http.StatusOK, "/container", c.ID)
+	n.remove(t, http.StatusOK, "/mount", lower.ID)
+}
+
+// A full upper layer is no fault of the object.
+func TestFullIsNotBroken(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	m := n.mount(t, n.over(&models.MountOverlayUpper{Tmpfs: &models.MountOverlayTmpfs{Size: 1 << 20}}))
+	if err := os.WriteFile(filepath.Join(m.Mountpoint, "big"), make([]byte, 2<<20), 0o600); err == nil {
+		t.Fatal("2 MiB have room in 1 MiB")
+	}
+	other := n.mount(t, bind(filepath.Dir(n.image)))
+	unmounted(t, other.Mountpoint)
+	n.becomesBroken(t, "/mount", other.ID, "unmounted") // all have been looked at now
+	if o := n.get(t, "/mount", int64(m.ID)); o.Phase != "ready" {
+		t.Errorf("it is %s: %s", o.Phase, o.Error)
+	}
+}
