@@ -1,13 +1,23 @@
 package e2e
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
@@ -77,6 +87,53 @@ func TestSocketMode(t *testing.T) {
 	if mode := info.Mode().Perm(); mode != 0o600 {
 		t.Errorf("mode %v, want 0600", mode)
 	}
+}
+
+// SIGHUP makes the server show another certificate, and changes nothing else.
+func TestHangUpReadsCertificates(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first := certificate(t, dir)
+	port := freePort(t)
+	n := newNode(t, "--scheme", "https", "--tls-port", port, "--tls-certificate", filepath.Join(dir, "crt"), "--tls-key", filepath.Join(dir, "key"))
+	made := n.create(t, start(forever, n.root()))
+	shown := func() string {
+		conn, err := tls.Dial("tcp", "127.0.0.1:"+port, &tls.Config{InsecureSkipVerify: true})
+		must(t, err)
+		defer conn.Close()
+		return string(conn.ConnectionState().PeerCertificates[0].Raw)
+	}
+	testkit.Eventually(t, "https answers", func() bool { return shown() == first })
+	second := certificate(t, dir)
+	n.Signal(t, syscall.SIGHUP)
+	testkit.Eventually(t, "the new certificate", func() bool { return shown() == second })
+	if got := n.container(t, made.ID); got.State != models.ContainerStateRunning || got.Pid != made.Pid {
+		t.Errorf("the container is %s", got.State)
+	}
+}
+
+// certificate writes a new certificate and its key to dir and returns it.
+func certificate(t *testing.T, dir string) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	raw, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must(t, err)
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	for name, block := range map[string]*pem.Block{"crt": {Type: "CERTIFICATE", Bytes: raw}, "key": {Type: "PRIVATE KEY", Bytes: secret}} {
+		must(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600))
+	}
+	return string(raw)
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
 // A socket that a killed server left behind is no obstacle.
