@@ -78,7 +78,7 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 	d, ok := drivers.Find(v.Class, v.Kind)
 	heir, can := d.(driver.Heir)
 	if !ok || !can {
-		return v, fmt.Errorf("this version can't take over a %s of kind %q", v.Class, v.Kind)
+		return v, fmt.Errorf("this version can't take over what has class %s and kind %q", v.Class, v.Kind)
 	}
 	unit, err := heir.Restore(r.Unit)
 	if err != nil {
