@@ -2,6 +2,7 @@ package container_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -464,15 +465,22 @@ func TestThreadsDoNotGrow(t *testing.T) {
 	}
 }
 
-// TestDaemonDies: a supervisor goes on without the process that started it, and ends its container properly.
+// TestDaemonDies: a supervisor goes on without the process that started it, and another one finds it, or learns how its container ended.
 func TestDaemonDies(t *testing.T) {
 	if dir, ok := os.LookupEnv("CONTAINER_TEST_DAEMON"); ok {
 		daemon(t, dir)
 		return
 	}
+	for name, early := range map[string]bool{"found": false, "ended meanwhile": true} {
+		t.Run(name, func(t *testing.T) { daemonDies(t, early) })
+	}
+}
+
+func daemonDies(t *testing.T, early bool) {
 	testkit.Root(t)
 	dir, root := testkit.RunDir(t), testkit.Busybox(t)
 	group := "/imageapi-test-" + filepath.Base(dir)
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, Ignore: []string{"logs"}, Cgroup: group})
 	p, err := os.StartProcess("/proc/self/exe", []string{"daemon", "-test.run=^TestDaemonDies$"}, &os.ProcAttr{
 		Env:   append(os.Environ(), "CONTAINER_TEST_DAEMON="+dir, "CONTAINER_TEST_ROOT="+root, "CONTAINER_TEST_GROUP="+group),
 		Files: []*os.File{nil, os.Stdout, os.Stderr},
@@ -494,16 +502,53 @@ func TestDaemonDies(t *testing.T) {
 	if _, err := p.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
+	goOn := func() {
+		if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Eventually(t, "the container to go on", wrote("went on"))
+	}
+	if early {
+		goOn()
+		testkit.Eventually(t, "all its processes to end", func() bool { return len(inGroupOf(t, group)) == 0 })
+	}
+	d, unit, site := successor(t, dir, root, group)
+	found, err := unit.Rejoin(t.Context(), site, driver.Live{})
+	if err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, "the container to go on", wrote("went on"))
-	testkit.Eventually(t, "all its processes to end", func() bool { return len(inGroupOf(t, group)) == 0 })
-	for _, sub := range []string{"/1", "/supervisors", ""} {
-		if err := os.Remove(filepath.Join(testkit.CgroupRoot(), group+sub)); err != nil {
-			t.Error(err)
-		}
+	exit := found.Ended
+	if !early {
+		goOn()
+		exit = new(end(t, found.Process))
 	}
+	if exit == nil || exit.Code != 6 || exit.Lost != "" || exit.Left != nil || found.Since.IsZero() {
+		t.Errorf("found: %+v, ended %+v", found, exit)
+	}
+	if err := errors.Join(unit.Down(t.Context(), site, driver.Live{}), d.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+const untilGo = "sh -c 'echo ready; until test -e /go; do sleep 0.1; done; echo went on; sleep 4321 & exit 6'"
+
+// successor is the next daemon, and its idea of the container of the one that died.
+func successor(t *testing.T, dir, root, group string) (*container.Driver, driver.HeritableContainer, driver.Site) {
+	t.Helper()
+	code, err := sealed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: group, Program: code})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var faults errs.Faults
+	u, _ := d.Plan(driver.Object{Container: definition(untilGo)}, &faults)
+	if err := faults.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return d, u.(driver.HeritableContainer), driver.Site{ID: 1, Needs: []driver.Live{{Tree: &driver.Tree{Path: root}}}}
 }
 
 // daemon runs a container until it is killed.
@@ -517,7 +562,7 @@ func daemon(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	n := &node{Driver: d}
-	b := n.up(t, os.Getenv("CONTAINER_TEST_ROOT"), definition("sh -c 'echo ready; until test -e /go; do sleep 0.1; done; echo went on; sleep 4321 & '"))
+	b := n.up(t, os.Getenv("CONTAINER_TEST_ROOT"), definition(untilGo))
 	<-b.start().Done()
 	t.Error("it ended before the daemon")
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)

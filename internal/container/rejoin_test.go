@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/container"
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -454,5 +456,200 @@ func TestOutputAcrossRejoin(t *testing.T) {
 	}
 	if got.String() != want.String() {
 		t.Errorf("%d bytes were written, and other %d are read", want.Len(), got.Len())
+	}
+}
+
+// TestCommandsOfADaemonThatEnds: what it runs in a container is killed, but not what a command that has ended left running there; and
+// the next daemon removes the cgroups of those that have gone.
+func TestCommandsOfADaemonThatEnds(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition("sleep 1000"))
+	if _, err := h.proc.Exec(t.Context(), script("while :; do echo $$ > /left; sleep 0.1; done &")); err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan error, 1)
+	go func() {
+		_, err := h.proc.Exec(context.Background(), script("touch /there; exec sleep 98765"))
+		answer <- err
+	}()
+	testkit.Eventually(t, "the command to run", func() bool { return exists(filepath.Join(root, "there")) })
+	group := h.proc.Cgroup()
+	h.taken(func() {
+		if err := <-answer; err == nil {
+			t.Error("the command goes on")
+		}
+		if err := os.Remove(filepath.Join(root, "left")); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Eventually(t, "what was left running to go on", func() bool { return exists(filepath.Join(root, "left")) })
+		testkit.Eventually(t, "the command to end", func() bool { return !strings.Contains(fmt.Sprint(commands(t, group)), "98765") })
+	})
+	if left, err := filepath.Glob(group + "/exec-*"); err != nil || len(left) != 1 {
+		t.Errorf("the cgroups of commands: %q, %v", left, err)
+	}
+	if out, err := h.proc.Exec(t.Context(), script("echo again")); err != nil || string(out.Stdout) != "again\n" {
+		t.Errorf("another command: %q, %v", out.Stdout, err)
+	}
+	h.proc.Kill()
+	if exit := end(t, h.proc); exit.Left != nil {
+		t.Errorf("it ended with %+v", exit)
+	}
+	reapChildren(t, s)
+}
+
+// commands are the command lines of all that is in a cgroup and below it.
+func commands(t *testing.T, group string) (lines []string) {
+	t.Helper()
+	files, err := filepath.Glob(group + "/*/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, group+"/cgroup.procs") {
+		pids, _ := os.ReadFile(file)
+		for _, pid := range strings.Fields(string(pids)) {
+			line, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			lines = append(lines, string(line))
+		}
+	}
+	return lines
+}
+
+// reapChildren reaps what brought commands of earlier daemons in, all of which are children of the test.
+func reapChildren(t *testing.T, s *succession) {
+	t.Helper()
+	testkit.Eventually(t, "all to end that brought commands in", func() bool {
+		left := 0
+		for _, stat := range inGroupOf(t, s.cgroup) {
+			var pid int
+			if _, err := fmt.Sscan(stat, &pid); err == nil && strings.Contains(stat, "(imageapi-init) Z") {
+				_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+			}
+			left++
+		}
+		return left == 0
+	})
+}
+
+// TestSupervisorThatDoesNotAnswer does not keep the next daemon waiting for ever.
+func TestSupervisorThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition(stubborn))
+	h.await("ready")
+	supervisor := supervisorOf(t, h.proc)
+	found := h.rejoin(func() {
+		if err := unix.Kill(supervisor, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if found.Process != nil || found.Ended == nil || found.Ended.Lost != "the supervisor did not answer and was killed" || found.Ended.Left != nil {
+		t.Errorf("found: %+v, ended %+v", found, found.Ended)
+	}
+	gone(t, supervisor)
+}
+
+// TestSupervisorOfAnotherVersion: what it says in addition does not matter, and it is asked for nothing new.
+func TestSupervisorOfAnotherVersion(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition("sleep 1000"))
+	pid, group := h.proc.PID(), h.proc.Cgroup()
+	supervisor := supervisorOf(t, h.proc)
+	stopped := make(chan error, 1)
+	found := h.rejoin(func() {
+		if err := unix.Kill(supervisor, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, supervisor)
+		if err := os.WriteFile(group+"/cgroup.kill", []byte("1"), 0); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Eventually(t, "the container to die", func() bool { return len(commands(t, group)) == 0 })
+		go func() { stopped <- strange(t, filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock"), pid) }()
+		testkit.Eventually(t, "the other supervisor", func() bool {
+			info, err := os.Lstat(filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock"))
+			return err == nil && info.Mode().Type() == os.ModeSocket
+		})
+	})
+	if found.Process == nil || found.Process.PID() != pid || found.Since != time.Unix(7, 0) {
+		t.Fatalf("found: %+v, ended %+v", found, found.Ended)
+	}
+	select {
+	case <-h.proc.Ready():
+		t.Error("it is ready before it says so")
+	default:
+	}
+	h.proc.Stop()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	<-h.proc.Ready()
+	if exit := end(t, h.proc); exit.Code != 5 || exit.Lost != "" || exit.Left != nil {
+		t.Errorf("it ended with %+v", exit)
+	}
+}
+
+// strange is a supervisor of a later version, which says many things.
+func strange(t *testing.T, path string, pid int) error {
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	listener, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	conn, err := listener.Accept()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	say := func(kind proto.Kind, fields ...string) { _, _ = conn.Write(proto.Encode(kind, fields...)) }
+	say('?', "what", "is", "this")
+	say(proto.Greeting, "colour=green", "version=9", "shade")
+	say('!')
+	say(proto.Run, "args=1", "sleep", "systemd=1", "colour=green", "shade=3")
+	say('?')
+	say(proto.Started, fmt.Sprint(pid), "7000000000", "and", "more")
+	asked := make([]byte, 16)
+	n, err := conn.Read(asked)
+	if err != nil || n != 1 || proto.Kind(asked[0]) != proto.Stop {
+		return fmt.Errorf("it is asked for %q, %w", asked[:n], err)
+	}
+	say('?')
+	say(proto.Up, "very")
+	say(proto.Up)
+	say(proto.Exited, "5", "0", "8000000000", "", "7000000000", "1", "", "tired")
+	return nil
+}
+
+// TestDaemonOfAnotherVersion: a supervisor passes over what it does not know.
+func TestDaemonOfAnotherVersion(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition(polite))
+	h.await("ready")
+	found := h.rejoin(func() {
+		conn, err := net.Dial("unixpacket", filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Read(make([]byte, proto.MaxSize)); err != nil { // it has accepted us
+			t.Fatal(err)
+		}
+		for _, message := range [][]byte{proto.Encode('?', "what"), []byte("no message"), make([]byte, 4096)} {
+			if _, err := conn.Write(message); err != nil {
+				t.Errorf("%.10q: %v", message, err)
+			}
+		}
+	})
+	if found.Process == nil || found.Asked {
+		t.Fatalf("found: %+v, ended %+v", found, found.Ended)
+	}
+	h.proc.Stop()
+	if exit := end(t, h.proc); exit.Code != 3 {
+		t.Errorf("it ended with %+v", exit)
 	}
 }

@@ -1,0 +1,38 @@
+package e2e
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+// systemd comes up whichever servers come and go meanwhile, each of which knows whether it has, and halts when the last one asks.
+func TestSystemdTakenOver(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	image := testkit.Debian(t, "bookworm")
+	n := newHeritage(t)
+	definition := system(image)
+	definition.StopTimeout = 45
+	c := n.create(t, definition)
+	n.Kill(t)
+	n.Again(t)
+	c = n.awaits(t, c.ID, "ready=true")
+	for name, end := range ways {
+		end(t, n)
+		n.Again(t)
+		if got := n.container(t, c.ID); got.Ready == nil || !*got.Ready || got.Pid != c.Pid || got.State != c.State {
+			t.Errorf("%s: it was %+v and is %+v", name, c, got)
+		}
+	}
+	if got := n.sh(t, c.ID, "cat /proc/1/comm"); got != "systemd\n" {
+		t.Errorf("the first process is %q", got)
+	}
+	if text := said(t, c); !strings.Contains(text, "Welcome to") {
+		t.Errorf("it said %q", text)
+	}
+	setState(t, n, http.StatusOK, c.ID, "exited")
+	n.ends(t, c, "poweroff")
+}
