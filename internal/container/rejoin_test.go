@@ -590,6 +590,35 @@ func TestSupervisorOfAnotherVersion(t *testing.T) {
 	}
 }
 
+// TestSupervisorKilledBeforeItTells: what it has written down counts, with a daemon that was there as with one that comes later.
+func TestSupervisorKilledBeforeItTells(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition(stubborn))
+	h.await("ready")
+	h.taken(nothing)
+	exit := proto.Exit{Code: 9, At: time.Unix(8, 0), Since: time.Unix(7, 0), LogErr: "no space"}
+	if err := os.WriteFile(filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".exit"), exit.Message(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	supervisor, group := supervisorOf(t, h.proc), h.proc.Cgroup()
+	for _, kill := range []func() error{
+		func() error { return unix.Kill(supervisor, unix.SIGSTOP) }, // or it would tell another end
+		func() error { return os.WriteFile(group+"/cgroup.kill", []byte("1"), 0) },
+		func() error { return unix.Kill(supervisor, unix.SIGKILL) },
+	} {
+		if err := kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e := end(t, h.proc); e.Code != 9 || e.Lost != "" || !e.At.Equal(exit.At) || e.Left == nil || !strings.Contains(e.Left.Error(), "no space") {
+		t.Errorf("it ended with %+v", e)
+	}
+	if found := h.rejoin(nothing); found.Ended == nil || found.Ended.Code != 9 || !found.Since.Equal(exit.Since) {
+		t.Errorf("found: %+v, ended %+v", found, found.Ended)
+	}
+}
+
 // strange is a supervisor of a later version, which says many things.
 func strange(t *testing.T, path string, pid int) error {
 	if err := os.Remove(path); err != nil {

@@ -14,6 +14,9 @@ func TestSystemdTakenOver(t *testing.T) {
 	testkit.Root(t)
 	image := testkit.Debian(t, "bookworm")
 	n := newHeritage(t)
+	n.Stay()
+	n.Stop(t)
+	n.Again(t)
 	definition := system(image)
 	definition.StopTimeout = 45
 	c := n.create(t, definition)
