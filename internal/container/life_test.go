@@ -418,20 +418,7 @@ func TestCosts(t *testing.T) {
 	p := b.start()
 	n.up(t, root, definition(stubborn)).start() // pages of the program are shared from two on
 	b.await("ready")
-	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", supervisorOf(t, p)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	private := 0
-	for line := range strings.Lines(string(rollup)) {
-		var kib int
-		if strings.HasPrefix(line, "Private_") {
-			if _, err := fmt.Sscan(strings.Fields(line)[1], &kib); err != nil {
-				t.Fatal(err)
-			}
-			private += kib
-		}
-	}
+	private := privateKiB(t, supervisorOf(t, p))
 	code, err := sealed()
 	if err != nil {
 		t.Fatal(err)
@@ -447,6 +434,25 @@ func TestCosts(t *testing.T) {
 	if info.Size() > 2<<20 {
 		t.Errorf("imageapi-init has %d bytes, more than 2 MiB", info.Size())
 	}
+}
+
+// privateKiB is how much memory a process has for itself.
+func privateKiB(t *testing.T, pid int) (sum int) {
+	t.Helper()
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(rollup)) {
+		var kib int
+		if strings.HasPrefix(line, "Private_") {
+			if _, err := fmt.Sscan(strings.Fields(line)[1], &kib); err != nil {
+				t.Fatal(err)
+			}
+			sum += kib
+		}
+	}
+	return sum
 }
 
 // TestThreadsDoNotGrow: running containers need no thread for each in this process.

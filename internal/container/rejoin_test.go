@@ -470,7 +470,9 @@ func TestCommandsOfADaemonThatEnds(t *testing.T) {
 	}
 	answer := make(chan error, 1)
 	go func() {
-		_, err := h.proc.Exec(context.Background(), script("touch /there; exec sleep 98765"))
+		command := script("touch /there; exec sleep 98765")
+		command.Timeout = time.Hour // it is not what ends it
+		_, err := h.proc.Exec(context.Background(), command)
 		answer <- err
 	}()
 	testkit.Eventually(t, "the command to run", func() bool { return exists(filepath.Join(root, "there")) })
@@ -483,6 +485,9 @@ func TestCommandsOfADaemonThatEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		testkit.Eventually(t, "what was left running to go on", func() bool { return exists(filepath.Join(root, "left")) })
+		if err := os.Mkdir(group+"/exec-77", 0o755); err != nil { // as a daemon leaves it that is killed
+			t.Fatal(err)
+		}
 		testkit.Eventually(t, "the command to end", func() bool { return !strings.Contains(fmt.Sprint(commands(t, group)), "98765") })
 	})
 	if left, err := filepath.Glob(group + "/exec-*"); err != nil || len(left) != 1 {
@@ -617,6 +622,40 @@ func TestSupervisorKilledBeforeItTells(t *testing.T) {
 	if found := h.rejoin(nothing); found.Ended == nil || found.Ended.Code != 9 || !found.Since.Equal(exit.Since) {
 		t.Errorf("found: %+v, ended %+v", found, found.Ended)
 	}
+}
+
+// TestSupervisorDoesNotGrow: it may see many daemons.
+func TestSupervisorDoesNotGrow(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition(polite))
+	s.begin(t, root, definition(polite)) // pages of the program are shared from two on
+	h.await("ready")
+	h.rejoin(func() {
+		visit := func() {
+			conn, err := net.Dial("unixpacket", filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			for range 2 {
+				if _, err := conn.Read(make([]byte, proto.MaxSize)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		supervisor := supervisorOf(t, h.proc)
+		visit()
+		before := privateKiB(t, supervisor)
+		for range 100 {
+			visit()
+		}
+		if after := privateKiB(t, supervisor); after > before+512 {
+			t.Errorf("from %d KiB it has grown to %d", before, after)
+		} else {
+			t.Logf("%d KiB of private memory after one daemon, %d after 100", before, after)
+		}
+	})
 }
 
 // strange is a supervisor of a later version, which says many things.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -205,6 +206,90 @@ func TestOwnMount(t *testing.T) {
 	}
 	if err := mount(func(string, func() error) error { return unix.EPERM }, at); !errors.Is(err, unix.EPERM) {
 		t.Errorf("mount behind a closed gate: %v", err)
+	}
+}
+
+// TestOwnMountInUse: it stays for a later server.
+func TestOwnMountInUse(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}})
+	at := filepath.Join(dir, "cgroup")
+	if err := mount(nil, at); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unmount(nil, at); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(at, "cgroup.procs")); err != nil {
+		t.Error(err)
+	}
+	f.Close()
+	if err := unmount(nil, at); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTakeOver: a later server of the same run directory has what an earlier one made, and another server does not.
+func TestTakeOver(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	top := "/imageapi-test-" + filepath.Base(dir)
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, Cgroup: top})
+	server := func(name string) *Parent {
+		p, err := Open(nil, top+"/inner", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first := server("a")
+	g, err := first.Create("7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := sleeper(t, g.file.Name())
+	g.Close()
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	other := server("b")
+	if _, err := other.Adopt("7"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("another server has it: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	second := server("a")
+	names, err := second.Names()
+	if err != nil || !slices.Equal(names, []string{"7"}) {
+		t.Errorf("there are %q, %v", names, err)
+	}
+	g, err = second.Adopt("7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.KillEach(func(pid int) bool { return pid != cmd.Process.Pid }); err != nil {
+		t.Error(err)
+	}
+	if processes, err := g.processes(); err != nil || len(processes) != 1 {
+		t.Errorf("one that does not match is killed: %v, %v", processes, err)
+	}
+	if err := g.KillEach(func(pid int) bool { return pid == cmd.Process.Pid }); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(g.WaitEmpty(t.Context()), g.Remove()); err != nil {
+		t.Error(err)
+	}
+	g.Close()
+	if err := second.Close(); err != nil { // takes away what the first one made
+		t.Error(err)
 	}
 }
 
