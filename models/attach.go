@@ -61,6 +61,18 @@ type Attach struct {
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
+
+	// What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is
+	// not over. It stays while an act that was given up is tried again, and is absent otherwise.
+	//
+	// Example: NFS server 10.0.0.1: sync /run/imageapi/mounts/7
+	// Read Only: true
+	WaitsFor string `json:"waits_for,omitempty"`
+
+	// Since when it does; absent without `waits_for`.
+	// Read Only: true
+	// Format: date-time
+	WaitsSince *strfmt.DateTime `json:"waits_since,omitempty"`
 }
 
 // Validate validates this attach
@@ -96,6 +108,10 @@ func (m *Attach) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateSince(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateWaitsSince(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -326,6 +342,18 @@ func (m *Attach) validateSince(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Attach) validateWaitsSince(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.WaitsSince) { // not required
+		return nil
+	}
+
+	if err := validate.FormatOf("waits_since", "body", "date-time", m.WaitsSince.String(), formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 // ContextValidate validate this attach based on the context it is used
 func (m *Attach) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
 	var res []error
@@ -367,6 +395,14 @@ func (m *Attach) ContextValidate(ctx context.Context, formats strfmt.Registry) e
 	}
 
 	if err := m.contextValidateSince(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateWaitsFor(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateWaitsSince(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -537,6 +573,24 @@ func (m *Attach) contextValidateRefs(ctx context.Context, formats strfmt.Registr
 func (m *Attach) contextValidateSince(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "since", "body", m.Since); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateWaitsFor(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "waits_for", "body", m.WaitsFor); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateWaitsSince(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "waits_since", "body", m.WaitsSince); err != nil {
 		return err
 	}
 

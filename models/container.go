@@ -201,6 +201,18 @@ type Container struct {
 	// Example: nobody
 	User string `json:"user,omitempty"`
 
+	// What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is
+	// not over. It stays while an act that was given up is tried again, and is absent otherwise.
+	//
+	// Example: NFS server 10.0.0.1: sync /run/imageapi/mounts/7
+	// Read Only: true
+	WaitsFor string `json:"waits_for,omitempty"`
+
+	// Since when it does; absent without `waits_for`.
+	// Read Only: true
+	// Format: date-time
+	WaitsSince *strfmt.DateTime `json:"waits_since,omitempty"`
+
 	// The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be
 	// permitted to enter it. By default `/`.
 	//
@@ -280,6 +292,10 @@ func (m *Container) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateState(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateWaitsSince(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -730,6 +746,18 @@ func (m *Container) validateState(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Container) validateWaitsSince(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.WaitsSince) { // not required
+		return nil
+	}
+
+	if err := validate.FormatOf("waits_since", "body", "date-time", m.WaitsSince.String(), formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 // ContextValidate validate this container based on the context it is used
 func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
 	var res []error
@@ -831,6 +859,14 @@ func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry
 	}
 
 	if err := m.contextValidateState(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateWaitsFor(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateWaitsSince(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -1199,6 +1235,24 @@ func (m *Container) contextValidateState(ctx context.Context, formats strfmt.Reg
 			return ce.ValidateName("state")
 		}
 
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateWaitsFor(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "waits_for", "body", m.WaitsFor); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateWaitsSince(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "waits_since", "body", m.WaitsSince); err != nil {
 		return err
 	}
 

@@ -66,6 +66,18 @@ type Mount struct {
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
+
+	// What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is
+	// not over. It stays while an act that was given up is tried again, and is absent otherwise.
+	//
+	// Example: NFS server 10.0.0.1: sync /run/imageapi/mounts/7
+	// Read Only: true
+	WaitsFor string `json:"waits_for,omitempty"`
+
+	// Since when it does; absent without `waits_for`.
+	// Read Only: true
+	// Format: date-time
+	WaitsSince *strfmt.DateTime `json:"waits_since,omitempty"`
 }
 
 // Validate validates this mount
@@ -105,6 +117,10 @@ func (m *Mount) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateSince(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateWaitsSince(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -364,6 +380,18 @@ func (m *Mount) validateSince(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Mount) validateWaitsSince(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.WaitsSince) { // not required
+		return nil
+	}
+
+	if err := validate.FormatOf("waits_since", "body", "date-time", m.WaitsSince.String(), formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 // ContextValidate validate this mount based on the context it is used
 func (m *Mount) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
 	var res []error
@@ -409,6 +437,14 @@ func (m *Mount) ContextValidate(ctx context.Context, formats strfmt.Registry) er
 	}
 
 	if err := m.contextValidateSince(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateWaitsFor(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateWaitsSince(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -604,6 +640,24 @@ func (m *Mount) contextValidateRefs(ctx context.Context, formats strfmt.Registry
 func (m *Mount) contextValidateSince(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "since", "body", m.Since); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Mount) contextValidateWaitsFor(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "waits_for", "body", m.WaitsFor); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Mount) contextValidateWaitsSince(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "waits_since", "body", m.WaitsSince); err != nil {
 		return err
 	}
 

@@ -957,6 +957,19 @@ func init() {
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
+        },
+        "waits_for": {
+          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "type": "string",
+          "readOnly": true,
+          "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
+        },
+        "waits_since": {
+          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
         }
       },
       "example": {
@@ -1453,6 +1466,19 @@ func init() {
           "type": "string",
           "example": "nobody"
         },
+        "waits_for": {
+          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "type": "string",
+          "readOnly": true,
+          "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
+        },
+        "waits_since": {
+          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
         "working_dir": {
           "description": "The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be\npermitted to enter it. By default ` + "`" + `/` + "`" + `.\n",
           "type": "string"
@@ -1890,6 +1916,19 @@ func init() {
         },
         "since": {
           "description": "When ` + "`" + `phase` + "`" + ` last changed.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "waits_for": {
+          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "type": "string",
+          "readOnly": true,
+          "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
+        },
+        "waits_since": {
+          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -3453,6 +3492,19 @@ func init() {
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
+        },
+        "waits_for": {
+          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "type": "string",
+          "readOnly": true,
+          "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
+        },
+        "waits_since": {
+          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
         }
       },
       "example": {
@@ -3949,6 +4001,19 @@ func init() {
           "type": "string",
           "example": "nobody"
         },
+        "waits_for": {
+          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "type": "string",
+          "readOnly": true,
+          "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
+        },
+        "waits_since": {
+          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
         "working_dir": {
           "description": "The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be\npermitted to enter it. By default ` + "`" + `/` + "`" + `.\n",
           "type": "string"
@@ -4386,6 +4451,19 @@ func init() {
         },
         "since": {
           "description": "When ` + "`" + `phase` + "`" + ` last changed.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "waits_for": {
+          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "type": "string",
+          "readOnly": true,
+          "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
+        },
+        "waits_since": {
+          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,

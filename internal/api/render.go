@@ -73,6 +73,7 @@ func attachOf(v *state.View) *models.Attach {
 		ID: models.ID(v.ID), Kind: v.Kind, Refs: v.Refs,
 		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
 	}
+	a.WaitsFor, a.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if v.Live.Device != nil {
 		a.DeviceFile = v.Live.Device.Path
 	}
@@ -84,6 +85,7 @@ func mountOf(v *state.View) *models.Mount {
 		ID: models.ID(v.ID), Kind: v.Kind, Refs: v.Refs,
 		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
 	}
+	m.WaitsFor, m.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if v.Live.Tree != nil {
 		m.Mountpoint = v.Live.Tree.Path
 	}
@@ -95,6 +97,7 @@ func containerOf(v *state.View) *models.Container {
 		ID: models.ID(v.ID), Name: models.Name(v.Name), Refs: v.Refs, State: models.ContainerState(stateOf(v)),
 		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
 	}
+	c.WaitsFor, c.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if run := v.Run; run != nil {
 		c.Pid, c.ExitCode, c.Signal = int64(run.PID), run.ExitCode, run.Signal
 		c.StartedAt, c.FinishedAt, c.NextStartAt = dateTime(run.StartedAt), dateTime(run.FinishedAt), dateTime(run.NextStartAt)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
 // SetState brings a container to StateRunning, StateExited or StatePaused:
@@ -87,9 +88,12 @@ func (m *Manager) start(ctx context.Context, id int64, unit driver.ContainerUnit
 	site, live := m.site(id)
 	var proc driver.Process
 	err := m.guard("start", id, func() (err error) {
+		ctx := m.watch(ctx, id)
+		defer waits.Begin(ctx, "its command to start")(false)
 		proc, err = unit.Start(ctx, site, live)
 		return err
 	})
+	m.waitsNoMore(id)
 	if err != nil {
 		return err
 	}

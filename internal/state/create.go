@@ -13,12 +13,17 @@ import (
 
 var errTooSlow = errors.New("it took too long")
 
+// errDeleted is why a create is given up.
+var errDeleted = errs.New(errs.Conflict, "it was deleted before it was ready")
+
 // Create makes what plan says, with everything below it, or nothing. The snapshot it returns holds the new object, whose
 // id it returns too. If ctx ends before the commit, all is undone.
 func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int64, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
-	stack, err := m.reserve(plan)
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	stack, err := m.reserve(plan, giveUp)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -39,8 +44,8 @@ func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int
 }
 
 // reserve enters all levels of plan as pending objects, with their edges. It returns their ids, lowest level first: the order
-// in which they are brought up. The last one is the object asked for.
-func (m *Manager) reserve(plan *driver.Plan) (stack []int64, err error) {
+// in which they are brought up. The last one is the object asked for; giveUp ends the create.
+func (m *Manager) reserve(plan *driver.Plan, giveUp context.CancelCauseFunc) (stack []int64, err error) {
 	err = m.edit(func(c *change) error {
 		if m.closing {
 			return errs.New(errs.Conflict, "the daemon is shutting down")
@@ -52,6 +57,7 @@ func (m *Manager) reserve(plan *driver.Plan) (stack []int64, err error) {
 		if err != nil {
 			return err
 		}
+		m.objects[top].giveUp = giveUp
 		c.hold(top, true)
 		return nil
 	})
@@ -147,7 +153,7 @@ func (m *Manager) bringUp(ctx context.Context, stack []int64) error {
 	for _, id := range stack {
 		if u, ok := m.unit(id).(driver.Committer); ok {
 			site, live := m.site(id)
-			if err := m.guard("commit", id, func() error { return u.Commit(ctx, site, live) }); err != nil {
+			if err := m.guard("commit", id, func() error { return u.Commit(m.watch(ctx, id), site, live) }); err != nil {
 				return m.explain(ctx, id, err)
 			}
 		}
@@ -168,7 +174,7 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 	site, _ := m.site(id)
 	var live driver.Live
 	err := m.guard("up", id, func() (err error) {
-		live, err = m.unit(id).Up(ctx, site)
+		live, err = m.unit(id).Up(m.watch(ctx, id), site)
 		return err
 	})
 	if err != nil {
@@ -188,6 +194,9 @@ func (m *Manager) explain(ctx context.Context, id int64, err error) error {
 	m.mu.Unlock()
 	if at, ok := errors.AsType[*errs.Located](err); ok {
 		path, err = path+"."+at.Path, at.Err
+	}
+	if errors.Is(context.Cause(ctx), errDeleted) {
+		return fmt.Errorf("%s: %w", path, errDeleted)
 	}
 	if errs.ClassOf(err) == errs.Internal && errors.Is(context.Cause(ctx), errTooSlow) {
 		return errs.New(errs.Deadline, "%s: not done within %s: %w", path, m.opt.CreateTimeout, err)

@@ -5,18 +5,22 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // Delete takes away the client's hold on an object and the object with it, then all that it alone held. It returns the
-// snapshot from before, and warnings that name what was not gone when time was up.
+// snapshot from before, and warnings that name what was not gone when time was up. What is still being made is given up and undone.
 //
 // It is an errs.Conflict, and nothing changes, if another object needs it, if it is a container that runs, or if anything else
 // holds it. force stops a container first, overrides containers that do not run (they are broken then and lack it), and
 // gives up data that can't be saved, which the warnings tell.
 func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, force bool) (*Snapshot, []string, error) {
+	if before, err := m.giveUp(ctx, class, id); before != nil || err != nil {
+		return before, nil, err
+	}
 	idle, unlock, err := m.lockForDelete(ctx, id, force)
 	if err != nil {
 		return nil, nil, err
@@ -29,6 +33,32 @@ func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, forc
 	m.note(id)
 	own, cascade := m.removeBehind(id, before, idle, force, unlock)
 	return m.await(id, before, own, cascade)
+}
+
+// giveUp ends the create of an object that is pending, unless another object needs it, and returns the snapshot from before when it is
+// gone. It returns nil if there is nothing to give up, or if it was ready first.
+func (m *Manager) giveUp(ctx context.Context, class driver.Class, id int64) (before *Snapshot, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.DeleteTimeout, errTooSlow)
+	defer cancel()
+	for {
+		m.mu.Lock()
+		o, changed := m.objects[id], m.changed
+		switch {
+		case o == nil || o.view.Class != class:
+			m.mu.Unlock()
+			return before, nil
+		case o.view.Phase == Ready, before == nil && (o.view.Phase != Pending || o.giveUp == nil || len(m.graph.Holders(id)) > 0):
+			m.mu.Unlock()
+			return nil, nil
+		case before == nil:
+			before = m.Snapshot()
+			o.giveUp(errDeleted)
+		}
+		m.mu.Unlock()
+		if wait(ctx, changed) != nil {
+			return nil, errs.New(errs.Deadline, "%s: what was made of it is still stopping after %s; it goes on", nameIn(before, id), m.opt.DeleteTimeout)
+		}
+	}
 }
 
 // lockForDelete takes the locks of the object and, with force, of the idle containers that need it, newest first.
@@ -142,7 +172,7 @@ func (m *Manager) removeBehind(id int64, before *Snapshot, idle []int64, force b
 func (m *Manager) removeOne(id int64, before *Snapshot, idle []int64, force bool) (orphans []int64, r removal) {
 	if proc := m.process(id); proc != nil {
 		proc.Stop()
-		<-proc.Done() // it kills what does not stop; what can't be killed keeps the object stopping
+		_ = waitForEnd(m.watch(context.Background(), id), proc) // it kills what does not stop; what can't be killed keeps the object stopping
 	}
 	warnings, err := m.takeDown(id, force)
 	if errs.Is(err, errs.Conflict) {
@@ -168,6 +198,7 @@ func (m *Manager) restore(id int64, before *Snapshot) {
 	_ = m.edit(func(c *change) error {
 		v := c.touch(id)
 		v.Phase, v.Error, v.Since = was.Phase, was.Error, was.Since
+		v.WaitsFor, v.WaitsSince = "", time.Time{}
 		if was.Phase != Ready && m.graph.Refs(id) == 0 {
 			c.scheduleRetry(id)
 		}

@@ -72,6 +72,7 @@ type object struct {
 	retry   *time.Timer    // of an object whose teardown failed, until it is tried again
 	delay   time.Duration  // before the next retry
 
+	giveUp    context.CancelCauseFunc // ends the create of one that was asked for
 	interrupt context.CancelCauseFunc // ends the teardown that is under way, or nil
 }
 
@@ -140,6 +141,9 @@ func (c *change) touch(id int64) *View {
 // phase moves id to another phase.
 func (c *change) phase(id int64, phase Phase, text string) {
 	v := c.touch(id)
+	if v.Phase != Stopping || phase != Stopping { // a teardown that is tried again still waits
+		v.WaitsFor, v.WaitsSince = "", time.Time{}
+	}
 	v.Phase, v.Error, v.Since = phase, text, time.Now()
 }
 

@@ -269,9 +269,6 @@ func TestPendingCanNotBeUsed(t *testing.T) {
 	if _, _, err := m.Create(context.Background(), w.level(driver.Mount, "m", byID(driver.Attach, pending.ID))); !errs.Is(err, errs.Conflict) {
 		t.Errorf("a mount on a pending attach: %v", err)
 	}
-	if _, _, err := m.Delete(context.Background(), driver.Attach, pending.ID, true); !errs.Is(err, errs.Conflict) {
-		t.Errorf("deleting a pending attach: %v", err)
-	}
 	close(release)
 	if err := <-created; err != nil {
 		t.Error(err)
@@ -355,7 +352,7 @@ func TestManyClients(t *testing.T) {
 		switch n := rand.IntN(100); {
 		case n < 5 && act == "down":
 			return errs.New(errs.Conflict, "busy")
-		case n < 8:
+		case n < 8 && act != "stop": // which then has to be asked for again
 			return errInjected
 		}
 		return nil

@@ -85,6 +85,9 @@ type View struct {
 	Error string    // why it is broken, or still stopping
 	Since time.Time // when the phase, or the state of a container, became what it is
 	Run   *Run      // of a container
+
+	WaitsFor   string    // what an act on it waits for that takes long, or empty
+	WaitsSince time.Time // since when, if it does
 }
 
 // Snapshot is all objects as they were at one moment. It never changes and is read without a lock.

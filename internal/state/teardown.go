@@ -52,14 +52,14 @@ func (m *Manager) collectWarning(claimed []int64, warn func(text string)) <-chan
 // takeDown takes away the kernel side of an object. If data was lost the warnings say so; with force that may be.
 func (m *Manager) takeDown(id int64, force bool) (warnings []string, err error) {
 	ctx, interrupt := context.WithCancelCause(context.Background())
-	ctx, cancel := context.WithTimeout(ctx, m.opt.DeleteTimeout)
+	ctx, cancel := context.WithTimeout(m.watch(ctx, id), m.opt.DeleteTimeout)
 	defer cancel()
 	m.setInterrupt(id, interrupt)
 	defer m.setInterrupt(id, nil)
 	if proc := m.process(id); proc != nil {
 		proc.Kill()
-		if err := wait(ctx, proc.Done()); err != nil {
-			return nil, fmt.Errorf("its processes do not end: %w", err)
+		if err := waitForEnd(ctx, proc); err != nil {
+			return nil, errs.New(errs.Deadline, "its processes do not end: %w", err)
 		}
 	}
 	site, live := m.site(id)

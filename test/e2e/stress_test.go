@@ -72,7 +72,7 @@ type stressor struct {
 func (s *stressor) step(t *testing.T) {
 	switch s.rand.IntN(10) {
 	case 0:
-		s.ask(t, http.MethodPost, "/mount", "", squash(s.image), 201)
+		s.ask(t, http.MethodPost, "/mount", "", squash(s.image), 201, 409) // another one has deleted it
 	case 1:
 		s.ask(t, http.MethodPost, "/mount", "", overlay(s.anyMount(t)), 201, 404, 409)
 	case 2, 3:

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
 const (
@@ -46,6 +47,8 @@ func (r *Runner) do(ctx context.Context, a act) (file *os.File, failure *wire.Fa
 	if a.result == "" {
 		a.result = a.what
 	}
+	ended := waits.Begin(ctx, a.what)
+	defer func() { ended(errs.Is(err, errs.Deadline)) }()
 	p, err := r.start(ctx, a)
 	if a.inherit != nil {
 		a.inherit.Close()

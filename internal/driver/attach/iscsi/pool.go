@@ -9,6 +9,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
 // pool is the sessions, each shared by the attachments of the target's logical units. An attachment first enters itself
@@ -90,7 +91,9 @@ func (p *pool) open(ctx context.Context, s *shared, conf iscsi.Config) (*iscsi.S
 	if s.session != nil {
 		return s.session, agree(s.conf, conf)
 	}
+	ended := waits.Begin(ctx, "log in")
 	session, err := iscsi.Open(ctx, p.env, conf)
+	ended(errs.Is(err, errs.Deadline))
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +184,10 @@ func (p *pool) close(ctx context.Context, s *shared, force bool) error {
 		}
 	}
 	s.closing = true
-	if err := s.session.Close(ctx); err != nil {
+	ended := waits.Begin(ctx, "log out")
+	err := s.session.Close(ctx)
+	ended(errs.Is(err, errs.Deadline))
+	if err != nil {
 		return err
 	}
 	s.closing = false
@@ -197,10 +203,13 @@ func (p *pool) setSession(s *shared, session *iscsi.Session) {
 
 // take takes the lock.
 func (s *shared) take(ctx context.Context) error {
+	ended := waits.Begin(ctx, "what another attachment does with the session")
 	select {
 	case s.lock <- struct{}{}:
+		ended(false)
 		return nil
 	case <-ctx.Done():
+		ended(true)
 		return errs.New(errs.Deadline, "log in to %s: another attachment is doing that and is not done: %w", s.target, context.Cause(ctx))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -55,8 +56,12 @@ func (u *unit) of(s *iscsi.Session) iscsi.Unit {
 	return iscsi.Unit{Session: s, LUN: int(u.LUN), Helper: u.driver.helper}
 }
 
+// target is how the target is called where it is waited for.
+func (u *unit) target() string { return "iSCSI target " + u.Target + " at " + u.Host }
+
 // Up logs in, unless another unit of the target has, and makes the logical unit a disk.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	ctx = waits.On(ctx, u.target())
 	session, err := u.driver.pool.acquire(ctx, int(u.LUN), site.ID, u.config())
 	if err != nil {
 		return driver.Live{}, err
@@ -136,12 +141,16 @@ func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live
 }
 
 func (u *unit) detach(ctx context.Context, id int64, live driver.Live, force bool) error {
+	ctx = waits.On(ctx, u.target())
 	s, session := u.driver.pool.find(u.names(), int(u.LUN), id)
 	if s == nil {
 		return nil
 	}
 	if session != nil {
-		if err := u.of(session).Detach(ctx, force); err != nil {
+		ended := waits.Begin(ctx, fmt.Sprintf("detach LUN %d", u.LUN))
+		err := u.of(session).Detach(ctx, force)
+		ended(errs.Is(err, errs.Deadline))
+		if err != nil {
 			return err
 		}
 	}

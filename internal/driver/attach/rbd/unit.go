@@ -14,6 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -43,6 +44,7 @@ type notes struct {
 //  4. map;
 //  5. compare with what was meant, or unmap.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	ctx = waits.On(ctx, u.cluster())
 	if err := u.driver.bus.Load(ctx); err != nil {
 		return driver.Live{}, err
 	}
@@ -112,7 +114,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 	if err := json.Unmarshal(live.Notes, &n); err != nil {
 		return fmt.Errorf("unmap %s: read its notes: %w", live.Device.Path, err)
 	}
-	if err := u.driver.bus.Unmap(ctx, n.Mapping, u.Options.Force); err != nil {
+	if err := u.driver.bus.Unmap(waits.On(ctx, u.cluster()), n.Mapping, u.Options.Force); err != nil {
 		return err
 	}
 	u.driver.log.Debug("unmap image", "id", site.ID, "image", u.name(), "device", live.Device.Path)
@@ -133,6 +135,9 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 	}
 	out.Attach.Rbd = r
 }
+
+// cluster is how the cluster is called where it is waited for.
+func (u *unit) cluster() string { return "Ceph monitors " + strings.Join(u.Monitors, ",") }
 
 // readOnly tells whether the mapping is.
 func (u *unit) readOnly() bool { return u.Options.Ro || u.Snapshot != "" }

@@ -15,6 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -85,6 +86,7 @@ type unit struct {
 }
 
 func (u *unit) Up(ctx context.Context, site driver.Site) (live driver.Live, err error) {
+	ctx = waits.On(ctx, u.server())
 	tree, err := u.mount(ctx)
 	if err != nil {
 		return driver.Live{}, err
@@ -95,6 +97,9 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (live driver.Live, err 
 	}
 	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}}, nil
 }
+
+// server is how the server is called where it is waited for.
+func (u *unit) server() string { return "NFS server " + u.Host }
 
 func (u *unit) Show(out driver.Object, _ driver.Live, _ []driver.Object) {
 	out.Mount.Nfs = &models.MountNfs{

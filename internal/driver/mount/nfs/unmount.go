@@ -9,11 +9,12 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
 // Down implements driver.Unit.
 func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
-	err := u.m.mounts.Detach(ctx, site)
+	err := u.m.mounts.Detach(waits.On(ctx, u.server()), site)
 	if errs.Is(err, errs.Deadline) {
 		return errs.New(errs.Deadline, "%w; %s does not answer: it is tried again until it does; force=true gives up what is not written yet", err, u.Host)
 	}
@@ -35,7 +36,7 @@ func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live
 	if err := u.Down(short, site, live); err == nil || !errs.Is(err, errs.Deadline) {
 		return "", err
 	}
-	if err := u.giveUp(ctx, site.ID); err != nil {
+	if err := u.giveUp(waits.On(ctx, u.server()), site.ID); err != nil {
 		return "", err
 	}
 	short, cancel = context.WithTimeout(ctx, patience)

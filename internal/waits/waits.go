@@ -1,0 +1,89 @@
+// Package waits lets acts that may hang tell what they wait for, while they do, to whoever shows that.
+//
+// The one who watches puts a [Watch] into the context of what is done for an object. The acts, far below, know nothing of
+// objects: they [Begin] and end. An act that ends soon is told to nobody.
+package waits
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Grace is how long an act may take before it counts as waiting.
+const Grace = time.Second
+
+// Watch passes on what the acts of one object wait for.
+type Watch struct {
+	show func(what string, since time.Time)
+
+	mu   sync.Mutex // protects late and is held while show is called
+	late []*act     // longer than Grace under way; the last is shown: it says best what the others, of which it is a part, wait for
+}
+
+type act struct {
+	what  string
+	since time.Time
+}
+
+type watchKey struct{}
+
+type whomKey struct{}
+
+// With returns a context whose acts tell show what they wait for and since when. When they do not any more, show is called with
+// an empty text. It is called by one goroutine at a time, by none after the act has ended, and must not wait for an act.
+func With(ctx context.Context, show func(what string, since time.Time)) context.Context {
+	return context.WithValue(ctx, watchKey{}, &Watch{show: show})
+}
+
+// On returns a context in which acts wait for whom, such as "NFS server 10.0.0.1".
+func On(ctx context.Context, whom string) context.Context {
+	return context.WithValue(ctx, whomKey{}, whom)
+}
+
+// Begin notes that an act begins which may hang. The function that it returns must be called when the act has ended; givenUp says
+// that it was not done in time. What was waited for is then still shown: nothing else has come of it.
+func Begin(ctx context.Context, what string) (end func(givenUp bool)) {
+	w, ok := ctx.Value(watchKey{}).(*Watch)
+	if !ok {
+		return func(bool) {}
+	}
+	if whom, ok := ctx.Value(whomKey{}).(string); ok {
+		what = whom + ": " + what
+	}
+	a := &act{what: what, since: time.Now()}
+	ended := false // protected by w.mu
+	timer := time.AfterFunc(Grace, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if ended {
+			return
+		}
+		w.late = append(w.late, a)
+		w.show(a.what, a.since)
+	})
+	return func(givenUp bool) {
+		timer.Stop()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		ended = true
+		w.end(a, givenUp)
+	}
+}
+
+// end takes an act out; w.mu is held.
+func (w *Watch) end(a *act, givenUp bool) {
+	i := slices.Index(w.late, a)
+	if i < 0 {
+		return
+	}
+	w.late = slices.Delete(w.late, i, i+1)
+	switch rest := len(w.late); {
+	case i < rest: // another one is shown
+	case rest > 0:
+		w.show(w.late[rest-1].what, w.late[rest-1].since)
+	case !givenUp:
+		w.show("", time.Time{})
+	}
+}
