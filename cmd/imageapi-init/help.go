@@ -2,6 +2,7 @@ package main
 
 import (
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -63,6 +64,8 @@ func act(message []byte) (int, *wire.Failure) {
 		return write(fields[0], fields[1])
 	case kind == wire.Keyed && len(fields) == 5:
 		return writeWithKey(fields[0], fields[1], fields[2], fields[3], fields[4])
+	case kind == wire.Ioctl && len(fields) == 2:
+		return none("ioctl", ioctl(fields[0], fields[1]))
 	case kind == wire.Close && len(fields) == 0:
 		return none("close", unix.Close(wire.Inherited))
 	default:
@@ -205,10 +208,29 @@ func reopen(flags string) (int, *wire.Failure) {
 	if err != nil {
 		return -1, refused("open", err)
 	}
-	if _, err := unix.Pread(file, make([]byte, 4096), 0); err != nil && err != unix.EISDIR {
+	const head = 8192 // as far as the magic numbers of file systems and partition tables are
+	if _, err := unix.Pread(file, make([]byte, head), 0); err != nil && err != unix.EISDIR {
 		return -1, refused("read", err)
 	}
+	if err := unix.Fsync(file); err != nil && err != unix.EINVAL && err != unix.EROFS {
+		return -1, refused("fsync", err)
+	}
 	return file, nil
+}
+
+func ioctl(request, argument string) error {
+	number, err := strconv.ParseUint(request, 10, 32)
+	if err != nil {
+		return unix.EPROTO
+	}
+	data, err := wire.ParseHex(argument)
+	if err != nil || len(data) == 0 {
+		return unix.EPROTO
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, wire.Inherited, uintptr(number), uintptr(unsafe.Pointer(&data[0]))); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func write(path, data string) (int, *wire.Failure) {

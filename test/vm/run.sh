@@ -44,10 +44,10 @@ trap 'rm -f "$times"' EXIT
 	part services test/vm/services.sh
 } &
 {
-	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test(Chaos)?NFS"
+	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|Stuck)"
 	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd "./test/e2e=^TestRBD$asking"
 } &
-part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e!^Test(Chaos)?(NFS|ISCSI|RBD)$long" $iscsi
+part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e!^Test((Chaos)?(NFS|ISCSI|RBD)|Stuck)$long" $iscsi
 wait
 echo "vm: all of it took $SECONDS s:"
 awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 6}' "$times"

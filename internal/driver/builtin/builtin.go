@@ -39,7 +39,7 @@ func MountsDir(runDir string) string { return filepath.Join(runDir, "mounts") }
 func Drivers(env Env) driver.Set {
 	return driver.Set{
 		iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
-		local.New(local.Options{Gate: env.Gate, Log: env.Log}),
+		local.New(local.Options{Helper: env.Helper, Log: env.Log}),
 		loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
 		rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
 		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Log: env.Log, FSTypes: env.FSTypes}),

@@ -37,6 +37,8 @@ type Case struct {
 	Hold func(t *testing.T, live driver.Live) (holder string, release func())
 	// Single says that what Good names can be up only once at a time.
 	Single bool
+	// Passive says that nothing is done to the node: no act passes the gate.
+	Passive bool
 }
 
 // Wrong is a definition with faults.

@@ -198,7 +198,7 @@ func everyActOfUpFails(t *testing.T, c Case) {
 			if err != nil {
 				t.Errorf("up without a failing act: %v", err)
 			}
-			if n == 1 {
+			if n == 1 && !c.Passive {
 				t.Error("Up passes no gate")
 			}
 			return

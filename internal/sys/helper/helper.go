@@ -191,14 +191,14 @@ func (r *Runner) Layer(ctx context.Context, root, unsafePath string, look layer.
 }
 
 // Reopen opens once more what a descriptor stands for, with flags of open(2); O_PATH is enough for file. The beginning of a
-// regular file, 4 KiB, has been read afterwards: it is in memory. The errno can be had with errors.Is.
+// file, 8 KiB, has been read afterwards and is in memory; and what was written to it before is saved: neither is waited for later. The errno can be had with errors.Is.
 func (r *Runner) Reopen(ctx context.Context, file *os.File, flags int) (*os.File, error) {
 	what := fmt.Sprintf("open %q", file.Name())
-	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	inherited, err := again(file)
 	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
+		return nil, err
 	}
-	a := act{name: "helper open", what: what, request: wire.Encode(wire.Reopen, strconv.Itoa(flags)), inherit: os.NewFile(uintptr(fd), file.Name()), result: file.Name()}
+	a := act{name: "helper open", what: what, request: wire.Encode(wire.Reopen, strconv.Itoa(flags)), inherit: inherited, result: file.Name()}
 	opened, failure, err := r.do(ctx, a)
 	switch {
 	case err != nil:
@@ -239,6 +239,30 @@ func (r *Runner) WriteFileWithKey(ctx context.Context, path string, data []byte,
 		return fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
 	}
 	return err
+}
+
+// Ioctl is ioctl(2) with an argument that the kernel only reads. The errno can be had with errors.Is.
+func (r *Runner) Ioctl(ctx context.Context, file *os.File, request uint, argument []byte) error {
+	what := "set up " + file.Name()
+	inherited, err := again(file)
+	if err != nil {
+		return err
+	}
+	message := wire.Encode(wire.Ioctl, strconv.FormatUint(uint64(request), 10), wire.Hex(argument))
+	_, failure, err := r.do(ctx, act{name: "helper ioctl", what: what, request: message, inherit: inherited})
+	if failure != nil {
+		return fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
+	}
+	return err
+}
+
+// again returns one more descriptor for an open file.
+func again(file *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), file.Name()), nil
 }
 
 // Discard closes a descriptor where that can hang, as the last one of a detached mount. It is closed in this process

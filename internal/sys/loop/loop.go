@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -21,13 +22,20 @@ import (
 
 // Loop is the way to loop devices. Its methods are safe for concurrent use.
 type Loop struct {
-	Gate  gate.Gate
-	Nodes block.Nodes
+	Gate   gate.Gate
+	Nodes  block.Nodes
+	Helper Ioctler // for files whose server may be gone
+}
+
+// Ioctler does ioctl(2) where it can hang. The kernel changes a loop device only when all requests to it have ended.
+type Ioctler interface {
+	Ioctl(ctx context.Context, file *os.File, request uint, argument []byte) error
 }
 
 // Options say how a file is attached.
 type Options struct {
 	ReadOnly bool // no write reaches the file; needed if the descriptor can't write
+	Remote   bool // who has the file may not answer
 	Sector   int  // logical sector size in bytes; default 512
 }
 
@@ -46,8 +54,9 @@ type Device struct {
 	Path string
 	Info block.Info
 
-	loop *Loop
-	file *os.File
+	loop   *Loop
+	file   *os.File
+	remote bool
 }
 
 const (
@@ -70,7 +79,7 @@ func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, e
 		if err := ctx.Err(); err != nil {
 			return nil, errs.New(errs.Deadline, "attach %s: no free loop device in time: %w", file.Name(), err)
 		}
-		d, err := l.free(ctx)
+		d, err := l.free(ctx, o.Remote)
 		if taken(err) {
 			continue
 		}
@@ -95,13 +104,13 @@ func taken(err error) bool {
 }
 
 // free opens a device that was free a moment ago.
-func (l *Loop) free(ctx context.Context) (*Device, error) {
+func (l *Loop) free(ctx context.Context, remote bool) (*Device, error) {
 	minor, err := l.freeMinor(ctx)
 	if err != nil {
 		return nil, err
 	}
 	const loopMajor = 7
-	d := &Device{loop: l, ID: ID{Number: unix.Mkdev(loopMajor, uint32(minor))}}
+	d := &Device{loop: l, remote: remote, ID: ID{Number: unix.Mkdev(loopMajor, uint32(minor))}}
 	if d.Path, d.MadeNode, err = l.Nodes.Ensure(d.Number); err != nil {
 		return nil, err
 	}
@@ -211,13 +220,23 @@ func (l *Loop) lock(f *os.File) error {
 func (d *Device) File() *os.File { return d.file }
 
 // Scan makes the kernel read the partition table, if it was built to. It finds nothing otherwise.
-func (d *Device) Scan() error {
-	return d.loop.setFlags(d.file, "loop scan", 0, flagPartscan)
+func (d *Device) Scan(ctx context.Context) error {
+	return d.setFlags(ctx, "loop scan", 0, flagPartscan)
+}
+
+func (d *Device) setFlags(ctx context.Context, act string, take, add uint32) error {
+	if !d.remote {
+		return d.loop.setFlags(d.file, act, take, add)
+	}
+	return d.loop.changeFlags(d.file, act, take, add, func(status *unix.LoopInfo64) error {
+		data := unsafe.Slice((*byte)(unsafe.Pointer(status)), unsafe.Sizeof(*status))
+		return d.loop.Helper.Ioctl(ctx, d.file, unix.LOOP_SET_STATUS64, data)
+	})
 }
 
 // Keep lets the device live on without us. It can be called again if it fails.
-func (d *Device) Keep() error {
-	if err := d.loop.setFlags(d.file, "loop keep", flagAutoclear, 0); err != nil {
+func (d *Device) Keep(ctx context.Context) error {
+	if err := d.setFlags(ctx, "loop keep", flagAutoclear, 0); err != nil {
 		return err
 	}
 	return d.file.Close()
@@ -243,12 +262,18 @@ func (l *Loop) removeNode(id ID, path string) {
 
 // setFlags takes away and adds flags: only AUTOCLEAR can be taken, AUTOCLEAR and PARTSCAN added.
 func (l *Loop) setFlags(f *os.File, act string, take, add uint32) error {
+	return l.changeFlags(f, act, take, add, func(status *unix.LoopInfo64) error {
+		return unix.IoctlLoopSetStatus64(int(f.Fd()), status)
+	})
+}
+
+func (l *Loop) changeFlags(f *os.File, act string, take, add uint32, set func(*unix.LoopInfo64) error) error {
 	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if err != nil {
 		return fmt.Errorf("ask for the state of %s: %w", f.Name(), err)
 	}
 	status.Flags = status.Flags&^take | add
-	err = l.Gate.Do(act, func() error { return unix.IoctlLoopSetStatus64(int(f.Fd()), status) })
+	err = l.Gate.Do(act, func() error { return set(status) })
 	if err != nil {
 		return fmt.Errorf("set the state of %s: %w", f.Name(), err)
 	}

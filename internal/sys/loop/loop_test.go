@@ -177,13 +177,13 @@ func TestDetachLosesRace(t *testing.T) {
 	var l loop.Loop
 	d := attach(t, &l, f, loop.Options{})
 	// Else an older kernel does it when the device is opened again, and forgets what it did not find (seen on 6.1).
-	if err := d.Scan(); err != nil {
+	if err := d.Scan(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := block.AddPartition(nil, d.File(), block.Partition{Index: 1, Start: mib, Size: mib}); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Keep(); err != nil {
+	if err := d.Keep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	l.Gate = gate.Ask(func(act string) error {
@@ -232,7 +232,7 @@ func TestStaticDev(t *testing.T) {
 	if filepath.Dir(d.Path) != dir || !d.MadeNode {
 		t.Errorf("node %s, made %v", d.Path, d.MadeNode)
 	}
-	if err := d.Keep(); err != nil {
+	if err := d.Keep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {

@@ -95,6 +95,24 @@ func IsMounted(path string) (bool, error) {
 	return len(table) > 0, nil
 }
 
+// Entry returns what the mount table says of the mount with an id (stx_mnt_id of statx(2)): the type of its file system, and whether
+// nothing can be written through it. The type is "" if it is not attached in our mount namespace.
+func Entry(id uint64) (kind string, readOnly bool, err error) {
+	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		is := uint64(m.ID) == id
+		return !is, is
+	})
+	if err != nil {
+		return "", false, fmt.Errorf("read the mount table: %w", err)
+	}
+	if len(table) == 0 {
+		return "", false, nil
+	}
+	m := table[0]
+	has := func(options string) bool { return slices.Contains(strings.Split(options, ","), "ro") }
+	return m.FSType, has(m.Options) || has(m.VFSOptions), nil
+}
+
 // unheld makes sure that nobody holds the mount at path in a way that the kernel does not mind. A namespace that just has a copy,
 // as every one made meanwhile does, holds nothing: its copy goes when the mountpoint is removed (rmdir(2) detaches what is
 // mounted on a directory in other namespaces, Linux 3.18).

@@ -15,23 +15,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
-	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // Options are what the driver depends on.
 type Options struct {
-	Gate gate.Gate
-	Log  *slog.Logger // default: none
+	Helper *helper.Runner // for paths that lead over a server
+	Log    *slog.Logger   // default: none
 }
 
 // Driver is the driver of local block devices.
 type Driver struct {
-	gate gate.Gate
-	log  *slog.Logger
+	helper *helper.Runner
+	log    *slog.Logger
 
 	// mu protects claims.
 	mu sync.Mutex
@@ -44,7 +44,7 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{gate: o.Gate, log: o.Log, claims: map[uint64]int64{}}
+	return &Driver{helper: o.Helper, log: o.Log, claims: map[uint64]int64{}}
 }
 
 // Class is that of attachments.
@@ -91,8 +91,8 @@ type unit struct {
 }
 
 // Up finds the device and claims it.
-func (u *unit) Up(_ context.Context, site driver.Site) (driver.Live, error) {
-	found, err := u.find()
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	found, err := u.find(ctx)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -103,47 +103,36 @@ func (u *unit) Up(_ context.Context, site driver.Site) (driver.Live, error) {
 	return driver.Live{Device: found}, nil
 }
 
-// find resolves the path, makes sure that it is a block device, and only then opens it.
-func (u *unit) find() (*driver.Device, error) {
-	node, err := rootpath.Open("/", u.Path, unix.O_PATH)
+// find resolves the path and looks at the block device there, without opening it.
+func (u *unit) find(ctx context.Context) (*driver.Device, error) {
+	node, err := remote.OpenOnNode(ctx, u.driver.helper, u.Path, unix.O_PATH)
 	if err != nil {
 		return nil, err
 	}
 	defer node.Close()
-	if _, err := block.Number(node); err != nil {
-		return nil, fmt.Errorf("use %q: %w", u.Path, err)
-	}
-	link := fmt.Sprintf("/proc/self/fd/%d", node.Fd())
-	path, err := os.Readlink(link)
-	if err != nil {
-		return nil, fmt.Errorf("resolve %q: %w", u.Path, err)
-	}
-	info, err := u.stat(link)
+	st, err := remote.Stat(node)
 	if err != nil {
 		return nil, err
 	}
-	return &driver.Device{Path: path, Number: info.Number, Sequence: info.Sequence, ReadOnly: info.ReadOnly}, nil
-}
-
-func (u *unit) stat(link string) (block.Info, error) {
-	var fd int
-	err := u.driver.gate.Do("device open", func() (err error) {
-		fd, err = unix.Open(link, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		return err
-	})
-	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOMEDIUM) {
-		return block.Info{}, errs.New(errs.Invalid, "use %q: there is no device behind this node: %w", u.Path, err)
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return nil, fmt.Errorf("use %q: %w", u.Path, block.ErrNotBlock)
 	}
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", node.Fd()))
 	if err != nil {
-		return block.Info{}, fmt.Errorf("open %q: %w", u.Path, err)
+		return nil, fmt.Errorf("resolve %q: %w", u.Path, err)
 	}
-	device := os.NewFile(uintptr(fd), u.Path)
-	defer device.Close()
-	info, err := block.Stat(device)
-	if err == nil && info.Size == 0 {
-		err = errs.New(errs.Invalid, "use %q: the device is empty", u.Path)
+	info, err := block.Find(unix.Mkdev(st.Rdev_major, st.Rdev_minor))
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return nil, errs.New(errs.Invalid, "use %q: there is no device behind this node: %w", u.Path, err)
+	case err != nil:
+		return nil, fmt.Errorf("use %q: %w", u.Path, err)
+	case info.Size == 0:
+		return nil, errs.New(errs.Invalid, "use %q: the device is empty", u.Path)
 	}
-	return info, err
+	return &driver.Device{
+		Path: path, Number: info.Number, Sequence: info.Sequence, ReadOnly: info.ReadOnly, Remote: block.MayHang(info.Number),
+	}, nil
 }
 
 func (d *Driver) claim(number uint64, id int64, path string) error {

@@ -20,7 +20,7 @@ import (
 
 func def(path string) string { return fmt.Sprintf(`{"kind":"local","local":{"path":%q}}`, path) }
 
-func newDriver(g gate.Gate) driver.Driver { return local.New(local.Options{Gate: g}) }
+func newDriver(gate.Gate) driver.Driver { return local.New(local.Options{}) }
 
 // device makes a loop device, which stands for a disk of the node.
 func device(t *testing.T, dir string, options ...string) string {
@@ -54,7 +54,7 @@ func TestDriver(t *testing.T) {
 		New:    newDriver,
 		Scope:  testkit.Scope{Dirs: []string{dir}},
 		Good:   def(link),
-		Single: true,
+		Single: true, Passive: true,
 		Wrong: []drivertest.Wrong{
 			{Name: "no path", Def: `{"kind":"local","local":{}}`, Paths: []string{"local.path"}},
 			{Name: "relative", Def: def("dev/sda"), Paths: []string{"local.path"}},

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
@@ -35,6 +36,8 @@ type Driver struct {
 	forbidden []string
 	log       *slog.Logger
 
+	// left are processes of earlier attempts to detach.
+	left remote.Leftovers
 	// mu protects pending.
 	mu sync.Mutex
 	// pending are the devices between Up and Commit, by object id: the kernel frees them if we die.
@@ -47,7 +50,7 @@ func New(o Options) *Driver {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		loop:      loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}},
+		loop:      loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}, Helper: o.Helper},
 		helper:    o.Helper,
 		forbidden: o.Forbidden,
 		log:       o.Log,

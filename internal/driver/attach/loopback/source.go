@@ -31,28 +31,44 @@ type source struct {
 // open finds the file and opens it for no more than is needed. An image is untrusted: the path is resolved once,
 // and nothing is opened before it is known to be a file that can be opened without harm.
 func (u *unit) open(ctx context.Context, site driver.Site) (source, error) {
-	tree := &driver.Tree{Path: "/"}
-	if u.Base == models.AttachLoopbackBaseMount {
-		if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
-			return source{}, errs.New(errs.Internal, "open %q: the mount it lies in is not there", u.Path)
-		}
-		tree = site.Needs[0].Tree
+	if u.Base == models.AttachLoopbackBaseRoot {
+		return u.openOnNode(ctx)
 	}
+	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
+		return source{}, errs.New(errs.Internal, "open %q: the mount it lies in is not there", u.Path)
+	}
+	tree := site.Needs[0].Tree
 	place, err := remote.Open(ctx, u.driver.helper, tree, u.Path, unix.O_PATH)
 	if err != nil {
 		return source{}, err
 	}
 	defer place.Close()
-	if u.Base == models.AttachLoopbackBaseRoot {
-		if err := u.checkOutside(place); err != nil {
-			return source{}, err
-		}
-	}
 	marked, err := u.checkType(place)
 	if err != nil {
 		return source{}, err
 	}
 	return u.openPlace(ctx, place, tree.Remote, u.ReadOnly || tree.ReadOnly || marked)
+}
+
+// openOnNode is open with the base "root".
+func (u *unit) openOnNode(ctx context.Context) (source, error) {
+	place, err := remote.OpenOnNode(ctx, u.driver.helper, u.Path, unix.O_PATH)
+	if err != nil {
+		return source{}, err
+	}
+	defer place.Close()
+	if err := u.checkOutside(place); err != nil {
+		return source{}, err
+	}
+	marked, err := u.checkType(place)
+	if err != nil {
+		return source{}, err
+	}
+	mayHang, err := remote.MayHang(place)
+	if err != nil {
+		return source{}, err
+	}
+	return u.openPlace(ctx, place, mayHang && u.driver.helper != nil, u.ReadOnly || marked)
 }
 
 // checkOutside refuses what lies in our own mount directories, whichever way the path went.

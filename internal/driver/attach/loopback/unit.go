@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -35,7 +38,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, err
 	}
 	defer src.Close()
-	o := loop.Options{ReadOnly: src.readOnly}
+	o := loop.Options{ReadOnly: src.readOnly, Remote: src.remote}
 	if u.ReadPartitions {
 		o.Sector = block.TableSector(src)
 	}
@@ -43,7 +46,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	live, err := u.live(device, src.remote)
+	live, err := u.live(ctx, device, src.remote)
 	if err != nil {
 		return driver.Live{}, errors.Join(err, device.Release())
 	}
@@ -53,11 +56,11 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 }
 
 // live makes the partitions, or none of them, and puts down what there is now.
-func (u *unit) live(device *loop.Device, remote bool) (driver.Live, error) {
+func (u *unit) live(ctx context.Context, device *loop.Device, remote bool) (driver.Live, error) {
 	n := notes{Loop: device.ID}
 	d := &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly, Remote: remote}
 	if u.ReadPartitions {
-		parts, err := u.partitions(device)
+		parts, err := u.partitions(ctx, device)
 		if err == nil {
 			d.Partitions, n.Nodes, err = u.nodes(parts)
 		}
@@ -70,8 +73,8 @@ func (u *unit) live(device *loop.Device, remote bool) (driver.Live, error) {
 }
 
 // partitions makes the kernel know the partitions: by itself if it can read their table, else we read it.
-func (u *unit) partitions(device *loop.Device) ([]block.Partition, error) {
-	if err := device.Scan(); err != nil {
+func (u *unit) partitions(ctx context.Context, device *loop.Device) ([]block.Partition, error) {
+	if err := device.Scan(ctx); err != nil {
 		return nil, err
 	}
 	if parts, err := block.Partitions(device.Number); err != nil || len(parts) > 0 {
@@ -124,12 +127,12 @@ func (u *unit) removePartitions(device *loop.Device) error {
 }
 
 // Commit lets the device live on without the daemon.
-func (u *unit) Commit(_ context.Context, site driver.Site, _ driver.Live) error {
+func (u *unit) Commit(ctx context.Context, site driver.Site, _ driver.Live) error {
 	device := u.driver.held(site.ID)
 	if device == nil {
 		return nil
 	}
-	if err := device.Keep(); err != nil {
+	if err := device.Keep(ctx); err != nil {
 		return err
 	}
 	u.driver.letGo(site.ID)
@@ -145,12 +148,43 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 	if err := json.Unmarshal(live.Notes, &n); err != nil {
 		return fmt.Errorf("detach %s: read its notes: %w", live.Device.Path, err)
 	}
+	if err := u.settle(ctx, site, live.Device); err != nil {
+		return err
+	}
 	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop, u.driver.held(site.ID)); err != nil {
 		return err
 	}
 	u.driver.letGo(site.ID)
 	u.driver.log.Debug("detach file", "id", site.ID, "path", u.Path, "device", live.Device.Path)
 	return u.removeNodes(live.Device.Partitions, n.Nodes)
+}
+
+// settle has a helper wait for who has the file: the kernel closes it, and writes what is left to write, in the thread that detaches the
+// device. After this it has nothing to wait for, unless who has the file goes in that very moment. A file that is gone is fine.
+func (u *unit) settle(ctx context.Context, site driver.Site, device *driver.Device) error {
+	h, left := u.driver.helper, &u.driver.left
+	if !device.Remote || h == nil {
+		return nil
+	}
+	if err := left.Settle(ctx, site.ID, "detach "+device.Path); err != nil {
+		return err
+	}
+	root := "/"
+	if len(site.Needs) > 0 && site.Needs[0].Tree != nil {
+		root = site.Needs[0].Tree.Path
+	}
+	place, err := h.Open(ctx, root, u.Path, unix.O_PATH)
+	if err == nil {
+		var file *os.File
+		if file, err = h.Reopen(ctx, place, unix.O_RDONLY|unix.O_NONBLOCK); err == nil {
+			err = h.Discard(ctx, file)
+		}
+		place.Close()
+	}
+	if err = left.Keep(site.ID, err); errs.Is(err, errs.Deadline) {
+		return errs.New(errs.Deadline, "detach %s: %w", device.Path, err)
+	}
+	return nil
 }
 
 // Show writes the definition, the mount whole, and what the device has become.

@@ -28,10 +28,15 @@ type Options struct {
 	Helper *helper.Runner // for trees whose server may be gone
 }
 
-type binder struct{ Options }
+type binder struct {
+	Options
+	remote *remote.Mounts
+}
 
 // New returns the driver.
-func New(o Options) driver.Driver { return &binder{o} }
+func New(o Options) driver.Driver {
+	return &binder{Options: o, remote: remote.New(o.Mounts, o.Helper, nil)}
+}
 
 func (*binder) Class() driver.Class { return driver.Mount }
 
@@ -120,11 +125,14 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 
 // open finds the directory. From here on it is a descriptor: no path is looked up a second time.
 func (u *unit) open(ctx context.Context, site driver.Site) (*os.File, error) {
-	base := &driver.Tree{Path: "/"}
+	const flags = unix.O_PATH | unix.O_DIRECTORY
+	var dir *os.File
+	var err error
 	if u.Base == baseMount {
-		base = site.Needs[0].Tree
+		dir, err = remote.Open(ctx, u.b.Helper, site.Needs[0].Tree, u.Path, flags)
+	} else {
+		dir, err = remote.OpenOnNode(ctx, u.b.Helper, u.Path, flags)
 	}
-	dir, err := remote.Open(ctx, u.b.Helper, base, u.Path, unix.O_PATH|unix.O_DIRECTORY)
 	if errors.Is(err, unix.ENOTDIR) {
 		return nil, errs.New(errs.Invalid, "bind: only directories can be bound: %w", err)
 	}
@@ -152,6 +160,13 @@ func (u *unit) tree(dir *os.File, site driver.Site) (driver.Tree, error) {
 		readOnly, err := mount.IsReadOnly(dir)
 		return driver.Tree{ReadOnly: u.ReadOnly || source.ReadOnly || readOnly && !u.Recursive, Depth: source.Depth}, err
 	}
+	mayHang, err := remote.MayHang(dir)
+	if err != nil {
+		return driver.Tree{}, err
+	}
+	if mayHang && u.b.Helper != nil {
+		return u.remoteTree(dir)
+	}
 	// Of the node's own mounts it is not known how deep they are. If the answer is too small the kernel says so.
 	overlay, err := mount.IsOverlay(dir)
 	if err != nil {
@@ -164,6 +179,16 @@ func (u *unit) tree(dir *os.File, site driver.Site) (driver.Tree, error) {
 	// Below a read-only directory there may be writable mounts.
 	readOnly, err := mount.IsReadOnly(dir)
 	return driver.Tree{ReadOnly: u.ReadOnly || readOnly && !u.Recursive, Depth: depth}, err
+}
+
+// remoteTree is tree for a directory of the node that may hang: who has it is not asked.
+func (u *unit) remoteTree(dir *os.File) (driver.Tree, error) {
+	st, err := remote.Stat(dir)
+	if err != nil {
+		return driver.Tree{}, err
+	}
+	_, readOnly, err := mount.Entry(st.Mnt_id)
+	return driver.Tree{ReadOnly: u.ReadOnly || readOnly && !u.Recursive, Remote: true}, err
 }
 
 // show copies the tree, restricts the copy while nobody can see it, and attaches it.
@@ -210,6 +235,9 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 		if err := json.Unmarshal(live.Notes, &n); err != nil {
 			return fmt.Errorf("read the notes of mount %d: %w", site.ID, err)
 		}
+	}
+	if live.Tree != nil && live.Tree.Remote && len(n.Submounts) == 0 {
+		return u.b.remote.Unmount(ctx, site.ID, 0) // it may be the last mount of its file system
 	}
 	return u.b.Mounts.Detach(ctx, site.ID, n.Submounts, false)
 }

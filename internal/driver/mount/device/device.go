@@ -18,6 +18,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -112,7 +113,8 @@ type unit struct {
 
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	device := site.Needs[0].Device
-	source, err := u.source(ctx, device)
+	ctx = waits.On(ctx, "device "+device.Path)
+	source, err := u.source(device)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -213,6 +215,9 @@ func (u *unit) unmount(ctx context.Context, site driver.Site, live driver.Live) 
 		return err
 	}
 	if live.Tree != nil && live.Tree.Remote {
+		if d := site.Needs[0].Device; d != nil {
+			ctx = waits.On(ctx, "device "+d.Path)
+		}
 		return u.m.remote.Detach(ctx, site)
 	}
 	return u.m.Mounts.Detach(ctx, site.ID, nil, true)

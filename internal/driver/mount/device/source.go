@@ -1,15 +1,14 @@
 package device
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
-	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
@@ -23,7 +22,7 @@ type source struct {
 }
 
 // source finds what to mount and makes sure that it still is what was attached.
-func (u *unit) source(ctx context.Context, d *driver.Device) (source, error) {
+func (u *unit) source(d *driver.Device) (source, error) {
 	path, number := d.Path, d.Number
 	if u.Partition > 0 {
 		part, err := partition(d, u.Partition)
@@ -32,19 +31,16 @@ func (u *unit) source(ctx context.Context, d *driver.Device) (source, error) {
 		}
 		path, number = part.Path, part.Number
 	}
-	f, err := remote.Open(ctx, u.m.Helper, &driver.Tree{Path: "/", Remote: d.Remote}, path, unix.O_RDONLY)
-	if errs.Is(err, errs.Deadline) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil { // of a node in /dev: it waits for no device
+		return source{}, errs.New(errs.Conflict, "mount: the attached device is gone: %w", &os.PathError{Op: "stat", Path: path, Err: err})
+	}
+	info, err := block.Find(number)
+	if err != nil && !errors.Is(err, unix.ENXIO) {
 		return source{}, err
 	}
-	if err != nil {
-		return source{}, errs.New(errs.Conflict, "mount: the attached device can't be opened: %w", err)
-	}
-	defer f.Close()
-	info, err := block.Stat(f)
-	if err != nil && !errors.Is(err, block.ErrNotBlock) {
-		return source{}, err
-	}
-	if err != nil || info.Number != number || d.Sequence != 0 && info.Sequence != 0 && info.Sequence != d.Sequence {
+	is := err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number
+	if !is || d.Sequence != 0 && info.Sequence != 0 && info.Sequence != d.Sequence {
 		return source{}, errs.New(errs.Conflict, "mount %s: it is not the device that was attached any more: delete the attachment and make it anew", path)
 	}
 	return source{path: path, number: number, readOnly: d.ReadOnly || info.ReadOnly}, nil

@@ -124,7 +124,7 @@ func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Loo
 		return nil, err
 	}
 	h := &home{dir: dir}
-	if !tree.Remote {
+	if countsInMemory(dir) {
 		h.space = tree.Path
 	}
 	if err := u.o.claim(site.ID, h); err != nil {
@@ -132,6 +132,16 @@ func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Loo
 		return nil, err
 	}
 	return h, nil
+}
+
+// countsInMemory tells whether statfs(2) waits for nothing where an upper layer is: these file systems know by heart how full they
+// are. What else can be one (FUSE) asks somebody. The layer was just made there: what answers once does so again.
+func countsInMemory(dir *os.File) bool {
+	var st unix.Statfs_t
+	if unix.Fstatfs(int(dir.Fd()), &st) != nil {
+		return false
+	}
+	return slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC}, st.Type)
 }
 
 // claim finds out where a home in a mount is and enters it for an overlay.

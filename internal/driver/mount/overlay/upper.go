@@ -83,7 +83,7 @@ func (u upper) show() *models.MountOverlayUpper {
 }
 
 // space returns how many bytes the file system at path can hold, and how many it does. It does not wait: the file system
-// is in memory or on a disk of the node.
+// is one that countsInMemory.
 func space(path string) (limit, used *int64) {
 	var st unix.Statfs_t
 	if path == "" || unix.Statfs(path, &st) != nil { // it is gone

@@ -7,12 +7,13 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"sync"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
@@ -24,9 +25,7 @@ type Mounts struct {
 	dir    *mountdir.Dir
 	helper *helper.Runner
 	log    *slog.Logger
-
-	mu    sync.Mutex
-	stuck map[int64]*helper.Stuck // by the id of the mount: what an earlier attempt to end it has left behind
+	left   Leftovers
 }
 
 // New returns a Mounts for a directory of mountpoints. The logger may be nil.
@@ -34,7 +33,7 @@ func New(dir *mountdir.Dir, h *helper.Runner, log *slog.Logger) *Mounts {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Mounts{dir: dir, helper: h, log: log, stuck: make(map[int64]*helper.Stuck)}
+	return &Mounts{dir: dir, helper: h, log: log}
 }
 
 // Attach shows a detached tree, whose descriptor it closes, at the mountpoint of id and returns the path of that.
@@ -92,33 +91,12 @@ func (m *Mounts) Unmount(ctx context.Context, id int64, flags int) error {
 	})
 }
 
-// Keep remembers the process that an act on a mount has left behind, and returns the act's error.
-func (m *Mounts) Keep(id int64, err error) error {
-	if s := helper.AsStuck(err); s != nil {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.stuck[id] = s
-	}
-	return err
-}
+// Keep is Leftovers.Keep for a mount.
+func (m *Mounts) Keep(id int64, err error) error { return m.left.Keep(id, err) }
 
-// Settle waits until nothing is left of earlier acts on a mount.
+// Settle is Leftovers.Settle for a mount that is to be unmounted.
 func (m *Mounts) Settle(ctx context.Context, id int64) error {
-	m.mu.Lock()
-	s := m.stuck[id]
-	m.mu.Unlock()
-	if s == nil {
-		return nil
-	}
-	select {
-	case <-s.Done():
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		delete(m.stuck, id)
-		return nil
-	case <-ctx.Done():
-		return errs.New(errs.Deadline, "unmount %s: an earlier attempt is not over: %w", m.Path(id), s)
-	}
+	return m.left.Settle(ctx, id, "unmount "+m.Path(id))
 }
 
 // Open opens a path that a client or an image chose inside a tree, as rootpath.Open does, in the way that the tree needs.
@@ -129,10 +107,41 @@ func Open(ctx context.Context, h *helper.Runner, tree *driver.Tree, unsafePath s
 	return rootpath.Open(tree.Path, unsafePath, flags)
 }
 
+// OpenOnNode opens a path that a client chose on the node, with O_PATH. Where the path may lead over a server a helper does it.
+func OpenOnNode(ctx context.Context, h *helper.Runner, unsafePath string, flags int) (*os.File, error) {
+	f, err := rootpath.OpenCached(unsafePath, flags)
+	if !errors.Is(err, unix.EAGAIN) {
+		return f, err
+	}
+	if h == nil {
+		return rootpath.Open("/", unsafePath, flags|unix.O_PATH)
+	}
+	return h.Open(ctx, "/", unsafePath, flags|unix.O_PATH)
+}
+
+// MayHang tells whether a server, or a device that can be suspended, has to answer for what is in a directory or file of the node.
+func MayHang(f *os.File) (bool, error) {
+	st, err := Stat(f)
+	switch {
+	case err != nil:
+		return false, err
+	case st.Mode&unix.S_IFMT == unix.S_IFBLK:
+		return block.MayHang(unix.Mkdev(st.Rdev_major, st.Rdev_minor)), nil
+	case st.Dev_major != 0:
+		return block.MayHang(unix.Mkdev(st.Dev_major, st.Dev_minor)), nil
+	}
+	kind, _, err := mount.Entry(st.Mnt_id)
+	if err != nil {
+		return false, err
+	}
+	// What else has no device is asked over a network, or by a program (FUSE). Of these the last two are as good as what is below.
+	return !slices.Contains([]string{"tmpfs", "ramfs", "rootfs", "devtmpfs", "overlay", "btrfs"}, kind), nil
+}
+
 // Stat tells what the kernel knows about an open file, without asking a server: what was true when it was opened.
 func Stat(f *os.File) (st unix.Statx_t, err error) {
 	flags := unix.AT_EMPTY_PATH | unix.AT_STATX_DONT_SYNC
-	if err := unix.Statx(int(f.Fd()), "", flags, unix.STATX_BASIC_STATS, &st); err != nil {
+	if err := unix.Statx(int(f.Fd()), "", flags, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &st); err != nil {
 		return st, &os.PathError{Op: "statx", Path: f.Name(), Err: err}
 	}
 	return st, nil

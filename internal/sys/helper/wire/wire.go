@@ -38,6 +38,7 @@ const (
 	Reopen  Kind = 'R' // flags: open what descriptor Inherited stands for once more, and read the beginning of a file
 	Write   Kind = 'W' // path, data: write to a file that exists, in one call of write(2)
 	Keyed   Kind = 'K' // type, description and payload (Hex) of a key, then as Write: write while this process alone has the key
+	Ioctl   Kind = 'I' // request, argument (Hex): ioctl(2) of descriptor Inherited
 	Close   Kind = 'C' // close descriptor Inherited, which the daemon has closed before
 
 	Done   Kind = 'D' // the act was done
@@ -51,7 +52,7 @@ const MaxSize = 160 << 10
 const (
 	Socket    = 3
 	Program   = 4 // this program
-	Inherited = 5 // what Close is to close and Reopen to open; of other acts there is none
+	Inherited = 5 // what Close, Reopen and Ioctl are about; of other acts there is none
 )
 
 // Mode is what argument 1 of imageapi-init says if it shall be a helper.

@@ -1,0 +1,251 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/test/harness"
+)
+
+// stuck is what objects show of what they wait for.
+type stuck struct {
+	object
+	WaitsFor   string    `json:"waits_for"`
+	WaitsSince time.Time `json:"waits_since"`
+}
+
+func (n *node) waiting(t *testing.T, resource string) (all []stuck) {
+	t.Helper()
+	n.Must(t, http.StatusOK, http.MethodGet, resource, nil, &all)
+	return slices.DeleteFunc(all, func(o stuck) bool { return o.WaitsFor == "" })
+}
+
+// waits fails the test unless an object shows that it waits for something, since some time between from and now.
+func (n *node) waits(t *testing.T, resource string, id models.ID, what string, from time.Time) {
+	t.Helper()
+	var last []stuck
+	if !testkit.Settles(func() bool {
+		last = n.waiting(t, fmt.Sprintf("%s?id=%d", resource, id))
+		return len(last) == 1 && strings.Contains(last[0].WaitsFor, what)
+	}) {
+		t.Errorf("%s %d does not say that it waits for %q: %+v", resource, id, what, last)
+		return
+	}
+	// An answer has milliseconds.
+	if since := last[0].WaitsSince; since.Before(from.Truncate(time.Millisecond)) || since.After(time.Now()) {
+		t.Errorf("%s %d waits since %v, and began after %v", resource, id, since, from)
+	}
+	t.Logf("%s %d is %s and waits for: %s", resource, id, last[0].Phase, last[0].WaitsFor)
+}
+
+// pace is how fast a node answers.
+type pace struct {
+	get    time.Duration // the 99th percentile of a read of one object
+	create time.Duration // of several creates and deletes of an image of the node, one after the other
+}
+
+// measures reads one object again and again, and makes others.
+func (n *node) measures(t *testing.T, id models.ID) (p pace) {
+	t.Helper()
+	const gets, rounds, creates = 200, 3, 5
+	var high []time.Duration
+	for range rounds {
+		times := make([]time.Duration, gets)
+		for i := range times {
+			begin := time.Now()
+			resp, err := n.Stream(t.Context(), fmt.Sprintf("/mount?id=%d", id), nil)
+			must(t, err)
+			_, err = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			must(t, err)
+			times[i] = time.Since(begin)
+		}
+		slices.Sort(times)
+		high = append(high, times[gets*99/100])
+	}
+	slices.Sort(high)
+	p.get = high[rounds/2]
+	begin := time.Now()
+	for range creates {
+		n.remove(t, http.StatusOK, "/mount", n.mount(t, squash(n.image)).ID)
+	}
+	p.create = time.Since(begin)
+	return p
+}
+
+// within fails the test unless a node is about as fast as it was, and uses about as much.
+func (n *node) within(t *testing.T, id models.ID, quiet pace, before usage, hanging int) {
+	t.Helper()
+	now, uses := n.measures(t, id), usageOf(t, n.PID)
+	t.Logf("99th percentile of a GET: %v, while %d acts hang %v; creates: %v, %v", quiet.get, hanging, now.get, quiet.create, now.create)
+	t.Logf("threads: %d, %d; memory: %d KiB, %d KiB", before.threads, uses.threads, before.rss, uses.rss)
+	if now.get > 3*quiet.get {
+		t.Errorf("the 99th percentile of a GET is %v, and %v without what hangs", now.get, quiet.get)
+	}
+	if now.create > 2*quiet.create { // the same, but for noise
+		t.Errorf("creates take %v, and %v without what hangs", now.create, quiet.create)
+	}
+	// One for each act would be as many as hang. The runtime adds a few for calls that happen to overlap.
+	if most := before.threads + 8 + hanging/4; uses.threads > most {
+		t.Errorf("it has %d threads, and %d without what hangs", uses.threads, before.threads)
+	}
+	// A request that hangs has a connection, some goroutines, and a buffer for the answer of its helper of 160 KiB.
+	if most := before.rss + 8<<10 + hanging*512; uses.rss > most {
+		t.Errorf("it uses %d KiB, and %d without what hangs", uses.rss, before.rss)
+	}
+}
+
+// Half of the creates ask an NFS server, half an iSCSI target, and neither answers.
+func TestStuckServers(t *testing.T) {
+	const each = 25
+	target := testkit.StartTarget(t, "stuck", "-c", "node:"+chapSecret, "-m", "target:"+targetSecret)
+	n := newNFSNode(t, "--create-timeout", "70s", "--delete-timeout", "4s", "--write-timeout", "85s")
+	disks := iscsiNode{n.node, target}
+	local, made, disk := n.mount(t, squash(n.image)), n.mount(t, nfs(n.dir)), n.attach(t, disks.lun(0))
+	quiet, before := n.measures(t, local.ID), usageOf(t, n.PID)
+	dropped := time.Now()
+	pass := testkit.Drop(t, "tcp dport { 111, 2049, 20048, 3260 }")
+
+	type answer struct {
+		resource string
+		harness.Answer
+	}
+	answers := make(chan answer, 2*each)
+	for i := range each {
+		other := disks.lun(0, func(a *models.AttachIscsi) {
+			a.Initiator = to(fmt.Sprintf("iqn.2026-05.org.example:stuck-%d", i))
+			a.Portals = []string{"127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"} // it is given up after 10 s, and the next one tried
+		})
+		for resource, def := range map[string]any{"/mount": nfs(n.dir), "/attach": other} {
+			go func() {
+				a, err := n.Do(context.WithoutCancel(t.Context()), http.MethodPost, resource, def)
+				if err != nil {
+					t.Error(err)
+				}
+				answers <- answer{resource, a}
+			}()
+		}
+	}
+	if !within(func() bool { return len(n.waiting(t, "/mount"))+len(n.waiting(t, "/attach")) == 2*each }) {
+		t.Fatalf("%d mounts and %d attachments say what they wait for, of %d", len(n.waiting(t, "/mount")), len(n.waiting(t, "/attach")), each)
+	}
+
+	// A delete of one that is made ends it; of one that stands it answers at its deadline.
+	for _, c := range []struct {
+		resource, waits string
+		made            models.ID
+	}{{"/mount", "NFS server 127.0.0.1: ", made.ID}, {"/attach", "iSCSI target " + target.IQN, disk.ID}} {
+		pending := slices.DeleteFunc(n.waiting(t, c.resource), func(o stuck) bool { return o.Phase != "pending" })[0]
+		n.waits(t, c.resource, models.ID(pending.ID), c.waits, dropped)
+		n.remove(t, http.StatusOK, c.resource, models.ID(pending.ID))
+		if a := <-answers; a.resource != c.resource || a.Status != http.StatusConflict || !strings.Contains(a.Message(), "it was deleted before it was ready") {
+			t.Errorf("what was deleted is answered %s %d %s", a.resource, a.Status, a.Body)
+		}
+		n.remove(t, http.StatusGatewayTimeout, c.resource, c.made)
+		n.waits(t, c.resource, c.made, c.waits, dropped)
+	}
+	n.within(t, local.ID, quiet, before, 2*each)
+
+	pass()
+	for range 2*each - 2 {
+		a := <-answers
+		if a.Status != http.StatusCreated {
+			if a.resource == "/mount" || a.Status != http.StatusBadGateway { // nobody is at the other portals, which is told now
+				t.Errorf("%s is answered %d %s", a.resource, a.Status, a.Body)
+			}
+			continue
+		}
+		var o object
+		decode(t, a.Body, &o)
+		n.remove(t, http.StatusOK, a.resource, models.ID(o.ID))
+	}
+	n.remove(t, http.StatusOK, "/mount", n.mount(t, nfs(n.dir)).ID)
+	n.remove(t, http.StatusOK, "/attach", n.attach(t, disks.lun(0, func(a *models.AttachIscsi) { a.Initiator = to(target.IQN + "-again") })).ID)
+	n.remove(t, http.StatusOK, "/mount", local.ID)
+	if !within(func() bool { return n.everything(t.Context(), t) == "[] [] []" }) {
+		t.Errorf("left: %s", n.everything(t.Context(), t))
+	}
+}
+
+// A disk that does not answer: what stands on it waits, also where it can't be killed, and nothing else does.
+func TestStuckDevice(t *testing.T) {
+	n := newNode(t, "--create-timeout", "8s", "--delete-timeout", "4s")
+	image := func() string { return testkit.Ext4(t, testkit.Busybox(t)) }
+	written, below, empty := testkit.Map(t, image()), testkit.Map(t, image()), testkit.Map(t, image())
+	disk := func(m *testkit.Mapped) *models.Attach {
+		return &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &m.Path}}
+	}
+	local := n.mount(t, squash(n.image))
+	dirty := n.mount(t, device(disk(written), "ext4"))
+	base := n.mount(t, device(disk(below), "ext4"))
+	testkit.Run(t, "cp", n.image, filepath.Join(base.Mountpoint, "image"))
+	testkit.Run(t, "sync", "-f", base.Mountpoint)
+	loop := n.attach(t, loopbackIn(mountID(base.ID), "image"))
+	upper := overlay(mountID(local.ID))
+	upper.Overlay.Upper = &models.MountOverlayUpper{Mount: mountID(base.ID), Path: "upper"}
+	over := n.mount(t, upper)
+	quiet, before := n.measures(t, over.ID), usageOf(t, n.PID)
+
+	must(t, os.WriteFile(filepath.Join(dirty.Mountpoint, "file"), []byte("not saved yet"), 0o644))
+	suspended := time.Now()
+	var resumes []func()
+	for _, m := range []*testkit.Mapped{written, below, empty} {
+		resumes = append(resumes, m.Suspend(t))
+	}
+
+	// To take it into use waits for nothing; to mount it, to read it through a file on it, or to save what was written does.
+	idle := n.attach(t, disk(empty))
+	for name, def := range map[string]*models.Mount{"mount": device(attachID(idle.ID), "ext4"), "read": device(attachID(loop.ID), "squashfs")} {
+		a := n.Must(t, http.StatusGatewayTimeout, http.MethodPost, "/mount", def, nil)
+		t.Logf("%s: %s", name, a.Message())
+	}
+	for _, c := range []struct {
+		resource, waits string
+		id              models.ID
+	}{{"/mount", "device " + written.Path + ": sync ", dirty.ID}, {"/attach", "image", loop.ID}} {
+		a := n.remove(t, http.StatusGatewayTimeout, c.resource, c.id)
+		t.Log(a.Message())
+		n.waits(t, c.resource, c.id, c.waits, suspended)
+	}
+	if o := n.get(t, "/mount", int64(dirty.ID)); o.Phase != "stopping" || !strings.Contains(o.Error, "was killed but can't end") {
+		t.Errorf("it shows %+v", o)
+	}
+	var shown []models.Mount
+	n.Must(t, http.StatusOK, http.MethodGet, fmt.Sprintf("/mount?id=%d", over.ID), nil, &shown)
+	if shown[0].Overlay.Upper.Used == nil {
+		t.Error("it is not known how much of the disk is used")
+	}
+	n.within(t, over.ID, quiet, before, 4)
+
+	for _, resume := range resumes {
+		resume()
+	}
+	gone := func(resource string, id models.ID) func() bool {
+		return func() bool {
+			return !slices.ContainsFunc(n.list(t, resource), func(o object) bool { return o.ID == int64(id) })
+		}
+	}
+	if !within(gone("/mount", dirty.ID)) || !within(gone("/attach", loop.ID)) {
+		t.Errorf("not all that was deleted goes: %s", n.everything(t.Context(), t))
+	}
+	// What was written is saved.
+	again := n.mount(t, device(disk(written), "ext4"))
+	if text, err := os.ReadFile(filepath.Join(again.Mountpoint, "file")); err != nil || string(text) != "not saved yet" {
+		t.Errorf("the disk has %q, %v", text, err)
+	}
+	for _, m := range []models.ID{again.ID, over.ID, base.ID, local.ID} {
+		n.remove(t, http.StatusOK, "/mount", m)
+	}
+	n.remove(t, http.StatusOK, "/attach", idle.ID)
+	n.empties(t)
+}
