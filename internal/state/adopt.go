@@ -126,8 +126,8 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableCon
 		case found.Process != nil:
 			o.proc, o.asked = found.Process, asked
 			c.rejoined(id, found)
-		case err != nil:
-			c.run(id, func(r *Run) { conclude(r, driver.Exit{At: time.Now(), Lost: err.Error()}, false) })
+		case err != nil: // whether it runs is not known
+			c.phase(id, Broken, fmt.Sprintf("look for its processes: %v: start the server again", err))
 		case found.Ended != nil && (run.State.alive() || found.Ended.At.After(run.FinishedAt)):
 			c.run(id, func(r *Run) {
 				r.begin(found.Since)

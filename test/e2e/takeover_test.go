@@ -66,9 +66,8 @@ func TestTakesOver(t *testing.T) {
 
 // heritage is one object of each kind and state at rest.
 type heritage struct {
-	running, paused, deep, waits, upper models.Container
-	ended, dead, created                models.Container
-	latest                              models.ID
+	running, paused, deep, ended, dead, created models.Container
+	latest                                      models.ID
 }
 
 func (n *node) everyKind(t *testing.T) (h heritage) {
