@@ -17,11 +17,11 @@ func Check(number, sequence uint64) error {
 	if err != nil {
 		return err
 	}
-	if now := sequenceOf(number); sequence != 0 && now != 0 && now != sequence {
-		return errs.New(errs.Conflict, "the device is another one now than the one that was attached: delete it and make it anew")
-	}
 	if size == 0 {
 		return errs.New(errs.Conflict, "there is nothing behind the device any more: delete it and make it anew")
+	}
+	if now := sequenceOf(number); sequence != 0 && now != 0 && now != sequence {
+		return errs.New(errs.Conflict, "the device is another one now than the one that was attached: delete it and make it anew")
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package watch_test
+package watch
 
 import (
 	"context"
@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/watch"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -41,7 +40,7 @@ func TestChangeEndsWait(t *testing.T) {
 			return nil
 		}},
 	} {
-		w := open(t)
+		w := opened(t)
 		if err := c.act(); err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
@@ -52,14 +51,17 @@ func TestChangeEndsWait(t *testing.T) {
 // Each change is told while somebody waits already, however the runtime's poller is busy.
 func TestEachChangeIsTold(t *testing.T) {
 	testkit.Root(t)
-	w := open(t)
+	w := opened(t)
 	point := t.TempDir()
-	for range 200 {
+	mounted := false
+	for range 400 {
 		told := make(chan error, 1)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		go func() { told <- w.Wait(ctx, time.Hour) }()
-		err := unix.Mount("tmpfs", point, "tmpfs", 0, "")
-		if err == nil {
+		var err error
+		if mounted = !mounted; mounted {
+			err = unix.Mount("tmpfs", point, "tmpfs", 0, "")
+		} else {
 			err = unix.Unmount(point, 0)
 		}
 		if err := errors.Join(err, <-told); err != nil {
@@ -69,9 +71,24 @@ func TestEachChangeIsTold(t *testing.T) {
 	}
 }
 
-func open(t *testing.T) *watch.Watcher {
+// Whatever else ends waits on this node: the kernel's messages about devices are read.
+func TestDevicesAreTold(t *testing.T) {
+	testkit.Root(t)
+	testkit.Need(t, "losetup")
+	image := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := opened(t)
+	device := strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", image))
+	testkit.Eventually(t, "the new device is told", w.drain)
+	testkit.Run(t, "losetup", "-d", device)
+	testkit.Eventually(t, "its end is told", w.drain)
+}
+
+func opened(t *testing.T) *Watcher {
 	t.Helper()
-	w, err := watch.Open()
+	w, err := Open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +97,7 @@ func open(t *testing.T) *watch.Watcher {
 }
 
 // ends fails the test if a wait for what has happened already lasts until its limit.
-func ends(t *testing.T, what string, w *watch.Watcher) {
+func ends(t *testing.T, what string, w *Watcher) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -90,7 +107,7 @@ func ends(t *testing.T, what string, w *watch.Watcher) {
 }
 
 func TestWaitEnds(t *testing.T) {
-	w := open(t)
+	w := opened(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	over := errors.New("over")
 	cancel(over)
@@ -105,7 +122,7 @@ func TestWaitEnds(t *testing.T) {
 }
 
 func TestContextEndsWait(t *testing.T) {
-	w := open(t)
+	w := opened(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	var err error
