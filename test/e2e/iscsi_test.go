@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -25,8 +26,14 @@ const (
 	targetSecret = "canary-of-the-target"
 )
 
-// newISCSINode also proves that no session and no SCSI device stays.
 func newISCSINode(t *testing.T, luns int, flags ...string) iscsiNode {
+	t.Helper()
+	target := newTarget(t, luns)
+	return iscsiNode{newNode(t, flags...), target}
+}
+
+// newTarget also proves that no session and no SCSI device stays.
+func newTarget(t *testing.T, luns int) *testkit.Target {
 	t.Helper()
 	target := testkit.StartTarget(t, strings.ToLower(t.Name()), "-l", fmt.Sprint(luns), "-c", "node:"+chapSecret, "-m", "target:"+targetSecret)
 	t.Cleanup(func() {
@@ -36,7 +43,7 @@ func newISCSINode(t *testing.T, luns int, flags ...string) iscsiNode {
 			return len(sessions)+len(devices) == 0
 		})
 	})
-	return iscsiNode{newNode(t, flags...), target}
+	return target
 }
 
 // lun is an attachment of a logical unit; change may alter it.
@@ -216,6 +223,42 @@ func TestISCSIRecovers(t *testing.T) {
 		t.Error("a write failed")
 	}
 	n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
+}
+
+// A server that takes over a session whose connection was lost while there was none logs in again, with the secrets: who writes
+// goes on.
+func TestISCSITakenOver(t *testing.T) {
+	target := newTarget(t, 1)
+	n := iscsiNode{newHeritage(t), target}
+	n.Stay()
+	n.Stop(t)
+	n.Again(t)
+	n.ext4(t, 0, t.TempDir())
+	m := n.mount(t, device(n.lun(0), "ext4"))
+	file, err := os.Create(filepath.Join(m.Mountpoint, "written"))
+	must(t, err)
+	defer file.Close()
+	for name, end := range ways {
+		end(t, n.node)
+		target.Stop(t)
+		n.Again(t)
+		written := make(chan error, 1)
+		go func() {
+			_, err := file.WriteString(name + "\n")
+			written <- errors.Join(err, file.Sync())
+		}()
+		target.Start(t)
+		if err := <-written; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	must(t, file.Close())
+	n.Kill(t)
+	n.Again(t)
+	n.remove(t, http.StatusOK, "/mount", m.ID)
+	if kept, _ := filepath.Glob(filepath.Join(n.RunDir, "mounts", "*")); len(kept) > 0 {
+		t.Errorf("left: %q", kept)
+	}
 }
 
 // When the target is gone a delete answers in time and keeps what may not be lost; a forced one does not.

@@ -38,7 +38,7 @@ func MountsDir(runDir string) string { return filepath.Join(runDir, "mounts") }
 // Drivers returns the drivers.
 func Drivers(env Env) driver.Set {
 	return driver.Set{
-		iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
+		iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Log: env.Log}),
 		local.New(local.Options{Helper: env.Helper, Log: env.Log}),
 		loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
 		rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),

@@ -20,9 +20,10 @@ type events struct {
 
 // event is something that the kernel tells about a session.
 type event struct {
-	received *pdu   // a PDU of the target, or nil
-	lost     uint32 // why the connection is lost (enum iscsi_err), or 0
-	missed   bool   // there were more events than fit in: what they were is not known
+	received  *pdu   // a PDU of the target, or nil
+	lost      uint32 // why the connection is lost (enum iscsi_err), or 0
+	destroyed bool   // the session is gone
+	missed    bool   // there were more events than fit in: what they were is not known
 }
 
 const (
@@ -33,7 +34,7 @@ const (
 
 // listen begins to collect events. It comes before the session: none must be missed.
 func listen() (*events, error) {
-	fd, err := socket(unix.SOCK_NONBLOCK, eventsGroup)
+	fd, err := socket(unix.SOCK_NONBLOCK, 0, eventsGroup)
 	if err != nil {
 		return nil, fmt.Errorf("listen to iscsi events: %w", err)
 	}
@@ -112,10 +113,16 @@ func parseEvent(m []byte, session uint32) (event, bool) {
 		return event{}, false
 	}
 	u := m[nlHeaderSize:]
-	if binary.NativeEndian.Uint32(u[atResult:]) != session {
+	kind, subject := binary.NativeEndian.Uint32(u), u[atResult:]
+	if kind == eventDestroyed {
+		subject = subject[4:] // after the number of the host
+	}
+	if binary.NativeEndian.Uint32(subject) != session {
 		return event{}, false
 	}
-	switch binary.NativeEndian.Uint32(u) {
+	switch kind {
+	case eventDestroyed:
+		return event{destroyed: true}, true
 	case eventConnError:
 		return event{lost: binary.NativeEndian.Uint32(u[atResult+8:])}, true
 	case eventReceived:

@@ -12,7 +12,12 @@
 //
 // iscsid does likewise as long as it runs. But when it starts it takes over all sessions that it finds, and logs in to them again
 // as its own configuration says, without our secrets. It passes over those without a target name; so the kernel is not
-// told that of ours. The name of the interface, which means nothing to iscsi_tcp, holds it instead.
+// told that of ours. The name of the interface, which means nothing to iscsi_tcp, holds it instead, with a mark of the server.
+//
+// # Without the server
+//
+// A session outlives the server that has made it: the kernel has the socket, and needs a program only to log in again. [Env.Left]
+// finds what an earlier server on the same run directory has left, by marks that the kernel keeps with each session; see [Left].
 package iscsi
 
 import (
@@ -57,6 +62,11 @@ func (a Auth) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "CHAP as %q with %q", a.Name, a.TargetName)
 }
 
+// Known tells whether the secrets that are needed are there.
+func (a Auth) Known() bool {
+	return (a.Name == "" || a.Secret != "") && (a.TargetName == "" || a.TargetSecret != "")
+}
+
 // Portal is an address that a target listens on.
 type Portal struct {
 	Host string // name or address
@@ -78,6 +88,7 @@ func (c *Config) isid() (id [6]byte) {
 // Env is what sessions work with.
 type Env struct {
 	Gate gate.Gate
+	Dir  string       // the run directory: what sessions are marked with
 	Log  *slog.Logger // of what happens to a connection by itself
 	// Backoff is the time between attempts to log in again: it begins with Min, doubles up to Max, and is jittered
 	// by half, so that the nodes of a cluster do not all come at once when a target is back.

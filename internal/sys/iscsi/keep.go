@@ -2,6 +2,7 @@ package iscsi
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -9,23 +10,28 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // keep logs in again whenever the connection is lost, until ctx ends.
 func (s *Session) keep(ctx context.Context) {
 	defer close(s.ended)
-	for {
-		why, err := s.watch(ctx)
-		if err != nil {
-			if ctx.Err() == nil {
-				s.env.Log.Error("a session can't be watched any more", "target", s.conf.Target, "err", err)
-			}
-			return
+	defer func() {
+		if !s.exists() {
+			s.lose()
 		}
-		s.env.Log.Warn("the connection to an iSCSI target is lost", "target", s.conf.Target, "why", why)
-		s.setState(Recovering)
+	}()
+	for {
+		if s.State() == LoggedIn {
+			why, err := s.watch(ctx)
+			if err != nil {
+				if ctx.Err() == nil {
+					s.env.Log.Error("a session can't be watched any more", "target", s.conf.Target, "err", err)
+				}
+				return
+			}
+			s.env.Log.Warn("the connection to an iSCSI target is lost", "target", s.conf.Target, "why", why)
+			s.setState(Recovering)
+		}
 		if !s.recover(ctx) {
 			return
 		}
@@ -41,6 +47,8 @@ func (s *Session) watch(ctx context.Context) (why string, err error) {
 		switch {
 		case err != nil:
 			return "", err
+		case e.destroyed:
+			return "", errDestroyed
 		case e.lost != 0:
 			return "kernel error " + strconv.Itoa(int(e.lost)), nil
 		case e.received != nil && e.received.endsConnection():
@@ -49,6 +57,21 @@ func (s *Session) watch(ctx context.Context) (why string, err error) {
 			return "found so", nil
 		}
 	}
+}
+
+// errDestroyed is why a session is not watched any more that somebody else has ended.
+var errDestroyed = errors.New("another program has ended it")
+
+// exists tells whether the kernel has the session.
+func (s *Session) exists() bool {
+	_, err := os.Stat(sessionDir(s.conn.session))
+	return err == nil
+}
+
+// lose is the end of a session that is gone from the kernel: there is nothing to hear of it any more, and no I/O.
+func (s *Session) lose() {
+	s.setState(Failed)
+	s.events.close()
 }
 
 // down tells whether the kernel knows the session as not logged in.
@@ -61,14 +84,22 @@ func (s *Session) down() bool {
 func (s *Session) recover(ctx context.Context) bool {
 	failed := time.AfterFunc(s.conf.Replacement, s.fail)
 	defer failed.Stop()
+	if !s.conf.Auth.Known() {
+		s.env.Log.Error("can't log in again: the secret is not known any more", "target", s.conf.Target)
+		<-ctx.Done()
+		return false
+	}
 	wait := s.env.Backoff.Min
 	for {
 		err := s.again(ctx)
 		if err == nil {
 			return true
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !s.exists() {
 			return false
+		}
+		if s.State() == Failed {
+			s.fail() // of a session that was taken over the kernel alone knows when its time began
 		}
 		pause := jitter(wait)
 		s.env.Log.Warn("can't log in again yet", "target", s.conf.Target, "err", err, "next", pause)
@@ -98,9 +129,11 @@ func (s *Session) again(ctx context.Context) error {
 	})
 }
 
+const sessionPrefix = "/sys/class/iscsi_session/session"
+
 // sessionDir is where sysfs tells about a session.
 func sessionDir(session uint32) string {
-	return "/sys/class/iscsi_session/session" + strconv.FormatUint(uint64(session), 10)
+	return sessionPrefix + strconv.FormatUint(uint64(session), 10)
 }
 
 // attribute reads an attribute in sysfs, "" if it can't be.
@@ -110,24 +143,4 @@ func attribute(dir, name string) string {
 		return ""
 	}
 	return strings.TrimSpace(string(text))
-}
-
-// checkFree makes sure that the kernel has no session between the two names: one of another program, or one that a server
-// which was killed has left. The target would end it for ours.
-func (c *Config) checkFree() error {
-	dirs, _ := filepath.Glob("/sys/class/iscsi_session/session*")
-	for _, dir := range dirs {
-		if attribute(dir, "initiatorname") != c.Initiator {
-			continue
-		}
-		switch c.Target {
-		case attribute(dir, "targetname"):
-			return errs.New(errs.Conflict, "log in to %s as %s: another program has %s between these two: log that one out (iscsiadm -m node -T %s -u), or use another initiator name",
-				c.Target, c.Initiator, filepath.Base(dir), c.Target)
-		case attribute(dir, "ifacename"):
-			return errs.New(errs.Conflict, "log in to %s as %s: %s between these two is that of another server, or was left by one that was killed: use another initiator name, or restart the node",
-				c.Target, c.Initiator, filepath.Base(dir))
-		}
-	}
-	return nil
 }

@@ -1,6 +1,7 @@
 package iscsi
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,7 +30,8 @@ const (
 	msgSend           = 19
 	eventReceived     = 101
 	eventConnError    = 102
-	eventFault        = 103
+	eventFault        = 103 // as an answer
+	eventDestroyed    = 104
 )
 
 // What a message consists of: struct nlmsghdr; struct iscsi_uevent, of which we need the type, the error, the handle of
@@ -48,11 +51,15 @@ const (
 type kernel struct {
 	gate   gate.Gate
 	handle uint64 // of the transport: iscsi_tcp
+	port   uint32 // from which requests come, or 0 for any
 }
+
+// transport is what the kernel tells of iscsi_tcp.
+const transport = "/sys/class/iscsi_transport/tcp"
 
 // openKernel finds the transport iscsi_tcp.
 func openKernel(g gate.Gate) (kernel, error) {
-	text, err := os.ReadFile("/sys/class/iscsi_transport/tcp/handle")
+	text, err := os.ReadFile(transport + "/handle")
 	if err != nil {
 		return kernel{}, errs.New(errs.Unsupported, "the kernel has no iSCSI initiator (module iscsi_tcp): %w", err)
 	}
@@ -63,13 +70,13 @@ func openKernel(g gate.Gate) (kernel, error) {
 	return kernel{gate: g, handle: handle}, nil
 }
 
-// socket opens a netlink socket. One with a group gets the events of all sessions.
-func socket(flags int, group uint32) (int, error) {
+// socket opens a netlink socket at a port, or at any if that is 0. One with a group gets the events of all sessions.
+func socket(flags int, port, group uint32) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_ISCSI)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: group}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: port, Groups: group}); err != nil {
 		unix.Close(fd)
 		return -1, os.NewSyscallError("bind", err)
 	}
@@ -112,7 +119,7 @@ func (k kernel) do(act string, kind uint16, args [argumentsSize]byte, extra []by
 }
 
 func (k kernel) request(kind uint16, args [argumentsSize]byte, extra []byte) (result, error) {
-	fd, err := socket(0, 0)
+	fd, err := socket(0, k.port, 0)
 	if err != nil {
 		return result{}, err
 	}
@@ -176,11 +183,24 @@ type connection struct {
 // theConn is the number of a session's one connection.
 const theConn = 0
 
-// create makes a session. Its commands are numbered from 1, as our login tells the target.
-func (k kernel) create(maxCommands int) (connection, error) {
+// create makes a session. Its commands are numbered from 1, as our login tells the target. The port of its owner is free
+// unless another session is made at this moment; nothing announces the end of that.
+func (k kernel) create(ctx context.Context, o owner, maxCommands int) (connection, error) {
+	const tries, pause = 2000, 5 * time.Millisecond
 	const queueDepth = 32 // of a LUN until it is set
-	r, err := k.do("iscsi create session", msgCreateSession, arguments(uint32(1), uint16(maxCommands), uint16(queueDepth)), nil)
-	return connection{k, r.first, r.second}, err
+	own := k
+	own.port = o.port
+	for n := 1; ; n++ {
+		r, err := own.do("iscsi create session", msgCreateSession, arguments(uint32(1), uint16(maxCommands), uint16(queueDepth)), nil)
+		if !errors.Is(err, unix.EADDRINUSE) || n == tries {
+			return connection{k, r.first, r.second}, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return connection{}, context.Cause(ctx)
+		}
+	}
 }
 
 func (c connection) destroy() error {

@@ -74,6 +74,12 @@ func (u Unit) Add(ctx context.Context) (disk string, err error) {
 // undoTime is how long it may take to remove a device that could not be added.
 const undoTime = 10 * time.Second
 
+// AwaitScan waits until the kernel looks for no unit of the session: a helper that outlived its daemon may still have it do
+// so. The kernel does one scan of a session at a time; this one is of a target that there is not.
+func (s *Session) AwaitScan(ctx context.Context, h Helper) error {
+	return h.WriteFile(ctx, fmt.Sprintf("/sys/class/scsi_host/host%d/scan", s.conn.host), []byte("0 1 0"))
+}
+
 // wait returns the disk when the kernel has announced it.
 func (u Unit) wait(ctx context.Context, news *os.File) (string, error) {
 	if !u.Exists() && u.Session.State() != LoggedIn {
@@ -131,6 +137,16 @@ func (u Unit) Number() (uint64, error) {
 		return 0, fmt.Errorf("find the disk of LUN %d of target %s: %w", u.LUN, u.Session.conf.Target, unix.ENODEV)
 	}
 	return unix.Mkdev(uint32(a), uint32(b)), nil
+}
+
+// Is tells whether the unit's disk is the one with this number and sequence number; a sequence of 0 is not known.
+func (u Unit) Is(number, sequence uint64) bool {
+	found, err := u.Number()
+	if err != nil || found != number {
+		return false
+	}
+	text := attribute(filepath.Join(u.dir(), "block", u.Disk()), "diskseq")
+	return sequence == 0 || text == strconv.FormatUint(sequence, 10)
 }
 
 // SetQueueDepth sets how many commands the unit may have under way.

@@ -19,6 +19,7 @@ import (
 type Session struct {
 	env    Env
 	conf   Config
+	mark   string // of the owner
 	conn   connection
 	events *events
 
@@ -35,34 +36,47 @@ type progress struct{ kept, loggedOut, stopped, conn, session bool }
 
 // Open logs in to a target. If it fails nothing is left, in the kernel or at the target.
 func Open(ctx context.Context, env Env, conf Config) (*Session, error) {
-	if err := env.load(ctx, "/sys/class/iscsi_transport/tcp", "iscsi_tcp"); err != nil {
+	if err := env.load(ctx, transport, "iscsi_tcp"); err != nil {
 		return nil, err
 	}
 	k, err := openKernel(env.Gate)
 	if err != nil {
 		return nil, err
 	}
+	o, err := ownerOf(env.Dir)
+	if err != nil {
+		return nil, err
+	}
 	if err := conf.checkFree(); err != nil {
 		return nil, err
 	}
-	s := &Session{env: env, conf: conf, ended: make(chan struct{}), change: make(chan struct{})}
+	s := newSession(env, conf, o.mark)
 	if s.events, err = listen(); err != nil {
 		return nil, err
 	}
-	err = conf.reach(ctx, func(ctx context.Context, tcp *net.TCPConn) error { return s.first(ctx, k, tcp) })
+	err = conf.reach(ctx, func(ctx context.Context, tcp *net.TCPConn) error { return s.first(ctx, k, o, tcp) })
 	if err != nil {
 		s.events.close()
 		return nil, err
 	}
-	keep, end := context.WithCancel(context.WithoutCancel(ctx))
-	s.end = end
-	go s.keep(keep)
+	s.begin(ctx)
 	return s, nil
 }
 
+func newSession(env Env, conf Config, mark string) *Session {
+	return &Session{env: env, conf: conf, mark: mark, ended: make(chan struct{}), change: make(chan struct{})}
+}
+
+// begin has the session log in again by itself, until Close.
+func (s *Session) begin(ctx context.Context) {
+	keep, end := context.WithCancel(context.WithoutCancel(ctx))
+	s.end = end
+	go s.keep(keep)
+}
+
 // first makes the session in the kernel and logs in, or leaves nothing.
-func (s *Session) first(ctx context.Context, k kernel, tcp *net.TCPConn) (err error) {
-	if s.conn, err = k.create(s.conf.MaxCommands); err != nil {
+func (s *Session) first(ctx context.Context, k kernel, o owner, tcp *net.TCPConn) (err error) {
+	if s.conn, err = k.create(ctx, o, s.conf.MaxCommands); err != nil {
 		return err
 	}
 	s.events.session = s.conn.session
@@ -77,13 +91,16 @@ func (s *Session) first(ctx context.Context, k kernel, tcp *net.TCPConn) (err er
 
 // connect brings the session up over a new connection to the target:
 //
-//  1. the kernel takes the connection;
+//  1. the kernel takes the connection, and then the names by which the session is known again;
 //  2. the login, through the kernel, which numbers the commands;
 //  3. what was negotiated;
 //  4. the kernel lets I/O flow.
 func (s *Session) connect(ctx context.Context, tcp *net.TCPConn) error {
 	s.events.drain()
 	if err := s.conn.bind(tcp); err != nil {
+		return err
+	}
+	if err := s.conn.set(s.names()); err != nil {
 		return err
 	}
 	n, err := s.conf.login(ctx, s.exchange)
@@ -143,6 +160,11 @@ func (s *Session) sendInTurn(ctx context.Context, p pdu) error {
 	return s.conn.send(p)
 }
 
+// names are those of the session. That of the target has another place than usual: see the package's description.
+func (s *Session) names() []param {
+	return []param{{paramInitiator, s.conf.Initiator}, {paramInterface, owner{mark: s.mark}.iface(s.conf.Target)}}
+}
+
 // params are what the kernel is told about the session.
 func (s *Session) params(n negotiated, tcp *net.TCPConn) []param {
 	number := func(i int) string { return strconv.Itoa(i) }
@@ -167,8 +189,6 @@ func (s *Session) params(n negotiated, tcp *net.TCPConn) []param {
 		{paramDataSeqInOrder, "1"},
 		{paramErrorRecovery, "0"},
 		{paramExpStatSN, strconv.FormatUint(uint64(n.statSN), 10)},
-		{paramInterface, s.conf.Target}, // instead of the target's name: see the package's description
-		{paramInitiator, s.conf.Initiator},
 		{paramReplacement, number(int(s.conf.Replacement / time.Second))},
 		{paramPingTimeout, pingSeconds},
 		{paramPingAfter, pingSeconds},
@@ -183,7 +203,13 @@ func (s *Session) params(n negotiated, tcp *net.TCPConn) []param {
 }
 
 // State is what the session is doing now. It never waits.
-func (s *Session) State() State { return State(s.state.Load()) }
+func (s *Session) State() State {
+	state := State(s.state.Load())
+	if state == Recovering && attribute(sessionDir(s.conn.session), "state") == "FREE" {
+		return Failed // the kernel has waited for as long as it should
+	}
+	return state
+}
 
 func (s *Session) setState(to State) {
 	s.mu.Lock()
@@ -195,7 +221,7 @@ func (s *Session) setState(to State) {
 func (s *Session) fail() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.State() == Recovering {
+	if State(s.state.Load()) == Recovering {
 		s.moveTo(Failed)
 	}
 }

@@ -99,7 +99,7 @@ func (d *Dir) mounted() (bool, error) {
 	return true, nil
 }
 
-// mount puts the tmpfs in place. Only directories and symbolic links come into it: its size is no limit.
+// mount puts the tmpfs in place. Only directories, symbolic links and small files come into it: its size is no limit.
 func (d *Dir) mount() error {
 	below, err := openOwn(d.path)
 	if err != nil {

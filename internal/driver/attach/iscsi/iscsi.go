@@ -10,6 +10,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -17,16 +18,20 @@ import (
 type Options struct {
 	Gate   gate.Gate
 	Helper iscsi.Helper // does what can hang
-	Log    *slog.Logger // default: none
+	RunDir string       // by which a later daemon knows the sessions of this one
+	// Secrets keeps what a later daemon needs to log in again: a directory in memory that nobody else sees.
+	Secrets *mountdir.Dir
+	Log     *slog.Logger // default: none
 }
 
 // Driver is the driver of iSCSI devices.
 type Driver struct {
-	pool   *pool
-	helper iscsi.Helper
-	nodes  block.Nodes
-	gate   gate.Gate
-	log    *slog.Logger
+	pool    *pool
+	helper  iscsi.Helper
+	secrets secrets
+	nodes   block.Nodes
+	gate    gate.Gate
+	log     *slog.Logger
 }
 
 // Between attempts to log in again.
@@ -40,14 +45,15 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	env := iscsi.Env{Gate: o.Gate, Log: o.Log}
+	env := iscsi.Env{Gate: o.Gate, Log: o.Log, Dir: o.RunDir}
 	env.Backoff.Min, env.Backoff.Max = backoffMin, backoffMax
 	return &Driver{
-		pool:   newPool(env, o.Helper),
-		helper: o.Helper,
-		nodes:  block.Nodes{Gate: o.Gate},
-		gate:   o.Gate,
-		log:    o.Log,
+		pool:    newPool(env, o.Helper),
+		helper:  o.Helper,
+		secrets: secrets{dir: o.Secrets},
+		nodes:   block.Nodes{Gate: o.Gate},
+		gate:    o.Gate,
+		log:     o.Log,
 	}
 }
 
@@ -74,6 +80,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 }
 
 var (
-	_ driver.Driver = (*Driver)(nil)
-	_ driver.Forcer = (*unit)(nil)
+	_ driver.Heir      = (*Driver)(nil)
+	_ driver.Forcer    = (*unit)(nil)
+	_ driver.Heritable = (*unit)(nil)
 )

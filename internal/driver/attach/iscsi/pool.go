@@ -19,6 +19,10 @@ type pool struct {
 	env    iscsi.Env
 	helper iscsi.Helper
 
+	// nameless ends what an earlier daemon had only begun, once; see endNameless.
+	nameless sync.Mutex
+	looked   bool
+
 	// mu protects all and the fields of the sessions that say so; it is a leaf.
 	mu  sync.Mutex
 	all map[names]*shared
@@ -55,7 +59,7 @@ func (p *pool) enter(n names, lun int, id int64) (*shared, error) {
 		s = &shared{names: n, lock: make(chan struct{}, 1), users: map[int]int64{}}
 		p.all[n] = s
 	}
-	if owner, taken := s.users[lun]; taken {
+	if owner, taken := s.users[lun]; taken && owner != id {
 		return nil, errs.New(errs.Conflict, "attach LUN %d of target %s: attachment %d has this LUN already; use that one, or delete it", lun, n.target, owner)
 	}
 	s.users[lun] = id
@@ -83,6 +87,12 @@ func (p *pool) open(ctx context.Context, s *shared, conf iscsi.Config) (*iscsi.S
 		return nil, err
 	}
 	defer s.give()
+	if err := p.condemn(s); err != nil {
+		return nil, err
+	}
+	if err := p.endNameless(ctx); err != nil {
+		return nil, err
+	}
 	if s.closing {
 		if err := p.close(ctx, s, false); err != nil {
 			return nil, err

@@ -17,7 +17,6 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/iscsi"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -62,7 +61,9 @@ const (
 func (n *node) attach(t *testing.T, def string) *attached {
 	t.Helper()
 	a := &attached{site: driver.Site{ID: 1}, log: &logged{Handler: slog.DiscardHandler, count: map[string]int{}}}
-	a.Unit, _ = drivertest.Plan(t, iscsi.New(iscsi.Options{Helper: helper.New(n.program, nil), Log: slog.New(a.log)}), def)
+	o := n.options(nil)
+	o.Log = slog.New(a.log)
+	a.Unit, _ = drivertest.Plan(t, iscsi.New(o), def)
 	var err error
 	a.live, err = a.Up(within(t, time.Minute), a.site)
 	must(t, err)

@@ -256,6 +256,7 @@ func TestForeignSession(t *testing.T) {
 	live, err := mine.Up(within(t, 30*time.Second), driver.Site{ID: 2})
 	must(t, err)
 	must(t, mine.Down(within(t, 30*time.Second), driver.Site{ID: 2}, live))
+	must(t, n.next(t, u)[0].Sweep(within(t, 30*time.Second), driver.Site{ID: 3}))
 	if got := sessions(); !slices.Equal(got, theirs) {
 		t.Errorf("sessions %q, then %q", theirs, got)
 	}

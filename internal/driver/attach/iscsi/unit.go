@@ -62,9 +62,12 @@ func (u *unit) target() string { return "iSCSI target " + u.Target + " at " + u.
 // Up logs in, unless another unit of the target has, and makes the logical unit a disk.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	ctx = waits.On(ctx, u.target())
+	if err := u.driver.secrets.keep(site.ID, u.Auth); err != nil {
+		return driver.Live{}, err
+	}
 	session, err := u.driver.pool.acquire(ctx, int(u.LUN), site.ID, u.config())
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Live{}, errors.Join(err, u.driver.secrets.forget(site.ID))
 	}
 	live, err := u.attach(ctx, session)
 	if err != nil {
@@ -142,10 +145,17 @@ func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live
 
 func (u *unit) detach(ctx context.Context, id int64, live driver.Live, force bool) error {
 	ctx = waits.On(ctx, u.target())
-	s, session := u.driver.pool.find(u.names(), int(u.LUN), id)
-	if s == nil {
-		return nil
+	if s, session := u.driver.pool.find(u.names(), int(u.LUN), id); s != nil {
+		if err := u.quit(ctx, s, session, force); err != nil {
+			return err
+		}
+		u.driver.log.Debug("detach iscsi", "id", id, "target", u.Target, "lun", u.LUN)
 	}
+	return errors.Join(u.removeNode(live), u.driver.secrets.forget(id))
+}
+
+// quit takes the disk away and leaves the session, which may be gone already.
+func (u *unit) quit(ctx context.Context, s *shared, session *iscsi.Session, force bool) error {
 	if session != nil {
 		ended := waits.Begin(ctx, fmt.Sprintf("detach LUN %d", u.LUN))
 		err := u.of(session).Detach(ctx, force)
@@ -154,11 +164,7 @@ func (u *unit) detach(ctx context.Context, id int64, live driver.Live, force boo
 			return err
 		}
 	}
-	if err := u.driver.pool.leave(ctx, s, int(u.LUN), false); err != nil {
-		return err
-	}
-	u.driver.log.Debug("detach iscsi", "id", id, "target", u.Target, "lun", u.LUN)
-	return u.removeNode(live)
+	return u.driver.pool.leave(ctx, s, int(u.LUN), false)
 }
 
 // undo takes away what there is of a unit that could not come up. Nobody will try again.
@@ -166,7 +172,7 @@ func (u *unit) undo(ctx context.Context, id int64, live driver.Live) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	s, session := u.driver.pool.find(u.names(), int(u.LUN), id)
-	return errors.Join(u.of(session).Detach(ctx, true), u.driver.pool.leave(ctx, s, int(u.LUN), true), u.removeNode(live))
+	return errors.Join(u.of(session).Detach(ctx, true), u.driver.pool.leave(ctx, s, int(u.LUN), true), u.removeNode(live), u.driver.secrets.forget(id))
 }
 
 func (u *unit) removeNode(live driver.Live) error {

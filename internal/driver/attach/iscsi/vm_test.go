@@ -12,6 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/iscsi"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
@@ -22,7 +23,10 @@ import (
 const initiator = "iqn.2026-05.org.example:node"
 
 // node is a node that can reach targets.
-type node struct{ program *os.File }
+type node struct {
+	mounttest.World
+	program *os.File
+}
 
 var built = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "iat-init-")
@@ -37,7 +41,7 @@ var built = sync.OnceValues(func() ([]byte, error) {
 func newNode(t *testing.T) *node {
 	t.Helper()
 	testkit.Guest(t)
-	n := &node{}
+	n := &node{World: mounttest.New(t)}
 	code, err := built()
 	must(t, err)
 	n.program, err = program.Seal("imageapi-init", code)
@@ -70,7 +74,12 @@ func must(t *testing.T, err error) {
 }
 
 func (n *node) driver(g gate.Gate) driver.Driver {
-	return iscsi.New(iscsi.Options{Gate: g, Helper: helper.New(n.program, g)})
+	n.Gate(g)
+	return iscsi.New(n.options(g))
+}
+
+func (n *node) options(g gate.Gate) iscsi.Options {
+	return iscsi.Options{Gate: g, Helper: helper.New(n.program, g), RunDir: n.Dir, Secrets: n.Mounts}
 }
 
 // def is a definition with further fields.

@@ -1,0 +1,358 @@
+package iscsi_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+const chapFields = `,"auth":{"username":"user","secret":"userssecret12","target_username":"target","target_secret":"targetssecret"}`
+
+var chapOptions = []string{"-c", "user:userssecret12", "-m", "target:targetssecret"}
+
+var errKilled = errors.New("the daemon was killed")
+
+// life is the gate of a daemon that is killed: from then on it changes nothing any more.
+type life struct {
+	fatal string // the act after which it is killed
+	mu    sync.Mutex
+	left  int // acts until it is killed, right after the last one; negative: it is not
+	dead  bool
+	last  string
+}
+
+func (l *life) gate(act string, perform func() error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead || l.left == 0 {
+		l.dead = true
+		return errKilled
+	}
+	err := perform()
+	if l.left--; l.left == 0 || act == l.fatal {
+		l.dead, l.last = true, act
+		return errKilled
+	}
+	return err
+}
+
+func (l *life) kill() { l.after(0) }
+
+// after has the daemon killed after n further acts.
+func (l *life) after(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.left = n
+}
+
+// died tells after which act it was killed.
+func (l *life) died() (act string, dead bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last, l.dead
+}
+
+// first begins the life of a daemon.
+func (n *node) first() (*life, driver.Driver) {
+	l := &life{left: -1}
+	return l, n.driver(l.gate)
+}
+
+// next begins a daemon after another one, and restores what that has planned.
+func (n *node) next(t *testing.T, units ...driver.Unit) (heirs []driver.Heritable) {
+	t.Helper()
+	d := n.driver(nil).(driver.Heir)
+	for _, u := range units {
+		data, err := json.Marshal(u)
+		must(t, err)
+		h, err := d.Restore(data)
+		must(t, err)
+		heirs = append(heirs, h)
+	}
+	return heirs
+}
+
+// clean makes sure that nothing is left, of the kernel's or of secrets.
+func (n *node) clean(t *testing.T, before string) bool {
+	t.Helper()
+	kept, err := os.ReadDir(filepath.Join(n.Dir, "mounts"))
+	must(t, err)
+	if len(kept) == 0 && testkit.Settles(func() bool { return traces() == before }) {
+		return true
+	}
+	t.Errorf("left: %s and %v\nbefore: %s", traces(), kept, before)
+	return false
+}
+
+// A daemon that is killed after any act of a create: the next one takes away what there is.
+func TestKilledDuringUp(t *testing.T) {
+	n := newNode(t)
+	target := testkit.StartTarget(t, "killed", chapOptions...).IQN
+	site, before := driver.Site{ID: 1}, traces()
+	for acts := 1; ; acts++ {
+		l, d := n.first()
+		u, _ := drivertest.Plan(t, d, def(target, chapFields))
+		l.after(acts)
+		_, err := u.Up(within(t, time.Minute), site)
+		act, dead := l.died()
+		l.kill() // or right after it
+		if err == nil && dead || err != nil && !errors.Is(err, errKilled) {
+			t.Errorf("killed after act %d, %s: %v", acts, act, err)
+		}
+		h := n.next(t, u)[0]
+		must(t, h.Sweep(within(t, time.Minute), site))
+		if !n.clean(t, before) {
+			t.Fatalf("killed after act %d, %s: see above", acts, act)
+		}
+		if !dead {
+			t.Logf("killed after each of %d acts and at the end", acts-1)
+			return
+		}
+	}
+}
+
+// The same without a sweep, as when the journal is lost: whoever wants the target next ends what is left of it.
+func TestKilledAndForgotten(t *testing.T) {
+	n := newNode(t)
+	target := testkit.StartTarget(t, "forgotten").IQN
+	before := traces()
+	for _, fatal := range []string{"iscsi create session", "iscsi bind connection", "iscsi start connection", "helper write"} {
+		l := &life{left: -1, fatal: fatal}
+		u, _ := drivertest.Plan(t, n.driver(l.gate), def(target, ""))
+		if _, err := u.Up(within(t, time.Minute), driver.Site{ID: 1}); !errors.Is(err, errKilled) {
+			t.Errorf("%s: %v", fatal, err)
+		}
+		if traces() == before {
+			t.Errorf("%s leaves nothing", fatal)
+		}
+		again, _ := drivertest.Plan(t, n.driver(nil), def(target, ""))
+		live, err := again.Up(within(t, time.Minute), driver.Site{ID: 2})
+		if err != nil {
+			t.Fatalf("after %s: %v", fatal, err)
+		}
+		if got := sessions(); len(got) != 1 {
+			t.Errorf("after %s there are sessions %q", fatal, got)
+		}
+		must(t, again.Down(within(t, time.Minute), driver.Site{ID: 2}, live))
+		n.clean(t, before)
+	}
+}
+
+// A daemon that is killed after any act of a delete: the next one goes on.
+func TestKilledDuringDown(t *testing.T) {
+	n := newNode(t)
+	target := testkit.StartTarget(t, "killed", chapOptions...).IQN
+	site, before := driver.Site{ID: 1}, traces()
+	for acts := 1; ; acts++ {
+		l, d := n.first()
+		u, _ := drivertest.Plan(t, d, def(target, chapFields))
+		live, err := u.Up(within(t, time.Minute), site)
+		must(t, err)
+		l.after(acts)
+		_ = u.Down(within(t, time.Minute), site, live)
+		act, dead := l.died()
+		l.kill()
+		h := n.next(t, u)[0]
+		adopted := h.Adopt(within(t, time.Minute), site, live)
+		if err := h.Down(within(t, time.Minute), site, live); err != nil {
+			t.Errorf("killed after act %d, %s: adopt: %v, down: %v", acts, act, adopted, err)
+		}
+		if !n.clean(t, before) {
+			t.Fatalf("killed after act %d, %s (adopt: %v): see above", acts, act, adopted)
+		}
+		if !dead {
+			t.Logf("killed after each of %d acts", acts-1)
+			return
+		}
+	}
+}
+
+// The same while another unit of the session stays: it is taken over, and nothing but the cut off one goes.
+func TestKilledBesideAnother(t *testing.T) {
+	n := newNode(t)
+	target := testkit.StartTarget(t, "beside", "-l", "2").IQN
+	one, two, before := driver.Site{ID: 1}, driver.Site{ID: 2}, traces()
+	for acts := 1; ; acts++ {
+		l, d := n.first()
+		first, _ := drivertest.Plan(t, d, def(target, ""))
+		second, _ := drivertest.Plan(t, d, def(target, `,"lun":1`))
+		live, err := first.Up(within(t, time.Minute), one)
+		must(t, err)
+		stays := traces()
+		l.after(acts)
+		_, _ = second.Up(within(t, time.Minute), two)
+		act, dead := l.died()
+		l.kill()
+		h := n.next(t, first, second)
+		must(t, h[0].Adopt(within(t, time.Minute), one, live))
+		must(t, h[1].Sweep(within(t, time.Minute), two))
+		if got := traces(); got != stays {
+			t.Errorf("killed after act %d, %s: there is %s, want %s", acts, act, got, stays)
+		}
+		must(t, h[0].Down(within(t, time.Minute), one, live))
+		if !n.clean(t, before) || !dead {
+			t.Logf("killed after each of %d acts", acts-1)
+			return
+		}
+	}
+}
+
+// shownState is the session's state in an answer.
+func shownState(u driver.Unit, live driver.Live) string {
+	a := attached{Unit: u, live: live}
+	return a.state()
+}
+
+// A session whose connection is lost while no daemon is there, or later, is logged in to again by the one that takes it over:
+// for two units, adopted in either order, with and without secrets. Who writes notices nothing.
+func TestTakenOverAndLost(t *testing.T) {
+	for name, c := range map[string]struct {
+		options []string
+		fields  string
+	}{"plain": {nil, ""}, "CHAP": {chapOptions, chapFields}} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			before := traces()
+			target := testkit.StartTarget(t, "lost", append(slices.Clone(c.options), "-l", "2")...)
+			l, d := n.first()
+			sites := []driver.Site{{ID: 1}, {ID: 2}}
+			var units []driver.Unit
+			var lives []driver.Live
+			var writes []*stream
+			for i, site := range sites {
+				u, _ := drivertest.Plan(t, d, def(target.IQN, c.fields+fmt.Sprintf(`,"lun":%d`, i)))
+				live, err := u.Up(within(t, time.Minute), site)
+				must(t, err)
+				units, lives = append(units, u), append(lives, live)
+				writes = append(writes, (&attached{live: live}).write(t))
+			}
+			session := sessions()[0]
+			l.kill()
+			target.Stop(t)
+			testkit.Eventually(t, "the kernel notices", func() bool { return attribute(t, session+"/state") == "FAILED" })
+			heirs := n.next(t, units...)
+			for _, i := range []int{1, 0} {
+				must(t, heirs[i].Adopt(within(t, time.Minute), sites[i], lives[i]))
+			}
+			if got := shownState(heirs[0], lives[0]); got != "recovering" {
+				t.Errorf("state %s", got)
+			}
+			for range 2 {
+				target.Start(t)
+				testkit.Eventually(t, "it is logged in again", func() bool { return shownState(heirs[0], lives[0]) == "logged_in" })
+				writes[0].flows(t)
+				writes[1].flows(t)
+				target.Stop(t)
+				testkit.Eventually(t, "it is lost again", func() bool { return shownState(heirs[1], lives[1]) == "recovering" })
+			}
+			target.Start(t)
+			testkit.Eventually(t, "it is logged in again", func() bool { return shownState(heirs[0], lives[0]) == "logged_in" })
+			if got := sessions(); len(got) != 1 || got[0] != session {
+				t.Errorf("sessions %q, want %q alone", got, session)
+			}
+			for i := range heirs {
+				must(t, writes[i].stop())
+				must(t, heirs[i].Down(within(t, time.Minute), sites[i], lives[i]))
+			}
+			n.clean(t, before)
+			testkit.Eventually(t, "the session's end is heard of", func() bool { return shownState(units[0], lives[0]) == "failed" })
+		})
+	}
+}
+
+// What is not what it was is said to be so, and can be taken down.
+func TestAdoptChanged(t *testing.T) {
+	n := newNode(t)
+	target := testkit.StartTarget(t, "changed", chapOptions...).IQN
+	site, before := driver.Site{ID: 1}, traces()
+	for name, c := range map[string]struct {
+		change func(u driver.Unit, live driver.Live)
+		want   string
+	}{
+		"no device": {func(_ driver.Unit, live driver.Live) {
+			must(t, os.WriteFile(filepath.Join("/sys/block", filepath.Base(live.Device.Path), "device/delete"), []byte("1"), 0))
+		}, "somebody has deleted the device"},
+		"no session": {func(u driver.Unit, live driver.Live) {
+			h := n.next(t, u)[0]
+			must(t, h.Adopt(t.Context(), site, live))
+			must(t, h.Down(within(t, time.Minute), site, live))
+		}, "is gone: somebody has ended it"},
+		"no secret": {func(driver.Unit, driver.Live) {
+			must(t, os.Remove(filepath.Join(n.Dir, "mounts", "1.secret")))
+		}, "the CHAP secret was not kept"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, d := n.first()
+			u, _ := drivertest.Plan(t, d, def(target, chapFields))
+			live, err := u.Up(within(t, time.Minute), site)
+			must(t, err)
+			l.kill()
+			n.Gate(nil)
+			c.change(u, live)
+			h := n.next(t, u)[0]
+			err = h.Adopt(within(t, time.Minute), site, live)
+			if !errs.Is(err, errs.Conflict) && name != "no secret" || err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("adopt: %v", err)
+			}
+			must(t, h.Down(within(t, time.Minute), site, live))
+			n.clean(t, before)
+		})
+	}
+}
+
+// What a daemon with another run directory has is not ours: it is neither adopted nor swept away.
+func TestOtherRunDirectory(t *testing.T) {
+	n, other := newNode(t), newNode(t)
+	target := testkit.StartTarget(t, "other").IQN
+	theirs, _ := drivertest.Plan(t, other.driver(nil), def(target, ""))
+	site := driver.Site{ID: 1}
+	live, err := theirs.Up(within(t, time.Minute), site)
+	must(t, err)
+	before := traces()
+	h := n.next(t, theirs)[0]
+	if err := h.Adopt(t.Context(), site, live); !errs.Is(err, errs.Conflict) {
+		t.Errorf("adopt: %v", err)
+	}
+	must(t, h.Down(within(t, time.Minute), site, live))
+	must(t, n.next(t, theirs)[0].Sweep(within(t, time.Minute), site))
+	ours, _ := drivertest.Plan(t, n.driver(nil), def(target, ""))
+	if _, err := ours.Up(within(t, time.Minute), driver.Site{ID: 2}); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another run directory") {
+		t.Errorf("up: %v", err)
+	}
+	if got := traces(); got != before {
+		t.Errorf("%s became %s", before, got)
+	}
+	must(t, theirs.Down(within(t, time.Minute), site, live))
+}
+
+// One that was cut off before it had names is told from those of others by who has created it.
+func TestOtherRunDirectoryNameless(t *testing.T) {
+	n, other := newNode(t), newNode(t)
+	target := testkit.StartTarget(t, "nameless").IQN
+	before := traces()
+	l := &life{left: -1, fatal: "iscsi create session"}
+	theirs, _ := drivertest.Plan(t, other.driver(l.gate), def(target, ""))
+	site := driver.Site{ID: 1}
+	if _, err := theirs.Up(within(t, time.Minute), site); !errors.Is(err, errKilled) {
+		t.Fatal(err)
+	}
+	left := traces()
+	must(t, n.next(t, theirs)[0].Sweep(within(t, time.Minute), site))
+	if got := traces(); got != left || got == before {
+		t.Errorf("%s became %s", left, got)
+	}
+	must(t, other.next(t, theirs)[0].Sweep(within(t, time.Minute), site))
+	other.clean(t, before)
+}
