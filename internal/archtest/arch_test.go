@@ -78,6 +78,7 @@ type goPackage struct {
 	GoFiles    []string
 	Imports    []string
 	Deps       []string
+	Export     string // a file, with -export
 }
 
 func TestImportsPointOneWay(t *testing.T) {
@@ -196,7 +197,11 @@ func fits(name string, names []string) bool {
 // list returns all packages of the module.
 func list(t *testing.T) []goPackage {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Dir,GoFiles,Imports,Deps", module+"...")
+	return decode(t, exec.Command("go", "list", "-e", "-json=ImportPath,Dir,GoFiles,Imports,Deps", module+"..."))
+}
+
+func decode(t *testing.T, cmd *exec.Cmd) []goPackage {
+	t.Helper()
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%s: %v", cmd, err)

@@ -85,7 +85,7 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(d.logPath(0)), 0o700); err != nil {
+	if err := d.opt.Gate.Do("logs make", func() error { return os.MkdirAll(d.logDir(), 0o700) }); err != nil {
 		return err
 	}
 	if d.parent, err = cgroup.Open(d.opt.Gate, d.opt.CgroupParent, filepath.Join(d.opt.RunDir, "cgroup")); err != nil {

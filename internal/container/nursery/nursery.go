@@ -93,6 +93,11 @@ func enter(g gate.Gate) error {
 	if err := g.Do("nursery unshare", func() error { return unix.Unshare(unix.CLONE_NEWNS) }); err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
+	return g.Do("nursery fill", fill)
+}
+
+// fill replaces all mounts of the namespace of the calling thread.
+func fill() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make / private: %w", err)
 	}

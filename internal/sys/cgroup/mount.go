@@ -69,16 +69,20 @@ func unescape(s string) string {
 
 // mount mounts the hierarchy at a directory that it makes.
 func mount(g gate.Gate, at string) error {
-	if err := os.MkdirAll(at, 0o700); err != nil {
+	if err := g.Do("cgroup directory make", func() error { return os.MkdirAll(at, 0o700) }); err != nil {
 		return err
 	}
 	err := g.Do("cgroup mount", func() error {
 		return unix.Mount(source, at, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	})
 	if err != nil {
-		return errors.Join(wrap("mount cgroup2", at, err), os.Remove(at))
+		return errors.Join(wrap("mount cgroup2", at, err), remove(g, at))
 	}
 	return nil
+}
+
+func remove(g gate.Gate, at string) error {
+	return g.Do("cgroup directory remove", func() error { return os.Remove(at) })
 }
 
 func unmount(g gate.Gate, at string) error {
@@ -89,5 +93,5 @@ func unmount(g gate.Gate, at string) error {
 	if err != nil && err != unix.EINVAL { // EINVAL: not mounted
 		return wrap("unmount", at, err)
 	}
-	return os.Remove(at)
+	return remove(g, at)
 }
