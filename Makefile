@@ -63,6 +63,11 @@ unit: init tools ## tests that need no privilege, with the race detector
 root: build tools ## all tests against this machine's kernel, as root; one package at a time, since they share its devices
 	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -p 1 -count=1 -timeout $(TIMEOUT) ./...
 
+.PHONY: crash
+crash: export IMAGEAPI_TEST_FULL = 1
+crash: init tools ## kill the daemon, and what it starts, at every act, and in a storm of ten minutes; it prints what it found
+	@TEST_FORMAT=standard-verbose build/test.sh crash -count=1 -timeout 3h ./test/crash
+
 .PHONY: fuzz
 fuzz: init ## run every fuzz target for FUZZTIME (default 6s)
 	@build/fuzz.sh $(FUZZTIME)

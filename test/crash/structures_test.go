@@ -1,0 +1,274 @@
+package crash
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+// def is a definition, as a client sends it.
+type def map[string]any
+
+// structure is what a client makes with one request.
+type structure struct {
+	name   string
+	path   string                       // of the API
+	levels int                          // how many objects come about
+	define func(l *lab) def             // makes what it stands on
+	works  func(l *lab, o object) error // looks at it from the node
+	uses   []operation                  // besides create and delete
+	guest  func(l *lab)                 // starts the servers of the guest of test/vm that it needs
+}
+
+func loopback(path string) def {
+	return def{"kind": "loopback", "loopback": def{"base": "root", "path": path}}
+}
+
+func device(attach def, fstype string) def {
+	return def{"kind": "attach", "attach": def{"fs_type": fstype, "attach": attach}}
+}
+
+func squash(path string) def { return device(loopback(path), "squashfs") }
+
+func overlay(upper def, lower ...def) def {
+	o := def{"lower": lower}
+	if upper != nil {
+		o["upper"] = upper
+	}
+	return def{"kind": "overlay", "overlay": o}
+}
+
+func bind(path string, more def) def {
+	b := def{"base": "root", "path": path}
+	for key, value := range more {
+		b[key] = value
+	}
+	return def{"kind": "bind", "bind": b}
+}
+
+// running is a container, with more fields.
+func running(mount def, more def) def {
+	c := def{"name": "subject", "state": "running", "command": "/bin/tail -f /dev/null", "mount": mount}
+	for key, value := range more {
+		c[key] = value
+	}
+	return c
+}
+
+// ext4 makes an image with a file system.
+func (l *lab) ext4(name string) string {
+	path := filepath.Join(l.images, name)
+	if _, err := os.Stat(path); err != nil {
+		testkit.Run(l, "cp", "--sparse=always", testkit.Ext4(l, l.TempDir()), path)
+	}
+	return path
+}
+
+// tree makes a directory of files.
+func (l *lab) tree() string {
+	dir := filepath.Join(l.images, "tree")
+	check(l, os.MkdirAll(filepath.Join(dir, "sub"), 0o755))
+	check(l, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o644))
+	return dir
+}
+
+// structures are those that this kernel has.
+func structures() []structure {
+	return []structure{
+		{
+			name: "bind ro", path: "/mount", levels: 1, works: all(reads("file"), refuses),
+			define: func(l *lab) def { return bind(l.tree(), def{"ro": true}) },
+		}, {
+			name: "bind rw", path: "/mount", levels: 1, works: all(reads("file"), writes),
+			define: func(l *lab) def { return bind(l.tree(), def{"recursive": true}) },
+		}, {
+			name: "bind in bind", path: "/mount", levels: 2, works: writes,
+			define: func(l *lab) def {
+				return def{"kind": "bind", "bind": def{"base": "mount", "path": "sub", "mount": bind(l.tree(), nil)}}
+			},
+		}, {
+			name: "loopback", path: "/attach", levels: 1, works: holdsImage,
+			define: func(l *lab) def { return loopback(l.image()) },
+		}, {
+			name: "partitions", path: "/attach", levels: 1, works: hasPartition,
+			define: func(l *lab) def {
+				return def{"kind": "loopback", "loopback": def{"base": "root", "path": l.disk(), "readPartitions": true}}
+			},
+		}, {
+			name: "local", path: "/mount", levels: 2, works: writes,
+			define: func(l *lab) def {
+				return device(def{"kind": "local", "local": def{"path": l.blockDevice()}}, "ext4")
+			},
+		}, {
+			name: "squashfs", path: "/mount", levels: 2, works: all(reads("bin/busybox"), refuses),
+			define: func(l *lab) def { return squash(l.image()) },
+		}, {
+			name: "ext4", path: "/mount", levels: 2, works: writes,
+			define: func(l *lab) def { return device(loopback(l.ext4("disk")), "ext4") },
+		}, {
+			name: "overlay tmpfs", path: "/mount", levels: 3, works: all(reads("bin/busybox"), writes),
+			define: func(l *lab) def { return overlay(nil, squash(l.image())) },
+		}, {
+			name: "overlay kept", path: "/mount", levels: 5, works: all(reads("bin/busybox"), writes),
+			define: func(l *lab) def {
+				return overlay(def{"path": "/layer", "mount": device(loopback(l.ext4("upper")), "ext4")}, squash(l.image()))
+			},
+		}, {
+			name: "overlay none", path: "/mount", levels: 4, works: all(reads("bin/busybox"), reads("file"), refuses),
+			define: func(l *lab) def { return overlay(def{"none": true}, bind(l.tree(), nil), squash(l.image())) },
+		}, {
+			name: "five levels", path: "/container", levels: 5, works: runs,
+			define: func(l *lab) def {
+				inner := def{"kind": "loopback", "loopback": def{"base": "mount", "path": filepath.Base(l.image()), "mount": bind(l.images, nil)}}
+				return running(overlay(nil, device(inner, "squashfs")), nil)
+			},
+		}, {
+			name: "container", path: "/container", levels: 3, works: runs,
+			define: func(l *lab) def {
+				return running(squash(l.image()), def{
+					"devices": []string{"/dev/full"}, "binds": []def{{"source": l.tree(), "target": "/tmp", "ro": true}},
+				})
+			},
+		}, {
+			name: "restarted", path: "/container", levels: 4, works: runs,
+			define: func(l *lab) def { return running(overlay(nil, squash(l.image())), def{"restart": "always"}) },
+			uses:   []operation{stop, startAgain, freeze, thaw, execute},
+		},
+	}
+}
+
+// all has all looks say what they see.
+func all(looks ...func(l *lab, o object) error) func(l *lab, o object) error {
+	return func(l *lab, o object) error {
+		for _, look := range looks {
+			if err := look(l, o); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func reads(name string) func(l *lab, o object) error {
+	return func(_ *lab, o object) error {
+		_, err := os.ReadFile(filepath.Join(o.Mountpoint, name))
+		return err
+	}
+}
+
+func writes(_ *lab, o object) error {
+	path := filepath.Join(o.Mountpoint, "written")
+	if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
+		return err
+	}
+	return os.Remove(path)
+}
+
+func refuses(l *lab, o object) error {
+	if err := writes(l, o); err == nil {
+		return fmt.Errorf("%s can be written to", o.Mountpoint)
+	}
+	return nil
+}
+
+func holdsImage(l *lab, o object) error {
+	f, err := os.Open(o.DeviceFile)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	want, err := os.ReadFile(l.image())
+	if err != nil {
+		return err
+	}
+	have := make([]byte, len(want)/512*512)
+	if _, err := io.ReadFull(f, have); err != nil {
+		return err
+	}
+	if !bytes.Equal(have, want[:len(have)]) {
+		return fmt.Errorf("%s holds something else", o.DeviceFile)
+	}
+	return nil
+}
+
+func hasPartition(_ *lab, o object) error {
+	f, err := os.Open(o.DeviceFile + "p1")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.ReadFull(f, make([]byte, 512))
+	return err
+}
+
+// runs proves that a container is what its state says.
+func runs(_ *lab, o object) error {
+	if o.State != "running" && o.State != "paused" {
+		if o.PID != 0 {
+			return fmt.Errorf("it is %s and has process %d", o.State, o.PID)
+		}
+		return nil
+	}
+	line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(o.PID), "cmdline"))
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(string(line), "/bin/tail") {
+		return fmt.Errorf("process %d is %q", o.PID, line)
+	}
+	return nil
+}
+
+// disk makes an image with a partition table.
+func (l *lab) disk() string {
+	path := filepath.Join(l.images, "parted")
+	if _, err := os.Stat(path); err != nil {
+		testkit.Need(l, "sfdisk")
+		check(l, os.WriteFile(path, nil, 0o600))
+		check(l, os.Truncate(path, 8<<20))
+		testkit.Run(l, "sh", "-c", "printf 'label: gpt\nsize=4M\n' | sfdisk --quiet "+path)
+	}
+	return path
+}
+
+// blockDevice makes a block device that the daemon knows nothing of.
+func (l *lab) blockDevice() string {
+	device := strings.TrimSpace(testkit.Run(l, "losetup", "--find", "--show", testkit.Ext4(l, l.TempDir())))
+	l.Cleanup(func() { testkit.Run(l, "losetup", "-d", device) })
+	return device
+}
+
+// operation is a request about a structure that is there.
+type operation struct {
+	name    string
+	prepare []request
+	request request
+	states  []string // that a container may be in when it was cut off
+	result  string   // and that it must be in when it was answered
+}
+
+type request struct {
+	method, query string // the query says what follows ?id=N
+	path          string // below that of the structure
+	body          any
+}
+
+func patch(state string) request { return request{method: http.MethodPatch, query: "&state=" + state} }
+
+var (
+	stop       = operation{name: "stop", request: patch("exited"), states: []string{"running", "exited"}, result: "exited"}
+	startAgain = operation{name: "start", prepare: []request{patch("exited")}, request: patch("running"), states: []string{"exited", "running"}, result: "running"}
+	freeze     = operation{name: "freeze", request: patch("paused"), states: []string{"running", "paused"}, result: "paused"}
+	thaw       = operation{name: "thaw", prepare: []request{patch("paused")}, request: patch("running"), states: []string{"running", "paused"}, result: "running"}
+	execute    = operation{
+		name: "exec", request: request{method: http.MethodPost, path: "/exec", body: def{"args": []string{"/bin/echo", "hello"}}},
+		states: []string{"running"}, result: "running",
+	}
+)
