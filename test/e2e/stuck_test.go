@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -175,6 +176,48 @@ func TestStuckServers(t *testing.T) {
 	if !within(func() bool { return n.everything(t.Context(), t) == "[] [] []" }) {
 		t.Errorf("left: %s", n.everything(t.Context(), t))
 	}
+}
+
+// A path of the node that leads over a server of its own which does not answer.
+func TestStuckPaths(t *testing.T) {
+	const each = 4
+	n := newNFSNode(t, "--create-timeout", "5s", "--delete-timeout", "4s")
+	far := t.TempDir()
+	testkit.Run(t, "mount", "-t", "nfs", "-o", "vers=4.2,noac", "127.0.0.1:"+n.dir, far)
+	defer testkit.Run(t, "umount", far)
+	local := n.mount(t, squash(n.image))
+	quiet, before := n.measures(t, local.ID), usageOf(t, n.PID)
+	pass := testkit.DropNFS(t)
+	defer pass()
+	var all sync.WaitGroup
+	for range each {
+		for name, c := range map[string]struct {
+			resource string
+			def      any
+		}{
+			"bind":     {"/mount", bind(far + "/root")},
+			"loopback": {"/attach", loopback(far + "/image")},
+			"local":    {"/attach", &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: to(far + "/root/disk")}}},
+		} {
+			all.Go(func() {
+				a, err := n.Do(context.WithoutCancel(t.Context()), http.MethodPost, c.resource, c.def)
+				if err != nil || a.Status != http.StatusGatewayTimeout {
+					t.Errorf("%s: %v, %d %s", name, err, a.Status, a.Body)
+				}
+			})
+		}
+	}
+	testkit.Eventually(t, "they hang", func() bool { return len(n.waiting(t, "/mount"))+len(n.waiting(t, "/attach")) == 3*each })
+	if now := usageOf(t, n.PID); now.threads > before.threads+each {
+		t.Errorf("it has %d threads, and %d without what hangs", now.threads, before.threads)
+	}
+	all.Wait()
+	pass()
+	made := n.mount(t, bind(far+"/root"))
+	n.within(t, local.ID, quiet, before, 0)
+	n.remove(t, http.StatusOK, "/mount", made.ID)
+	n.remove(t, http.StatusOK, "/mount", local.ID)
+	n.empties(t)
 }
 
 // A disk that does not answer: what stands on it waits, also where it can't be killed, and nothing else does.
