@@ -211,7 +211,9 @@ func (u *unit) show(ctx context.Context, dir *os.File, site driver.Site, tree dr
 	}
 	live, err := u.live(tree)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.Down(context.WithoutCancel(ctx), site, live))
+		undo, cancel := remote.Undo(ctx)
+		defer cancel()
+		return driver.Live{}, errors.Join(err, u.Down(undo, site, live))
 	}
 	return live, nil
 }

@@ -4,6 +4,7 @@ package device
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -131,8 +132,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	}
 	// Only now: what the kernel says of an option comes first.
 	if err := u.m.claims.take(site.ID, source.number, fs); err != nil {
-		tree.Close()
-		return driver.Live{}, err
+		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, device.Remote))
 	}
 	live, err := u.attach(ctx, site.ID, tree, device.Remote)
 	if err != nil {
@@ -145,13 +145,11 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool) (driver.Live, error) {
 	readOnly, err := mount.IsReadOnly(tree)
 	if err != nil {
-		tree.Close()
-		return driver.Live{}, err
+		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
 	notes, err := json.Marshal(u.m.claims.of(id))
 	if err != nil {
-		tree.Close()
-		return driver.Live{}, err
+		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
 	path := ""
 	if remote {
@@ -164,6 +162,14 @@ func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool)
 		return driver.Live{}, err
 	}
 	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: remote}, Notes: notes}, nil
+}
+
+// discard closes a detached mount, with which its file system may end.
+func (u *unit) discard(ctx context.Context, tree *os.File, mayHang bool) error {
+	if mayHang {
+		return remote.Discard(ctx, u.m.Helper, tree)
+	}
+	return tree.Close()
 }
 
 // fs describes the mount of the file system on source.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -40,10 +41,25 @@ func New(dir *mountdir.Dir, h *helper.Runner, log *slog.Logger) *Mounts {
 func (m *Mounts) Attach(ctx context.Context, id int64, tree *os.File) (string, error) {
 	path, err := m.dir.Attach(id, tree)
 	if err != nil {
-		return "", errors.Join(err, m.helper.Discard(context.WithoutCancel(ctx), tree))
+		return "", errors.Join(err, Discard(ctx, m.helper, tree))
 	}
 	tree.Close() // not the last one: it is attached
 	return path, nil
+}
+
+// undoTime is how long it may take to take back what could not be finished.
+const undoTime = 10 * time.Second
+
+// Undo returns a context to take something back in, which has a deadline of its own, whatever became of ctx.
+func Undo(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+}
+
+// Discard closes a detached mount that nobody has seen. Its file system may end with it.
+func Discard(ctx context.Context, h *helper.Runner, tree *os.File) error {
+	ctx, cancel := Undo(ctx)
+	defer cancel()
+	return h.Discard(ctx, tree)
 }
 
 // Path returns where the mount with the given id is.
