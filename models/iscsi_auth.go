@@ -15,7 +15,9 @@ import (
 // IscsiAuth Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target likes. With `target_username` it is mutual: the
 // target must prove who it is, too.
 //
-// Secrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again.
+// Secrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again;
+// unless they stand in files of the node. Such a file must be a regular file of root's, and no link, that nobody else may read or
+// write (mode 0600 or 0400), of at most 4096 bytes; a newline at its end is left out. It is read when the attachment is made.
 // The server keeps them in its memory alone, to log in again.
 //
 // Example: {"secret":"...","username":"node1"}
@@ -26,8 +28,16 @@ type IscsiAuth struct {
 	// Its secret, at most 255 bytes; 12 and more are advised.
 	Secret *string `json:"secret,omitempty"`
 
+	// A file of the node that holds the secret, in place of `secret`; it is answered.
+	// Max Length: 4095
+	SecretFile string `json:"secret_file,omitempty"`
+
 	// The secret that the target must prove to know. It must differ from `secret`.
 	TargetSecret *string `json:"target_secret,omitempty"`
+
+	// A file of the node that holds the target's secret, in place of `target_secret`; it is answered.
+	// Max Length: 4095
+	TargetSecretFile string `json:"target_secret_file,omitempty"`
 
 	// The CHAP name that the target must have.
 	// Max Length: 255
@@ -43,6 +53,14 @@ type IscsiAuth struct {
 func (m *IscsiAuth) Validate(formats strfmt.Registry) error {
 	var res []error
 
+	if err := m.validateSecretFile(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateTargetSecretFile(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateTargetUsername(formats); err != nil {
 		res = append(res, err)
 	}
@@ -54,6 +72,30 @@ func (m *IscsiAuth) Validate(formats strfmt.Registry) error {
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+func (m *IscsiAuth) validateSecretFile(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.SecretFile) { // not required
+		return nil
+	}
+
+	if err := validate.MaxLength("secret_file", "body", m.SecretFile, 4095); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *IscsiAuth) validateTargetSecretFile(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.TargetSecretFile) { // not required
+		return nil
+	}
+
+	if err := validate.MaxLength("target_secret_file", "body", m.TargetSecretFile, 4095); err != nil {
+		return err
+	}
+
 	return nil
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // RbdOptions Options of the kernel's RBD client; see rbd(8), "kernel rbd (krbd) options", for what each of them does. Those left
-// out have the kernel's defaults. `name` and `secret` are needed. Of two options that are each other's opposite at most
+// out have the kernel's defaults. `name` and either `secret` or `secret_file` are needed. Of two options that are each other's opposite at most
 // one may be given. Options that have no effect are named in a `Warning` header. Texts can't hold commas, equals signs,
 // blanks and control characters.
 //
@@ -112,11 +112,18 @@ type RbdOptions struct {
 	// Map for reading and writing; the default, except for snapshots.
 	Rw bool `json:"rw,omitempty"`
 
-	// The user's key in base64. It is needed in requests and never answered, so that an answer can be sent back
-	// only after it was put in again. It is handed to the kernel through a keyring that no other process can search,
+	// The user's key in base64. Unless there is a `secret_file` it is needed in requests. It is never answered, so that an
+	// answer can be sent back only after it was put in again. It is handed to the kernel through a keyring that no other process can search,
 	// and written nowhere.
 	//
 	Secret *string `json:"secret,omitempty"`
+
+	// A file of the node that holds the user's key, in place of `secret`; it is answered. The server reads it when the image is
+	// mapped. It must be a regular file of root's, and no link, that nobody else may read or write (mode 0600 or 0400), of at
+	// most 4096 bytes; a newline at its end is left out.
+	//
+	// Max Length: 4095
+	SecretFile string `json:"secret_file,omitempty"`
 
 	// Share the connection to the cluster with other mappings.
 	Share bool `json:"share,omitempty"`
@@ -134,6 +141,10 @@ func (m *RbdOptions) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateName(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateSecretFile(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -197,6 +208,18 @@ func (m *RbdOptions) validateMsMode(formats strfmt.Registry) error {
 func (m *RbdOptions) validateName(formats strfmt.Registry) error {
 
 	if err := validate.Required("name", "body", m.Name); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *RbdOptions) validateSecretFile(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.SecretFile) { // not required
+		return nil
+	}
+
+	if err := validate.MaxLength("secret_file", "body", m.SecretFile, 4095); err != nil {
 		return err
 	}
 

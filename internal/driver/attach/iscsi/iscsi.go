@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
@@ -17,17 +18,23 @@ import (
 // Options are what the driver depends on.
 type Options struct {
 	Gate   gate.Gate
-	Helper iscsi.Helper // does what can hang
-	RunDir string       // by which a later daemon knows the sessions of this one
+	Helper Helper // does what can hang
+	RunDir string // by which a later daemon knows the sessions of this one
 	// Secrets keeps what a later daemon needs to log in again: a directory in memory that nobody else sees.
 	Secrets *mountdir.Dir
 	Log     *slog.Logger // default: none
 }
 
+// Helper does what can hang, in processes of its own.
+type Helper interface {
+	iscsi.Helper
+	secretfile.Helper
+}
+
 // Driver is the driver of iSCSI devices.
 type Driver struct {
 	pool    *pool
-	helper  iscsi.Helper
+	helper  Helper
 	secrets secrets
 	nodes   block.Nodes
 	gate    gate.Gate

@@ -1,12 +1,14 @@
 package iscsi
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
 
+	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
 	"github.com/kraken-hpc/imageapi/models"
@@ -79,25 +81,55 @@ func (u *unit) setAuth(m *models.IscsiAuth, faults *errs.Faults) {
 	}
 	checkText(faults, "iscsi.auth.username", a.Name)
 	checkText(faults, "iscsi.auth.target_username", a.TargetName)
-	checkSecret(faults, "iscsi.auth.secret", a.Secret)
+	u.SecretFile, u.TargetSecretFile = m.SecretFile, m.TargetSecretFile
+	checkSecret(faults, "iscsi.auth.secret", a.Secret, u.SecretFile)
 	switch {
-	case a.TargetName == "" && a.TargetSecret != "":
+	case a.TargetName == "" && (a.TargetSecret != "" || u.TargetSecretFile != ""):
 		faults.Add("iscsi.auth.target_username", "is required with target_secret")
 	case a.TargetName == "":
 	case a.TargetSecret == a.Secret && a.Secret != "":
-		faults.Add("iscsi.auth.target_secret", "must differ from secret: with the same one anybody could answer our question by asking us")
+		faults.Add("iscsi.auth.target_secret", sameSecret)
 	default:
-		checkSecret(faults, "iscsi.auth.target_secret", a.TargetSecret)
+		checkSecret(faults, "iscsi.auth.target_secret", a.TargetSecret, u.TargetSecretFile)
 	}
 }
 
-func checkSecret(faults *errs.Faults, path, secret string) {
+const sameSecret = "must differ from secret: with the same one anybody could answer our question by asking us"
+
+// checkSecret checks a secret, or the path of the file that it is in.
+func checkSecret(faults *errs.Faults, path, secret, file string) {
+	secretfile.Check(faults, path+"_file", file, secret)
 	switch {
+	case file != "":
 	case secret == "":
-		faults.Add(path, "is required: answers do not hold it, so it must be put in again")
+		faults.Add(path, "is required, or %s_file: answers do not hold it, so it must be put in again", strings.TrimPrefix(path, "iscsi.auth."))
 	case len(secret) > maxSecret:
 		faults.Add(path, "must be at most %d bytes long", maxSecret)
 	}
+}
+
+// readSecrets completes Auth with what is in files.
+func (u *unit) readSecrets(ctx context.Context) error {
+	for _, s := range []struct {
+		field, file string
+		into        *string
+	}{{"iscsi.auth.secret_file", u.SecretFile, &u.Auth.Secret}, {"iscsi.auth.target_secret_file", u.TargetSecretFile, &u.Auth.TargetSecret}} {
+		if s.file == "" {
+			continue
+		}
+		text, err := secretfile.Read(ctx, u.driver.helper, s.file)
+		if err == nil && len(text) > maxSecret {
+			err = errs.New(errs.Invalid, "read %q: the secret must be at most %d bytes long", s.file, maxSecret)
+		}
+		if err != nil {
+			return errs.At(s.field, err)
+		}
+		*s.into = text
+	}
+	if u.Auth.TargetName != "" && u.Auth.TargetSecret == u.Auth.Secret {
+		return errs.At("iscsi.auth.target_secret_file", errs.New(errs.Invalid, sameSecret))
+	}
+	return nil
 }
 
 func checkText(faults *errs.Faults, path, text string) {

@@ -46,6 +46,8 @@ func TestPlanWrong(t *testing.T) {
 		"echo":              {def(diskIQN, `,"auth":{"username":"u","target_username":"t"}`), []string{"iscsi.auth.secret", "iscsi.auth.target_secret"}},
 		"one secret twice":  {def(diskIQN, `,"auth":{"username":"u","secret":"s","target_username":"t","target_secret":"s"}`), []string{"iscsi.auth.target_secret"}},
 		"no target's name":  {def(diskIQN, `,"auth":{"username":"u","secret":"s","target_secret":"t"}`), []string{"iscsi.auth.target_username"}},
+		"secret twice":      {def(diskIQN, `,"auth":{"username":"u","secret":"s","secret_file":"/f","target_username":"t","target_secret":"x","target_secret_file":"f"}`), []string{"iscsi.auth.secret_file", "iscsi.auth.target_secret_file"}},
+		"relative file":     {def(diskIQN, `,"auth":{"username":"u","secret_file":"f","target_secret_file":"/f"}`), []string{"iscsi.auth.secret_file", "iscsi.auth.target_username"}},
 		"control character": {def(diskIQN, `,"auth":{"username":"u\u0000CHAP_R=1","secret":"s"}`), []string{"iscsi.auth.username"}},
 		"long secret":       {def(diskIQN, fmt.Sprintf(`,"auth":{"username":"u","secret":%q}`, strings.Repeat("s", 256))), []string{"iscsi.auth.secret"}},
 	} {
@@ -109,4 +111,27 @@ func canonical(t *testing.T, text []byte) string {
 		t.Fatal(err)
 	}
 	return string(out)
+}
+
+// The paths of the secrets' files are answered and remembered, so that the answer can be sent again as it is.
+func TestSecretFiles(t *testing.T) {
+	t.Parallel()
+	d := iscsi.New(iscsi.Options{})
+	const auth = `"username":"user","secret_file":"/etc/chap/node","target_username":"target","target_secret_file":"/etc/chap/target"`
+	u, _ := drivertest.Plan(t, d, def(diskIQN, `,"auth":{`+auth+`}`))
+	journal, err := json.Marshal(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := driver.Object{Attach: &models.Attach{}}
+	u.Show(out, driver.Live{}, nil)
+	shown, err := json.Marshal(out.Attach.Iscsi.Auth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{string(journal), string(shown)} {
+		if !strings.Contains(text, `"secret_file":"/etc/chap/node"`) || !strings.Contains(text, `"target_secret_file":"/etc/chap/target"`) {
+			t.Errorf("the files are not in %s", text)
+		}
+	}
 }

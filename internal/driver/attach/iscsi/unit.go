@@ -24,21 +24,23 @@ const undoTime = 10 * time.Second
 type unit struct {
 	driver *Driver
 
-	Initiator      string   `json:"initiator"`
-	Target         string   `json:"target"`
-	Host           string   `json:"host"`
-	Port           int64    `json:"port"`
-	Portals        []string `json:"portals,omitempty"` // further ones, as given
-	LUN            int64    `json:"lun"`
-	ReadOnly       bool     `json:"ro,omitempty"` // as asked; what came of it is in Live
-	Username       string   `json:"username,omitempty"`
-	TargetUsername string   `json:"target_username,omitempty"`
-	HeaderDigest   string   `json:"header_digest"`
-	DataDigest     string   `json:"data_digest"`
-	MaxCommands    int64    `json:"max_commands"`
-	QueueDepth     int64    `json:"queue_depth"`
-	Scheduler      string   `json:"scheduler"`
-	Replacement    int64    `json:"replacement_timeout"` // seconds
+	Initiator        string   `json:"initiator"`
+	Target           string   `json:"target"`
+	Host             string   `json:"host"`
+	Port             int64    `json:"port"`
+	Portals          []string `json:"portals,omitempty"` // further ones, as given
+	LUN              int64    `json:"lun"`
+	ReadOnly         bool     `json:"ro,omitempty"` // as asked; what came of it is in Live
+	Username         string   `json:"username,omitempty"`
+	TargetUsername   string   `json:"target_username,omitempty"`
+	SecretFile       string   `json:"secret_file,omitempty"` // in place of secrets in the request
+	TargetSecretFile string   `json:"target_secret_file,omitempty"`
+	HeaderDigest     string   `json:"header_digest"`
+	DataDigest       string   `json:"data_digest"`
+	MaxCommands      int64    `json:"max_commands"`
+	QueueDepth       int64    `json:"queue_depth"`
+	Scheduler        string   `json:"scheduler"`
+	Replacement      int64    `json:"replacement_timeout"` // seconds
 
 	portals []iscsi.Portal // all of them
 	// Auth holds the secrets: in no journal or answer, nor in a log: fmt asks it how to print it, if the field is exported.
@@ -61,6 +63,9 @@ func (u *unit) target() string { return "iSCSI target " + u.Target + " at " + u.
 
 // Up logs in, unless another unit of the target has, and makes the logical unit a disk.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	if err := u.readSecrets(ctx); err != nil {
+		return driver.Live{}, err
+	}
 	ctx = waits.On(ctx, u.target())
 	if err := u.driver.secrets.keep(site.ID, u.Auth); err != nil {
 		return driver.Live{}, err
@@ -191,7 +196,9 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 		MaxComands: new(u.MaxCommands), QueueDepth: new(u.QueueDepth), Scheduler: new(u.Scheduler), ReplacementTimeout: new(u.Replacement),
 	}
 	if u.Username != "" {
-		m.Auth = &models.IscsiAuth{Username: u.Username, TargetUsername: u.TargetUsername}
+		m.Auth = &models.IscsiAuth{
+			Username: u.Username, SecretFile: u.SecretFile, TargetUsername: u.TargetUsername, TargetSecretFile: u.TargetSecretFile,
+		}
 	}
 	if live.Device != nil {
 		m.Ro = new(live.Device.ReadOnly)

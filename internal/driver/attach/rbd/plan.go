@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
 	"github.com/kraken-hpc/imageapi/models"
@@ -69,7 +70,7 @@ func (u *unit) checkImage(faults *errs.Faults) {
 }
 
 func (u *unit) checkUser(faults *errs.Faults) {
-	const name, key = "rbd.options.name", "rbd.options.secret"
+	const name, key, file = "rbd.options.name", "rbd.options.secret", "rbd.options.secret_file"
 	switch {
 	case u.User == "":
 		faults.Add(name, "is required: the Ceph user")
@@ -79,8 +80,12 @@ func (u *unit) checkUser(faults *errs.Faults) {
 	if fault := rbd.CheckValue(u.User); fault != "" {
 		faults.Add(name, "%s", fault)
 	}
+	secretfile.Check(faults, file, u.Options.SecretFile, string(*u.secret))
+	if u.Options.SecretFile != "" {
+		return
+	}
 	if *u.secret == "" {
-		faults.Add(key, "is required: the user's key, which answers never hold, so that it has to be put in again")
+		faults.Add(key, "is required, or secret_file: the user's key, which answers never hold, so that it has to be put in again")
 	} else if _, err := u.secret.decode(); err != "" {
 		faults.Add(key, "%s", err)
 	}

@@ -58,6 +58,8 @@ func TestPlanOfWrong(t *testing.T) {
 		{def(`,"name":"n x"`), o("name")},
 		{def(`,"name":"n\u007f"`), o("name")},
 		{def(`,"secret":""`), o("secret")},
+		{def(`,"secret_file":"/both"`), o("secret_file")},
+		{def(`,"secret":"","secret_file":"relative"`), o("secret_file")},
 		{def(`,"secret":"%%%"`), o("secret")},
 		{def(`,"secret":"AQAA"`), o("secret")},
 		{def(`,"namespace":"a,b"`), o("namespace")},
@@ -255,5 +257,29 @@ func TestResolve(t *testing.T) {
 	}
 	if _, _, err := d.resolve(t.Context(), []string{"no-such-host.invalid"}, 6789); !errs.Is(err, errs.Remote) {
 		t.Errorf("nothing resolves: %v", err)
+	}
+}
+
+// The path of a secret's file is answered and remembered, so that the answer can be sent again as it is.
+func TestSecretFile(t *testing.T) {
+	t.Parallel()
+	u, faults := plan(t, def(`,"secret":null,"secret_file":"/etc/ceph/key"`))
+	if faults != nil {
+		t.Fatal(faults.Err())
+	}
+	journal, err := json.Marshal(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := driver.Object{Attach: &models.Attach{}}
+	u.Show(out, driver.Live{}, nil)
+	shown, err := json.Marshal(out.Attach)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{string(journal), string(shown)} {
+		if !strings.Contains(text, `"secret_file":"/etc/ceph/key"`) {
+			t.Errorf("the file is not in %s", text)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
@@ -23,6 +24,7 @@ type Options struct {
 // Driver is the driver of mapped images.
 type Driver struct {
 	bus      rbd.Bus
+	helper   secretfile.Helper
 	nodes    block.Nodes
 	resolver *net.Resolver // Go's own: the C library's can't be interrupted
 	log      *slog.Logger
@@ -35,6 +37,7 @@ func New(o Options) *Driver {
 	}
 	return &Driver{
 		bus:      rbd.Bus{Gate: o.Gate, Helper: o.Helper},
+		helper:   o.Helper,
 		nodes:    block.Nodes{Gate: o.Gate},
 		resolver: &net.Resolver{PreferGo: true},
 		log:      o.Log,

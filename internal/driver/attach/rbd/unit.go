@@ -12,6 +12,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
+	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
 	"github.com/kraken-hpc/imageapi/internal/waits"
@@ -38,12 +39,17 @@ type notes struct {
 
 // Up maps the image, in this order:
 //
-//  1. load the kernel's client;
-//  2. resolve the monitors;
-//  3. ask the cluster, if this build can: its answers are better than the kernel's;
-//  4. map;
-//  5. compare with what was meant, or unmap.
+//  1. read the secret, if it is in a file;
+//  2. load the kernel's client;
+//  3. resolve the monitors;
+//  4. ask the cluster, if this build can: its answers are better than the kernel's;
+//  5. map;
+//  6. compare with what was meant, or unmap.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	key, err := u.key(ctx)
+	if err != nil {
+		return driver.Live{}, err
+	}
 	ctx = waits.On(ctx, u.cluster())
 	if err := u.driver.bus.Load(ctx); err != nil {
 		return driver.Live{}, err
@@ -54,10 +60,6 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	}
 	if err := u.ask(ctx, spec); err != nil {
 		return driver.Live{}, fmt.Errorf("map %s: %w", u.name(), err)
-	}
-	key, fault := u.secret.decode()
-	if fault != "" {
-		return driver.Live{}, errs.New(errs.Invalid, "map %s: the secret %s", u.name(), fault)
 	}
 	spec.Options = append(spec.Options, u.limits(ctx)...)
 	device, err := u.driver.bus.Map(ctx, spec, key, "imageapi-"+strconv.FormatInt(site.ID, 10)+"-"+rand.Text())
@@ -71,6 +73,23 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	live.Warnings = append(u.ignored(), warnings...)
 	u.driver.log.Debug("map image", "id", site.ID, "image", u.name(), "device", live.Device.Path, "ro", device.ReadOnly)
 	return live, nil
+}
+
+// key reads the user's key from its file, if it is in one, and decodes it.
+func (u *unit) key(ctx context.Context) (rbd.Secret, error) {
+	const field = "rbd.options.secret_file"
+	if file := u.Options.SecretFile; file != "" {
+		text, err := secretfile.Read(ctx, u.driver.helper, file)
+		if err != nil {
+			return nil, errs.At(field, err)
+		}
+		*u.secret = secret(text)
+	}
+	key, fault := u.secret.decode()
+	if fault != "" {
+		return nil, errs.At(field, errs.New(errs.Invalid, "the secret %s", fault)) // of one in the request Plan has said it
+	}
+	return key, nil
 }
 
 func (u *unit) unmap(device rbd.Device) error {
