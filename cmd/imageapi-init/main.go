@@ -40,6 +40,10 @@ func main() {
 		os.Exit(beside())
 	case wire.Mode:
 		prepare()
+		// It may be given a secret.
+		if unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) != nil {
+			os.Exit(1)
+		}
 		os.Exit(help())
 	default:
 		_, _ = os.Stderr.WriteString("imageapi-init: works for imageapi-server, which is the one to start it\n")

@@ -41,6 +41,10 @@ func run(args []string) int {
 		return 0
 	}
 	log := daemon.NewLog(cfg.Log, os.Stderr)
+	if err := leaveNoCore(); err != nil {
+		log.Error("failed", "err", err)
+		return exitFailed
+	}
 	for _, text := range warnings {
 		log.Warn(text)
 	}
@@ -54,6 +58,11 @@ func run(args []string) int {
 		return exitFailed
 	}
 	return 0
+}
+
+// leaveNoCore keeps the memory of this process, in which there are secrets, from files, whatever ends it (PR_SET_DUMPABLE(2const)).
+func leaveNoCore() error {
+	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
 }
 
 // signals returns a context that ends with the first signal to stop. Further ones do nothing, so that impatience
