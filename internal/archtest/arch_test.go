@@ -28,15 +28,12 @@ var layers = map[string][]string{
 	"restapi":  {"restapi/"},
 	"restapi/": {"restapi/", "models"},
 
-	"cmd/imageapi":        {"internal/cli"},
 	"cmd/imageapi-init":   {"internal/container/proto", "internal/container/stage", "internal/sys/"},
 	"cmd/imageapi-server": {"internal/daemon"},
 
-	"internal/cli":        {"client", "client/", "models"},
 	"internal/errs":       {},
 	"internal/keylock":    {},
 	"internal/mounttable": {},
-	"internal/slots":      {},
 	"internal/waits":      {},
 	"internal/sys/":       {"internal/errs", "internal/mounttable", "internal/sys/", "internal/waits"},
 
@@ -48,13 +45,13 @@ var layers = map[string][]string{
 	"internal/container/":             {"internal/container/", "internal/errs", "internal/sys/"},
 	"internal/container/proto":        {},
 	"internal/container/initbin":      {"internal/sys/program"},
-	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/sys/gate", "internal/waits"},
+	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/waits"},
 	"internal/state/":                 {"internal/state/"},
 	"docs/api":                        {},
-	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
+	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},
 	"internal/testkit":                {},
-	"internal/driver/drivertest":      {"internal/driver", "internal/errs", "internal/mounttable", "internal/sys/gate", "internal/testkit", "models"},
+	"internal/driver/drivertest":      {"internal/driver", "internal/errs", "internal/sys/gate", "internal/testkit", "models"},
 	"internal/driver/mount/mounttest": {"internal/driver", "internal/errs", "internal/sys/", "internal/testkit", "models"},
 	"internal/archtest":               {},
 	"internal/spectest":               {},
@@ -67,7 +64,7 @@ var helpers = []string{"internal/driver/drivertest", "internal/driver/mount/moun
 
 // only tells which packages may be imported in a few places only, and where.
 var only = map[string][]string{
-	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "test/"},
+	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/daemon", "test/"},
 	"testing":                                  helpers,
 	module + "internal/testkit":                helpers,
 	module + "internal/driver/drivertest":      helpers,

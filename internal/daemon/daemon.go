@@ -24,11 +24,7 @@ type Options struct {
 // a later one; with --teardown it takes down all that was made. It returns an error if it could not start, if a listener
 // failed, or if something could not be taken down; the log names what.
 func Run(ctx context.Context, cfg Config, opt Options) (err error) {
-	var release func()
-	err = outwait(ctx, func() (err error) {
-		release, err = claim(cfg.Node.RunDir)
-		return err
-	})
+	release, err := claim(cfg.Node.RunDir)
 	if err != nil {
 		return err
 	}
@@ -38,15 +34,11 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 		return err
 	}
 	// From here on clients can connect; they are answered when everything is ready.
-	listeners, err := listen(ctx, cfg)
+	listeners, err := listen(ctx, cfg, certificates)
 	if err != nil {
 		return err
 	}
 	defer closeAll(listeners)
-	door, err := newDoor(cfg, certificates, opt.Log)
-	if err != nil {
-		return err
-	}
 	node, err := openNode(ctx, cfg, opt)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
@@ -54,8 +46,7 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	defer func() { err = errors.Join(err, node.close(cfg.Node.Teardown)) }()
 	handler, err := api.New(api.Options{
 		Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
-		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
-		Life: ctx, WriteTimeout: cfg.Limits.Write,
+		MaxBody: int64(cfg.Limits.MaxBody), Life: ctx, WriteTimeout: cfg.Limits.Write,
 	})
 	if err != nil {
 		return err
@@ -63,5 +54,5 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go certificates.reloadAt(ctx, opt.Reload, opt.Log)
-	return serve(ctx, cfg, door.guard(listeners, node.runner.Holds), handler, opt.Log)
+	return serve(ctx, cfg, listeners, handler, opt.Log)
 }

@@ -30,7 +30,6 @@ type lab struct {
 	highest int64          // the highest id that was ever seen
 	tally   tally
 	env     []string // of its daemons
-	links   []string // the connections that there were
 }
 
 // tally is what a test prints.
@@ -59,8 +58,8 @@ func newLab(t *testing.T) *lab {
 	check(t, os.Mkdir(l.images, 0o755))
 	check(t, os.Mkdir(l.runDir, 0o700))
 	testkit.Run(t, "cp", testkit.BusyboxImage(t), l.image())
-	scope := testkit.Scope{Dirs: []string{dir}, Ignore: []string{"journal.db", "journal.db.ids", "lock", "images", "logs"}, Cgroup: l.cgroup}
-	l.empty, l.links = testkit.Snapshot(t, scope), connections()
+	scope := testkit.Scope{Dirs: []string{dir}, Ignore: []string{"journal.db", "journal.db.ids", "lock", "logs", "images"}, Cgroup: l.cgroup}
+	l.empty = testkit.Snapshot(t, scope)
 	l.restart(rest, 0)
 	t.Cleanup(func() {
 		l.clear(nil)
@@ -68,7 +67,6 @@ func newLab(t *testing.T) *lab {
 		l.unchanged(l.empty)
 	})
 	l.watch()
-	scope.Ignore = scope.Ignore[:len(scope.Ignore)-1]
 	l.quiet = testkit.Snapshot(t, scope)
 	return l
 }
@@ -132,15 +130,6 @@ func (l *lab) unchanged(since *testkit.State) bool {
 	l.tally.leaks++
 	l.Errorf("something is left:\n%s", diff)
 	return false
-}
-
-// disconnected proves that nothing more is left on a server's side of the kernel than there was at first.
-func (l *lab) disconnected() {
-	l.Helper()
-	if !testkit.Settles(func() bool { return len(connections()) <= len(l.links) }) {
-		l.tally.leaks++
-		l.Errorf("connections are left: there were %q, there are %q", l.links, connections())
-	}
 }
 
 // lasting leaves out the daemon itself and what the bystander starts between its lines, which are others now.

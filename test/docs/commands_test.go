@@ -81,7 +81,7 @@ func run(t *testing.T, name, page string) {
 	testkit.Unchanged(t, d.Scope(filepath.Dir(images), tree))
 
 	all := steps(private.Replace(page))
-	outputs := execute(t, tree, d.Socket, all)
+	outputs := execute(t, tree, all)
 	for i, s := range all {
 		if i >= len(outputs) {
 			t.Fatalf("%s:%d: never ran, or was cut off: %s", name, s.line, s.command)
@@ -102,10 +102,8 @@ func workTree(t *testing.T, private *strings.Replacer) string {
 			t.Fatal(err)
 		}
 	}
-	for name, path := range map[string]string{"imageapi-server": harness.Server(t), "imageapi": harness.CLI(t)} {
-		if err := os.Symlink(path, filepath.Join(tree, "bin", name)); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.Symlink(harness.Server(t), filepath.Join(tree, "bin/imageapi-server")); err != nil {
+		t.Fatal(err)
 	}
 	examples, err := filepath.Glob(filepath.Join(harness.Root(), "docs/examples/*.json"))
 	if err != nil {
@@ -124,9 +122,8 @@ func workTree(t *testing.T, private *strings.Replacer) string {
 	return tree
 }
 
-// execute runs commands in one shell, whose client finds the server at a socket, and returns what each of them prints, also to
-// standard error.
-func execute(t *testing.T, dir, socket string, all []step) []string {
+// execute runs commands in one shell and returns what each of them prints, also to standard error.
+func execute(t *testing.T, dir string, all []step) []string {
 	t.Helper()
 	var script strings.Builder
 	for _, s := range all {
@@ -140,7 +137,7 @@ func execute(t *testing.T, dir, socket string, all []step) []string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", path)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "IMAGEAPI_HOST=unix://"+socket, "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
