@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"strconv"
 	"unsafe"
 
@@ -18,9 +19,14 @@ func help() int {
 	for err == unix.EINTR {
 		n, err = unix.Read(wire.Socket, buf)
 	}
-	if err != nil || n == 0 {
+	if err != nil || n == 0 || hungUp(0) {
 		return 1 // the daemon is gone
 	}
+	go func() {
+		if hungUp(-1) {
+			os.Exit(1)
+		}
+	}()
 	fd, failure := act(buf[:n])
 	if failure != nil {
 		send(wire.Socket, failure.Message())
@@ -35,6 +41,16 @@ func help() int {
 		return 1
 	}
 	return 0
+}
+
+// hungUp waits for so many milliseconds, for ever if they are negative, for the end of the daemon, and tells whether it has come.
+func hungUp(milliseconds int) bool {
+	fds := []unix.PollFd{{Fd: wire.Socket}} // of this event one is always told
+	n, err := unix.Poll(fds, milliseconds)
+	for err == unix.EINTR {
+		n, err = unix.Poll(fds, milliseconds)
+	}
+	return n > 0
 }
 
 // act returns a descriptor, or -1 if there is none to return.

@@ -35,9 +35,12 @@ import (
 // there is still time for an answer, or when it is cancelled the process is killed. The error is then an errs.Deadline
 // that says where the process waited, and wraps the context's cause. If the process did not end within a moment, the
 // error has a *[Stuck] in its chain; what becomes of the act is then known only when it ends.
+//
+// A helper ends with the daemon, as far as the kernel lets it, and begins nothing once that is gone.
 type Runner struct {
 	program *os.File
 	gate    gate.Gate
+	about   string
 }
 
 // New returns a Runner for imageapi-init, in sealed memory (package program), which stays the caller's.

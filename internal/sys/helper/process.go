@@ -120,9 +120,13 @@ func (r *Runner) spawn(a act, socket int) (*process, error) {
 	if a.inherit != nil {
 		files = append(files, a.inherit.Fd())
 	}
+	args := []string{"imageapi-init", wire.Mode}
+	if r.about != "" {
+		args = append(args, r.about)
+	}
 	p, pidfd := &process{}, -1
 	err = r.gate.Do(a.name, func() (err error) {
-		p.pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(wire.Program), []string{"imageapi-init", wire.Mode}, &syscall.ProcAttr{
+		p.pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(wire.Program), args, &syscall.ProcAttr{
 			Env:   []string{"GOMAXPROCS=1"},
 			Files: files,
 			Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},

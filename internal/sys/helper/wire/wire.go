@@ -10,7 +10,8 @@
 //	  |<-- Done (a descriptor) -------|
 //	  |<-- end of file ---------------|
 //
-// Instead of Done comes Failed (Failure) if the kernel refuses. End of file without either means that the helper died.
+// Instead of Done comes Failed (Failure) if the kernel refuses. End of file without either means that the helper died. If the
+// daemon's end of the socket is closed, the helper dies, whatever it is at.
 // A descriptor that an act makes comes with Done as SCM_RIGHTS (unix(7)).
 //
 // A message is its kind, one byte, and its fields, each ended by a NUL: no path, option or text for the kernel holds one.
@@ -55,7 +56,8 @@ const (
 	Inherited = 5 // what Close, Reopen and Ioctl are about; of other acts there is none
 )
 
-// Mode is what argument 1 of imageapi-init says if it shall be a helper.
+// Mode is what argument 1 of imageapi-init says if it shall be a helper. Argument 2, if there is one, says what the act is
+// about: for those who look for the helper later.
 const Mode = "help"
 
 // An Option of a file system as fields: three for each.
