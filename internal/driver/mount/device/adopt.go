@@ -32,6 +32,9 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 		return fmt.Errorf("adopt mount %d: read its notes: %w", site.ID, err)
 	}
 	u.m.claims.enter(site.ID, has)
+	if live.Tree.Remote {
+		u.m.remote.Inherit(site.ID)
+	}
 	return u.m.Mounts.Check(site.ID)
 }
 
@@ -56,6 +59,7 @@ func (u *unit) is(e mounttable.Entry, id int64) bool {
 // Sweep implements driver.Heritable.
 func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
 	if d := site.Needs[0].Device; d != nil && d.Remote {
+		u.m.remote.Inherit(site.ID)
 		return u.m.remote.Detach(ctx, site)
 	}
 	return u.m.Mounts.Sweep(ctx, site.ID)

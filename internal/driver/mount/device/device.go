@@ -126,7 +126,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	tree, err := u.mount(ctx, fs, device.Remote)
+	tree, err := u.mount(ctx, site.ID, fs, device.Remote)
 	if err != nil {
 		return driver.Live{}, hint(u.FSType, source, err)
 	}
@@ -188,9 +188,9 @@ func (u *unit) fs(source source) (helper.FS, error) {
 }
 
 // mount returns a detached mount. If the device is remote a helper makes it.
-func (u *unit) mount(ctx context.Context, fs helper.FS, remote bool) (*os.File, error) {
+func (u *unit) mount(ctx context.Context, id int64, fs helper.FS, remote bool) (*os.File, error) {
 	if remote {
-		return u.m.Helper.Mount(ctx, fs)
+		return u.m.remote.Helper(id).Mount(ctx, fs)
 	}
 	config, err := mount.New(u.m.Gate, fs.Type)
 	if err != nil {

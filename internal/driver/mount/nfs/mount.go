@@ -18,14 +18,14 @@ import (
 
 // mount tries the addresses of the server one after the other and returns a detached mount. What is left of the time is
 // shared among the addresses that are left.
-func (u *unit) mount(ctx context.Context) (*os.File, error) {
+func (u *unit) mount(ctx context.Context, id int64) (*os.File, error) {
 	addrs, err := u.m.resolve(ctx, u.options.network, u.address())
 	if err != nil {
 		return nil, err
 	}
 	var failed []error
 	for i, addr := range addrs {
-		tree, err := u.mountFrom(ctx, addr, len(addrs)-i)
+		tree, err := u.mountFrom(ctx, id, addr, len(addrs)-i)
 		if err == nil {
 			return tree, nil
 		}
@@ -38,7 +38,7 @@ func (u *unit) mount(ctx context.Context) (*os.File, error) {
 }
 
 // mountFrom mounts from one address in an n-th of the time that ctx has.
-func (u *unit) mountFrom(ctx context.Context, addr netip.Addr, n int) (*os.File, error) {
+func (u *unit) mountFrom(ctx context.Context, id int64, addr netip.Addr, n int) (*os.File, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, time.Now().Add(time.Until(deadline)/time.Duration(n)))
@@ -53,7 +53,7 @@ func (u *unit) mountFrom(ctx context.Context, addr netip.Addr, n int) (*os.File,
 		fs.Params = append(fs.Params, mount.Param{Key: "ro"})
 		fs.Attr |= mount.ReadOnly
 	}
-	tree, err := u.m.Helper.Mount(ctx, fs)
+	tree, err := u.m.mounts.Helper(id).Mount(ctx, fs)
 	if err != nil {
 		return nil, u.explain(addr, err)
 	}

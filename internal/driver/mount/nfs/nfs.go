@@ -6,6 +6,7 @@ package nfs
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -85,9 +86,9 @@ type unit struct {
 	FSOptions []string `json:"options,omitempty"`
 }
 
-func (u *unit) Up(ctx context.Context, site driver.Site) (live driver.Live, err error) {
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	ctx = waits.On(ctx, u.server())
-	tree, err := u.mount(ctx)
+	tree, err := u.mount(ctx, site.ID)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -95,7 +96,11 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (live driver.Live, err 
 	if err != nil {
 		return driver.Live{}, err
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}}, nil
+	notes, err := u.note(site.ID)
+	if err != nil {
+		return driver.Live{}, errors.Join(err, u.m.mounts.Unmount(context.WithoutCancel(ctx), site.ID, 0))
+	}
+	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}, Notes: notes}, nil
 }
 
 // server is how the server is called where it is waited for.

@@ -13,8 +13,14 @@ import (
 )
 
 // Down implements driver.Unit.
-func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
-	err := u.m.mounts.Detach(waits.On(ctx, u.server()), site)
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	is, err := noted(site.ID, live)
+	if err == nil {
+		err = u.m.Mounts.Ours(site.ID, is)
+	}
+	if err == nil {
+		err = u.m.mounts.Detach(waits.On(ctx, u.server()), site)
+	}
 	if errs.Is(err, errs.Deadline) {
 		return errs.New(errs.Deadline, "%w; %s does not answer: it is tried again until it does; force=true gives up what is not written yet", err, u.Host)
 	}
@@ -61,7 +67,7 @@ func (u *unit) giveUp(ctx context.Context, id int64) error {
 		case <-again.C:
 			// It is busy as long as somebody waits for it: that the unmount fails is expected.
 			short, cancel := context.WithTimeout(ctx, patience)
-			_ = u.m.mounts.Keep(id, u.m.Helper.Unmount(short, u.m.mounts.Path(id), unix.MNT_FORCE))
+			_ = u.m.mounts.Keep(id, u.m.mounts.Helper(id).Unmount(short, u.m.mounts.Path(id), unix.MNT_FORCE))
 			cancel()
 		}
 	}
@@ -75,7 +81,7 @@ func (u *unit) flush(ctx context.Context, id int64) error {
 	}
 	short, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := u.m.mounts.Keep(id, u.m.Helper.Flush(short, u.m.mounts.Path(id)))
+	err := u.m.mounts.Keep(id, u.m.mounts.Helper(id).Flush(short, u.m.mounts.Path(id)))
 	u.m.Log.Debug("gave up what was not written", "mount", id, "err", err)
 	return u.m.mounts.Settle(ctx, id)
 }

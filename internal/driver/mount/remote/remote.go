@@ -5,9 +5,11 @@ package remote
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +29,10 @@ type Mounts struct {
 	helper *helper.Runner
 	log    *slog.Logger
 	left   Leftovers
+
+	// mu protects inherited, which are the ids of mounts of an earlier daemon, whose helpers may still be at them.
+	mu        sync.Mutex
+	inherited map[int64]bool
 }
 
 // New returns a Mounts for a directory of mountpoints. The logger may be nil.
@@ -34,7 +40,7 @@ func New(dir *mountdir.Dir, h *helper.Runner, log *slog.Logger) *Mounts {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Mounts{dir: dir, helper: h, log: log}
+	return &Mounts{dir: dir, helper: h, log: log, inherited: make(map[int64]bool)}
 }
 
 // Attach shows a detached tree, whose descriptor it closes, at the mountpoint of id and returns the path of that.
@@ -62,6 +68,16 @@ func Discard(ctx context.Context, h *helper.Runner, tree *os.File) error {
 	return h.Discard(ctx, tree)
 }
 
+// Inherit says that the mount is one of an earlier daemon: it does not come to its end before what that has begun has.
+func (m *Mounts) Inherit(id int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.inherited[id] = true
+}
+
+// Helper returns what acts on the mount with the given id, and what a later daemon finds by that.
+func (m *Mounts) Helper(id int64) *helper.Runner { return m.helper.About(m.Path(id)) }
+
 // Path returns where the mount with the given id is.
 func (m *Mounts) Path(id int64) string { return m.dir.Path(id) }
 
@@ -78,7 +94,7 @@ func (m *Mounts) Detach(ctx context.Context, site driver.Site) error {
 	if err := m.Settle(ctx, id); err != nil {
 		return err
 	}
-	unsaved := m.Keep(id, m.helper.Sync(ctx, m.Path(id)))
+	unsaved := m.Keep(id, m.Helper(id).Sync(ctx, m.Path(id)))
 	if errs.Is(unsaved, errs.Deadline) {
 		return unsaved
 	}
@@ -92,11 +108,20 @@ func (m *Mounts) Detach(ctx context.Context, site driver.Site) error {
 	return nil
 }
 
+// Sweep takes away what a killed daemon may have left of a mount that nobody has used yet: that there is nothing is fine.
+func (m *Mounts) Sweep(ctx context.Context, id int64) error {
+	m.Inherit(id)
+	if err := m.Settle(ctx, id); err != nil {
+		return err
+	}
+	return m.Unmount(ctx, id, 0)
+}
+
 // Unmount is the last step of Detach, with flags of umount2(2). The last thing that the kernel does, when the mount is gone
 // already, is to say goodbye to the server: a process that was killed while it did that has done its work.
 func (m *Mounts) Unmount(ctx context.Context, id int64, flags int) error {
 	return m.dir.DetachWith(id, func(path string) error {
-		err := m.Keep(id, m.helper.Unmount(ctx, path, flags))
+		err := m.Keep(id, m.Helper(id).Unmount(ctx, path, flags))
 		if !errs.Is(err, errs.Deadline) || helper.AsStuck(err) != nil {
 			return err
 		}
@@ -110,9 +135,30 @@ func (m *Mounts) Unmount(ctx context.Context, id int64, flags int) error {
 // Keep is Leftovers.Keep for a mount.
 func (m *Mounts) Keep(id int64, err error) error { return m.left.Keep(id, err) }
 
-// Settle is Leftovers.Settle for a mount that is to be unmounted.
+// Settle is Leftovers.Settle for a mount that is to be unmounted, and waits for the helpers of an earlier daemon, too.
 func (m *Mounts) Settle(ctx context.Context, id int64) error {
+	if err := m.outlive(ctx, id); err != nil {
+		return err
+	}
 	return m.left.Settle(ctx, id, "unmount "+m.Path(id))
+}
+
+// outlive waits for the helpers of an earlier daemon. That none is left is found out once: there are no new ones.
+func (m *Mounts) outlive(ctx context.Context, id int64) error {
+	m.mu.Lock()
+	inherited := m.inherited[id]
+	m.mu.Unlock()
+	if !inherited {
+		return nil
+	}
+	path := m.Path(id)
+	if err := helper.Outlived(ctx, func(about string) bool { return about == path }); err != nil {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.inherited, id)
+	return nil
 }
 
 // Open opens a path that a client or an image chose inside a tree, as rootpath.Open does, in the way that the tree needs.
