@@ -56,7 +56,8 @@ type Need struct {
 //
 // A Unit marshals to JSON for the journal, without secrets.
 type Unit interface {
-	// Up makes the object, or leaves nothing behind and says why not. It honours ctx's deadline.
+	// Up makes the object, or leaves nothing behind and says why not; if it can't undo in time what it has begun, the error has a
+	// *Left in its chain. It honours ctx's deadline.
 	// The error has a class, the cause in the kernel's own words, and says what to do.
 	Up(ctx context.Context, site Site) (Live, error)
 	// Down takes away what Up made. What is already gone counts as taken away. If something else than an
@@ -67,6 +68,16 @@ type Unit interface {
 	// has succeeded. What is shared with earlier results of Show must not be changed afterwards.
 	Show(out Object, live Live, needs []Object)
 }
+
+// Left is the error of an Up of which something is left, or may yet come: the object is kept until its Sweep has taken that away. Only
+// a Heritable may return it.
+type Left struct{ Err error }
+
+// Error is what is wrapped.
+func (e *Left) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Left) Unwrap() error { return e.Err }
 
 // Committer is a Unit with something left to do when the whole stack that it is a part of stands, such as to make it
 // survive the daemon. If Commit fails, Down is called as if it had not been.

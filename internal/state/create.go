@@ -177,14 +177,14 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 		live, err = m.unit(id).Up(m.watch(ctx, id), site)
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	return m.edit(func(c *change) error {
+	_, left := errors.AsType[*driver.Left](err)
+	_ = m.edit(func(c *change) error {
 		v := c.touch(id)
-		v.Live, v.Up = live, true
+		v.Live, v.Up = live, err == nil
+		m.objects[id].sweep = left
 		return nil
 	})
+	return err
 }
 
 // explain says which level failed, and calls what ran out of time so.
@@ -233,8 +233,8 @@ func (m *Manager) undo(stack []int64, cause error) error {
 		top := stack[len(stack)-1]
 		c.hold(top, false)
 		for _, id := range slices.Backward(stack) {
-			if m.objects[id].view.Up {
-				break // and so is everything below it
+			if o := m.objects[id]; o.view.Up || o.sweep {
+				break // and everything below it is up
 			}
 			orphans = append(orphans, c.remove(id)...)
 		}
@@ -248,7 +248,11 @@ func (m *Manager) undo(stack []int64, cause error) error {
 		return err
 	}
 	m.note(stack...)
-	ctx, cancel := context.WithTimeout(context.Background(), m.opt.DeleteTimeout)
+	limit := m.opt.DeleteTimeout
+	if _, left := errors.AsType[*driver.Left](cause); left {
+		limit = 0 // its driver has waited already
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	_ = wait(ctx, m.collect(orphans)) // what is still there then is named below
 	if left := m.leftOf(stack); len(left) > 0 {

@@ -65,7 +65,7 @@ type Manager struct {
 type object struct {
 	path    string         // where it stood in its request, for messages
 	view    *View          // as the last snapshot shows it
-	sweep   bool           // an earlier daemon was making it: something of it may be there
+	sweep   bool           // it did not come up, or an earlier daemon was making it: something of it may be there
 	proc    driver.Process // of a container that was started, until its end was noted
 	asked   bool           // the container was asked to stop
 	restart *time.Timer    // of a container that waits to be started again

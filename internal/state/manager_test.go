@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -99,6 +100,33 @@ func TestEveryStepOfBringUpFails(t *testing.T) {
 
 // TestEveryStepOfTeardownFails makes each teardown fail a few times: the object shows as broken with the reason, keeps what it
 // needs, and a retry clears everything.
+// What a level that did not come up has left is kept, with what it stands on, until it is gone.
+func TestUpLeavesSomething(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m := newManager(t, w)
+	var mended atomic.Bool
+	w.failWith(func(act string, u *unit) error {
+		switch {
+		case act == "up" && u.Label == "middle":
+			return &driver.Left{Err: errInjected}
+		case act == "down" && u.Label == "middle" && !mended.Load():
+			return errs.New(errs.Deadline, "not yet")
+		}
+		return nil
+	})
+	low := w.level(driver.Attach, "low")
+	_, _, err := m.Create(t.Context(), w.level(driver.Mount, "top", whole(w.level(driver.Mount, "middle", whole(low)))))
+	if !errors.Is(err, errInjected) || !strings.Contains(err.Error(), "could not undo all of it: mount 2 (test) is stopping") {
+		t.Errorf("create: %v", err)
+	}
+	if s := m.Snapshot(); len(s.List(driver.Attach)) != 1 || len(s.List(driver.Mount)) != 1 {
+		t.Errorf("there is %+v", s.lists)
+	}
+	mended.Store(true)
+	eventually(t, m, "all is gone", func(s *Snapshot) bool { return len(s.List(driver.Attach))+len(s.List(driver.Mount)) == 0 })
+}
+
 func TestEveryStepOfTeardownFails(t *testing.T) {
 	t.Parallel()
 	for _, label := range []string{"bind", "loopback", "device", "overlay", "container"} {

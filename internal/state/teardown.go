@@ -194,7 +194,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	var roots []int64
 	_ = m.edit(func(c *change) error {
 		for _, id := range m.graph.All() {
-			if o := m.objects[id]; o.view.Up && m.graph.Refs(id) == 0 && (o.view.Phase == Ready || o.view.Phase == Broken || o.retry != nil) {
+			if o := m.objects[id]; (o.view.Up || o.sweep) && m.graph.Refs(id) == 0 && (o.view.Phase == Ready || o.view.Phase == Broken || o.retry != nil) {
 				c.claim(id)
 				roots = append(roots, id)
 			}

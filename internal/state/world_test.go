@@ -87,6 +87,11 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, err
 	}
 	if err := u.w.ask("up", u); err != nil {
+		if _, left := errors.AsType[*driver.Left](err); left {
+			u.w.mu.Lock()
+			defer u.w.mu.Unlock()
+			u.w.up[site.ID] = u.stands(site)
+		}
 		return driver.Live{}, err
 	}
 	defer func() { u.w.after("up") }()
