@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,11 +47,8 @@ func (b *Bus) Load(ctx context.Context) error {
 // Secret is a user's key as the cluster made it, decoded from base64.
 type Secret []byte
 
-// undoing is how long Map may take longer than its context to undo what is half done.
-const undoing = 2 * time.Second
-
-// Map maps an image. name is the description of the key: no other mapping of this boot may have it. If Map fails nothing
-// is mapped; what the kernel finishes after its helper was killed is unmapped behind it.
+// Map maps an image. name is the description of the key: no other mapping of this boot may have it. If Map fails something of it may
+// be there nevertheless, or come when the helper comes to its end: Sweep takes that away.
 func (b *Bus) Map(ctx context.Context, s Spec, secret Secret, name string) (Device, error) {
 	line, err := s.line(name)
 	if err != nil {
@@ -59,41 +57,34 @@ func (b *Bus) Map(ctx context.Context, s Spec, secret Secret, name string) (Devi
 	log := kmsg.Listen(s.concerns)
 	defer log.Close()
 	key := helper.Key{Type: "ceph", Description: name, Payload: secret}
-	err = b.Helper.WriteFileWithKey(ctx, b.file("add"), []byte(line), key)
-	if err != nil {
-		return Device{}, errors.Join(s.explain(err, log.Lines()), b.undo(ctx, name, helper.AsStuck(err)))
+	if err := b.Helper.About(name).WriteFileWithKey(ctx, b.file("add"), []byte(line), key); err != nil {
+		return Device{}, s.explain(err, log.Lines())
 	}
 	d, ok, err := b.byKey(name)
 	if err == nil && !ok {
 		err = fmt.Errorf("map %s: the kernel shows no device for it", s)
 	}
-	if err != nil {
-		return Device{}, errors.Join(err, b.undo(ctx, name, nil))
-	}
-	return d, nil
+	return d, err
 }
 
-// undo unmaps what was mapped with a key after all. If its process can't end yet, it does so when it has.
-func (b *Bus) undo(ctx context.Context, key string, stuck *helper.Stuck) error {
-	ctx = context.WithoutCancel(ctx)
-	if stuck == nil {
-		return b.unmapKey(ctx, key, undoing)
-	}
-	go func() {
-		<-stuck.Done()
-		_ = b.unmapKey(ctx, key, time.Minute) // nobody is left to hear of it; the device shows in sysfs
-	}()
-	return nil
-}
-
-func (b *Bus) unmapKey(ctx context.Context, key string, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	d, ok, err := b.byKey(key)
-	if err != nil || !ok {
+// Sweep waits until nothing is under way any more that was begun with keys whose descriptions have a prefix, by this daemon or an
+// earlier one, and unmaps what is mapped with them. That there is nothing is fine.
+func (b *Bus) Sweep(ctx context.Context, prefix string) error {
+	if err := b.Outlive(ctx, prefix); err != nil {
 		return err
 	}
-	return b.Unmap(ctx, d.Identity, false)
+	all, err := b.Devices()
+	for _, d := range all {
+		if strings.HasPrefix(d.Key, prefix) {
+			err = errors.Join(err, b.Unmap(ctx, d.Identity, false))
+		}
+	}
+	return err
+}
+
+// Outlive is the first step of Sweep.
+func (b *Bus) Outlive(ctx context.Context, prefix string) error {
+	return helper.Outlived(ctx, func(about string) bool { return strings.HasPrefix(about, prefix) })
 }
 
 // file returns the path of a control file of the bus. Which of the two kinds works depends on the module's parameter
@@ -152,7 +143,7 @@ func (b *Bus) unmap(ctx context.Context, d Identity, how string) error {
 	if err := d.held(); err != nil {
 		return err
 	}
-	err := b.Helper.WriteFile(ctx, b.file("remove"), []byte(strconv.Itoa(d.ID)+how))
+	err := b.Helper.About(d.Key).WriteFile(ctx, b.file("remove"), []byte(strconv.Itoa(d.ID)+how))
 	switch {
 	case err == nil, errors.Is(err, unix.ENOENT):
 		return nil
@@ -192,5 +183,5 @@ func (b *Bus) dead(ctx context.Context, d Identity) bool {
 	ctx, cancel := context.WithTimeout(ctx, probing)
 	defer cancel()
 	refresh := filepath.Join(dir, "devices", strconv.Itoa(d.ID), "refresh")
-	return b.Helper.WriteFile(ctx, refresh, []byte("1")) != nil
+	return b.Helper.About(d.Key).WriteFile(ctx, refresh, []byte("1")) != nil
 }

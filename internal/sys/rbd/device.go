@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // Identity tells one mapping from all others. It does not change while an image is mapped.
@@ -150,6 +152,20 @@ func (b *Bus) Rival(d Device) (Device, bool, error) {
 		return Device{}, false, err
 	}
 	return all[i], true, nil
+}
+
+// Look makes sure that a device is still the mapping that it was. It waits for nothing.
+func (b *Bus) Look(d Identity) error {
+	now, err := b.device(d.ID)
+	switch {
+	case gone(err):
+		return errs.New(errs.Conflict, "image %s/%s is no longer mapped as /dev/%s: somebody has unmapped it; delete it and make it anew", d.Pool, d.Image, d.Name())
+	case err != nil:
+		return err
+	case now.Identity != d:
+		return errs.New(errs.Conflict, "/dev/%s is another mapping now, of %s/%s: somebody has unmapped the one that was made here; delete it and make it anew", d.Name(), now.Pool, now.Image)
+	}
+	return nil
 }
 
 // present tells whether a device is still the mapping that it was.

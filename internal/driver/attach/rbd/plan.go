@@ -1,6 +1,7 @@
 package rbd
 
 import (
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
 	"regexp"
@@ -21,7 +22,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		return nil, nil
 	}
 	r := def.Attach.Rbd
-	u := &unit{driver: d, Monitors: slices.Clone(r.Monitors), Pool: value(r.Pool), Image: value(r.Image), Snapshot: r.Snapshot}
+	u := &unit{driver: d, Mark: rand.Text(), Monitors: slices.Clone(r.Monitors), Pool: value(r.Pool), Image: value(r.Image), Snapshot: r.Snapshot}
 	var own errs.Faults
 	u.checkImage(&own)
 	if r.Options == nil {

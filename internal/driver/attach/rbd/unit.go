@@ -14,6 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
@@ -21,20 +22,29 @@ import (
 
 // unit is one mapped image.
 type unit struct {
-	driver   *Driver
-	secret   *secret           // in no journal, answer or log; a pointer, since fmt prints what a private field holds
-	Monitors []string          `json:"monitors"`
-	Pool     string            `json:"pool"`
-	Image    string            `json:"image"`
-	Snapshot string            `json:"snapshot,omitempty"`
-	User     string            `json:"user"`
-	Options  models.RbdOptions `json:"options"` // without name and secret
+	driver    *Driver
+	secret    *secret           // in no journal, answer or log; a pointer, since fmt prints what a private field holds
+	inherited bool              // from an earlier daemon
+	Mark      string            `json:"mark"` // random: tells what is ours from what is another daemon's
+	Monitors  []string          `json:"monitors"`
+	Pool      string            `json:"pool"`
+	Image     string            `json:"image"`
+	Snapshot  string            `json:"snapshot,omitempty"`
+	User      string            `json:"user"`
+	Options   models.RbdOptions `json:"options"` // without name and secret
 }
 
 // notes is what Down needs.
 type notes struct {
 	Mapping  rbd.Identity `json:"mapping"`
 	MadeNode bool         `json:"made_node,omitempty"` // whether its device node is ours to remove
+}
+
+func notesOf(live driver.Live) (n notes, err error) {
+	if err = json.Unmarshal(live.Notes, &n); err != nil {
+		err = fmt.Errorf("read its notes: %w", err)
+	}
+	return n, err
 }
 
 // Up maps the image, in this order:
@@ -62,13 +72,13 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, fmt.Errorf("map %s: %w", u.name(), err)
 	}
 	spec.Options = append(spec.Options, u.limits(ctx)...)
-	device, err := u.driver.bus.Map(ctx, spec, key, "imageapi-"+strconv.FormatInt(site.ID, 10)+"-"+rand.Text())
+	device, err := u.driver.bus.Map(ctx, spec, key, u.keys(site.ID)+rand.Text())
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Live{}, u.undo(site.ID, err)
 	}
 	live, err := u.live(device)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.unmap(device))
+		return driver.Live{}, u.undo(site.ID, err)
 	}
 	live.Warnings = append(u.ignored(), warnings...)
 	u.driver.log.Debug("map image", "id", site.ID, "image", u.name(), "device", live.Device.Path, "ro", device.ReadOnly)
@@ -92,11 +102,22 @@ func (u *unit) key(ctx context.Context) (rbd.Secret, error) {
 	return key, nil
 }
 
-func (u *unit) unmap(device rbd.Device) error {
-	const limit = 5 * time.Second
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+// keys is how the descriptions of the keys begin that the object with an id is mapped with.
+func (u *unit) keys(id int64) string {
+	return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark + "-"
+}
+
+// undoing is how much longer than its context Up may take to undo what is half done.
+const undoing = 2 * time.Second
+
+// undo takes away what there is of a mapping that failed, and returns why it did.
+func (u *unit) undo(id int64, cause error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoing)
 	defer cancel()
-	return u.driver.bus.Unmap(ctx, device.Identity, false)
+	if err := u.driver.bus.Sweep(ctx, u.keys(id)); err != nil {
+		return &driver.Left{Err: errors.Join(cause, err)}
+	}
+	return cause
 }
 
 // live makes sure that the device is what was meant, and puts down what it is.
@@ -129,15 +150,20 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 	if live.Device == nil {
 		return nil
 	}
-	var n notes
-	if err := json.Unmarshal(live.Notes, &n); err != nil {
-		return fmt.Errorf("unmap %s: read its notes: %w", live.Device.Path, err)
+	n, err := notesOf(live)
+	if err != nil {
+		return fmt.Errorf("unmap %s: %w", live.Device.Path, err)
+	}
+	if u.inherited {
+		if err := u.driver.bus.Outlive(ctx, u.keys(site.ID)); err != nil {
+			return fmt.Errorf("unmap %s: %w", live.Device.Path, err)
+		}
 	}
 	if err := u.driver.bus.Unmap(waits.On(ctx, u.cluster()), n.Mapping, u.Options.Force); err != nil {
 		return err
 	}
 	u.driver.log.Debug("unmap image", "id", site.ID, "image", u.name(), "device", live.Device.Path)
-	if n.MadeNode {
+	if n.MadeNode && block.Name(live.Device.Number) == "" { // else it is that of another device by now
 		return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
 	}
 	return nil
@@ -148,8 +174,7 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 	o := u.Options
 	o.Name = new(u.User)
 	r := &models.AttachRbd{Monitors: u.Monitors, Pool: new(u.Pool), Image: new(u.Image), Snapshot: u.Snapshot, Options: &o}
-	var n notes
-	if live.Device != nil && json.Unmarshal(live.Notes, &n) == nil {
+	if n, err := notesOf(live); err == nil {
 		r.DeviceID = int64(n.Mapping.ID)
 	}
 	out.Attach.Rbd = r

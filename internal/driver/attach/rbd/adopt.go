@@ -1,0 +1,44 @@
+package rbd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
+)
+
+// Restore implements driver.Heir. The secret is in no journal, and nothing needs it any more: the kernel's client has a copy of its
+// own, from which it goes on to prove who it is, for as long as the image is mapped.
+func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+	u := &unit{driver: d, secret: new(secret), inherited: true}
+	if err := json.Unmarshal(data, u); err != nil {
+		return nil, err
+	}
+	if u.Mark == "" {
+		return nil, errors.New("it has no mark")
+	}
+	return u, nil
+}
+
+// Adopt implements driver.Heritable.
+func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
+	return u.Inspect(site, live, nil)
+}
+
+// Inspect implements driver.Inspector. What is mapped the kernel tells by itself, without the cluster.
+func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
+	n, err := notesOf(live)
+	if err != nil {
+		return fmt.Errorf("look at %s: %w", live.Device.Path, err)
+	}
+	return u.driver.bus.Look(n.Mapping)
+}
+
+// Sweep unmaps what was mapped for this object. The marks in the keys tell it from what others have mapped, other daemons on this
+// node included.
+func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	return u.driver.bus.Sweep(ctx, u.keys(site.ID))
+}
