@@ -2,11 +2,14 @@ package remote_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
@@ -66,6 +69,41 @@ func TestDetachWaits(t *testing.T) {
 	}
 	thaw()
 	must(t, mounts.Detach(ctx, driver.Site{ID: 1}))
+	if mounted, err := mount.IsMounted(path); mounted || err != nil {
+		t.Errorf("it is still mounted: %v", err)
+	}
+}
+
+// TestDetachOfInherited waits for a helper of an earlier daemon: here one that opens a FIFO.
+func TestDetachOfInherited(t *testing.T) {
+	w := mounttest.New(t)
+	code, err := testkit.BuildInit(t.TempDir())
+	must(t, err)
+	init, err := program.Seal("imageapi-init", code)
+	must(t, err)
+	defer init.Close()
+	runner := helper.New(init, nil)
+	ctx := t.Context()
+	tree, err := runner.Mount(ctx, helper.FS{Type: "tmpfs", Source: "test", Attr: mount.OnNode})
+	must(t, err)
+	path, err := remote.New(w.Mounts, runner, nil).Attach(ctx, 1, tree)
+	must(t, err)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	must(t, unix.Mkfifo(fifo, 0o600))
+	written := make(chan error, 1)
+	go func() { written <- runner.About(path).WriteFile(ctx, fifo, []byte("x")) }()
+
+	next := remote.New(w.Mounts, runner, nil)
+	testkit.Eventually(t, "it waits for the helper", func() bool {
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		next.Inherit(1)
+		err := next.Settle(short, 1)
+		return errs.Is(err, errs.Deadline) && strings.Contains(err.Error(), "what an earlier server has begun is not over")
+	})
+	_, err = os.ReadFile(fifo)
+	must(t, errors.Join(err, <-written))
+	must(t, next.Detach(ctx, driver.Site{ID: 1}))
 	if mounted, err := mount.IsMounted(path); mounted || err != nil {
 		t.Errorf("it is still mounted: %v", err)
 	}
