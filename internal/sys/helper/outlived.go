@@ -3,6 +3,7 @@ package helper
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
+	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
 // About returns a Runner whose helpers show in their command line what they are about, by which Outlived finds them. It must have
@@ -85,10 +87,12 @@ func ended(ctx context.Context, pid int, still func() bool) error {
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { _ = pidfd.SetReadDeadline(time.Unix(1, 0)) })()
+	over := waits.Begin(ctx, fmt.Sprintf("what an earlier server has begun (pid %d)", pid))
 	err = conn.Read(func(fd uintptr) bool {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 		return err == nil && n > 0
 	})
+	over(err != nil)
 	if err != nil {
 		return errs.New(errs.Deadline, "what an earlier server has begun is not over: its process (pid %d) has not ended%s: %w", pid, in(waitsIn(pid)), context.Cause(ctx))
 	}
