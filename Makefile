@@ -27,12 +27,25 @@ deps: ## install the Debian packages that building and testing need (asks for ro
 build: init ## build the static bin/imageapi-server
 	@$(STATIC) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/imageapi-server ./cmd/imageapi-server
 
+.PHONY: sbom
+sbom: build ## say what bin/imageapi-server is made of, in bin/imageapi-server.cdx.json (CycloneDX)
+	@go run ./build/sbom bin/imageapi-server '$(VERSION)' >bin/imageapi-server.cdx.json
+
+.PHONY: reproducible
+reproducible: export VERSION := $(VERSION)
+reproducible: ## build the server twice, in different places, and fail if the two differ
+	@build/reproducible.sh
+
+.PHONY: vulncheck
+vulncheck: init tools ## look for known vulnerabilities in what is called; says so where their list can't be reached
+	@build/vulncheck.sh
+
 .PHONY: init
 init: # the program beside and inside containers, which the server embeds
 	@$(STATIC) -ldflags '-s -w' -o $(INIT) ./cmd/imageapi-init
 
 .PHONY: tools
-tools: # swagger, staticcheck, gotestsum
+tools: # swagger, staticcheck, gotestsum, govulncheck
 	@cd internal/tools && GOBIN=$(CURDIR)/$(TOOLS) go install tool
 
 .PHONY: generate
@@ -88,7 +101,7 @@ demo: deps build ## run a SquashFS image as a container, look at it, and take it
 test: ## all that CI runs, in its order
 	@rm -rf bin/report
 	@$(MAKE) deps
-	@$(MAKE) generate-check validate lint lint-ceph build-ceph unit root fuzz
+	@$(MAKE) generate-check validate lint vulncheck reproducible sbom lint-ceph build-ceph unit root fuzz
 	@build/tally.sh
 
 .PHONY: test-full
