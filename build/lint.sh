@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-unformatted=$(gofmt -l cmd internal models restapi client test 2>/dev/null)
+unformatted=$(gofmt -l build cmd internal models restapi client test 2>/dev/null)
 if [[ -n $unformatted ]]; then
 	printf 'lint: not formatted, run gofmt -w on:\n%s\n' "$unformatted" >&2
 	exit 1

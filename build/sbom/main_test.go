@@ -33,7 +33,9 @@ func TestBill(t *testing.T) {
 		t.Errorf("the program is %+v", m)
 	}
 	has := func(name string) bool {
-		return slices.ContainsFunc(b.Components, func(c component) bool { return c.Name == name && c.Version != "" && strings.HasPrefix(c.PURL, "pkg:golang/"+name+"@") })
+		return slices.ContainsFunc(b.Components, func(c component) bool {
+			return c.Name == name && c.Version != "" && strings.HasPrefix(c.PURL, "pkg:golang/"+name+"@")
+		})
 	}
 	info, _ := debug.ReadBuildInfo()
 	for _, name := range append([]string{"std"}, names(info.Deps)...) {

@@ -51,7 +51,7 @@ func TestPromisesHaveTests(t *testing.T) {
 func tests(t *testing.T) map[string]bool {
 	t.Helper()
 	known := map[string]bool{}
-	for _, dir := range []string{"cmd", "internal", "test"} {
+	for _, dir := range []string{"build", "cmd", "internal", "test"} {
 		err := filepath.WalkDir(filepath.Join(harness.Root(), dir), func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, "_test.go") {
 				return err
