@@ -24,8 +24,8 @@ deps: ## install the Debian packages that building and testing need (asks for ro
 	@build/deps.sh
 
 .PHONY: build
-build: init ## build the static bin/imageapi-server
-	@$(STATIC) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/imageapi-server ./cmd/imageapi-server
+build: init ## build the static bin/imageapi-server and its client bin/imageapi
+	@$(STATIC) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/imageapi-server ./cmd/imageapi
 
 .PHONY: sbom
 sbom: build ## say what bin/imageapi-server is made of, in bin/imageapi-server.cdx.json (CycloneDX)

@@ -28,9 +28,11 @@ var layers = map[string][]string{
 	"restapi":  {"restapi/"},
 	"restapi/": {"restapi/", "models"},
 
+	"cmd/imageapi":        {"internal/cli"},
 	"cmd/imageapi-init":   {"internal/container/proto", "internal/container/stage", "internal/sys/"},
 	"cmd/imageapi-server": {"internal/daemon"},
 
+	"internal/cli":        {"client", "client/", "models"},
 	"internal/errs":       {},
 	"internal/keylock":    {},
 	"internal/mounttable": {},
@@ -64,7 +66,7 @@ var helpers = []string{"internal/driver/drivertest", "internal/driver/mount/moun
 
 // only tells which packages may be imported in a few places only, and where.
 var only = map[string][]string{
-	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/daemon", "test/"},
+	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "test/"},
 	"testing":                                  helpers,
 	module + "internal/testkit":                helpers,
 	module + "internal/driver/drivertest":      helpers,

@@ -102,8 +102,10 @@ func workTree(t *testing.T, private *strings.Replacer) string {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink(harness.Server(t), filepath.Join(tree, "bin/imageapi-server")); err != nil {
-		t.Fatal(err)
+	for name, path := range map[string]string{"imageapi-server": harness.Server(t), "imageapi": harness.CLI(t)} {
+		if err := os.Symlink(path, filepath.Join(tree, "bin", name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	examples, err := filepath.Glob(filepath.Join(harness.Root(), "docs/examples/*.json"))
 	if err != nil {

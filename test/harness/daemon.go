@@ -226,6 +226,19 @@ func Server(t testing.TB) string {
 	return filepath.Join(Root(), "bin/imageapi-server")
 }
 
+// CLI returns the path of the command-line client: beside the server, else what `make build` builds.
+func CLI(t testing.TB) string {
+	t.Helper()
+	beside := filepath.Join(filepath.Dir(Server(t)), "imageapi")
+	if _, err := os.Stat(beside); err == nil {
+		return beside
+	}
+	if out, err := build(); err != nil {
+		t.Fatalf("make build: %v\n%s", err, out)
+	}
+	return filepath.Join(Root(), "bin/imageapi")
+}
+
 // build runs once in a test binary, however many tests start a server.
 var build = sync.OnceValues(func() (string, error) {
 	out, err := exec.Command("make", "-C", Root(), "build").CombinedOutput()

@@ -31,6 +31,7 @@ mkdir -p bin/vm bin/report
 run=$(mktemp -d "$tree/bin/vm/run.XXXXXX") # below the tree, which the guest sees
 trap 'rm -rf "$run"' EXIT
 cp "$server" "$run/imageapi-server"
+cp bin/imageapi "$run/imageapi"
 cp internal/container/initbin/imageapi-init "$run/"
 cp "$(internal/testkit/debian.sh bookworm)" "$run/"
 go build -o "$run/test2json" cmd/test2json

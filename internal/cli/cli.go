@@ -1,0 +1,161 @@
+// Package cli is the command-line client of ImageAPI. Each group of commands has a file; all of them talk to the server by
+// the client that is generated from swagger.yaml and show the models that are generated with it.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/jessevdk/go-flags"
+)
+
+// Streams are what a command reads and writes.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// options are those of all commands.
+type options struct {
+	Server  server `group:"The server"`
+	Output  string `short:"o" long:"output" default:"table" choice:"table" choice:"json" choice:"yaml" description:"how to show things"`
+	Version bool   `long:"version" description:"show the version and exit"`
+}
+
+// app is one call of the program.
+type app struct {
+	options
+	in        io.Reader
+	out       *sink
+	err       io.Writer
+	outWidth  int // of the terminal that out is; 0 if it is none
+	errWidth  int // likewise
+	now       func() time.Time
+	client    *connection // made when it is first needed
+	completed bool        // a shell asked for completions and has them
+}
+
+// runner is a command: a struct whose fields are its options and arguments.
+type runner interface {
+	run(ctx context.Context, a *app) error
+}
+
+// Run performs one command line, without the program's name, and returns the exit status.
+func Run(ctx context.Context, args []string, s Streams, version string) int {
+	a := &app{in: s.In, out: &sink{w: s.Out}, err: s.Err, outWidth: widthOf(s.Out), errWidth: widthOf(s.Err), now: time.Now}
+	err := a.perform(ctx, args, version)
+	if a.out.err != nil {
+		err = fmt.Errorf("write the output: %w", a.out.err)
+	}
+	if err == nil {
+		return exitOK
+	}
+	a.report(err)
+	return statusOf(err)
+}
+
+// perform parses a command line and runs its command.
+func (a *app) perform(ctx context.Context, args []string, version string) error {
+	parser, runners := a.parser()
+	rest, err := parser.ParseArgs(args)
+	if help, ok := errors.AsType[*flags.Error](err); ok && help.Type == flags.ErrHelp {
+		_, _ = fmt.Fprintln(a.out, help.Message)
+		return nil
+	}
+	switch {
+	case err != nil:
+		return usage("%w", err)
+	case a.Version:
+		a.printf("imageapi %s\n", version)
+		return nil
+	case a.completed:
+		return nil
+	case parser.Active == nil && len(rest) > 0:
+		return usage("there is no command %q: see imageapi --help", rest[0])
+	case parser.Active == nil:
+		return usage("which command? See imageapi --help")
+	case len(rest) > 0:
+		return usage("unexpected argument %q", rest[0])
+	}
+	return runners[parser.Active.Name].run(ctx, a)
+}
+
+// A command is an entry of the list of all commands.
+type command struct {
+	name, short, long string
+	runner            runner
+}
+
+func commands() []command {
+	return []command{
+		{"list", "list objects", "Lists containers, mounts and attachments, or those classes of them that are named.", new(listCommand)},
+		{"tree", "show what stands on what", "Shows all objects, or one of them, each above those that it needs.", new(treeCommand)},
+		{"show", "show all of an object", "Shows all that the server tells about objects.", new(showCommand)},
+		{"create", "make objects from a definition", "Makes what a file defines, with all that it needs: a container, a mount or an attachment.", new(createCommand)},
+		{"run", "make and start a container", "As create, for a container that is started whatever its definition says.", new(runCommand)},
+		{"start", "start containers", "Starts containers that have ended or were never started.", new(startCommand)},
+		{"stop", "stop containers", "Stops containers and waits until they have ended. They can be started again.", new(stopCommand)},
+		{"pause", "freeze containers", "Freezes all processes of containers.", new(pauseCommand)},
+		{"resume", "thaw containers", "Lets paused containers go on.", new(resumeCommand)},
+		{"remove", "remove objects", "Removes objects, and then what only they needed.", new(removeCommand)},
+		{"logs", "show what a container wrote", "Copies what a container wrote to standard output and standard error.", new(logsCommand)},
+		{"exec", "run a command in a container", "Runs a command in a running container and ends as it ends. What follows the container is the command.", new(execCommand)},
+		{"wait", "wait for a container", "Waits until a container is in a state, by default until it has ended.", new(waitCommand)},
+		{"stats", "show what containers use", "Shows what running containers, or those that are named, use at this moment.", new(statsCommand)},
+		{"completion", "print a completion script for bash", "Prints what makes bash complete the commands: source <(imageapi completion)", new(completionCommand)},
+	}
+}
+
+// parser returns the parser of command lines and what runs each command.
+func (a *app) parser() (*flags.Parser, map[string]runner) {
+	p := flags.NewNamedParser("imageapi", flags.HelpFlag|flags.PassDoubleDash)
+	p.LongDescription = "Shows and changes the attachments, mounts and containers of a node, by its imageapi-server."
+	p.SubcommandsOptional = true
+	p.CompletionHandler = a.complete
+	_, err := p.AddGroup("Options", "", &a.options)
+	runners := map[string]runner{}
+	for _, c := range commands() {
+		added, failed := p.AddCommand(c.name, c.short, c.long, c.runner)
+		if err = errors.Join(err, failed); err != nil {
+			panic(err) // a tag of ours is wrong, which every test of this package would see
+		}
+		added.PassAfterNonOption = c.name == "exec"
+		added.Aliases = aliases(c.name)
+		runners[c.name] = c.runner
+	}
+	return p, runners
+}
+
+// aliases are the short names that other tools of this kind have made a habit.
+func aliases(name string) []string {
+	switch name {
+	case "list":
+		return []string{"ls"}
+	case "remove":
+		return []string{"rm"}
+	}
+	return nil
+}
+
+func (a *app) printf(format string, args ...any) { _, _ = fmt.Fprintf(a.out, format, args...) }
+
+// warn tells the user something that is neither a result nor a failure.
+func (a *app) warn(text string) { _, _ = fmt.Fprintf(a.err, "imageapi: %s\n", printable(text)) }
+
+// sink remembers the first error of writing the output, which Run reports.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	n, err := s.w.Write(p)
+	s.err = err
+	return n, err
+}

@@ -1,0 +1,133 @@
+package cli
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jessevdk/go-flags"
+
+	"github.com/kraken-hpc/imageapi/client/attachments"
+	"github.com/kraken-hpc/imageapi/client/containers"
+	"github.com/kraken-hpc/imageapi/client/mounts"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+type createCommand struct {
+	Name string `long:"name" value-name:"NAME" description:"the name of the container, in place of the definition's"`
+	Args struct {
+		File flags.Filename `positional-arg-name:"FILE" description:"the definition in JSON or YAML; - for standard input"`
+	} `positional-args:"yes" required:"yes"`
+}
+
+func (c *createCommand) run(ctx context.Context, a *app) error {
+	definition, err := a.readDefinition(string(c.Args.File))
+	if err != nil {
+		return err
+	}
+	what, err := classOf(definition)
+	if err != nil {
+		return err
+	}
+	if what != classContainer && c.Name != "" {
+		return usage("--name is for containers, and this defines another object")
+	}
+	switch what {
+	case classContainer:
+		return a.createContainer(ctx, definition, func(m *models.Container) { rename(m, c.Name) })
+	case classMount:
+		return a.createMount(ctx, definition)
+	}
+	return a.createAttach(ctx, definition)
+}
+
+type runCommand struct {
+	Name string `long:"name" value-name:"NAME" description:"its name, in place of the definition's"`
+	Args struct {
+		File flags.Filename `positional-arg-name:"FILE" description:"the definition in JSON or YAML; - for standard input"`
+	} `positional-args:"yes" required:"yes"`
+}
+
+func (c *runCommand) run(ctx context.Context, a *app) error {
+	definition, err := a.readDefinition(string(c.Args.File))
+	if err != nil {
+		return err
+	}
+	if what, err := classOf(definition); err != nil {
+		return err
+	} else if what != classContainer {
+		return usage("run is for containers, and this defines another object: use create")
+	}
+	return a.createContainer(ctx, definition, func(m *models.Container) {
+		rename(m, c.Name)
+		m.State = "running"
+	})
+}
+
+func rename(m *models.Container, name string) {
+	if name != "" {
+		m.Name = models.Name(name)
+	}
+}
+
+func (a *app) createContainer(ctx context.Context, definition []byte, change func(*models.Container)) error {
+	m, err := decode[models.Container](definition)
+	if err != nil {
+		return err
+	}
+	change(m)
+	return a.created(ctx, func(c *connection) (object, error) {
+		answer, err := c.Containers.CreateContainerContext(ctx, &containers.CreateContainerParams{Container: m})
+		if err != nil {
+			return object{}, err
+		}
+		return ofContainer(answer.Payload), nil
+	})
+}
+
+func (a *app) createMount(ctx context.Context, definition []byte) error {
+	m, err := decode[models.Mount](definition)
+	if err != nil {
+		return err
+	}
+	return a.created(ctx, func(c *connection) (object, error) {
+		answer, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m})
+		if err != nil {
+			return object{}, err
+		}
+		return ofMount(answer.Payload), nil
+	})
+}
+
+func (a *app) createAttach(ctx context.Context, definition []byte) error {
+	m, err := decode[models.Attach](definition)
+	if err != nil {
+		return err
+	}
+	return a.created(ctx, func(c *connection) (object, error) {
+		answer, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m})
+		if err != nil {
+			return object{}, err
+		}
+		return ofAttach(answer.Payload), nil
+	})
+}
+
+// created shows how a create goes and what came of it.
+func (a *app) created(ctx context.Context, create func(*connection) (object, error)) error {
+	c, err := a.connect()
+	if err != nil {
+		return err
+	}
+	stop := a.progress(ctx, c, "creating", "pending")
+	o, err := create(c)
+	stop()
+	if err = unwrapped(err); errors.Is(err, context.Canceled) {
+		return fail(exitInterrupted, "interrupted: the server undoes what it made for this, unless all of it was there already; imageapi tree shows what is there")
+	} else if err != nil {
+		return err
+	}
+	return a.show(o.model, func() { a.tell(o) })
+}
+
+// tell writes where an object is now.
+func (a *app) tell(o object) { a.printf("%s is %s\n", o, o.state) }

@@ -1,0 +1,158 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"reflect"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// maxDefinition bounds what is read of a file that may be anything; the server takes less.
+const maxDefinition = 64 << 20
+
+// readDefinition returns a definition as JSON. The path - means standard input.
+func (a *app) readDefinition(path string) ([]byte, error) {
+	in := a.in
+	if path != "-" {
+		file, err := os.Open(path)
+		if err != nil {
+			return nil, usage("read the definition: %w", err)
+		}
+		defer file.Close()
+		in = file
+	}
+	data, err := io.ReadAll(io.LimitReader(in, maxDefinition))
+	if err != nil {
+		return nil, usage("read the definition: %w", err)
+	}
+	return toJSON(data)
+}
+
+// toJSON returns a definition in JSON or YAML as JSON.
+func toJSON(data []byte) ([]byte, error) {
+	if trimmed := bytes.TrimSpace(data); len(trimmed) == 0 {
+		return nil, usage("the definition is empty")
+	} else if trimmed[0] == '{' && !json.Valid(data) {
+		var any json.RawMessage
+		return nil, usage("the definition is not JSON: %w", located(data, json.Unmarshal(data, &any)))
+	} else if trimmed[0] == '{' {
+		return data, nil
+	}
+	var node yaml.Node
+	if err := yaml.Unmarshal(data, &node); err != nil {
+		return nil, usage("the definition is not YAML: %w", err)
+	}
+	keepDates(&node)
+	var plain any
+	if err := node.Decode(&plain); err != nil {
+		return nil, usage("the definition is not YAML: %w", err)
+	}
+	converted, err := json.Marshal(plain)
+	if err != nil {
+		return nil, usage("the definition has something that JSON can't say: %w", err)
+	}
+	return converted, nil
+}
+
+// keepDates makes a text of what YAML takes for a date, such as the value of a label.
+func keepDates(n *yaml.Node) {
+	if n.ShortTag() == "!!timestamp" {
+		n.Tag = "!!str"
+	}
+	for _, child := range n.Content {
+		keepDates(child)
+	}
+}
+
+// located adds the line to an error of JSON's syntax.
+func located(data []byte, err error) error {
+	syntax, ok := errors.AsType[*json.SyntaxError](err)
+	if !ok {
+		return err
+	}
+	at := min(int(syntax.Offset), len(data))
+	return fail(exitUsage, "line %d: %w", 1+bytes.Count(data[:at], []byte("\n")), err)
+}
+
+// classOf tells what a definition defines.
+func classOf(definition []byte) (class, error) {
+	if bytes.TrimSpace(definition)[0] != '{' {
+		return "", usage("the definition is not an object with fields")
+	}
+	var probe struct {
+		Kind    string          `json:"kind"`
+		Command *string         `json:"command"`
+		Mount   json.RawMessage `json:"mount"`
+		Rbd     struct {
+			FsType *string `json:"fs_type"` // only a mount of the old form has it
+		} `json:"rbd"`
+	}
+	if err := json.Unmarshal(definition, &probe); err != nil {
+		return "", usage("the definition: %w", readable(err))
+	}
+	switch {
+	case probe.Command != nil || probe.Mount != nil:
+		return classContainer, nil
+	case probe.Kind == "rbd" && probe.Rbd.FsType != nil:
+		return classMount, nil
+	case slices.Contains([]string{"iscsi", "local", "loopback", "rbd"}, probe.Kind):
+		return classAttach, nil
+	case probe.Kind != "":
+		return classMount, nil
+	}
+	return "", usage("the definition has neither a command, as a container has, nor a kind, as a mount or an attachment has")
+}
+
+// decode reads a definition strictly: what this program does not know it could not send.
+func decode[T models.Container | models.Mount | models.Attach](definition []byte) (*T, error) {
+	dec := json.NewDecoder(bytes.NewReader(definition))
+	dec.DisallowUnknownFields()
+	v := new(T)
+	if err := dec.Decode(v); err != nil {
+		return nil, usage("the definition: %w", readable(err))
+	}
+	return v, nil
+}
+
+// readable says an error of JSON's types in the words of a definition.
+func readable(err error) error {
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
+		return fail(exitUsage, "%s is %s; it must be %s", e.Field, valueName(e.Value), kindName(e.Type.Kind()))
+	}
+	return err
+}
+
+// valueName says what encoding/json calls a value.
+func valueName(value string) string {
+	switch value {
+	case "array":
+		return "a list"
+	case "object":
+		return "an object"
+	case "bool":
+		return "true or false"
+	}
+	return "a " + value
+}
+
+// kindName says what a field of the models takes.
+func kindName(k reflect.Kind) string {
+	switch k {
+	case reflect.Slice:
+		return "a list"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.Int64:
+		return "a whole number"
+	case reflect.Bool:
+		return "true or false"
+	}
+	return "a " + k.String()
+}

@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/kraken-hpc/imageapi/client/containers"
+)
+
+type logsCommand struct {
+	Follow bool   `short:"f" long:"follow" description:"go on with what comes, until the container has ended"`
+	Tail   *int64 `short:"n" long:"tail" value-name:"N" description:"only so many of the latest lines"`
+	Since  string `long:"since" value-name:"TIME" description:"only what was written since a time (2026-11-23T10:00:00Z) or a span before now (90s)"`
+	Args   struct {
+		Container target `positional-arg-name:"NAME|ID" required:"yes"`
+	} `positional-args:"yes"`
+}
+
+func (c *logsCommand) run(ctx context.Context, a *app) error {
+	m, err := a.findContainer(ctx, c.Args.Container)
+	if err != nil {
+		return err
+	}
+	id := int64(m.ID)
+	_, err = a.client.Containers.ReadContainerLogContext(ctx, &containers.ReadContainerLogParams{
+		ID: &id, Follow: &c.Follow, Tail: c.Tail, Since: optional(c.Since),
+	}, a.out, containers.WithAcceptApplicationOctetStream)
+	if ctx.Err() != nil {
+		return ended(exitInterrupted)
+	}
+	return unwrapped(err)
+}

@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// progress shows on a terminal, while something takes longer than a second, for how long it does and which objects are in a
+// phase. It ends, and its line is gone, when the function that it returns has returned.
+func (a *app) progress(ctx context.Context, c *connection, doing, phase string) (stop func()) {
+	if a.errWidth == 0 {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.tick(ctx, c, doing, phase)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// clearLine erases what is on the line of the cursor.
+const clearLine = "\r\x1b[K"
+
+func (a *app) tick(ctx context.Context, c *connection, doing, phase string) {
+	start := a.now()
+	ticks := time.NewTicker(time.Second)
+	defer ticks.Stop()
+	shown := false
+	for {
+		select {
+		case <-ctx.Done():
+			if shown {
+				_, _ = fmt.Fprint(a.err, clearLine)
+			}
+			return
+		case <-ticks.C:
+		}
+		w, err := c.load(ctx)
+		if err != nil {
+			continue // the request itself tells what is wrong
+		}
+		line := fmt.Sprintf("%s for %s%s", doing, a.now().Sub(start).Round(time.Second), inPhase(w, phase))
+		_, _ = fmt.Fprint(a.err, clearLine, cut(line, a.errWidth-1))
+		shown = true
+	}
+}
+
+// inPhase lists the objects in a phase, others' too: which of them are for this request the server does not tell.
+func inPhase(w world, phase string) string {
+	var names []string
+	for _, o := range w.objects() {
+		if o.state != phase {
+			continue
+		}
+		name := o.String()
+		if o.why != "" {
+			name += " (" + printable(o.why) + ")"
+		}
+		names = append(names, name)
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return "; " + phase + ": " + strings.Join(names, ", ")
+}

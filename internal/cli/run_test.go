@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// answer makes a server that gives one answer to everything.
+func answer(t *testing.T, code int, header, body string) (url string) {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if name, value, ok := strings.Cut(header, ": "); ok {
+			w.Header().Set(name, value)
+		}
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, body)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// perform runs a command line without a terminal.
+func perform(ctx context.Context, in string, args ...string) (status int, out, errors string) {
+	var o, e bytes.Buffer
+	status = Run(ctx, args, Streams{In: strings.NewReader(in), Out: &o, Err: &e}, "1.2.3")
+	return status, o.String(), e.String()
+}
+
+func TestExitStatuses(t *testing.T) {
+	t.Parallel()
+	const faults = `{"code": 422, "message": "mount.bind.base: is \"a; mount b\"; it must be one of root, mount; mount.bind.path: is required; container.namespaces: root is root; leave it out"}`
+	for name, test := range map[string]struct {
+		code         int
+		header, body string
+		args         string
+		status       int
+		out, errors  string
+	}{
+		"ok":        {200, "", `[]`, "list", 0, "there is nothing\n", ""},
+		"warning":   {200, `Warning: 299 imageapi "ignored: \"a\\b\"", 299 imageapi "more"`, `[]`, "list containers -o json", 0, "[]\n", "imageapi: warning: ignored: \"a\\b\"\nimageapi: warning: more\n"},
+		"refused":   {409, "", `{"code": 409, "message": "busy\u001b[2J"}`, "list", 1, "", "imageapi: busy\\x1b[2J\n"},
+		"not found": {404, "", `{"code": 404, "message": "no container"}`, "list", 3, "", "imageapi: no container\n"},
+		"time":      {504, "", `{"code": 504, "message": "late"}`, "list", 5, "", "imageapi: late\n"},
+		"faults": {422, "", faults, "list", 1, "", "imageapi: mount.bind.base: is \"a; mount b\"; it must be one of root, mount\n" +
+			"imageapi: mount.bind.path: is required\nimageapi: container.namespaces: root is root; leave it out\n"},
+		"no message":  {500, "", `{}`, "list", 1, "", "imageapi: the server answers 500 without a message\n"},
+		"cut off":     {200, "", `[{"id": 1`, "list", 4, "", "imageapi: read the answer: unexpected EOF\n"},
+		"other":       {502, "Content-Type: text/html", `<html>`, "list", 4, "", "imageapi: URL answers 502 Bad Gateway with the type \"text/html\": that is not an imageapi-server\n"},
+		"command":     {200, "", `[]`, "lost", 2, "", "imageapi: there is no command \"lost\": see imageapi --help\n"},
+		"none":        {200, "", `[]`, "", 2, "", "imageapi: which command? See imageapi --help\n"},
+		"argument":    {200, "", `[]`, "tree a b", 2, "", "imageapi: unexpected argument \"b\"\n"},
+		"missing":     {200, "", `[]`, "stop nobody", 3, "", "imageapi: no container is named \"nobody\"\n"},
+		"two missing": {200, "", `[]`, "rm 1 nobody", 3, "", "imageapi: no object has the id 1, and no container that name\nimageapi: no container is named \"nobody\"\n"},
+		"exec":        {200, "", `[]`, "exec nobody true", 125, "", "imageapi: no container is named \"nobody\"\n"},
+		"file":        {200, "", `[]`, "create /nowhere", 2, "", "imageapi: read the definition: open /nowhere: no such file or directory\n"},
+		"tls":         {200, "", `[]`, "list --ca /nowhere", 2, "", "imageapi: --cert, --key and --ca are for https, and --host is \"URL\"\n"},
+		"version":     {200, "", `[]`, "--version", 0, "imageapi 1.2.3\n", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := answer(t, test.code, test.header, test.body)
+			status, out, errors := perform(t.Context(), "", append([]string{"--host", url}, strings.Fields(test.args)...)...)
+			errors = strings.ReplaceAll(errors, url, "URL")
+			if status != test.status || out != test.out || errors != test.errors {
+				t.Errorf("status %d, out %q, errors %q; want %d, %q, %q", status, out, errors, test.status, test.out, test.errors)
+			}
+		})
+	}
+}
+
+func TestHosts(t *testing.T) {
+	t.Parallel()
+	for host, want := range map[string]string{
+		"": `--host "": give`, "foo": `--host "foo": give`, "unix://": `--host "unix://": give`, "unix://a/b": "give", "http://": "give", "ftp://a": "give",
+		"http://a/b": "give", "http://u:p@a": "give", "http://a:1?x": "give", "://": "missing protocol scheme",
+	} {
+		status, _, errors := perform(t.Context(), "", "list", "--host="+host)
+		if status != exitUsage || !strings.Contains(errors, want) {
+			t.Errorf("%q: status %d, %q", host, status, errors)
+		}
+	}
+	for _, host := range []string{"unix:///nowhere", "http://127.0.0.1:1", "https://127.0.0.1:1", "http://127.0.0.1:1/"} {
+		status, _, errors := perform(t.Context(), "", "list", "--host="+host)
+		if status != exitUnreachable || !strings.Contains(errors, "connect to "+host+": connect: ") || !strings.Contains(errors, "is imageapi-server running?") {
+			t.Errorf("%q: status %d, %q", host, status, errors)
+		}
+	}
+}
+
+// What can't be written is not lost without a word.
+func TestOutputFails(t *testing.T) {
+	t.Parallel()
+	var errors bytes.Buffer
+	status := Run(t.Context(), []string{"list", "--host", answer(t, 200, "", `[]`)}, Streams{Out: failing{}, Err: &errors}, "")
+	if status != exitRefused || errors.String() != "imageapi: write the output: no space\n" {
+		t.Errorf("status %d, %q", status, errors.String())
+	}
+}
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, fmt.Errorf("no space") }
+
+// A create that takes long shows on a terminal what it waits for, and nothing of that stays.
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	looked := make(chan struct{}, 16)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case r.Method == http.MethodPost:
+			<-looked // it has looked once; what it saw it shows before it looks again or ends
+			<-looked
+			w.WriteHeader(http.StatusCreated)
+			_, _ = io.WriteString(w, `{"id": 2, "kind": "bind", "phase": "ready"}`)
+		case strings.HasSuffix(r.URL.Path, "/attach"):
+			_, _ = io.WriteString(w, `[{"id": 1, "kind": "rbd", "phase": "pending", "error": "no answer"}, {"id": 3, "kind": "local", "phase": "ready"}]`)
+			looked <- struct{}{}
+		default:
+			_, _ = io.WriteString(w, `[]`)
+		}
+	}))
+	defer s.Close()
+	a, out, errors := newApp(0)
+	a.errWidth, a.now, a.in = 80, time.Now, strings.NewReader(`{"kind": "bind"}`)
+	if err := a.perform(t.Context(), []string{"create", "-", "--host", s.URL}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != "mount 2 (bind) is ready\n" {
+		t.Errorf("out %q", out)
+	}
+	got := errors.String()
+	if !strings.HasPrefix(got, clearLine+"creating for 1s; pending: attach 1 (rbd) (no answer)") || !strings.HasSuffix(got, clearLine) {
+		t.Errorf("errors %q", got)
+	}
+}
+
+// Who interrupts a create is told what becomes of it.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		cancel()
+		<-r.Context().Done()
+	}))
+	defer s.Close()
+	status, out, errors := perform(ctx, "kind: bind", "create", "-", "--host", s.URL)
+	if status != exitInterrupted || out != "" || !strings.Contains(errors, "interrupted: the server undoes what it made for this") {
+		t.Errorf("status %d, out %q, errors %q", status, out, errors)
+	}
+}
+
+func TestExecEnds(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]string{
+		`{"exit_code": 0, "stdout": "out\n", "stderr": "err\n"}`:          "0 out\n err\n",
+		`{"exit_code": 7, "stdout": "", "stderr": ""}`:                    "7  ",
+		`{"signal": 9, "stdout": "", "stderr": ""}`:                       "137  ",
+		`{"signal": 9, "timed_out": true, "stdout": "so", "stderr": ""}`:  "124 so imageapi: the command was killed after 1h0m0s\n",
+		`{"exit_code": 1, "truncated": true, "stdout": "", "stderr": ""}`: "1  imageapi: warning: it wrote more than a MiB; the rest is lost\n",
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			switch {
+			case r.Method == http.MethodPost:
+				_, _ = io.WriteString(w, body)
+			case strings.HasSuffix(r.URL.Path, "/container"):
+				_, _ = io.WriteString(w, `[{"id": 1, "name": "app", "command": "x", "mount": {"id": 2}}]`)
+			default:
+				_, _ = io.WriteString(w, `[]`)
+			}
+		}))
+		status, out, errors := perform(t.Context(), "", "--host", s.URL, "exec", "app", "--", "ls", "-l", "--help")
+		s.Close()
+		if got := fmt.Sprintf("%d %s %s", status, out, errors); got != want {
+			t.Errorf("%s: %q, want %q", body, got, want)
+		}
+	}
+}
+
+func TestShowsJSONAndYAML(t *testing.T) {
+	t.Parallel()
+	url := answer(t, 200, "", `[{"id": 1, "kind": "local", "phase": "ready", "refs": 1, "local": {"path": "/dev/<vdb>"}}]`)
+	for format, want := range map[string]string{
+		"json": "[\n  {\n    \"id\": 1,\n    \"kind\": \"local\",\n    \"local\": {\n      \"path\": \"/dev/<vdb>\"\n    },\n    \"phase\": \"ready\",\n    \"refs\": 1\n  }\n]\n",
+		"yaml": "- id: 1\n  kind: local\n  local:\n    path: /dev/<vdb>\n  phase: ready\n  refs: 1\n",
+	} {
+		if _, out, _ := perform(t.Context(), "", "--host", url, "list", "attachments", "-o", format); out != want {
+			t.Errorf("%s: %q, want %q", format, out, want)
+		}
+	}
+}
