@@ -114,6 +114,7 @@ func (a *app) parser() (*flags.Parser, map[string]runner) {
 	p := flags.NewNamedParser("imageapi", flags.HelpFlag|flags.PassDoubleDash)
 	p.LongDescription = "Shows and changes the attachments, mounts and containers of a node, by its imageapi-server."
 	p.SubcommandsOptional = true
+	a.Server.Host = defaultHost
 	p.CompletionHandler = a.complete
 	_, err := p.AddGroup("Options", "", &a.options)
 	runners := map[string]runner{}

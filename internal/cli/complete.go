@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"os"
 	"strconv"
 	"time"
 
@@ -19,9 +21,9 @@ type target string
 func (t *target) Complete(prefix string) []flags.Completion {
 	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
 	defer cancel()
-	var s server
-	if _, err := flags.NewParser(&s, flags.None).ParseArgs(nil); err != nil {
-		return nil
+	s := server{
+		Host: cmp.Or(os.Getenv("IMAGEAPI_HOST"), defaultHost),
+		Cert: os.Getenv("IMAGEAPI_CERT"), Key: os.Getenv("IMAGEAPI_KEY"), CA: os.Getenv("IMAGEAPI_CA"),
 	}
 	c, err := s.client(func(string) {})
 	if err != nil {

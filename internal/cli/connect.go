@@ -23,11 +23,14 @@ import (
 
 // server says where the server is.
 type server struct {
-	Host string `long:"host" value-name:"URL" env:"IMAGEAPI_HOST" default:"unix:///run/imageapi.sock" description:"unix:///PATH, http://HOST:PORT or https://HOST:PORT"`
+	Host string `long:"host" value-name:"URL" env:"IMAGEAPI_HOST" description:"unix:///PATH, http://HOST:PORT or https://HOST:PORT"`
 	Cert string `long:"cert" value-name:"FILE" env:"IMAGEAPI_CERT" description:"the client's certificate for https (PEM)"`
 	Key  string `long:"key" value-name:"FILE" env:"IMAGEAPI_KEY" description:"its private key (PEM)"`
 	CA   string `long:"ca" value-name:"FILE" env:"IMAGEAPI_CA" description:"the authorities that may vouch for the server, instead of the system's (PEM)"`
 }
+
+// defaultHost is where the server listens unless it was told otherwise.
+const defaultHost = "unix:///run/imageapi.sock"
 
 // dialTimeout bounds how long it takes to find out that nobody listens.
 const dialTimeout = 10 * time.Second
