@@ -141,7 +141,7 @@ func (c courier) explain(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, fs.ErrPermission):
-		hint = ": only root may connect"
+		hint = ": only root may connect, and the group of its --socket-group"
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 		hint = ": is imageapi-server running? --host or $IMAGEAPI_HOST tells where it is"
 	}

@@ -37,14 +37,22 @@ func (a *app) readDefinition(path string) ([]byte, error) {
 
 // toJSON returns a definition in JSON or YAML as JSON.
 func toJSON(data []byte) ([]byte, error) {
-	if trimmed := bytes.TrimSpace(data); len(trimmed) == 0 {
+	trimmed := bytes.TrimSpace(data)
+	if len(trimmed) == 0 {
 		return nil, usage("the definition is empty")
-	} else if trimmed[0] == '{' && !json.Valid(data) {
+	}
+	if json.Valid(data) {
+		return data, twice(json.NewDecoder(bytes.NewReader(data)))
+	}
+	converted, err := fromYAML(data)
+	if err != nil && trimmed[0] == '{' {
 		var any json.RawMessage
 		return nil, usage("the definition is not JSON: %w", located(data, json.Unmarshal(data, &any)))
-	} else if trimmed[0] == '{' {
-		return data, nil
 	}
+	return converted, err
+}
+
+func fromYAML(data []byte) ([]byte, error) {
 	var node yaml.Node
 	if err := yaml.Unmarshal(data, &node); err != nil {
 		return nil, usage("the definition is not YAML: %w", err)
@@ -59,6 +67,31 @@ func toJSON(data []byte) ([]byte, error) {
 		return nil, usage("the definition has something that JSON can't say: %w", err)
 	}
 	return converted, nil
+}
+
+// twice returns an error if the next value holds an object with a field that is there more than once: encoding/json would take the
+// last, and nobody would know.
+func twice(dec *json.Decoder) error {
+	token, err := dec.Token()
+	if delim, ok := token.(json.Delim); err != nil || !ok || delim != '{' && delim != '[' {
+		return err
+	}
+	seen := map[string]bool{}
+	for dec.More() {
+		if token == json.Delim('{') {
+			key, err := dec.Token()
+			if name, ok := key.(string); err != nil || ok && seen[name] {
+				return errors.Join(err, usage("the definition has the field %q twice in one object", name))
+			} else if ok {
+				seen[name] = true
+			}
+		}
+		if err := twice(dec); err != nil {
+			return err
+		}
+	}
+	_, err = dec.Token()
+	return err
 }
 
 // keepDates makes a text of what YAML takes for a date, such as the value of a label.

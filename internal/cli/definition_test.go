@@ -9,17 +9,20 @@ import (
 func TestToJSON(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		`{"kind": "bind"}`:                                `{"kind": "bind"}`,
-		"\n\t{\n\t\"kind\": \"bind\"}\n":                  "\n\t{\n\t\"kind\": \"bind\"}\n",
-		"kind: bind\nbind:\n  path: /srv # where it is\n": `{"bind":{"path":"/srv"},"kind":"bind"}`,
-		"labels: {day: 2026-11-23}\nrestart: no":          `{"labels":{"day":"2026-11-23"},"restart":"no"}`,
-		"":                                                "the definition is empty",
-		" \n":                                             "the definition is empty",
-		"{\"kind\":\n\n\"bind\"":                          "the definition is not JSON: line 3: unexpected end of JSON input",
-		"{\n\"kind\" \"bind\"}":                           `the definition is not JSON: line 2: invalid character '"' after object key`,
-		"kind: bind\nkind: nfs":                           "the definition is not YAML: yaml: unmarshal errors:\n  line 2: mapping key \"kind\" already defined at line 1",
-		"a: b: c":                                         "the definition is not YAML: yaml: mapping values are not allowed in this context",
-		"1: 2":                                            "the definition has something that JSON can't say: json: unsupported type: map[interface {}]interface {}",
+		`{"kind": "bind"}`:                                    `{"kind": "bind"}`,
+		"\n\t{\n\t\"kind\": \"bind\"}\n":                      "\n\t{\n\t\"kind\": \"bind\"}\n",
+		"kind: bind\nbind:\n  path: /srv # where it is\n":     `{"bind":{"path":"/srv"},"kind":"bind"}`,
+		"labels: {day: 2026-11-23}\nrestart: no":              `{"labels":{"day":"2026-11-23"},"restart":"no"}`,
+		"{kind: bind, bind: {path: /srv}}":                    `{"bind":{"path":"/srv"},"kind":"bind"}`,
+		`{"a": [{"b": {}}, {"b": 1, "c": {"b": 2}}], "b": 3}`: `{"a": [{"b": {}}, {"b": 1, "c": {"b": 2}}], "b": 3}`,
+		`{"a": [{"b": {}, "c": 1, "b": 2}]}`:                  `the definition has the field "b" twice in one object`,
+		"":                                                    "the definition is empty",
+		" \n":                                                 "the definition is empty",
+		"{\"kind\":\n\n\"bind\"":                              "the definition is not JSON: line 3: unexpected end of JSON input",
+		"{\n\"kind\" \"bind\"}":                               `the definition is not JSON: line 2: invalid character '"' after object key`,
+		"kind: bind\nkind: nfs":                               "the definition is not YAML: yaml: unmarshal errors:\n  line 2: mapping key \"kind\" already defined at line 1",
+		"a: b: c":                                             "the definition is not YAML: yaml: mapping values are not allowed in this context",
+		"1: 2":                                                "the definition has something that JSON can't say: json: unsupported type: map[interface {}]interface {}",
 	} {
 		got, err := toJSON([]byte(in))
 		if err != nil {

@@ -112,17 +112,25 @@ func (a *app) tables(w world, wanted []class) {
 			a.attachTable(w.Attachments)
 		}
 	}
-	first := true
-	for _, o := range w.objects() {
-		if o.why == "" {
-			continue
-		}
-		if first {
+	for i, line := range remarks(w.objects()) {
+		if i == 0 {
 			a.printf("\n")
-			first = false
 		}
-		a.printf("%s: %s\n", o, printable(o.why))
+		a.printf("%s\n", printable(line))
 	}
+}
+
+// remarks tell what is wrong with objects, and what they wait for.
+func remarks(objects []object) (lines []string) {
+	for _, o := range objects {
+		if o.why != "" {
+			lines = append(lines, fmt.Sprintf("%s: %s", o, o.why))
+		}
+		if o.waits != "" {
+			lines = append(lines, fmt.Sprintf("%s waits for %s", o, o.waits))
+		}
+	}
+	return lines
 }
 
 func (a *app) containerTable(all []*models.Container) {

@@ -31,6 +31,7 @@ type object struct {
 	state string
 	where string // what to look at on the node
 	why   string // the error that it shows
+	waits string // what it waits for
 	needs []int64
 	model any // the generated model
 }
@@ -110,7 +111,7 @@ func (w world) objects() (all []object) {
 }
 
 func ofContainer(c *models.Container) object {
-	o := object{class: classContainer, id: int64(c.ID), name: string(c.Name), state: stateOf(c), where: commandLine(c), why: c.Error, model: c}
+	o := object{class: classContainer, id: int64(c.ID), name: string(c.Name), state: stateOf(c), where: commandLine(c), why: c.Error, waits: c.WaitsFor, model: c}
 	if c.Mount != nil {
 		o.needs = []int64{int64(c.Mount.ID)}
 	}
@@ -118,11 +119,11 @@ func ofContainer(c *models.Container) object {
 }
 
 func ofMount(m *models.Mount) object {
-	return object{class: classMount, id: int64(m.ID), kind: m.Kind, state: m.Phase, where: m.Mountpoint, why: m.Error, needs: below(m), model: m}
+	return object{class: classMount, id: int64(m.ID), kind: m.Kind, state: m.Phase, where: m.Mountpoint, why: m.Error, waits: m.WaitsFor, needs: below(m), model: m}
 }
 
 func ofAttach(t *models.Attach) object {
-	o := object{class: classAttach, id: int64(t.ID), kind: t.Kind, state: t.Phase, where: t.DeviceFile, why: t.Error, model: t}
+	o := object{class: classAttach, id: int64(t.ID), kind: t.Kind, state: t.Phase, where: t.DeviceFile, why: t.Error, waits: t.WaitsFor, model: t}
 	if t.Loopback != nil && t.Loopback.Mount != nil {
 		o.needs = []int64{int64(t.Loopback.Mount.ID)}
 	}

@@ -60,8 +60,8 @@ func inPhase(w world, phase string) string {
 			continue
 		}
 		name := o.String()
-		if o.why != "" {
-			name += " (" + printable(o.why) + ")"
+		if o.waits != "" {
+			name += " waits for " + printable(o.waits)
 		}
 		names = append(names, name)
 	}

@@ -22,7 +22,7 @@ const node = `{
 	{"id": 2, "kind": "attach", "mountpoint": "/run/imageapi/mounts/2", "phase": "ready", "since": "2026-11-23T10:00:00Z", "refs": 2, "attach": {"fs_type": "squashfs", "attach": {"id": 1}}},
 	{"id": 3, "kind": "overlay", "mountpoint": "/run/imageapi/mounts/3", "phase": "ready", "refs": 1, "overlay": {"lower": [{"id": 9}, {"id": 2}]}},
 	{"id": 5, "kind": "overlay", "mountpoint": "/run/imageapi/mounts/5", "phase": "ready", "refs": 3, "overlay": {"lower": [{"id": 2}], "upper": {"mount": {"id": 10}}}},
-	{"id": 9, "kind": "nfs", "phase": "broken", "error": "the server does not answer", "refs": 1, "nfs": {"host": "filer", "path": "/images"}},
+	{"id": 9, "kind": "nfs", "phase": "broken", "error": "it was unmounted", "waits_for": "the server filer", "refs": 1, "nfs": {"host": "filer", "path": "/images"}},
 	{"id": 10, "kind": "bind", "mountpoint": "/run/imageapi/mounts/10", "phase": "ready", "refs": 1, "bind": {"path": "/srv", "base": "root"}}],
 "attachments": [
 	{"id": 1, "kind": "loopback", "device_file": "/dev/loop0", "phase": "ready", "refs": 1, "loopback": {"path": "/images/a.squashfs", "base": "root"}},
@@ -75,7 +75,8 @@ ATTACH  KIND      PHASE    AGE  REFS  DEVICE      OF
 11      rbd       pending  -    1     -           images/a@s
 
 container 7 (evil): the command was\x1b[1m killed
-mount 9 (nfs): the server does not answer
+mount 9 (nfs): it was unmounted
+mount 9 (nfs) waits for the server filer
 `)
 }
 

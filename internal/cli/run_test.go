@@ -122,7 +122,7 @@ func TestProgress(t *testing.T) {
 			w.WriteHeader(http.StatusCreated)
 			_, _ = io.WriteString(w, `{"id": 2, "kind": "bind", "phase": "ready"}`)
 		case strings.HasSuffix(r.URL.Path, "/attach"):
-			_, _ = io.WriteString(w, `[{"id": 1, "kind": "rbd", "phase": "pending", "error": "no answer"}, {"id": 3, "kind": "local", "phase": "ready"}]`)
+			_, _ = io.WriteString(w, `[{"id": 1, "kind": "rbd", "phase": "pending", "waits_for": "an answer"}, {"id": 3, "kind": "local", "phase": "ready"}]`)
 			looked <- struct{}{}
 		default:
 			_, _ = io.WriteString(w, `[]`)
@@ -138,7 +138,7 @@ func TestProgress(t *testing.T) {
 		t.Errorf("out %q", out)
 	}
 	got := errors.String()
-	if !strings.HasPrefix(got, clearLine+"creating for 1s; pending: attach 1 (rbd) (no answer)") || !strings.HasSuffix(got, clearLine) {
+	if !strings.HasPrefix(got, clearLine+"creating for 1s; pending: attach 1 (rbd) waits for an answer") || !strings.HasSuffix(got, clearLine) {
 		t.Errorf("errors %q", got)
 	}
 }

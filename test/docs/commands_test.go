@@ -81,7 +81,7 @@ func run(t *testing.T, name, page string) {
 	testkit.Unchanged(t, d.Scope(filepath.Dir(images), tree))
 
 	all := steps(private.Replace(page))
-	outputs := execute(t, tree, all)
+	outputs := execute(t, tree, d.Socket, all)
 	for i, s := range all {
 		if i >= len(outputs) {
 			t.Fatalf("%s:%d: never ran, or was cut off: %s", name, s.line, s.command)
@@ -124,8 +124,9 @@ func workTree(t *testing.T, private *strings.Replacer) string {
 	return tree
 }
 
-// execute runs commands in one shell and returns what each of them prints, also to standard error.
-func execute(t *testing.T, dir string, all []step) []string {
+// execute runs commands in one shell, whose client finds the server at a socket, and returns what each of them prints, also to
+// standard error.
+func execute(t *testing.T, dir, socket string, all []step) []string {
 	t.Helper()
 	var script strings.Builder
 	for _, s := range all {
@@ -139,7 +140,7 @@ func execute(t *testing.T, dir string, all []step) []string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", path)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "IMAGEAPI_HOST=unix://"+socket, "PATH="+dir+"/bin:"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
