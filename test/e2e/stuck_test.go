@@ -49,39 +49,48 @@ func (n *node) waits(t *testing.T, resource string, id models.ID, what string, f
 	t.Logf("%s %d is %s and waits for: %s", resource, id, last[0].Phase, last[0].WaitsFor)
 }
 
-// pace is how fast a node answers.
+// pace is how fast a node answers, in the best of some rounds: what else the machine does makes others slower.
 type pace struct {
 	get    time.Duration // the 99th percentile of a read of one object
-	create time.Duration // of several creates and deletes of an image of the node, one after the other
+	create time.Duration // of some creates and deletes of an image of the node, one after the other
 }
 
 // measures reads one object again and again, and makes others.
-func (n *node) measures(t *testing.T, id models.ID) (p pace) {
+func (n *node) measures(t *testing.T, id models.ID) (best pace) {
 	t.Helper()
-	const gets, rounds, creates = 200, 3, 5
-	var high []time.Duration
-	for range rounds {
-		times := make([]time.Duration, gets)
-		for i := range times {
-			begin := time.Now()
-			resp, err := n.Stream(t.Context(), fmt.Sprintf("/mount?id=%d", id), nil)
-			must(t, err)
-			_, err = io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
-			must(t, err)
-			times[i] = time.Since(begin)
+	for round := range 4 {
+		now := pace{n.reads(t, id), n.creates(t)}
+		if round == 0 {
+			best = now
 		}
-		slices.Sort(times)
-		high = append(high, times[gets*99/100])
+		best = pace{min(best.get, now.get), min(best.create, now.create)}
 	}
-	slices.Sort(high)
-	p.get = high[rounds/2]
+	return best
+}
+
+func (n *node) reads(t *testing.T, id models.ID) time.Duration {
+	t.Helper()
+	times := make([]time.Duration, 200)
+	for i := range times {
+		begin := time.Now()
+		resp, err := n.Stream(t.Context(), fmt.Sprintf("/mount?id=%d", id), nil)
+		must(t, err)
+		_, err = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		must(t, err)
+		times[i] = time.Since(begin)
+	}
+	slices.Sort(times)
+	return times[len(times)*99/100]
+}
+
+func (n *node) creates(t *testing.T) time.Duration {
+	t.Helper()
 	begin := time.Now()
-	for range creates {
+	for range 3 {
 		n.remove(t, http.StatusOK, "/mount", n.mount(t, squash(n.image)).ID)
 	}
-	p.create = time.Since(begin)
-	return p
+	return time.Since(begin)
 }
 
 // within fails the test unless a node is about as fast as it was, and uses about as much.
@@ -161,7 +170,8 @@ func TestStuckServers(t *testing.T) {
 	for range 2*each - 2 {
 		a := <-answers
 		if a.Status != http.StatusCreated {
-			if a.resource == "/mount" || a.Status != http.StatusBadGateway { // nobody is at the other portals, which is told now
+			// The first portals did not answer in time, and nobody is at the others.
+			if a.resource == "/mount" || a.Status != http.StatusBadGateway && a.Status != http.StatusGatewayTimeout {
 				t.Errorf("%s is answered %d %s", a.resource, a.Status, a.Body)
 			}
 			continue
@@ -185,8 +195,8 @@ func TestStuckPaths(t *testing.T) {
 	far := t.TempDir()
 	testkit.Run(t, "mount", "-t", "nfs", "-o", "vers=4.2,noac", "127.0.0.1:"+n.dir, far)
 	defer testkit.Run(t, "umount", far)
-	local := n.mount(t, squash(n.image))
-	quiet, before := n.measures(t, local.ID), usageOf(t, n.PID)
+	n.creates(t) // so that it has all threads that it needs
+	before := usageOf(t, n.PID)
 	pass := testkit.DropNFS(t)
 	defer pass()
 	var all sync.WaitGroup
@@ -214,9 +224,7 @@ func TestStuckPaths(t *testing.T) {
 	all.Wait()
 	pass()
 	made := n.mount(t, bind(far+"/root"))
-	n.within(t, local.ID, quiet, before, 0)
 	n.remove(t, http.StatusOK, "/mount", made.ID)
-	n.remove(t, http.StatusOK, "/mount", local.ID)
 	n.empties(t)
 }
 
