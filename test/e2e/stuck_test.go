@@ -93,20 +93,27 @@ func (n *node) creates(t *testing.T) time.Duration {
 	return time.Since(begin)
 }
 
-// within fails the test unless a node is about as fast as it was, and uses about as much.
+// within fails the test unless a node is about as fast as it was, and frugal.
 func (n *node) within(t *testing.T, id models.ID, quiet pace, before usage, hanging int) {
 	t.Helper()
-	now, uses := n.measures(t, id), usageOf(t, n.PID)
+	now := n.measures(t, id)
 	t.Logf("99th percentile of a GET: %v, while %d acts hang %v; creates: %v, %v", quiet.get, hanging, now.get, quiet.create, now.create)
-	t.Logf("threads: %d, %d; memory: %d KiB, %d KiB", before.threads, uses.threads, before.rss, uses.rss)
 	if now.get > 3*quiet.get {
 		t.Errorf("the 99th percentile of a GET is %v, and %v without what hangs", now.get, quiet.get)
 	}
 	if now.create > 2*quiet.create { // the same, but for noise
 		t.Errorf("creates take %v, and %v without what hangs", now.create, quiet.create)
 	}
+	n.frugal(t, before, hanging)
+}
+
+// frugal fails the test if what hangs has threads or more memory than it needs.
+func (n *node) frugal(t *testing.T, before usage, hanging int) {
+	t.Helper()
+	uses := usageOf(t, n.PID)
+	t.Logf("threads: %d, %d; memory: %d KiB, %d KiB", before.threads, uses.threads, before.rss, uses.rss)
 	// One for each act would be as many as hang. The runtime adds a few for calls that happen to overlap.
-	if most := before.threads + 8 + hanging/4; uses.threads > most {
+	if most := before.threads + 4 + hanging/10; uses.threads > most {
 		t.Errorf("it has %d threads, and %d without what hangs", uses.threads, before.threads)
 	}
 	// A request that hangs has a connection, some goroutines, and a buffer for the answer of its helper of 160 KiB.
@@ -218,9 +225,7 @@ func TestStuckPaths(t *testing.T) {
 		}
 	}
 	testkit.Eventually(t, "they hang", func() bool { return len(n.waiting(t, "/mount"))+len(n.waiting(t, "/attach")) == 3*each })
-	if now := usageOf(t, n.PID); now.threads > before.threads+each {
-		t.Errorf("it has %d threads, and %d without what hangs", now.threads, before.threads)
-	}
+	n.frugal(t, before, 3*each)
 	all.Wait()
 	pass()
 	made := n.mount(t, bind(far+"/root"))
@@ -230,9 +235,9 @@ func TestStuckPaths(t *testing.T) {
 
 // A disk that does not answer: what stands on it waits, also where it can't be killed, and nothing else does.
 func TestStuckDevice(t *testing.T) {
-	n := newNode(t, "--create-timeout", "8s", "--delete-timeout", "4s")
 	image := func() string { return testkit.Ext4(t, testkit.Busybox(t)) }
 	written, below, empty := testkit.Map(t, image()), testkit.Map(t, image()), testkit.Map(t, image())
+	n := newNode(t, "--create-timeout", "8s", "--delete-timeout", "4s")
 	disk := func(m *testkit.Mapped) *models.Attach {
 		return &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &m.Path}}
 	}
@@ -299,4 +304,91 @@ func TestStuckDevice(t *testing.T) {
 	}
 	n.remove(t, http.StatusOK, "/attach", idle.ID)
 	n.empties(t)
+}
+
+// Disks that can be read but not written to, since the file system below them is frozen. This kernel needs nothing else for it.
+func TestStuckDisks(t *testing.T) {
+	testkit.Need(t, "fsfreeze", "losetup", "ext4", "mkfs.ext4")
+	const many = 12
+	host := t.TempDir()
+	testkit.Run(t, "mount", "-o", "loop", grown(t, testkit.Ext4(t, t.TempDir()), 64*many), host)
+	t.Cleanup(func() { testkit.Run(t, "umount", host) })
+	var paths [many]string
+	for i := range paths {
+		image := filepath.Join(host, fmt.Sprint(i))
+		testkit.Run(t, "mkfs.ext4", "-q", image, "32M")
+		paths[i] = strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", image))
+		t.Cleanup(func() { testkit.Run(t, "losetup", "--detach", paths[i]) })
+	}
+	n := newNode(t, "--delete-timeout", "4s")
+	var disks []models.Mount
+	for i := range paths {
+		disks = append(disks, n.mount(t, device(&models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &paths[i]}}, "ext4")))
+	}
+	before := usageOf(t, n.PID)
+	for _, d := range disks {
+		must(t, os.WriteFile(filepath.Join(d.Mountpoint, "file"), []byte("not saved yet"), 0o644))
+	}
+	frozen := time.Now()
+	testkit.Run(t, "fsfreeze", "--freeze", host)
+	thaw := sync.OnceFunc(func() { testkit.Run(t, "fsfreeze", "--unfreeze", host) })
+	t.Cleanup(thaw)
+
+	var all sync.WaitGroup
+	for _, d := range disks {
+		all.Go(func() {
+			a, err := n.Do(context.WithoutCancel(t.Context()), http.MethodDelete, fmt.Sprintf("/mount?id=%d", d.ID), nil)
+			if err != nil || a.Status != http.StatusGatewayTimeout {
+				t.Errorf("delete: %v, %d %s", err, a.Status, a.Body)
+			}
+		})
+	}
+	local := n.mount(t, squash(n.image))
+	testkit.Eventually(t, "all of them hang", func() bool { return len(n.waiting(t, "/mount")) == many })
+	n.frugal(t, before, many)
+	all.Wait()
+	for _, d := range disks {
+		n.waits(t, "/mount", d.ID, "device "+d.Attach.Attach.DeviceFile+": sync ", frozen)
+		if o := n.get(t, "/mount", int64(d.ID)); o.Phase != "stopping" || !strings.Contains(o.Error, "was killed but can't end") && !strings.Contains(o.Error, "an earlier attempt is not over") {
+			t.Errorf("it shows %+v", o)
+		}
+	}
+	n.remove(t, http.StatusOK, "/mount", local.ID)
+	// What is tried again waits for the process of the first attempt: no second one joins it.
+	testkit.Eventually(t, "all are tried again", func() bool {
+		return !slices.ContainsFunc(n.list(t, "/mount"), func(o object) bool { return !strings.Contains(o.Error, "an earlier attempt is not over") })
+	})
+	if now := n.helpers(t); now != many {
+		t.Errorf("%d processes hang for %d mounts", now, many)
+	}
+	n.frugal(t, before, many)
+	thaw()
+	if !within(func() bool { return n.everything(t.Context(), t) == "[] [] []" }) {
+		t.Errorf("left: %s", n.everything(t.Context(), t))
+	}
+}
+
+// helpers counts the server's processes that do what can hang.
+func (n *node) helpers(t *testing.T) (count int) {
+	t.Helper()
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", n.PID))
+	must(t, err)
+	for _, list := range lists {
+		pids, _ := os.ReadFile(list)
+		for _, pid := range strings.Fields(string(pids)) {
+			stat, _ := os.ReadFile("/proc/" + pid + "/stat")
+			if strings.Contains(string(stat), ") D ") {
+				count++
+			}
+		}
+	}
+	return count
+}
+
+// grown makes the file system in an image larger.
+func grown(t *testing.T, image string, mib int64) string {
+	t.Helper()
+	must(t, os.Truncate(image, mib<<20))
+	testkit.Run(t, "resize2fs", image)
+	return image
 }

@@ -269,6 +269,7 @@ func TestGate(t *testing.T) {
 		"helper sync":    r.Sync(t.Context(), dir),
 		"helper flush":   r.Flush(t.Context(), dir),
 		"helper write":   r.WriteFile(t.Context(), dir, nil),
+		"helper ioctl":   r.Ioctl(t.Context(), null, unix.BLKROSET, []byte{0}),
 		"helper close":   r.Discard(t.Context(), null),
 	} {
 		if !errors.Is(err, refused) || !strings.Contains(err.Error(), name) {
@@ -300,5 +301,25 @@ func TestWriteFileWithKey(t *testing.T) {
 	err := r.WriteFileWithKey(soon(t, 10*time.Second), path, []byte("data"), key)
 	if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "add_key") {
 		t.Errorf("a key of an unknown type: %v", err)
+	}
+}
+
+func TestIoctl(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	testkit.Need(t, "losetup", "blockdev")
+	disk := filepath.Join(dir, "disk")
+	must(t, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
+	path := strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", disk))
+	defer testkit.Run(t, "losetup", "--detach", path)
+	device, err := os.Open(path)
+	must(t, err)
+	defer device.Close()
+	must(t, r.Ioctl(soon(t, 10*time.Second), device, unix.BLKROSET, []byte{1, 0, 0, 0}))
+	if got := testkit.Run(t, "blockdev", "--getro", path); got != "1\n" {
+		t.Errorf("after it was made read-only it says %q", got)
+	}
+	err = r.Ioctl(soon(t, 10*time.Second), device, unix.LOOP_CTL_GET_FREE, []byte{0})
+	if want := "set up " + path + ": ioctl: "; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("a request that it does not know: %v", err)
 	}
 }
