@@ -314,6 +314,7 @@ func TestIoctl(t *testing.T) {
 	device, err := os.Open(path)
 	must(t, err)
 	defer device.Close()
+	defer testkit.Run(t, "blockdev", "--setrw", path) // it would outlast the file
 	must(t, r.Ioctl(soon(t, 10*time.Second), device, unix.BLKROSET, []byte{1, 0, 0, 0}))
 	if got := testkit.Run(t, "blockdev", "--getro", path); got != "1\n" {
 		t.Errorf("after it was made read-only it says %q", got)
