@@ -1,15 +1,17 @@
 // Package api serves the HTTP API: it binds requests, calls the state manager, and turns what it answers into the
 // types that are generated from swagger.yaml.
 //
-// A request passes, from outside in: observe (log, panics), the pages (specification, documentation), the router,
-// the intake, the generated binding and validation, and its handler.
+// A request passes, from outside in: observe (log, panics), the guard (who may send what, and how much), the pages
+// (specification, documentation), the router, the intake, the generated binding and validation, and its handler.
 package api
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -45,12 +47,14 @@ type Manager interface {
 	OpenLog(id int64, query driver.LogQuery) (driver.Log, error)
 }
 
-// Options is what an API is made from. All fields but WriteTimeout are required.
+// Options is what an API is made from. All fields but Access and WriteTimeout are required.
 type Options struct {
 	Manager      Manager
 	Drivers      driver.Set
 	Log          *slog.Logger
+	Access       Access          // who may send what
 	MaxBody      int64           // bytes of a request's body
+	MaxNesting   int             // how deep braces and brackets of a body may be nested
 	Life         context.Context // ends when the daemon begins to shut down: requests that only wait end then
 	WriteTimeout time.Duration   // for a client to take a piece of a log; 0 for any time
 }
@@ -59,11 +63,14 @@ type api struct {
 	manager  Manager
 	drivers  driver.Set
 	log      *slog.Logger
+	access   Access
 	maxBody  int64
+	maxNest  int
 	life     context.Context
 	patience time.Duration
 	shapes   map[string]*shape // by definition
-	requests atomic.Uint64     // counts them: the number is the request's name in the log
+	name     string            // of this API: requests are named by it and a number
+	requests atomic.Uint64     // counts those that it has named
 }
 
 // New returns the handler of the whole API. It fails only for a specification that it can't work with.
@@ -77,9 +84,10 @@ func New(o Options) (http.Handler, error) {
 		return nil, err
 	}
 	a := &api{
-		manager: o.Manager, drivers: o.Drivers, log: o.Log, maxBody: o.MaxBody, life: o.Life, patience: o.WriteTimeout, shapes: shapes,
+		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
+		life: o.Life, patience: o.WriteTimeout, shapes: shapes, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(pages(doc, a.operations(doc).Serve(a.intake))), nil
+	return a.observe(a.guard(pages(doc, a.operations(doc).Serve(a.intake)))), nil
 }
 
 // operations connects each operation of the specification with its handler.

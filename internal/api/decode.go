@@ -12,20 +12,26 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
-// maxNesting is how deep the braces and brackets of a body may be nested. One level of a stack needs three at
-// most: the mount, its overlay, and the list of lowers.
-const maxNesting = 4 * driver.MaxDepth
+// MaxNesting is how deep the braces and brackets of a body need to be nested at most. One level of a stack needs three:
+// the mount, its overlay, and the list of lowers.
+const MaxNesting = 4 * driver.MaxDepth
+
+var errTooDeep = errors.New("nested too deep")
 
 // decode reads the one JSON value that body consists of. Unlike encoding/json it refuses keys that are given
 // twice, since what they mean depends on the reader, and bytes that are not UTF-8, which encoding/json would
-// replace, so that a path would name another file. Numbers become json.Number.
-func decode(body []byte) (any, error) {
+// replace, so that a path would name another file. Numbers become json.Number. Braces and brackets that are nested deeper than
+// nesting are refused before they are read.
+func decode(body []byte, nesting int) (any, error) {
 	if !utf8.Valid(body) {
 		return nil, errs.New(errs.Malformed, "parse body: it is not valid UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.UseNumber()
-	v, err := decodeValue(d, 0)
+	v, err := decodeValue(d, nesting)
+	if err == errTooDeep {
+		return nil, errs.New(errs.Malformed, "parse body: nested more than %d deep (the limit is set by --max-nesting)", nesting)
+	}
 	if err != nil {
 		return nil, malformed(d, err)
 	}
@@ -45,7 +51,7 @@ func malformed(d *json.Decoder, err error) error {
 	return errs.New(errs.Malformed, "parse body: not JSON at byte %d: %w", d.InputOffset(), err)
 }
 
-func decodeValue(d *json.Decoder, depth int) (any, error) {
+func decodeValue(d *json.Decoder, left int) (any, error) {
 	token, err := d.Token()
 	if err != nil {
 		return nil, err
@@ -54,16 +60,16 @@ func decodeValue(d *json.Decoder, depth int) (any, error) {
 	if !ok {
 		return token, nil
 	}
-	if depth == maxNesting {
-		return nil, errs.New(errs.Malformed, "parse body: nested more than %d deep", maxNesting)
+	if left <= 0 {
+		return nil, errTooDeep
 	}
 	if delim == '{' {
-		return decodeObject(d, depth+1)
+		return decodeObject(d, left-1)
 	}
-	return decodeArray(d, depth+1)
+	return decodeArray(d, left-1)
 }
 
-func decodeObject(d *json.Decoder, depth int) (any, error) {
+func decodeObject(d *json.Decoder, left int) (any, error) {
 	m := map[string]any{}
 	for d.More() {
 		token, err := d.Token()
@@ -74,7 +80,7 @@ func decodeObject(d *json.Decoder, depth int) (any, error) {
 		if _, twice := m[key]; twice {
 			return nil, errs.New(errs.Malformed, "parse body: the key %s is given twice in one object", strconv.QuoteToASCII(key))
 		}
-		if m[key], err = decodeValue(d, depth); err != nil {
+		if m[key], err = decodeValue(d, left); err != nil {
 			return nil, err
 		}
 	}
@@ -82,10 +88,10 @@ func decodeObject(d *json.Decoder, depth int) (any, error) {
 	return m, err
 }
 
-func decodeArray(d *json.Decoder, depth int) (any, error) {
+func decodeArray(d *json.Decoder, left int) (any, error) {
 	list := []any{}
 	for d.More() {
-		v, err := decodeValue(d, depth)
+		v, err := decodeValue(d, left)
 		if err != nil {
 			return nil, err
 		}

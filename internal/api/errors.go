@@ -22,7 +22,7 @@ const statusClientGone = 499
 var ErrStopping error = oaerrors.New(http.StatusServiceUnavailable, "the daemon is shutting down")
 
 // statusOf is the table of errors: what HTTP calls each class. Besides it there are only what net/http and
-// go-openapi find themselves (404 and 405 for unknown paths and methods, 406), and 413, 415 and 503 of this package.
+// go-openapi find themselves (404 and 405 for unknown paths and methods, 406), and 403, 408, 413, 415, 429 and 503 of this package.
 func statusOf(class errs.Class) int {
 	switch class {
 	case errs.Malformed:

@@ -9,9 +9,11 @@ import (
 	"maps"
 	"mime"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	oaerrors "github.com/go-openapi/errors"
@@ -37,7 +39,10 @@ func (a *api) intake(next http.Handler) http.Handler {
 		}
 		shape := a.shapes[bodyDefinition(route.Operation)]
 		if shape == nil {
-			dropBody(r)
+			if err := dropBody(r); err != nil {
+				serveError(w, r, err)
+				return
+			}
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -56,13 +61,20 @@ func (a *api) intake(next http.Handler) http.Handler {
 
 // dropBody forgets a body that the operation has no use for. Clients send an empty one of type JSON. It is read: before its end
 // net/http does not notice that a client hangs up.
-func dropBody(r *http.Request) {
+func dropBody(r *http.Request) error {
 	const longest = 256 << 10 // what net/http itself reads of a body that nobody wants
-	if r.ContentLength > 0 {
+	n, err := io.CopyN(io.Discard, r.Body, longest)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return tornBody(r, err)
+	}
+	if n > 0 {
+		if err := checkType(r); err != nil {
+			return err
+		}
 		warn(r, "the body of a %s is ignored", r.Method)
 	}
-	_, _ = io.CopyN(io.Discard, r.Body, longest)
 	r.Body, r.ContentLength = http.NoBody, 0
+	return nil
 }
 
 func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
@@ -71,16 +83,30 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, oaerrors.New(http.StatusRequestEntityTooLarge, "read body: it is longer than %d bytes (the limit is set by --max-body)", a.maxBody)
 	}
 	if err != nil {
-		return nil, errs.New(errs.Malformed, "read body: %w", err)
+		return nil, tornBody(r, err)
 	}
 	if len(bytes.TrimSpace(body)) == 0 {
 		return nil, errs.New(errs.Malformed, "read body: it is empty: send the definition as JSON")
 	}
+	return body, checkType(r)
+}
+
+// tornBody is the error for a body of which not all came. A client that is too slow has some time left to be told.
+func tornBody(r *http.Request, err error) error {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return errs.New(errs.Malformed, "read body: %w", err)
+	}
+	outlast(r, 5*time.Second)
+	return oaerrors.New(http.StatusRequestTimeout, "read body: not all of it came in time (the limit is set by --read-timeout)")
+}
+
+// checkType demands that a body is declared as JSON. That is a type that no form of a web page can have.
+func checkType(r *http.Request) error {
 	given := r.Header.Get("Content-Type")
 	if media, _, err := mime.ParseMediaType(given); err != nil || media != "application/json" {
-		return nil, oaerrors.New(http.StatusUnsupportedMediaType, "read body: its Content-Type is %q: send application/json", given)
+		return oaerrors.New(http.StatusUnsupportedMediaType, "read body: its Content-Type is %.*q: send application/json", maxQuoted, given)
 	}
-	return body, nil
+	return nil
 }
 
 // innermost returns the writer of net/http itself. Only by it can MaxBytesReader make the server wait before it
@@ -96,7 +122,7 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 }
 
 func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) {
-	value, err := decode(body)
+	value, err := decode(body, a.maxNest)
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func testShapes(t testing.TB) map[string]*shape {
 // normalized returns what becomes of body, as JSON with sorted keys, and the normalizer.
 func normalized(t testing.TB, definition, body string) (string, *normalizer) {
 	t.Helper()
-	v, err := decode([]byte(body))
+	v, err := decode([]byte(body), MaxNesting)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestNormalizeFaults(t *testing.T) {
 
 func TestDecodeRefuses(t *testing.T) {
 	t.Parallel()
-	deep := strings.Repeat(`{"a":[`, maxNesting/2)
+	deep := strings.Repeat(`{"a":[`, MaxNesting/2)
 	tests := []struct{ body, want string }{
 		{`{`, "ends too early"},
 		{`{"a":`, "ends too early"},
@@ -148,15 +148,15 @@ func TestDecodeRefuses(t *testing.T) {
 		{`{}x`, "something follows the JSON value"},
 		{`{"a":1,"a":2}`, `the key "a" is given twice`},
 		{`{"a":"` + "\xff" + `"}`, "not valid UTF-8"},
-		{deep + "[", fmt.Sprintf("nested more than %d deep", maxNesting)},
+		{deep + "[", fmt.Sprintf("nested more than %d deep", MaxNesting)},
 	}
 	for _, tt := range tests {
-		_, err := decode([]byte(tt.body))
+		_, err := decode([]byte(tt.body), MaxNesting)
 		if !errs.Is(err, errs.Malformed) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%.80s: %v, want %q", tt.body, err, tt.want)
 		}
 	}
-	if _, err := decode([]byte(deep + strings.Repeat(`]}`, maxNesting/2))); err != nil {
+	if _, err := decode([]byte(deep+strings.Repeat(`]}`, MaxNesting/2)), MaxNesting); err != nil {
 		t.Errorf("at the limit: %v", err)
 	}
 }
@@ -297,7 +297,7 @@ func FuzzIntake(f *testing.F) {
 	}
 	container := testShapes(f)["container"]
 	f.Fuzz(func(t *testing.T, body []byte) {
-		v, err := decode(body)
+		v, err := decode(body, MaxNesting)
 		if err != nil {
 			if !errs.Is(err, errs.Malformed) {
 				t.Fatalf("not the client's fault: %v", err)

@@ -15,11 +15,13 @@ import (
 
 // exchange is what is known about a request while it is served. Only the request's goroutine touches it.
 type exchange struct {
+	id        string       // of the request
 	log       *slog.Logger // names the request
 	header    http.Header  // of the response
 	operation string       // operation id, or method and path where there is none
 	object    string       // which is created, changed or removed
 	failure   string       // the message that it is answered with, if it is an error
+	stranger  bool         // it was sent by a client that may send none
 	control   *http.ResponseController
 }
 
@@ -58,16 +60,17 @@ func quote(text string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(ascii) + `"`
 }
 
-// observe numbers and logs requests: those that change something at level info, reads at debug, faults of ours at
+// observe names and logs requests: those that change something at level info, reads at debug, faults of ours at
 // error. A panic in a handler is answered 500 and does not end the daemon.
 func (a *api) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		number := a.requests.Add(1)
+		id := a.idOf(r)
 		e := &exchange{
-			log: a.log.With("request", number), header: w.Header(), control: http.NewResponseController(w),
+			id: id, log: a.log.With("request", id), header: w.Header(), control: http.NewResponseController(w),
 			operation: r.Method + " " + r.URL.Path,
 		}
+		e.header.Set(requestID, id)
 		out := &statusWriter{ResponseWriter: w}
 		defer func() {
 			fault := recover()
@@ -76,7 +79,7 @@ func (a *api) observe(next http.Handler) http.Handler {
 			case out.failed != nil: // the generated code panics when an answer can't be sent
 				e.failure, fault = "the client is gone: "+out.failed.Error(), http.ErrAbortHandler
 			default:
-				e.recovered(out, fault, number)
+				e.recovered(out, fault)
 			}
 			e.logEnd(r, out.status, time.Since(start))
 			if fault == http.ErrAbortHandler { // net/http cuts the answer off
@@ -87,11 +90,27 @@ func (a *api) observe(next http.Handler) http.Handler {
 	})
 }
 
-func (e *exchange) recovered(w *statusWriter, fault any, number uint64) {
+// requestID is the header that names a request, in both directions.
+const requestID = "X-Request-Id"
+
+// idOf returns the name of r: the one that its client gives it, if that is one, or a new one.
+func (a *api) idOf(r *http.Request) string {
+	const longest = 64
+	given := r.Header.Get(requestID)
+	strange := func(c rune) bool {
+		return (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && !strings.ContainsRune("-_.", c)
+	}
+	if given != "" && len(given) <= longest && !strings.ContainsFunc(given, strange) {
+		return given
+	}
+	return a.name + "-" + strconv.FormatUint(a.requests.Add(1), 10)
+}
+
+func (e *exchange) recovered(w *statusWriter, fault any) {
 	e.failure = fmt.Sprintf("panic: %v", fault)
 	e.log.Error("request: panic", "operation", e.operation, "panic", fault, "stack", string(debug.Stack()))
 	if w.status == 0 {
-		writeError(w, http.StatusInternalServerError, fmt.Sprintf("internal fault: the daemon's log tells more about request %d", number))
+		writeError(w, http.StatusInternalServerError, fmt.Sprintf("internal fault: the daemon's log tells more about request %s", e.id))
 	}
 }
 
@@ -100,10 +119,13 @@ func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
 	switch {
 	case status == http.StatusInternalServerError:
 		level = slog.LevelError
-	case r.Method == http.MethodGet || status == statusClientGone:
+	case r.Method == http.MethodGet || status == statusClientGone || e.stranger: // the listener tells of strangers
 		level = slog.LevelDebug
 	}
-	attrs := []slog.Attr{slog.String("operation", e.operation), slog.Int("status", status), slog.Duration("took", took)}
+	if !e.log.Enabled(r.Context(), level) {
+		return
+	}
+	attrs := []slog.Attr{clientOf(r).who(r), slog.String("operation", e.operation), slog.Int("status", status), slog.Duration("took", took)}
 	if e.object != "" {
 		attrs = append(attrs, slog.String("object", e.object))
 	}

@@ -35,6 +35,11 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldWith(t, Access{})
+}
+
+func newWorldWith(t testing.TB, access Access) *world {
+	t.Helper()
 	j, found, err := journal.Open(filepath.Join(t.TempDir(), "journal"), "boot")
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +60,7 @@ func newWorld(t testing.TB) *world {
 		fake{w, driver.Mount, "attach"}, fake{w, driver.Mount, "bind"}, fake{w, driver.Mount, "overlay"},
 		fake{w, driver.Container, ""},
 	}
-	if w.handler, err = New(Options{Manager: w.manager, Drivers: set, Log: log, MaxBody: 1 << 20, Life: w.life}); err != nil {
+	if w.handler, err = New(Options{Manager: w.manager, Drivers: set, Log: log, Access: access, MaxBody: 1 << 20, MaxNesting: MaxNesting, Life: w.life}); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -36,6 +36,7 @@ var layers = map[string][]string{
 	"internal/errs":       {},
 	"internal/keylock":    {},
 	"internal/mounttable": {},
+	"internal/slots":      {},
 	"internal/waits":      {},
 	"internal/sys/":       {"internal/errs", "internal/mounttable", "internal/sys/", "internal/waits"},
 
@@ -50,7 +51,7 @@ var layers = map[string][]string{
 	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/waits"},
 	"internal/state/":                 {"internal/state/"},
 	"docs/api":                        {},
-	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/state", "models", "restapi", "restapi/"},
+	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},
 	"internal/testkit":                {},
 	"internal/driver/drivertest":      {"internal/driver", "internal/errs", "internal/sys/gate", "internal/testkit", "models"},

@@ -132,6 +132,10 @@ func (d *Driver) Close() error {
 	return errors.Join(errSupervisors, errParent)
 }
 
+// Holds tells whether the cgroup with an id, as the kernel gives it for sockets, belongs to a container, or is below one that
+// does.
+func (d *Driver) Holds(cgroup uint64) (bool, error) { return d.parent.Holds(cgroup) }
+
 // Class returns driver.Container.
 func (d *Driver) Class() driver.Class { return driver.Container }
 

@@ -33,6 +33,12 @@ func (c *certificates) config() *tls.Config {
 	}
 }
 
+// covers tells whether the certificate that is shown now is for a host.
+func (c *certificates) covers(host string) bool {
+	leaf := c.current.Load().Certificates[0].Leaf
+	return leaf != nil && leaf.VerifyHostname(host) == nil
+}
+
 // reloadAt reads them anew at each signal until ctx ends. If that fails those before go on.
 func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, log *slog.Logger) {
 	for {

@@ -38,9 +38,13 @@ type Config struct {
 type Listen struct {
 	Schemes    []string `long:"scheme" default:"unix" choice:"unix" choice:"http" choice:"https" description:"what to listen on; repeat it for several: it is the whole list"`
 	SocketPath string   `long:"socket-path" value-name:"PATH" default:"/run/imageapi.sock" description:"the unix socket, of mode 0600: who may write to it is root on this node"`
-	Host       string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http, or $HOST if that is a loopback address; every user of this node can reach it and is root by it"`
+	Group      string   `long:"socket-group" value-name:"GROUP" description:"a group, by name or number, whose members may use the unix socket too, of mode 0660 then: they are root on this node"`
+	Host       string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http, or $HOST if that is a loopback address"`
 	Port       uint16   `long:"port" value-name:"PORT" default:"8080" env:"PORT" description:"the port for http"`
-	Anyone     bool     `long:"allow-unauthenticated" description:"allow http, and https without --tls-ca, on addresses that are not loopback: whoever reaches them is root on this node"`
+	Users      []string `long:"allow-user" value-name:"USER" description:"a user of this node, by name or number, who besides root may use http, and https without --tls-ca: root on this node; repeat it for several"`
+	Containers bool     `long:"allow-containers" description:"allow these also for processes in containers of this server: they are root on this node then"`
+	Hosts      []string `long:"allow-host" value-name:"NAME" description:"a name or address by which clients may call the server over http and https, besides those of loopback and of the certificate, and the address that they have reached; repeat it for several"`
+	Anyone     bool     `long:"allow-unauthenticated" description:"allow http, and https without --tls-ca, on addresses that are not loopback, and do not ask on loopback who a client is: whoever reaches them is root on this node"`
 }
 
 // TLS says where and how to listen for https.
@@ -50,6 +54,8 @@ type TLS struct {
 	Certificate string        `long:"tls-certificate" value-name:"FILE" env:"TLS_CERTIFICATE" description:"the server's certificate, followed by the chain that proves it (PEM)"`
 	Key         string        `long:"tls-key" value-name:"FILE" env:"TLS_PRIVATE_KEY" description:"its private key (PEM)"`
 	CA          string        `long:"tls-ca" value-name:"FILE" env:"TLS_CA_CERTIFICATE" description:"only clients with a certificate of one of these authorities may connect (PEM)"`
+	Clients     []string      `long:"tls-client" value-name:"NAME" description:"only clients whose certificate has this common name or DNS name may use https; repeat it for several (default: all that --tls-ca lets in)"`
+	ReadOnly    []string      `long:"read-only-client" value-name:"NAME" description:"clients whose certificate has this common name or DNS name may read and change nothing; repeat it for several"`
 	ListenLimit int           `long:"tls-listen-limit" value-name:"N" description:"as --listen-limit (default: the same)"`
 	KeepAlive   time.Duration `long:"tls-keep-alive" value-name:"TIME" description:"as --keep-alive (default: the same)"`
 	Read        time.Duration `long:"tls-read-timeout" value-name:"TIME" description:"as --read-timeout (default: the same)"`
@@ -72,8 +78,13 @@ type Node struct {
 type Limits struct {
 	MaxHeader Size          `long:"max-header-size" value-name:"SIZE" default:"1MiB" description:"of a request's line and headers"`
 	MaxBody   Size          `long:"max-body" value-name:"SIZE" default:"1MiB" description:"of a request's body"`
+	Nesting   int           `long:"max-nesting" value-name:"N" default:"128" description:"how deep the braces and brackets of a body may be nested"`
+	Objects   int           `long:"max-objects" value-name:"N" default:"10000" description:"how many objects there may be; 0 for any number"`
+	Requests  int           `long:"client-requests" value-name:"N" default:"256" description:"how many requests a client may have running at a time, those that wait included; a client is a user of this node, or an address; 0 for any number"`
+	Conns     int           `long:"client-connections" value-name:"N" default:"512" description:"how many connections a client may have open at a time; 0 for any number"`
 	Listen    int           `long:"listen-limit" value-name:"N" description:"how many connections to serve at a time, over each of unix and http (default: any number)"`
 	KeepAlive time.Duration `long:"keep-alive" value-name:"TIME" default:"3m" description:"how often to look whether the peer of an idle TCP connection is still there; 0 for never"`
+	Header    time.Duration `long:"header-timeout" value-name:"TIME" default:"10s" description:"for reading a request's line and headers, and for the handshake of https; 0 for as long as --read-timeout"`
 	Read      time.Duration `long:"read-timeout" value-name:"TIME" default:"30s" description:"for reading a request; 0 for any time"`
 	Write     time.Duration `long:"write-timeout" value-name:"TIME" default:"30s" description:"from the end of a request's headers to the end of its answer, longer than creates and deletes may take; 0 for any time"`
 	Cleanup   time.Duration `long:"cleanup-timeout" value-name:"TIME" default:"10s" description:"how long a connection may be idle before it is closed"`
@@ -209,10 +220,22 @@ func (c *Config) checkTimes() (err error) {
 }
 
 func (c *Config) checkSizes() error {
+	var err error
 	if c.Node.LogSize < proto.MinLogSize {
-		return fmt.Errorf("--log-size %d: must be at least %dKiB", c.Node.LogSize, proto.MinLogSize>>10)
+		err = fmt.Errorf("--log-size %d: must be at least %dKiB", c.Node.LogSize, proto.MinLogSize>>10)
 	}
-	return nil
+	for _, n := range []struct {
+		option       string
+		value, least int
+	}{
+		{"--max-nesting", c.Limits.Nesting, 1}, {"--max-objects", c.Limits.Objects, 0},
+		{"--client-requests", c.Limits.Requests, 0}, {"--client-connections", c.Limits.Conns, 0}, {"--listen-limit", c.Limits.Listen, 0},
+	} {
+		if n.value < n.least {
+			err = errors.Join(err, fmt.Errorf("%s %d: must be at least %d", n.option, n.value, n.least))
+		}
+	}
+	return err
 }
 
 func (c *Config) checkWhoMayConnect() (err error) {
@@ -231,6 +254,9 @@ func (c *Config) checkWhoMayConnect() (err error) {
 func (c *Config) checkTLS() error {
 	if c.uses(schemeHTTPS) && (c.TLS.Certificate == "" || c.TLS.Key == "") {
 		return fmt.Errorf("--scheme https needs --tls-certificate and --tls-key")
+	}
+	if len(c.TLS.Clients)+len(c.TLS.ReadOnly) > 0 && c.TLS.CA == "" {
+		return fmt.Errorf("--tls-client and --read-only-client need --tls-ca: without it clients have no names")
 	}
 	return nil
 }

@@ -34,11 +34,15 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 		return err
 	}
 	// From here on clients can connect; they are answered when everything is ready.
-	listeners, err := listen(ctx, cfg, certificates)
+	listeners, err := listen(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer closeAll(listeners)
+	door, err := newDoor(cfg, certificates, opt.Log)
+	if err != nil {
+		return err
+	}
 	node, err := openNode(ctx, cfg, opt)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
@@ -46,7 +50,8 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	defer func() { err = errors.Join(err, node.close(cfg.Node.Teardown)) }()
 	handler, err := api.New(api.Options{
 		Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
-		MaxBody: int64(cfg.Limits.MaxBody), Life: ctx, WriteTimeout: cfg.Limits.Write,
+		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
+		Life: ctx, WriteTimeout: cfg.Limits.Write,
 	})
 	if err != nil {
 		return err
@@ -54,5 +59,5 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go certificates.reloadAt(ctx, opt.Reload, opt.Log)
-	return serve(ctx, cfg, listeners, handler, opt.Log)
+	return serve(ctx, cfg, door.guard(listeners, node.runner.Holds), handler, opt.Log)
 }

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -11,29 +10,33 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 )
 
-// socketMode lets only root connect: the API is root.
-const socketMode = 0o600
+// The modes of the socket: only root may connect, or a group too. The API is root.
+const (
+	socketMode      = 0o600
+	socketGroupMode = 0o660
+)
 
 // listener is a listening socket and what holds for its connections.
 type listener struct {
 	net.Listener
+	scheme      string
 	url         string
+	limit       int // of connections; 0 for any number
 	read, write time.Duration
 }
 
 // listen opens all listeners of cfg, or none.
-func listen(ctx context.Context, cfg Config, certificates *certificates) (opened []listener, err error) {
+func listen(ctx context.Context, cfg Config) (opened []listener, err error) {
 	defer func() {
 		if err != nil {
 			closeAll(opened)
 		}
 	}()
 	for _, scheme := range cfg.Listen.Schemes {
-		l, err := open(ctx, scheme, cfg, certificates)
+		l, err := open(ctx, scheme, cfg)
 		if err != nil {
 			return opened, err
 		}
@@ -48,25 +51,18 @@ func closeAll(listeners []listener) {
 	}
 }
 
-func open(ctx context.Context, scheme string, cfg Config, certificates *certificates) (listener, error) {
+func open(ctx context.Context, scheme string, cfg Config) (listener, error) {
 	switch scheme {
 	case schemeUnix:
-		l, err := listenUnix(ctx, cfg.Listen.SocketPath)
-		return limited(l, cfg.Limits.Listen, "unix://"+cfg.Listen.SocketPath, cfg.Limits.Read, cfg.Limits.Write), err
+		l, err := listenUnix(ctx, cfg.Listen.SocketPath, cfg.Listen.Group)
+		return listener{l, scheme, "unix://" + cfg.Listen.SocketPath, cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write}, err
 	case schemeHTTPS:
-		l, err := listenTLS(ctx, cfg.TLS, certificates)
-		return limited(l, cfg.TLS.ListenLimit, urlOf(scheme, l), cfg.TLS.Read, cfg.TLS.Write), err
+		l, err := listenTCP(ctx, cfg.TLS.Host, cfg.TLS.Port, cfg.TLS.KeepAlive)
+		return listener{l, scheme, urlOf(scheme, l), cfg.TLS.ListenLimit, cfg.TLS.Read, cfg.TLS.Write}, err
 	default:
 		l, err := listenTCP(ctx, cfg.Listen.Host, cfg.Listen.Port, cfg.Limits.KeepAlive)
-		return limited(l, cfg.Limits.Listen, urlOf(scheme, l), cfg.Limits.Read, cfg.Limits.Write), err
+		return listener{l, scheme, urlOf(scheme, l), cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write}, err
 	}
-}
-
-func limited(l net.Listener, limit int, url string, read, write time.Duration) listener {
-	if limit > 0 && l != nil {
-		l = netutil.LimitListener(l, limit)
-	}
-	return listener{Listener: l, url: url, read: read, write: write}
 }
 
 func urlOf(scheme string, l net.Listener) string {
@@ -88,17 +84,17 @@ func listenTCP(ctx context.Context, host string, port uint16, keepAlive time.Dur
 	return l, nil
 }
 
-func listenTLS(ctx context.Context, cfg TLS, certificates *certificates) (net.Listener, error) {
-	l, err := listenTCP(ctx, cfg.Host, cfg.Port, cfg.KeepAlive)
-	if err != nil {
-		return nil, err
-	}
-	return tls.NewListener(l, certificates.config()), nil
-}
-
 // listenUnix opens the socket. The kernel gives it the mode of the descriptor that is bound (unix(7), net/unix/af_unix.c),
-// so that there is no moment in which others could connect, and no umask to change for the whole process.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+// so that there is no moment in which others could connect, and no umask to change for the whole process. A group is let in
+// after it owns the socket.
+func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
+	gid := -1
+	if group != "" {
+		var err error
+		if gid, err = groupID(group); err != nil {
+			return nil, fmt.Errorf("--socket-group: %w", err)
+		}
+	}
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
@@ -110,6 +106,12 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	l, err := config.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, err
+	}
+	if gid < 0 {
+		return l, nil
+	}
+	if err := errors.Join(os.Lchown(path, -1, gid), os.Chmod(path, socketGroupMode)); err != nil {
+		return nil, errors.Join(fmt.Errorf("let group %s use the unix socket: %w", group, err), l.Close())
 	}
 	return l, nil
 }

@@ -38,7 +38,7 @@ func shortDir(t *testing.T) string {
 func TestSocketIsForTheOwnerOnly(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(shortDir(t), "s")
-	l, err := listenUnix(t.Context(), path)
+	l, err := listenUnix(t.Context(), path, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,11 +63,11 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	}
 	dead.SetUnlinkOnClose(false)
 	_ = dead.Close()
-	l, err := listenUnix(t.Context(), path)
+	l, err := listenUnix(t.Context(), path, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenUnix(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another server answers") {
+	if _, err := listenUnix(t.Context(), path, ""); err == nil || !strings.Contains(err.Error(), "another server answers") {
 		t.Errorf("a live socket is replaced: %v", err)
 	}
 	conn, err := net.Dial("unix", path)
@@ -83,7 +83,7 @@ func TestOtherFilesAreNotReplaced(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenUnix(t.Context(), path); err == nil || !strings.Contains(err.Error(), "something else") {
+	if _, err := listenUnix(t.Context(), path, ""); err == nil || !strings.Contains(err.Error(), "something else") {
 		t.Errorf("error is %v", err)
 	}
 	if data, err := os.ReadFile(path); string(data) != "precious" {
@@ -103,7 +103,7 @@ func TestAllListenersOrNone(t *testing.T) {
 		Schemes: []string{schemeUnix, schemeHTTP}, SocketPath: path,
 		Host: "127.0.0.1", Port: uint16(taken.Addr().(*net.TCPAddr).Port),
 	}}
-	if _, err := listen(t.Context(), cfg, nil); err == nil || !strings.Contains(err.Error(), "address already in use") {
+	if _, err := listen(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("error is %v", err)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
@@ -122,10 +122,7 @@ func TestClientCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := listenTLS(t.Context(), cfg.TLS, held)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listenTLS(t, cfg, held)
 	defer l.Close()
 	for _, tt := range []struct {
 		name   string
@@ -149,10 +146,7 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := listenTLS(t.Context(), cfg.TLS, held)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listenTLS(t, cfg, held)
 	defer l.Close()
 	var log logged
 	signals := make(chan os.Signal)
@@ -175,6 +169,20 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 	if shakes(t, l, old, []tls.Certificate{old}) || !shakes(t, l, fresh, []tls.Certificate{fresh}) {
 		t.Error("new connections do not see the new certificate")
 	}
+}
+
+// listenTLS returns the listener for https of cfg.
+func listenTLS(t *testing.T, cfg Config, held *certificates) net.Listener {
+	t.Helper()
+	d, err := newDoor(cfg, held, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := listen(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.guard(opened, nil)[0].Listener
 }
 
 // logged is a log for a writer and a reader.

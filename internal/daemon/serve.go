@@ -58,12 +58,14 @@ func serve(ctx context.Context, cfg Config, listeners []listener, handler http.H
 
 func newServer(base context.Context, cfg Config, l listener, handler http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:        handler,
-		ReadTimeout:    l.read,
-		WriteTimeout:   l.write,
-		IdleTimeout:    cfg.Limits.Cleanup,
-		MaxHeaderBytes: int(cfg.Limits.MaxHeader),
-		BaseContext:    func(net.Listener) context.Context { return base },
+		Handler:           handler,
+		ReadHeaderTimeout: cfg.Limits.Header,
+		ReadTimeout:       l.read,
+		WriteTimeout:      l.write,
+		IdleTimeout:       cfg.Limits.Cleanup,
+		MaxHeaderBytes:    int(cfg.Limits.MaxHeader),
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ConnContext:       withClient,
 		// It tells of clients that break off and the like.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}

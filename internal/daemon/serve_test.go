@@ -27,7 +27,7 @@ func start(t *testing.T, graceful time.Duration, handler http.HandlerFunc) *serv
 	t.Helper()
 	path := filepath.Join(shortDir(t), "s")
 	cfg := Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{Graceful: graceful, MaxHeader: 1 << 20}}
-	listeners, err := listen(t.Context(), cfg, nil)
+	listeners, err := listen(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,6 +53,9 @@ func (m *Manager) reserve(plan *driver.Plan, giveUp context.CancelCauseFunc) (st
 		if err := m.checkPlan(plan); err != nil {
 			return err
 		}
+		if most := m.opt.MaxObjects; most > 0 && len(m.objects)+sizeOf(plan) > most {
+			return errs.New(errs.Conflict, "%s: there are %d objects, and may be no more than %d (--max-objects): delete some", plan.Path, len(m.objects), most)
+		}
 		top, err := c.enter(plan, &stack)
 		if err != nil {
 			return err
@@ -87,6 +90,17 @@ func (m *Manager) checkPlan(plan *driver.Plan) error {
 		}
 	}
 	return nil
+}
+
+// sizeOf returns how many objects plan makes.
+func sizeOf(plan *driver.Plan) int {
+	n := 1
+	for _, ref := range plan.Needs {
+		if ref.Plan != nil {
+			n += sizeOf(ref.Plan)
+		}
+	}
+	return n
 }
 
 func because(text string) string {

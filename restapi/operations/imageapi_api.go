@@ -134,7 +134,8 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 // into nothing, on one node, and tells what is true on that node.
 //
 // The server listens on the unix socket `/run/imageapi.sock`, and on `http` (127.0.0.1:8080) or `https` when asked to.
-// Who can talk to it is root on the node.
+// Who can talk to it is root on the node: over the socket and over http that is root alone, unless the administrator lets
+// others in.
 //
 // ```
 // curl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container
@@ -212,15 +213,21 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 // | status | cause | remedy |
 // |---|---|---|
 // | 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |
+// | 403 | this client may not use the server, or may only read; over http also a wrong `Host`, or a browser's request for another site | see the message for the flag that allows it |
 // | 404 | no object has this id or name | list what there is |
-// | 409 | in use, busy, pending or stopping, or the name is taken; the message names by whom | wait, or remove what holds it |
+// | 409 | in use, busy, pending or stopping, the name is taken, or there are too many objects; the message names by whom | wait, or remove what holds it |
+// | 408 | the body did not come in time | send it at once |
 // | 413 | the body is longer than `--max-body`, 1 MiB by default | send less, or raise the limit |
 // | 415 | the body is not declared as JSON | send `Content-Type: application/json` |
 // | 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |
+// | 429 | this client has too many requests running | wait for one to end, as `Retry-After` says |
 // | 500 | a fault of this software | report it, with the server's log |
 // | 501 | the kernel or this version lacks it | see the message for what is needed |
 // | 502 | a remote storage server refused | look at that server, its address and the credentials |
 // | 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |
+//
+// Each answer names its request in the header `X-Request-Id`, and so does the server's log. A client can choose that name itself,
+// by the same header: up to 64 letters, digits, `-`, `_` and `.`.
 //
 // The HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).
 //

@@ -70,7 +70,7 @@ func TestWrongInputs(t *testing.T) {
 			if method == "" {
 				method = http.MethodPost
 			}
-			url := "http://imageapi" + fill.Replace(w.Path)
+			url := "http://localhost" + fill.Replace(w.Path)
 			req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(fill.Replace(string(w.body()))))
 			if err != nil {
 				t.Fatal(err)

@@ -54,7 +54,7 @@ func (d *Daemon) Stream(ctx context.Context, path string, header http.Header) (*
 }
 
 // base is where the API is; the dialer ignores the host.
-const base = "http://imageapi" + client.DefaultBasePath
+const base = "http://localhost" + client.DefaultBasePath
 
 // answerTime is far more than the server takes for its longest answer. It fails a test that would hang for ever.
 const answerTime = 90 * time.Second
@@ -63,7 +63,7 @@ func newClient(t testing.TB, dial dialer) *Client {
 	// No connection is kept, so that the server's descriptors can be compared.
 	plain := &http.Transport{DialContext: dial, DisableKeepAlives: true}
 	checked := &http.Client{Transport: checker{t, plain}, Timeout: answerTime}
-	api := client.New(httptransport.NewWithClient("imageapi", client.DefaultBasePath, []string{"http"}, checked), strfmt.Default)
+	api := client.New(httptransport.NewWithClient("localhost", client.DefaultBasePath, []string{"http"}, checked), strfmt.Default)
 	return &Client{Imageapi: api, HTTP: checked}
 }
 

@@ -1,0 +1,59 @@
+package api
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// Client is who sends the requests of a connection, as far as its listener knows.
+type Client struct {
+	Key     string      // the same for all connections of one client: limits are counted by it
+	Who     []slog.Attr // for the log
+	TCP     bool        // it came over TCP, as browsers can
+	Refused string      // why it may not send requests; empty for one that may
+}
+
+type clientKey struct{}
+
+// WithClient returns a context for the requests of a connection.
+func WithClient(ctx context.Context, c *Client) context.Context {
+	return context.WithValue(ctx, clientKey{}, c)
+}
+
+// clientOf returns who sends r. Without a listener that knows, it is somebody who may do all.
+func clientOf(r *http.Request) *Client {
+	if c, ok := r.Context().Value(clientKey{}).(*Client); ok {
+		return c
+	}
+	return &Client{}
+}
+
+// who tells the log about the sender of r: what the listener knows, and the names of its certificate.
+func (c *Client) who(r *http.Request) slog.Attr {
+	attrs := slices.Clone(c.Who)
+	if names := namesOf(r); len(names) > 0 {
+		attrs = append(attrs, slog.String("certificate", strings.Join(names, ",")))
+	}
+	return slog.Attr{Key: "client", Value: slog.GroupValue(attrs...)}
+}
+
+// namesOf returns the names in the certificate that the client of r has proved to have: its common name and its DNS names.
+func namesOf(r *http.Request) []string {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return nil
+	}
+	return namesIn(r.TLS.VerifiedChains[0][0])
+}
+
+func namesIn(certificate *x509.Certificate) (names []string) {
+	for _, name := range append([]string{certificate.Subject.CommonName}, certificate.DNSNames...) {
+		if name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
