@@ -17,7 +17,7 @@ const Established = 1
 // Socket is what the kernel knows about a TCP socket.
 type Socket struct {
 	State  uint8  // Established or another of the kernel's numbers (include/net/tcp_states.h)
-	UID    uint32 // who made it, in the daemon's user namespace; 0 also if no process has it open any more
+	UID    uint32 // who made it, in the daemon's user namespace; of one that no process has open any more it may be 0
 	Inode  uint32 // of the socket; 0 if no process has it open any more
 	Cgroup uint64 // the id of the cgroup that it was made in; 0 if the kernel does not tell
 }
