@@ -126,15 +126,21 @@ func TestWhoChangedWhat(t *testing.T) {
 	decode(t, a.Body, &made)
 	want := fmt.Sprintf(`msg="request: done" request=%s client.uid=0 client.pid=%d operation=attach status=201 took=\S+ object="attach %d"`,
 		regexp.QuoteMeta(a.Header.Get("X-Request-Id")), os.Getpid(), made.ID)
-	if found := regexp.MustCompile(want).FindAllString(n.Log(), -1); len(found) != 1 {
-		t.Errorf("the log has %d times %s", len(found), want)
-	}
+	n.logs(t, want)
 	n.remove(t, http.StatusOK, "/attach", made.ID)
 	b, err := n.TCP(t).Do(context.Background(), http.MethodDelete, fmt.Sprintf("/attach?id=%d", made.ID), nil)
 	must(t, err)
 	want = `request=` + regexp.QuoteMeta(b.Header.Get("X-Request-Id")) + ` client.address=127\S+ client.uid=0 operation=delete_attach status=404`
-	if !regexp.MustCompile(want).MatchString(n.Log()) {
-		t.Errorf("the log lacks %s", want)
+	n.logs(t, want)
+}
+
+// logs waits until the server's log has what a pattern says, and fails the test if it has it twice. A request is logged when its
+// answer was sent.
+func (n *node) logs(t *testing.T, pattern string) {
+	t.Helper()
+	line := regexp.MustCompile(pattern)
+	if !testkit.Settles(func() bool { return line.MatchString(n.Log()) }) || len(line.FindAllString(n.Log(), -1)) != 1 {
+		t.Errorf("the log has not one %s", pattern)
 	}
 }
 
