@@ -54,7 +54,7 @@ var layers = map[string][]string{
 	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},
 	"internal/testkit":                {},
-	"internal/driver/drivertest":      {"internal/driver", "internal/errs", "internal/sys/gate", "internal/testkit", "models"},
+	"internal/driver/drivertest":      {"internal/driver", "internal/errs", "internal/mounttable", "internal/sys/gate", "internal/testkit", "models"},
 	"internal/driver/mount/mounttest": {"internal/driver", "internal/errs", "internal/sys/", "internal/testkit", "models"},
 	"internal/archtest":               {},
 	"internal/spectest":               {},

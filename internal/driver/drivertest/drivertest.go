@@ -12,6 +12,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
@@ -215,9 +216,26 @@ func takenOver(t *testing.T, c Case) {
 	if err := next.Adopt(t.Context(), site, live); err != nil {
 		t.Errorf("adopt: %v", err)
 	}
+	inspect(t, next, site, live)
 	needs := needsOf(t, heir, c.Good)
 	if was, is := shown(t, heir, u, live, needs), shown(t, heir, next, live, needs); was != is {
 		t.Errorf("it was shown as\n%s\nand is shown as\n%s", was, is)
 	}
 	down(t, next, site, live)
+}
+
+// inspect expects of a unit that can be looked at that it finds nothing wrong.
+func inspect(t *testing.T, u driver.Unit, site driver.Site, live driver.Live) {
+	t.Helper()
+	i, ok := u.(driver.Inspector)
+	if !ok {
+		return
+	}
+	mounts, err := mounttable.Read()
+	if err == nil {
+		err = i.Inspect(site, live, mounts)
+	}
+	if err != nil {
+		t.Errorf("inspect: %v", err)
+	}
 }
