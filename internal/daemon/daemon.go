@@ -24,7 +24,11 @@ type Options struct {
 // a later one; with --teardown it takes down all that was made. It returns an error if it could not start, if a listener
 // failed, or if something could not be taken down; the log names what.
 func Run(ctx context.Context, cfg Config, opt Options) (err error) {
-	release, err := claim(cfg.Node.RunDir)
+	var release func()
+	err = outwait(ctx, func() (err error) {
+		release, err = claim(cfg.Node.RunDir)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 			return nil, fmt.Errorf("--socket-group: %w", err)
 		}
 	}
-	if err := removeStale(path); err != nil {
+	if err := outwait(ctx, func() error { return removeStale(path) }); err != nil {
 		return nil, err
 	}
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -131,7 +131,7 @@ func removeStale(path string) error {
 	}
 	conn, err := net.Dial("unix", path)
 	if err == nil {
-		return errors.Join(fmt.Errorf("listen on unix socket %s: another server answers there", path), conn.Close())
+		return errors.Join(fmt.Errorf("listen on unix socket %s: %w", path, occupied("another server answers there")), conn.Close())
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("listen on unix socket: %w", err)

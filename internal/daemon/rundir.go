@@ -28,7 +28,7 @@ func claim(dir string) (release func(), err error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errors.New("another daemon uses it; give each its own --run-dir")
+			err = occupied("another daemon uses it; give each its own --run-dir")
 		}
 		return nil, fmt.Errorf("lock run directory %s: %w", dir, err)
 	}
