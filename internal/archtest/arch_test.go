@@ -48,7 +48,7 @@ var layers = map[string][]string{
 	"internal/container/":             {"internal/container/", "internal/errs", "internal/sys/"},
 	"internal/container/proto":        {},
 	"internal/container/initbin":      {"internal/sys/program"},
-	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/waits"},
+	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/sys/gate", "internal/waits"},
 	"internal/state/":                 {"internal/state/"},
 	"docs/api":                        {},
 	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/slots", "internal/state", "models", "restapi", "restapi/"},

@@ -45,7 +45,7 @@ var ungated = map[string]string{
 	"internal/daemon.removeStale": "as listenUnix",
 
 	"internal/state/journal.Open":           "a file is set aside before there is an object",
-	"(*internal/state/journal.floor).raise": "the journal is written by whole transactions; a crash test kills in between at random",
+	"(*internal/state/journal.floor).raise": "a part of writing the journal, which has a gate",
 
 	"internal/container.takeOpenFiles":                  "the daemon's own limit of open files",
 	"internal/sys/block.ioctl":                          "asks a device",

@@ -64,7 +64,7 @@ func openNode(ctx context.Context, cfg Config, opt Options) (n *node, err error)
 		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Log: log,
 	})
 	n.manager = state.New(state.Options{
-		Journal: n.journal, NextID: found.NextID, Log: log, MaxObjects: cfg.Limits.Objects,
+		Gate: opt.Gate, Journal: n.journal, NextID: found.NextID, Log: log, MaxObjects: cfg.Limits.Objects,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout,
 	})
 	n.adopt(ctx, found.Records, cfg.Node)

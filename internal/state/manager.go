@@ -23,10 +23,12 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/keylock"
 	"github.com/kraken-hpc/imageapi/internal/state/graph"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 )
 
 // Options is what a Manager is made of. Zero durations take the defaults.
 type Options struct {
+	Gate          gate.Gate
 	Journal       *journal.Journal
 	NextID        int64         // the smallest id never given out, as the journal found it
 	MaxObjects    int           // that there may be; 0 for any number
@@ -250,7 +252,7 @@ func (m *Manager) record(ids ...int64) error {
 		}
 		put = append(put, r)
 	}
-	return m.opt.Journal.Write(next, put, gone)
+	return m.opt.Gate.Do("journal write", func() error { return m.opt.Journal.Write(next, put, gone) })
 }
 
 // note is record where there is no turning back: a journal that can't be written is told to the log.
