@@ -30,6 +30,7 @@ type lab struct {
 	highest int64          // the highest id that was ever seen
 	tally   tally
 	env     []string // of its daemons
+	links   []string // the connections that there were
 }
 
 // tally is what a test prints.
@@ -59,7 +60,7 @@ func newLab(t *testing.T) *lab {
 	check(t, os.Mkdir(l.runDir, 0o700))
 	testkit.Run(t, "cp", testkit.BusyboxImage(t), l.image())
 	scope := testkit.Scope{Dirs: []string{dir}, Ignore: []string{"journal.db", "journal.db.ids", "lock", "logs", "images"}, Cgroup: l.cgroup}
-	l.empty = testkit.Snapshot(t, scope)
+	l.empty, l.links = testkit.Snapshot(t, scope), connections()
 	l.restart(rest, 0)
 	t.Cleanup(func() {
 		l.clear(nil)
@@ -130,6 +131,15 @@ func (l *lab) unchanged(since *testkit.State) bool {
 	l.tally.leaks++
 	l.Errorf("something is left:\n%s", diff)
 	return false
+}
+
+// disconnected proves that nothing more is left on a server's side of the kernel than there was at first.
+func (l *lab) disconnected() {
+	l.Helper()
+	if !testkit.Settles(func() bool { return len(connections()) <= len(l.links) }) {
+		l.tally.leaks++
+		l.Errorf("connections are left: there were %q, there are %q", l.links, connections())
+	}
 }
 
 // lasting leaves out the daemon itself and what the bystander starts between its lines, which are others now.

@@ -87,8 +87,8 @@ type dish struct {
 
 // menu is what clients choose from: what does not exclude others.
 func (l *lab) menu() (all []dish) {
-	for _, s := range structures() {
-		if !slices.Contains([]string{"local", "ext4", "overlay kept", "partitions"}, s.name) && s.guest == nil {
+	for _, s := range local() {
+		if !slices.Contains([]string{"local", "ext4", "overlay kept", "partitions"}, s.name) {
 			all = append(all, dish{s, s.define(l)})
 		}
 	}

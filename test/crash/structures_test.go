@@ -24,7 +24,7 @@ type structure struct {
 	define func(l *lab) def             // makes what it stands on
 	works  func(l *lab, o object) error // looks at it from the node
 	uses   []operation                  // besides create and delete
-	guest  func(l *lab)                 // starts the servers of the guest of test/vm that it needs
+	guest  bool                         // it needs a server of the guest of test/vm
 }
 
 func loopback(path string) def {
@@ -79,8 +79,10 @@ func (l *lab) tree() string {
 	return dir
 }
 
-// structures are those that this kernel has.
-func structures() []structure {
+// structures are those that a kernel has alone, and those of the guest.
+func structures() []structure { return append(local(), remote()...) }
+
+func local() []structure {
 	return []structure{
 		{
 			name: "bind ro", path: "/mount", levels: 1, works: all(reads("file"), refuses),

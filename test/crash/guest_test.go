@@ -1,0 +1,102 @@
+package crash
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+// remote are the structures that stand on the servers of the guest of test/vm.
+func remote() []structure {
+	return []structure{
+		{
+			name: "nfs", path: "/mount", levels: 2, guest: true, works: all(reads("image"), writes),
+			define: func(l *lab) def { return overlay(nil, nfs(l.export())) },
+		}, {
+			name: "nfs image", path: "/container", levels: 5, guest: true, works: runs,
+			define: func(l *lab) def {
+				image := def{"kind": "loopback", "loopback": def{"base": "mount", "path": "image", "mount": nfs(l.export())}}
+				return running(overlay(nil, device(image, "squashfs")), nil)
+			},
+		}, {
+			name: "iscsi", path: "/mount", levels: 2, guest: true, works: all(reads("bin/busybox"), writes),
+			define: func(l *lab) def { return device(l.unit(), "ext4") },
+		}, {
+			name: "rbd", path: "/mount", levels: 3, guest: true, works: all(reads("bin/busybox"), writes),
+			define: func(l *lab) def { return overlay(nil, device(l.mapped(), "squashfs")) },
+		},
+	}
+}
+
+// export makes a directory of the NFS server with an image.
+func (l *lab) export() string {
+	testkit.StartNFS(l)
+	dir, err := os.MkdirTemp(testkit.NFS, "crash-")
+	check(l, err)
+	l.Cleanup(func() { check(l, os.RemoveAll(dir)) })
+	testkit.Run(l, "cp", l.image(), filepath.Join(dir, "image"))
+	return dir
+}
+
+func nfs(dir string) def {
+	return def{"kind": "nfs", "nfs": def{"host": "127.0.0.1", "path": dir, "ro": true}}
+}
+
+// unit makes a target with one logical unit that holds busybox.
+func (l *lab) unit() def {
+	const secret = "canary-of-the-node"
+	target := testkit.StartTarget(l, "crash", "-l", "1", "-c", "node:"+secret)
+	unit := def{"kind": "iscsi", "iscsi": def{
+		"initiator": "iqn.2026-05.org.example:node", "target": target.IQN, "host": "localhost",
+		"auth": def{"username": "node", "secret": secret},
+	}}
+	l.fill(unit, "mkfs.ext4", "-q", "-F", "-d", testkit.Busybox(l))
+	return unit
+}
+
+// mapped makes an image of the Ceph cluster that holds a SquashFS.
+func (l *lab) mapped() def {
+	ceph := testkit.StartCeph(l)
+	ceph.Image(l, "crash")
+	image := func(ro bool) def {
+		return def{"kind": "rbd", "rbd": def{
+			"monitors": []string{ceph.Monitor}, "pool": "rbd", "image": "crash", "options": def{"name": "admin", "secret": ceph.Secret, "ro": ro},
+		}}
+	}
+	l.fill(image(false), "dd", "if="+l.image(), "bs=1M", "oflag=direct", "conv=sync", "status=none", "of=")
+	return image(true)
+}
+
+// fill has a program write to a device, whose path is added to the last argument if that ends in "=", or else follows.
+func (l *lab) fill(attach def, program ...string) {
+	o := l.must(http.MethodPost, "/attach", attach)
+	last := len(program) - 1
+	if strings.HasSuffix(program[last], "=") {
+		program[last] += o.DeviceFile
+	} else {
+		program = append(program, o.DeviceFile)
+	}
+	testkit.Run(l, program[0], program[1:]...)
+	l.must(http.MethodDelete, fmt.Sprintf("/attach?id=%d", o.ID), nil)
+}
+
+// connections are what the kernel has of servers: sessions, disks, mapped images and the keys to them. Nobody else has any in
+// the guest.
+func connections() (all []string) {
+	for _, pattern := range []string{"/sys/class/iscsi_*/[sc]*", "/sys/class/scsi_device/*", "/sys/bus/rbd/devices/*"} {
+		found, _ := filepath.Glob(pattern) // the pattern is well-formed
+		all = append(all, found...)
+	}
+	keys, _ := os.ReadFile("/proc/keys") // a kernel without keys has none
+	for line := range strings.Lines(string(keys)) {
+		if fields := strings.Fields(line); len(fields) > 8 && slices.Contains([]string{"ceph", "logon"}, fields[7]) {
+			all = append(all, "key "+strings.Join(fields[7:], " "))
+		}
+	}
+	return all
+}
