@@ -188,22 +188,38 @@ func (x *trial) judge(answered bool) {
 	x.Helper()
 	highest := x.highest
 	now := x.settled()
-	switch made := now.since(x.before); {
-	case x.operation.name != "create" && len(made) > 0:
-		x.Errorf("there are new objects: %v", made)
-	case x.operation.name == "create" && (answered || len(made) > 0) && len(made) != x.levels:
+	x.judgeNew(now.since(x.before), answered, highest)
+	x.judgeOld(now, answered)
+	x.bystander(now)
+	x.dispose(now)
+}
+
+// judgeNew: a create makes all of its objects, with new ids, or none if it was not answered.
+func (x *trial) judgeNew(made objects, answered bool, highest int64) {
+	x.Helper()
+	if x.operation.name != "create" {
+		if len(made) > 0 {
+			x.Errorf("there are new objects: %v", made)
+		}
+		return
+	}
+	if (answered || len(made) > 0) && len(made) != x.levels {
 		x.Errorf("of %d objects there are %v", x.levels, made)
-	case x.operation.name == "create":
-		x.stack = made
-		for id, o := range made {
-			if id <= highest {
-				x.Errorf("the id of %v is not new: there was %d", o, highest)
-			}
-			if o.Refs == 1 && o.Path == x.path && x.top.ID < id {
-				x.top = o // made last
-			}
+	}
+	x.stack = made
+	for id, o := range made {
+		if id <= highest {
+			x.Errorf("the id of %v is not new: there was %d", o, highest)
+		}
+		if o.Path == x.path && x.top.ID < id { // made last
+			x.top = o
 		}
 	}
+}
+
+// judgeOld: what was there is there, but for what was deleted, and is as it was, but for what was changed.
+func (x *trial) judgeOld(now objects, answered bool) {
+	x.Helper()
 	gone := x.operation.name == "delete" && (answered || now[x.top.ID].ID == 0)
 	for id, was := range x.before {
 		is, present := now[id]
@@ -219,7 +235,11 @@ func (x *trial) judge(answered bool) {
 			}
 		}
 	}
-	x.bystander(now)
+}
+
+// dispose proves that what is there works, can be deleted, and leaves nothing.
+func (x *trial) dispose(now objects) {
+	x.Helper()
 	if top, ok := now[x.top.ID]; ok && x.top.ID != 0 {
 		// A first process that was killed when it was to execute the command has executed it, as far as anybody knows, and is dead
 		// a moment later.
