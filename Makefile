@@ -25,7 +25,7 @@ deps: ## install the Debian packages that building and testing need (asks for ro
 
 .PHONY: build
 build: init ## build the static bin/imageapi-server and its client bin/imageapi
-	@$(STATIC) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/imageapi-server ./cmd/imageapi
+	@$(STATIC) -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/imageapi-server ./cmd/imageapi
 
 .PHONY: sbom
 sbom: build ## say what bin/imageapi-server is made of, in bin/imageapi-server.cdx.json (CycloneDX)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/daemon"
+	build "github.com/kraken-hpc/imageapi/internal/version"
 )
 
 // version is set by the linker.
@@ -37,7 +38,7 @@ func run(args []string) int {
 		return exitUsage
 	}
 	if cfg.Version {
-		fmt.Println("imageapi-server", version)
+		fmt.Printf("imageapi-server %s, commit %s\n", version, build.Revision())
 		return 0
 	}
 	log := daemon.NewLog(cfg.Log, os.Stderr)
@@ -53,7 +54,7 @@ func run(args []string) int {
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, unix.SIGHUP)
 	log.Info("starting", "version", version, "pid", os.Getpid())
-	if err := daemon.Run(ctx, cfg, daemon.Options{Log: log, Reload: reload}); err != nil {
+	if err := daemon.Run(ctx, cfg, daemon.Options{Log: log, Reload: reload, Version: version}); err != nil {
 		log.Error("failed", "err", err)
 		return exitFailed
 	}

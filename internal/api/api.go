@@ -57,6 +57,15 @@ type Options struct {
 	MaxNesting   int             // how deep braces and brackets of a body may be nested
 	Life         context.Context // ends when the daemon begins to shut down: requests that only wait end then
 	WriteTimeout time.Duration   // for a client to take a piece of a log; 0 for any time
+	Meter        Meter           // nil for none
+}
+
+// Meter counts requests, and tells what it has counted.
+type Meter interface {
+	// Request counts one that was answered. operation is that of the specification, or "other".
+	Request(operation string, status int, took time.Duration)
+	// Handler answers with all that was counted.
+	Handler() http.Handler
 }
 
 type api struct {
@@ -68,6 +77,7 @@ type api struct {
 	maxNest  int
 	life     context.Context
 	patience time.Duration
+	meter    Meter
 	shapes   map[string]*shape // by definition
 	name     string            // of this API: requests are named by it and a number
 	requests atomic.Uint64     // counts those that it has named
@@ -85,9 +95,9 @@ func New(o Options) (http.Handler, error) {
 	}
 	a := &api{
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
-		life: o.Life, patience: o.WriteTimeout, shapes: shapes, name: strings.ToLower(rand.Text()[:8]),
+		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, shapes: shapes, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(a.guard(pages(doc, a.operations(doc).Serve(a.intake)))), nil
+	return a.observe(a.guard(a.health(pages(doc, a.operations(doc).Serve(a.intake))))), nil
 }
 
 // operations connects each operation of the specification with its handler.

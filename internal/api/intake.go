@@ -32,7 +32,8 @@ import (
 func (a *api) intake(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		route := middleware.MatchedRouteFrom(r)
-		exchangeOf(r).operation = route.Operation.ID
+		e := exchangeOf(r)
+		e.operation, e.known = route.Operation.ID, true
 		if err := checkQuery(r, route.Operation); err != nil {
 			serveError(w, r, err)
 			return

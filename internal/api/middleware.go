@@ -19,6 +19,7 @@ type exchange struct {
 	log       *slog.Logger // names the request
 	header    http.Header  // of the response
 	operation string       // operation id, or method and path where there is none
+	known     bool         // operation is one of the specification
 	object    string       // which is created, changed or removed
 	failure   string       // the message that it is answered with, if it is an error
 	stranger  bool         // it was sent by a client that may send none
@@ -81,7 +82,9 @@ func (a *api) observe(next http.Handler) http.Handler {
 			default:
 				e.recovered(out, fault)
 			}
-			e.logEnd(r, out.status, time.Since(start))
+			took := time.Since(start)
+			e.logEnd(r, out.status, took)
+			a.count(e, out.status, took)
 			if fault == http.ErrAbortHandler { // net/http cuts the answer off
 				panic(fault)
 			}

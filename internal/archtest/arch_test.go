@@ -30,9 +30,9 @@ var layers = map[string][]string{
 
 	"cmd/imageapi":        {"internal/cli"},
 	"cmd/imageapi-init":   {"internal/container/proto", "internal/container/stage", "internal/sys/"},
-	"cmd/imageapi-server": {"internal/daemon"},
+	"cmd/imageapi-server": {"internal/daemon", "internal/version"},
 
-	"internal/cli":        {"client", "client/", "models"},
+	"internal/cli":        {"client", "client/", "internal/version", "models"},
 	"internal/errs":       {},
 	"internal/keylock":    {},
 	"internal/mounttable": {},
@@ -53,8 +53,10 @@ var layers = map[string][]string{
 	"docs/api":                        {},
 	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},
+	"internal/metrics":                {"internal/driver", "internal/state", "internal/version"},
 	"internal/testkit":                {},
 	"internal/driver/drivertest":      {"internal/driver", "internal/errs", "internal/mounttable", "internal/sys/gate", "internal/testkit", "models"},
+	"internal/version":                {},
 	"internal/driver/mount/mounttest": {"internal/driver", "internal/errs", "internal/sys/", "internal/testkit", "models"},
 	"internal/archtest":               {},
 	"internal/spectest":               {},
@@ -67,7 +69,7 @@ var helpers = []string{"internal/driver/drivertest", "internal/driver/mount/moun
 
 // only tells which packages may be imported in a few places only, and where.
 var only = map[string][]string{
-	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "test/"},
+	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "internal/metrics", "test/"},
 	"testing":                                  helpers,
 	module + "internal/testkit":                helpers,
 	module + "internal/driver/drivertest":      helpers,

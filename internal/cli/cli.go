@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jessevdk/go-flags"
+
+	build "github.com/kraken-hpc/imageapi/internal/version"
 )
 
 // Streams are what a command reads and writes.
@@ -69,7 +71,7 @@ func (a *app) perform(ctx context.Context, args []string, version string) error 
 	case err != nil:
 		return usage("%w", err)
 	case a.Version:
-		a.printf("imageapi %s\n", version)
+		a.printf("imageapi %s, commit %s\n", version, build.Revision())
 		return nil
 	case a.completed:
 		return nil

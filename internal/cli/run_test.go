@@ -62,7 +62,7 @@ func TestExitStatuses(t *testing.T) {
 		"exec":        {200, "", `[]`, "exec nobody true", 125, "", "imageapi: no container is named \"nobody\"\n"},
 		"file":        {200, "", `[]`, "create /nowhere", 2, "", "imageapi: read the definition: open /nowhere: no such file or directory\n"},
 		"tls":         {200, "", `[]`, "list --ca /nowhere", 2, "", "imageapi: --cert, --key and --ca are for https, and --host is \"URL\"\n"},
-		"version":     {200, "", `[]`, "--version", 0, "imageapi 1.2.3\n", ""},
+		"version":     {200, "", `[]`, "--version", 0, "imageapi 1.2.3, commit unknown\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/kraken-hpc/imageapi/internal/api"
+	"github.com/kraken-hpc/imageapi/internal/metrics"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 )
 
@@ -18,6 +19,8 @@ type Options struct {
 	Log    *slog.Logger
 	Reload <-chan os.Signal // asks for the certificates to be read anew; nil for never
 	Gate   gate.Gate        // nil in the product
+
+	Version string // for metrics
 }
 
 // Run takes over what an earlier server has left in the run directory, serves the API until ctx ends, and leaves everything to
@@ -47,13 +50,15 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	node, err := openNode(ctx, cfg, opt)
+	meter := metrics.New(opt.Version)
+	node, err := openNode(ctx, cfg, opt, meter.Act)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
 	defer func() { err = errors.Join(err, node.close(cfg.Node.Teardown)) }()
+	meter.Watch(node.manager.Snapshot, node.drivers)
 	handler, err := api.New(api.Options{
-		Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
+		Meter: meter, Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
 		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
 		Life: ctx, WriteTimeout: cfg.Limits.Write,
 	})

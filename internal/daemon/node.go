@@ -33,7 +33,7 @@ type node struct {
 
 // openNode opens everything, or nothing, in this order: the journal, the directory of mountpoints, the program
 // beside the daemon, the groups of the containers, the state. close goes the other way.
-func openNode(ctx context.Context, cfg Config, opt Options) (n *node, err error) {
+func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.Act)) (n *node, err error) {
 	log := opt.Log
 	n = &node{log: log, patience: max(cfg.Node.StopTimeout, container.MaxStopTimeout) + cfg.Node.DeleteTimeout}
 	defer func() {
@@ -64,7 +64,7 @@ func openNode(ctx context.Context, cfg Config, opt Options) (n *node, err error)
 		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Log: log,
 	})
 	n.manager = state.New(state.Options{
-		Gate: opt.Gate, Journal: n.journal, NextID: found.NextID, Log: log, MaxObjects: cfg.Limits.Objects,
+		Gate: opt.Gate, Journal: n.journal, NextID: found.NextID, Log: log, MaxObjects: cfg.Limits.Objects, Observe: observe,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout,
 	})
 	n.adopt(ctx, found.Records, cfg.Node)

@@ -39,6 +39,7 @@ type Options struct {
 	RestartMin    time.Duration // before a container is started again for the first time, doubling; 1 s
 	RestartMax    time.Duration // the longest such wait, and how long a run counts as a new beginning; 1 min
 	Log           *slog.Logger
+	Observe       func(Act) // is told of acts that have ended; nil for nobody
 }
 
 // Manager holds all objects. It is safe for concurrent use.
@@ -304,6 +305,8 @@ func (m *Manager) lock(ctx context.Context, id int64) (unlock func(), err error)
 
 // guard makes a panic of a driver an error, so that what was begun is undone and the daemon lives on.
 func (m *Manager) guard(act string, id int64, perform func() error) (err error) {
+	begun := time.Now()
+	defer func() { m.observe(act, id, begun, err) }()
 	defer func() {
 		if p := recover(); p != nil {
 			m.log.Error("panic in a driver", "act", act, "object", id, "panic", p, "stack", string(debug.Stack()))

@@ -91,7 +91,10 @@ func (m *Manager) restart(id int64) {
 	if err != nil || !v.Run.waits() || time.Now().Before(v.Run.NextStartAt) { // for the last one there is another timer
 		return
 	}
-	if err := m.launch(ctx, v, v.Run.Restarts+1); err != nil {
+	begun := time.Now()
+	err = m.launch(ctx, v, v.Run.Restarts+1)
+	m.observe(ActRestart, id, begun, err)
+	if err != nil {
 		m.log.Warn("a container could not be started again", "container", id, "err", err)
 	}
 }

@@ -43,7 +43,12 @@ func (d *Daemon) TCP(t testing.TB) *Client { return newClient(t, d.dialTCP) }
 
 // Stream sends a GET over the server's socket whose answer is read as it comes, unchecked, until ctx ends.
 func (d *Daemon) Stream(ctx context.Context, path string, header http.Header) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
+	return d.Page(ctx, client.DefaultBasePath+path, header)
+}
+
+// Page is Stream for a path that may be outside of the API, such as /metrics.
+func (d *Daemon) Page(ctx context.Context, path string, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://imageapi"+path, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,44 @@
+package state
+
+import (
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+)
+
+// The names of an Act.
+const (
+	ActUp      = "up"
+	ActDown    = "down"
+	ActStart   = "start"
+	ActRestart = "restart" // a start that a container's policy asked for; that the start took is told as ActStart
+)
+
+// Act is something that a driver has done with an object.
+type Act struct {
+	Name  string
+	Class driver.Class
+	Kind  string // empty for containers
+	Took  time.Duration
+	Err   error
+}
+
+// observe tells of an act that has ended. m.mu must not be held.
+func (m *Manager) observe(name string, id int64, begun time.Time, err error) {
+	if m.opt.Observe == nil || name != ActUp && name != ActDown && name != ActStart && name != ActRestart {
+		return
+	}
+	if v := m.viewOf(id); v != nil {
+		m.opt.Observe(Act{Name: name, Class: v.Class, Kind: v.Kind, Took: time.Since(begun), Err: err})
+	}
+}
+
+// viewOf returns the view of an object as it is now, or nil.
+func (m *Manager) viewOf(id int64) *View {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o := m.objects[id]; o != nil {
+		return o.view
+	}
+	return nil
+}
