@@ -89,7 +89,7 @@ var mountHolders = []holder{
 		return fmt.Sprintf("pid %d (busybox) has its root at %s", pid, path), release
 	}},
 	{name: "mapped file", hold: func(t *testing.T, path string) (string, func()) {
-		return fmt.Sprintf("pid %d (e2e.test) has %s/bin/busybox mapped", os.Getpid(), path), mapped(t, path+"/bin/busybox")
+		return fmt.Sprintf("%s has %s/bin/busybox mapped", self(t), path), mapped(t, path+"/bin/busybox")
 	}},
 	{name: "program", hold: func(t *testing.T, path string) (string, func()) {
 		pid, release := process(t, "/", path+"/bin/busybox", "sh", "-c", "echo held; read _")
@@ -130,7 +130,7 @@ var deviceHolders = []holder{
 		return fmt.Sprintf("pid %d (sh) has %s open", pid, path), release
 	}},
 	{name: "mapped", hold: func(t *testing.T, path string) (string, func()) {
-		return fmt.Sprintf("pid %d (e2e.test) has %s mapped", os.Getpid(), path), mapped(t, path)
+		return fmt.Sprintf("%s has %s mapped", self(t), path), mapped(t, path)
 	}},
 	{name: "mounted", hold: func(t *testing.T, path string) (string, func()) {
 		point := t.TempDir()
@@ -251,4 +251,12 @@ func TestPartitionHeld(t *testing.T) {
 	def.Loopback.ReadPartitions = to(true)
 	a := n.attach(t, def)
 	n.refuses(t, "/attach", a.ID, a.Loopback.Partitions[0].DeviceFile, deviceHolders[0])
+}
+
+// self is what the test's own process is called in an answer.
+func self(t *testing.T) string {
+	t.Helper()
+	name, err := os.ReadFile("/proc/self/comm")
+	must(t, err)
+	return fmt.Sprintf("pid %d (%s)", os.Getpid(), strings.TrimSpace(string(name)))
 }

@@ -130,6 +130,9 @@ func TestFileSystemShutDown(t *testing.T) {
 		{"btrfs", testkit.Btrfs, remountRO, "has become read-only"},
 	} {
 		testkit.Need(t, c.fsType)
+		if c.fsType == "ext4" && strings.Contains(c.why, "shut down") && silent(t) {
+			continue
+		}
 		m := n.mount(t, device(loopback(c.image(t, t.TempDir())), c.fsType))
 		above := n.mount(t, overlay(mountID(m.ID)))
 		c.kill(t, m.Mountpoint)
@@ -139,6 +142,9 @@ func TestFileSystemShutDown(t *testing.T) {
 		n.remove(t, http.StatusOK, "/mount", m.ID)
 	}
 }
+
+// silent tells whether this kernel shows nowhere that an ext4 was shut down and not made read-only.
+func silent(t *testing.T) bool { return testkit.Older(t, 6, 15) }
 
 // goDown shuts a file system down: FS_IOC_SHUTDOWN without writing the log, as xfs_io's shutdown does.
 func goDown(t *testing.T, point string) {

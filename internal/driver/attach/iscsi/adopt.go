@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 )
@@ -41,6 +44,14 @@ func (u *unit) stands(session *iscsi.Session, live driver.Live) error {
 		return nil
 	}
 	return errs.New(errs.Conflict, "%s is no longer LUN %d of target %s: somebody has deleted the device; delete the attachment and make it anew", live.Device.Path, u.LUN, u.Target)
+}
+
+// Inspect implements driver.Inspector. What has become of the session is told by session_state.
+func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
+	if err := block.Check(live.Device.Number, live.Device.Sequence); err != nil {
+		return fmt.Errorf("%s, LUN %d of target %s: %w", live.Device.Path, u.LUN, u.Target, err)
+	}
+	return nil
 }
 
 // Sweep takes away what an Up has left that was cut off: the disk, and the session unless others use it.
