@@ -171,6 +171,17 @@ func coverReadOnly(dir int, path string) error {
 	return cover(dir, path, dir, path, unix.MOUNT_ATTR_RDONLY)
 }
 
+// protectKernel makes read-only what in /proc is the node's and is written to by root without any capability: how the kernel is
+// set up, and what programs it runs as the node's root. Who may mount could take that away again.
+func protectKernel(proc int) *proto.Failure {
+	for _, name := range []string{"sys", "sysrq-trigger", "irq", "bus", "fs", "mtrr", "scsi", "driver", "acpi", "asound"} {
+		if err := coverReadOnly(proc, name); err != nil && err != unix.ENOENT {
+			return failed("protect", "/proc/"+name, err)
+		}
+	}
+	return nil
+}
+
 // cover mounts a file or directory, without what is mounted below it, over another one.
 func cover(dir int, path string, overDir int, over string, attrs uint64) error {
 	tree, err := unix.OpenTree(dir, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)

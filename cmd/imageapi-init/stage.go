@@ -48,6 +48,11 @@ func inside(config proto.Config) *proto.Failure {
 	if failure != nil {
 		return failure
 	}
+	if config.Drop&(1<<unix.CAP_SYS_ADMIN) != 0 {
+		if failure := protectKernel(mounts["proc"]); failure != nil {
+			return failure
+		}
+	}
 	input, err := unix.Openat(mounts["dev"], "null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return failed("open", "/dev/null", err)

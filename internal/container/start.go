@@ -32,8 +32,12 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given t
 	}
 	defer logs.Close()
 	// 2. A copy of the root's mounts that is attached nowhere: on the node they are nosuid and nodev, in a container they
-	// must not be.
-	tree, err := d.tree(ctx, root)
+	// must not be. But who must not make devices can't bring them along in his image either.
+	granted := mount.NoSUID | mount.NoDev
+	if config.Drop&(1<<unix.CAP_MKNOD) != 0 {
+		granted = mount.NoSUID
+	}
+	tree, err := d.tree(ctx, root, granted)
 	if err != nil {
 		return nil, err
 	}
@@ -84,8 +88,8 @@ func (p *process) run(config proto.Config) {
 // groupName is what the cgroup of a container is called.
 func groupName(id int64) string { return strconv.FormatInt(id, 10) }
 
-// tree copies the mounts of a root.
-func (d *Driver) tree(ctx context.Context, root *driver.Tree) (*os.File, error) {
+// tree copies the mounts of a root and clears attributes of them.
+func (d *Driver) tree(ctx context.Context, root *driver.Tree, clear mount.Attr) (*os.File, error) {
 	open := func(path string) (*os.File, error) { return rootpath.Open(path, "/", unix.O_PATH|unix.O_DIRECTORY) }
 	if root.Remote {
 		open = func(path string) (*os.File, error) {
@@ -101,7 +105,7 @@ func (d *Driver) tree(ctx context.Context, root *driver.Tree) (*os.File, error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := mount.Relax(d.opt.Gate, tree, mount.NoSUID|mount.NoDev); err != nil {
+	if err := mount.Relax(d.opt.Gate, tree, clear); err != nil {
 		tree.Close()
 		return nil, err
 	}

@@ -272,6 +272,14 @@ func TestRBDSecret(t *testing.T) {
 	places := searched(t, n)
 	send(t.Context(), http.MethodDelete, fmt.Sprintf("/attach?id=%d", a.ID), nil)
 
+	file := filepath.Join(t.TempDir(), "key")
+	must(t, os.WriteFile(file, []byte(n.Secret+"\n"), 0o600))
+	a = send(t.Context(), http.MethodPost, "/attach", n.rbd("one", func(r *models.AttachRbd) { r.Options.Secret, r.Options.SecretFile = nil, file }))
+	if a.Rbd == nil || a.Rbd.Options.SecretFile != file {
+		t.Errorf("with the secret in a file: %+v", a)
+	}
+	send(t.Context(), http.MethodDelete, fmt.Sprintf("/attach?id=%d", a.ID), nil)
+
 	mend := unplug(t)
 	done := make(chan struct{})
 	go func() {

@@ -148,7 +148,7 @@ func dumps(t *testing.T, script string, args ...string) bool {
 }
 
 // A secret that is in a file is read when it is needed, and the answer names the file.
-func TestSecretFileIsAnswered(t *testing.T) {
+func TestISCSISecretFile(t *testing.T) {
 	target := newTarget(t, 1)
 	n := newNode(t)
 	dir := t.TempDir()

@@ -1,0 +1,109 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// powers are what root in a container may be able to do to the node, each with a script that succeeds if it can, and changes nothing.
+var powers = []struct{ name, script string }{
+	{"mount", "mount -t tmpfs none /mnt"},
+	{"write to sysfs", "mount -o remount,rw /sys"},
+	{"make a device", "mknod /tmp/device b 7 0"},
+	{"open a device of the image", "head -c 1 /zero"},
+	{"set up the kernel", "cat /proc/sys/kernel/core_pattern > /proc/sys/kernel/core_pattern"},
+	{"set up the node's network", "ifconfig lo mtu $(cat /sys/class/net/lo/mtu)"},
+	{"enter another root", "chroot / true"},
+}
+
+// allNamespaces are those that a container can have of its own.
+func allNamespaces(c *models.Container) {
+	c.Namespaces = []models.ContainerNamespace{"mnt", "pid", "ipc", "uts", "net", "cgroup", "time"}
+}
+
+// What a container can do to the node is what the page about security says of it, neither more nor less; and who has dropped something does not
+// get it back by what the image has: devices, programs that are setuid, files of the kernel's that are root's.
+func TestPrivileges(t *testing.T) {
+	t.Parallel()
+	s := newStudio(t, func(dir string) {
+		must(t, os.Mkdir(filepath.Join(dir, "mnt"), 0o755))
+		must(t, unix.Mknod(filepath.Join(dir, "zero"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))))
+	})
+	all := strings.Repeat("y", len(powers))
+	none := strings.Repeat("-", len(powers))
+	for name, c := range map[string]struct {
+		want string // of each power, in their order: whether it has it
+		more []func(*models.Container)
+	}{
+		"default":         {all, nil},
+		"all namespaces":  {all, []func(*models.Container){allNamespaces}},
+		"no sys_admin":    {"--yy-yy", []func(*models.Container){dropping("sys_admin")}},
+		"no mknod":        {"yy--yyy", []func(*models.Container){dropping("mknod")}},
+		"no capabilities": {none, []func(*models.Container){dropping("all")}},
+		"a user":          {"---y---", []func(*models.Container){as("99")}},
+		"nothing":         {none, []func(*models.Container){as("99"), dropping("all"), allNamespaces}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var script strings.Builder
+			for _, p := range powers {
+				fmt.Fprintf(&script, "if (%s) >/dev/null 2>&1; then printf y; else printf -- -; fi\n", p.script)
+			}
+			got := s.prints(t, s.shell(script.String(), c.more...))
+			if len(got) != len(powers) {
+				t.Fatalf("it says %q", got)
+			}
+			for i, p := range powers {
+				if got[i] != c.want[i] {
+					t.Errorf("%s: %c, want %c", p.name, got[i], c.want[i])
+				}
+			}
+		})
+	}
+}
+
+// A container gets no key of the keyring that the server was started with, neither its first process nor a command that is brought in.
+func TestKeysOfTheServer(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "keyctl")
+	const secret = "canary-in-a-keyring"
+	s := newWrapped(t, `exec keyctl session - /bin/sh -c 'keyctl add user imageapi-test `+secret+` @s >/dev/null; exec "$0" "$@"'`)
+	s.base = s.baseOf(t, func(dir string) { program(t, dir, "keyctl") })
+	look := "keyctl search @s user imageapi-test; for k in $(cut -d ' ' -f 1 /proc/keys); do keyctl print 0x$k; done; keyctl show @s"
+	made := s.create(t, s.shell("("+look+") 2>&1; echo looked; exec sleep 1000", func(c *models.Container) { c.StopTimeout = 1 }))
+	s.says(t, made, "looked")
+	first, err := os.ReadFile(made.Logfile)
+	must(t, err)
+	r := s.exec(t, made.ID, shell("("+look+") 2>&1"))
+	for who, text := range map[string]string{"the first process": string(first), "a command": r.Stdout} {
+		if strings.Contains(text, secret) || !strings.Contains(text, "_ses") {
+			t.Errorf("%s finds:\n%s", who, text)
+		}
+	}
+}
+
+// program puts a program of the node and its libraries into a root.
+func program(t *testing.T, root, name string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	must(t, err)
+	files := []string{path}
+	for field := range strings.FieldsSeq(testkit.Run(t, "ldd", path)) {
+		if filepath.IsAbs(field) {
+			files = append(files, field)
+		}
+	}
+	for _, file := range files {
+		to := filepath.Join(root, file)
+		must(t, os.MkdirAll(filepath.Dir(to), 0o755))
+		testkit.Run(t, "cp", "-L", file, to)
+	}
+}
