@@ -304,12 +304,16 @@ func TestNoRebootOfTheNode(t *testing.T) {
 func TestHostileMountpoints(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	for _, dir := range []string{"dev", "proc", "sys"} {
+	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp"} {
 		for name, replace := range map[string]func(path string) error{
 			"absolute link": func(path string) error { return os.Symlink("/tmp", path) },
 			"relative link": func(path string) error { return os.Symlink("../../../../../../tmp", path) },
 			"dangling link": func(path string) error { return os.Symlink("/nowhere", path) },
+			"link to /":     func(path string) error { return os.Symlink("/", path) },
+			"magic link":    func(path string) error { return os.Symlink("/proc/1/root", path) },
 			"file":          func(path string) error { return os.WriteFile(path, nil, 0o644) },
+			"pipe":          func(path string) error { return unix.Mkfifo(path, 0o644) },
+			"device":        func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))) },
 		} {
 			t.Run(dir+" is a "+name, func(t *testing.T) {
 				t.Parallel()
@@ -321,7 +325,9 @@ func TestHostileMountpoints(t *testing.T) {
 				if err := replace(path); err != nil {
 					t.Fatal(err)
 				}
-				n.refused(t, root, "true", "/"+dir+" in the root is not a directory")
+				def := definition("true")
+				def.Systemd = new(dir == "run" || dir == "tmp") // which it gets those for
+				n.refuses(t, root, def, "/"+dir+" in the root is not a directory")
 			})
 		}
 	}
@@ -344,7 +350,13 @@ func TestMissingMountpoints(t *testing.T) {
 // refused starts a container that can't be started and leaves nothing behind.
 func (n *node) refused(t *testing.T, root, command, text string, namespaces ...models.ContainerNamespace) {
 	t.Helper()
-	b := n.up(t, root, definition(command, namespaces...))
+	n.refuses(t, root, definition(command, namespaces...), text)
+}
+
+// refuses is refused for any definition.
+func (n *node) refuses(t *testing.T, root string, def *models.Container, text string) {
+	t.Helper()
+	b, command := n.up(t, root, def), *def.Command
 	_, err := b.unit.Start(t.Context(), b.site, b.live)
 	if err == nil || !strings.Contains(err.Error(), text) {
 		t.Errorf("%s: error %v, want one with %q", command, err, text)

@@ -34,3 +34,12 @@ func Elsewhere(t testing.TB) {
 		t.Skip("runs on the host, and here at full length only: IMAGEAPI_TEST_FULL=1")
 	}
 }
+
+// NotInGuest skips a test in that guest, at any length: it needs things there that only the host has.
+func NotInGuest(t testing.TB, things ...string) {
+	t.Helper()
+	if inGuest() {
+		t.Skipf("runs on the host alone: the guest lacks %v", things)
+	}
+	Need(t, things...)
+}

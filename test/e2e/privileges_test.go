@@ -73,7 +73,7 @@ func TestPrivileges(t *testing.T) {
 // A container gets no key of the keyring that the server was started with, neither its first process nor a command that is brought in.
 func TestKeysOfTheServer(t *testing.T) {
 	t.Parallel()
-	testkit.Need(t, "keyctl")
+	testkit.NotInGuest(t, "keyctl", "ldd")
 	const secret = "canary-in-a-keyring"
 	s := newWrapped(t, `exec keyctl session - /bin/sh -c 'keyctl add user imageapi-test `+secret+` @s >/dev/null; exec "$0" "$@"'`)
 	s.base = s.baseOf(t, func(dir string) { program(t, dir, "keyctl") })
