@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh runs all tests that need a guest, in parts, and tells what each took. The parts run in three guests at a time, since
+# run.sh runs all tests that need a guest, in parts, and tells what each took. The parts run in four guests at a time, since
 # most of them wait. With TEST, a regular expression, or PKG, a list of packages, it runs only these, in one guest.
 # CEPH_TAGS are the build tags of the server with Ceph's libraries.
 set -euo pipefail
@@ -40,14 +40,17 @@ trap 'rm -f "$times"' EXIT
 {
 	# What is wrong with an image is told by the kernel alone here, and by the cluster below.
 	part servers test/vm/tests.sh -n vm-servers $rbd=^TestRefusals "./test/e2e=^Test(Chaos)?(ISCSI|RBD)"
-	part node test/vm/node.sh
 	part services test/vm/services.sh
 } &
 {
 	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|Stuck)"
+	part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd)"
+} &
+{
 	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd "./test/e2e=^TestRBD$asking"
+	part node test/vm/node.sh
 } &
 part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e!^Test((Chaos)?(NFS|ISCSI|RBD)|Stuck)$long" $iscsi
 wait
 echo "vm: all of it took $SECONDS s:"
-awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 6}' "$times"
+awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 7}' "$times"
