@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // browser is a request as one may make it.
@@ -156,7 +158,11 @@ func TestRequestsAtATime(t *testing.T) {
 	w := newWorldWith(t, Access{Requests: 2})
 	entered, leave := make(chan bool), make(chan bool)
 	w.up = func(context.Context) error {
-		entered <- true
+		select {
+		case entered <- true:
+		case <-time.After(10 * time.Second):
+			return errors.New("nobody expects this one")
+		}
 		<-leave
 		return nil
 	}

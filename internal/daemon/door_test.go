@@ -363,6 +363,7 @@ func TestLongHeaders(t *testing.T) {
 	}
 	defer conn.Close()
 	go func() { _, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nX-A: "+strings.Repeat("x", 2<<20)) }() // ends with conn
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	answer := make([]byte, len("HTTP/1.1 431"))
 	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "HTTP/1.1 431" {
 		t.Errorf("answer %q, %v", answer, err)
