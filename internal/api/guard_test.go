@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -157,6 +158,8 @@ func TestRequestsAtATime(t *testing.T) {
 	t.Parallel()
 	w := newWorldWith(t, Access{Requests: 2})
 	entered, leave := make(chan bool), make(chan bool)
+	release := sync.OnceFunc(func() { close(leave) })
+	t.Cleanup(release)
 	w.up = func(context.Context) error {
 		select {
 		case entered <- true:
@@ -185,7 +188,7 @@ func TestRequestsAtATime(t *testing.T) {
 	}
 	go func() { done <- send("b").Code }()
 	<-entered
-	close(leave)
+	release()
 	for range 3 {
 		if status := <-done; status != http.StatusCreated {
 			t.Errorf("status %d", status)
