@@ -16,6 +16,14 @@ type logsCommand struct {
 }
 
 func (c *logsCommand) run(ctx context.Context, a *app) error {
+	err := c.read(ctx, a)
+	if ctx.Err() != nil { // that is how one stops to follow
+		return ended(exitInterrupted)
+	}
+	return unwrapped(err)
+}
+
+func (c *logsCommand) read(ctx context.Context, a *app) error {
 	m, err := a.findContainer(ctx, c.Args.Container)
 	if err != nil {
 		return err
@@ -24,8 +32,5 @@ func (c *logsCommand) run(ctx context.Context, a *app) error {
 	_, err = a.client.Containers.ReadContainerLogContext(ctx, &containers.ReadContainerLogParams{
 		ID: &id, Follow: &c.Follow, Tail: c.Tail, Since: optional(c.Since),
 	}, a.out, containers.WithAcceptApplicationOctetStream)
-	if ctx.Err() != nil {
-		return ended(exitInterrupted)
-	}
-	return unwrapped(err)
+	return err
 }

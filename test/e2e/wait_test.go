@@ -178,10 +178,11 @@ func TestWaitIsCutShort(t *testing.T) {
 	}
 }
 
-// A thousand waits take as many connections and nothing else: others are served as before, and all of them are answered.
+// A thousand waits, where that many are let in, take as many connections and nothing else: others are served as before, and all
+// of them are answered.
 func TestManyWaits(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := newNode(t, "--client-requests", "1100", "--client-connections", "1100")
 	c := n.create(t, start(forever, n.root()))
 	answers := n.waiters(t, c.ID, make([]string, 1000)...)
 	setState(t, n, http.StatusOK, c.ID, "exited")

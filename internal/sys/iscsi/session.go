@@ -84,7 +84,7 @@ func (s *Session) first(ctx context.Context, k kernel, o owner, tcp *net.TCPConn
 		return errors.Join(err, s.conn.destroy())
 	}
 	if err := s.connect(ctx, tcp); err != nil {
-		return errors.Join(err, s.conn.stop(stopForGood), s.conn.destroyConn(), s.conn.destroy())
+		return errors.Join(err, s.conn.end(), s.conn.destroyConn(), s.conn.destroy())
 	}
 	return nil
 }
@@ -274,7 +274,7 @@ func (s *Session) Close(ctx context.Context) error {
 		done *bool
 		act  func() error
 	}{
-		{&done.stopped, func() error { return s.conn.stop(stopForGood) }},
+		{&done.stopped, s.conn.end},
 		{&done.conn, s.conn.destroyConn},
 		{&done.session, s.conn.destroy},
 	} {
