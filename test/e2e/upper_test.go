@@ -166,11 +166,9 @@ func TestISCSIUpper(t *testing.T) {
 		t.Errorf("the first run sees %q", text)
 	}
 	root := n.mount(t, over())
-	if up := root.Overlay.Upper; up.Limit != nil || up.Used != nil {
-		t.Errorf("shown of a layer on a server: %d of %d", *up.Used, *up.Limit)
-	}
 	n.target.Stop(t)
-	if up := n.overlayOf(t, root.ID).Upper; up.Path != "web" || up.Mount.Attach == nil {
+	// ext4 knows by heart how full it is.
+	if up := n.overlayOf(t, root.ID).Upper; up.Path != "web" || up.Mount.Attach == nil || up.Limit == nil || *up.Limit < *up.Used || *up.Used == 0 {
 		t.Errorf("shown while the server is gone: %+v", up)
 	}
 	n.target.Start(t)
