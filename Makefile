@@ -109,7 +109,7 @@ test-full: export IMAGEAPI_TEST_FULL = 1
 test-full: export FUZZTIME = 2m
 test-full: export TIMEOUT = 30m
 test-full: export VM_LIMIT = 5400
-test-full: test bench ## the same at full length, and the benchmarks
+test-full: test vm-if-able bench ## the same at full length, and the benchmarks
 
 include build/ceph.mk
 -include test/vm/vm.mk

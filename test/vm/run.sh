@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh runs all tests that need a guest, in parts, and tells what each took. The parts run in four guests at a time, since
+# run.sh runs all tests that need a guest, in parts, and tells what each took. The parts run in three guests at a time, since
 # most of them wait. With TEST, a regular expression, or PKG, a list of packages, it runs only these, in one guest.
 # CEPH_TAGS are the build tags of the server with Ceph's libraries.
 set -euo pipefail
@@ -23,7 +23,8 @@ nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./interna
 local=(./internal/sys/cgroup ./test/failpoints ./test/docs)
 asking='(Answers|Hangs|Writable)'
 long='|Test(Stress|Model|ModelParallel|CyclesStayFlat|Systemd(Cycle|IsKilled|Ends|LosesSupervisor|Network)|Exec(ManyAtOnce|OutputLimit|HostileImage)'
-long+='|ManyWaits|SupervisorStaysSmall|FollowersSurviveRotation|SlowFollower|DeadFollower|ShutdownUnderFollowers|ListDoesNotWait|WrongInputs)$'
+long+='|ManyWaits|SupervisorStaysSmall|FollowersSurviveRotation|SlowFollower|DeadFollower|ShutdownUnderFollowers|ListDoesNotWait|WrongInputs'
+long+='|StartHostileImage|Hostile(Files|Mountpoints)|Bomb|RandomRequests|DamagedImages|MountHolders|OldRootIsGone|SupervisorIsOutOfReach)$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t local < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
 	asking='' long=''
@@ -40,15 +41,13 @@ trap 'rm -f "$times"' EXIT
 {
 	# What is wrong with an image is told by the kernel alone here, and by the cluster below.
 	part servers test/vm/tests.sh -n vm-servers $rbd=^TestRefusals "./test/e2e=^Test(Chaos)?(ISCSI|RBD)"
+	part node test/vm/node.sh
 	part services test/vm/services.sh
 } &
 {
 	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|Stuck)"
 	part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd)"
-} &
-{
 	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd "./test/e2e=^TestRBD$asking"
-	part node test/vm/node.sh
 } &
 part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e!^Test((Chaos)?(NFS|ISCSI|RBD)|Stuck)$long" $iscsi
 wait
