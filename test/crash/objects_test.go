@@ -22,6 +22,7 @@ type object struct {
 	State      string `json:"state"`
 	PID        int    `json:"pid"`
 	StartedAt  string `json:"started_at"`
+	NextStart  string `json:"next_start_at"`
 	Logfile    string `json:"logfile"`
 	Mountpoint string `json:"mountpoint"`
 	DeviceFile string `json:"device_file"`
@@ -65,7 +66,7 @@ func (s *server) all() (objects, error) {
 // calm tells whether nothing is under way.
 func (all objects) calm() bool {
 	for _, o := range all {
-		if o.Phase != "ready" || o.State == "stopping" {
+		if o.Phase != "ready" || o.State == "stopping" || o.NextStart != "" {
 			return false
 		}
 	}
