@@ -54,12 +54,13 @@ accelerator() { # KVM where a guest ends with it: that /dev/kvm exists says litt
 		return
 	fi
 	if [[ ! -e $image/accelerator ]]; then
+		local found="tcg,thread=multi"
 		echo true >"$work/true"
 		if [[ -w /dev/kvm ]] && VM_ACCEL=kvm timeout 20 "$here/guest.sh" -n -t 10 "$work/true" >/dev/null 2>&1; then
-			echo kvm
-		else
-			echo tcg,thread=multi
-		fi >"$image/accelerator"
+			found=kvm
+		fi
+		echo "$found" >"$image/accelerator.$$"
+		mv "$image/accelerator.$$" "$image/accelerator" # whole: other guests may be looking for it
 	fi
 	cat "$image/accelerator"
 }
