@@ -8,7 +8,6 @@ package api
 import (
 	"context"
 	"crypto/rand"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/state"
-	"github.com/kraken-hpc/imageapi/restapi"
 	"github.com/kraken-hpc/imageapi/restapi/operations"
 	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
@@ -85,19 +83,15 @@ type api struct {
 
 // New returns the handler of the whole API. It fails only for a specification that it can't work with.
 func New(o Options) (http.Handler, error) {
-	doc, err := loads.Embedded(restapi.SwaggerJSON, restapi.FlatSwaggerJSON)
-	if err != nil {
-		return nil, fmt.Errorf("specification: %w", err)
-	}
-	shapes, err := shapesOf(doc.Spec().Definitions)
+	spec, err := readSpecification()
 	if err != nil {
 		return nil, err
 	}
 	a := &api{
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
-		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, shapes: shapes, name: strings.ToLower(rand.Text()[:8]),
+		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, shapes: spec.shapes, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(a.guard(a.health(pages(doc, a.operations(doc).Serve(a.intake))))), nil
+	return a.observe(a.guard(a.health(pages(spec.routes.BasePath(), a.operations(spec.routes).Serve(a.intake))))), nil
 }
 
 // operations connects each operation of the specification with its handler.

@@ -10,27 +10,18 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/go-openapi/loads"
-
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/restapi"
 )
 
-var specification = sync.OnceValues(func() (map[string]*shape, error) {
-	doc, err := loads.Embedded(restapi.SwaggerJSON, restapi.FlatSwaggerJSON)
-	if err != nil {
-		return nil, err
-	}
-	return shapesOf(doc.Spec().Definitions)
-})
+var builtIn = sync.OnceValues(readSpecification)
 
 func testShapes(t testing.TB) map[string]*shape {
 	t.Helper()
-	shapes, err := specification()
+	spec, err := builtIn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return shapes
+	return spec.shapes
 }
 
 // normalized returns what becomes of body, as JSON with sorted keys, and the normalizer.

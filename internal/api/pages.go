@@ -3,25 +3,24 @@ package api
 import (
 	"net/http"
 
-	"github.com/go-openapi/loads"
-
 	apidocs "github.com/kraken-hpc/imageapi/docs/api"
+	"github.com/kraken-hpc/imageapi/restapi"
 )
 
-// pages serves the specification and its reference; everything else goes to next.
-func pages(doc *loads.Document, next http.Handler) http.Handler {
+// pages serves the specification and its reference, below base; everything else goes to next.
+func pages(base string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {
 			next.ServeHTTP(w, r)
 			return
 		}
 		switch r.URL.Path {
-		case "/swagger.json", doc.BasePath() + "/swagger.json":
-			send(w, "application/json", doc.Raw())
-		case doc.BasePath() + "/docs":
+		case "/swagger.json", base + "/swagger.json":
+			send(w, "application/json", restapi.SwaggerJSON)
+		case base + "/docs":
 			send(w, "text/html; charset=utf-8", apidocs.Page)
 		case "/", "/docs":
-			http.Redirect(w, r, doc.BasePath()+"/docs", http.StatusFound)
+			http.Redirect(w, r, base+"/docs", http.StatusFound)
 		default:
 			next.ServeHTTP(w, r)
 		}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -31,90 +32,77 @@ type field struct {
 	readOnly bool
 }
 
-// shapesOf derives the shape of every definition. It fails for what the intake does not understand, so that a
-// change of the specification can't slip past it.
-func shapesOf(definitions spec.Definitions) (map[string]*shape, error) {
+// readShapes derives the shape of every definition. It fails for what the intake does not understand, so that a change of the
+// specification can't slip past it.
+func readShapes(definitions map[string]json.RawMessage) (map[string]*shape, error) {
 	shapes := map[string]*shape{}
 	for name := range definitions {
 		shapes[name] = &shape{name: name}
 	}
-	for name, schema := range definitions {
-		if err := shapes[name].fill(shapes, &schema); err != nil {
-			return nil, fmt.Errorf("specification: definition %s: %w", name, err)
+	for name, text := range definitions {
+		schema, err := readSchema(text)
+		if err == nil {
+			err = shapes[name].fill(shapes, schema)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("definition %s: %w", name, err)
 		}
 	}
 	return shapes, nil
 }
 
-func (s *shape) fill(shapes map[string]*shape, schema *spec.Schema) (err error) {
-	if unknown(schema) {
-		return errors.New("it has a rule that the intake does not understand")
-	}
-	s.kind = schema.Type[0]
+func (s *shape) fill(shapes map[string]*shape, schema *schema) (err error) {
+	s.kind = schema.Type
 	switch s.kind {
 	case "object":
-		if more := schema.AdditionalProperties; more != nil {
-			if more.Schema == nil || len(schema.Properties) > 0 {
-				return errors.New("it has names of its own and of the client's, or values of any sort")
-			}
-			s.items, err = shapeOf(shapes, more.Schema)
-			return err
+		if schema.AdditionalProperties == nil {
+			return s.fillObject(shapes, schema)
 		}
-		return s.fillObject(shapes, schema)
+		if len(schema.Properties) > 0 {
+			return errors.New("it has names of its own and of the client's")
+		}
+		s.items, err = shapeOf(shapes, schema.AdditionalProperties)
+		return err
 	case "array":
-		s.items, err = shapeOf(shapes, schema.Items.Schema)
+		s.items, err = shapeOf(shapes, schema.Items)
 		return err
 	case "string":
-		return s.fillString(schema)
+		s.enum, s.length = schema.Enum, [2]int64{schema.MinLength, schema.MaxLength}
+		if schema.Pattern != "" {
+			s.pattern, err = regexp.Compile(schema.Pattern)
+		}
+		return err
 	case "integer", "boolean":
 		return nil
 	}
-	return fmt.Errorf("type %s is not understood", s.kind)
+	return fmt.Errorf("type %q is not understood", s.kind)
 }
 
-// unknown tells whether a schema has a rule that is not one of those of a shape.
-func unknown(s *spec.Schema) bool {
-	compound := len(s.Type) != 1 || len(s.AllOf)+len(s.AnyOf)+len(s.OneOf) > 0 || len(s.PatternProperties) > 0
-	bounds := s.Minimum != nil || s.Maximum != nil || s.MultipleOf != nil
-	sizes := s.MinItems != nil || s.MaxItems != nil || s.UniqueItems || s.MinProperties != nil || s.MaxProperties != nil
-	return compound || bounds || sizes
-}
-
-func (s *shape) fillString(schema *spec.Schema) (err error) {
-	for _, value := range schema.Enum {
-		s.enum = append(s.enum, fmt.Sprint(value))
-	}
-	if schema.Pattern != "" {
-		s.pattern, err = regexp.Compile(schema.Pattern)
-	}
-	for i, limit := range []*int64{schema.MinLength, schema.MaxLength} {
-		if limit != nil {
-			s.length[i] = *limit
-		}
-	}
-	return err
-}
-
-func (s *shape) fillObject(shapes map[string]*shape, schema *spec.Schema) error {
+func (s *shape) fillObject(shapes map[string]*shape, schema *schema) error {
 	s.fields, s.folded, s.needed = map[string]*field{}, map[string]string{}, schema.Required
 	for name, property := range schema.Properties {
-		sub, err := shapeOf(shapes, &property)
+		sub, err := shapeOf(shapes, property)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		s.fields[name] = &field{shape: sub, readOnly: property.ReadOnly}
 		s.folded[strings.ToLower(name)] = name
 	}
-	for _, kind := range schema.Properties["kind"].Enum {
-		if name, ok := kind.(string); ok && s.fields[name] != nil {
-			s.kinds = append(s.kinds, name)
+	if kind := schema.Properties["kind"]; kind != nil {
+		for _, name := range kind.Enum {
+			if s.fields[name] != nil {
+				s.kinds = append(s.kinds, name)
+			}
 		}
 	}
 	return nil
 }
 
-func shapeOf(shapes map[string]*shape, schema *spec.Schema) (*shape, error) {
-	if ref := schema.Ref.String(); ref != "" {
+func shapeOf(shapes map[string]*shape, schema *schema) (*shape, error) {
+	if schema == nil {
+		return nil, errors.New("it does not say of what")
+	}
+	if ref := schema.Ref; ref != "" {
 		if s := shapes[definitionName(ref)]; s != nil {
 			return s, nil
 		}
