@@ -66,8 +66,9 @@ accelerator() { # KVM where a guest ends with it: that /dev/kvm exists says litt
 }
 
 machine() { # ARGUMENT...: start QEMU; the two ports are all that comes out of it
+	# A Westmere has what Ceph's encryption needs, and is emulated in a sixth less time than a processor with all extensions.
 	timeout --foreground --kill-after=5 "$((limit + 60))" qemu-system-x86_64 \
-		-machine q35,usb=off,hpet=off -accel "$(accelerator)" -cpu max,la57=off \
+		-machine q35,usb=off,hpet=off -accel "$(accelerator)" -cpu Westmere \
 		-smp "${VM_CPUS:-2}" -m "${VM_MEMORY:-2048}" \
 		-nodefaults -no-user-config -display none -monitor none -nic none -no-reboot \
 		-kernel "$image/vmlinux" -initrd "$work/initrd.cpio" \
