@@ -129,9 +129,9 @@ type filter struct {
 	kind, state *string
 }
 
-// list returns the objects that pass f in the order of their ids.
-func (a *api) list(f filter) ([]driver.Object, error) {
-	snap := a.manager.Snapshot()
+// list writes out the objects that pass f, in the order of their ids.
+func (r renderer) list(f filter) ([]driver.Object, error) {
+	snap := r.snap
 	views := snap.List(f.class)
 	one, err := target{class: f.class, id: f.id, name: f.name}.lookup(snap)
 	if err != nil {
@@ -140,13 +140,12 @@ func (a *api) list(f filter) ([]driver.Object, error) {
 	if one != nil {
 		views = []*state.View{one}
 	}
-	out := renderer{snap: snap, done: map[int64]driver.Object{}}
 	found := []driver.Object{}
 	for _, v := range views {
 		if !f.passes(v) {
 			continue
 		}
-		o, err := out.object(v.ID)
+		o, err := r.object(v.ID)
 		if err != nil {
 			return nil, err
 		}

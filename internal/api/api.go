@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/go-openapi/loads"
-	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/state"
@@ -77,8 +76,9 @@ type api struct {
 	patience time.Duration
 	meter    Meter
 	shapes   map[string]*shape // by definition
-	name     string            // of this API: requests are named by it and a number
-	requests atomic.Uint64     // counts those that it has named
+	lists    lists
+	name     string        // of this API: requests are named by it and a number
+	requests atomic.Uint64 // counts those that it has named
 }
 
 // New returns the handler of the whole API. It fails only for a specification that it can't work with.
@@ -91,16 +91,21 @@ func New(o Options) (http.Handler, error) {
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
 		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, shapes: spec.shapes, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(a.guard(a.health(pages(spec.routes.BasePath(), a.operations(spec.routes).Serve(a.intake))))), nil
+	return a.observe(a.guard(a.health(pages(spec.routes.BasePath(), a.route(spec.routes))))), nil
+}
+
+// route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts
+// from elsewhere: the templates by which that is made would keep all methods of all types in the program.
+func (a *api) route(doc *loads.Document) http.Handler {
+	o := a.operations(doc)
+	o.Init()
+	return o.Context().RoutesHandler(a.intake)
 }
 
 // operations connects each operation of the specification with its handler.
 func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o := operations.NewImageapiAPI(doc)
 	o.ServeError = serveError
-	o.Middleware = func(builder middleware.Builder) http.Handler {
-		return o.Context().RoutesHandler(builder) // without the default's page, which loads scripts from elsewhere
-	}
 	o.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(a.listAttachments)
 	o.AttachmentsAttachHandler = attachments.AttachHandlerFunc(a.attach)
 	o.AttachmentsDeleteAttachHandler = attachments.DeleteAttachHandlerFunc(a.deleteAttach)

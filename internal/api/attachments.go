@@ -1,6 +1,8 @@
 package api
 
 import (
+	"github.com/go-openapi/runtime/middleware"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
@@ -8,15 +10,13 @@ import (
 
 // GET /attach
 func (a *api) listAttachments(p attachments.ListAttachmentsParams) (attachments.ListAttachmentsResponder, error) {
-	found, err := a.list(filter{class: driver.Attach, id: p.ID, kind: p.Kind})
-	if err != nil {
-		return nil, err
-	}
-	list := make([]*models.Attach, len(found))
-	for i, o := range found {
-		list[i] = o.Attach
-	}
-	return attachments.NewListAttachmentsOK().WithPayload(list), nil
+	return a.answerList(filter{class: driver.Attach, id: p.ID, kind: p.Kind}, func(found []driver.Object) middleware.Responder {
+		list := make([]*models.Attach, len(found))
+		for i, o := range found {
+			list[i] = o.Attach
+		}
+		return attachments.NewListAttachmentsOK().WithPayload(list)
+	})
 }
 
 // POST /attach

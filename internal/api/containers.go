@@ -1,6 +1,8 @@
 package api
 
 import (
+	"github.com/go-openapi/runtime/middleware"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/models"
@@ -9,15 +11,13 @@ import (
 
 // GET /container
 func (a *api) listContainers(p containers.ListContainersParams) (containers.ListContainersResponder, error) {
-	found, err := a.list(filter{class: driver.Container, id: p.ID, name: p.Name, state: p.State})
-	if err != nil {
-		return nil, err
-	}
-	list := make([]*models.Container, len(found))
-	for i, o := range found {
-		list[i] = o.Container
-	}
-	return containers.NewListContainersOK().WithPayload(list), nil
+	return a.answerList(filter{class: driver.Container, id: p.ID, name: p.Name, state: p.State}, func(found []driver.Object) middleware.Responder {
+		list := make([]*models.Container, len(found))
+		for i, o := range found {
+			list[i] = o.Container
+		}
+		return containers.NewListContainersOK().WithPayload(list)
+	})
 }
 
 // POST /container

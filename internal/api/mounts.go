@@ -1,6 +1,8 @@
 package api
 
 import (
+	"github.com/go-openapi/runtime/middleware"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
@@ -8,15 +10,13 @@ import (
 
 // GET /mount
 func (a *api) listMounts(p mounts.ListMountsParams) (mounts.ListMountsResponder, error) {
-	found, err := a.list(filter{class: driver.Mount, id: p.ID, kind: p.Kind})
-	if err != nil {
-		return nil, err
-	}
-	list := make([]*models.Mount, len(found))
-	for i, o := range found {
-		list[i] = o.Mount
-	}
-	return mounts.NewListMountsOK().WithPayload(list), nil
+	return a.answerList(filter{class: driver.Mount, id: p.ID, kind: p.Kind}, func(found []driver.Object) middleware.Responder {
+		list := make([]*models.Mount, len(found))
+		for i, o := range found {
+			list[i] = o.Mount
+		}
+		return mounts.NewListMountsOK().WithPayload(list)
+	})
 }
 
 // POST /mount

@@ -40,6 +40,20 @@ func (r renderer) object(id int64) (driver.Object, error) {
 	return o, nil
 }
 
+// moves tells whether anything that was written out may be different the next time, in the same snapshot.
+func (r renderer) moves() bool {
+	for id := range r.done {
+		v, ok := r.snap.Get(id)
+		if !ok {
+			continue
+		}
+		if g, ok := v.Unit.(driver.Gauge); ok && g.Moves(v.Live) {
+			return true
+		}
+	}
+	return false
+}
+
 // needs writes out what an object stands on. A container may have lost its mount by force: its id is left.
 func (r renderer) needs(view *state.View) ([]driver.Object, error) {
 	needs := make([]driver.Object, len(view.Needs))

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,9 @@ type world struct {
 	log     *lines
 	life    context.Context
 	die     context.CancelFunc // ends life
+
+	moves bool         // what every object shows
+	shown atomic.Int64 // how often one was written out
 
 	plan func()                          // called by each Plan
 	up   func(ctx context.Context) error // asked by each Up
@@ -165,7 +169,10 @@ func (u *unit) Down(context.Context, driver.Site, driver.Live) error {
 
 func (u *unit) MarshalJSON() ([]byte, error) { return []byte("{}"), nil }
 
+func (u *unit) Moves(driver.Live) bool { return u.w.moves }
+
 func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
+	u.w.shown.Add(1)
 	switch {
 	case out.Container != nil:
 		out.Container.Mount, out.Container.Command = needs[0].Mount, u.def.Container.Command

@@ -86,6 +86,13 @@ type Committer interface {
 	Commit(ctx context.Context, site Site, live Live) error
 }
 
+// Gauge is a Unit of which Show may tell what changes without any act of ours, such as how full it is.
+type Gauge interface {
+	Unit
+	// Moves tells whether it does, of an object that is as live tells.
+	Moves(live Live) bool
+}
+
 // Forcer is a Unit that can be taken down even if that loses data, when its client says so.
 type Forcer interface {
 	Unit

@@ -226,3 +226,9 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 	}
 	out.Mount.Overlay = d
 }
+
+// Moves implements driver.Gauge: how full an upper layer is, if that is told.
+func (u *unit) Moves(live driver.Live) bool {
+	var n notes
+	return json.Unmarshal(live.Notes, &n) == nil && n.Space != ""
+}
