@@ -45,7 +45,7 @@ init: # the program beside and inside containers, which the server embeds
 	@$(STATIC) -ldflags '-s -w' -o $(INIT) ./cmd/imageapi-init
 
 .PHONY: tools
-tools: # swagger, staticcheck, gotestsum, govulncheck
+tools: # swagger, staticcheck, gotestsum, govulncheck, benchstat
 	@cd internal/tools && GOBIN=$(CURDIR)/$(TOOLS) go install tool
 
 .PHONY: generate
@@ -86,8 +86,29 @@ fuzz: init ## run every fuzz target for FUZZTIME (default 6s)
 	@build/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: init ## run the benchmarks
+bench: build ## what it costs, against the least that the kernel needs and against others; BENCH=rounds
+	@build/deps.sh && build/deps.sh build/packages-bench
+	@$(MEASURE) TestTable ./test/bench
+
+.PHONY: bench-growth
+bench-growth: build ## how that grows with what there is; draws docs/growth.svg
+	@$(MEASURE) TestGrowth ./test/bench
+
+.PHONY: bench-images
+bench-images: build ## what the format of an image costs
+	@$(MEASURE) TestImages ./test/bench
+
+.PHONY: bench-check
+bench-check: tools ## compare with another commit, OLD=commit, and fail if this one is slower beyond the noise
+	@build/bench-check.sh '$(OLD)'
+
+.PHONY: bench-go
+bench-go: init # the benchmarks of single functions
 	@go test -run '^$$' -bench . -benchmem ./...
+
+# What is measured is a server as it is built, over its socket; BENCH is the number of rounds.
+BENCH   ?= 20
+MEASURE := IMAGEAPI_BENCH=$(BENCH) IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server go test -count=1 -timeout 1h -v -run
 
 .PHONY: trace
 trace: deps build ## show what one start of a container costs, call by call
@@ -109,7 +130,7 @@ test-full: export IMAGEAPI_TEST_FULL = 1
 test-full: export FUZZTIME = 2m
 test-full: export TIMEOUT = 30m
 test-full: export VM_LIMIT = 5400
-test-full: test vm-if-able bench ## the same at full length, and the benchmarks
+test-full: test vm-if-able bench bench-go ## the same at full length, and the benchmarks
 
 include build/ceph.mk
 -include test/vm/vm.mk

@@ -69,14 +69,15 @@ func tmpfs(t testing.TB) string {
 // node is a real server as users have it, and a client that keeps its connection to the unix socket.
 type node struct {
 	*harness.Daemon
-	t    testing.TB
-	http *http.Client
+	t      testing.TB
+	http   *http.Client
+	server string
 }
 
 func newNode(t testing.TB, server string) *node {
 	t.Helper()
 	d := harness.Restart(t, server, tmpfs(t))
-	return &node{Daemon: d, t: t, http: over(t, d.Socket)}
+	return &node{Daemon: d, t: t, http: over(t, d.Socket), server: server}
 }
 
 func over(t testing.TB, socket string) *http.Client {

@@ -340,18 +340,22 @@ func (b *table) start(l *lab) {
 		b.took(row, bottom, firstAnswer(l, filepath.Join(dir, "s"), bare, filepath.Join(dir, "s")))
 	}, func() {
 		dir := tmpfs(l)
-		b.took(row, ours, firstAnswer(l, filepath.Join(dir, "s"), l.server, "--teardown", "--socket-path", filepath.Join(dir, "s"),
-			"--run-dir", filepath.Join(dir, "run"), "--cgroup-parent", "/"+filepath.Base(dir)))
+		b.took(row, ours, firstAnswer(l, filepath.Join(dir, "s"), l.server, serverFlags(dir)...))
 	})
 	o := b.median(row, ours)
 	b.lines = append(b.lines, line{row, ms(b.median(row, bottom)) + " (a bare Go program)", ms(o), "", "≤ 20 ms", o <= 20})
 }
 
+// serverFlags make a server private whose socket is s in dir.
+func serverFlags(dir string) []string {
+	return []string{"--teardown", "--socket-path", filepath.Join(dir, "s"), "--run-dir", filepath.Join(dir, "run"), "--cgroup-parent", "/" + filepath.Base(dir)}
+}
+
 // firstAnswer starts a server, asks it as soon as it can be reached, and ends it.
-func firstAnswer(l *lab, socket string, args ...string) time.Duration {
+func firstAnswer(l *lab, socket, program string, args ...string) time.Duration {
 	l.Helper()
 	var log strings.Builder
-	cmd := exec.Command(args[0], args[1:]...)
+	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	client := over(l, socket)
 	begin := time.Now()
@@ -371,7 +375,7 @@ func firstAnswer(l *lab, socket string, args ...string) time.Duration {
 	client.CloseIdleConnections()
 	check(l, cmd.Process.Signal(os.Interrupt))
 	if err := cmd.Wait(); err != nil {
-		l.Fatalf("%v: %v: %s", args, err, log.String())
+		l.Fatalf("%s: %v: %s", program, err, log.String())
 	}
 	return took
 }
