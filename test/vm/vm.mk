@@ -21,6 +21,11 @@ vm-node: build vm-image # the server straight on an initrd
 vm-services: vm-image # that the NFS, iSCSI and Ceph servers of the guest serve
 	@test/vm/services.sh
 
+.PHONY: vm-fleet
+vm-fleet: export IMAGEAPI_TEST_FULL = 1
+vm-fleet: build tools vm-image ## boot 20 nodes from one slow server, in a guest
+	@TEST_FORMAT=standard-verbose test/vm/tests.sh -n vm-fleet ./test/fleet
+
 .PHONY: vm-shell
 vm-shell: build vm-image ## a shell in that guest; leave it with exit
 	@test/vm/guest.sh -i -t 86400 test/vm/guest/shell
