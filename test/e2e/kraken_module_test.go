@@ -1,0 +1,464 @@
+package e2e
+
+import (
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	httptransport "github.com/go-openapi/runtime/client"
+	"github.com/go-openapi/strfmt"
+
+	"github.com/kraken-hpc/imageapi/client"
+	"github.com/kraken-hpc/imageapi/client/containers"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// What a kraken thinks of an image.
+const (
+	fateNone   = ""
+	fateActive = "active"
+	fateError  = "error" // it will try again
+	fateFatal  = "fatal" // it has given up
+)
+
+// gone is what a kraken takes for the state of a container that no list has.
+const gone = ""
+
+// kraken keeps images running as Kraken's module does: it lists the containers once a second and does everything else
+// when a list shows what it was waiting for. It uses the generated client with nothing set, so that each request has 30 s, takes every
+// answer that is no error of the API for a fault of the test, and panics if such an error has no message.
+type kraken struct {
+	t    *testing.T
+	api  *client.Imageapi
+	back func(retries int) time.Duration // how long it waits before it tries again
+	work sync.WaitGroup
+	quit chan struct{}
+
+	mu       sync.Mutex
+	config   map[string]*models.Container // the images that shall run
+	shown    map[string]state             // of the last list
+	fates    map[string]string
+	tried    map[string]int
+	lasts    map[string]int64 // the code of the last error of an image
+	triggers map[string]map[string][]func()
+}
+
+// state is that of a container in a list, and when it was there first.
+type state struct {
+	name  string
+	since time.Time
+}
+
+const krakenPoll = time.Second
+
+// krakenLost is how late an answer must be for Kraken to take a wrong turn.
+const krakenLost = 4 * time.Second
+
+// krakenRetries is how often it tries again before it gives up.
+const krakenRetries = 3
+
+// module starts a kraken that ends with the test.
+func module(t *testing.T, n *node) *kraken {
+	t.Helper()
+	plain := &http.Transport{}
+	k := &kraken{
+		t: t, quit: make(chan struct{}), back: func(retries int) time.Duration { return krakenPoll / 4 << retries },
+		api:    client.New(httptransport.NewWithClient(n.Address, client.DefaultBasePath, []string{"http"}, &http.Client{Transport: plain}), strfmt.Default),
+		config: map[string]*models.Container{}, shown: map[string]state{}, fates: map[string]string{}, tried: map[string]int{},
+		lasts: map[string]int64{}, triggers: map[string]map[string][]func(){},
+	}
+	ticker := time.NewTicker(krakenPoll)
+	k.work.Go(func() {
+		for {
+			select {
+			case <-ticker.C:
+				k.work.Go(k.discover)
+			case <-k.quit:
+				return
+			}
+		}
+	})
+	t.Cleanup(func() {
+		ticker.Stop()
+		close(k.quit)
+		k.work.Wait()
+		plain.CloseIdleConnections()
+	})
+	return k
+}
+
+// discover lists the containers and acts on what has changed since the last list.
+func (k *kraken) discover() {
+	begin := time.Now()
+	answer, err := k.api.Containers.ListContainers(containers.NewListContainersParams())
+	if took := time.Since(begin); took > krakenLost {
+		k.t.Errorf("a list took %v", took)
+	}
+	if err != nil {
+		k.t.Errorf("list containers: %v", err)
+		return
+	}
+	now := map[string]string{}
+	for _, c := range answer.GetPayload() {
+		now[string(c.Name)] = string(c.State)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	names := maps.Clone(k.config)
+	for name := range k.shown {
+		names[name] = nil
+	}
+	for name := range names {
+		if before, known := k.shown[name]; !known || before.name != now[name] {
+			k.shown[name] = state{now[name], begin}
+			k.work.Go(func() { k.changed(name, now[name]) })
+		}
+	}
+}
+
+// changed does what was to be done in this state; if nothing was, the change was not expected.
+func (k *kraken) changed(name, now string) {
+	k.mu.Lock()
+	due := k.triggers[name][now]
+	delete(k.triggers[name], now)
+	wanted := k.config[name] != nil
+	k.mu.Unlock()
+	for _, do := range due {
+		do()
+	}
+	switch {
+	case len(due) > 0 || !wanted:
+	case now == "dead" || now == "exited":
+		k.raise(name, 0)
+	case now == gone:
+		k.create(name)
+	}
+}
+
+// expect has something done once a list shows a state. A list that is a little ahead of the answer that led to this does
+// no harm; where it is far ahead Kraken waits for what has been.
+func (k *kraken) expect(name, want string, do func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if at := k.shown[name]; at.name == want && want != gone {
+		if late := time.Since(at.since); late > krakenLost {
+			k.t.Errorf("%s was shown as %s for %v before the answer that should have come first", name, want, late)
+		}
+		k.work.Go(do)
+		return
+	}
+	if k.triggers[name] == nil {
+		k.triggers[name] = map[string][]func(){}
+	}
+	k.triggers[name][want] = append(k.triggers[name][want], do)
+}
+
+func (k *kraken) create(name string) {
+	k.mu.Lock()
+	def := k.config[name]
+	k.mu.Unlock()
+	params := containers.NewCreateContainerParams()
+	params.Container = def
+	if _, err := k.api.Containers.CreateContainer(params); err != nil {
+		k.failed(name, err)
+		return
+	}
+	k.expect(name, "running", func() { k.settle(name, fateActive) })
+}
+
+// remove stops and deletes a container, in the steps that its state asks for.
+func (k *kraken) remove(name string) {
+	k.mu.Lock()
+	now := k.shown[name].name
+	k.mu.Unlock()
+	switch now {
+	case gone:
+		return
+	case "running":
+		params := containers.NewSetContainerStateParams()
+		params.Name, params.State = &name, "exited"
+		if _, err := k.api.Containers.SetContainerState(params); err != nil {
+			k.failed(name, err)
+			return
+		}
+		fallthrough
+	case "stopping":
+		k.expect(name, "exited", func() { k.remove(name) })
+		return
+	}
+	params := containers.NewDeleteContainerParams()
+	params.Name = &name
+	if _, err := k.api.Containers.DeleteContainer(params); err != nil {
+		k.failed(name, err)
+	}
+}
+
+func (k *kraken) reload(name string) {
+	k.mu.Lock()
+	now := k.shown[name].name
+	k.mu.Unlock()
+	if now == gone {
+		k.create(name)
+		return
+	}
+	k.expect(name, gone, func() { k.create(name) })
+	k.remove(name)
+}
+
+// failed reads an error as Kraken does, which knows those that the API declares and reads their message unseen.
+func (k *kraken) failed(name string, err error) {
+	var payload *models.Error
+	switch e := err.(type) { // it does not look for wrapped ones
+	case *containers.CreateContainerDefault:
+		payload = e.Payload
+	case *containers.SetContainerStateDefault:
+		payload = e.Payload
+	case *containers.DeleteContainerDefault:
+		payload = e.Payload
+	default:
+		k.t.Errorf("%s: not an error of the API: %v", name, err)
+		return
+	}
+	if *payload.Message == "" {
+		k.t.Errorf("%s: error %d has no text", name, payload.Code)
+	}
+	k.raise(name, payload.Code)
+}
+
+// raise notes that an image is not what it should be, and tries again after a while.
+func (k *kraken) raise(name string, code int64) {
+	k.mu.Lock()
+	k.lasts[name] = code
+	k.tried[name]++
+	tried := k.tried[name]
+	wanted := k.config[name] != nil
+	k.fates[name] = fateError
+	if tried > krakenRetries {
+		k.fates[name] = fateFatal
+	}
+	clear(k.triggers[name])
+	k.mu.Unlock()
+	if tried > krakenRetries || !wanted {
+		return
+	}
+	k.work.Go(func() {
+		select {
+		case <-time.After(k.back(tried)):
+			k.reload(name)
+		case <-k.quit:
+		}
+	})
+}
+
+func (k *kraken) settle(name, fate string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fates[name], k.tried[name] = fate, 0
+}
+
+// define changes the configuration of an image: it is made, or made anew; nil takes it away.
+func (k *kraken) define(name string, def *models.Container) {
+	k.mu.Lock()
+	before := k.config[name]
+	delete(k.config, name)
+	if def != nil {
+		sent := *def
+		sent.Name, sent.State = models.Name(name), models.ContainerStateRunning
+		k.config[name] = &sent
+	}
+	k.fates[name], k.tried[name] = fateNone, 0
+	k.mu.Unlock()
+	switch {
+	case def == nil:
+		k.work.Go(func() { k.remove(name) })
+	case before != nil:
+		k.work.Go(func() { k.reload(name) })
+	}
+}
+
+// becomes waits until the kraken thinks so of an image; each of its own steps may take a minute.
+func (k *kraken) becomes(t *testing.T, name, fate string) {
+	t.Helper()
+	end := time.Now().Add(time.Minute)
+	for {
+		k.mu.Lock()
+		now, code := k.fates[name], k.lasts[name]
+		k.mu.Unlock()
+		if now == fate {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("image %s is %q after a minute, not %q; its last error was %d", name, now, fate, code)
+		}
+		<-time.After(krakenPoll / 20)
+	}
+}
+
+// forgets waits until no list has the container of an image.
+func (k *kraken) forgets(t *testing.T, name string) {
+	t.Helper()
+	testkit.Eventually(t, name+" is gone", func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.shown[name].name == gone
+	})
+}
+
+// lastError is the code of the last error of an image.
+func (k *kraken) lastError(name string) int64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.lasts[name]
+}
+
+// follows are the states that can follow each other in lists that are read without a pause, but for those that are passed in less
+// than the time between two.
+var follows = map[string][]string{
+	"none":     {"created", "running"},
+	"created":  {"running", "none"},
+	"running":  {"stopping", "exited", "dead"},
+	"stopping": {"exited"},
+	"exited":   {"none"},
+	"dead":     {"none"},
+}
+
+// inOrder holds what a poller has seen against that.
+func (p *poller) inOrder(t *testing.T) {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := 1; i < len(p.seen); i++ {
+		if before, now := p.seen[i-1].state, p.seen[i].state; !slices.Contains(follows[before], now) {
+			t.Errorf("the list went from %s to %s", before, now)
+		}
+	}
+}
+
+func (n *node) named(t *testing.T, name string) models.Container {
+	t.Helper()
+	var list []models.Container
+	n.Must(t, http.StatusOK, http.MethodGet, "/container?name="+name, nil, &list)
+	return list[0]
+}
+
+// Images are kept running as Kraken keeps them: created, reloaded, killed, ended, failing and tried again, given up, and deleted, while
+// another client lists without a pause and sees no state that can't be.
+func TestKrakenModule(t *testing.T) {
+	t.Parallel()
+	testkit.Elsewhere(t)
+	n := newNode(t, "--stop-timeout", "2s")
+	k := module(t, n)
+	p := poll(t, n.TCP(t), "app")
+	image := func(command string) *models.Container { return n.simple("", command) }
+
+	t.Run("create", func(t *testing.T) {
+		k.define("app", image(forever))
+		k.define("data", image(forever))
+		k.becomes(t, "app", fateActive)
+		k.becomes(t, "data", fateActive)
+	})
+	t.Run("reload", func(t *testing.T) {
+		before := n.named(t, "app")
+		k.define("app", image(`/bin/sh -c "trap '' TERM; while :; do sleep 1000; done"`)) // takes the whole stop timeout to go the next time
+		k.becomes(t, "app", fateActive)
+		k.define("app", image(forever))
+		k.becomes(t, "app", fateActive)
+		if after := n.named(t, "app"); after.ID <= before.ID || *after.Command != forever {
+			t.Errorf("the container is %d with the command %s", after.ID, *after.Command)
+		}
+	})
+	for name, signal := range map[string]syscall.Signal{"is killed": syscall.SIGKILL, "ends by itself": syscall.SIGTERM} {
+		t.Run(name, func(t *testing.T) {
+			before := n.named(t, "app")
+			must(t, syscall.Kill(int(before.Pid), signal))
+			k.becomes(t, "app", fateError)
+			k.becomes(t, "app", fateActive)
+			if after := n.named(t, "app"); after.ID <= before.ID {
+				t.Errorf("container %d was not made anew", before.ID)
+			}
+		})
+	}
+	t.Run("recovers", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "image")
+		late := image(forever)
+		late.Mount = overlay(squash(path))
+		k.define("late", late)
+		k.becomes(t, "late", fateError)
+		if code := k.lastError("late"); code != http.StatusUnprocessableEntity {
+			t.Errorf("an image that is not there is error %d", code)
+		}
+		must(t, os.Link(n.image, path))
+		k.becomes(t, "late", fateActive)
+		k.define("late", nil)
+		k.forgets(t, "late")
+	})
+	t.Run("gives up", func(t *testing.T) {
+		bad := image("/bin/none")
+		k.define("bad", bad)
+		k.becomes(t, "bad", fateFatal)
+		k.define("bad", nil)
+		for _, m := range n.list(t, "/mount") {
+			if m.Refs != 1 || m.Phase != "ready" {
+				t.Errorf("of an image that was given up is left: %+v", m)
+			}
+		}
+	})
+	t.Run("refusals", func(t *testing.T) {
+		// One that it does not expect, of each operation: a name that is taken, none to stop, none to delete.
+		k.create("app")
+		if code := k.lastError("app"); code != http.StatusConflict {
+			t.Errorf("a name that is taken is error %d", code)
+		}
+		k.becomes(t, "app", fateActive) // it has made it anew
+		none := "none"
+		state := containers.NewSetContainerStateParams()
+		state.Name, state.State = &none, "exited"
+		_, err := k.api.Containers.SetContainerState(state)
+		k.failed(none, err)
+		remove := containers.NewDeleteContainerParams()
+		remove.Name = &none
+		_, err = k.api.Containers.DeleteContainer(remove)
+		k.failed(none, err)
+		if code := k.lastError(none); code != http.StatusNotFound {
+			t.Errorf("a name that nobody has is error %d", code)
+		}
+	})
+	t.Run("delete", func(t *testing.T) {
+		k.define("app", nil)
+		k.define("data", nil)
+		k.forgets(t, "app")
+		k.forgets(t, "data")
+		if left := n.everything(t.Context(), t); left != "[] [] []" {
+			t.Errorf("left: %s", left)
+		}
+	})
+	p.inOrder(t)
+}
+
+// A create that hangs is answered before Kraken's client gives up, with an error that it knows; the lists go on meanwhile, and when the
+// device answers again so does the image come up.
+func TestKrakenHangingCreate(t *testing.T) {
+	t.Parallel()
+	disk := testkit.Map(t, testkit.Ext4(t, testkit.Busybox(t)))
+	n := newNode(t)
+	resume := disk.Suspend(t)
+	k := module(t, n)
+	begin := time.Now()
+	local := &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &disk.Path}}
+	k.define("slow", &models.Container{Command: to(forever), Mount: device(local, "ext4")})
+	k.becomes(t, "slow", fateError)
+	if code, took := k.lastError("slow"), time.Since(begin); code != http.StatusGatewayTimeout || took > 30*time.Second {
+		t.Errorf("a create that hangs is error %d after %v", code, took)
+	}
+	resume()
+	k.becomes(t, "slow", fateActive)
+	k.define("slow", nil)
+	k.forgets(t, "slow")
+}
