@@ -61,6 +61,7 @@ func TestExitStatuses(t *testing.T) {
 		"two missing": {200, "", `[]`, "rm 1 nobody", 3, "", "imageapi: no object has the id 1, and no container that name\nimageapi: no container is named \"nobody\"\n"},
 		"exec":        {200, "", `[]`, "exec nobody true", 125, "", "imageapi: no container is named \"nobody\"\n"},
 		"file":        {200, "", `[]`, "create /nowhere", 2, "", "imageapi: read the definition: open /nowhere: no such file or directory\n"},
+		"no state":    {200, "", `[]`, "wait 1 --state gone", 2, "", "imageapi: --state \"gone\": there is no such state\n"},
 		"tls":         {200, "", `[]`, "list --ca /nowhere", 2, "", "imageapi: --cert, --key and --ca are for https, and --host is \"URL\"\n"},
 		"version":     {200, "", `[]`, "--version", 0, "imageapi 1.2.3, commit unknown\n", ""},
 	} {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/go-openapi/strfmt"
+
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -110,7 +112,7 @@ func (a *app) setState(ctx context.Context, t target, state string, check func(*
 }
 
 type waitCommand struct {
-	State   []string      `long:"state" value-name:"STATE" choice:"created" choice:"running" choice:"paused" choice:"stopping" choice:"exited" choice:"dead" description:"the states to wait for; repeat it for several (default: exited and dead)"`
+	State   []string      `long:"state" value-name:"STATE" description:"a state to wait for: created, running, paused, stopping, exited or dead; repeat it for several (default: exited and dead)"`
 	Ready   bool          `long:"ready" description:"wait until it is ready instead"`
 	Timeout time.Duration `long:"timeout" value-name:"TIME" description:"how long to wait, as 30s or 5m (default: for ever)"`
 	Args    struct {
@@ -124,6 +126,11 @@ func (c *waitCommand) run(ctx context.Context, a *app) error {
 	}
 	if c.Timeout < 0 {
 		return usage("--timeout %v: must not be negative", c.Timeout)
+	}
+	for _, state := range c.State {
+		if models.ContainerState(state).Validate(strfmt.Default) != nil {
+			return usage("--state %q: there is no such state", state)
+		}
 	}
 	m, err := a.findContainer(ctx, c.Args.Container)
 	if err != nil {
