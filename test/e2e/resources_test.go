@@ -106,7 +106,8 @@ func TestResourcesCPU(t *testing.T) {
 		used = [2]int64{*n.stats(t, slow.ID).CPUUsec - before[0], *n.stats(t, fast.ID).CPUUsec - before[1]}
 		return used[0] > 100000 && n.output(t, fast) != ""
 	})
-	if ratio := float64(used[1]) / float64(used[0]); ratio < 3 || ratio > 9 {
+	// Without quotas both would have the same. How much more it is hangs on what else runs on that processor.
+	if ratio := float64(used[1]) / float64(used[0]); ratio < 3 {
 		t.Errorf("with six times the quota it has %.1f times as much of the processor", ratio)
 	}
 	if text := n.output(t, fast); text != "Cpus_allowed_list:\t1\n" {
