@@ -18,16 +18,18 @@ if [[ -n ${TEST:-}${PKG:-} ]]; then
 fi
 
 nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./internal/driver/attach/iscsi
-# What needs no server runs on the host too. Here the tests from the outside run, on this older kernel, and what
-# it has and the host may not: the controllers of cgroup2. All of it runs here at full length.
-local=(./internal/sys/cgroup ./test/failpoints ./test/docs)
+# What needs no server runs on the host too. Here runs what this older kernel may do otherwise, and what it has and the host
+# may not: the controllers of cgroup2. All of it runs here at full length.
+local=(./internal/sys/cgroup ./test/failpoints ./test/docs=^TestCommands\$)
 asking='(Answers|Hangs|Writable)'
-long='|Test(Stress|Model|ModelParallel|CyclesStayFlat|Systemd(Cycle|IsKilled|Ends|LosesSupervisor|Network)|Exec(ManyAtOnce|OutputLimit|HostileImage)'
-long+='|ManyWaits|SupervisorStaysSmall|FollowersSurviveRotation|SlowFollower|DeadFollower|ShutdownUnderFollowers|ListDoesNotWait|WrongInputs'
-long+='|StartHostileImage|Hostile(Files|Mountpoints)|Bomb|RandomRequests|DamagedImages|MountHolders|OldRootIsGone|SupervisorIsOutOfReach)$'
+kernel='=^Test(Binds.*|BindHoldsMount|BindOfDeadServer|Ends|SeesNothing|Hostname|Capabilities|InheritedCapabilities|Rlimits|Privileges'
+kernel+='|KeysOfTheServer|Devices|HostDevices|Teardown|ExecJoins|ExecKeepsTheNode|DeviceHolders|ContainerRootHeld|PartitionHeld'
+kernel+='|MountTakenAway|MountedOver|DeviceTakenAway|BelowContainerTakenAway|FileSystemShutDown|FullIsNotBroken|DiskFails|MapperHolds'
+kernel+='|HostileImage|ImageIsInertOnTheNode|SwappedMeanwhile|References|SharedIsCollected|Force|Busy|AllOrNothing|Nested|FileSystems'
+kernel+='|Resources.*|Systemd|Systemd(Limited|Definition|Namespaces)|TakesOver|ChangedWithoutServer|Upper.*|Stuck(Paths|Device|Disks)|Kraken)$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t local < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
-	asking='' long=''
+	asking='' kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
 fi
 
 part() { # NAME COMMAND...
@@ -45,11 +47,11 @@ trap 'rm -f "$times"' EXIT
 	part services test/vm/services.sh
 } &
 {
-	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|Stuck)"
+	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|StuckServers$)"
 	part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd)"
 	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd "./test/e2e=^TestRBD$asking"
 } &
-part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e!^Test((Chaos)?(NFS|ISCSI|RBD)|Stuck)$long" $iscsi
+part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e$kernel" $iscsi
 wait
 echo "vm: all of it took $SECONDS s:"
 awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 7}' "$times"

@@ -4,7 +4,7 @@
 # chooses tests by their names, or leaves them out.
 #
 #   -n    leave the record of all tests in bin/report/NAME.json; else it is bin/vm/NAME.json with the name "some"
-#   -t    the seconds for all together (default VM_LIMIT, else 870); a package may take four fifths of it
+#   -t    the seconds for all together (default VM_LIMIT, else 1200); a package may take four fifths of it
 #   -s    another server than bin/imageapi-server
 #   -g    build tags; the tests are then linked with the C libraries, and their packages named with the tags
 #
@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 tree=$PWD
 
-name=some limit=${VM_LIMIT:-870} server=bin/imageapi-server tags='' record=bin/vm/some.json
+name=some limit=${VM_LIMIT:-1200} server=bin/imageapi-server tags='' record=bin/vm/some.json
 export CGO_ENABLED=0
 while getopts n:t:s:g: option; do
 	case $option in
