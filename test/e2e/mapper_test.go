@@ -47,13 +47,15 @@ func TestDiskFails(t *testing.T) {
 		m := n.mount(t, device(attachID(a.ID), fsType))
 		above := n.mount(t, overlay(mountID(m.ID)))
 
+		// A change of an open file needs nothing to be read, which could fail before anything is written.
+		f, err := os.Create(filepath.Join(m.Mountpoint, "new"))
+		must(t, err)
 		testkit.Run(t, "dmsetup", "wipe_table", "--noudevsync", "--noflush", "--nolockfs", name)
-		if f, err := os.Create(filepath.Join(m.Mountpoint, "new")); err == nil {
-			if err := f.Sync(); err == nil {
-				t.Errorf("%s writes to a disk that fails", fsType)
-			}
-			_ = f.Close()
+		_ = f.Chmod(0o600)
+		if err := f.Sync(); err == nil {
+			t.Errorf("%s writes to a disk that fails", fsType)
 		}
+		_ = f.Close()
 		if fsType != "ext4" || !silent(t) {
 			n.becomesBroken(t, "/mount", m.ID, "the file system ("+fsType+")")
 			n.becomesBroken(t, "/mount", above.ID, "it stands on")
