@@ -125,6 +125,42 @@ func TestClosedSocketsAreNotTrusted(t *testing.T) {
 	}
 }
 
+// halfway is a connection between two addresses of which the test has but one socket, or none.
+type halfway struct {
+	net.Conn
+	local, remote net.Addr
+}
+
+func (h halfway) LocalAddr() net.Addr  { return h.local }
+func (h halfway) RemoteAddr() net.Addr { return h.remote }
+
+// Root's own socket is not trusted either once it is half closed, nor one that no process has: until it is accepted the kernel shows root as
+// its owner, and it is as connected as any.
+func TestSocketsBetweenOwnersAreNotTrusted(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	l := tcp(t, "127.0.0.1:0")
+	client, conn := meet(t, l, "127.0.0.1", 0)
+	root := loopbackClients{users: []uint32{0}}
+	if c := root.identify(conn); c.Refused != "" {
+		t.Fatalf("whole: %+v", c)
+	}
+	if err := client.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if c := root.identify(conn); !strings.Contains(c.Refused, "was closed before") {
+		t.Errorf("half closed: %+v", c)
+	}
+	waiting, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+	if c := root.identify(halfway{waiting, waiting.LocalAddr(), l.Addr()}); !strings.Contains(c.Refused, "was closed before") {
+		t.Errorf("not accepted yet: %+v", c)
+	}
+}
+
 // Processes of containers are refused, though they are root's, and those beside them are not.
 func TestProcessesInContainers(t *testing.T) {
 	t.Parallel()
@@ -234,7 +270,7 @@ func TestUsersByName(t *testing.T) {
 // doorway is a server with the guard of the API behind the door; of the API it has the pages only.
 func doorway(t *testing.T, cfg Config, certificates *certificates, log io.Writer) (url string) {
 	t.Helper()
-	cfg.Limits.MaxHeader, cfg.Limits.Graceful = 1<<20, time.Millisecond
+	cfg.Limits.Graceful = time.Millisecond
 	logger := slog.New(slog.NewTextHandler(log, nil))
 	d, err := newDoor(cfg, certificates, logger)
 	if err != nil {
@@ -356,13 +392,14 @@ func TestConnectionsOfAClient(t *testing.T) {
 func TestLongHeaders(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(shortDir(t), "s")
-	doorway(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}}, nil, io.Discard)
+	const limit = 16 << 10 // less than what net/http takes by itself
+	doorway(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{MaxHeader: limit}}, nil, io.Discard)
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	go func() { _, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nX-A: "+strings.Repeat("x", 2<<20)) }() // ends with conn
+	go func() { _, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nX-A: "+strings.Repeat("x", 2*limit)+"\r\n\r\n") }() // ends with conn
 	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	answer := make([]byte, len("HTTP/1.1 431"))
 	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "HTTP/1.1 431" {
@@ -416,6 +453,23 @@ func TestSlowClients(t *testing.T) {
 	case <-endless:
 	case <-time.After(10 * time.Second):
 		t.Error("the answer waits for ever")
+	}
+}
+
+// A connection that asks for nothing is closed when it was idle for so long, also after it was used.
+func TestIdleConnections(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(shortDir(t), "s")
+	doorway(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{Cleanup: 100 * time.Millisecond, Read: time.Hour, Header: time.Hour}}, nil, io.Discard)
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "GET /swagger.json HTTP/1.1\r\nHost: a\r\n\r\n")
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if text, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 200 ") { // returns when it is closed
+		t.Errorf("%d bytes, %v", len(text), err)
 	}
 }
 

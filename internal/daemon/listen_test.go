@@ -135,6 +135,25 @@ func TestClientCertificates(t *testing.T) {
 	}
 }
 
+// No version of TLS before 1.2 is spoken.
+func TestOldVersionsOfTLS(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "server")
+	own := issue(t, path)
+	cfg := Config{Listen: Listen{Schemes: []string{schemeHTTPS}}, TLS: TLS{Host: "127.0.0.1", Certificate: path + ".crt", Key: path + ".key"}}
+	held, err := loadCertificates(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listenTLS(t, cfg, held)
+	defer l.Close()
+	for version, ok := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		if got := shakesWith(t, l, own, nil, version); got != ok {
+			t.Errorf("%s: connected: %v", tls.VersionName(version), got)
+		}
+	}
+}
+
 // After SIGHUP new connections see the new certificate and authority; what can't be read changes nothing.
 func TestCertificatesAreReadAnew(t *testing.T) {
 	t.Parallel()
@@ -206,6 +225,12 @@ func (l *logged) String() string {
 // shakes tells whether the server takes a client.
 func shakes(t *testing.T, l net.Listener, server tls.Certificate, client []tls.Certificate) bool {
 	t.Helper()
+	return shakesWith(t, l, server, client, 0)
+}
+
+// shakesWith is shakes with a version of TLS; 0 for any that is thought safe.
+func shakesWith(t *testing.T, l net.Listener, server tls.Certificate, client []tls.Certificate, version uint16) bool {
+	t.Helper()
 	result := make(chan error, 1)
 	go func() {
 		conn, err := l.Accept()
@@ -216,7 +241,7 @@ func shakes(t *testing.T, l net.Listener, server tls.Certificate, client []tls.C
 	}()
 	roots := x509.NewCertPool()
 	roots.AddCert(server.Leaf)
-	conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, ServerName: "127.0.0.1", Certificates: client})
+	conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, ServerName: "127.0.0.1", Certificates: client, MinVersion: version, MaxVersion: version})
 	if err == nil {
 		_, _ = conn.Read(make([]byte, 1))
 		_ = conn.Close()
