@@ -14,7 +14,7 @@ func beside() int {
 		send(proto.InitStatus, failed("read the configuration", "", err).Message())
 		return 1
 	}
-	failure := level(config)
+	failure := level()
 	if failure == nil {
 		failure = confine(&config)
 	}
@@ -26,7 +26,7 @@ func beside() int {
 }
 
 // level takes from this process what the first process of the container does not have either.
-func level(config proto.Config) *proto.Failure {
+func level() *proto.Failure {
 	// 1. Until it is the command, no process of the container that is not as mighty may look into this one (ptrace(2)).
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return failed("become undumpable", "", err)
@@ -35,17 +35,11 @@ func level(config proto.Config) *proto.Failure {
 	if _, err := unix.Setsid(); err != nil {
 		return failed("make a session", "", err)
 	}
-	// 3. The node's name is not for it to change; the files for that are covered in its mount namespace.
-	if config.Namespaces&unix.CLONE_NEWUTS == 0 {
-		if err := refuse(unix.SYS_SETHOSTNAME, unix.SYS_SETDOMAINNAME); err != nil {
-			return failed("filter system calls", "sethostname, setdomainname", err)
-		}
-	}
-	// 4. A session keyring that is not the daemon's, where the kernel has keyrings.
+	// 3. A session keyring that is not the daemon's, where the kernel has keyrings.
 	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && err != unix.ENOSYS {
 		return failed("join a session keyring", "", err)
 	}
-	// 5. The container's own /dev/null.
+	// 4. The container's own /dev/null.
 	return nullInput()
 }
 

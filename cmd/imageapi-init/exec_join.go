@@ -19,32 +19,43 @@ type cloneArgs struct {
 type leap struct {
 	outer, inner cloneArgs
 	namespaces   uintptr
-	tell         uintptr // an eventfd that gets the number of the process inside
-	number       uint64  // that number
-	path         [1]byte // the empty string
+	filter       *unix.SockFprog // of system calls; nil for none
+	drop         uint64          // capabilities that go before the container can see the process
+	header       unix.CapUserHeader
+	left         [2]unix.CapUserData // what is left
+	tell         uintptr             // an eventfd that gets the number of the process inside
+	number       uint64              // that number
+	path         [1]byte             // the empty string
 	argv         [3]*byte
 	env          [4]*byte
 }
 
 // What the process between the two tells by its exit status: a step, and the number of the error below that.
 const (
-	setnsFailed = 0
-	cloneFailed = 128
-	errnoMask   = 127
+	setnsFailed  = 0
+	leaveFailed  = 127 // to leave capabilities behind; the error is not told: it is EPERM
+	cloneFailed  = 128
+	filterFailed = 255 // likewise
+	errnoMask    = 127
 )
+
+// needed are the capabilities without which confine can't do its work. It takes away itself those of them that the command must not have.
+// Of the node they reach nothing but limits, and files that are in binds.
+const needed = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETPCAP | 1<<unix.CAP_SYS_RESOURCE
 
 // join makes a process of this program inside the container and returns its number. It is a child of this one.
 //
 // Namespaces are joined by a copy of this process, since a time namespace only takes one with a single thread, and all at once:
 // until they are joined, nothing in the container can see the copy, by its cgroup apart, and from then on the copy sees nothing
-// but the container. The last fork goes into the pid namespace.
+// but the container. The last fork goes into the pid namespace. Before it goes what the container shall not have: who is in there and may
+// trace processes (CAP_SYS_PTRACE) could take it from the one that comes.
 func (c *command) join() (pid int, failure *proto.Failure) {
 	tell, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return -1, failed("make an eventfd", "", err)
 	}
 	defer unix.Close(tell)
-	l, err := newLeap(tell)
+	l, err := newLeap(tell, c.config)
 	if err != nil {
 		return -1, failed("prepare to join the container", "", err)
 	}
@@ -69,11 +80,20 @@ func (c *command) join() (pid int, failure *proto.Failure) {
 	return pid, nil
 }
 
-func newLeap(tell int) (*leap, error) {
+func newLeap(tell int, config proto.Config) (*leap, error) {
 	l := &leap{
+		drop: dropped(config) &^ needed, header: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
 		outer: cloneArgs{flags: unix.CLONE_INTO_CGROUP, exitSignal: uint64(unix.SIGCHLD), cgroup: proto.ExecCgroup},
 		inner: cloneArgs{flags: unix.CLONE_PARENT},
 		tell:  uintptr(tell),
+	}
+	if err := unix.Capget(&l.header, &l.left[0]); err != nil {
+		return nil, err
+	}
+	without(&l.left, l.drop)
+	if config.Namespaces&unix.CLONE_NEWUTS == 0 {
+		// The node's name is not for it to change; the files for that are covered in its mount namespace.
+		l.filter = hostnameFilter()
 	}
 	for i, arg := range []string{"imageapi-init", proto.ModeInside} {
 		text, err := unix.BytePtrFromString(arg)
@@ -131,6 +151,23 @@ func (l *leap) run() (pid uintptr, errno unix.Errno) {
 	if _, _, errno = unix.RawSyscall(unix.SYS_SETNS, proto.ExecFirst, l.namespaces, 0); errno != 0 {
 		l.exit(setnsFailed | uintptr(errno)&errnoMask)
 	}
+	if l.filter != nil {
+		if _, _, errno = unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, filterFlags, uintptr(unsafe.Pointer(l.filter))); errno != 0 {
+			l.exit(filterFailed)
+		}
+	}
+	for number := uintptr(0); number < 64; number++ {
+		if l.drop&(1<<number) == 0 {
+			continue
+		}
+		// As in bound.
+		if _, _, errno = unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, number, 0); errno != 0 && errno != unix.EINVAL {
+			l.exit(leaveFailed)
+		}
+	}
+	if _, _, errno = unix.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&l.header)), uintptr(unsafe.Pointer(&l.left)), 0); errno != 0 {
+		l.exit(leaveFailed)
+	}
 	pid, _, errno = unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&l.inner)), unsafe.Sizeof(l.inner), 0)
 	if errno != 0 {
 		l.exit(cloneFailed | uintptr(errno)&errnoMask)
@@ -161,6 +198,10 @@ func (l *leap) landed(how unix.WaitStatus) *proto.Failure {
 		return &proto.Failure{Reason: proto.Died, Act: "join the container", Detail: describe(how)}
 	case status == 0:
 		return nil
+	case status == leaveFailed:
+		return failed("drop capabilities", "", unix.EPERM)
+	case status == filterFailed:
+		return failed("filter system calls", "sethostname, setdomainname", unix.EPERM)
 	case status&cloneFailed != 0:
 		return failed("fork into the pid namespace", "", unix.Errno(status&errnoMask))
 	default:

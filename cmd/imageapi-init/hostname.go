@@ -17,26 +17,25 @@ func protectHostname(proc int) *proto.Failure {
 			return failed("protect", "/proc/"+name, err)
 		}
 	}
-	if err := refuse(unix.SYS_SETHOSTNAME, unix.SYS_SETDOMAINNAME); err != nil {
-		return failed("filter system calls", "sethostname, setdomainname", err)
+	filter := hostnameFilter()
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, filterFlags, uintptr(unsafe.Pointer(filter)))
+	runtime.KeepAlive(filter)
+	if errno != 0 {
+		return failed("filter system calls", "sethostname, setdomainname", errno)
 	}
 	return nil
 }
 
-// refuse makes two system calls fail with EPERM in this thread and all that comes of it, also for 32-bit programs where
-// the machine runs them.
-func refuse(first, second uint32) error {
+// filterFlags: other mitigations of the processor's faults are the system's business, not this filter's.
+const filterFlags = unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+
+// hostnameFilter makes sethostname and setdomainname fail with EPERM in the thread that sets it and all that comes of it, also for 32-bit
+// programs where the machine runs them.
+func hostnameFilter() *unix.SockFprog {
 	native, compat := architectures()
-	filter := append(block(native, first, second), block(compat, 74, 121)...) // sethostname, setdomainname of i386 and arm
+	filter := append(block(native, unix.SYS_SETHOSTNAME, unix.SYS_SETDOMAINNAME), block(compat, 74, 121)...) // likewise of i386 and arm
 	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW})
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	// Other mitigations of the processor's faults are the system's business, not this filter's.
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, uintptr(unsafe.Pointer(&program)))
-	runtime.KeepAlive(filter)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 }
 
 // block is the part of a filter (seccomp(2)) for one architecture.

@@ -124,11 +124,16 @@ func shed(drop uint64) error {
 	if err := unix.Capget(&header, &sets[0]); err != nil {
 		return err
 	}
+	without(&sets, drop)
+	return unix.Capset(&header, &sets[0])
+}
+
+// without takes capabilities from sets.
+func without(sets *[2]unix.CapUserData, drop uint64) {
 	for i := range sets {
 		keep := ^uint32(drop >> (32 * i))
 		sets[i].Effective, sets[i].Permitted, sets[i].Inheritable = sets[i].Effective&keep, sets[i].Permitted&keep, sets[i].Inheritable&keep
 	}
-	return unix.Capset(&header, &sets[0])
 }
 
 // assume makes this thread run as somebody. The wrappers of package unix would do it to all threads, which do not have

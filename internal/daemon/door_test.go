@@ -399,7 +399,9 @@ func TestLongHeaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	go func() { _, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nX-A: "+strings.Repeat("x", 2*limit)+"\r\n\r\n") }() // ends with conn
+	go func() {
+		_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nX-A: "+strings.Repeat("x", 2*limit)+"\r\n\r\n")
+	}() // ends with conn
 	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	answer := make([]byte, len("HTTP/1.1 431"))
 	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "HTTP/1.1 431" {

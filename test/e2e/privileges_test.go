@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,6 +67,41 @@ func TestPrivileges(t *testing.T) {
 					t.Errorf("%s: %c, want %c", p.name, got[i], c.want[i])
 				}
 			}
+		})
+	}
+}
+
+// A command that is brought in has nothing that was dropped, from the first moment at which the container sees it: who may trace processes
+// there could take it. Left to it are those without which it can't be made to run as somebody.
+func TestBroughtInWithoutCapabilities(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	const dropped = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_SYS_RAWIO | 1<<unix.CAP_MKNOD | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_FOWNER | 1<<unix.CAP_BPF
+	for name, namespaces := range map[string][]models.ContainerNamespace{"of its own": nil, "of the node": {"pid"}} {
+		t.Run("host name "+name, func(t *testing.T) {
+			def := start(`/bin/sh -c "while :; do grep -hE '^(Name|Cap)' /proc/[0-9]*/status >> /seen; done"`, n.root())
+			def.Namespaces = namespaces
+			dropping("sys_admin", "sys_module", "sys_rawio", "mknod", "dac_read_search", "fowner", "bpf", "chown", "setuid", "setgid", "sys_resource")(def)
+			c := n.create(t, def)
+			seen := 0
+			testkit.Eventually(t, "the container sees some come in", func() bool {
+				name := ""
+				for line := range strings.Lines(n.sh(t, c.ID, "cat /seen; : > /seen")) {
+					field, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+					var set uint64
+					switch _, err := fmt.Sscanf(value, "%x", &set); {
+					case field == "Name":
+						name = value
+					case name != "imageapi-init":
+					case err != nil || set&dropped != 0:
+						t.Fatalf("one comes in with %s", line)
+					default:
+						seen++
+					}
+				}
+				return seen > 20
+			})
+			n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
 		})
 	}
 }
