@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -552,6 +553,64 @@ func TestSupervisorThatDoesNotAnswer(t *testing.T) {
 		t.Errorf("found: %+v, ended %+v", found, found.Ended)
 	}
 	gone(t, supervisor)
+}
+
+// TestSupervisorTalksToRootAlone: who is not root hears nothing of it, also where modes would let him in, and the next daemon is
+// heard as before.
+func TestSupervisorTalksToRootAlone(t *testing.T) {
+	t.Parallel()
+	s, root := newSuccession(t), testkit.Busybox(t)
+	h := s.begin(t, root, definition("sleep 1000"))
+	pid := h.proc.PID()
+	path := filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock")
+	found := h.rejoin(func() {
+		if err := errors.Join(os.Chmod(path, 0o666), os.Chmod(filepath.Dir(path), 0o711)); err != nil {
+			t.Fatal(err)
+		}
+		logs, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer logs.Close()
+		address := &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", logs.Fd(), filepath.Base(path))}
+		for uid, want := range map[int]bool{65534: false, 0: true} {
+			if heard := hears(t, uid, address); heard != want {
+				t.Errorf("user %d hears of the supervisor: %v", uid, heard)
+			}
+		}
+	})
+	if found.Process == nil || found.Process.PID() != pid {
+		t.Errorf("found: %+v, ended %+v", found, found.Ended)
+	}
+}
+
+// hears tells whether a supervisor says something to a user.
+func hears(t *testing.T, uid int, address unix.Sockaddr) bool {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	// Of this thread alone.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	const same = ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, same, uintptr(uid), same); errno != 0 {
+		t.Fatal(errno)
+	}
+	err = unix.Connect(fd, address)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, same, 0, same); errno != 0 {
+		t.Fatal(errno)
+	}
+	if err != nil {
+		t.Fatalf("user %d connects: %v", uid, err)
+	}
+	n, err := unix.Read(fd, make([]byte, 16<<10))
+	if err != nil && err != unix.ECONNRESET {
+		t.Fatal(err)
+	}
+	return n > 0
 }
 
 // TestSupervisorOfAnotherVersion: what it says in addition does not matter, and it is asked for nothing new.

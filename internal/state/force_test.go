@@ -2,8 +2,10 @@ package state
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -59,6 +61,36 @@ func TestATeardownThatHangs(t *testing.T) {
 	})
 	w.failWith(func(string, *unit) error { return nil })
 	eventually(t, m, "it is gone", func(s *Snapshot) bool { _, ok := s.Get(id); return !ok })
+}
+
+// TestAnUndoThatHangs: a create that failed answers when its undo has had its time, and says what is left.
+func TestAnUndoThatHangs(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m := newManager(t, w)
+	m.opt.DeleteTimeout = 20e6 // 20 ms
+	w.failWith(func(act string, u *unit) error {
+		if act == "hang" || act == "up" && u.Label == "top" {
+			return errInjected
+		}
+		return nil
+	})
+	low := &driver.Plan{Path: "attach", Class: driver.Attach, Kind: "test", Unit: hanging{&unit{w: w, Label: "remote"}, make(chan struct{}, 1)}}
+	answer := make(chan error, 1)
+	go func() {
+		_, _, err := m.Create(context.Background(), w.level(driver.Mount, "top", whole(low)))
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		if !errors.Is(err, errInjected) || !strings.Contains(err.Error(), "could not undo all of it: attach 1 (test) is stopping") {
+			t.Errorf("the answer is %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the create is not answered")
+	}
+	w.failWith(func(string, *unit) error { return nil })
+	eventually(t, m, "all is gone", func(s *Snapshot) bool { return len(s.List(driver.Attach))+len(s.List(driver.Mount)) == 0 })
 }
 
 // TestForceTakesThePlace of a teardown that hangs.
