@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -63,6 +64,17 @@ func TestATeardownThatHangs(t *testing.T) {
 	eventually(t, m, "it is gone", func(s *Snapshot) bool { _, ok := s.Get(id); return !ok })
 }
 
+// deaf is an object whose Down does not even heed its deadline.
+type deaf struct {
+	*unit
+	released chan struct{}
+}
+
+func (u deaf) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	<-u.released
+	return u.unit.Down(ctx, site, live)
+}
+
 // TestAnUndoThatHangs: a create that failed answers when its undo has had its time, and says what is left.
 func TestAnUndoThatHangs(t *testing.T) {
 	t.Parallel()
@@ -70,12 +82,15 @@ func TestAnUndoThatHangs(t *testing.T) {
 	m := newManager(t, w)
 	m.opt.DeleteTimeout = 20e6 // 20 ms
 	w.failWith(func(act string, u *unit) error {
-		if act == "hang" || act == "up" && u.Label == "top" {
+		if act == "up" && u.Label == "top" {
 			return errInjected
 		}
 		return nil
 	})
-	low := &driver.Plan{Path: "attach", Class: driver.Attach, Kind: "test", Unit: hanging{&unit{w: w, Label: "remote"}, make(chan struct{}, 1)}}
+	released := make(chan struct{})
+	release := sync.OnceFunc(func() { close(released) })
+	defer release()
+	low := &driver.Plan{Path: "attach", Class: driver.Attach, Kind: "test", Unit: deaf{&unit{w: w, Label: "remote"}, released}}
 	answer := make(chan error, 1)
 	go func() {
 		_, _, err := m.Create(context.Background(), w.level(driver.Mount, "top", whole(low)))
@@ -89,7 +104,7 @@ func TestAnUndoThatHangs(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Error("the create is not answered")
 	}
-	w.failWith(func(string, *unit) error { return nil })
+	release()
 	eventually(t, m, "all is gone", func(s *Snapshot) bool { return len(s.List(driver.Attach))+len(s.List(driver.Mount)) == 0 })
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -85,18 +86,16 @@ func TestBroughtInWithoutCapabilities(t *testing.T) {
 			c := n.create(t, def)
 			seen := 0
 			testkit.Eventually(t, "the container sees some come in", func() bool {
-				name := ""
 				for line := range strings.Lines(n.sh(t, c.ID, "cat /seen; : > /seen")) {
 					field, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
-					var set uint64
-					switch _, err := fmt.Sscanf(value, "%x", &set); {
-					case field == "Name":
-						name = value
-					case name != "imageapi-init":
-					case err != nil || set&dropped != 0:
+					if field == "Name" { // of one that comes in it is that of our program, or, before that has given itself a name, the number of a descriptor
+						if strings.HasPrefix(value, "imageapi") || strings.Trim(value, "0123456789") == "" {
+							seen++
+						}
+						continue
+					}
+					if set, err := strconv.ParseUint(value, 16, 64); err == nil && set&dropped != 0 {
 						t.Fatalf("one comes in with %s", line)
-					default:
-						seen++
 					}
 				}
 				return seen > 20
