@@ -224,6 +224,9 @@ func reopen(flags string) (int, *wire.Failure) {
 	if err != nil {
 		return -1, refused("open", err)
 	}
+	if number&unix.O_DIRECT != 0 { // whether it can be opened so is all that is asked
+		return file, nil
+	}
 	const head = 8192 // as far as the magic numbers of file systems and partition tables are
 	if _, err := unix.Pread(file, make([]byte, head), 0); err != nil && err != unix.EISDIR {
 		return -1, refused("read", err)

@@ -36,6 +36,7 @@ type Ioctler interface {
 type Options struct {
 	ReadOnly bool // no write reaches the file; needed if the descriptor can't write
 	Remote   bool // who has the file may not answer
+	Buffered bool // through the page cache, also where the kernel believes that direct I/O works
 	Sector   int  // logical sector size in bytes; default 512
 }
 
@@ -70,8 +71,8 @@ const (
 const tries = 10000
 
 // Attach attaches file, which is open for reading and, unless it is to be read-only, writing, to a free loop device.
-// Reads and writes bypass the page cache (direct I/O) where the file's file system can; then the image is not in memory
-// twice.
+// Reads and writes bypass the page cache (direct I/O) where the file's file system can, unless they are to be buffered; then the image is
+// not in memory twice.
 //
 // The device is locked against udev (flock(2)) until it is kept, so that nobody holds it if it must go again.
 func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, error) {
@@ -161,7 +162,10 @@ func (l *Loop) configure(device, file *os.File, o Options) error {
 	if o.Sector != 0 {
 		config.Size = uint32(o.Sector)
 	}
-	config.Info.Flags = flagAutoclear | flagDirect
+	config.Info.Flags = flagAutoclear
+	if !o.Buffered {
+		config.Info.Flags |= flagDirect
+	}
 	if o.ReadOnly {
 		config.Info.Flags |= flagReadOnly
 	}

@@ -462,3 +462,53 @@ func TestBlockDevice(t *testing.T) {
 		}
 	}
 }
+
+// A file in an overlay can be read, and written, whichever file systems the layers are on: a loop device that used direct I/O
+// where one of them has none would fail each request.
+func TestFileInOverlay(t *testing.T) {
+	testkit.Root(t)
+	testkit.Need(t, "overlay")
+	dir, images := testkit.RunDir(t), t.TempDir()
+	content := bytes.Repeat([]byte("here"), 1024)
+	for _, name := range []string{"read", "written"} {
+		if err := os.WriteFile(filepath.Join(images, name), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	points := map[string]string{"lower": "", "layers": "", "merged": ""}
+	for name := range points {
+		points[name] = filepath.Join(dir, name)
+		if err := os.Mkdir(points[name], 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount := func(point string, args ...string) {
+		testkit.Run(t, "mount", append(args, point)...)
+		t.Cleanup(func() { testkit.Run(t, "umount", point) })
+	}
+	mount(points["lower"], "-t", "squashfs", "-o", "loop", testkit.Squashfs(t, images))
+	mount(points["layers"], "-t", "tmpfs", "tmpfs")
+	testkit.Run(t, "mkdir", points["layers"]+"/upper", points["layers"]+"/work")
+	mount(points["merged"], "-t", "overlay", "overlay", "-o",
+		fmt.Sprintf("lowerdir=%s,upperdir=%[2]s/upper,workdir=%[2]s/work", points["lower"], points["layers"]))
+	for name, more := range map[string]string{"read": `,"ro":true`, "written": ""} {
+		t.Run(name, func(t *testing.T) {
+			live := drivertest.Up(t, newDriver(nil), inMount(name, more), tree(points["merged"], false)...)
+			got, err := os.ReadFile(live.Device.Path)
+			if err != nil || !bytes.Equal(got, content) {
+				t.Errorf("read %d bytes, %v", len(got), err)
+			}
+			if name == "read" {
+				return
+			}
+			f, err := os.OpenFile(live.Device.Path, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.Write(make([]byte, 512))
+				err = errors.Join(err, f.Sync(), f.Close())
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -26,6 +26,7 @@ type source struct {
 	*os.File
 	readOnly bool // no write may reach it; the descriptor then can't write
 	remote   bool // a server has it
+	buffered bool // it can't be read past the page cache
 }
 
 // open finds the file and opens it for no more than is needed. An image is untrusted: the path is resolved once,
@@ -136,17 +137,48 @@ func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly b
 		f.Close()
 		return source{}, err
 	}
-	if readOnly {
-		return source{File: f, readOnly: true, remote: remote}, nil
-	}
-	w, err := u.reopen(ctx, place, remote, unix.O_RDWR)
-	for _, errno := range []error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ETXTBSY} {
-		if errors.Is(err, errno) {
-			return source{File: f, readOnly: true, remote: remote}, nil
+	src := source{File: f, readOnly: true, remote: remote}
+	if !readOnly {
+		if err := u.openToWrite(ctx, place, &src); err != nil {
+			f.Close()
+			return source{}, err
 		}
 	}
-	f.Close()
-	return source{File: w, remote: remote}, err
+	src.buffered, err = u.isBuffered(ctx, place, remote)
+	if err != nil {
+		src.Close()
+	}
+	return src, err
+}
+
+// openToWrite makes src one that can be written to, if the file can be.
+func (u *unit) openToWrite(ctx context.Context, place *os.File, src *source) error {
+	w, err := u.reopen(ctx, place, src.remote, unix.O_RDWR)
+	for _, errno := range []error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ETXTBSY} {
+		if errors.Is(err, errno) {
+			return nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	src.Close()
+	src.File, src.readOnly = w, false
+	return nil
+}
+
+// isBuffered tells whether the file can't be read by direct I/O. The loop driver finds that out by itself, except for an
+// overlay: that takes direct I/O, and then fails each request if the file system that the file is on does not. Opening the file,
+// which an overlay does below too, tells.
+func (u *unit) isBuffered(ctx context.Context, place *os.File, remote bool) (bool, error) {
+	f, err := u.reopen(ctx, place, remote, unix.O_RDONLY|unix.O_DIRECT)
+	if errors.Is(err, unix.EINVAL) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, f.Close()
 }
 
 func (u *unit) reopen(ctx context.Context, place *os.File, remote bool, flags int) (*os.File, error) {

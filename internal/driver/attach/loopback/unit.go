@@ -38,7 +38,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, err
 	}
 	defer src.Close()
-	o := loop.Options{ReadOnly: src.readOnly, Remote: src.remote}
+	o := loop.Options{ReadOnly: src.readOnly, Remote: src.remote, Buffered: src.buffered}
 	if u.ReadPartitions {
 		o.Sector = block.TableSector(src)
 	}
