@@ -15,7 +15,7 @@ early=(virtio_pci virtio_blk virtio_console virtio_net 9pnet_virtio 9p crc32c-in
 	nfs nfsv3 nfsv4 iscsi_tcp sd_mod rbd)
 packages=(
 	squashfs-tools erofs-utils e2fsprogs xfsprogs btrfs-progs busybox-static fdisk util-linux curl jq kmod procps
-	iproute2 nftables strace dmsetup
+	iproute2 nftables strace dmsetup cryptsetup-bin
 	nfs-kernel-server nfs-common rpcbind
 	open-iscsi
 	ceph-mon ceph-osd ceph-common
