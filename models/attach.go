@@ -62,6 +62,9 @@ type Attach struct {
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
 
+	// verity
+	Verity *AttachVerity `json:"verity,omitempty"`
+
 	// What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is
 	// not over. It stays while an act that was given up is tried again, and is absent otherwise.
 	//
@@ -108,6 +111,10 @@ func (m *Attach) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateSince(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateVerity(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -342,6 +349,29 @@ func (m *Attach) validateSince(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Attach) validateVerity(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Verity) { // not required
+		return nil
+	}
+
+	if m.Verity != nil {
+		if err := m.Verity.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("verity")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("verity")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 func (m *Attach) validateWaitsSince(formats strfmt.Registry) error {
 	if typeutils.IsZero(m.WaitsSince) { // not required
 		return nil
@@ -395,6 +425,10 @@ func (m *Attach) ContextValidate(ctx context.Context, formats strfmt.Registry) e
 	}
 
 	if err := m.contextValidateSince(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateVerity(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -574,6 +608,31 @@ func (m *Attach) contextValidateSince(ctx context.Context, formats strfmt.Regist
 
 	if err := validate.ReadOnly(ctx, "since", "body", m.Since); err != nil {
 		return err
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateVerity(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Verity != nil {
+
+		if typeutils.IsZero(m.Verity) { // not required
+			return nil
+		}
+
+		if err := m.Verity.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("verity")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("verity")
+			}
+
+			return err
+		}
 	}
 
 	return nil

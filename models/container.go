@@ -69,10 +69,11 @@ type Container struct {
 
 	// What ended the last run: `exited` (see `exit_code`), `signalled` (see `signal`), `oom` (the kernel killed it for lack of
 	// memory), `poweroff` (from inside; halting looks the same), `reboot` (from inside), `start-failed`, `supervisor-lost` (the
-	// process of the server that watches it was killed).
+	// process of the server that watches it was killed), `corrupted` (it was stopped since what it stands on is not what its
+	// `root_hash` says).
 	//
 	// Read Only: true
-	// Enum: ["exited","signalled","oom","poweroff","reboot","start-failed","supervisor-lost"]
+	// Enum: ["exited","signalled","oom","poweroff","reboot","start-failed","supervisor-lost","corrupted"]
 	ExitReason string `json:"exit_reason,omitempty"`
 
 	// When its last run ended. Absent while it runs.
@@ -371,7 +372,7 @@ var containerTypeExitReasonPropEnum []any
 
 func init() {
 	var res []string
-	if err := json.Unmarshal([]byte(`["exited","signalled","oom","poweroff","reboot","start-failed","supervisor-lost"]`), &res); err != nil {
+	if err := json.Unmarshal([]byte(`["exited","signalled","oom","poweroff","reboot","start-failed","supervisor-lost","corrupted"]`), &res); err != nil {
 		panic(err)
 	}
 	for _, v := range res {
@@ -401,6 +402,9 @@ const (
 
 	// ContainerExitReasonSupervisorDashLost captures enum value "supervisor-lost"
 	ContainerExitReasonSupervisorDashLost string = "supervisor-lost"
+
+	// ContainerExitReasonCorrupted captures enum value "corrupted"
+	ContainerExitReasonCorrupted string = "corrupted"
 )
 
 // prop value enum

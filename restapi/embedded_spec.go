@@ -958,6 +958,9 @@ func init() {
           "x-nullable": true,
           "readOnly": true
         },
+        "verity": {
+          "$ref": "#/definitions/attach_verity"
+        },
         "waits_for": {
           "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
           "type": "string",
@@ -1213,6 +1216,59 @@ func init() {
         "pool": "images"
       }
     },
+    "attach_verity": {
+      "description": "Checks all that is read from the device against one hash, with the kernel's dm-verity: ` + "`" + `device_file` + "`" + ` is then a device\nabove the one of the kind, which hands out no byte that is not what the hash was made of, and is read-only. A read that\nfails the check is an I/O error. The hash tree has the form of veritysetup(8), with its superblock; it is on the device itself,\nor on another one, ` + "`" + `hash_device` + "`" + `, which is given whole or by id.\n\nThe device is attached read-only where its kind knows ` + "`" + `ro` + "`" + `. It can't be together with ` + "`" + `readPartitions` + "`" + `.\n",
+      "type": "object",
+      "required": [
+        "root_hash"
+      ],
+      "properties": {
+        "data_device_file": {
+          "description": "Where the device below is in ` + "`" + `/dev` + "`" + `, which is not checked.",
+          "type": "string",
+          "readOnly": true,
+          "example": "/dev/loop0"
+        },
+        "hash_device": {
+          "$ref": "#/definitions/attach"
+        },
+        "hash_offset": {
+          "description": "Where the superblock of the hash tree is, in bytes, a multiple of 512: on the device itself, behind the data, or on\n` + "`" + `hash_device` + "`" + `.\n",
+          "type": "integer",
+          "format": "int64",
+          "default": 0,
+          "x-omitempty": false
+        },
+        "on_corruption": {
+          "description": "What happens when a read has failed the check, besides that it fails. With ` + "`" + `error` + "`" + ` nothing: ` + "`" + `state` + "`" + ` shows it. With\n` + "`" + `stop` + "`" + ` the attachment is ` + "`" + `broken` + "`" + ` from then on, and containers that stand on it are stopped and end as ` + "`" + `dead` + "`" + `.\n",
+          "type": "string",
+          "default": "error",
+          "enum": [
+            "error",
+            "stop"
+          ]
+        },
+        "root_hash": {
+          "description": "The root hash that veritysetup(8) printed when the tree was made, in hexadecimal. It is all that is trusted; if it is not that\nof the device the create fails.\n",
+          "type": "string",
+          "pattern": "^[0-9A-Fa-f]+$"
+        },
+        "state": {
+          "description": "Whether all that was read so far was as it should be (` + "`" + `ok` + "`" + `), or not (` + "`" + `corrupted` + "`" + `).",
+          "type": "string",
+          "enum": [
+            "ok",
+            "corrupted"
+          ],
+          "readOnly": true
+        }
+      },
+      "example": {
+        "hash_offset": 67108864,
+        "on_corruption": "stop",
+        "root_hash": "9c7ad1f0a6f0d1b2f0f5b4f0d8a14e1f8d9a3a04a6cf4b0ec6b3c1b8a1a4c6d5"
+      }
+    },
     "container": {
       "description": "Processes that run in a mount, apart from the node. The mount is their root directory; if it is read-only it must\nhave the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + `.\n",
       "type": "object",
@@ -1291,7 +1347,7 @@ func init() {
           "readOnly": true
         },
         "exit_reason": {
-          "description": "What ended the last run: ` + "`" + `exited` + "`" + ` (see ` + "`" + `exit_code` + "`" + `), ` + "`" + `signalled` + "`" + ` (see ` + "`" + `signal` + "`" + `), ` + "`" + `oom` + "`" + ` (the kernel killed it for lack of\nmemory), ` + "`" + `poweroff` + "`" + ` (from inside; halting looks the same), ` + "`" + `reboot` + "`" + ` (from inside), ` + "`" + `start-failed` + "`" + `, ` + "`" + `supervisor-lost` + "`" + ` (the\nprocess of the server that watches it was killed).\n",
+          "description": "What ended the last run: ` + "`" + `exited` + "`" + ` (see ` + "`" + `exit_code` + "`" + `), ` + "`" + `signalled` + "`" + ` (see ` + "`" + `signal` + "`" + `), ` + "`" + `oom` + "`" + ` (the kernel killed it for lack of\nmemory), ` + "`" + `poweroff` + "`" + ` (from inside; halting looks the same), ` + "`" + `reboot` + "`" + ` (from inside), ` + "`" + `start-failed` + "`" + `, ` + "`" + `supervisor-lost` + "`" + ` (the\nprocess of the server that watches it was killed), ` + "`" + `corrupted` + "`" + ` (it was stopped since what it stands on is not what its\n` + "`" + `root_hash` + "`" + ` says).\n",
           "type": "string",
           "enum": [
             "exited",
@@ -1300,7 +1356,8 @@ func init() {
             "poweroff",
             "reboot",
             "start-failed",
-            "supervisor-lost"
+            "supervisor-lost",
+            "corrupted"
           ],
           "readOnly": true
         },
@@ -3508,6 +3565,9 @@ func init() {
           "x-nullable": true,
           "readOnly": true
         },
+        "verity": {
+          "$ref": "#/definitions/attach_verity"
+        },
         "waits_for": {
           "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
           "type": "string",
@@ -3763,6 +3823,59 @@ func init() {
         "pool": "images"
       }
     },
+    "attach_verity": {
+      "description": "Checks all that is read from the device against one hash, with the kernel's dm-verity: ` + "`" + `device_file` + "`" + ` is then a device\nabove the one of the kind, which hands out no byte that is not what the hash was made of, and is read-only. A read that\nfails the check is an I/O error. The hash tree has the form of veritysetup(8), with its superblock; it is on the device itself,\nor on another one, ` + "`" + `hash_device` + "`" + `, which is given whole or by id.\n\nThe device is attached read-only where its kind knows ` + "`" + `ro` + "`" + `. It can't be together with ` + "`" + `readPartitions` + "`" + `.\n",
+      "type": "object",
+      "required": [
+        "root_hash"
+      ],
+      "properties": {
+        "data_device_file": {
+          "description": "Where the device below is in ` + "`" + `/dev` + "`" + `, which is not checked.",
+          "type": "string",
+          "readOnly": true,
+          "example": "/dev/loop0"
+        },
+        "hash_device": {
+          "$ref": "#/definitions/attach"
+        },
+        "hash_offset": {
+          "description": "Where the superblock of the hash tree is, in bytes, a multiple of 512: on the device itself, behind the data, or on\n` + "`" + `hash_device` + "`" + `.\n",
+          "type": "integer",
+          "format": "int64",
+          "default": 0,
+          "x-omitempty": false
+        },
+        "on_corruption": {
+          "description": "What happens when a read has failed the check, besides that it fails. With ` + "`" + `error` + "`" + ` nothing: ` + "`" + `state` + "`" + ` shows it. With\n` + "`" + `stop` + "`" + ` the attachment is ` + "`" + `broken` + "`" + ` from then on, and containers that stand on it are stopped and end as ` + "`" + `dead` + "`" + `.\n",
+          "type": "string",
+          "default": "error",
+          "enum": [
+            "error",
+            "stop"
+          ]
+        },
+        "root_hash": {
+          "description": "The root hash that veritysetup(8) printed when the tree was made, in hexadecimal. It is all that is trusted; if it is not that\nof the device the create fails.\n",
+          "type": "string",
+          "pattern": "^[0-9A-Fa-f]+$"
+        },
+        "state": {
+          "description": "Whether all that was read so far was as it should be (` + "`" + `ok` + "`" + `), or not (` + "`" + `corrupted` + "`" + `).",
+          "type": "string",
+          "enum": [
+            "ok",
+            "corrupted"
+          ],
+          "readOnly": true
+        }
+      },
+      "example": {
+        "hash_offset": 67108864,
+        "on_corruption": "stop",
+        "root_hash": "9c7ad1f0a6f0d1b2f0f5b4f0d8a14e1f8d9a3a04a6cf4b0ec6b3c1b8a1a4c6d5"
+      }
+    },
     "container": {
       "description": "Processes that run in a mount, apart from the node. The mount is their root directory; if it is read-only it must\nhave the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + `.\n",
       "type": "object",
@@ -3841,7 +3954,7 @@ func init() {
           "readOnly": true
         },
         "exit_reason": {
-          "description": "What ended the last run: ` + "`" + `exited` + "`" + ` (see ` + "`" + `exit_code` + "`" + `), ` + "`" + `signalled` + "`" + ` (see ` + "`" + `signal` + "`" + `), ` + "`" + `oom` + "`" + ` (the kernel killed it for lack of\nmemory), ` + "`" + `poweroff` + "`" + ` (from inside; halting looks the same), ` + "`" + `reboot` + "`" + ` (from inside), ` + "`" + `start-failed` + "`" + `, ` + "`" + `supervisor-lost` + "`" + ` (the\nprocess of the server that watches it was killed).\n",
+          "description": "What ended the last run: ` + "`" + `exited` + "`" + ` (see ` + "`" + `exit_code` + "`" + `), ` + "`" + `signalled` + "`" + ` (see ` + "`" + `signal` + "`" + `), ` + "`" + `oom` + "`" + ` (the kernel killed it for lack of\nmemory), ` + "`" + `poweroff` + "`" + ` (from inside; halting looks the same), ` + "`" + `reboot` + "`" + ` (from inside), ` + "`" + `start-failed` + "`" + `, ` + "`" + `supervisor-lost` + "`" + ` (the\nprocess of the server that watches it was killed), ` + "`" + `corrupted` + "`" + ` (it was stopped since what it stands on is not what its\n` + "`" + `root_hash` + "`" + ` says).\n",
           "type": "string",
           "enum": [
             "exited",
@@ -3850,7 +3963,8 @@ func init() {
             "poweroff",
             "reboot",
             "start-failed",
-            "supervisor-lost"
+            "supervisor-lost",
+            "corrupted"
           ],
           "readOnly": true
         },

@@ -76,6 +76,8 @@ func act(message []byte) (int, *wire.Failure) {
 		return prepareLayer(fields)
 	case kind == wire.Reopen && len(fields) == 1:
 		return reopen(fields[0])
+	case kind == wire.Read && len(fields) == 4:
+		return read(fields)
 	case kind == wire.Write && len(fields) == 2:
 		return write(fields[0], fields[1])
 	case kind == wire.Keyed && len(fields) == 5:
@@ -235,6 +237,39 @@ func reopen(flags string) (int, *wire.Failure) {
 		return -1, refused("fsync", err)
 	}
 	return file, nil
+}
+
+// read reads a part of a file into memory that has a descriptor.
+func read(fields []string) (int, *wire.Failure) {
+	var numbers [3]int64 // flags, offset, length
+	for i, field := range fields[1:] {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil || n < 0 || i == 2 && n > wire.MaxSize {
+			return -1, &wire.Failure{Step: "read the request", Errno: unix.EPROTO}
+		}
+		numbers[i] = n
+	}
+	file, err := unix.Open(fields[0], int(numbers[0])|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, refused("open", err)
+	}
+	// Whole pages, since O_DIRECT wants the memory to be aligned.
+	data, err := unix.Mmap(-1, 0, int(numbers[2]), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return -1, refused("mmap", err)
+	}
+	n, err := unix.Pread(file, data, numbers[1])
+	if err != nil {
+		return -1, refused("read", err)
+	}
+	memory, err := unix.MemfdCreate("read", unix.MFD_CLOEXEC)
+	if err != nil {
+		return -1, refused("memfd_create", err)
+	}
+	if _, err := unix.Write(memory, data[:n]); err != nil {
+		return -1, refused("write", err)
+	}
+	return memory, nil
 }
 
 func ioctl(request, argument string) error {

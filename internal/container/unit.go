@@ -52,6 +52,9 @@ func (u *unit) Restart() driver.Restart {
 	}
 }
 
+// Verified implements driver.Verified: files of the node are not.
+func (u *unit) Verified(below bool) bool { return below && len(u.Binds) == 0 }
+
 // Up makes the log file.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err := u.supported(); err != nil {

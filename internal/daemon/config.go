@@ -67,6 +67,7 @@ type Node struct {
 	RunDir        string        `long:"run-dir" value-name:"DIR" default:"/run/imageapi" description:"mounts, logs and state; one daemon for each"`
 	CgroupParent  string        `long:"cgroup-parent" value-name:"PATH" default:"/imageapi" description:"the group, in the cgroup2 tree, that those of the containers are made in"`
 	FSTypes       []string      `long:"fs-types" value-name:"TYPE,..." description:"file systems that may be mounted besides ext2, ext3, ext4, xfs, btrfs, squashfs and erofs"`
+	RequireVerity bool          `long:"require-verity" description:"mount and run only what is checked against a hash: attachments that have verity, and what stands on these alone"`
 	StopTimeout   time.Duration `long:"stop-timeout" value-name:"TIME" default:"10s" description:"how long a container may take to stop before it is killed"`
 	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create may take, all its levels together, before it is undone"`
 	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for what it takes away; the rest goes on behind its answer"`

@@ -65,7 +65,7 @@ func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.A
 	})
 	n.manager = state.New(state.Options{
 		Gate: opt.Gate, Journal: n.journal, NextID: found.NextID, Log: log, MaxObjects: cfg.Limits.Objects, Observe: observe,
-		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout,
+		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout, RequireVerity: cfg.Node.RequireVerity,
 	})
 	n.adopt(ctx, found.Records, cfg.Node)
 	return n, n.watch()

@@ -110,6 +110,21 @@ type Inspector interface {
 	Inspect(site Site, live Live, mounts *mounttable.Table) error
 }
 
+// Condemner is a Unit that can end the containers that stand on it.
+type Condemner interface {
+	Unit
+	// Condemned tells of an object that is broken whether no container may go on that stands on it. It waits for nothing.
+	Condemned(live Live) bool
+}
+
+// Verified is a Unit of which it takes more to tell whether it is verified than what it stands on. All others are if what is below them is.
+type Verified interface {
+	Unit
+	// Verified tells whether all that the object's definition brings into it is checked against a hash in a definition. below tells
+	// whether it stands on something, and only on what is verified.
+	Verified(below bool) bool
+}
+
 // Heir is a Driver whose objects a later daemon takes over from an earlier one that ended or was killed.
 type Heir interface {
 	Driver

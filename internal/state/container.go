@@ -174,8 +174,12 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 	}
 }
 
-// conclude says what a run came to: exited if it was asked to stop, went down by itself or returned 0, else dead.
+// conclude says what a run came to: exited if it was asked to stop, went down by itself or returned 0, else dead. One that was
+// condemned is dead, and keeps its error, however it ended.
 func conclude(r *Run, exit driver.Exit, asked bool) {
+	if r.Reason == ReasonCorrupted && r.State.alive() {
+		defer func(text string) { r.State, r.Reason, r.Error = StateDead, ReasonCorrupted, text }(r.Error)
+	}
 	r.PID, r.Cgroup, r.Ready, r.FinishedAt, r.Signal, r.ExitCode, r.OOM = 0, "", false, exit.At, 0, nil, exit.OOM
 	switch r.Reason = reason(exit); r.Reason {
 	case ReasonSignalled, ReasonOOM:

@@ -53,6 +53,9 @@ func (m *Manager) reserve(plan *driver.Plan, giveUp context.CancelCauseFunc) (st
 		if err := m.checkPlan(plan); err != nil {
 			return err
 		}
+		if err := m.checkVerified(plan); err != nil {
+			return err
+		}
 		if most := m.opt.MaxObjects; most > 0 && len(m.objects)+sizeOf(plan) > most {
 			return errs.New(errs.Conflict, "%s: there are %d objects, and may be no more than %d (--max-objects): delete some", plan.Path, len(m.objects), most)
 		}

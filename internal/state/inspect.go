@@ -29,7 +29,7 @@ const (
 )
 
 // Watch has all objects looked at now and whenever w says that something may have changed, until m ends, and then closes w. One that is
-// no longer what it was becomes broken, and so does what stands on it, except containers that run.
+// no longer what it was becomes broken, and so does what stands on it, except containers that run; they are stopped if they are condemned.
 func (m *Manager) Watch(w Watcher) {
 	m.work.Go(func() {
 		defer w.Close()
@@ -121,13 +121,20 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 	if cause == nil {
 		return
 	}
-	lost := false
+	lost, condemned := false, v.Run != nil && m.Snapshot().condemned(v)
+	var proc driver.Process
 	_ = m.edit(func(c *change) error {
-		// Without its lock it can only have come to be stopping or gone.
-		if o := m.objects[id]; o != nil && o.view.Phase == Ready && (o.view.Run == nil || o.proc == nil) {
+		o := m.objects[id]
+		switch {
+		case o == nil || o.view.Phase != Ready: // without its lock it can only have come to be stopping or gone
+		case o.view.Run == nil || o.proc == nil:
 			lost = true
 			c.cancelRestart(id)
 			c.phase(id, Broken, cause.Error())
+		case condemned && o.view.Run.State.alive() && o.view.Run.State != StateStopping:
+			proc = o.proc
+			c.askToStop(id)
+			c.run(id, func(r *Run) { r.Reason, r.Error = ReasonCorrupted, cause.Error() })
 		}
 		return nil
 	})
@@ -135,4 +142,21 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 		m.note(id)
 		m.log.Warn("an object is no longer what it was", "object", name(v), "err", cause)
 	}
+	if proc != nil {
+		m.note(id) // before it is asked, as ever
+		m.log.Error("a container is stopped for what it stands on", "container", name(v), "err", cause)
+		proc.Stop()
+	}
+}
+
+// condemned tells whether an object stands on one that is broken and lets no container go on.
+func (s *Snapshot) condemned(v *View) bool {
+	return slices.ContainsFunc(v.Needs, func(id int64) bool {
+		need, ok := s.Get(id)
+		if !ok {
+			return false
+		}
+		unit, can := need.Unit.(driver.Condemner)
+		return can && need.Phase == Broken && unit.Condemned(need.Live) || s.condemned(need)
+	})
 }

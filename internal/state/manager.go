@@ -32,6 +32,7 @@ type Options struct {
 	Journal       *journal.Journal
 	NextID        int64         // the smallest id never given out, as the journal found it
 	MaxObjects    int           // that there may be; 0 for any number
+	RequireVerity bool          // refuse mounts and containers that are not verified
 	CreateTimeout time.Duration // for a create, the sum of its levels; 25 s
 	DeleteTimeout time.Duration // how long a delete waits for its cascade; 20 s
 	RetryMin      time.Duration // before a failed teardown is tried again, doubling; 1 s

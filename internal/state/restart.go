@@ -112,7 +112,10 @@ func (m *Manager) begin() bool {
 
 // launch starts a container and shows what came of it. restarts is how often in a row it was started by itself.
 func (m *Manager) launch(ctx context.Context, v *View, restarts int64) error {
-	err := m.start(ctx, v.ID, v.Unit.(driver.ContainerUnit)) // by the definition of its class
+	err := m.checkRun(v.ID)
+	if err == nil {
+		err = m.start(ctx, v.ID, v.Unit.(driver.ContainerUnit)) // by the definition of its class
+	}
 	_ = m.edit(func(c *change) error {
 		m.objects[v.ID].restart = nil
 		if err != nil && restarts > 0 && m.closing {

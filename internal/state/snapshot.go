@@ -49,6 +49,7 @@ const (
 	ReasonReboot      Reason = "reboot"    // from inside
 	ReasonStartFailed Reason = "start-failed"
 	ReasonLost        Reason = "supervisor-lost"
+	ReasonCorrupted   Reason = "corrupted" // it was condemned; also while it is stopping for that
 )
 
 // State is the state of a container.

@@ -12,6 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/local"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/verity"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
@@ -37,11 +38,14 @@ func MountsDir(runDir string) string { return filepath.Join(runDir, "mounts") }
 
 // Drivers returns the drivers.
 func Drivers(env Env) driver.Set {
+	verified := func(below driver.Heir) driver.Driver {
+		return verity.Over(below, verity.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})
+	}
 	return driver.Set{
-		iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Log: env.Log}),
-		local.New(local.Options{Helper: env.Helper, Log: env.Log}),
-		loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}}),
-		rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log}),
+		verified(iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Log: env.Log})),
+		verified(local.New(local.Options{Helper: env.Helper, Log: env.Log})),
+		verified(loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
+		verified(rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})),
 		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Log: env.Log, FSTypes: env.FSTypes}),
 		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper}),
 		nfs.New(nfs.Options{Mounts: env.Mounts, Helper: env.Helper, Log: env.Log}),

@@ -28,6 +28,7 @@ var without = map[driver.Class][]string{
 // Definitions with only what is required. What one gives as {"id": 1} is not looked at.
 var least = map[string]string{
 	"attach_iscsi":    `{"kind":"iscsi","iscsi":{"initiator":"iqn.a","target":"iqn.b","host":"h"}}`,
+	"attach_verity":   `{"kind":"local","local":{"path":"/a"},"verity":{"root_hash":"` + strings.Repeat("0", 64) + `","hash_device":{"id":1}}}`,
 	"attach_loopback": `{"kind":"loopback","loopback":{"path":"/a","base":"root"}}`,
 	"mount_attach":    `{"kind":"attach","attach":{"fs_type":"ext4","attach":{"id":1}}}`,
 	"mount_nfs":       `{"kind":"nfs","nfs":{"host":"h","path":"/"}}`,
@@ -92,6 +93,10 @@ func shown(t *testing.T, set driver.Set, name, def string) map[string]any {
 		binds := shown(t, set, class, def)["binds"].([]any)
 		return binds[0].(map[string]any)
 	}
+	part := kind
+	if name == "attach_verity" {
+		kind = models.AttachKindLocal
+	}
 	d, ok := set.Find(driver.Class(class), kind)
 	if !ok {
 		t.Fatalf("no driver for %s", name)
@@ -116,7 +121,7 @@ func shown(t *testing.T, set driver.Set, name, def string) map[string]any {
 		t.Fatal(err)
 	}
 	for _, o := range objects {
-		if sub, ok := o[kind].(map[string]any); ok {
+		if sub, ok := o[part].(map[string]any); ok {
 			return sub
 		}
 		if o != nil && kind == "" {

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -212,6 +213,28 @@ func (r *Runner) Reopen(ctx context.Context, file *os.File, flags int) (*os.File
 		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
 	}
 	return opened, nil
+}
+
+// Read reads length bytes of a file at an offset; path is opened with flags of open(2). With O_DIRECT both have to be multiples of
+// what the device reads at once. That there are fewer bytes is io.ErrUnexpectedEOF; the errno can be had with errors.Is.
+func (r *Runner) Read(ctx context.Context, path string, flags int, offset, length int64) ([]byte, error) {
+	what := fmt.Sprintf("read %d bytes of %s at %d", length, path, offset)
+	request := wire.Encode(wire.Read, path, strconv.Itoa(flags), strconv.FormatInt(offset, 10), strconv.FormatInt(length, 10))
+	file, failure, err := r.do(ctx, act{name: "helper read", what: what, request: request})
+	switch {
+	case err != nil:
+		return nil, err
+	case failure != nil:
+		return nil, fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
+	case file == nil:
+		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
+	}
+	defer file.Close()
+	data := make([]byte, length)
+	if _, err := file.ReadAt(data, 0); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, io.ErrUnexpectedEOF)
+	}
+	return data, nil
 }
 
 // WriteFile writes data, which has no NUL, to a file that exists, in one call of write(2), as sysfs(5) wants it. The

@@ -37,6 +37,7 @@ const (
 	Open    Kind = 'O' // root directory, path, flags (open(2)): open a path that stays inside the root
 	Layer   Kind = 'Y' // root directory, path, owner, group, mode: package layer
 	Reopen  Kind = 'R' // flags: open what descriptor Inherited stands for once more, and read the beginning of a file
+	Read    Kind = 'r' // path, flags (open(2)), offset, length: read a part of a file, which comes back in a descriptor of memory
 	Write   Kind = 'W' // path, data: write to a file that exists, in one call of write(2)
 	Keyed   Kind = 'K' // type, description and payload (Hex) of a key, then as Write: write while this process alone has the key
 	Ioctl   Kind = 'I' // request, argument (Hex): ioctl(2) of descriptor Inherited

@@ -1,0 +1,365 @@
+package verity
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/dm"
+	"github.com/kraken-hpc/imageapi/internal/sys/holders"
+	"github.com/kraken-hpc/imageapi/internal/waits"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// undoTime is how long it may take to take back what is half done.
+const undoTime = 10 * time.Second
+
+// unit is an attachment with verity.
+type unit struct {
+	driver *Driver
+	Mark   string           `json:"mark"` // random: tells what is ours from what is another daemon's
+	Verity params           `json:"verity"`
+	Under  driver.Heritable `json:"under"`
+}
+
+// notes is what there is beyond the device.
+type notes struct {
+	Name     string      `json:"name"`  // of the device, for the device mapper
+	Table    string      `json:"table"` // as the kernel tells it
+	MadeNode bool        `json:"made_node,omitempty"`
+	Under    driver.Live `json:"under"`
+}
+
+func notesOf(live driver.Live) (n notes, err error) {
+	if err = json.Unmarshal(live.Notes, &n); err != nil {
+		err = fmt.Errorf("read its notes: %w", err)
+	}
+	return n, err
+}
+
+// name is the id, for the device mapper, of the device of the object with an id.
+func (u *unit) name(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
+
+// below is where the device below is made.
+func (u *unit) below(site driver.Site) driver.Site {
+	if u.Verity.HashDevice {
+		site.Needs = site.Needs[:len(site.Needs)-1]
+	}
+	return site
+}
+
+// Up makes the device below, and the one above it:
+//
+//  1. what is below comes up;
+//  2. the superblock says what the tree is like; its sizes must be those of the devices;
+//  3. the device mapper makes the device;
+//  4. its first block is read: then the root hash is that of the tree, and the tree that of the first block.
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	under, err := u.Under.Up(ctx, u.below(site))
+	if err != nil {
+		return driver.Live{}, err
+	}
+	live, err := u.cover(waits.On(ctx, "device "+under.Device.Path), site, under)
+	if err != nil {
+		return driver.Live{}, u.undo(site, live, under, err)
+	}
+	u.driver.log.Debug("check device", "id", site.ID, "data", under.Device.Path, "device", live.Device.Path)
+	return live, nil
+}
+
+// cover makes the device above; what it returns with an error is there and must go again.
+func (u *unit) cover(ctx context.Context, site driver.Site, under driver.Live) (driver.Live, error) {
+	d, n := u.driver, notes{Name: u.name(site.ID), Under: under}
+	data, hash := under.Device, under.Device
+	if u.Verity.HashDevice {
+		hash = site.Needs[len(site.Needs)-1].Device
+	}
+	s, err := u.superblock(ctx, data, hash)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	err = d.mapper.Make(ctx, n.Name, dm.Target{
+		Type: "verity", Size: s.size(), Params: s.table(numbers(data), numbers(hash), u.Verity.HashOffset, u.Verity.RootHash),
+	})
+	if err != nil {
+		return driver.Live{}, err
+	}
+	status, err := d.mapper.Status(n.Name)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	n.Table = status.Table
+	device := &driver.Device{Number: status.Number, ReadOnly: true, Remote: data.Remote || hash.Remote}
+	if device.Path, n.MadeNode, err = d.nodes.Ensure(status.Number); err != nil {
+		return driver.Live{}, err
+	}
+	info, err := block.Find(status.Number)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	device.Sequence = info.Sequence
+	text, err := json.Marshal(n)
+	if err == nil {
+		err = u.firstBlock(ctx, device.Path, s, n)
+	}
+	return driver.Live{Device: device, Notes: text, Warnings: under.Warnings}, err
+}
+
+// numbers writes a device as the device mapper takes it.
+func numbers(d *driver.Device) string {
+	return fmt.Sprintf("%d:%d", unix.Major(d.Number), unix.Minor(d.Number))
+}
+
+// superblock reads the superblock and compares it with what there is.
+func (u *unit) superblock(ctx context.Context, data, hash *driver.Device) (s superblock, err error) {
+	const atOffset, atHash = "verity.hash_offset", "verity.root_hash"
+	offset := u.Verity.HashOffset
+	ofData, err := block.Find(data.Number)
+	if err != nil {
+		return s, err
+	}
+	ofHash, err := block.Find(hash.Number)
+	if err != nil {
+		return s, err
+	}
+	if offset > ofHash.Size-superblockSize {
+		return s, errs.At(atOffset, errs.New(errs.Invalid, "%s has only %d bytes", hash.Path, ofHash.Size))
+	}
+	text, err := u.driver.helper.Read(ctx, hash.Path, unix.O_RDONLY, offset, superblockSize)
+	if err != nil {
+		return s, err
+	}
+	if s, err = parse(text); err != nil {
+		return s, errs.At(atOffset, errs.New(errs.Invalid, "at byte %d of %s: %w", offset, hash.Path, err))
+	}
+	switch length := digests[s.Algorithm]; {
+	case len(u.Verity.RootHash) != 2*length:
+		return s, errs.At(atHash, errs.New(errs.Invalid, "has %d digits; the tree is one of %s, with %d", len(u.Verity.RootHash), s.Algorithm, 2*length))
+	case s.size() > ofData.Size:
+		return s, errs.At(atOffset, errs.New(errs.Invalid, "the hash tree is of %d bytes of data, and %s has %d: is it truncated, or the tree another's?", s.size(), data.Path, ofData.Size))
+	case data.Number == hash.Number && offset < s.size():
+		return s, errs.At(atOffset, errs.New(errs.Invalid, "the hash tree is of %d bytes of data, and lies within them", s.size()))
+	case s.end(offset) > ofHash.Size:
+		return s, errs.At(atOffset, errs.New(errs.Invalid, "the hash tree ends at byte %d, and %s has %d: is it truncated?", s.end(offset), hash.Path, ofHash.Size))
+	}
+	return s, nil
+}
+
+// firstBlock reads the first block of data, not by way of the page cache. The kernel checks it, and all hashes between it and the root.
+func (u *unit) firstBlock(ctx context.Context, path string, s superblock, n notes) error {
+	_, err := u.driver.helper.Read(ctx, path, unix.O_RDONLY|unix.O_DIRECT, 0, s.DataBlock)
+	if err == nil || !errors.Is(err, unix.EIO) {
+		return err
+	}
+	if status, failed := u.driver.mapper.Status(n.Name); failed == nil && corrupted(status) {
+		return errs.At("verity.root_hash", errs.New(errs.Invalid, "the first block of %s fails the check: this is not its root hash, or its data or the hash tree is damaged", n.Under.Device.Path))
+	}
+	return fmt.Errorf("read the first block of %s: %w", n.Under.Device.Path, err)
+}
+
+// corrupted tells whether a read has failed the check since the device was made.
+func corrupted(status dm.Status) bool { return strings.HasPrefix(status.Text, "C") }
+
+// undo takes away what there is of a device that could not come up, and returns why it did not.
+func (u *unit) undo(site driver.Site, live, under driver.Live, cause error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+	defer cancel()
+	err := u.driver.mapper.Remove(ctx, u.name(site.ID))
+	if err == nil {
+		err = errors.Join(u.removeNode(live), u.Under.Down(ctx, u.below(site), under))
+	}
+	if err != nil {
+		u.driver.strand(site.ID, under)
+		return &driver.Left{Err: errors.Join(cause, err)}
+	}
+	return cause
+}
+
+func (u *unit) removeNode(live driver.Live) error {
+	if n, err := notesOf(live); err != nil || !n.MadeNode {
+		return nil
+	}
+	return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
+}
+
+// Commit commits what is below.
+func (u *unit) Commit(ctx context.Context, site driver.Site, live driver.Live) error {
+	n, err := notesOf(live)
+	if err != nil {
+		return err
+	}
+	if c, ok := u.Under.(driver.Committer); ok {
+		return c.Commit(ctx, u.below(site), n.Under)
+	}
+	return nil
+}
+
+// Down takes the device away, unless somebody uses it or the one below, and then that.
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	return u.uncover(ctx, live, func(under driver.Live) error { return u.Under.Down(ctx, u.below(site), under) })
+}
+
+// ForceDown is Down with that of what is below.
+func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
+	f, ok := u.Under.(driver.Forcer)
+	if !ok {
+		return "", u.Down(ctx, site, live)
+	}
+	err = u.uncover(ctx, live, func(under driver.Live) (err error) {
+		warning, err = f.ForceDown(ctx, u.below(site), under)
+		return err
+	})
+	return warning, err
+}
+
+func (u *unit) uncover(ctx context.Context, live driver.Live, down func(under driver.Live) error) error {
+	if live.Device == nil {
+		return nil
+	}
+	n, err := notesOf(live)
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", live.Device.Path, err)
+	}
+	if err := u.free(ctx, n); err != nil {
+		return err
+	}
+	if err := u.driver.mapper.Remove(waits.On(ctx, "device "+n.Under.Device.Path), n.Name); err != nil {
+		return err
+	}
+	u.driver.forget(n.Name)
+	err = errors.Join(u.removeNode(live), down(n.Under))
+	if errs.Is(err, errs.Conflict) { // somebody was quick; but it is not as it was any more
+		err = errs.New(errs.Internal, "%w", err)
+	}
+	return err
+}
+
+// What the device below is waited for that others have open: programs that look at every device for a moment.
+const (
+	patience = 2 * time.Second
+	pause    = 20 * time.Millisecond
+)
+
+// free makes sure that nobody but the device above uses the one below: once the one above is gone there is no way back. A device
+// that is the node's own stays, whoever uses it.
+func (u *unit) free(ctx context.Context, n notes) error {
+	status, err := u.driver.mapper.Status(n.Name)
+	if errors.Is(err, dm.ErrNone) || u.driver.Kind() == models.AttachKindLocal {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		users := holders.But(holders.OfDevice(n.Under.Device.Number), block.Name(status.Number))
+		if len(users) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errs.New(errs.Conflict, "detach %s: in use: %s", n.Under.Device.Path, holders.Text(users))
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Adopt has what is below adopted, and makes sure that what is above is what was made.
+func (u *unit) Adopt(ctx context.Context, site driver.Site, live driver.Live) error {
+	n, err := notesOf(live)
+	if err == nil {
+		err = u.Under.Adopt(ctx, u.below(site), n.Under)
+	}
+	if err != nil {
+		return err
+	}
+	return u.look(live, n)
+}
+
+// Inspect implements driver.Inspector.
+func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Table) error {
+	n, err := notesOf(live)
+	if err != nil {
+		return err
+	}
+	if i, ok := u.Under.(driver.Inspector); ok {
+		if err := i.Inspect(u.below(site), n.Under, mounts); err != nil {
+			return err
+		}
+	}
+	return u.look(live, n)
+}
+
+// look looks at the device above. That it is corrupted is an error only if its users are to stop.
+func (u *unit) look(live driver.Live, n notes) error {
+	status, err := u.driver.mapper.Status(n.Name)
+	switch {
+	case errors.Is(err, dm.ErrNone):
+		return errs.New(errs.Conflict, "%s is gone: somebody has removed it; delete the attachment and make it anew", live.Device.Path)
+	case err != nil:
+		return err
+	case status.Number != live.Device.Number || status.Type != "verity" || status.Table != n.Table:
+		return errs.New(errs.Conflict, "%s is not what was made: somebody has given it another table; delete the attachment and make it anew", live.Device.Path)
+	case !corrupted(status):
+		return nil
+	}
+	u.driver.note(n.Name, live.Device.Path, n.Under.Device.Path)
+	if u.Verity.OnCorruption != models.AttachVerityOnCorruptionStop {
+		return nil
+	}
+	return errs.New(errs.Conflict, "%s is corrupted: a read failed the check against root_hash; mend the image that is on %s, delete the attachment and make it anew", live.Device.Path, n.Under.Device.Path)
+}
+
+// Condemned implements driver.Condemner.
+func (u *unit) Condemned(live driver.Live) bool {
+	n, err := notesOf(live)
+	return err == nil && u.Verity.OnCorruption == models.AttachVerityOnCorruptionStop && u.driver.isCorrupted(n.Name)
+}
+
+// Verified implements driver.Verified.
+func (*unit) Verified(bool) bool { return true }
+
+// Sweep takes away what an Up has left that was cut off.
+func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	if err := u.driver.mapper.Remove(ctx, u.name(site.ID)); err != nil {
+		return err
+	}
+	under, stranded, done := u.driver.rescue(site.ID)
+	if !stranded {
+		return u.Under.Sweep(ctx, u.below(site))
+	}
+	if err := u.Under.Down(ctx, u.below(site), under); err != nil {
+		return err
+	}
+	done()
+	return nil
+}
+
+// Show writes the definition, that of what is below included, and what has become of it.
+func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
+	v := &models.AttachVerity{RootHash: new(u.Verity.RootHash), HashOffset: u.Verity.HashOffset, OnCorruption: new(u.Verity.OnCorruption)}
+	if u.Verity.HashDevice {
+		last := len(needs) - 1
+		v.HashDevice, needs = needs[last].Attach, needs[:last]
+	}
+	var under driver.Live
+	if n, err := notesOf(live); err == nil && live.Device != nil {
+		under, v.State, v.DataDeviceFile = n.Under, models.AttachVerityStateOk, n.Under.Device.Path
+		if u.driver.isCorrupted(n.Name) {
+			v.State = models.AttachVerityStateCorrupted
+		}
+	}
+	u.Under.Show(out, under, needs)
+	out.Attach.Verity = v
+}
