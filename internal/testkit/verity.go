@@ -11,24 +11,36 @@ import (
 // the file hash, or behind the data if that is empty.
 func HashTree(t testing.TB, data, hash string, flags ...string) (root string, offset int64) {
 	t.Helper()
-	Need(t, "veritysetup")
-	const block = 4096
 	info, err := os.Stat(data)
 	check(t, err)
-	blocks := (info.Size() + block - 1) / block
-	check(t, os.Truncate(data, blocks*block))
-	args := append([]string{"format", fmt.Sprintf("--data-blocks=%d", blocks)}, flags...)
+	size := (info.Size() + hashedBlock - 1) / hashedBlock * hashedBlock
+	check(t, os.Truncate(data, size))
 	if hash == "" {
-		hash, offset = data, blocks*block
-		args = append(args, fmt.Sprintf("--hash-offset=%d", offset))
+		return HashDevice(t, data, size, flags...), size
 	}
-	for line := range strings.Lines(Run(t, "veritysetup", append(args, data, hash)...)) {
+	return format(t, size, append(flags, data, hash)...), 0
+}
+
+// HashDevice makes the hash tree of the first size bytes of a device or file behind them, and returns its root hash.
+func HashDevice(t testing.TB, data string, size int64, flags ...string) (root string) {
+	t.Helper()
+	return format(t, size, append(flags, fmt.Sprintf("--hash-offset=%d", size), data, data)...)
+}
+
+// hashedBlock is the size of a block of data, in bytes, unless a flag says otherwise.
+const hashedBlock = 4096
+
+func format(t testing.TB, size int64, args ...string) (root string) {
+	t.Helper()
+	Need(t, "veritysetup")
+	args = append([]string{"format", fmt.Sprintf("--data-blocks=%d", size/hashedBlock)}, args...)
+	for line := range strings.Lines(Run(t, "veritysetup", args...)) {
 		if value, ok := strings.CutPrefix(line, "Root hash:"); ok {
-			return strings.TrimSpace(value), offset
+			return strings.TrimSpace(value)
 		}
 	}
 	t.Fatal("veritysetup prints no root hash")
-	return "", 0
+	return ""
 }
 
 // FlipBit changes one bit of a file.

@@ -29,8 +29,34 @@ func remote() []structure {
 		}, {
 			name: "rbd", path: "/mount", levels: 3, guest: true, works: all(reads("bin/busybox"), writes),
 			define: func(l *lab) def { return overlay(nil, device(l.mapped(), "squashfs")) },
+		}, {
+			name: "verity", path: "/container", levels: 5, guest: true, works: runs,
+			define: func(l *lab) def {
+				tree := filepath.Join(l.images, "tree.verity")
+				return running(overlay(nil, device(l.sealed(loopback(l.image()), tree), "squashfs")), nil)
+			},
+		}, {
+			name: "verity iscsi", path: "/mount", levels: 2, guest: true, works: all(reads("bin/busybox"), refuses),
+			define: func(l *lab) def { return device(l.sealed(l.unit(), ""), "ext4") },
 		},
 	}
+}
+
+// sealed adds verity to an attachment, with the hash tree behind the data of it or, if it is not empty, in a file.
+func (l *lab) sealed(attach def, tree string) def {
+	verity := def{"on_corruption": "stop"}
+	if tree != "" {
+		root, _ := testkit.HashTree(l, l.image(), tree)
+		verity["root_hash"], verity["hash_device"] = root, loopback(tree)
+	} else {
+		const size = 32 << 20 // of the file system, half of the disk
+		o := l.must(http.MethodPost, "/attach", attach)
+		testkit.Run(l, "mkfs.ext4", "-q", "-F", "-d", testkit.Busybox(l), o.DeviceFile, "32M")
+		verity["root_hash"], verity["hash_offset"] = testkit.HashDevice(l, o.DeviceFile, size), size
+		l.must(http.MethodDelete, fmt.Sprintf("/attach?id=%d", o.ID), nil)
+	}
+	attach["verity"] = verity
+	return attach
 }
 
 // export makes a directory of the NFS server with an image.
@@ -85,10 +111,10 @@ func (l *lab) fill(attach def, program ...string) {
 	l.must(http.MethodDelete, fmt.Sprintf("/attach?id=%d", o.ID), nil)
 }
 
-// connections are what the kernel has of servers: sessions, disks, mapped images and the keys to them. Nobody else has any in
-// the guest.
+// connections are what the kernel has of servers: sessions, disks, mapped images and the keys to them, and the devices of the device
+// mapper. Nobody else has any in the guest.
 func connections() (all []string) {
-	for _, pattern := range []string{"/sys/class/iscsi_*/[sc]*", "/sys/class/scsi_device/*", "/sys/bus/rbd/devices/*"} {
+	for _, pattern := range []string{"/sys/block/dm-*", "/sys/class/iscsi_*/[sc]*", "/sys/class/scsi_device/*", "/sys/bus/rbd/devices/*"} {
 		found, _ := filepath.Glob(pattern) // the pattern is well-formed
 		all = append(all, found...)
 	}

@@ -103,6 +103,9 @@ func (d *Daemon) Again(t testing.TB) {
 // Upgrade has another server started the next time.
 func (d *Daemon) Upgrade(server string) { d.server = server }
 
+// Flags adds flags of the server that is started the next time.
+func (d *Daemon) Flags(flags ...string) { d.flags = append(d.flags, flags...) }
+
 // Stay makes the server that is started the next time leave everything as it is when it ends.
 func (d *Daemon) Stay() { d.leaves = true }
 

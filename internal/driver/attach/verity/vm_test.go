@@ -90,7 +90,7 @@ func TestDriver(t *testing.T) {
 	right := fmt.Sprintf(`"root_hash":%q,"hash_offset":%d`, root, offset)
 	wrong := strings.Repeat("0", 64)
 	at := func(offset int64) string { return fmt.Sprintf(`"root_hash":%q,"hash_offset":%d`, root, offset) }
-	other, _ := testkit.HashTree(t, image(t, file("other")), file("other.tree"), "--hash=sha512", "--data-block-size=1024", "--salt=-")
+	other, _ := testkit.HashTree(t, image(t, file("other")), file("other.tree"), "--hash=sha512", "--hash-block-size=1024", "--salt=-")
 	for name, at := range map[string]int64{"first": 0, "tree": offset + 4096} {
 		testkit.Run(t, "cp", good, file(name))
 		testkit.FlipBit(t, file(name), at)
