@@ -127,6 +127,9 @@ func ofAttach(t *models.Attach) object {
 	if t.Loopback != nil && t.Loopback.Mount != nil {
 		o.needs = []int64{int64(t.Loopback.Mount.ID)}
 	}
+	if t.Verity != nil && t.Verity.HashDevice != nil {
+		o.needs = append(o.needs, int64(t.Verity.HashDevice.ID))
+	}
 	return o
 }
 

@@ -21,7 +21,7 @@ const patience = 3 * time.Minute
 // mark separates what the commands of a page print. It is a control character that none of them prints.
 const mark = "\x1e"
 
-// These stand on pages whose commands need a Ceph cluster, an NFS server, or a kernel with a target: they are only run in the
+// These stand on pages whose commands need a Ceph cluster, an NFS server, or a kernel with a target or verity: they are only run in the
 // guest of test/vm. Those that fetch packages of Debian are run elsewhere: the guest has no network. Those with limits are run
 // where the controllers of cgroup v2 are.
 const (
@@ -30,6 +30,7 @@ const (
 	needsISCSI       = "<!-- test: iscsi -->"
 	needsDebian      = "<!-- test: debian -->"
 	needsControllers = "<!-- test: controllers -->"
+	needsVerity      = "<!-- test: verity -->"
 )
 
 // TestCommands runs the commands of every page, in their order, against a server of its own, compares what they print, and
@@ -53,7 +54,7 @@ func TestCommands(t *testing.T) {
 			if strings.Contains(page, needsNFS) {
 				testkit.StartNFS(t)
 			}
-			if strings.Contains(page, needsISCSI) {
+			if strings.Contains(page, needsISCSI) || strings.Contains(page, needsVerity) {
 				testkit.Guest(t)
 			}
 			if strings.Contains(page, needsDebian) {

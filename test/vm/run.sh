@@ -20,13 +20,13 @@ fi
 nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./internal/driver/attach/iscsi
 # What needs no server runs on the host too. Here runs what this older kernel may do otherwise, and what it has and the host
 # may not: the controllers of cgroup2. All of it runs here at full length.
-local=(./internal/sys/cgroup ./test/failpoints ./test/docs=^TestCommands\$)
+local=(./internal/sys/cgroup ./internal/driver/attach/verity ./test/failpoints ./test/docs=^TestCommands\$)
 asking='(Answers|Hangs|Writable)'
 kernel='=^Test(Binds.*|BindHoldsMount|BindOfDeadServer|Ends|SeesNothing|Hostname|Capabilities|InheritedCapabilities|Rlimits|Privileges'
 kernel+='|KeysOfTheServer|Devices|HostDevices|Teardown|ExecJoins|ExecKeepsTheNode|DeviceHolders|ContainerRootHeld|PartitionHeld'
 kernel+='|MountTakenAway|MountedOver|DeviceTakenAway|BelowContainerTakenAway|FileSystemShutDown|FullIsNotBroken|DiskFails|MapperHolds'
 kernel+='|HostileImage|ImageIsInertOnTheNode|SwappedMeanwhile|References|SharedIsCollected|Force|Busy|AllOrNothing|Nested|FileSystems'
-kernel+='|Resources.*|Systemd|Systemd(Limited|Definition|Namespaces)|TakesOver|ChangedWithoutServer|Upper.*|Stuck(Paths|Device|Disks)|Kraken)$'
+kernel+='|Resources.*|Systemd|Systemd(Limited|Definition|Namespaces)|TakesOver|ChangedWithoutServer|Upper.*|Stuck(Paths|Device|Disks)|Kraken|Verity.*|RequireVerity.*)$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t local < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
 	asking='' kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
@@ -48,7 +48,7 @@ trap 'rm -f "$times"' EXIT
 } &
 {
 	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|StuckServers$)"
-	part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd)"
+	part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd|verity)"
 	part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd "./test/e2e=^TestRBD$asking"
 } &
 part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e$kernel" $iscsi

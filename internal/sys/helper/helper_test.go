@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -153,6 +154,38 @@ func fifo(t *testing.T, dir string) string {
 	path := filepath.Join(dir, "fifo")
 	must(t, unix.Mkfifo(path, 0o600))
 	return path
+}
+
+func TestRead(t *testing.T) {
+	r, dir := newRunner(t, nil)
+	path := filepath.Join(dir, "disk")
+	must(t, os.WriteFile(path, []byte(strings.Repeat("0123456789abcdef", 512)), 0o600))
+	for _, c := range []struct {
+		flags          int
+		offset, length int64
+		want           string
+	}{{unix.O_RDONLY, 18, 4, "2345"}, {unix.O_RDONLY, 8190, 2, "ef"}, {unix.O_RDONLY, 0, 8192, strings.Repeat("0123456789abcdef", 512)}} {
+		got, err := r.Read(t.Context(), path, c.flags, c.offset, c.length)
+		if err != nil || string(got) != c.want {
+			t.Errorf("%d bytes at %d are %q, %v; want %q", c.length, c.offset, got, err, c.want)
+		}
+	}
+	if _, err := r.Read(t.Context(), path, unix.O_RDONLY, 8190, 3); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("behind the end: %v", err)
+	}
+	for name, want := range map[string]unix.Errno{"none": unix.ENOENT, "link": unix.ELOOP} {
+		if name == "link" {
+			must(t, os.Symlink(path, filepath.Join(dir, "sub")))
+			name = "sub"
+		}
+		if _, err := r.Read(t.Context(), filepath.Join(dir, name), unix.O_RDONLY, 0, 1); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+	}
+	must(t, unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600))
+	if _, err := r.Read(soon(t, time.Second), filepath.Join(dir, "fifo"), unix.O_RDONLY, 0, 1); !errs.Is(err, errs.Deadline) {
+		t.Errorf("what nobody answers: %v", err)
+	}
 }
 
 func TestHangs(t *testing.T) {

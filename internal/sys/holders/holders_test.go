@@ -43,6 +43,16 @@ func TestText(t *testing.T) {
 	}
 }
 
+func TestBut(t *testing.T) {
+	all := []holders.Holder{
+		{What: "the block device dm-1 is built on it"}, {What: "the block device dm-12 is built on it"},
+		{PID: 7, Command: "sh", What: "the block device dm-1 is built on it"}, {What: "it is mounted at /x"},
+	}
+	if got := holders.But(all, "dm-1"); len(got) != 3 || got[0].What != "the block device dm-12 is built on it" {
+		t.Errorf("left are %v", got)
+	}
+}
+
 // device makes an ext4 image's loop device, which is gone when the test ends, and returns its path and number.
 func device(t *testing.T) (string, uint64) {
 	t.Helper()
