@@ -99,15 +99,14 @@ func (u *unit) cover(ctx context.Context, site driver.Site, under driver.Live) (
 		return driver.Live{}, err
 	}
 	n.Table = status.Table
-	device := &driver.Device{Number: status.Number, ReadOnly: true, Remote: data.Remote || hash.Remote}
-	if device.Path, n.MadeNode, err = d.nodes.Ensure(status.Number); err != nil {
-		return driver.Live{}, err
-	}
 	info, err := block.Find(status.Number)
 	if err != nil {
 		return driver.Live{}, err
 	}
-	device.Sequence = info.Sequence
+	device := &driver.Device{Number: info.Number, Sequence: info.Sequence, ReadOnly: true, Remote: data.Remote || hash.Remote}
+	if device.Path, n.MadeNode, err = d.nodes.Ensure(info.Number); err != nil {
+		return driver.Live{}, err
+	}
 	text, err := json.Marshal(n)
 	if err == nil {
 		err = u.firstBlock(ctx, device.Path, s, n)
