@@ -41,8 +41,9 @@ vulncheck: init tools ## look for known vulnerabilities in what is called; says 
 	@build/vulncheck.sh
 
 .PHONY: init
-init: # the program beside and inside containers, which the server embeds
+init: # what the server embeds: the program beside and inside containers, and the reference of the API
 	@$(STATIC) -ldflags '-s -w' -o $(INIT) ./cmd/imageapi-init
+	@gzip -9 -n -c docs/api/index.html >docs/api/index.html.gz
 
 .PHONY: tools
 tools: # swagger, staticcheck, gotestsum, govulncheck, benchstat
@@ -75,6 +76,10 @@ unit: init tools ## tests that need no privilege, with the race detector
 .PHONY: root
 root: build tools ## all tests against this machine's kernel, as root; one package at a time, since they share its devices
 	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -p 1 -count=1 -timeout $(TIMEOUT) ./...
+
+.PHONY: browser
+browser: build tools ## look at the reference of the API with a headless browser that has no network
+	@build/browser.sh
 
 .PHONY: crash
 crash: export IMAGEAPI_TEST_FULL = 1
@@ -122,7 +127,7 @@ demo: deps build ## run a SquashFS image as a container, look at it, and take it
 test: ## all that CI runs, in its order
 	@rm -rf bin/report
 	@$(MAKE) deps
-	@$(MAKE) generate-check validate lint vulncheck reproducible sbom lint-ceph build-ceph unit root fuzz
+	@$(MAKE) generate-check validate lint vulncheck reproducible sbom lint-ceph build-ceph unit root browser fuzz
 	@build/tally.sh
 
 .PHONY: test-full

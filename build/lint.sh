@@ -15,6 +15,7 @@ mapfile -t packages < <(grep -Ev '/imageapi/(models|restapi|client)(/|$)' <<<"$l
 go vet "${packages[@]}"
 bin/tools/staticcheck -checks 'all,-ST1000' "${packages[@]}"
 go test -count=1 ./internal/archtest
+(cd test/browser && go vet ./... && ../../bin/tools/staticcheck -checks 'all,-ST1000' ./...) # a module of its own
 
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!/bin/(ba)?sh' --)
 shellcheck --external-sources "${scripts[@]}"

@@ -12,7 +12,7 @@ import (
 )
 
 // Error Why a request failed.
-// Example: {"code":409,"message":"mount 2 (attach) is needed by mount 3 (overlay)"}
+// Example: {"code":409,"message":"mount 2 (attach) is needed by mount 3 (overlay): delete what needs it first","see":"/imageapi/v1/docs#section/Errors/409-conflict"}
 //
 // swagger:model error
 type Error struct {
@@ -23,6 +23,9 @@ type Error struct {
 	// What failed, where, why, and what to do. For people; its wording may change.
 	// Required: true
 	Message *string `json:"message"`
+
+	// Where the server tells more about errors with this status, their cause and their remedy; a path.
+	See string `json:"see,omitempty"`
 }
 
 // Validate validates this error

@@ -5,13 +5,30 @@
 //	Turns a description of a system image (device, file system, overlay, container) into the running image and back
 //	into nothing, on one node, and tells what is true on that node.
 //
-//	The server listens on the unix socket `/run/imageapi.sock`, and on `http` (127.0.0.1:8080) or `https` when asked to.
-//	Who can talk to it is root on the node: over the socket and over http that is root alone, unless the administrator lets
-//	others in.
+//	The server listens on the unix socket `/run/imageapi.sock`, and on http (127.0.0.1:8080) or https when asked to. A first
+//	look, as root on the node:
 //
 //	```
-//	curl --unix-socket /run/imageapi.sock http://localhost/imageapi/v1/container
+//	curl --unix-socket /run/imageapi.sock \
+//	  http://localhost/imageapi/v1/container
 //	```
+//
+//	Root alone may use it, over http too, unless the administrator lets others in.
+//
+//	# Reading this page
+//
+//	Each operation shows what it takes, what it answers, and on the right an example of both. All examples are run against
+//	the server by its tests. They show paths such as `/images`, and ids as a new server gives them.
+//
+//	- A field that is **required** must be in a request. What is said of a default holds for one that is left out.
+//	- **read-only** fields are in answers alone: in a request they are ignored. So is the `id` of the object itself.
+//	- Secrets are in requests alone: no answer, log or file of the server holds them.
+//	- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.
+//	- The same page is served by each server at `/imageapi/v1/docs`, and the specification that it is made from at
+//	  `/imageapi/v1/swagger.json`. It needs no network. Requests can't be sent from it: that is left to `curl`, the command
+//	  `imageapi`, and clients that are generated from the specification.
+//
+//	# Concepts
 //
 //	## Objects
 //
@@ -77,42 +94,130 @@
 //	| `exited` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | `running` |
 //	| `dead` | its command failed, was killed by something else, or could not be started; `error` and `exit_code` or `signal` tell | `running` |
 //
-//	## Errors
-//
-//	Every error is JSON: `{"code": 409, "message": "..."}`. `code` equals the HTTP status. The message names the level
-//	of the request, the object, the cause in the kernel's own words, and what to do.
-//
-//	| status | cause | remedy |
-//	|---|---|---|
-//	| 400 | the request can't be read: broken JSON, trailing text, no body | correct the request |
-//	| 403 | this client may not use the server, or may only read; over http also a wrong `Host`, or a browser's request for another site | see the message for the flag that allows it |
-//	| 404 | no object has this id or name | list what there is |
-//	| 409 | in use, busy, pending or stopping, the name is taken, or there are too many objects; the message names by whom | wait, or remove what holds it |
-//	| 408 | the body did not come in time | send it at once |
-//	| 413 | the body is longer than `--max-body`, 1 MiB by default | send less, or raise the limit |
-//	| 415 | the body is not declared as JSON | send `Content-Type: application/json` |
-//	| 422 | the request asks for something that can't be; the message lists all faults with their paths | correct the definition |
-//	| 429 | this client has too many requests running | wait for one to end, as `Retry-After` says |
-//	| 500 | a fault of this software | report it, with the server's log |
-//	| 501 | the kernel or this version lacks it | see the message for what is needed |
-//	| 502 | a remote storage server refused | look at that server, its address and the credentials |
-//	| 504 | it did not end in time; the message tells what has become of it | look at the object again, or try again |
-//
-//	Each answer names its request in the header `X-Request-Id`, and so does the server's log. A client can choose that name itself,
-//	by the same header: up to 64 letters, digits, `-`, `_` and `.`.
-//
-//	The HTTP layer adds 405 (no such method on this path), 406 (only JSON is answered) and 503 (the server is ending).
-//
-//	## Time
+//	## Time limits
 //
 //	Lists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels
 //	(`--create-timeout`). A DELETE waits up to 20 s for what it takes down (`--delete-timeout`). Stopping a container
 //	goes on after the answer.
-//	Times are RFC 3339 in UTC, sizes are bytes.
+//
+//	## Names of requests
+//
+//	Each answer names its request in the header `X-Request-Id`, and so does the server's log. A client can choose that name itself,
+//	by the same header: up to 64 letters, digits, `-`, `_` and `.`.
 //
 //	## Not in this version
 //
 //	Mounts of kind `uri` and the namespace `user` are part of the interface and answered with 501.
+//
+//	# Errors
+//
+//	Every error is JSON: `{"code": 409, "message": "...", "see": "..."}`. `code` equals the HTTP status. `message` names the level
+//	of the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.
+//	`see` is the path and section of this page about errors of that status.
+//
+//	Unless a message says otherwise nothing has changed.
+//
+//	## 400 malformed
+//
+//	**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there
+//	is no body.
+//
+//	**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with `curl --json @FILE`.
+//
+//	## 403 forbidden
+//
+//	**Cause:** this client may not use the server, or may only read. Over http also: the `Host` header is no name of the server, or a
+//	browser sends the request for another site.
+//
+//	**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.
+//
+//	## 404 not found
+//
+//	**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.
+//
+//	**Remedy:** list what there is: `GET /attach`, `/mount`, `/container`. Ids are never used again.
+//
+//	## 405 method
+//
+//	**Cause:** the path is right, but has not this method; the header `Allow` lists those that it has.
+//
+//	**Remedy:** look up the operation on this page.
+//
+//	## 406 accept
+//
+//	**Cause:** the request's `Accept` header allows nothing that the operation answers, which is JSON, and for a log plain text.
+//
+//	**Remedy:** leave the header out, or send `Accept: application/json`.
+//
+//	## 408 too slow
+//
+//	**Cause:** the body did not come within `--read-timeout`, 30 s by default. Nothing was done.
+//
+//	**Remedy:** send it at once; look at the network between client and server.
+//
+//	## 409 conflict
+//
+//	**Cause:** the object is in use, busy, `pending` or `stopping`, the name is taken, the container is in another state than is
+//	needed, or there are as many objects as `--max-objects` allows. The message names what is in the way, and the processes of the node
+//	that use it.
+//
+//	**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about `force=true`.
+//
+//	## 413 too large
+//
+//	**Cause:** the body is longer than `--max-body`, 1 MiB by default.
+//
+//	**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.
+//
+//	## 415 content type
+//
+//	**Cause:** the body is not declared as JSON.
+//
+//	**Remedy:** send the header `Content-Type: application/json`; `curl --json` does.
+//
+//	## 422 invalid
+//
+//	**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist
+//	or is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.
+//
+//	**Remedy:** correct the definition.
+//
+//	## 429 too many
+//
+//	**Cause:** this client, a user of the node or an address, has as many requests running as `--client-requests` allows, those that
+//	wait included.
+//
+//	**Remedy:** wait for one to end, as the header `Retry-After` says.
+//
+//	## 500 internal
+//
+//	**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.
+//
+//	**Remedy:** look into the server's log for the request, which `X-Request-Id` names. If the fault is the server's, report it with that.
+//
+//	## 501 unsupported
+//
+//	**Cause:** the kernel lacks it, or this version does.
+//
+//	**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.
+//
+//	## 502 remote
+//
+//	**Cause:** a storage server refused: NFS, iSCSI or Ceph.
+//
+//	**Remedy:** look at that server, its address, what it exports to this node, and the credentials.
+//
+//	## 503 shutting down
+//
+//	**Cause:** the server is ending and has cancelled the request. What it had begun is undone.
+//
+//	**Remedy:** send it again when the server is back.
+//
+//	## 504 deadline
+//
+//	**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.
+//
+//	**Remedy:** look at the object again: `waits_for` and `error` tell who has to answer. Then try again.
 //
 //	Schemes:
 //	  http
@@ -120,7 +225,7 @@
 //	Host: localhost
 //	BasePath: /imageapi/v1
 //	Version: 0.3.0
-//	License: BSD-3-Clause
+//	License: BSD-3-Clause https://spdx.org/licenses/BSD-3-Clause.html
 //
 //	Consumes:
 //	  - application/json

@@ -7,6 +7,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,14 +20,14 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The page. Its policy forbids every request, so that nothing in the bundle can load fonts, logos or trackers; the
-// worker is the bundle's own search.
+// The page. Its policy forbids every request, so that nothing in the bundle can load fonts, logos or trackers, and every script
+// but the two that are named by their hashes; the worker is the bundle's own search.
 const (
-	head = `<!DOCTYPE html>
+	html = `<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; worker-src blob:">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src %s %s; style-src 'unsafe-inline'; img-src data:; font-src data:; worker-src blob:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Image API</title>
 <style>
@@ -35,27 +37,28 @@ a[href^="https://redocly.com/"] { display: none !important }
 </style>
 </head>
 <body>
+<noscript>This page is drawn by a script that it holds; it loads nothing. The same is told by the file swagger.yaml.</noscript>
 <div id="page"></div>
-<script type="application/json" id="spec">`
-	middle = `</script>
+<script type="application/json" id="spec">%s</script>
 <!-- Drawn by Redoc. Licences:
 %s
 %s-->
-<script>`
-	tail = `</script>
-<script>
+<script>%s</script>
+<script>%s</script>
+</body>
+</html>
+`
+	start = `
 const sans = "system-ui, sans-serif", mono = "ui-monospace, monospace";
 Redoc.init(JSON.parse(document.getElementById("spec").textContent), {
   expandResponses: "200,201",
   hideDownloadButtons: true,
   hideHostname: true,
+  jsonSamplesExpandLevel: "all",
   nativeScrollbars: true,
   pathInMiddlePanel: true,
   theme: {typography: {fontFamily: sans, headings: {fontFamily: sans}, code: {fontFamily: mono}}},
 }, document.getElementById("page"));
-</script>
-</body>
-</html>
 `
 )
 
@@ -86,8 +89,14 @@ func run(args []string, out io.Writer) error {
 	).Replace(string(parts[2]))
 
 	page := bufio.NewWriter(out)
-	fmt.Fprintf(page, "%s%s"+middle+"%s%s", head, spec, parts[0], parts[1], bundle, tail)
+	fmt.Fprintf(page, html, hash(bundle), hash(start), spec, parts[0], parts[1], bundle, start)
 	return page.Flush()
+}
+
+// hash names a script in a Content-Security-Policy.
+func hash(script string) string {
+	sum := sha256.Sum256([]byte(script))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
 // specification returns the YAML file at path as JSON, in the same order.

@@ -91,7 +91,7 @@ func New(o Options) (http.Handler, error) {
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
 		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, shapes: spec.shapes, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(a.guard(a.health(pages(spec.routes.BasePath(), a.route(spec.routes))))), nil
+	return a.observe(a.guard(a.health(pages(a.route(spec.routes))))), nil
 }
 
 // route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts

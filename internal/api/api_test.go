@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -364,22 +363,5 @@ func TestLog(t *testing.T) {
 		if len(regexp.MustCompile(want).FindAllString(log, -1)) != 1 {
 			t.Errorf("the log has not one %s:\n%s", want, log)
 		}
-	}
-}
-
-func TestSpecificationIsServed(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	for _, path := range []string{"/swagger.json", "/imageapi/v1/swagger.json"} {
-		out := httptest.NewRecorder()
-		w.handler.ServeHTTP(out, httptest.NewRequest("GET", path, nil))
-		var doc struct{ BasePath string }
-		if err := json.Unmarshal(out.Body.Bytes(), &doc); err != nil || doc.BasePath != "/imageapi/v1" {
-			t.Errorf("%s: %v, base path %q", path, err, doc.BasePath)
-		}
-	}
-	expectError(t, w.do("POST", "/swagger.json", "{}"), 404, "")
-	if out := w.do("GET", "/docs", ""); out.Code != 200 || !strings.Contains(out.Body.String(), "Image API") {
-		t.Errorf("the reference is not served: %d", out.Code)
 	}
 }

@@ -67,7 +67,46 @@ func writeError(w http.ResponseWriter, status int, message string) {
 	out := json.NewEncoder(w)
 	out.SetEscapeHTML(false)
 	// The only error left is that of a client that is gone.
-	_ = out.Encode(&models.Error{Code: int64(status), Message: &message})
+	_ = out.Encode(&models.Error{Code: int64(status), Message: &message, See: docsPath + "#section/Errors/" + sectionOf(status)})
+}
+
+// sectionOf names the section of the reference that tells cause and remedy of the errors with a status. docs/errors.md has one of
+// the same name.
+func sectionOf(status int) string {
+	switch status {
+	case http.StatusBadRequest:
+		return "400-malformed"
+	case http.StatusForbidden:
+		return "403-forbidden"
+	case http.StatusNotFound:
+		return "404-not-found"
+	case http.StatusMethodNotAllowed:
+		return "405-method"
+	case http.StatusNotAcceptable:
+		return "406-accept"
+	case http.StatusRequestTimeout:
+		return "408-too-slow"
+	case http.StatusConflict:
+		return "409-conflict"
+	case http.StatusRequestEntityTooLarge:
+		return "413-too-large"
+	case http.StatusUnsupportedMediaType:
+		return "415-content-type"
+	case http.StatusUnprocessableEntity:
+		return "422-invalid"
+	case http.StatusTooManyRequests:
+		return "429-too-many"
+	case http.StatusNotImplemented:
+		return "501-unsupported"
+	case http.StatusBadGateway:
+		return "502-remote"
+	case http.StatusServiceUnavailable:
+		return "503-shutting-down"
+	case http.StatusGatewayTimeout:
+		return "504-deadline"
+	default:
+		return "500-internal"
+	}
 }
 
 // maxMessage is how many bytes of a message are sent. A body of a megabyte can hold a hundred thousand faults.

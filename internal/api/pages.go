@@ -1,33 +1,138 @@
 package api
 
 import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"fmt"
+	"io"
 	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
 
 	apidocs "github.com/kraken-hpc/imageapi/docs/api"
+	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/restapi"
 )
 
-// pages serves the specification and its reference, below base; everything else goes to next.
-func pages(base string, next http.Handler) http.Handler {
+// Where the API is, and its reference.
+const (
+	basePath = "/imageapi/v1"
+	docsPath = basePath + "/docs"
+)
+
+// docsPolicy lets the reference run what it has in itself and load nothing. The page has one too, which names its scripts.
+const docsPolicy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; " +
+	"worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// pages serves the specification and its reference; everything else goes to next. They are made ready when they are first asked
+// for.
+func pages(next http.Handler) http.Handler {
+	specification, reference := sync.OnceValues(newSpecification), sync.OnceValues(newReference)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodGet {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			next.ServeHTTP(w, r)
 			return
 		}
 		switch r.URL.Path {
-		case "/swagger.json", base + "/swagger.json":
-			send(w, "application/json", restapi.SwaggerJSON)
-		case base + "/docs":
-			send(w, "text/html; charset=utf-8", apidocs.Page)
+		case "/swagger.json", basePath + "/swagger.json":
+			serveDocument(w, r, specification)
+		case docsPath:
+			serveDocument(w, r, reference)
 		case "/", "/docs":
-			http.Redirect(w, r, base+"/docs", http.StatusFound)
+			http.Redirect(w, r, docsPath, http.StatusFound)
 		default:
 			next.ServeHTTP(w, r)
 		}
 	})
 }
 
-// send writes a page. The only error is that of a client that is gone.
+// document is what is served from memory. Clients may keep it, but ask each time whether it is still the same: another
+// version of the server has another one.
+type document struct {
+	contentType string
+	policy      string // Content-Security-Policy, or none
+	packed      []byte // by gzip
+	tag         string // a weak one: it is the same for both encodings
+}
+
+func newSpecification() (*document, error) {
+	packed, err := pack(restapi.SwaggerJSON)
+	return newDocument("application/json", "", packed), err
+}
+
+func newReference() (*document, error) {
+	packed, err := apidocs.Page()
+	if err != nil {
+		return nil, errs.New(errs.Unsupported, "read the reference: %w", err)
+	}
+	return newDocument("text/html; charset=utf-8", docsPolicy, packed), nil
+}
+
+func newDocument(contentType, policy string, packed []byte) *document {
+	return &document{contentType, policy, packed, fmt.Sprintf(`W/"%.12x"`, sha256.Sum256(packed))}
+}
+
+func serveDocument(w http.ResponseWriter, r *http.Request, get func() (*document, error)) {
+	p, err := get()
+	if err != nil {
+		serveError(w, r, err)
+		return
+	}
+	content := p.packed
+	h := w.Header()
+	if takesGzip(r) {
+		h.Set("Content-Encoding", "gzip")
+	} else if content, err = unpack(p.packed); err != nil {
+		serveError(w, r, err)
+		return
+	}
+	h.Set("Content-Type", p.contentType)
+	if p.policy != "" {
+		h.Set("Content-Security-Policy", p.policy)
+	}
+	h.Set("Cache-Control", "no-cache")
+	h.Set("ETag", p.tag)
+	h.Set("Vary", "Accept-Encoding")
+	h.Set("X-Content-Type-Options", "nosniff")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+}
+
+// takesGzip tells whether the sender of r has said that it can unpack what is sent (RFC 9110, 12.5.3).
+func takesGzip(r *http.Request) bool {
+	for part := range strings.SplitSeq(strings.Join(r.Header.Values("Accept-Encoding"), ","), ",") {
+		coding, weight, _ := strings.Cut(part, ";")
+		if !strings.EqualFold(strings.TrimSpace(coding), "gzip") {
+			continue
+		}
+		q, given := strings.CutPrefix(strings.TrimSpace(weight), "q=")
+		value, err := strconv.ParseFloat(q, 64)
+		return !given || err == nil && value > 0
+	}
+	return false
+}
+
+func pack(content []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write(content); err != nil {
+		return nil, err
+	}
+	err := w.Close()
+	return out.Bytes(), err
+}
+
+func unpack(packed []byte) ([]byte, error) {
+	r, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(r)
+}
+
+// send writes a small page. The only error is that of a client that is gone.
 func send(w http.ResponseWriter, contentType string, page []byte) {
 	w.Header().Set("Content-Type", contentType)
 	_, _ = w.Write(page)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -98,6 +99,9 @@ func expectError(t *testing.T, out *httptest.ResponseRecorder, status int, want 
 	e := expect[models.Error](t, out, status)
 	if e.Code != int64(status) || e.Message == nil || *e.Message == "" || !strings.Contains(*e.Message, want) {
 		t.Errorf("answer %s; want code %d and a message with %q", out.Body, status, want)
+	}
+	if section := fmt.Sprintf("%s#section/Errors/%d-", docsPath, status); !strings.HasPrefix(e.See, section) {
+		t.Errorf("answer %s; want it to point to %s", out.Body, section)
 	}
 	if got := out.Header().Get("Content-Type"); got != "application/json" {
 		t.Errorf("Content-Type is %q", got)

@@ -241,5 +241,8 @@ func validError(status int, data []byte) error {
 	if *e.Message == "" {
 		return fmt.Errorf("no message")
 	}
+	if section := fmt.Sprintf("%s/docs#section/Errors/%d-", client.DefaultBasePath, status); !strings.HasPrefix(e.See, section) {
+		return fmt.Errorf("it points to %q, not to %s", e.See, section)
+	}
 	return nil
 }
