@@ -27,7 +27,7 @@ const canary = "canary-bird-1234"
 var cephCanary = base64.StdEncoding.EncodeToString([]byte("\x01\x00" + strings.Repeat("\x00", 8) + "\x10\x00" + canary))
 
 // A secret, given in the request or in a file, is nowhere after each way in which a create can fail, nor while it is under way: in no answer,
-// log, file of the server, command line or environment.
+// log, file of the server, command line or environment, list of objects, page for monitoring.
 func TestSecretsOfFailures(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "--log-level", "debug", "--create-timeout", "4s")
@@ -88,8 +88,8 @@ func TestSecretsOfFailures(t *testing.T) {
 	}
 }
 
-// collect adds what can be read: the files of the server but those where secrets are kept, the command line and environment of each process
-// of ours.
+// collect adds what can be read: the files of the server but those where secrets are kept, its pages, the command line and environment of
+// each process of ours.
 func collect(t *testing.T, n *node, places map[string]string) {
 	t.Helper()
 	_ = filepath.WalkDir(n.RunDir, func(path string, _ os.DirEntry, _ error) error {
@@ -98,6 +98,14 @@ func collect(t *testing.T, n *node, places map[string]string) {
 		}
 		return nil
 	})
+	for _, page := range []string{"/imageapi/v1/attach", "/metrics", "/healthz", "/readyz", "/debug/pprof/cmdline", "/debug/pprof/heap?debug=1", "/debug/vars"} {
+		answer, err := n.Page(t.Context(), page, nil)
+		must(t, err)
+		text, err := io.ReadAll(answer.Body)
+		must(t, err)
+		answer.Body.Close()
+		places[page] += string(text)
+	}
 	for _, name := range []string{"cmdline", "environ"} {
 		files, err := filepath.Glob("/proc/[0-9]*/" + name)
 		must(t, err)

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -57,6 +61,46 @@ func soon(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// A helper may be given a secret: however it ends, its memory is in no core.
+func TestHelperLeavesNoCore(t *testing.T) {
+	testkit.Root(t)
+	code, err := built()
+	must(t, err)
+	path := filepath.Join(t.TempDir(), "imageapi-init")
+	must(t, os.WriteFile(path, code, 0o700))
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(pair[0])
+	theirs := os.NewFile(uintptr(pair[1]), "socket")
+	defer theirs.Close()
+	// dumps tells whether a program that was aborted when it reads from a descriptor leaves a core.
+	dumps := func(from int, program string, args ...string) bool {
+		cmd := exec.Command("/bin/sh", append([]string{"-c", `ulimit -c unlimited; exec "$0" "$@"`, program}, args...)...)
+		cmd.Dir, cmd.ExtraFiles = t.TempDir(), []*os.File{theirs} // as wire.Socket
+		cmd.Env = append(os.Environ(), "GOTRACEBACK=crash")       // Go's way to have one
+		must(t, cmd.Start())
+		testkit.Eventually(t, program+" reads", func() bool {
+			calls, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", cmd.Process.Pid))
+			return slices.ContainsFunc(calls, func(path string) bool {
+				text, _ := os.ReadFile(path)
+				return strings.HasPrefix(string(text), fmt.Sprintf("%d %#x ", unix.SYS_READ, from))
+			})
+		})
+		must(t, cmd.Process.Signal(unix.SIGABRT))
+		exit, ok := errors.AsType[*exec.ExitError](cmd.Wait())
+		if !ok || !exit.Sys().(syscall.WaitStatus).Signaled() {
+			t.Fatalf("%s is not aborted: %v", program, exit)
+		}
+		return exit.Sys().(syscall.WaitStatus).CoreDump()
+	}
+	if !dumps(0, "/bin/sh", "-c", fmt.Sprintf("read line <&%d", wire.Socket)) {
+		t.Skip("nothing leaves a core on this machine")
+	}
+	if dumps(wire.Socket, path, wire.Mode) {
+		t.Error("a helper has left its memory in a core")
+	}
 }
 
 func TestMount(t *testing.T) {
