@@ -136,6 +136,7 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableCon
 			o.asked = asked
 			c.plan(id)
 		case run.State.alive():
+			o.asked = asked
 			c.run(id, func(r *Run) {
 				conclude(r, driver.Exit{At: time.Now(), Lost: "neither it nor its supervisor was found when the server was started again"}, asked)
 			})

@@ -427,6 +427,39 @@ func TestTakeOverOfWhatIsGone(t *testing.T) {
 	second.end(t, w)
 }
 
+// A container that was asked to stop, and of which nothing is found, is not started again, whatever its policy.
+func TestTakeOverOfWhatWasStoppedAndIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	first := begin(t, w, "")
+	plan := w.container("stopped", true, whole(w.level(driver.Mount, "root")))
+	plan.Unit.(*unit).Policy = driver.Restart{OnFailure: true, OnSuccess: true}
+	_, id, err := first.Create(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.failWith(func(act string, _ *unit) error {
+		if act == "stop" { // it takes its time
+			return errInjected
+		}
+		return nil
+	})
+	if _, err := first.SetState(t.Context(), id, StateExited); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	delete(w.procs, id)
+	w.mu.Unlock()
+	second := begin(t, w, first.path)
+	if r := run(second.Snapshot(), id); r.State != StateExited || r.waits() {
+		t.Errorf("the container is %+v", r)
+	}
+	second.end(t, w)
+}
+
 // An object that this version knows nothing of is kept as it is, in the journal too.
 func TestTakeOverOfTheUnknown(t *testing.T) {
 	t.Parallel()
