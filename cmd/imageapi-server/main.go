@@ -49,12 +49,17 @@ func run(args []string) int {
 	for _, text := range warnings {
 		log.Warn(text)
 	}
+	service, err := daemon.TakeService(log)
+	if err != nil {
+		log.Error("failed", "err", err)
+		return exitFailed
+	}
 	ctx, stop := signals()
 	defer stop()
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, unix.SIGHUP)
 	log.Info("starting", "version", version, "pid", os.Getpid())
-	if err := daemon.Run(ctx, cfg, daemon.Options{Log: log, Reload: reload, Version: version}); err != nil {
+	if err := daemon.Run(ctx, cfg, daemon.Options{Log: log, Reload: reload, Version: version, Service: service}); err != nil {
 		log.Error("failed", "err", err)
 		return exitFailed
 	}

@@ -39,25 +39,29 @@ func (c *certificates) covers(host string) bool {
 	return leaf != nil && leaf.VerifyHostname(host) == nil
 }
 
-// reloadAt reads them anew at each signal until ctx ends. If that fails those before go on.
-func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, log *slog.Logger) {
+// reloadAt reads them anew at each signal until ctx ends, and tells the service manager so.
+func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, service Service, log *slog.Logger) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-signals:
 		}
-		switch {
-		case c == nil:
-			log.Info("no https, no certificates to read anew")
-		default:
-			if err := c.load(); err != nil {
-				log.Error("read the certificates anew: those before go on", "err", err)
-				continue
-			}
-			log.Info("read the certificates anew", "certificate", c.cfg.Certificate, "authorities", c.cfg.CA)
-		}
+		service.reloads(func() { c.reload(log) })
 	}
+}
+
+// reload reads them anew. If that fails those before go on.
+func (c *certificates) reload(log *slog.Logger) {
+	if c == nil {
+		log.Info("no https, no certificates to read anew")
+		return
+	}
+	if err := c.load(); err != nil {
+		log.Error("read the certificates anew: those before go on", "err", err)
+		return
+	}
+	log.Info("read the certificates anew", "certificate", c.cfg.Certificate, "authorities", c.cfg.CA)
 }
 
 func (c *certificates) load() error {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -94,7 +95,7 @@ type Limits struct {
 
 // Log says what the daemon tells about itself, on standard error.
 type Log struct {
-	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important thing to tell: changes are info, reads are debug"`
+	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important thing to tell: changes are info, reads are debug; or the level in $IMAGEAPI_LOGLEVEL"`
 	Format string `long:"log-format" default:"text" choice:"text" choice:"json" description:"how to write a line"`
 }
 
@@ -116,9 +117,8 @@ type ErrHelp struct{ error }
 
 // Parse reads a command line without the program's name, and the environment. What it warns of is to be logged.
 func Parse(args []string) (cfg Config, warnings []string, err error) {
-	parser := flags.NewNamedParser("imageapi-server", flags.HelpFlag|flags.PassDoubleDash)
-	parser.LongDescription = "Turns system images into mounts, devices and containers on this node, over HTTP."
-	if _, err := parser.AddGroup("Options", "", &cfg); err != nil {
+	parser, err := newParser(&cfg)
+	if err != nil {
 		return cfg, nil, err
 	}
 	rest, err := parser.ParseArgs(args)
@@ -133,8 +133,28 @@ func Parse(args []string) (cfg Config, warnings []string, err error) {
 		return cfg, nil, nil
 	}
 	warnings = append(fromEnv(parser, "host", "HOST", &cfg.Listen.Host), fromEnv(parser, "tls-host", "TLS_HOST", &cfg.TLS.Host)...)
+	warnings = append(warnings, levelFromEnv(parser, &cfg.Log.Level)...)
 	cfg.complete()
 	return cfg, warnings, cfg.check()
+}
+
+// newParser returns the parser of command lines, which fills in cfg.
+func newParser(cfg *Config) (*flags.Parser, error) {
+	parser := flags.NewNamedParser("imageapi-server", flags.HelpFlag|flags.PassDoubleDash)
+	parser.ShortDescription = "system images as mounts, devices and containers"
+	parser.LongDescription = "Turns system images into mounts, devices and containers on this node, over HTTP."
+	_, err := parser.AddGroup("Options", "", cfg)
+	return parser, err
+}
+
+// Manual writes what a manual page says about the command line, for man(7).
+func Manual(out io.Writer) error {
+	parser, err := newParser(new(Config))
+	if err != nil {
+		return err
+	}
+	parser.WriteManPage(out)
+	return nil
 }
 
 func isHelp(err error) bool {
@@ -146,7 +166,7 @@ func isHelp(err error) bool {
 // name of the machine, so that it never opens an address to others.
 func fromEnv(parser *flags.Parser, option, variable string, host *string) (warnings []string) {
 	value := os.Getenv(variable)
-	if o := parser.FindOptionByLongName(option); value == "" || o.IsSet() && !o.IsSetDefault() {
+	if value == "" || onCommandLine(parser, option) {
 		return nil
 	}
 	if !loopback(value) {
@@ -154,6 +174,32 @@ func fromEnv(parser *flags.Parser, option, variable string, host *string) (warni
 	}
 	*host = value
 	return nil
+}
+
+// levelFromEnv takes the log level from the environment as 0.2 did, whose names were those of logrus, if the option was not given.
+func levelFromEnv(parser *flags.Parser, level *string) (warnings []string) {
+	value := os.Getenv("IMAGEAPI_LOGLEVEL")
+	if value == "" || onCommandLine(parser, "log-level") {
+		return nil
+	}
+	switch strings.ToLower(value) {
+	case "panic", "fatal", "error":
+		*level = "error"
+	case "warning", "warn":
+		*level = "warn"
+	case "info":
+		*level = "info"
+	case "debug", "trace":
+		*level = "debug"
+	default:
+		return []string{fmt.Sprintf("ignoring $IMAGEAPI_LOGLEVEL: %q is no level; use debug, info, warn or error", value)}
+	}
+	return nil
+}
+
+func onCommandLine(parser *flags.Parser, option string) bool {
+	o := parser.FindOptionByLongName(option)
+	return o.IsSet() && !o.IsSetDefault()
 }
 
 // complete fills in what defaults to something else that was given.

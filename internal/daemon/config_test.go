@@ -14,7 +14,7 @@ import (
 // clearEnv takes away what the test's own environment would set.
 func clearEnv(t *testing.T) {
 	t.Helper()
-	for _, name := range []string{"HOST", "PORT", "TLS_HOST", "TLS_PORT", "TLS_CERTIFICATE", "TLS_PRIVATE_KEY", "TLS_CA_CERTIFICATE"} {
+	for _, name := range []string{"HOST", "PORT", "TLS_HOST", "TLS_PORT", "TLS_CERTIFICATE", "TLS_PRIVATE_KEY", "TLS_CA_CERTIFICATE", "IMAGEAPI_LOGLEVEL"} {
 		t.Setenv(name, "") // so that it is put back
 		if err := os.Unsetenv(name); err != nil {
 			t.Fatal(err)
@@ -106,6 +106,13 @@ func TestParse(t *testing.T) {
 			check: func(c Config) bool { return c.Listen.Host == "127.0.0.1" && c.TLS.Host == "127.0.0.1" }, warn: `ignoring $HOST: "node17"`},
 		{name: "the command line wins", env: map[string]string{"HOST": "0.0.0.0"}, args: "--host 127.0.0.3",
 			check: func(c Config) bool { return c.Listen.Host == "127.0.0.3" }},
+		{name: "a level of 0.2", env: map[string]string{"IMAGEAPI_LOGLEVEL": "trace"}, check: func(c Config) bool { return c.Log.Level == "debug" }},
+		{name: "another", env: map[string]string{"IMAGEAPI_LOGLEVEL": "WARNING"}, check: func(c Config) bool { return c.Log.Level == "warn" }},
+		{name: "and another", env: map[string]string{"IMAGEAPI_LOGLEVEL": "fatal"}, check: func(c Config) bool { return c.Log.Level == "error" }},
+		{name: "the level of the command line", env: map[string]string{"IMAGEAPI_LOGLEVEL": "loud"}, args: "--log-level info",
+			check: func(c Config) bool { return c.Log.Level == "info" }},
+		{name: "no level", env: map[string]string{"IMAGEAPI_LOGLEVEL": "loud"},
+			check: func(c Config) bool { return c.Log.Level == "info" }, warn: `ignoring $IMAGEAPI_LOGLEVEL: "loud"`},
 		{name: "http for everybody", args: "--scheme http --host 0.0.0.0", err: "--allow-unauthenticated"},
 		{name: "http for everybody by name", args: "--scheme http --host node17", err: "--allow-unauthenticated"},
 		{name: "http for everybody by an empty name", args: "--scheme http --host=", err: "--allow-unauthenticated"},

@@ -20,7 +20,8 @@ type Options struct {
 	Reload <-chan os.Signal // asks for the certificates to be read anew; nil for never
 	Gate   gate.Gate        // nil in the product
 
-	Version string // for metrics
+	Version string  // for metrics
+	Service Service // what a service manager has given
 }
 
 // Run takes over what an earlier server has left in the run directory, serves the API until ctx ends, and leaves everything to
@@ -40,8 +41,12 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	given, err := opt.Service.listeners(cfg)
+	if err != nil {
+		return err
+	}
 	// From here on clients can connect; they are answered when everything is ready.
-	listeners, err := listen(ctx, cfg)
+	listeners, err := listen(ctx, cfg, given...)
 	if err != nil {
 		return err
 	}
@@ -67,6 +72,8 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go certificates.reloadAt(ctx, opt.Reload, opt.Log)
+	opt.Service.ready()
+	go opt.Service.attend(ctx, node.manager.Alive)
+	go certificates.reloadAt(ctx, opt.Reload, opt.Service, opt.Log)
 	return serve(ctx, cfg, door.guard(listeners, node.runner.Holds), handler, opt.Log)
 }

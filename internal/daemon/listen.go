@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -28,14 +29,18 @@ type listener struct {
 	read, write time.Duration
 }
 
-// listen opens all listeners of cfg, or none.
-func listen(ctx context.Context, cfg Config) (opened []listener, err error) {
+// listen opens all listeners of cfg, or none. Schemes that given ones are for need no other.
+func listen(ctx context.Context, cfg Config, given ...listener) (opened []listener, err error) {
+	opened = given
 	defer func() {
 		if err != nil {
 			closeAll(opened)
 		}
 	}()
 	for _, scheme := range cfg.Listen.Schemes {
+		if slices.ContainsFunc(given, func(l listener) bool { return l.scheme == scheme }) {
+			continue
+		}
 		l, err := open(ctx, scheme, cfg)
 		if err != nil {
 			return opened, err
@@ -52,31 +57,37 @@ func closeAll(listeners []listener) {
 }
 
 func open(ctx context.Context, scheme string, cfg Config) (listener, error) {
+	var l net.Listener
+	var err error
 	switch scheme {
 	case schemeUnix:
-		l, err := listenUnix(ctx, cfg.Listen.SocketPath, cfg.Listen.Group)
-		return listener{l, scheme, "unix://" + cfg.Listen.SocketPath, cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write}, err
+		l, err = listenUnix(ctx, cfg.Listen.SocketPath, cfg.Listen.Group)
 	case schemeHTTPS:
-		l, err := listenTCP(ctx, cfg.TLS.Host, cfg.TLS.Port, cfg.TLS.KeepAlive)
-		return listener{l, scheme, urlOf(scheme, l), cfg.TLS.ListenLimit, cfg.TLS.Read, cfg.TLS.Write}, err
+		l, err = listenTCP(ctx, cfg.TLS.Host, cfg.TLS.Port)
 	default:
-		l, err := listenTCP(ctx, cfg.Listen.Host, cfg.Listen.Port, cfg.Limits.KeepAlive)
-		return listener{l, scheme, urlOf(scheme, l), cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write}, err
+		l, err = listenTCP(ctx, cfg.Listen.Host, cfg.Listen.Port)
+	}
+	if err != nil {
+		return listener{}, err
+	}
+	return newListener(l, scheme, cfg), nil
+}
+
+// newListener returns l as one for a scheme, with what cfg says about its connections.
+func newListener(l net.Listener, scheme string, cfg Config) listener {
+	url := scheme + "://" + l.Addr().String()
+	switch scheme {
+	case schemeUnix:
+		return listener{l, scheme, url, cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write}
+	case schemeHTTPS:
+		return listener{lasting{l, cfg.TLS.KeepAlive}, scheme, url, cfg.TLS.ListenLimit, cfg.TLS.Read, cfg.TLS.Write}
+	default:
+		return listener{lasting{l, cfg.Limits.KeepAlive}, scheme, url, cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write}
 	}
 }
 
-func urlOf(scheme string, l net.Listener) string {
-	if l == nil {
-		return ""
-	}
-	return scheme + "://" + l.Addr().String()
-}
-
-func listenTCP(ctx context.Context, host string, port uint16, keepAlive time.Duration) (net.Listener, error) {
-	if keepAlive == 0 {
-		keepAlive = -1 // what never is to package net
-	}
-	config := net.ListenConfig{KeepAlive: keepAlive}
+func listenTCP(ctx context.Context, host string, port uint16) (net.Listener, error) {
+	config := net.ListenConfig{KeepAlive: -1} // lasting sets it
 	l, err := config.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
 	if err != nil {
 		return nil, err // it names the address and the cause; a typed nil must not become a Listener
@@ -137,4 +148,20 @@ func removeStale(path string) error {
 		return fmt.Errorf("listen on unix socket: %w", err)
 	}
 	return os.Remove(path)
+}
+
+// lasting is a TCP listener that has the kernel look after idle connections.
+type lasting struct {
+	net.Listener
+	keepAlive time.Duration // 0 for never
+}
+
+// Accept returns the next connection.
+func (l lasting) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		// An error here is that of a connection which has ended already, which its first read tells.
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: l.keepAlive > 0, Idle: l.keepAlive})
+	}
+	return conn, err
 }

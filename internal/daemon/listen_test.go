@@ -169,7 +169,7 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 	defer l.Close()
 	var log logged
 	signals := make(chan os.Signal)
-	go held.reloadAt(t.Context(), signals, slog.New(slog.NewTextHandler(&log, nil)))
+	go held.reloadAt(t.Context(), signals, Service{}, slog.New(slog.NewTextHandler(&log, nil)))
 	reload := func(want string) {
 		t.Helper()
 		signals <- unix.SIGHUP

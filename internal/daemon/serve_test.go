@@ -112,7 +112,7 @@ func TestLongRequestsAreCancelled(t *testing.T) {
 
 func TestABrokenListenerEndsTheDaemon(t *testing.T) {
 	t.Parallel()
-	l, err := listenTCP(t.Context(), "127.0.0.1", 0, 0)
+	l, err := listenTCP(t.Context(), "127.0.0.1", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

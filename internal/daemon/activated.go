@@ -1,0 +1,90 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// nameOfHTTPS is the name by which the service manager tells a TCP socket for https (FileDescriptorName=) from those for http.
+const nameOfHTTPS = "https"
+
+// listeners returns what the service manager listens on, or an error if one of its sockets would let in whom cfg does not.
+// Closing them leaves the service manager's own ends open, and the socket's file where it is.
+func (s Service) listeners(cfg Config) (taken []listener, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(taken)
+		}
+	}()
+	for _, g := range s.sockets {
+		l, err := net.FileListener(g.file)
+		_ = g.file.Close() // the listener has a copy
+		if err != nil {
+			return taken, fmt.Errorf("take socket %q of the service manager: it must be a stream socket that listens (Accept=no): %w", g.name, err)
+		}
+		t := newListener(l, g.scheme(l), cfg)
+		taken = append(taken, t)
+		if err := t.check(cfg); err != nil {
+			return taken, fmt.Errorf("take socket %s of the service manager: %w", t.url, err)
+		}
+	}
+	return taken, nil
+}
+
+// scheme tells what a socket is for.
+func (g given) scheme(l net.Listener) string {
+	switch {
+	case l.Addr().Network() == "unix":
+		return schemeUnix
+	case g.name == nameOfHTTPS:
+		return schemeHTTPS
+	}
+	return schemeHTTP
+}
+
+// check holds a listener that the daemon has not opened itself against cfg, as Parse and listenUnix do with its own.
+func (l listener) check(cfg Config) error {
+	if !cfg.uses(l.scheme) {
+		return fmt.Errorf("it is for %s, which --scheme does not name; a TCP socket with FileDescriptorName=%s is for https", l.scheme, nameOfHTTPS)
+	}
+	if l.scheme == schemeUnix {
+		return checkSocketFile(l.Addr().String(), cfg.Listen.Group)
+	}
+	proven := l.scheme == schemeHTTPS && cfg.TLS.CA != ""
+	if !cfg.Listen.Anyone && !proven && !addressOf(l.Addr()).Addr().IsLoopback() {
+		return errors.New("it is not on a loopback address: everybody who reaches it would be root on this node; use https with --tls-ca, or --allow-unauthenticated")
+	}
+	return nil
+}
+
+// checkSocketFile makes sure that only root and --socket-group can connect to a unix socket.
+func checkSocketFile(path, group string) error {
+	if path == "" || strings.HasPrefix(path, "@") {
+		return errors.New("it has no file whose mode says who may connect: give ListenStream= a path")
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return err
+	}
+	gid := -1
+	if group != "" {
+		var err error
+		if gid, err = groupID(group); err != nil {
+			return fmt.Errorf("--socket-group: %w", err)
+		}
+	}
+	switch mode := st.Mode & 0o777; {
+	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
+		return errors.New("another file is in its place: restart the socket's unit")
+	case int(st.Uid) != unix.Geteuid():
+		return fmt.Errorf("it belongs to user %d, who could let others in: set SocketUser=root", st.Uid)
+	case mode == socketMode, mode == socketGroupMode && int(st.Gid) == gid:
+		return nil
+	default:
+		return fmt.Errorf("its mode is %04o and its group %d, which lets others in: set SocketMode=0600, or SocketMode=0660 with SocketGroup= as --socket-group", mode, st.Gid)
+	}
+}
