@@ -31,6 +31,14 @@ build: init ## build the static bin/imageapi-server and its client bin/imageapi
 sbom: build ## say what bin/imageapi-server is made of, in bin/imageapi-server.cdx.json (CycloneDX)
 	@go run ./build/sbom bin/imageapi-server '$(VERSION)' >bin/imageapi-server.cdx.json
 
+.PHONY: package
+package: build $(TOOLS)/nfpm ## build the Debian package, twice, and fail if the two differ
+	@build/package.sh --twice '$(VERSION)'
+
+$(TOOLS)/nfpm: internal/tools/nfpm/go.mod internal/tools/nfpm/go.sum
+	@cd internal/tools/nfpm && GOBIN=$(CURDIR)/$(TOOLS) go install tool
+	@touch $@
+
 .PHONY: reproducible
 reproducible: export VERSION := $(VERSION)
 reproducible: ## build the server twice, in different places, and fail if the two differ
@@ -127,7 +135,7 @@ demo: deps build ## run a SquashFS image as a container, look at it, and take it
 test: ## all that CI runs, in its order
 	@rm -rf bin/report
 	@$(MAKE) deps
-	@$(MAKE) generate-check validate lint vulncheck reproducible sbom lint-ceph build-ceph unit root browser fuzz
+	@$(MAKE) generate-check validate lint vulncheck reproducible sbom package lint-ceph build-ceph unit root browser fuzz
 	@build/tally.sh
 
 .PHONY: test-full

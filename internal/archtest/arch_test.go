@@ -61,6 +61,7 @@ var layers = map[string][]string{
 	"internal/archtest":               {},
 	"internal/spectest":               {},
 	"build/":                          {},
+	"build/man":                       {"internal/cli", "internal/daemon"},
 	"test/":                           {"client", "client/", "internal/testkit", "models", "test/"},
 }
 

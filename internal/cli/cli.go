@@ -114,6 +114,7 @@ func commands() []command {
 // parser returns the parser of command lines and what runs each command.
 func (a *app) parser() (*flags.Parser, map[string]runner) {
 	p := flags.NewNamedParser("imageapi", flags.HelpFlag|flags.PassDoubleDash)
+	p.ShortDescription = "what is on a node, by its imageapi-server"
 	p.LongDescription = "Shows and changes the attachments, mounts and containers of a node, by its imageapi-server."
 	p.SubcommandsOptional = true
 	a.Server.Host = defaultHost
@@ -130,6 +131,14 @@ func (a *app) parser() (*flags.Parser, map[string]runner) {
 		runners[c.name] = c.runner
 	}
 	return p, runners
+}
+
+// Manual writes what a manual page says about the commands, for man(7).
+func Manual(out io.Writer) error {
+	p, _ := new(app).parser()
+	p.Usage = "[OPTIONS] COMMAND"
+	p.WriteManPage(out)
+	return nil
 }
 
 // aliases are the short names that other tools of this kind have made a habit.

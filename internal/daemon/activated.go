@@ -31,6 +31,7 @@ func (s Service) listeners(cfg Config) (taken []listener, err error) {
 		if err := t.check(cfg); err != nil {
 			return taken, fmt.Errorf("take socket %s of the service manager: %w", t.url, err)
 		}
+		s.log.Info("listening with a socket of the service manager instead of --socket-path, --host and --port", "url", t.url)
 	}
 	return taken, nil
 }

@@ -149,7 +149,7 @@ func give(t *testing.T, l net.Listener, err error, name string) (net.Listener, S
 	if err != nil {
 		t.Fatal(err)
 	}
-	return l, Service{sockets: []given{{file, name}}}
+	return l, Service{sockets: []given{{file, name}}, log: slog.New(slog.DiscardHandler)}
 }
 
 func TestGivenUnixSockets(t *testing.T) {

@@ -27,8 +27,10 @@ func TestDependenciesAreListed(t *testing.T) {
 			}
 		}
 	}
-	for _, tool := range goMod(t, "internal/tools/go.mod").Tool {
-		want = append(want, tool.Path)
+	for _, name := range []string{"internal/tools/go.mod", "internal/tools/nfpm/go.mod"} {
+		for _, tool := range goMod(t, name).Tool {
+			want = append(want, tool.Path)
+		}
 	}
 	var got []string
 	for _, match := range listed.FindAllStringSubmatch(pages(t)["docs/dependencies.md"], -1) {

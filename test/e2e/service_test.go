@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -136,8 +137,8 @@ func asks(network, address string) <-chan string {
 		return answer
 	}
 	go func() {
-		dial := func(string, string) (net.Conn, error) { return conn, nil }
-		a, err := (&http.Client{Transport: &http.Transport{Dial: dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}).Get("http://localhost/healthz")
+		dial := func(context.Context, string, string) (net.Conn, error) { return conn, nil }
+		a, err := (&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}).Get("http://localhost/healthz")
 		if err != nil {
 			answer <- err.Error()
 			return

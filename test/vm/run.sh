@@ -45,6 +45,8 @@ trap 'rm -f "$times"' EXIT
 	part servers test/vm/tests.sh -n vm-servers $rbd=^TestRefusals "./test/e2e=^Test(Chaos)?(ISCSI|RBD)"
 	part node test/vm/node.sh
 	part services test/vm/services.sh
+	part package test/vm/package.sh
+	part initramfs test/vm/initramfs.sh
 } &
 {
 	part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|StuckServers$)"
@@ -54,4 +56,4 @@ trap 'rm -f "$times"' EXIT
 part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e$kernel" $iscsi
 wait
 echo "vm: all of it took $SECONDS s:"
-awk '{printf "vm:   %-8s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 7}' "$times"
+awk '{printf "vm:   %-9s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 9}' "$times"

@@ -1,7 +1,7 @@
 # Tests in guests of QEMU with a stock Debian 12 kernel (6.1). TEST=regexp and PKG=packages choose among them.
 
 .PHONY: vm
-vm: build tools vm-image $(if $(TEST)$(PKG),,build-ceph) ## run the root tests on a Debian 12 kernel in QEMU; TEST=regexp PKG=./package for some
+vm: build tools vm-image $(if $(TEST)$(PKG),,build-ceph $(TOOLS)/nfpm) ## run the root tests on a Debian 12 kernel in QEMU; TEST=regexp PKG=./package for some
 	@TEST='$(TEST)' PKG='$(PKG)' CEPH_TAGS='$(CEPH_TAGS)' test/vm/run.sh
 
 .PHONY: vm-if-able
@@ -16,6 +16,14 @@ vm-image: # the guest's kernel and root image; kept in $XDG_CACHE_HOME/imageapi-
 .PHONY: vm-node
 vm-node: build vm-image # the server straight on an initrd
 	@test/vm/node.sh
+
+.PHONY: vm-package
+vm-package: build vm-image $(TOOLS)/nfpm # install, upgrade and remove the Debian package under systemd
+	@test/vm/package.sh
+
+.PHONY: vm-initramfs
+vm-initramfs: build vm-image # the example of docs/initramfs.md
+	@test/vm/initramfs.sh
 
 .PHONY: vm-services
 vm-services: vm-image # that the NFS, iSCSI and Ceph servers of the guest serve
