@@ -121,7 +121,7 @@ bench-go: init # the benchmarks of single functions
 
 # What is measured is a server as it is built, over its socket; BENCH is the number of rounds.
 BENCH   ?= 20
-MEASURE := IMAGEAPI_BENCH=$(BENCH) IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server go test -count=1 -timeout 1h -v -run
+MEASURE := IMAGEAPI_TEST_FULL=1 IMAGEAPI_BENCH=$(BENCH) IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server go test -count=1 -timeout 1h -v -run
 
 .PHONY: trace
 trace: deps build ## show what one start of a container costs, call by call

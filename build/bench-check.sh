@@ -20,7 +20,7 @@ for side in old new; do
 	make -C "$work/$side" --no-print-directory build VERSION=bench
 done
 
-export IMAGEAPI_BENCH=${IMAGEAPI_BENCH:-30} IMAGEAPI_OLD=$work/old/bin/imageapi-server IMAGEAPI_NEW=$work/new/bin/imageapi-server
+export IMAGEAPI_TEST_FULL=1 IMAGEAPI_BENCH=${IMAGEAPI_BENCH:-30} IMAGEAPI_OLD=$work/old/bin/imageapi-server IMAGEAPI_NEW=$work/new/bin/imageapi-server
 go test -count=1 -timeout 1h -run TestCompare ./test/bench
 bin/tools/benchstat -alpha 0.01 bin/bench/old.txt bin/bench/new.txt
 

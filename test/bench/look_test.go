@@ -153,21 +153,18 @@ func (b *table) read(l *lab, n *node) {
 	b.lines = append(b.lines, line{twice, "0 MB", fmt.Sprintf("%.1f MB", used), "", "0 where the file system allows direct I/O", used < 0.1})
 }
 
-// print writes the table, in Markdown, to the log and to bin/bench/table.md.
-func (b *table) print() {
+// markdown writes lines as a table.
+func markdown(lines []line) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "| what | floor | ours | peers | goal | met |\n|---|---|---|---|---|---|\n")
-	for _, l := range b.lines {
+	out.WriteString("| what | floor | ours | peers | goal | met |\n|---|---|---|---|---|---|\n")
+	for _, l := range lines {
 		met := "no"
 		if l.met {
 			met = "yes"
 		}
 		fmt.Fprintf(&out, "| %s | %s | %s | %s | %s | %s |\n", l.what, l.floor, l.ours, l.peers, l.goal, met)
 	}
-	b.t.Logf("medians of %d rounds:\n%s", rounds(), out.String())
-	if earnest() {
-		save(b.t, "table.md", out.String())
-	}
+	return out.String()
 }
 
 // save writes a result to bin/bench.

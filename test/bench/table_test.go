@@ -22,16 +22,24 @@ func TestTable(t *testing.T) {
 	l := newLab(t)
 	n := newNode(t, l.server)
 	table := &table{t: t, samples: samples{}}
-	table.boot(l, n)
-	table.short(l, n)
-	table.objects(l, n)
-	table.crowd(l, n)
-	table.parallel(l, n)
-	table.start(l)
-	table.memory(l, n)
-	table.read(l, n)
-	table.binary(l)
-	table.print()
+	for _, part := range []struct {
+		name    string
+		measure func(*lab, *node)
+	}{
+		{"boot", table.boot}, {"short", table.short}, {"objects", table.objects}, {"crowd", table.crowd}, {"parallel", table.parallel},
+		{"start", table.start}, {"memory", table.memory}, {"read", table.read}, {"binary", table.binary},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			own := *l
+			own.T = t
+			before := len(table.lines)
+			part.measure(&own, n)
+			t.Log("\n" + markdown(table.lines[before:]))
+		})
+	}
+	if earnest() && !t.Failed() {
+		save(t, "table.md", markdown(table.lines))
+	}
 }
 
 // samples are measurements by row and side, in the unit of their row.
@@ -327,7 +335,7 @@ func (b *table) parallel(l *lab, n *node) {
 }
 
 // start: a server from its execution to its first answer, and a bare one in Go.
-func (b *table) start(l *lab) {
+func (b *table) start(l *lab, _ *node) {
 	const row = "exec to first answer"
 	bare := filepath.Join(l.dir, "bare")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bare, "./test/bench/bare")
@@ -414,7 +422,7 @@ func (b *table) memory(l *lab, n *node) {
 }
 
 // binary: what has to be on the node.
-func (b *table) binary(l *lab) {
+func (b *table) binary(l *lab, _ *node) {
 	info, err := os.Stat(l.server)
 	check(l, err)
 	used := mb(info.Size())

@@ -115,7 +115,7 @@ func newNode(t *testing.T, i int) *node {
 	socket := filepath.Join(dir, "s")
 	// Each step executes the next one, so that the process is the daemon in the end.
 	cmd := exec.Command("ip", "netns", "exec", n.name, "unshare", "--mount", "--propagation", "private", harness.Server(t),
-		"--teardown", "--socket-path", socket, "--run-dir", filepath.Join(dir, "run"), "--cgroup-parent", "/"+filepath.Base(dir), "--create-timeout", "200s")
+		"--teardown", "--socket-path", socket, "--run-dir", filepath.Join(dir, "run"), "--cgroup-parent", "/"+filepath.Base(dir), "--create-timeout", "200s", "--write-timeout", "240s")
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	check(t, cmd.Start())
