@@ -249,3 +249,21 @@ func BenchmarkOfDevice(b *testing.B) {
 		holders.OfDevice(unix.Mkdev(7, 0))
 	}
 }
+
+// A file system that another namespace has at another place outlives the mount that is asked about, whatever else is mounted.
+func TestUnnoticedElsewhere(t *testing.T) {
+	testkit.Root(t)
+	testkit.Need(t, "unshare", "mount")
+	point, other := filepath.Join(t.TempDir(), `with space \ and	tab`), t.TempDir()
+	if err := os.Mkdir(point, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Run(t, "mount", "-t", "tmpfs", "tmpfs", point)
+	t.Cleanup(func() { testkit.Run(t, "umount", point) })
+	none(t, holders.Unnoticed(point, true))
+	pid, release := hold(t, point, "mount --bind . "+other+" && cd / && umount \"$OLDPWD\"", "unshare", "--mount", "--propagation", "private")
+	wants(t, holders.Unnoticed(point, true), fmt.Sprintf("pid %d (sh, other mount namespace ", pid))
+	none(t, holders.Unnoticed(point, false))
+	release()
+	none(t, holders.Unnoticed(point, true))
+}

@@ -56,8 +56,7 @@ func OfMount(path string) []Holder {
 // With whole any mount of its file system at another place in another namespace counts too, unless our own namespace has more
 // than one: then it does not end with this mount.
 func Unnoticed(path string, whole bool) []Holder {
-	s := newScan()
-	m := topmost(s.own, path)
+	s, m := scanOf(path)
 	if m == nil {
 		return nil
 	}

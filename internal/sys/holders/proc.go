@@ -2,6 +2,7 @@ package holders
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -22,7 +23,7 @@ type process struct {
 	pid  int
 	dir  string // /proc/PID
 	ns   uint64 // mount namespace
-	root string // its root directory; mountinfo shows only what is below
+	root string // its root directory if the namespace is not ours; mountinfo shows only what is below
 }
 
 // table is a mount namespace as one process sees it.
@@ -39,22 +40,49 @@ type scan struct {
 	others    []table                 // all other ones
 	byID      map[int]*mountinfo.Info // all of them: an id is unique over all namespaces
 	found     []Holder
+
+	// which, if set, tells what is of interest in mount tables, by lines. It is asked before a line is taken apart: with thousands of
+	// mounts that is most of the work.
+	which func(line []byte) bool
 }
 
+// newScan looks at everything.
 func newScan() *scan {
-	s := &scan{self: process{pid: os.Getpid(), dir: "/proc/self"}, byID: map[int]*mountinfo.Info{}}
+	s := &scan{byID: map[int]*mountinfo.Info{}}
+	s.look()
+	return s
+}
+
+// scanOf looks at the mounts whose lines in the tables have path in them, at those of the file system of the topmost
+// one at path, and at all processes. Without such a mount, which it returns, it looks at nothing else.
+func scanOf(path string) (*scan, *mountinfo.Info) {
+	escaped := []byte(strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(path))
+	s := &scan{byID: map[int]*mountinfo.Info{}, which: func(line []byte) bool { return bytes.Contains(line, escaped) }}
+	m := topmost(s.mounts("/proc/self"), path)
+	if m == nil {
+		return s, nil
+	}
+	number := fmt.Appendf(nil, " %d:%d ", m.Major, m.Minor)
+	s.which = func(line []byte) bool { return bytes.Contains(line, escaped) || bytes.Contains(line, number) }
+	s.look()
+	return s, topmost(s.own, path)
+}
+
+func (s *scan) look() {
+	s.self = process{pid: os.Getpid(), dir: "/proc/self"}
 	s.self.ns = namespace(s.self.dir)
 	s.own = s.mounts(s.self.dir)
 	for _, pid := range pids() {
-		p := process{pid: pid, dir: filepath.Join("/proc", strconv.Itoa(pid))}
+		p := process{pid: pid, dir: "/proc/" + strconv.Itoa(pid)}
 		if p.ns = namespace(p.dir); p.ns == 0 {
 			continue // it has ended
 		}
-		p.root, _ = os.Readlink(filepath.Join(p.dir, "root"))
+		if p.ns != s.self.ns {
+			p.root, _ = os.Readlink(p.dir + "/root")
+		}
 		s.processes = append(s.processes, p)
 		s.addTable(p)
 	}
-	return s
 }
 
 // addTable reads p's mounts unless they are known already.
@@ -63,7 +91,7 @@ func (s *scan) addTable(p process) {
 	if p.ns == s.self.ns || slices.ContainsFunc(s.others, same) {
 		return
 	}
-	if m := s.mounts(p.dir); len(m) > 0 {
+	if m := s.mounts(p.dir); m != nil { // an empty table is known too
 		s.others = append(s.others, table{process: p, mounts: m})
 	}
 }
@@ -108,8 +136,12 @@ func pids() []int {
 
 // namespace returns the inode of a process's mount namespace, 0 if the process is gone.
 func namespace(dir string) uint64 {
-	link, _ := os.Readlink(filepath.Join(dir, "ns/mnt"))
-	digits := strings.TrimSuffix(strings.TrimPrefix(link, "mnt:["), "]")
+	var link [32]byte // every process is asked: not os.Readlink, which takes memory each time
+	n, err := unix.Readlink(dir+"/ns/mnt", link[:])
+	if err != nil {
+		return 0
+	}
+	digits := strings.TrimSuffix(strings.TrimPrefix(string(link[:n]), "mnt:["), "]")
 	ns, _ := strconv.ParseUint(digits, 10, 64)
 	return ns
 }
@@ -119,13 +151,25 @@ func command(dir string) string {
 	return strings.TrimSuffix(string(name), "\n")
 }
 
+// mounts reads the mount table of a process. It is nil if the process is gone.
 func (s *scan) mounts(dir string) []*mountinfo.Info {
-	f, err := os.Open(filepath.Join(dir, "mountinfo"))
-	if err != nil {
+	text, err := os.ReadFile(filepath.Join(dir, "mountinfo"))
+	if err != nil || len(text) == 0 {
 		return nil
 	}
-	defer f.Close()
-	all, _ := mountinfo.GetMountsFromReader(f, nil)
+	if s.which != nil {
+		var some []byte
+		for line := range bytes.Lines(text) {
+			if s.which(line) {
+				some = append(some, line...)
+			}
+		}
+		text = some
+	}
+	all := []*mountinfo.Info{}
+	if some, _ := mountinfo.GetMountsFromReader(bytes.NewReader(text), nil); len(some) > 0 {
+		all = some
+	}
 	for _, m := range all {
 		s.byID[m.ID] = m
 	}
