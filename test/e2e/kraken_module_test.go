@@ -450,6 +450,7 @@ func TestKrakenHangingCreate(t *testing.T) {
 	n := newNode(t)
 	resume := disk.Suspend(t)
 	k := module(t, n)
+	k.back = func(tried int) time.Duration { return 5 * time.Second << (tried - 1) } // as Kraken: the device has to come back meanwhile
 	begin := time.Now()
 	local := &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &disk.Path}}
 	k.define("slow", &models.Container{Command: to(forever), Mount: device(local, "ext4")})
