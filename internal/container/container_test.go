@@ -271,6 +271,22 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestRemovedGroup: a start says so if the group of the supervisors was removed, as the end of another server with the same parent does.
+func TestRemovedGroup(t *testing.T) {
+	n := newNode(t)
+	b := n.up(t, testkit.Busybox(t), definition("/bin/true"))
+	removed := false
+	for _, tree := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		removed = removed || os.Remove(filepath.Join(tree, n.cgroup, "supervisors")) == nil
+	}
+	if !removed {
+		t.Fatal("there is no group of the supervisors")
+	}
+	if _, err := b.unit.Start(t.Context(), b.site, b.live); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "--cgroup-parent") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // TestEveryActOfNewFails lets each privileged act of New fail in turn.
 func TestEveryActOfNewFails(t *testing.T) {
 	testkit.Root(t)

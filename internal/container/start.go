@@ -144,9 +144,18 @@ func (d *Driver) spawn(p *process, tree *os.File, given trees, logs *os.File) er
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("start supervisor: %w", err)
+		return fmt.Errorf("start supervisor: %w", d.noGroup(err))
 	}
 	return nil
+}
+
+// noGroup explains an error that comes of the group of the supervisors having been removed.
+func (d *Driver) noGroup(err error) error {
+	if !errors.Is(err, unix.ENOENT) || unix.Faccessat(int(d.supervisors.Dir), "cgroup.procs", unix.F_OK, 0) == nil {
+		return err
+	}
+	return errs.New(errs.Conflict, "its cgroup is gone: another server with the same parent cgroup has ended, or somebody has removed it: "+
+		"give each server its own with --cgroup-parent, and restart this one")
 }
 
 // supervisorArgs is the command line of the supervisor of a container, by which it is known.
