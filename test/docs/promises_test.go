@@ -16,18 +16,27 @@ var (
 	testFunc = regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
 )
 
-// Each promise on the page about security names a test, and each test that it names exists.
+// Each promise on the pages about security and reliability names a test, and each test that it names exists.
 func TestPromisesHaveTests(t *testing.T) {
 	t.Parallel()
-	page := pages(t)["docs/security.md"]
 	known := tests(t)
+	for _, page := range []string{"docs/security.md", "docs/reliability.md"} {
+		promised(t, pages(t)[page], known)
+	}
+}
+
+// promised looks at the tables of promises of a page.
+func promised(t *testing.T, page string, known map[string]bool) {
+	t.Helper()
 	promises := 0
 	for _, section := range strings.Split(page, "\n## ") {
-		if !strings.Contains(section, "| promise | test |") {
+		_, section, found := strings.Cut(section, "| promise | test |\n")
+		if !found {
 			continue
 		}
+		section, _, _ = strings.Cut(section, "\n\n")
 		for line := range strings.Lines(section) {
-			if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| promise ") {
+			if !strings.HasPrefix(line, "| ") {
 				continue
 			}
 			promises++
