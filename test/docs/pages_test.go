@@ -172,7 +172,7 @@ func TestExamples(t *testing.T) {
 		"mount":     func() validated { return new(models.Mount) },
 		"container": func() validated { return new(models.Container) },
 	}
-	files, err := filepath.Glob(filepath.Join(harness.Root(), "docs/examples/*"))
+	files, err := filepath.Glob(filepath.Join(harness.Root(), "docs/examples/*.json"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d examples: %v", len(files), err)
 	}
