@@ -49,12 +49,14 @@ type scan struct {
 // newScan looks at everything.
 func newScan() *scan {
 	s := &scan{byID: map[int]*mountinfo.Info{}}
-	s.look()
+	s.lookAtOwn()
+	s.lookAtProcesses()
 	return s
 }
 
 // scanOf looks at the mounts whose lines in the tables have path in them, at those of the file system of the topmost
-// one at path, and at all processes. Without such a mount, which it returns, it looks at nothing else.
+// one at path, and, if another namespace has one of these, at all processes. Without such a mount, which it returns, it looks at nothing
+// else.
 func scanOf(path string) (*scan, *mountinfo.Info) {
 	escaped := []byte(strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(path))
 	s := &scan{byID: map[int]*mountinfo.Info{}, which: func(line []byte) bool { return bytes.Contains(line, escaped) }}
@@ -64,14 +66,20 @@ func scanOf(path string) (*scan, *mountinfo.Info) {
 	}
 	number := fmt.Appendf(nil, " %d:%d ", m.Major, m.Minor)
 	s.which = func(line []byte) bool { return bytes.Contains(line, escaped) || bytes.Contains(line, number) }
-	s.look()
+	s.lookAtOwn()
+	if found, known := elsewhere(uint32(m.Major), uint32(m.Minor)); found || !known {
+		s.lookAtProcesses()
+	}
 	return s, topmost(s.own, path)
 }
 
-func (s *scan) look() {
+func (s *scan) lookAtOwn() {
 	s.self = process{pid: os.Getpid(), dir: "/proc/self"}
 	s.self.ns = namespace(s.self.dir)
 	s.own = s.mounts(s.self.dir)
+}
+
+func (s *scan) lookAtProcesses() {
 	for _, pid := range pids() {
 		p := process{pid: pid, dir: "/proc/" + strconv.Itoa(pid)}
 		if p.ns = namespace(p.dir); p.ns == 0 {
