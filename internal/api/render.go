@@ -47,7 +47,7 @@ func (r renderer) moves() bool {
 		if !ok {
 			continue
 		}
-		if g, ok := v.Unit.(driver.Gauge); ok && g.Moves(v.Live) {
+		if s, ok := v.Unit.(driver.Still); !ok || !s.IsStill(v.Live) {
 			return true
 		}
 	}

@@ -173,7 +173,7 @@ func (u *unit) Down(context.Context, driver.Site, driver.Live) error {
 
 func (u *unit) MarshalJSON() ([]byte, error) { return []byte("{}"), nil }
 
-func (u *unit) Moves(driver.Live) bool { return u.w.moves }
+func (u *unit) IsStill(driver.Live) bool { return !u.w.moves }
 
 func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
 	u.w.shown.Add(1)

@@ -114,6 +114,9 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 	}
 }
 
+// IsStill implements driver.Still.
+func (*unit) IsStill(driver.Live) bool { return true }
+
 // Start implements driver.ContainerUnit.
 func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driver.Process, error) {
 	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {

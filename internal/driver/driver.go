@@ -86,11 +86,12 @@ type Committer interface {
 	Commit(ctx context.Context, site Site, live Live) error
 }
 
-// Gauge is a Unit of which Show may tell what changes without any act of ours, such as how full it is.
-type Gauge interface {
+// Still is a Unit of which Show tells the same until an act of ours has changed something, so that it need not be asked each time.
+// Other units may tell what changes by itself, such as how full something is or whether a server is there.
+type Still interface {
 	Unit
-	// Moves tells whether it does, of an object that is as live tells.
-	Moves(live Live) bool
+	// IsStill tells whether that holds for an object that is as live tells.
+	IsStill(live Live) bool
 }
 
 // Forcer is a Unit that can be taken down even if that loses data, when its client says so.

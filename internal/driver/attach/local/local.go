@@ -163,3 +163,6 @@ func (u *unit) Down(_ context.Context, site driver.Site, live driver.Live) error
 func (u *unit) Show(out driver.Object, _ driver.Live, _ []driver.Object) {
 	out.Attach.Local = &models.AttachLocal{Path: new(u.Path)}
 }
+
+// IsStill implements driver.Still.
+func (*unit) IsStill(driver.Live) bool { return true }

@@ -202,6 +202,9 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 	out.Attach.Loopback = l
 }
 
+// IsStill implements driver.Still.
+func (*unit) IsStill(driver.Live) bool { return true }
+
 var (
 	_ driver.Driver    = (*Driver)(nil)
 	_ driver.Committer = (*unit)(nil)

@@ -180,6 +180,9 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 	out.Attach.Rbd = r
 }
 
+// IsStill implements driver.Still.
+func (*unit) IsStill(driver.Live) bool { return true }
+
 // cluster is how the cluster is called where it is waited for.
 func (u *unit) cluster() string { return "Ceph monitors " + strings.Join(u.Monitors, ",") }
 

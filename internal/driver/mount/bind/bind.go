@@ -251,3 +251,6 @@ func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
 	}
 	out.Mount.Bind = d
 }
+
+// IsStill implements driver.Still.
+func (*unit) IsStill(driver.Live) bool { return true }

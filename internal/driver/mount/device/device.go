@@ -237,3 +237,6 @@ func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
 		Partition:    u.Partition,
 	}
 }
+
+// IsStill implements driver.Still.
+func (*unit) IsStill(driver.Live) bool { return true }

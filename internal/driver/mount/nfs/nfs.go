@@ -111,3 +111,6 @@ func (u *unit) Show(out driver.Object, _ driver.Live, _ []driver.Object) {
 		Host: new(u.Host), Path: new(u.Path), Ro: new(u.ReadOnly), Version: new(u.Version), Options: slices.Clone(u.FSOptions),
 	}
 }
+
+// IsStill implements driver.Still.
+func (*unit) IsStill(driver.Live) bool { return true }

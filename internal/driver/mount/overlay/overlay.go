@@ -227,8 +227,8 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 	out.Mount.Overlay = d
 }
 
-// Moves implements driver.Gauge: how full an upper layer is, if that is told.
-func (u *unit) Moves(live driver.Live) bool {
+// IsStill implements driver.Still: unless it tells how full an upper layer is.
+func (u *unit) IsStill(live driver.Live) bool {
 	var n notes
-	return json.Unmarshal(live.Notes, &n) == nil && n.Space != ""
+	return json.Unmarshal(live.Notes, &n) != nil || n.Space == ""
 }
