@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -76,7 +75,6 @@ func (ns mountNamespace) search(major, minor uint32) error {
 	for last := uint64(0); ; {
 		list := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), mount: fromRoot, param: last, namespace: ns.id}
 		n, errno := ask(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&list)), uintptr(unsafe.Pointer(&ids)), uintptr(len(ids)), 0)
-		runtime.KeepAlive(&list)
 		if errno == unix.ENOENT {
 			return nil
 		}
@@ -103,11 +101,12 @@ func (ns mountNamespace) number(mount uint64, major, minor uint32) (bool, unix.E
 	var answer [512]byte // struct statmount
 	about := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), mount: mount, param: askNumber, namespace: ns.id}
 	_, errno := ask(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&about)), uintptr(unsafe.Pointer(&answer)), uintptr(len(answer)), 0)
-	runtime.KeepAlive(&about)
 	return binary.NativeEndian.Uint32(answer[16:]) == major && binary.NativeEndian.Uint32(answer[20:]) == minor, errno
 }
 
-// ask makes a system call that changes nothing.
+// ask makes a system call that changes nothing. What its arguments point to must not move meanwhile, as it could on a stack.
+//
+//go:uintptrescapes
 func ask(call, a, b, c, d uintptr) (uintptr, unix.Errno) {
 	n, _, errno := unix.Syscall6(call, a, b, c, d, 0, 0)
 	return n, errno
