@@ -10,6 +10,7 @@ import (
 	"github.com/go-openapi/strfmt"
 	"github.com/kraken-hpc/imageapi/client/attachments"
 	"github.com/kraken-hpc/imageapi/client/containers"
+	"github.com/kraken-hpc/imageapi/client/events"
 	"github.com/kraken-hpc/imageapi/client/mounts"
 )
 
@@ -58,6 +59,7 @@ func New(transport runtime.ContextualTransport, formats strfmt.Registry) *Imagea
 	cli.Transport = transport
 	cli.Attachments = attachments.New(transport, formats)
 	cli.Containers = containers.New(transport, formats)
+	cli.Events = events.New(transport, formats)
 	cli.Mounts = mounts.New(transport, formats)
 
 	return cli
@@ -122,6 +124,8 @@ type Imageapi struct {
 
 	Containers containers.ClientService
 
+	Events events.ClientService
+
 	Mounts mounts.ClientService
 
 	Transport runtime.ContextualTransport
@@ -132,5 +136,6 @@ func (c *Imageapi) SetTransport(transport runtime.ContextualTransport) {
 	c.Transport = transport
 	c.Attachments.SetTransport(transport)
 	c.Containers.SetTransport(transport)
+	c.Events.SetTransport(transport)
 	c.Mounts.SetTransport(transport)
 }

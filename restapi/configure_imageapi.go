@@ -4,6 +4,7 @@ package restapi
 
 import (
 	"crypto/tls"
+	"io"
 	"net/http"
 
 	"github.com/go-openapi/errors"
@@ -11,6 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/restapi/operations"
 	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
+	"github.com/kraken-hpc/imageapi/restapi/operations/events"
 	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
 )
 
@@ -39,6 +41,12 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 
 	api.BinProducer = runtime.ByteStreamProducer()
 	api.JSONProducer = runtime.JSONProducer()
+	api.TextEventStreamProducer = runtime.ProducerFunc(func(w io.Writer, data any) error {
+		_ = w
+		_ = data
+
+		return errors.NotImplemented("textEventStream producer has not yet been implemented")
+	})
 	api.TxtProducer = runtime.TextProducer()
 
 	if api.AttachmentsAttachHandler == nil {
@@ -137,6 +145,13 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 			_ = params
 
 			return containers.WaitForContainerNotImplemented(), nil
+		})
+	}
+	if api.EventsWatchEventsHandler == nil {
+		api.EventsWatchEventsHandler = events.WatchEventsHandlerFunc(func(params events.WatchEventsParams) (events.WatchEventsResponder, error) {
+			_ = params
+
+			return events.WatchEventsNotImplemented(), nil
 		})
 	}
 

@@ -233,6 +233,7 @@
 //	Produces:
 //	  - application/octet-stream
 //	  - application/json
+//	  - text/event-stream
 //	  - text/plain
 //
 // swagger:meta

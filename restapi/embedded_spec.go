@@ -727,6 +727,91 @@ func init() {
         }
       }
     },
+    "/events": {
+      "get": {
+        "description": "Answers with an endless stream of server-sent events, each as soon as GET shows what it tells of. The data of each is an ` + "`" + `event` + "`" + `\nin JSON; ` + "`" + `event:` + "`" + ` has its type and ` + "`" + `id:` + "`" + ` its id. While there is nothing to tell, a comment and an id without an event come every\n15 seconds, so that a client can tell a quiet node from a dead one.\n\nA client that was cut off comes back with the last id that it got, in ` + "`" + `Last-Event-ID` + "`" + ` or ` + "`" + `after` + "`" + `, and is told all that\nhappened since. The latest 4096 changes are kept for that, until the server ends. Where they do not do, and where no id is given, the\nfirst event is of type ` + "`" + `reset` + "`" + `: list everything anew, now, and go on from there. It comes also in the middle\nof a stream whose client reads so slowly that it has missed something.\n\nFilters are joined: an event must pass each of them. ` + "`" + `reset` + "`" + ` passes all. The answer ends when the server shuts down, and is cut\noff if the client takes nothing for long.\n",
+        "produces": [
+          "text/event-stream",
+          "application/octet-stream"
+        ],
+        "tags": [
+          "events"
+        ],
+        "summary": "Be told of every change",
+        "operationId": "watch_events",
+        "parameters": [
+          {
+            "type": "string",
+            "description": "Tell what came after the event with this id. Browsers send it by themselves when they come back.",
+            "name": "Last-Event-ID",
+            "in": "header"
+          },
+          {
+            "type": "string",
+            "description": "The same for clients that can't set headers; ` + "`" + `Last-Event-ID` + "`" + ` goes before it.",
+            "name": "after",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "enum": [
+                "attach",
+                "mount",
+                "container"
+              ],
+              "type": "string"
+            },
+            "collectionFormat": "csv",
+            "description": "Only objects of these classes, such as ` + "`" + `mount,container` + "`" + `.",
+            "name": "class",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "csv",
+            "description": "Only attachments and mounts of these kinds.",
+            "name": "kind",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "integer",
+              "format": "int64"
+            },
+            "collectionFormat": "csv",
+            "description": "Only objects with these ids. They need not exist.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "csv",
+            "description": "Only containers with these names. They need not exist.",
+            "name": "name",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The stream.",
+            "schema": {
+              "type": "file"
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
+          }
+        }
+      }
+    },
     "/mount": {
       "get": {
         "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
@@ -1877,6 +1962,81 @@ func init() {
         "see": "/imageapi/v1/docs#section/Errors/409-conflict"
       }
     },
+    "event": {
+      "description": "What an event of ` + "`" + `GET /events` + "`" + ` tells. An object is shown as GET shows it, except that the objects that it needs are given by their\nids alone: they have events of their own.\n",
+      "type": "object",
+      "properties": {
+        "attach": {
+          "$ref": "#/definitions/attach"
+        },
+        "class": {
+          "description": "Which of ` + "`" + `attach` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `container` + "`" + ` has the object. Absent in a ` + "`" + `reset` + "`" + `.",
+          "type": "string",
+          "enum": [
+            "attach",
+            "mount",
+            "container"
+          ]
+        },
+        "container": {
+          "$ref": "#/definitions/container"
+        },
+        "event_id": {
+          "description": "The id of the event itself. The part before the ` + "`" + `-` + "`" + ` is new each time that the server is started; the number after it\ngrows by one with each change, also with those that filters keep back.\n",
+          "type": "string",
+          "example": "k3vq7zfa-17"
+        },
+        "id": {
+          "$ref": "#/definitions/id"
+        },
+        "mount": {
+          "$ref": "#/definitions/mount"
+        },
+        "reason": {
+          "description": "Of a ` + "`" + `reset` + "`" + `. ` + "`" + `start` + "`" + `: no id was given. ` + "`" + `restart` + "`" + `: the id given is not one of this run of the server. ` + "`" + `missed` + "`" + `: not all\nthat came after it is kept, because the client was away for too long or reads too slowly.\n",
+          "type": "string",
+          "enum": [
+            "start",
+            "restart",
+            "missed"
+          ]
+        },
+        "time": {
+          "description": "When it happened. Absent in a ` + "`" + `reset` + "`" + `.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true
+        },
+        "type": {
+          "description": "` + "`" + `added` + "`" + `: there is a new object. ` + "`" + `changed` + "`" + `: something of it is different. ` + "`" + `removed` + "`" + `: it is gone. ` + "`" + `reset` + "`" + `: changes may be missing from\nwhat this client was told, ` + "`" + `reason` + "`" + ` tells why: list everything anew.\n",
+          "type": "string",
+          "enum": [
+            "added",
+            "changed",
+            "removed",
+            "reset"
+          ]
+        }
+      },
+      "example": {
+        "class": "container",
+        "container": {
+          "command": "/bin/httpd",
+          "id": 4,
+          "mount": {
+            "id": 3
+          },
+          "name": "web",
+          "phase": "ready",
+          "refs": 1,
+          "state": "running"
+        },
+        "event_id": "k3vq7zfa-17",
+        "id": 4,
+        "time": "2026-11-23T10:00:00.000Z",
+        "type": "changed"
+      }
+    },
     "id": {
       "description": "The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and\nnever used again.\n",
       "type": "integer",
@@ -2499,6 +2659,10 @@ func init() {
       "description": "Processes that run in a mount, apart from the node.",
       "name": "containers",
       "x-displayName": "Containers"
+    },
+    {
+      "description": "Every change of every object, told as it happens.",
+      "name": "events"
     }
   ],
   "x-schemes": [
@@ -3328,6 +3492,101 @@ func init() {
         }
       }
     },
+    "/events": {
+      "get": {
+        "description": "Answers with an endless stream of server-sent events, each as soon as GET shows what it tells of. The data of each is an ` + "`" + `event` + "`" + `\nin JSON; ` + "`" + `event:` + "`" + ` has its type and ` + "`" + `id:` + "`" + ` its id. While there is nothing to tell, a comment and an id without an event come every\n15 seconds, so that a client can tell a quiet node from a dead one.\n\nA client that was cut off comes back with the last id that it got, in ` + "`" + `Last-Event-ID` + "`" + ` or ` + "`" + `after` + "`" + `, and is told all that\nhappened since. The latest 4096 changes are kept for that, until the server ends. Where they do not do, and where no id is given, the\nfirst event is of type ` + "`" + `reset` + "`" + `: list everything anew, now, and go on from there. It comes also in the middle\nof a stream whose client reads so slowly that it has missed something.\n\nFilters are joined: an event must pass each of them. ` + "`" + `reset` + "`" + ` passes all. The answer ends when the server shuts down, and is cut\noff if the client takes nothing for long.\n",
+        "produces": [
+          "text/event-stream",
+          "application/octet-stream"
+        ],
+        "tags": [
+          "events"
+        ],
+        "summary": "Be told of every change",
+        "operationId": "watch_events",
+        "parameters": [
+          {
+            "type": "string",
+            "description": "Tell what came after the event with this id. Browsers send it by themselves when they come back.",
+            "name": "Last-Event-ID",
+            "in": "header"
+          },
+          {
+            "type": "string",
+            "description": "The same for clients that can't set headers; ` + "`" + `Last-Event-ID` + "`" + ` goes before it.",
+            "name": "after",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "enum": [
+                "attach",
+                "mount",
+                "container"
+              ],
+              "type": "string"
+            },
+            "collectionFormat": "csv",
+            "description": "Only objects of these classes, such as ` + "`" + `mount,container` + "`" + `.",
+            "name": "class",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "csv",
+            "description": "Only attachments and mounts of these kinds.",
+            "name": "kind",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "integer",
+              "format": "int64"
+            },
+            "collectionFormat": "csv",
+            "description": "Only objects with these ids. They need not exist.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "csv",
+            "description": "Only containers with these names. They need not exist.",
+            "name": "name",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The stream.",
+            "schema": {
+              "type": "file"
+            }
+          },
+          "default": {
+            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
+          }
+        }
+      }
+    },
     "/mount": {
       "get": {
         "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
@@ -4508,6 +4767,81 @@ func init() {
         "see": "/imageapi/v1/docs#section/Errors/409-conflict"
       }
     },
+    "event": {
+      "description": "What an event of ` + "`" + `GET /events` + "`" + ` tells. An object is shown as GET shows it, except that the objects that it needs are given by their\nids alone: they have events of their own.\n",
+      "type": "object",
+      "properties": {
+        "attach": {
+          "$ref": "#/definitions/attach"
+        },
+        "class": {
+          "description": "Which of ` + "`" + `attach` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `container` + "`" + ` has the object. Absent in a ` + "`" + `reset` + "`" + `.",
+          "type": "string",
+          "enum": [
+            "attach",
+            "mount",
+            "container"
+          ]
+        },
+        "container": {
+          "$ref": "#/definitions/container"
+        },
+        "event_id": {
+          "description": "The id of the event itself. The part before the ` + "`" + `-` + "`" + ` is new each time that the server is started; the number after it\ngrows by one with each change, also with those that filters keep back.\n",
+          "type": "string",
+          "example": "k3vq7zfa-17"
+        },
+        "id": {
+          "$ref": "#/definitions/id"
+        },
+        "mount": {
+          "$ref": "#/definitions/mount"
+        },
+        "reason": {
+          "description": "Of a ` + "`" + `reset` + "`" + `. ` + "`" + `start` + "`" + `: no id was given. ` + "`" + `restart` + "`" + `: the id given is not one of this run of the server. ` + "`" + `missed` + "`" + `: not all\nthat came after it is kept, because the client was away for too long or reads too slowly.\n",
+          "type": "string",
+          "enum": [
+            "start",
+            "restart",
+            "missed"
+          ]
+        },
+        "time": {
+          "description": "When it happened. Absent in a ` + "`" + `reset` + "`" + `.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true
+        },
+        "type": {
+          "description": "` + "`" + `added` + "`" + `: there is a new object. ` + "`" + `changed` + "`" + `: something of it is different. ` + "`" + `removed` + "`" + `: it is gone. ` + "`" + `reset` + "`" + `: changes may be missing from\nwhat this client was told, ` + "`" + `reason` + "`" + ` tells why: list everything anew.\n",
+          "type": "string",
+          "enum": [
+            "added",
+            "changed",
+            "removed",
+            "reset"
+          ]
+        }
+      },
+      "example": {
+        "class": "container",
+        "container": {
+          "command": "/bin/httpd",
+          "id": 4,
+          "mount": {
+            "id": 3
+          },
+          "name": "web",
+          "phase": "ready",
+          "refs": 1,
+          "state": "running"
+        },
+        "event_id": "k3vq7zfa-17",
+        "id": 4,
+        "time": "2026-11-23T10:00:00.000Z",
+        "type": "changed"
+      }
+    },
     "id": {
       "description": "The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and\nnever used again.\n",
       "type": "integer",
@@ -5130,6 +5464,10 @@ func init() {
       "description": "Processes that run in a mount, apart from the node.",
       "name": "containers",
       "x-displayName": "Containers"
+    },
+    {
+      "description": "Every change of every object, told as it happens.",
+      "name": "events"
     }
   ],
   "x-schemes": [

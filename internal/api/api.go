@@ -21,6 +21,7 @@ import (
 	"github.com/kraken-hpc/imageapi/restapi/operations"
 	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
+	"github.com/kraken-hpc/imageapi/restapi/operations/events"
 	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
 )
 
@@ -40,6 +41,8 @@ type Manager interface {
 	Snapshot() *state.Snapshot
 	// Wait returns the first snapshot, from now on, in which done says yes about an object.
 	Wait(ctx context.Context, id int64, done func(v *state.View) (bool, error)) (*state.Snapshot, error)
+	// Events tells what has happened, up to a snapshot and after the event with a number.
+	Events(s *state.Snapshot, after int64, buf []state.Event) (n int, kept bool)
 	// OpenLog begins to read the log of a container.
 	OpenLog(id int64, query driver.LogQuery) (driver.Log, error)
 }
@@ -53,7 +56,7 @@ type Options struct {
 	MaxBody      int64           // bytes of a request's body
 	MaxNesting   int             // how deep braces and brackets of a body may be nested
 	Life         context.Context // ends when the daemon begins to shut down: requests that only wait end then
-	WriteTimeout time.Duration   // for a client to take a piece of a log; 0 for any time
+	WriteTimeout time.Duration   // for a client to take a piece of a log, or some events; 0 for any time
 	Meter        Meter           // nil for none
 }
 
@@ -61,6 +64,8 @@ type Options struct {
 type Meter interface {
 	// Request counts one that was answered. operation is that of the specification, or "other".
 	Request(operation string, status int, took time.Duration)
+	// Listeners counts those who are told of events: there are so many more of them.
+	Listeners(more int)
 	// Handler answers with all that was counted.
 	Handler() http.Handler
 }
@@ -77,7 +82,7 @@ type api struct {
 	meter    Meter
 	shapes   map[string]*shape // by definition
 	lists    lists
-	name     string        // of this API: requests are named by it and a number
+	name     string        // of this API: requests and events are named by it and a number
 	requests atomic.Uint64 // counts those that it has named
 }
 
@@ -120,5 +125,6 @@ func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(a.readContainerLog)
 	o.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(a.waitForContainer)
 	o.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(a.execInContainer)
+	o.EventsWatchEventsHandler = events.WatchEventsHandlerFunc(a.watchEvents)
 	return o
 }

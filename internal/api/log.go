@@ -68,7 +68,7 @@ func parseTime(text string, now time.Time) (time.Time, bool) {
 	return t, err == nil
 }
 
-// logAnswer is an answer that is written while it is read, for as long as there is something to come.
+// logAnswer goes on for as long as there is something to come.
 type logAnswer struct {
 	api     *api
 	request *http.Request
@@ -80,34 +80,13 @@ type logAnswer struct {
 // ReadContainerLogResponder makes it one.
 func (*logAnswer) ReadContainerLogResponder() {}
 
-// WriteResponse sends the log. If that can't go on the answer is cut off, so that the client does not take it for the whole.
+// WriteResponse sends the log.
 func (l *logAnswer) WriteResponse(w http.ResponseWriter, _ runtime.Producer) {
 	defer l.log.Close()
-	ctx, cancel := l.api.untilShutdown(l.request)
-	defer cancel()
-	w.Header().Set("Content-Type", logType(l.request))
-	w.Header().Set("X-Content-Type-Options", "nosniff") // what an image writes may look like anything
-	w.WriteHeader(http.StatusOK)
-	e := exchangeOf(l.request)
-	out := &logWriter{ctx: ctx, w: w, control: e.control, patience: l.api.patience}
-	defer context.AfterFunc(ctx, func() { _ = e.control.SetWriteDeadline(time.Unix(1, 0)) })()
-	if err := l.copy(ctx, out); err != nil {
-		e.failure = err.Error()
-		panic(http.ErrAbortHandler)
-	}
+	l.api.stream(w, l.request, "text/plain; charset=utf-8", l.copy)
 }
 
-// logType is what the log is sent as. Go clients that are generated from the specification ask for both types, and can write
-// only the second one to an io.Writer.
-func logType(r *http.Request) string {
-	const bytes = "application/octet-stream"
-	if strings.Contains(strings.Join(r.Header.Values("Accept"), ","), bytes) {
-		return bytes
-	}
-	return "text/plain; charset=utf-8"
-}
-
-func (l *logAnswer) copy(ctx context.Context, out *logWriter) error {
+func (l *logAnswer) copy(ctx context.Context, out *streamWriter) error {
 	if err := out.flush(); err != nil {
 		return err
 	}
@@ -138,7 +117,7 @@ func ended(v *state.View) bool {
 }
 
 // drain sends all that is in the log now.
-func (l *logAnswer) drain(ctx context.Context, out *logWriter, buf []byte) error {
+func (l *logAnswer) drain(ctx context.Context, out *streamWriter, buf []byte) error {
 	for ctx.Err() == nil {
 		n, err := l.log.Read(buf)
 		if n > 0 {
@@ -154,46 +133,4 @@ func (l *logAnswer) drain(ctx context.Context, out *logWriter, buf []byte) error
 		}
 	}
 	return context.Cause(ctx)
-}
-
-// logWriter writes to a client that must take each piece in time. At the end of ctx somebody else makes the time be up.
-type logWriter struct {
-	ctx      context.Context
-	w        http.ResponseWriter
-	control  *http.ResponseController
-	patience time.Duration // for a piece; 0 for any time
-	end      time.Time     // for all, or zero
-}
-
-// hurry gives the client no more time for all that is left than it has for a piece: it holds what was deleted.
-func (w *logWriter) hurry() {
-	if w.end.IsZero() && w.patience > 0 {
-		w.end = time.Now().Add(w.patience)
-	}
-}
-
-// limit gives the client its time for the next piece.
-func (w *logWriter) limit() error {
-	switch {
-	case !w.end.IsZero():
-		_ = w.control.SetWriteDeadline(w.end)
-	case w.patience > 0:
-		_ = w.control.SetWriteDeadline(time.Now().Add(w.patience))
-	}
-	return context.Cause(w.ctx)
-}
-
-func (w *logWriter) write(b []byte) error {
-	if err := w.limit(); err != nil {
-		return err
-	}
-	_, err := w.w.Write(b)
-	return err
-}
-
-func (w *logWriter) flush() error {
-	if err := w.limit(); err != nil {
-		return err
-	}
-	return w.control.Flush()
 }

@@ -70,6 +70,17 @@ func (r renderer) needs(view *state.View) ([]driver.Object, error) {
 	return needs, nil
 }
 
+// alone writes out an object; what it needs is given by its id.
+func alone(view *state.View) driver.Object {
+	needs := make([]driver.Object, len(view.Needs))
+	for i, id := range view.Needs {
+		needs[i] = driver.Object{Attach: &models.Attach{ID: models.ID(id)}, Mount: &models.Mount{ID: models.ID(id)}} // its unit knows which it is
+	}
+	o := blank(view)
+	view.Unit.Show(o, view.Live, needs)
+	return o
+}
+
 // blank returns the part of an object that does not depend on its kind.
 func blank(v *state.View) driver.Object {
 	switch v.Class {

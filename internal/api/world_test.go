@@ -45,6 +45,12 @@ func newWorld(t testing.TB) *world {
 
 func newWorldWith(t testing.TB, access Access) *world {
 	t.Helper()
+	return newWorldOf(t, func(o *Options) { o.Access = access })
+}
+
+// newWorldOf makes a world whose options are changed.
+func newWorldOf(t testing.TB, change func(*Options)) *world {
+	t.Helper()
 	j, found, err := journal.Open(filepath.Join(t.TempDir(), "journal"), "boot")
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +71,9 @@ func newWorldWith(t testing.TB, access Access) *world {
 		fake{w, driver.Mount, "attach"}, fake{w, driver.Mount, "bind"}, fake{w, driver.Mount, "overlay"},
 		fake{w, driver.Container, ""},
 	}
-	if w.handler, err = New(Options{Manager: w.manager, Drivers: set, Log: log, Access: access, MaxBody: 1 << 20, MaxNesting: MaxNesting, Life: w.life}); err != nil {
+	o := Options{Manager: w.manager, Drivers: set, Log: log, MaxBody: 1 << 20, MaxNesting: MaxNesting, Life: w.life}
+	change(&o)
+	if w.handler, err = New(o); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -26,6 +26,7 @@ type Metrics struct {
 	acts     *prometheus.HistogramVec
 	failures *prometheus.CounterVec
 	restarts prometheus.Counter
+	listen   prometheus.Gauge
 }
 
 // New returns metrics of a daemon whose version has a name, all zero.
@@ -49,8 +50,11 @@ func New(name string) *Metrics {
 		restarts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "imageapi_container_restarts_total", Help: "Containers that were started again by their policy.",
 		}),
+		listen: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "imageapi_event_listeners", Help: "Requests that are told of events.",
+		}),
 	}
-	m.registry.MustRegister(m.requests, m.answers, m.acts, m.failures, m.restarts, buildInfo(name),
+	m.registry.MustRegister(m.requests, m.answers, m.acts, m.failures, m.restarts, m.listen, buildInfo(name),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -75,6 +79,9 @@ func (m *Metrics) Request(operation string, status int, took time.Duration) {
 	m.requests.WithLabelValues(operation, strconv.Itoa(status)).Inc()
 	m.answers.WithLabelValues(operation).Observe(took.Seconds())
 }
+
+// Listeners counts requests that are told of events: there are so many more of them.
+func (m *Metrics) Listeners(more int) { m.listen.Add(float64(more)) }
 
 // Act counts an act of a driver that has ended.
 func (m *Metrics) Act(act state.Act) {

@@ -50,6 +50,7 @@ type Manager struct {
 	locks keylock.Locks[int64] // one per object
 
 	snap     atomic.Pointer[Snapshot]
+	events   history
 	work     sync.WaitGroup  // background teardowns and watchers
 	restarts sync.WaitGroup  // starts that nobody asked for; added to under mu, while closing is not set
 	life     context.Context // ends when nothing new is let in any more
@@ -227,7 +228,10 @@ func (c *change) publish() {
 		m.objects[id].view = v
 		views = append(views, v)
 	}
-	m.succeed(m.snap.Load().with(views, c.gone))
+	before := m.snap.Load()
+	next := before.with(views, c.gone)
+	next.event = m.events.add(before, views, c.gone)
+	m.succeed(next)
 	clear(c.views) // they are immutable now
 	c.gone = nil
 	close(m.changed)

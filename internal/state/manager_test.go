@@ -376,15 +376,7 @@ func TestManyClients(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	m := newManager(t, w)
-	w.failWith(func(act string, u *unit) error {
-		switch n := rand.IntN(100); {
-		case n < 5 && act == "down":
-			return errs.New(errs.Conflict, "busy")
-		case n < 8 && act != "stop": // which then has to be asked for again
-			return errInjected
-		}
-		return nil
-	})
+	w.failWith(failSometimes)
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -403,6 +395,17 @@ func TestManyClients(t *testing.T) {
 			t.Errorf("object %d has %d references, shown is %+v", id, m.graph.Refs(id), v)
 		}
 	}
+}
+
+// failSometimes makes some acts of any kind fail.
+func failSometimes(act string, _ *unit) error {
+	switch n := rand.IntN(100); {
+	case n < 5 && act == "down":
+		return errs.New(errs.Conflict, "busy")
+	case n < 8 && act != "stop": // which then has to be asked for again
+		return errInjected
+	}
+	return nil
 }
 
 // randomAct answers nothing: that an act fails is not a fault.

@@ -96,6 +96,7 @@ type Snapshot struct {
 	lists map[driver.Class][]*View // each sorted by id
 	stale chan struct{}            // closed when there is a newer one
 	newer *Snapshot                // the next one, to be read after stale was closed
+	event int64                    // number of the last event that it shows
 }
 
 func newSnapshot(lists map[driver.Class][]*View) *Snapshot {

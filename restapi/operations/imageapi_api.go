@@ -4,6 +4,7 @@ package operations
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/go-openapi/swag/cmdutils"
 	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
+	"github.com/kraken-hpc/imageapi/restapi/operations/events"
 	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
 )
 
@@ -42,7 +44,13 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 
 		BinProducer:  runtime.ByteStreamProducer(),
 		JSONProducer: runtime.JSONProducer(),
-		TxtProducer:  runtime.TextProducer(),
+		TextEventStreamProducer: runtime.ProducerFunc(func(w io.Writer, data any) error {
+			_ = w
+			_ = data
+
+			return errors.NotImplemented("textEventStream producer has not yet been implemented")
+		}),
+		TxtProducer: runtime.TextProducer(),
 
 		AttachmentsAttachHandler: attachments.AttachHandlerFunc(func(params attachments.AttachParams) (attachments.AttachResponder, error) {
 			_ = params
@@ -126,6 +134,12 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 			_ = params
 
 			return containers.WaitForContainerNotImplemented(), nil
+		}),
+
+		EventsWatchEventsHandler: events.WatchEventsHandlerFunc(func(params events.WatchEventsParams) (events.WatchEventsResponder, error) {
+			_ = params
+
+			return events.WatchEventsNotImplemented(), nil
 		}),
 	}
 }
@@ -382,6 +396,9 @@ type ImageapiAPI struct {
 	// JSONProducer registers a producer for the following mime types:
 	//   - application/json
 	JSONProducer runtime.Producer
+	// TextEventStreamProducer registers a producer for the following mime types:
+	//   - text/event-stream
+	TextEventStreamProducer runtime.Producer
 	// TxtProducer registers a producer for the following mime types:
 	//   - text/plain
 	TxtProducer runtime.Producer
@@ -414,6 +431,8 @@ type ImageapiAPI struct {
 	ContainersSetContainerStateHandler containers.SetContainerStateHandler
 	// ContainersWaitForContainerHandler sets the operation handler for the wait for container operation
 	ContainersWaitForContainerHandler containers.WaitForContainerHandler
+	// EventsWatchEventsHandler sets the operation handler for the watch events operation
+	EventsWatchEventsHandler events.WatchEventsHandler
 
 	// ServeError is called when an error is received, there is a default handler
 	// but you can set your own with this
@@ -493,6 +512,9 @@ func (o *ImageapiAPI) Validate() error {
 	if o.JSONProducer == nil {
 		unregistered = append(unregistered, "JSONProducer")
 	}
+	if o.TextEventStreamProducer == nil {
+		unregistered = append(unregistered, "TextEventStreamProducer")
+	}
 	if o.TxtProducer == nil {
 		unregistered = append(unregistered, "TxtProducer")
 	}
@@ -538,6 +560,9 @@ func (o *ImageapiAPI) Validate() error {
 	}
 	if o.ContainersWaitForContainerHandler == nil {
 		unregistered = append(unregistered, "containers.WaitForContainerHandler")
+	}
+	if o.EventsWatchEventsHandler == nil {
+		unregistered = append(unregistered, "events.WatchEventsHandler")
 	}
 
 	if len(unregistered) > 0 {
@@ -591,6 +616,8 @@ func (o *ImageapiAPI) ProducersFor(mediaTypes []string) map[string]runtime.Produ
 			result["application/octet-stream"] = o.BinProducer
 		case "application/json":
 			result["application/json"] = o.JSONProducer
+		case "text/event-stream":
+			result["text/event-stream"] = o.TextEventStreamProducer
 		case "text/plain":
 			result["text/plain"] = o.TxtProducer
 		}
@@ -690,6 +717,10 @@ func (o *ImageapiAPI) initHandlerCache() {
 		o.handlers["GET"] = make(map[string]http.Handler)
 	}
 	o.handlers["GET"]["/container/wait"] = containers.NewWaitForContainer(o.context, o.ContainersWaitForContainerHandler)
+	if o.handlers["GET"] == nil {
+		o.handlers["GET"] = make(map[string]http.Handler)
+	}
+	o.handlers["GET"]["/events"] = events.NewWatchEvents(o.context, o.EventsWatchEventsHandler)
 }
 
 // Serve creates a http handler to serve the API over HTTP

@@ -111,7 +111,7 @@ func (r *randomClient) remember(status int, body []byte) {
 
 // patienceWith is how long a client waits for the answer to a request: some wait for what never comes.
 func patienceWith(request []byte) time.Duration {
-	if bytes.Contains(request, []byte("/container/wait")) || bytes.Contains(request, []byte("follow=")) {
+	if bytes.Contains(request, []byte("/container/wait")) || bytes.Contains(request, []byte("follow=")) || bytes.Contains(request, []byte("/events")) {
 		return 100 * time.Millisecond
 	}
 	return 5 * time.Second

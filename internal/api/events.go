@@ -1,0 +1,193 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-openapi/runtime"
+
+	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/restapi/operations/events"
+)
+
+// heartbeat is how long a listener that nothing is told hears nothing.
+const heartbeat = 15 * time.Second
+
+// The type of an event that tells of no object, and the reasons for it.
+const (
+	reset         = "reset"
+	reasonStart   = models.EventReasonStart
+	reasonRestart = models.EventReasonRestart
+	reasonMissed  = models.EventReasonMissed
+)
+
+// GET /events
+func (a *api) watchEvents(p events.WatchEventsParams) (events.WatchEventsResponder, error) {
+	l := &listener{api: a, request: p.HTTPRequest, filter: eventFilter{class: p.Class, kind: p.Kind, name: p.Name, id: p.ID}}
+	l.at, l.missed = a.position(a.manager.Snapshot(), p)
+	return l, nil
+}
+
+// position returns the number of the event that a client has seen last, or that of the latest one and why it has to begin anew.
+func (a *api) position(snap *state.Snapshot, p events.WatchEventsParams) (number int64, reason string) {
+	latest := snap.LastEvent()
+	given := p.LastEventID
+	if given == nil || *given == "" {
+		given = p.After
+	}
+	if given == nil || *given == "" {
+		return latest, reasonStart
+	}
+	run, count, _ := strings.Cut(*given, "-")
+	number, err := strconv.ParseInt(count, 10, 64)
+	if run != a.name || err != nil || number < 0 || number > latest {
+		return latest, reasonRestart
+	}
+	return number, ""
+}
+
+// listener is an answer that tells of every change.
+type listener struct {
+	api     *api
+	request *http.Request
+	filter  eventFilter
+	at      int64  // number of the last event that it was told, or that its filter has kept back
+	missed  string // why it has to be told to begin anew, or empty
+}
+
+// WatchEventsResponder makes it an answer.
+func (*listener) WatchEventsResponder() {}
+
+// WriteResponse sends the events.
+func (l *listener) WriteResponse(w http.ResponseWriter, _ runtime.Producer) {
+	w.Header().Set("Cache-Control", "no-store")
+	l.api.listens(1)
+	defer l.api.listens(-1)
+	l.api.stream(w, l.request, "text/event-stream", func(ctx context.Context, out *streamWriter) error {
+		err := l.tell(ctx, out)
+		if errors.Is(err, ErrStopping) {
+			return nil // that is the end of it
+		}
+		return err
+	})
+}
+
+// listens has the listeners counted.
+func (a *api) listens(more int) {
+	if a.meter != nil {
+		a.meter.Listeners(more)
+	}
+}
+
+// tell writes what happens until ctx ends. However slow the client is, it holds a few events and not what is behind them.
+func (l *listener) tell(ctx context.Context, out *streamWriter) error {
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	if err := l.pass(out, nil); err != nil {
+		return err
+	}
+	batch := make([]state.Event, 64)
+	for {
+		snap := l.api.manager.Snapshot()
+		n, kept := l.api.manager.Events(snap, l.at, batch)
+		if !kept {
+			l.at, l.missed = snap.LastEvent(), reasonMissed
+		}
+		if l.missed != "" || n > 0 {
+			if err := l.pass(out, batch[:n]); err != nil {
+				return err
+			}
+			clear(batch)
+			continue
+		}
+		select {
+		case <-snap.Stale():
+		case <-beat.C:
+			if err := l.beat(out); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// beat shows the client that the daemon lives, and up to where it was told everything.
+func (l *listener) beat(out *streamWriter) error {
+	if err := out.write([]byte(": alive\nid: " + l.id(l.at) + "\n\n")); err != nil {
+		return err
+	}
+	return out.flush()
+}
+
+// pass sends a reset if one is due, and those of some events that pass the filter.
+func (l *listener) pass(out *streamWriter, batch []state.Event) error {
+	if l.missed != "" {
+		if err := l.send(out, &models.Event{Type: reset, EventID: l.id(l.at), Reason: l.missed}); err != nil {
+			return err
+		}
+		l.missed = ""
+	}
+	for _, e := range batch {
+		l.at = e.Number
+		if !l.filter.passes(e.View) {
+			continue
+		}
+		if err := l.send(out, l.show(e)); err != nil {
+			return err
+		}
+	}
+	return out.flush()
+}
+
+// id names an event. Numbers begin anew with each daemon, so the name of the API stands before them.
+func (l *listener) id(number int64) string {
+	return l.api.name + "-" + strconv.FormatInt(number, 10)
+}
+
+// show writes out an event.
+func (l *listener) show(e state.Event) *models.Event {
+	o := alone(e.View)
+	return &models.Event{
+		Type: e.Type, EventID: l.id(e.Number), Time: dateTime(e.Time), Class: string(e.View.Class), ID: models.ID(e.View.ID),
+		Attach: o.Attach, Mount: o.Mount, Container: o.Container,
+	}
+}
+
+// onlyID is how an object that is given by its id is encoded: refs, which is never left out elsewhere, means nothing there.
+var onlyID = regexp.MustCompile(`\{"id":(\d+),"refs":0\}`)
+
+// send writes one event.
+func (l *listener) send(out *streamWriter, e *models.Event) error {
+	var data bytes.Buffer
+	enc := json.NewEncoder(&data)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(e); err != nil {
+		return err
+	}
+	line := onlyID.ReplaceAll(data.Bytes(), []byte(`{"id":$1}`))
+	return out.write(slices.Concat([]byte("event: "+e.Type+"\nid: "+e.EventID+"\ndata: "), line, []byte("\n")))
+}
+
+// eventFilter says which objects to tell of; an empty list does not matter.
+type eventFilter struct {
+	class, kind, name []string
+	id                []int64
+}
+
+func (f eventFilter) passes(v *state.View) bool {
+	return among(f.class, string(v.Class)) && among(f.kind, v.Kind) && among(f.name, v.Name) && among(f.id, v.ID)
+}
+
+func among[T comparable](wanted []T, value T) bool {
+	return len(wanted) == 0 || slices.Contains(wanted, value)
+}
