@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -114,6 +115,38 @@ func TestPendingVanishes(t *testing.T) {
 	}
 	if got := attribute(t, d, "loop/backing_file"); got == f.Name() {
 		t.Error("still there")
+	}
+}
+
+// counting is a helper that counts what it is asked for, and does it here.
+type counting struct{ requests []uint }
+
+func (c *counting) Ioctl(_ context.Context, file *os.File, request uint, argument []byte) error {
+	c.requests = append(c.requests, request)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, file.Fd(), uintptr(request), uintptr(unsafe.Pointer(&argument[0]))); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Where a server has the file a helper sets flags, which may hang: the kernel waits for all requests to the device. Elsewhere none is started.
+func TestFlagsOfRemote(t *testing.T) {
+	testkit.Root(t)
+	for remote, want := range map[bool]int{true: 1, false: 0} {
+		f := backing(t, testkit.RunDir(t))
+		var c counting
+		l := loop.Loop{Helper: &c}
+		d := attach(t, &l, f, loop.Options{Remote: remote})
+		if err := d.Keep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(c.requests) != want || want > 0 && c.requests[0] != unix.LOOP_SET_STATUS64 {
+			t.Errorf("remote %v: the helper is asked for %#x", remote, c.requests)
+		}
+		if got := attribute(t, d, "loop/autoclear"); got != "0" {
+			t.Errorf("remote %v: autoclear is %q", remote, got)
+		}
+		testkit.Run(t, "losetup", "-d", d.Path)
 	}
 }
 

@@ -3,9 +3,11 @@ package remote_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,5 +108,44 @@ func TestDetachOfInherited(t *testing.T) {
 	must(t, next.Detach(ctx, driver.Site{ID: 1}))
 	if mounted, err := mount.IsMounted(path); mounted || err != nil {
 		t.Errorf("it is still mounted: %v", err)
+	}
+}
+
+// TestOpenOnNode: a path that leads over a server which does not answer waits for no longer than it may.
+func TestOpenOnNode(t *testing.T) {
+	testkit.Root(t)
+	dead := t.TempDir()
+	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no FUSE to stand for a dead server: %v", err)
+	}
+	closed := sync.OnceFunc(func() { fuse.Close() })
+	defer closed()
+	must(t, unix.Mount("dead", dead, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse.Fd())))
+	defer func() { must(t, unix.Unmount(dead, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)) }()
+	code, err := testkit.BuildInit(t.TempDir())
+	must(t, err)
+	init, err := program.Seal("imageapi-init", code)
+	must(t, err)
+	defer init.Close()
+	runner := helper.New(init, nil)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	answer := make(chan error, 1)
+	go func() {
+		f, err := remote.OpenOnNode(ctx, runner, dead+"/sub", unix.O_PATH)
+		f.Close() // of nil it is an error, and that is fine
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		if !errs.Is(err, errs.Deadline) {
+			t.Errorf("got %v: %v", errs.ClassOf(err), err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it waits for ever")
+		closed() // ends it
+		<-answer
 	}
 }
