@@ -29,7 +29,7 @@ var layers = map[string][]string{
 	"restapi/": {"restapi/", "models"},
 
 	"cmd/imageapi":        {"internal/cli"},
-	"cmd/imageapi-init":   {"internal/container/proto", "internal/container/stage", "internal/sys/"},
+	"cmd/imageapi-init":   {"internal/container/executable", "internal/container/proto", "internal/sys/"},
 	"cmd/imageapi-server": {"internal/daemon", "internal/version"},
 
 	"internal/cli":        {"client", "client/", "internal/version", "models"},
@@ -47,6 +47,7 @@ var layers = map[string][]string{
 	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/sys/", "models"},
 	"internal/container/":             {"internal/container/", "internal/errs", "internal/sys/"},
 	"internal/container/proto":        {},
+	"internal/container/executable":   {"internal/container/proto"},
 	"internal/container/initbin":      {"internal/sys/program"},
 	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/sys/gate", "internal/waits"},
 	"internal/state/":                 {"internal/state/"},

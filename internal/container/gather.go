@@ -32,15 +32,21 @@ func (d *Driver) gather(ctx context.Context, u *unit, config *proto.Config) (t t
 			t.close()
 		}
 	}()
-	if config.Devices, err = d.devices(u.Devices); err != nil {
+	found, err := d.find(ctx, u, config)
+	defer found.close()
+	if err != nil {
 		return t, err
 	}
 	for i, b := range u.Binds {
-		tree, file, err := d.bound(ctx, b)
-		if err != nil {
-			return t, errs.At(fmt.Sprintf("binds[%d].source", i), err)
+		var attr mount.Attr
+		if b.ReadOnly {
+			attr = mount.ReadOnly
 		}
-		t, config.Binds[i].File = append(t, tree), file
+		tree, err := d.detach(found[i], attr, true)
+		if err != nil {
+			return t, atBind(i, err)
+		}
+		t = append(t, tree)
 	}
 	if config.HostDevices {
 		tree, err := d.hostDev()
@@ -49,31 +55,43 @@ func (d *Driver) gather(ctx context.Context, u *unit, config *proto.Config) (t t
 		}
 		t = append(t, tree)
 	}
-	if n := len(config.Message()) + addedLater; n > proto.MaxSize {
-		return t, errs.New(errs.Invalid, "start container: its definition, with all devices, is %d bytes long, more than %d: list fewer", n, proto.MaxSize)
-	}
 	return t, nil
 }
 
-// bound copies the mounts at the source of a bind and tells whether it is no directory.
-func (d *Driver) bound(ctx context.Context, b bind) (tree *os.File, file bool, err error) {
+// find is the part of gather that changes nothing: it looks at all that is asked for, and opens the sources of the binds, which
+// the caller closes.
+func (d *Driver) find(ctx context.Context, u *unit, config *proto.Config) (sources trees, err error) {
+	if config.Devices, err = d.devices(u.Devices); err != nil {
+		return nil, err
+	}
+	for i, b := range u.Binds {
+		source, file, err := d.source(ctx, b.Source)
+		if err != nil {
+			return sources, atBind(i, err)
+		}
+		sources, config.Binds[i].File = append(sources, source), file
+	}
+	if n := len(config.Message()) + addedLater; n > proto.MaxSize {
+		return sources, errs.New(errs.Invalid, "start container: its definition, with all devices, is %d bytes long, more than %d: list fewer", n, proto.MaxSize)
+	}
+	return sources, nil
+}
+
+func atBind(i int, err error) error { return errs.At(fmt.Sprintf("binds[%d].source", i), err) }
+
+// source opens the source of a bind and tells whether it is no directory.
+func (d *Driver) source(ctx context.Context, path string) (source *os.File, file bool, err error) {
 	// Nobody knows what is mounted on the way: a helper goes it.
-	source, err := d.lookUp(ctx, "/", b.Source, unix.O_PATH)
-	if err != nil {
+	if source, err = d.lookUp(ctx, "/", path, unix.O_PATH); err != nil {
 		return nil, false, err
 	}
-	defer source.Close()
 	var st unix.Statx_t
 	// Of what sort it is the kernel knows without asking a server.
 	if err := unix.Statx(int(source.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
-		return nil, false, &os.PathError{Op: "stat", Path: b.Source, Err: err}
+		source.Close()
+		return nil, false, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	var attr mount.Attr
-	if b.ReadOnly {
-		attr = mount.ReadOnly
-	}
-	tree, err = d.detach(source, attr, true)
-	return tree, st.Mode&unix.S_IFMT != unix.S_IFDIR, err
+	return source, st.Mode&unix.S_IFMT != unix.S_IFDIR, nil
 }
 
 // hostDev copies the mount of the node's /dev, without those below, which a container has of its own.

@@ -122,6 +122,16 @@ func (d *Driver) enable(r *resources) error {
 	return nil
 }
 
+// canEnable fails as enable would, as far as that shows without enabling anything.
+func (d *Driver) canEnable(r *resources) error {
+	for _, l := range r.limits() {
+		if err := d.parent.CanEnable(l.controller); err != nil {
+			return errs.At(l.field, lacking(l.controller, err))
+		}
+	}
+	return nil
+}
+
 // lacking says what to do about a controller that can't be enabled.
 func lacking(controller string, err error) error {
 	switch {

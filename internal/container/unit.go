@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
@@ -122,11 +123,9 @@ func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driv
 	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
 		return nil, errs.New(errs.Internal, "start container %d: it has no root", site.ID)
 	}
-	config := u.config(site.ID, u.driver.opt.StopTimeout)
-	if u.Systemd {
-		if err := u.surround(&config, site.ID); err != nil {
-			return nil, err
-		}
+	config, err := u.whole(site.ID)
+	if err != nil {
+		return nil, err
 	}
 	given, err := u.driver.gather(ctx, u, &config)
 	if err != nil {
@@ -138,6 +137,16 @@ func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driv
 		return nil, err
 	}
 	return p, nil
+}
+
+// whole is the configuration of a start, but for what is looked up on the node.
+func (u *unit) whole(id int64) (proto.Config, error) {
+	config := u.config(id, u.driver.opt.StopTimeout)
+	if !u.Systemd {
+		return config, nil
+	}
+	err := u.surround(&config, id)
+	return config, err
 }
 
 // hostname returns the host name of a container: as much of its name as the kernel takes, or one made of its id.

@@ -179,7 +179,7 @@ func TestLoopback(t *testing.T) {
 			{Name: "character device", Def: def(form, "/dev/null"), Class: errs.Invalid, Text: "/dev/null"},
 			{Name: "empty", Def: def(form, empty), Class: errs.Invalid, Text: "empty"},
 			{Name: "odd size", Def: def(form, odd), Class: errs.Invalid, Text: "512"},
-			{Name: "no partitions", Def: def(`{"kind":"loopback","loopback":{"path":%s,"base":"root","readPartitions":true}}`, ext4), Class: errs.Invalid, Text: "partition"},
+			{Name: "no partitions", Def: def(`{"kind":"loopback","loopback":{"path":%s,"base":"root","readPartitions":true}}`, ext4), Sudden: true, Class: errs.Invalid, Text: "partition"},
 		},
 	}
 	for name, good := range map[string]string{"squashfs": squashfs, "ext4": ext4} {
@@ -226,8 +226,8 @@ func TestDevice(t *testing.T) {
 					{Name: "no device", Def: `{"kind":"attach","attach":{"fs_type":"ext4"}}`, Paths: []string{"attach.attach"}},
 				},
 				Fails: []drivertest.Failing{
-					{Name: "another file system", Def: def(form, other(kind)), Class: errs.Invalid, Text: other(kind)},
-					{Name: "unknown option", Def: def(`{"kind":"attach","attach":{"attach":`+needed+`,"fs_type":%s,"mount_options":["frobnicate=1"]}}`, kind), Class: errs.Invalid, Text: "frobnicate"},
+					{Name: "another file system", Def: def(form, other(kind)), Sudden: true, Class: errs.Invalid, Text: other(kind)},
+					{Name: "unknown option", Def: def(`{"kind":"attach","attach":{"attach":`+needed+`,"fs_type":%s,"mount_options":["frobnicate=1"]}}`, kind), Sudden: true, Class: errs.Invalid, Text: "frobnicate"},
 					{Name: "no such partition", Def: def(`{"kind":"attach","attach":{"attach":`+needed+`,"fs_type":%s,"partition":3}}`, kind), Class: errs.Invalid, Text: "partition"},
 				},
 			})

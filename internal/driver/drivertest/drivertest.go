@@ -56,6 +56,8 @@ type Failing struct {
 	Needs []driver.Live // nil: those of the Case
 	Class errs.Class
 	Text  string // a part of the error
+	// Sudden says that Check can't foresee it: it shows when the kernel, or a server, is asked.
+	Sudden bool
 }
 
 // Run tests a driver. It must not run in parallel with other tests: it counts the descriptors of the process.
@@ -67,7 +69,7 @@ func Run(t *testing.T, c Case) {
 		name string
 		test func(*testing.T, Case)
 	}{
-		{"PlanOfNothing", planOfNothing}, {"PlanOfWrong", planOfWrong}, {"PlanIsPure", planIsPure},
+		{"PlanOfNothing", planOfNothing}, {"PlanOfWrong", planOfWrong}, {"PlanIsPure", planIsPure}, {"CheckIsPure", checkIsPure},
 		{"UpShowDown", upShowDown}, {"Twice", twice}, {"DownAgain", downAgain}, {"DownBeforeCommit", downBeforeCommit}, {"TakenOver", takenOver}, {"Busy", busy}, {"Fails", fails},
 		{"EveryActOfUpFails", everyActOfUpFails}, {"EveryActOfDownFails", everyActOfDownFails},
 		{"Cancelled", cancelled}, {"ShowDuringUp", showDuringUp},

@@ -130,6 +130,7 @@ func fails(t *testing.T, c Case) {
 				down(t, u, site, live)
 				t.Fatal("comes up")
 			}
+			foresees(t, u, site, f, err)
 			if !errs.Is(err, f.Class) {
 				t.Errorf("error %q has class %v, want %v", err, errs.ClassOf(err), f.Class)
 			}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 )
 
 // The controllers that are used here.
@@ -51,6 +53,17 @@ func (p *Parent) Enable(controllers ...string) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// CanEnable fails as Enable would, as far as that shows before the first of the groups is changed.
+func (p *Parent) CanEnable(controllers ...string) error {
+	errWould := errors.New("would be enabled")
+	look := *p
+	look.gate = gate.Ask(func(string) error { return errWould })
+	if err := look.Enable(controllers...); !errors.Is(err, errWould) {
+		return err
 	}
 	return nil
 }

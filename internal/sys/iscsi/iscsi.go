@@ -103,6 +103,17 @@ func (e Env) load(ctx context.Context, brings, name string) error {
 	return module.Load(ctx, e.Gate, name)
 }
 
+// Find fails as Open would if the node lacks the initiator, or if somebody else has a session between these two. It loads
+// nothing and asks no target.
+func (e Env) Find(ctx context.Context, c Config) error {
+	if _, err := os.Stat(transport); err == nil {
+		return c.checkFree()
+	}
+	return module.Find(ctx, e.Gate, moduleName)
+}
+
+const moduleName = "iscsi_tcp"
+
 // State is where a session is.
 type State int32
 

@@ -36,7 +36,7 @@ type progress struct{ kept, loggedOut, stopped, conn, session bool }
 
 // Open logs in to a target. If it fails nothing is left, in the kernel or at the target.
 func Open(ctx context.Context, env Env, conf Config) (*Session, error) {
-	if err := env.load(ctx, transport, "iscsi_tcp"); err != nil {
+	if err := env.load(ctx, transport, moduleName); err != nil {
 		return nil, err
 	}
 	k, err := openKernel(env.Gate)

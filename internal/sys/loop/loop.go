@@ -127,7 +127,7 @@ func (l *Loop) free(ctx context.Context, remote bool) (*Device, error) {
 func (l *Loop) freeMinor(ctx context.Context) (minor int, err error) {
 	f, err := l.control(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("find a free loop device: %w", err)
+		return 0, notFree(err)
 	}
 	defer f.Close()
 	err = l.Gate.Do("loop get free", func() error {
@@ -135,20 +135,33 @@ func (l *Loop) freeMinor(ctx context.Context) (minor int, err error) {
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("find a free loop device: %w", err)
+		return 0, notFree(err)
 	}
 	return minor, nil
 }
 
+// Find fails as Attach would if the kernel has no loop devices. It loads nothing.
+func (l *Loop) Find(ctx context.Context) error {
+	if _, err := os.Stat(controlPath); errors.Is(err, unix.ENOENT) {
+		if err := module.Find(ctx, l.Gate, "loop"); err != nil {
+			return notFree(err)
+		}
+	}
+	return nil
+}
+
+func notFree(err error) error { return fmt.Errorf("find a free loop device: %w", err) }
+
+const controlPath = "/dev/loop-control"
+
 // control opens the loop driver's control device. It comes with the module, so that opening it can't load that.
 func (l *Loop) control(ctx context.Context) (*os.File, error) {
-	const path = "/dev/loop-control"
-	f, err := os.OpenFile(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	f, err := os.OpenFile(controlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		if err := module.Load(ctx, l.Gate, "loop"); err != nil {
 			return nil, err
 		}
-		f, err = os.OpenFile(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		f, err = os.OpenFile(controlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	}
 	if err != nil {
 		return nil, errs.New(errs.Unsupported, "%w", err)

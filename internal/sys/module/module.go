@@ -17,22 +17,36 @@ import (
 // Load loads a module with the program that the kernel itself uses (/proc/sys/kernel/modprobe). It is an
 // errs.Unsupported if there is none, or if it fails.
 func Load(ctx context.Context, g gate.Gate, name string) error {
+	_, err := run(ctx, g, "module load", name, "-q")
+	return err
+}
+
+// Find fails as Load would if the node has no such module. It loads nothing.
+func Find(ctx context.Context, g gate.Gate, name string) error {
+	out, err := run(ctx, g, "module look", name, "-q", "-D")
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && (!exit.Exited() || len(out) > 0) {
+		return nil // a program that can't tell: those of BusyBox do not all know -D
+	}
+	return err
+}
+
+func run(ctx context.Context, g gate.Gate, act, name string, options ...string) ([]byte, error) {
 	program, err := os.ReadFile("/proc/sys/kernel/modprobe")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return errs.New(errs.Unsupported, "load kernel module %s: the kernel was built without modules", name)
+		return nil, errs.New(errs.Unsupported, "load kernel module %s: the kernel was built without modules", name)
 	case err != nil:
-		return fmt.Errorf("load kernel module %s: %w", name, err)
+		return nil, fmt.Errorf("load kernel module %s: %w", name, err)
 	}
-	cmd := exec.CommandContext(ctx, string(bytes.TrimSpace(program)), "-q", "--", name)
+	cmd := exec.CommandContext(ctx, string(bytes.TrimSpace(program)), append(options, "--", name)...)
 	cmd.Env = []string{"HOME=/", "TERM=linux", "PATH=/sbin:/usr/sbin:/bin:/usr/bin"} // as the kernel does
 	var out []byte
-	err = g.Do("module load", func() error {
+	err = g.Do(act, func() error {
 		out, err = cmd.CombinedOutput()
 		return err
 	})
 	if err != nil {
-		return errs.New(errs.Unsupported, "load kernel module %s: %s: %w: %s", name, cmd.Path, err, bytes.TrimSpace(out))
+		return out, errs.New(errs.Unsupported, "load kernel module %s: %s: %w: %s", name, cmd.Path, err, bytes.TrimSpace(out))
 	}
-	return nil
+	return out, nil
 }

@@ -4,9 +4,11 @@
 package mount
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
+	"github.com/kraken-hpc/imageapi/internal/sys/module"
 )
 
 // FS is a file system that is being configured (fsopen(2)). It is not safe for concurrent use.
@@ -39,6 +42,23 @@ func New(g gate.Gate, fsType string) (*FS, error) {
 		return nil, f.fail("", err)
 	}
 	return f, nil
+}
+
+// Find fails as New would if the kernel neither has a type nor could load it. It loads nothing.
+func Find(ctx context.Context, g gate.Gate, fsType string) error {
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(known)) {
+		if slices.Contains(strings.Fields(line), fsType) {
+			return nil
+		}
+	}
+	if err := module.Find(ctx, g, "fs-"+fsType); err != nil { // as the kernel asks for it
+		return Lacks(fsType, unix.ENODEV)
+	}
+	return nil
 }
 
 // Lacks is the error for a file system that the kernel does not have.

@@ -41,8 +41,18 @@ func (b *Bus) Load(ctx context.Context) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	return module.Load(ctx, b.Gate, "rbd")
+	return module.Load(ctx, b.Gate, moduleName)
 }
+
+// Find fails as Load would if the node does not have it. It loads nothing.
+func (b *Bus) Find(ctx context.Context) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	return module.Find(ctx, b.Gate, moduleName)
+}
+
+const moduleName = "rbd"
 
 // Secret is a user's key as the cluster made it, decoded from base64.
 type Secret []byte

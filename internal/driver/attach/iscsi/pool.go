@@ -59,11 +59,44 @@ func (p *pool) enter(n names, lun int, id int64) (*shared, error) {
 		s = &shared{names: n, lock: make(chan struct{}, 1), users: map[int]int64{}}
 		p.all[n] = s
 	}
-	if owner, taken := s.users[lun]; taken && owner != id {
-		return nil, errs.New(errs.Conflict, "attach LUN %d of target %s: attachment %d has this LUN already; use that one, or delete it", lun, n.target, owner)
+	if err := s.free(lun, id); err != nil {
+		return nil, err
 	}
 	s.users[lun] = id
 	return s, nil
+}
+
+// free makes sure that no other attachment has a logical unit; pool.mu is held.
+func (s *shared) free(lun int, id int64) error {
+	if owner, taken := s.users[lun]; taken && owner != id {
+		return errs.New(errs.Conflict, "attach LUN %d of target %s: attachment %d has this LUN already; use that one, or delete it", lun, s.target, owner)
+	}
+	return nil
+}
+
+// check fails as acquire would before it does anything. known is false if somebody is at the session, who is not waited for.
+func (p *pool) check(ctx context.Context, lun int, conf iscsi.Config) (known bool, err error) {
+	p.mu.Lock()
+	s := p.all[names{conf.Initiator, conf.Target}]
+	if s == nil {
+		p.mu.Unlock()
+		return true, p.env.Find(ctx, conf)
+	}
+	err = s.free(lun, 0)
+	p.mu.Unlock()
+	if err != nil {
+		return true, err
+	}
+	select {
+	case s.lock <- struct{}{}:
+		defer s.give()
+	default:
+		return false, nil
+	}
+	if s.session == nil || s.closing {
+		return false, nil
+	}
+	return true, agree(s.conf, conf)
 }
 
 // acquire returns the session for a logical unit; its user must release it.

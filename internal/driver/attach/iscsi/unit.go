@@ -82,6 +82,23 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	return live, nil
 }
 
+// Check implements driver.Checker. The target is not asked.
+func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+	f := driver.Forecast{
+		Does:    fmt.Sprintf("attach LUN %d of %s", u.LUN, u.target()),
+		Live:    driver.Live{Device: &driver.Device{ReadOnly: u.ReadOnly, Remote: true}},
+		Unknown: []string{"whether the target answers, has this LUN, and lets this node in"},
+	}
+	if err := u.readSecrets(ctx); err != nil {
+		return f, err
+	}
+	known, err := u.driver.pool.check(ctx, int(u.LUN), u.config())
+	if !known {
+		f.Unknown = append(f.Unknown, "what becomes of the session with the target, which another attachment is changing")
+	}
+	return f, err
+}
+
 // attach makes the disk; what it returns with an error is there and must go again.
 func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Live, error) {
 	lu := u.of(session)

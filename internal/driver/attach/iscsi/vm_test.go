@@ -98,12 +98,12 @@ func TestDriver(t *testing.T) {
 		Single:  true,
 		Hold:    hold,
 		Fails: []drivertest.Failing{
-			{Name: "no such host", Def: strings.Replace(def(target, auth), "127.0.0.1", "no-such-host.invalid", 1), Class: errs.Remote, Text: "no-such-host.invalid"},
-			{Name: "refused", Def: def(target, auth+`,"port":3999`), Class: errs.Remote, Text: "nobody listens there: connection refused"},
-			{Name: "no such target", Def: def(target+"x", auth), Class: errs.Remote, Text: "no such target"},
-			{Name: "no such LUN", Def: def(target, auth+`,"lun":7`), Class: errs.Remote, Text: "has no LUN 7"},
-			{Name: "no authentication", Def: def(target, ""), Class: errs.Remote, Text: "demand authentication (auth)"},
-			{Name: "scheduler", Def: def(target, auth+`,"scheduler":"nonesuch"`), Class: errs.Invalid, Text: `set scheduler "nonesuch": this kernel has: `},
+			{Name: "no such host", Def: strings.Replace(def(target, auth), "127.0.0.1", "no-such-host.invalid", 1), Sudden: true, Class: errs.Remote, Text: "no-such-host.invalid"},
+			{Name: "refused", Def: def(target, auth+`,"port":3999`), Sudden: true, Class: errs.Remote, Text: "nobody listens there: connection refused"},
+			{Name: "no such target", Def: def(target+"x", auth), Sudden: true, Class: errs.Remote, Text: "no such target"},
+			{Name: "no such LUN", Def: def(target, auth+`,"lun":7`), Sudden: true, Class: errs.Remote, Text: "has no LUN 7"},
+			{Name: "no authentication", Def: def(target, ""), Sudden: true, Class: errs.Remote, Text: "demand authentication (auth)"},
+			{Name: "scheduler", Def: def(target, auth+`,"scheduler":"nonesuch"`), Sudden: true, Class: errs.Invalid, Text: `set scheduler "nonesuch": this kernel has: `},
 		},
 	})
 }

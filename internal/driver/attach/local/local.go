@@ -103,6 +103,20 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	return driver.Live{Device: found}, nil
 }
 
+// Check implements driver.Checker.
+func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+	f := driver.Forecast{Does: "use the block device " + u.Path}
+	found, err := u.find(ctx)
+	if err != nil {
+		return f, err
+	}
+	f.Live.Device = found
+	d := u.driver
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return f, d.free(found.Number, found.Path)
+}
+
 // find resolves the path and looks at the block device there, without opening it.
 func (u *unit) find(ctx context.Context) (*driver.Device, error) {
 	node, err := remote.OpenOnNode(ctx, u.driver.helper, u.Path, unix.O_PATH)
@@ -138,10 +152,18 @@ func (u *unit) find(ctx context.Context) (*driver.Device, error) {
 func (d *Driver) claim(number uint64, id int64, path string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := d.free(number, path); err != nil {
+		return err
+	}
+	d.claims[number] = id
+	return nil
+}
+
+// free makes sure that no object has a device; d.mu is held.
+func (d *Driver) free(number uint64, path string) error {
 	if owner, ok := d.claims[number]; ok {
 		return errs.New(errs.Conflict, "use %s: attachment %d has this device already; use that one, or delete it", path, owner)
 	}
-	d.claims[number] = id
 	return nil
 }
 

@@ -85,6 +85,27 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	return live, nil
 }
 
+// Check implements driver.Checker: steps 1 to 3 of Up. What was loaded there is only looked for.
+func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+	f := driver.Forecast{
+		Does:    "map the image " + u.name(),
+		Live:    driver.Live{Device: &driver.Device{ReadOnly: u.readOnly(), Remote: true}, Warnings: u.ignored()},
+		Unknown: []string{"whether the cluster answers, has this image, and lets the user map it"},
+	}
+	if _, err := u.key(ctx); err != nil {
+		return f, err
+	}
+	if err := u.driver.bus.Find(ctx); err != nil {
+		return f, err
+	}
+	_, warnings, err := u.spec(ctx)
+	if err != nil {
+		return f, fmt.Errorf("map %s: %w", u.name(), err)
+	}
+	f.Live.Warnings = append(f.Live.Warnings, warnings...)
+	return f, nil
+}
+
 // key reads the user's key from its file, if it is in one, and decodes it.
 func (u *unit) key(ctx context.Context) (rbd.Secret, error) {
 	const field = "rbd.options.secret_file"

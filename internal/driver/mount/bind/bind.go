@@ -123,6 +123,27 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	return u.show(ctx, dir, site, tree)
 }
 
+// Check implements driver.Checker.
+func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
+	f := driver.Forecast{Does: fmt.Sprintf("show the directory %s of the node", u.Path)}
+	if u.Base == baseMount {
+		f.Does = fmt.Sprintf("show the directory %s of a mount", u.Path)
+		if source := site.Needs[0].Tree; !source.Made() {
+			f.Live.Tree = &driver.Tree{ReadOnly: u.ReadOnly || source.ReadOnly, Depth: source.Depth, Remote: source.Remote}
+			f.Unknown = []string{fmt.Sprintf("whether %s is a directory of the mount, which is still to be made", u.Path)}
+			return f, nil
+		}
+	}
+	dir, err := u.open(ctx, site)
+	if err != nil {
+		return f, err
+	}
+	defer dir.Close()
+	tree, err := u.tree(dir, site)
+	f.Live.Tree = &tree
+	return f, err
+}
+
 // open finds the directory. From here on it is a descriptor: no path is looked up a second time.
 func (u *unit) open(ctx context.Context, site driver.Site) (*os.File, error) {
 	const flags = unix.O_PATH | unix.O_DIRECTORY

@@ -24,6 +24,18 @@ type claim struct {
 func (c *claims) take(id int64, number uint64, fs helper.FS) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.agree(number, fs); err != nil {
+		return err
+	}
+	if c.by == nil {
+		c.by = map[int64]claim{}
+	}
+	c.by[id] = claim{Number: number, How: describe(fs)}
+	return nil
+}
+
+// agree makes sure that no mount has the device mounted differently; c.mu is held.
+func (c *claims) agree(number uint64, fs helper.FS) error {
 	how := describe(fs)
 	for other, has := range c.by {
 		if has.Number == number && has.How != how {
@@ -31,11 +43,14 @@ func (c *claims) take(id int64, number uint64, fs helper.FS) error {
 				fs.Source, other, has.How, how)
 		}
 	}
-	if c.by == nil {
-		c.by = map[int64]claim{}
-	}
-	c.by[id] = claim{Number: number, How: how}
 	return nil
+}
+
+// check is take without entering the mount.
+func (c *claims) check(number uint64, fs helper.FS) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.agree(number, fs)
 }
 
 // enter is take for a mount that is there already.

@@ -15,6 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
@@ -101,6 +102,22 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, errors.Join(err, u.m.mounts.Unmount(context.WithoutCancel(ctx), site.ID, 0))
 	}
 	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}, Notes: notes}, nil
+}
+
+// Check implements driver.Checker. The server is not asked.
+func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+	f := driver.Forecast{
+		Does:    "mount " + u.source + " by NFS " + versions[u.Version],
+		Live:    driver.Live{Tree: &driver.Tree{ReadOnly: u.readOnly(), Remote: true}},
+		Unknown: []string{"whether the server answers, has this export and lets this node use it"},
+	}
+	if len(u.FSOptions) > 0 {
+		f.Unknown = append(f.Unknown, "whether the kernel takes the options")
+	}
+	if _, err := u.m.resolve(ctx, u.options.network, u.address()); err != nil {
+		return f, err
+	}
+	return f, mount.Find(ctx, nil, "nfs")
 }
 
 // server is how the server is called where it is waited for.

@@ -399,7 +399,7 @@ func TestSuite(t *testing.T) {
 			Scope: w.Scope(), Hold: hold,
 			Good:  `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/export","options":["noatime","nosharecache"]}}`,
 			Wrong: []drivertest.Wrong{{Name: "all", Def: `{"kind":"nfs","nfs":{"host":"a b","path":"c","version":"1","options":["bg"]}}`, Paths: []string{"nfs.host", "nfs.path", "nfs.version", "nfs.options[0]"}}},
-			Fails: []drivertest.Failing{{Name: "no export", Def: `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/none"}}`, Class: errs.Remote, Text: "no such export"}},
+			Fails: []drivertest.Failing{{Name: "no export", Def: `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/none"}}`, Sudden: true, Class: errs.Remote, Text: "no such export"}},
 		})
 	})
 	t.Run("bind", func(t *testing.T) {
@@ -446,7 +446,7 @@ func TestSuite(t *testing.T) {
 			},
 			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{attached},
 			Good:  `{"kind":"attach","attach":{"fs_type":"squashfs","attach":` + below + `}}`,
-			Fails: []drivertest.Failing{{Name: "another type", Def: `{"kind":"attach","attach":{"fs_type":"ext4","attach":` + below + `}}`, Class: errs.Invalid, Text: "the kernel says"}},
+			Fails: []drivertest.Failing{{Name: "another type", Def: `{"kind":"attach","attach":{"fs_type":"ext4","attach":` + below + `}}`, Sudden: true, Class: errs.Invalid, Text: "the kernel says"}},
 		})
 	})
 }

@@ -31,16 +31,31 @@ func placeOf(dir *os.File) (*place, error) {
 func (c *claims) take(id int64, at place, path string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for other, has := range c.by {
-		if has == at {
-			return errs.New(errs.Conflict, "mount %d (overlay) has its upper layer in %s, and only one at a time can: delete it first, or give another path", other, path)
-		}
+	if err := c.free(at, path); err != nil {
+		return err
 	}
 	if c.by == nil {
 		c.by = map[int64]place{}
 	}
 	c.by[id] = at
 	return nil
+}
+
+// free makes sure that no overlay has a layer; c.mu is held.
+func (c *claims) free(at place, path string) error {
+	for other, has := range c.by {
+		if has == at {
+			return errs.New(errs.Conflict, "mount %d (overlay) has its upper layer in %s, and only one at a time can: delete it first, or give another path", other, path)
+		}
+	}
+	return nil
+}
+
+// check is take without entering the overlay.
+func (c *claims) check(at place, path string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.free(at, path)
 }
 
 // drop takes the overlay id out.

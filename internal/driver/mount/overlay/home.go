@@ -108,9 +108,10 @@ func (o *overlayer) tmpfs(size int64) (*os.File, error) {
 // that empty ones alone could fill the node.
 func inodes(size int64) int64 { return max(1024, size/2048) }
 
-func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Look) (*home, error) {
+// upperTree returns the mount that the upper layer is in, if it can be in there.
+func (u *unit) upperTree(site driver.Site) (*driver.Tree, error) {
 	tree := site.Needs[u.Lower].Tree
-	same := slices.IndexFunc(site.Needs[:u.Lower], func(l driver.Live) bool { return l.Tree.Path == tree.Path })
+	same := slices.IndexFunc(site.Needs[:u.Lower], func(l driver.Live) bool { return tree.Made() && l.Tree.Path == tree.Path })
 	switch {
 	case same >= 0:
 		return nil, errs.New(errs.Invalid, "it is lower[%d] too, and a layer can't be in another: bind a directory of it and give that as the lower one", same)
@@ -118,6 +119,14 @@ func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Loo
 		return nil, errs.New(errs.Invalid, "it is read-only: an upper layer is written to")
 	case tree.Depth > 0:
 		return nil, errs.New(errs.Invalid, "it is an overlay, and the kernel takes no upper layer on one: give the mount of a disk")
+	}
+	return tree, nil
+}
+
+func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Look) (*home, error) {
+	tree, err := u.upperTree(site)
+	if err != nil {
+		return nil, err
 	}
 	dir, err := u.o.prepare(ctx, tree, u.Upper.Path, look)
 	if err != nil {
@@ -145,14 +154,20 @@ func countsInMemory(dir *os.File) bool {
 }
 
 // claim finds out where a home in a mount is and enters it for an overlay.
-func (o *overlayer) claim(id int64, h *home) (err error) {
-	if h.path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", h.dir.Fd())); err != nil {
-		return err
-	}
-	if h.place, err = placeOf(h.dir); err != nil {
+func (o *overlayer) claim(id int64, h *home) error {
+	if err := h.locate(); err != nil {
 		return err
 	}
 	return o.claims.take(id, *h.place, h.path)
+}
+
+// locate finds out where a home in a mount is.
+func (h *home) locate() (err error) {
+	if h.path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", h.dir.Fd())); err != nil {
+		return err
+	}
+	h.place, err = placeOf(h.dir)
+	return err
 }
 
 // prepare makes the directories of a layer in a tree.

@@ -99,7 +99,7 @@ func TestSuite(t *testing.T) {
 			},
 			Fails: []drivertest.Failing{
 				{Name: "too deep", Def: def(2), Needs: []driver.Live{two[0], deep}, Class: errs.Invalid, Text: "overlay.lower[1]: it has 2 overlays"},
-				{Name: "twice", Def: def(3), Needs: []driver.Live{two[0], two[1], two[0]}, Class: errs.Invalid, Text: "conflicting lowerdir path"},
+				{Name: "twice", Def: def(3), Needs: []driver.Live{two[0], two[1], two[0]}, Sudden: true, Class: errs.Invalid, Text: "conflicting lowerdir path"},
 			},
 			Hold: func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") },
 		})

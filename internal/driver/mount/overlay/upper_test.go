@@ -53,11 +53,11 @@ func TestSuiteOfUppers(t *testing.T) {
 			"mount": {Good: inMount, Needs: append(two[:2:2], disk), Single: true, Fails: []drivertest.Failing{
 				{Name: "read-only", Def: inMount, Needs: append(two[:2:2], readOnly), Class: errs.Invalid, Text: "overlay.upper.mount: it is read-only"},
 				{Name: "overlay", Def: inMount, Needs: append(two[:2:2], overlaid), Class: errs.Invalid, Text: "overlay.upper.mount: it is an overlay"},
-				{Name: "ramfs", Def: inMount, Needs: append(two[:2:2], mounted(t, "ramfs", "")), Class: errs.Invalid, Text: "trusted extended attributes"},
+				{Name: "ramfs", Def: inMount, Needs: append(two[:2:2], mounted(t, "ramfs", "")), Sudden: true, Class: errs.Invalid, Text: "trusted extended attributes"},
 				{Name: "also a lower one", Def: with(1, `{"mount":{"id":9}}`), Needs: []driver.Live{disk, disk}, Class: errs.Invalid, Text: "it is lower[0] too"},
-				{Name: "full", Def: inMount, Needs: append(two[:2:2], full), Class: errs.Invalid, Text: "no space left"},
-				{Name: "in a file", Def: with(2, `{"mount":{"id":9},"path":"file/x"}`), Class: errs.Invalid, Text: "not a directory"},
-				{Name: "link", Def: with(2, `{"mount":{"id":9},"path":"odd"}`), Class: errs.Invalid, Text: "open the directory work"},
+				{Name: "full", Def: inMount, Needs: append(two[:2:2], full), Sudden: true, Class: errs.Invalid, Text: "no space left"},
+				{Name: "in a file", Def: with(2, `{"mount":{"id":9},"path":"file/x"}`), Sudden: true, Class: errs.Invalid, Text: "not a directory"},
+				{Name: "link", Def: with(2, `{"mount":{"id":9},"path":"odd"}`), Sudden: true, Class: errs.Invalid, Text: "open the directory work"},
 			}},
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -89,7 +89,7 @@ func TestSuiteOfRemotes(t *testing.T) {
 			"none of two": {Good: with(2, `{"none":true}`), Needs: []driver.Live{lowers[0], far}},
 			"none of one": {Good: with(1, `{"none":true}`), Needs: []driver.Live{far}},
 			"upper": {Good: inMount, Needs: []driver.Live{lowers[0], disk}, Single: true, Fails: []drivertest.Failing{
-				{Name: "ramfs", Def: inMount, Needs: []driver.Live{lowers[0], ramfs}, Class: errs.Invalid, Text: "trusted extended attributes"},
+				{Name: "ramfs", Def: inMount, Needs: []driver.Live{lowers[0], ramfs}, Sudden: true, Class: errs.Invalid, Text: "trusted extended attributes"},
 			}},
 		} {
 			t.Run(name, func(t *testing.T) {

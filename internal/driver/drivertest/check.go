@@ -1,0 +1,80 @@
+package drivertest
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+// checkIsPure proves that Check changes nothing, and that what it foretells is what Up brings about.
+func checkIsPure(t *testing.T, c Case) {
+	checking := false // New may act
+	u := c.unit(t, gate.Ask(func(act string) error {
+		if checking && !strings.HasSuffix(act, " look") && act != "helper open" {
+			t.Errorf("Check performs %q", act)
+		}
+		return nil
+	}))
+	site := newSite(c.Needs)
+	before := testkit.Snapshot(t, c.Scope)
+	checking = true
+	forecast, err := u.(driver.Checker).Check(t.Context(), site)
+	unmade, errUnmade := u.(driver.Checker).Check(t.Context(), driver.Site{Needs: stillToBeMade(c.Needs)})
+	checking = false
+	before.Same(t)
+	if err != nil || errUnmade != nil {
+		t.Fatalf("Check: %v; with needs that are still to be made: %v", err, errUnmade)
+	}
+	if forecast.Does == "" || unmade.Does == "" {
+		t.Error("Check does not say what Up does")
+	}
+	live := up(t, u, site)
+	for _, f := range []driver.Forecast{forecast, unmade} {
+		foretold(t, f.Live, live)
+	}
+	down(t, u, site, live)
+}
+
+// foretold compares what was foretold with what is. That something is read-only may show later; that it can be written to may not.
+func foretold(t *testing.T, f, live driver.Live) {
+	t.Helper()
+	if d := live.Device; d != nil && (f.Device == nil || f.Device.ReadOnly && !d.ReadOnly || f.Device.Remote != d.Remote) {
+		t.Errorf("Check foretold the device %+v, and it is %+v", f.Device, d)
+	}
+	if tree := live.Tree; tree != nil && (f.Tree == nil || f.Tree.ReadOnly && !tree.ReadOnly || f.Tree.Depth != tree.Depth || f.Tree.Remote != tree.Remote) {
+		t.Errorf("Check foretold the tree %+v, and it is %+v", f.Tree, tree)
+	}
+}
+
+// stillToBeMade returns what a Check of needs would foretell.
+func stillToBeMade(needs []driver.Live) (all []driver.Live) {
+	for _, live := range needs {
+		if live.Device != nil {
+			live.Device = &driver.Device{ReadOnly: live.Device.ReadOnly, Remote: live.Device.Remote}
+		}
+		if live.Tree != nil {
+			tree := *live.Tree
+			tree.Path = ""
+			live.Tree = &tree
+		}
+		all = append(all, live)
+	}
+	return all
+}
+
+// foresees proves that Check says what Up has said, with class and place.
+func foresees(t *testing.T, u driver.Unit, site driver.Site, f Failing, said error) {
+	t.Helper()
+	_, err := u.(driver.Checker).Check(context.Background(), site)
+	switch {
+	case f.Sudden && err != nil:
+		t.Errorf("Check foresees it: %v", err)
+	case !f.Sudden && (err == nil || err.Error() != said.Error() || !errs.Is(err, errs.ClassOf(said))):
+		t.Errorf("Check says %v (%v), and Up %v (%v)", err, errs.ClassOf(err), said, errs.ClassOf(said))
+	}
+}

@@ -1,0 +1,71 @@
+package overlay
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+)
+
+// Check implements driver.Checker.
+func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
+	lower := site.Needs[:u.Lower]
+	f := driver.Forecast{Does: fmt.Sprintf("lay an overlay of %d lower layers", u.Lower), Live: driver.Live{Tree: &driver.Tree{}}}
+	if u.Lower == 1 {
+		f.Does = "lay an overlay over one lower layer"
+	}
+	switch u.Upper.Sort {
+	case inNone:
+		f.Does += ", read-only"
+	case inMemory:
+		f.Does += fmt.Sprintf(", with an upper layer in a tmpfs of %d bytes", u.Upper.Size)
+	case inMount:
+		f.Does += ", with an upper layer in another mount"
+	}
+	if u.Upper.Sort == inNone && u.Lower == 1 {
+		f.Does = "show the lower layer, read-only"
+		*f.Live.Tree = driver.Tree{ReadOnly: true, Depth: lower[0].Tree.Depth, Remote: lower[0].Tree.Remote}
+		return f, nil
+	}
+	depth, err := depthOf(lower)
+	*f.Live.Tree = driver.Tree{ReadOnly: u.Upper.Sort == inNone, Depth: depth, Remote: anyRemote(site.Needs)}
+	if err == nil && u.Upper.Sort == inMount {
+		f.Unknown = []string{"whether the file system of the upper layer can hold one"}
+		err = u.checkUpper(ctx, site)
+	}
+	if err != nil {
+		return f, err
+	}
+	return f, mount.Find(ctx, u.o.Gate, "overlay")
+}
+
+// checkUpper makes sure of what can be told of an upper layer in a mount.
+func (u *unit) checkUpper(ctx context.Context, site driver.Site) error {
+	tree, err := u.upperTree(site)
+	if err == nil && tree.Made() {
+		err = u.checkHome(ctx, tree)
+	}
+	if err != nil {
+		return errs.At("overlay.upper.mount", err)
+	}
+	return nil
+}
+
+// checkHome makes sure that no other overlay has its upper layer in the same directory, if that is there.
+func (u *unit) checkHome(ctx context.Context, tree *driver.Tree) error {
+	dir, err := remote.Open(ctx, u.o.Helper, tree, "/"+u.Upper.Path, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil // Up makes it, or says what it dislikes
+	}
+	h := &home{dir: dir}
+	defer h.close()
+	if err := h.locate(); err != nil {
+		return err
+	}
+	return u.o.claims.check(*h.place, h.path)
+}
