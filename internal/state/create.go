@@ -23,7 +23,8 @@ func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int
 	defer cancel()
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	stack, err := m.reserve(plan, giveUp)
+	order := levels(plan)
+	stack, err := m.reserve(order, giveUp)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -31,7 +32,7 @@ func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int
 	defer m.work.Done()
 	var snap *Snapshot
 	if err = m.record(stack...); err == nil {
-		err = m.bringUp(ctx, stack)
+		err = m.bringUp(ctx, order, stack)
 	}
 	if err == nil {
 		snap, err = m.commit(ctx, stack)
@@ -43,31 +44,50 @@ func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int
 	return snap, stack[len(stack)-1], nil
 }
 
-// reserve enters all levels of plan as pending objects, with their edges. It returns their ids, lowest level first: the order
-// in which they are brought up. The last one is the object asked for; giveUp ends the create.
-func (m *Manager) reserve(plan *driver.Plan, giveUp context.CancelCauseFunc) (stack []int64, err error) {
+// levels lists plan and all that is made with it, lowest level first: the order in which it comes up. The last one is plan.
+func levels(plan *driver.Plan) (order []*driver.Plan) {
+	for _, ref := range plan.Needs {
+		if ref.Plan != nil {
+			order = append(order, levels(ref.Plan)...)
+		}
+	}
+	return append(order, plan)
+}
+
+// reserve enters all levels of a plan as pending objects, with their edges. It returns their ids in the same order; giveUp ends
+// the create.
+func (m *Manager) reserve(order []*driver.Plan, giveUp context.CancelCauseFunc) (stack []int64, err error) {
 	err = m.edit(func(c *change) error {
-		if m.closing {
-			return errs.New(errs.Conflict, "the daemon is shutting down")
-		}
-		if err := m.checkPlan(plan); err != nil {
+		if err := m.admit(order); err != nil {
 			return err
 		}
-		if err := m.checkVerified(plan); err != nil {
+		if stack, err = c.enter(order); err != nil {
 			return err
 		}
-		if most := m.opt.MaxObjects; most > 0 && len(m.objects)+sizeOf(plan) > most {
-			return errs.New(errs.Conflict, "%s: there are %d objects, and may be no more than %d (--max-objects): delete some", plan.Path, len(m.objects), most)
-		}
-		top, err := c.enter(plan, &stack)
-		if err != nil {
-			return err
-		}
+		top := stack[len(stack)-1]
 		m.objects[top].giveUp = giveUp
 		c.hold(top, true)
 		return nil
 	})
 	return stack, err
+}
+
+// admit makes sure that a plan with these levels may be made now; m.mu is held.
+func (m *Manager) admit(order []*driver.Plan) error {
+	if m.closing {
+		return errs.New(errs.Conflict, "the daemon is shutting down")
+	}
+	top := order[len(order)-1]
+	if err := m.checkPlan(top); err != nil {
+		return err
+	}
+	if err := m.checkVerified(top); err != nil {
+		return err
+	}
+	if most := m.opt.MaxObjects; most > 0 && len(m.objects)+len(order) > most {
+		return errs.New(errs.Conflict, "%s: there are %d objects, and may be no more than %d (--max-objects): delete some", top.Path, len(m.objects), most)
+	}
+	return nil
 }
 
 // checkPlan makes sure that all objects that plan refers to can be used and that its names are free.
@@ -95,17 +115,6 @@ func (m *Manager) checkPlan(plan *driver.Plan) error {
 	return nil
 }
 
-// sizeOf returns how many objects plan makes.
-func sizeOf(plan *driver.Plan) int {
-	n := 1
-	for _, ref := range plan.Needs {
-		if ref.Plan != nil {
-			n += sizeOf(ref.Plan)
-		}
-	}
-	return n
-}
-
 func because(text string) string {
 	if text == "" {
 		return ""
@@ -113,20 +122,27 @@ func because(text string) string {
 	return ": " + text
 }
 
-// enter adds the objects of plan, those it needs first, and appends their ids to stack.
-func (c *change) enter(plan *driver.Plan, stack *[]int64) (int64, error) {
-	m := c.m
-	needs := make([]int64, 0, len(plan.Needs))
-	for _, ref := range plan.Needs {
-		id := ref.ID
-		if ref.Plan != nil {
-			var err error
-			if id, err = c.enter(ref.Plan, stack); err != nil {
-				return 0, err
+// enter adds the objects of a plan's levels and returns their ids, in the same order.
+func (c *change) enter(order []*driver.Plan) (stack []int64, err error) {
+	ids := make(map[*driver.Plan]int64, len(order))
+	for _, plan := range order {
+		needs := make([]int64, len(plan.Needs))
+		for i, ref := range plan.Needs {
+			if needs[i] = ref.ID; ref.Plan != nil {
+				needs[i] = ids[ref.Plan]
 			}
 		}
-		needs = append(needs, id)
+		if ids[plan], err = c.add(plan, needs); err != nil {
+			return nil, err
+		}
+		stack = append(stack, ids[plan])
 	}
+	return stack, nil
+}
+
+// add adds the object of one level.
+func (c *change) add(plan *driver.Plan, needs []int64) (int64, error) {
+	m := c.m
 	id := m.nextID
 	if err := m.graph.Add(id, needs); err != nil {
 		return 0, fmt.Errorf("%s: %w", plan.Path, err)
@@ -143,39 +159,63 @@ func (c *change) enter(plan *driver.Plan, stack *[]int64) (int64, error) {
 	for _, touched := range append(slices.Clone(needs), id) {
 		c.touch(touched)
 	}
-	*stack = append(*stack, id)
 	return id, nil
 }
 
-// bringUp is the order in which a stack comes up:
+// step is an act of a create.
+type step struct {
+	act   string
+	level int // in the order of levels
+}
+
+// stepsOf is the order in which a plan with these levels comes up:
 //
 //  1. each level, lowest first: its Up, then its result into the journal;
 //  2. the container that is to run: its start;
 //  3. each level that has something to commit, lowest first.
-func (m *Manager) bringUp(ctx context.Context, stack []int64) error {
-	for _, id := range stack {
-		if err := m.up(ctx, id); err != nil {
-			return m.explain(ctx, id, err)
-		}
-		if err := m.record(id); err != nil {
-			return err
+func stepsOf(order []*driver.Plan) (steps []step) {
+	for i := range order {
+		steps = append(steps, step{ActUp, i})
+	}
+	top := len(order) - 1
+	if u, ok := order[top].Unit.(driver.ContainerUnit); ok && u.Autostart() {
+		steps = append(steps, step{ActStart, top})
+	}
+	for i, level := range order {
+		if _, ok := level.Unit.(driver.Committer); ok {
+			steps = append(steps, step{ActCommit, i})
 		}
 	}
-	top := stack[len(stack)-1]
-	if u, ok := m.unit(top).(driver.ContainerUnit); ok && u.Autostart() {
-		if err := m.start(ctx, top, u); err != nil {
-			return m.explain(ctx, top, err)
+	return steps
+}
+
+// bringUp takes the steps of a plan whose levels have the ids in stack.
+func (m *Manager) bringUp(ctx context.Context, order []*driver.Plan, stack []int64) error {
+	for _, s := range stepsOf(order) {
+		id := stack[s.level]
+		if err := m.take(ctx, s.act, id, order[s.level].Unit); err != nil {
+			return m.explain(ctx, order[s.level].Path, err)
 		}
-	}
-	for _, id := range stack {
-		if u, ok := m.unit(id).(driver.Committer); ok {
-			site, live := m.site(id)
-			if err := m.guard("commit", id, func() error { return u.Commit(m.watch(ctx, id), site, live) }); err != nil {
-				return m.explain(ctx, id, err)
+		if s.act == ActUp {
+			if err := m.record(id); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// take takes one step.
+func (m *Manager) take(ctx context.Context, act string, id int64, u driver.Unit) error {
+	switch act {
+	case ActUp:
+		return m.up(ctx, id)
+	case ActStart:
+		return m.start(ctx, id, u.(driver.ContainerUnit))
+	default:
+		site, live := m.site(id)
+		return m.guard(act, id, func() error { return u.(driver.Committer).Commit(m.watch(ctx, id), site, live) })
+	}
 }
 
 func (m *Manager) unit(id int64) driver.Unit {
@@ -205,13 +245,8 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 }
 
 // explain says which level failed, and calls what ran out of time so.
-func (m *Manager) explain(ctx context.Context, id int64, err error) error {
-	m.mu.Lock()
-	path := m.objects[id].path
-	m.mu.Unlock()
-	if at, ok := errors.AsType[*errs.Located](err); ok {
-		path, err = path+"."+at.Path, at.Err
-	}
+func (m *Manager) explain(ctx context.Context, path string, err error) error {
+	path, err = located(path, err)
 	if errors.Is(context.Cause(ctx), errDeleted) {
 		return fmt.Errorf("%s: %w", path, errDeleted)
 	}
@@ -219,6 +254,14 @@ func (m *Manager) explain(ctx context.Context, id int64, err error) error {
 		return errs.New(errs.Deadline, "%s: not done within %s: %w", path, m.opt.CreateTimeout, err)
 	}
 	return fmt.Errorf("%s: %w", path, err)
+}
+
+// located returns the place of an error about the level at path, and what is wrong there.
+func located(path string, err error) (string, error) {
+	if at, ok := errors.AsType[*errs.Located](err); ok {
+		return path + "." + at.Path, at.Err
+	}
+	return path, err
 }
 
 // commit makes a stack ready, unless ctx has ended. From here on it stays, whatever becomes of the client.

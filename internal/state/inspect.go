@@ -97,7 +97,7 @@ func (m *Manager) inspect(v *View, mounts *mounttable.Table) error {
 	if !ok {
 		return nil
 	}
-	return m.guard("inspect", v.ID, func() error { return unit.Inspect(site, v.Live, mounts) })
+	return m.guard(actInspect, v.ID, func() error { return unit.Inspect(site, v.Live, mounts) })
 }
 
 // confirm looks once more, while nobody else acts on the object, and makes it broken.

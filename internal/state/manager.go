@@ -35,6 +35,7 @@ type Options struct {
 	RequireVerity bool          // refuse mounts and containers that are not verified
 	CreateTimeout time.Duration // for a create, the sum of its levels; 25 s
 	DeleteTimeout time.Duration // how long a delete waits for its cascade; 20 s
+	Foresight     time.Duration // how long a dry run looks at what may wait for a server; 5 s
 	RetryMin      time.Duration // before a failed teardown is tried again, doubling; 1 s
 	RetryMax      time.Duration // the longest wait between tries; 1 min
 	RestartMin    time.Duration // before a container is started again for the first time, doubling; 1 s
@@ -90,6 +91,7 @@ func New(opt Options) *Manager {
 	}{
 		{&opt.CreateTimeout, 25 * time.Second},
 		{&opt.DeleteTimeout, 20 * time.Second},
+		{&opt.Foresight, 5 * time.Second},
 		{&opt.RetryMin, time.Second},
 		{&opt.RetryMax, time.Minute},
 		{&opt.RestartMin, time.Second},

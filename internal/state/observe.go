@@ -8,9 +8,12 @@ import (
 
 // The names of an Act.
 const (
-	ActUp      = "up"
-	ActDown    = "down"
-	ActStart   = "start"
+	ActUp     = "up"
+	ActDown   = "down"
+	ActStart  = "start"
+	ActCommit = "commit" // is not told
+
+	actInspect = "inspect"
 	ActRestart = "restart" // a start that a container's policy asked for; that the start took is told as ActStart
 )
 
@@ -25,20 +28,23 @@ type Act struct {
 
 // observe tells of an act that has ended. m.mu must not be held.
 func (m *Manager) observe(name string, id int64, begun time.Time, err error) {
-	if m.opt.Observe == nil || name != ActUp && name != ActDown && name != ActStart && name != ActRestart {
+	v, path := m.viewOf(id)
+	if v == nil || name == actInspect {
 		return
 	}
-	if v := m.viewOf(id); v != nil {
-		m.opt.Observe(Act{Name: name, Class: v.Class, Kind: v.Kind, Took: time.Since(begun), Err: err})
+	took := time.Since(begun)
+	m.log.Debug("act", "act", name, "object", id, "class", v.Class, "kind", v.Kind, "path", path, "took", took, "err", err)
+	if m.opt.Observe != nil && (name == ActUp || name == ActDown || name == ActStart || name == ActRestart) {
+		m.opt.Observe(Act{Name: name, Class: v.Class, Kind: v.Kind, Took: took, Err: err})
 	}
 }
 
-// viewOf returns the view of an object as it is now, or nil.
-func (m *Manager) viewOf(id int64) *View {
+// viewOf returns the view of an object as it is now, and where it stood in its request, or nil.
+func (m *Manager) viewOf(id int64) (v *View, path string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if o := m.objects[id]; o != nil {
-		return o.view
+		return o.view, o.path
 	}
-	return nil
+	return nil, ""
 }

@@ -1,0 +1,108 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+)
+
+// ActUse stands in a plan for a need that is there already.
+const ActUse = "use"
+
+// Step is what a create would do next, or what is there for it to use.
+type Step struct {
+	Act   string // ActUse, ActUp, ActStart or ActCommit
+	Path  string // the level, as it stands in the request
+	Class driver.Class
+	Kind  string // empty for containers
+	ID    int64  // of what is there; 0 of what is to be made
+	Does  string // in words
+	// Unknown is what only the act itself finds out, and Warnings what the client is told when it is done.
+	Unknown, Warnings []string
+}
+
+// Foresee tells what Create would do with plan, in its order, or fails as Create would, as far as that can be told without
+// acting. It changes nothing. What could not be looked at in time is called unknown.
+func (m *Manager) Foresee(ctx context.Context, plan *driver.Plan) ([]Step, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.Foresight, errTooSlow)
+	defer cancel()
+	f := seer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Live{}}
+	m.mu.Lock()
+	err := m.admit(f.order)
+	f.snap = m.Snapshot()
+	m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range stepsOf(f.order) {
+		level := f.order[s.level]
+		forecast, err := f.look(ctx, s.act, level)
+		if err != nil && errors.Is(context.Cause(ctx), errTooSlow) {
+			forecast.Unknown = append(forecast.Unknown, fmt.Sprintf("whether it can be done: to look took longer than %s", m.opt.Foresight))
+		} else if err != nil {
+			path, err := located(level.Path, err)
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		f.tell(s.act, level, forecast)
+	}
+	return f.steps, nil
+}
+
+// seer collects the steps of a plan.
+type seer struct {
+	m     *Manager
+	snap  *Snapshot
+	order []*driver.Plan
+	lives map[*driver.Plan]driver.Live // as they will be
+	steps []Step
+}
+
+// look has a driver say how an act will go.
+func (f *seer) look(ctx context.Context, act string, level *driver.Plan) (forecast driver.Forecast, err error) {
+	err = f.m.guard("check", 0, func() (err error) {
+		u, checks := level.Unit.(driver.Checker)
+		starter, checksStart := level.Unit.(driver.StartChecker)
+		switch {
+		case act == ActCommit:
+			forecast.Does = "make it outlive the server"
+		case act == ActUp && checks:
+			forecast, err = u.Check(ctx, f.site(level))
+		case act == ActStart && checksStart:
+			forecast, err = starter.CheckStart(ctx, f.site(level))
+		default:
+			forecast.Unknown = []string{"whether it can be done"}
+		}
+		return err
+	})
+	return forecast, err
+}
+
+// site is where a level will stand.
+func (f *seer) site(level *driver.Plan) (site driver.Site) {
+	for _, ref := range level.Needs {
+		live := f.lives[ref.Plan]
+		if v, ok := f.snap.Get(ref.ID); ok {
+			live = v.Live
+		}
+		site.Needs = append(site.Needs, live)
+	}
+	return site
+}
+
+// tell adds a step, and before the first one of a level what it uses that is there.
+func (f *seer) tell(act string, level *driver.Plan, forecast driver.Forecast) {
+	if act == ActUp {
+		f.lives[level] = forecast.Live
+		for _, ref := range level.Needs {
+			if v, ok := f.snap.Get(ref.ID); ok {
+				f.steps = append(f.steps, Step{Act: ActUse, Path: ref.Path, Class: v.Class, Kind: v.Kind, ID: v.ID, Does: "use " + name(v)})
+			}
+		}
+	}
+	f.steps = append(f.steps, Step{
+		Act: act, Path: level.Path, Class: level.Class, Kind: level.Kind,
+		Does: forecast.Does, Unknown: forecast.Unknown, Warnings: forecast.Live.Warnings,
+	})
+}
