@@ -54,6 +54,22 @@
 //	request, read-only fields are ignored (except the `id` of a needed object), and so are fields that the server does
 //	not know; those it names in a `Warning` header. `null` means the same as a field left out.
 //
+//	## Dry runs
+//
+//	A POST to `/attach`, `/mount` or `/container` with `dry_run=true` makes nothing. It checks all that can be known without
+//	acting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems
+//	and modules of the kernel, secrets in files, and the command of a container whose root is mounted already.
+//
+//	- What would fail is answered as it would be without `dry_run`: the same status, the same message.
+//	- Else the answer is **200** with a `plan`: the steps in their order, and with each what only the act itself
+//	  can find out (`unknown`). Storage servers are not asked: whether one answers is unknown.
+//
+//	Nothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry
+//	run take 5 s, and is unknown then.
+//
+//	The operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always
+//	means that the object is there. Servers before 0.3.0 ignore `dry_run` and make what was defined.
+//
 //	## References
 //
 //	`refs` tells how many hold an object: the client that created it, if it was created by a request of its own, and

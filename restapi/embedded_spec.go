@@ -27,7 +27,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + `. It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + ` and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status.\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + `. It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + ` and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status.\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -105,6 +105,13 @@ func init() {
             "schema": {
               "$ref": "#/definitions/attach"
             }
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "name": "dry_run",
+            "in": "query"
           }
         ],
         "responses": {
@@ -284,6 +291,13 @@ func init() {
             "schema": {
               "$ref": "#/definitions/container"
             }
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "name": "dry_run",
+            "in": "query"
           }
         ],
         "responses": {
@@ -883,6 +897,13 @@ func init() {
             "schema": {
               "$ref": "#/definitions/mount"
             }
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "name": "dry_run",
+            "in": "query"
           }
         ],
         "responses": {
@@ -2482,6 +2503,118 @@ func init() {
         "index": 1,
         "size": 268435456,
         "start": 1048576
+      }
+    },
+    "plan": {
+      "description": "What a request would do: the answer to it with ` + "`" + `dry_run=true` + "`" + `. See \"Dry runs\".",
+      "type": "object",
+      "required": [
+        "steps"
+      ],
+      "properties": {
+        "steps": {
+          "description": "In the order in which they would be taken. If one fails, those before it are undone.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/plan_step"
+          }
+        }
+      },
+      "example": {
+        "steps": [
+          {
+            "act": "use",
+            "class": "mount",
+            "does": "use mount 5 (bind)",
+            "id": 5,
+            "kind": "bind",
+            "path": "container.mount.overlay.lower[0]"
+          },
+          {
+            "act": "up",
+            "class": "mount",
+            "does": "lay an overlay over one lower layer, with an upper layer in a tmpfs of 67108864 bytes",
+            "kind": "overlay",
+            "path": "container.mount"
+          },
+          {
+            "act": "up",
+            "class": "container",
+            "does": "make the log of the container",
+            "path": "container"
+          },
+          {
+            "act": "start",
+            "class": "container",
+            "does": "start /sbin/init",
+            "path": "container",
+            "unknown": [
+              "whether the root has /sbin/init, and what it needs"
+            ]
+          }
+        ]
+      }
+    },
+    "plan_step": {
+      "description": "One step of a plan.",
+      "type": "object",
+      "required": [
+        "act",
+        "path",
+        "class",
+        "does"
+      ],
+      "properties": {
+        "act": {
+          "description": "` + "`" + `use` + "`" + `: the object with this ` + "`" + `id` + "`" + ` is there and is used. ` + "`" + `up` + "`" + `: an object is made. ` + "`" + `start` + "`" + `: the container is\nstarted. ` + "`" + `commit` + "`" + `: what the kernel would take away with the server is made to stay; this comes when all else is done.\n",
+          "type": "string",
+          "enum": [
+            "use",
+            "up",
+            "start",
+            "commit"
+          ]
+        },
+        "class": {
+          "description": "The class of the object.",
+          "type": "string",
+          "enum": [
+            "attach",
+            "mount",
+            "container"
+          ]
+        },
+        "does": {
+          "description": "What the step does, in words.",
+          "type": "string"
+        },
+        "id": {
+          "description": "Of the object that is used. What is to be made has none yet.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "kind": {
+          "description": "Its kind; containers have none.",
+          "type": "string"
+        },
+        "path": {
+          "description": "The level, as it stands in the request.",
+          "type": "string"
+        },
+        "unknown": {
+          "description": "What only the step itself can find out, in words.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        }
+      },
+      "example": {
+        "act": "up",
+        "class": "attach",
+        "does": "attach the file /images/a.squashfs to a loop device",
+        "kind": "loopback",
+        "path": "mount.attach.attach"
       }
     },
     "rbd_options": {
@@ -2682,7 +2815,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + `. It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + ` and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status.\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + `. It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + ` and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status.\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -2770,6 +2903,13 @@ func init() {
             "schema": {
               "$ref": "#/definitions/attach"
             }
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "name": "dry_run",
+            "in": "query"
           }
         ],
         "responses": {
@@ -2979,6 +3119,13 @@ func init() {
             "schema": {
               "$ref": "#/definitions/container"
             }
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "name": "dry_run",
+            "in": "query"
           }
         ],
         "responses": {
@@ -3668,6 +3815,13 @@ func init() {
             "schema": {
               "$ref": "#/definitions/mount"
             }
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "name": "dry_run",
+            "in": "query"
           }
         ],
         "responses": {
@@ -5287,6 +5441,118 @@ func init() {
         "index": 1,
         "size": 268435456,
         "start": 1048576
+      }
+    },
+    "plan": {
+      "description": "What a request would do: the answer to it with ` + "`" + `dry_run=true` + "`" + `. See \"Dry runs\".",
+      "type": "object",
+      "required": [
+        "steps"
+      ],
+      "properties": {
+        "steps": {
+          "description": "In the order in which they would be taken. If one fails, those before it are undone.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/plan_step"
+          }
+        }
+      },
+      "example": {
+        "steps": [
+          {
+            "act": "use",
+            "class": "mount",
+            "does": "use mount 5 (bind)",
+            "id": 5,
+            "kind": "bind",
+            "path": "container.mount.overlay.lower[0]"
+          },
+          {
+            "act": "up",
+            "class": "mount",
+            "does": "lay an overlay over one lower layer, with an upper layer in a tmpfs of 67108864 bytes",
+            "kind": "overlay",
+            "path": "container.mount"
+          },
+          {
+            "act": "up",
+            "class": "container",
+            "does": "make the log of the container",
+            "path": "container"
+          },
+          {
+            "act": "start",
+            "class": "container",
+            "does": "start /sbin/init",
+            "path": "container",
+            "unknown": [
+              "whether the root has /sbin/init, and what it needs"
+            ]
+          }
+        ]
+      }
+    },
+    "plan_step": {
+      "description": "One step of a plan.",
+      "type": "object",
+      "required": [
+        "act",
+        "path",
+        "class",
+        "does"
+      ],
+      "properties": {
+        "act": {
+          "description": "` + "`" + `use` + "`" + `: the object with this ` + "`" + `id` + "`" + ` is there and is used. ` + "`" + `up` + "`" + `: an object is made. ` + "`" + `start` + "`" + `: the container is\nstarted. ` + "`" + `commit` + "`" + `: what the kernel would take away with the server is made to stay; this comes when all else is done.\n",
+          "type": "string",
+          "enum": [
+            "use",
+            "up",
+            "start",
+            "commit"
+          ]
+        },
+        "class": {
+          "description": "The class of the object.",
+          "type": "string",
+          "enum": [
+            "attach",
+            "mount",
+            "container"
+          ]
+        },
+        "does": {
+          "description": "What the step does, in words.",
+          "type": "string"
+        },
+        "id": {
+          "description": "Of the object that is used. What is to be made has none yet.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "kind": {
+          "description": "Its kind; containers have none.",
+          "type": "string"
+        },
+        "path": {
+          "description": "The level, as it stands in the request.",
+          "type": "string"
+        },
+        "unknown": {
+          "description": "What only the step itself can find out, in words.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        }
+      },
+      "example": {
+        "act": "up",
+        "class": "attach",
+        "does": "attach the file /images/a.squashfs to a loop device",
+        "kind": "loopback",
+        "path": "mount.attach.attach"
       }
     },
     "rbd_options": {

@@ -11,6 +11,7 @@ import (
 	"github.com/go-openapi/runtime"
 	cr "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
+	"github.com/go-openapi/swag/conv"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -63,6 +64,11 @@ MountParams contains all the parameters to send to the API endpoint
 */
 type MountParams struct {
 
+	// DryRun.
+	//
+	// Make nothing and answer 200 with a `plan`; see "Dry runs".
+	DryRun *bool
+
 	// Mount.
 	//
 	// The `kind` and the definition in the field of the same name.
@@ -85,7 +91,18 @@ func (o *MountParams) WithDefaults() *MountParams {
 //
 // All values with no default are reset to their zero value.
 func (o *MountParams) SetDefaults() {
-	// no default values defined for this parameter
+	var (
+		dryRunDefault = bool(false)
+	)
+
+	val := MountParams{
+		DryRun: &dryRunDefault,
+	}
+
+	val.inner.timeout = o.inner.timeout
+	val.inner.ctx = o.inner.ctx
+	val.HTTPClient = o.HTTPClient
+	*o = val
 }
 
 // WithTimeout adds the timeout to the mount params.
@@ -125,6 +142,17 @@ func (o *MountParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
+// WithDryRun adds the dryRun to the mount params.
+func (o *MountParams) WithDryRun(dryRun *bool) *MountParams {
+	o.SetDryRun(dryRun)
+	return o
+}
+
+// SetDryRun adds the dryRun to the mount params.
+func (o *MountParams) SetDryRun(dryRun *bool) {
+	o.DryRun = dryRun
+}
+
 // WithMount adds the mount to the mount params.
 func (o *MountParams) WithMount(mount *models.Mount) *MountParams {
 	o.SetMount(mount)
@@ -142,6 +170,23 @@ func (o *MountParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registr
 		return err
 	}
 	var res []error
+
+	if o.DryRun != nil {
+
+		// query param dry_run
+		var qrDryRun bool
+
+		if o.DryRun != nil {
+			qrDryRun = *o.DryRun
+		}
+		qDryRun := conv.FormatBool(qrDryRun)
+		if qDryRun != "" {
+
+			if err := r.SetQueryParam("dry_run", qDryRun); err != nil {
+				return err
+			}
+		}
+	}
 	if o.Mount != nil {
 		if err := r.SetBodyParam(o.Mount); err != nil {
 			return err

@@ -3,9 +3,12 @@ package api
 import (
 	"net/http"
 
+	"github.com/go-openapi/runtime"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/models"
 )
 
 // create makes def and everything it is given whole, and returns it as it is now.
@@ -22,6 +25,53 @@ func (a *api) create(r *http.Request, def driver.Object) (driver.Object, error) 
 	warnOfCreated(r, snap, plan, id)
 	return render(snap, id)
 }
+
+// foresee answers what create would do.
+func (a *api) foresee(r *http.Request, def driver.Object) (planned, error) {
+	plan, err := a.drivers.Plan(def)
+	if err != nil {
+		return planned{}, err
+	}
+	steps, err := a.manager.Foresee(r.Context(), plan)
+	if err != nil {
+		return planned{}, err
+	}
+	answer := &models.Plan{}
+	for _, s := range steps {
+		answer.Steps = append(answer.Steps, &models.PlanStep{
+			Act: &s.Act, Path: &s.Path, Class: new(string(s.Class)), Kind: s.Kind, ID: s.ID, Does: &s.Does,
+			Unknown: append([]string{}, s.Unknown...), // a list is never null
+		})
+		for _, text := range s.Warnings {
+			warn(r, "%s.%s", s.Path, text)
+		}
+	}
+	return planned{answer}, nil
+}
+
+// planned is the answer to a dry run. The operations do not declare it: a second answer that is a success would change the
+// signature of what is generated for clients.
+type planned struct{ plan *models.Plan }
+
+// WriteResponse implements middleware.Responder.
+func (p planned) WriteResponse(w http.ResponseWriter, producer runtime.Producer) {
+	w.WriteHeader(http.StatusOK)
+	if err := producer.Produce(w, p.plan); err != nil {
+		panic(err) // as in generated code; observe deals with it
+	}
+}
+
+// AttachResponder makes it an answer to POST /attach.
+func (planned) AttachResponder() {}
+
+// MountResponder makes it an answer to POST /mount.
+func (planned) MountResponder() {}
+
+// CreateContainerResponder makes it an answer to POST /container.
+func (planned) CreateContainerResponder() {}
+
+// isSet tells whether a parameter that may be left out is true.
+func isSet(p *bool) bool { return p != nil && *p }
 
 // warnOfCreated passes on the warnings about an object and those that were made with it.
 func warnOfCreated(r *http.Request, snap *state.Snapshot, plan *driver.Plan, id int64) {
@@ -46,7 +96,7 @@ func (a *api) remove(r *http.Request, t target, force *bool) (driver.Object, err
 		return driver.Object{}, err
 	}
 	about(r, t.class, id)
-	snap, warnings, err := a.manager.Delete(r.Context(), t.class, id, force != nil && *force)
+	snap, warnings, err := a.manager.Delete(r.Context(), t.class, id, isSet(force))
 	for _, text := range warnings {
 		warn(r, "%s", text)
 	}

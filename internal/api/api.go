@@ -29,6 +29,8 @@ import (
 type Manager interface {
 	// Create makes a stack, all or nothing. The snapshot holds the new object and everything below it.
 	Create(ctx context.Context, plan *driver.Plan) (*state.Snapshot, int64, error)
+	// Foresee tells what Create would do. It changes nothing.
+	Foresee(ctx context.Context, plan *driver.Plan) ([]state.Step, error)
 	// Delete removes an object. The snapshot is from before.
 	Delete(ctx context.Context, class driver.Class, id int64, force bool) (*state.Snapshot, []string, error)
 	// SetState brings a container into the state running, exited or paused.

@@ -21,7 +21,11 @@ func (a *api) listAttachments(p attachments.ListAttachmentsParams) (attachments.
 
 // POST /attach
 func (a *api) attach(p attachments.AttachParams) (attachments.AttachResponder, error) {
-	made, err := a.create(p.HTTPRequest, driver.Object{Attach: p.Attach})
+	def := driver.Object{Attach: p.Attach}
+	if isSet(p.DryRun) {
+		return a.foresee(p.HTTPRequest, def)
+	}
+	made, err := a.create(p.HTTPRequest, def)
 	if err != nil {
 		return nil, err
 	}

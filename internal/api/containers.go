@@ -22,7 +22,11 @@ func (a *api) listContainers(p containers.ListContainersParams) (containers.List
 
 // POST /container
 func (a *api) createContainer(p containers.CreateContainerParams) (containers.CreateContainerResponder, error) {
-	made, err := a.create(p.HTTPRequest, driver.Object{Container: p.Container})
+	def := driver.Object{Container: p.Container}
+	if isSet(p.DryRun) {
+		return a.foresee(p.HTTPRequest, def)
+	}
+	made, err := a.create(p.HTTPRequest, def)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,9 @@ func TestDefaultsOfQueries(t *testing.T) {
 		t.Fatal(err)
 	}
 	params := map[string]any{
+		"attach":             attachments.NewAttachParams(),
+		"mount":              mounts.NewMountParams(),
+		"create_container":   containers.NewCreateContainerParams(),
 		"delete_attach":      attachments.NewDeleteAttachParams(),
 		"delete_mount":       mounts.NewDeleteMountParams(),
 		"delete_container":   containers.NewDeleteContainerParams(),

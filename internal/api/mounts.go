@@ -21,7 +21,11 @@ func (a *api) listMounts(p mounts.ListMountsParams) (mounts.ListMountsResponder,
 
 // POST /mount
 func (a *api) mount(p mounts.MountParams) (mounts.MountResponder, error) {
-	made, err := a.create(p.HTTPRequest, driver.Object{Mount: p.Mount})
+	def := driver.Object{Mount: p.Mount}
+	if isSet(p.DryRun) {
+		return a.foresee(p.HTTPRequest, def)
+	}
+	made, err := a.create(p.HTTPRequest, def)
 	if err != nil {
 		return nil, err
 	}

@@ -13,8 +13,9 @@ import (
 )
 
 type createCommand struct {
-	Name string `long:"name" value-name:"NAME" description:"the name of the container, in place of the definition's"`
-	Args struct {
+	Name   string `long:"name" value-name:"NAME" description:"the name of the container, in place of the definition's"`
+	DryRun bool   `long:"dry-run" description:"make nothing, but check the definition on the node and show what would be done"`
+	Args   struct {
 		File flags.Filename `positional-arg-name:"FILE" description:"the definition in JSON or YAML; - for standard input"`
 	} `positional-args:"yes" required:"yes"`
 }
@@ -33,16 +34,17 @@ func (c *createCommand) run(ctx context.Context, a *app) error {
 	}
 	switch what {
 	case classContainer:
-		return a.createContainer(ctx, definition, func(m *models.Container) { rename(m, c.Name) })
+		return a.createContainer(ctx, definition, c.DryRun, func(m *models.Container) { rename(m, c.Name) })
 	case classMount:
-		return a.createMount(ctx, definition)
+		return a.createMount(ctx, definition, c.DryRun)
 	}
-	return a.createAttach(ctx, definition)
+	return a.createAttach(ctx, definition, c.DryRun)
 }
 
 type runCommand struct {
-	Name string `long:"name" value-name:"NAME" description:"its name, in place of the definition's"`
-	Args struct {
+	Name   string `long:"name" value-name:"NAME" description:"its name, in place of the definition's"`
+	DryRun bool   `long:"dry-run" description:"make nothing, but check the definition on the node and show what would be done"`
+	Args   struct {
 		File flags.Filename `positional-arg-name:"FILE" description:"the definition in JSON or YAML; - for standard input"`
 	} `positional-args:"yes" required:"yes"`
 }
@@ -57,7 +59,7 @@ func (c *runCommand) run(ctx context.Context, a *app) error {
 	} else if what != classContainer {
 		return usage("run is for containers, and this defines another object: use create")
 	}
-	return a.createContainer(ctx, definition, func(m *models.Container) {
+	return a.createContainer(ctx, definition, c.DryRun, func(m *models.Container) {
 		rename(m, c.Name)
 		m.State = "running"
 	})
@@ -69,12 +71,18 @@ func rename(m *models.Container, name string) {
 	}
 }
 
-func (a *app) createContainer(ctx context.Context, definition []byte, change func(*models.Container)) error {
+func (a *app) createContainer(ctx context.Context, definition []byte, dry bool, change func(*models.Container)) error {
 	m, err := decode[models.Container](definition)
 	if err != nil {
 		return err
 	}
 	change(m)
+	if dry {
+		return a.foresee(func(c *connection, p *planReader) error {
+			_, err := c.Containers.CreateContainerContext(ctx, &containers.CreateContainerParams{Container: m, DryRun: &dry}, p.instead(containers.NewCreateContainerCreated()))
+			return err
+		})
+	}
 	return a.created(ctx, func(c *connection) (object, error) {
 		answer, err := c.Containers.CreateContainerContext(ctx, &containers.CreateContainerParams{Container: m})
 		if err != nil {
@@ -84,10 +92,16 @@ func (a *app) createContainer(ctx context.Context, definition []byte, change fun
 	})
 }
 
-func (a *app) createMount(ctx context.Context, definition []byte) error {
+func (a *app) createMount(ctx context.Context, definition []byte, dry bool) error {
 	m, err := decode[models.Mount](definition)
 	if err != nil {
 		return err
+	}
+	if dry {
+		return a.foresee(func(c *connection, p *planReader) error {
+			_, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m, DryRun: &dry}, p.instead(mounts.NewMountCreated()))
+			return err
+		})
 	}
 	return a.created(ctx, func(c *connection) (object, error) {
 		answer, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m})
@@ -98,10 +112,16 @@ func (a *app) createMount(ctx context.Context, definition []byte) error {
 	})
 }
 
-func (a *app) createAttach(ctx context.Context, definition []byte) error {
+func (a *app) createAttach(ctx context.Context, definition []byte, dry bool) error {
 	m, err := decode[models.Attach](definition)
 	if err != nil {
 		return err
+	}
+	if dry {
+		return a.foresee(func(c *connection, p *planReader) error {
+			_, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m, DryRun: &dry}, p.instead(attachments.NewAttachCreated()))
+			return err
+		})
 	}
 	return a.created(ctx, func(c *connection) (object, error) {
 		answer, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m})

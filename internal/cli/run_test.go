@@ -77,6 +77,42 @@ func TestExitStatuses(t *testing.T) {
 	}
 }
 
+// A dry run shows the plan. A server that knows none makes what was defined, which must not go unnoticed.
+func TestDryRuns(t *testing.T) {
+	t.Parallel()
+	const plan = `{"steps": [
+		{"act": "use", "path": "container.mount", "class": "mount", "kind": "bind", "id": 5, "does": "use mount 5 (bind)"},
+		{"act": "start", "path": "container", "class": "container", "does": "start /bin/true", "unknown": ["whether it is there", "more"]}]}`
+	const table = `
+ACT    LEVEL            WHAT
+use    container.mount  use mount 5 (bind)
+start  container        start /bin/true
+                        unknown: whether it is there
+                        unknown: more
+`
+	for name, test := range map[string]struct {
+		code         int
+		body, args   string
+		status       int
+		out, mention string
+	}{
+		"run":     {200, plan, "run --dry-run -", 0, table[1:], ""},
+		"create":  {200, plan, "create - --dry-run", 0, table[1:], ""},
+		"refused": {409, `{"code": 409, "message": "busy"}`, "run --dry-run -", 1, "", "busy"},
+		"made":    {201, `{"id": 4, "command": "/bin/true", "mount": {"id": 5}}`, "run --dry-run -", 1, "", "knows no dry runs and has made it"},
+		"cut off": {200, `{"steps": [`, "run --dry-run -", 4, "", "read the answer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := answer(t, test.code, "", test.body)
+			status, out, errors := perform(t.Context(), `{"command": "/bin/true", "mount": {"id": 5}}`, append([]string{"--host", url}, strings.Fields(test.args)...)...)
+			if status != test.status || out != test.out || !strings.Contains(errors, test.mention) || (errors == "") != (test.mention == "") {
+				t.Errorf("status %d, out %q, errors %q; want %d, %q, %q", status, out, errors, test.status, test.out, test.mention)
+			}
+		})
+	}
+}
+
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	for host, want := range map[string]string{

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
 //go:embed testdata/wrong.json
@@ -32,6 +33,7 @@ type wrong struct {
 	Status  int               `json:"status"`  // of the answer
 	Message []string          `json:"message"` // parts of the answer's message
 	Warning string            `json:"warning"` // part of the answer's Warning header
+	Sudden  bool              `json:"sudden"`  // a dry run can't foresee it
 }
 
 // repeat is a long text: the parts before, n times the middle, and after.
@@ -79,9 +81,17 @@ func TestWrongInputs(t *testing.T) {
 			for key, value := range w.Header {
 				req.Header.Set(key, value)
 			}
+			dry := n.dry(t, req)
 			a, err := n.Send(req)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if dry.Status == http.StatusOK {
+				if a.Status != http.StatusCreated && !w.Sudden {
+					t.Errorf("a dry run does not foresee %d: %s", a.Status, a.Body)
+				}
+			} else if method == http.MethodPost && (dry.Status != a.Status || dry.Message() != a.Message()) {
+				t.Errorf("a dry run answers %d %q, and the request itself %d %q", dry.Status, dry.Message(), a.Status, a.Message())
 			}
 			if a.Status != w.Status {
 				t.Errorf("status %d, want %d: %.1000s", a.Status, w.Status, a.Body)
@@ -104,6 +114,21 @@ func TestWrongInputs(t *testing.T) {
 		})
 	}
 	state.Same(t)
+}
+
+// dry sends a POST before it is meant.
+func (n *node) dry(t *testing.T, req *http.Request) (a harness.Answer) {
+	t.Helper()
+	if req.Method != http.MethodPost {
+		return a
+	}
+	body, err := req.GetBody()
+	must(t, err)
+	first := req.Clone(t.Context())
+	first.URL.RawQuery, first.Body = "dry_run=true", body
+	a, err = n.Send(first)
+	must(t, err)
+	return a
 }
 
 // undo deletes what a tolerated request has created.

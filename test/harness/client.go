@@ -179,7 +179,8 @@ func valid(req *http.Request, resp *http.Response, data []byte) error {
 		return fmt.Errorf("content type %q", kind)
 	}
 	want := http.StatusOK
-	if req.Method == http.MethodPost && resource != "/container/exec" {
+	dry := req.URL.Query().Get("dry_run") == "true"
+	if req.Method == http.MethodPost && resource != "/container/exec" && !dry {
 		want = http.StatusCreated
 	}
 	if resp.StatusCode < 300 && resp.StatusCode != want {
@@ -187,6 +188,9 @@ func valid(req *http.Request, resp *http.Response, data []byte) error {
 	}
 	if resp.StatusCode >= 300 {
 		return validError(resp.StatusCode, data)
+	}
+	if dry {
+		return validObject(new(models.Plan), data)
 	}
 	var one func() validated
 	switch resource {

@@ -8,16 +8,25 @@ import (
 	"github.com/go-openapi/errors"
 	"github.com/go-openapi/runtime"
 	"github.com/go-openapi/runtime/middleware"
+	"github.com/go-openapi/strfmt"
+	"github.com/go-openapi/swag/conv"
 	"github.com/go-openapi/validate"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // NewAttachParams creates a new AttachParams object
-//
-// There are no default values defined in the spec.
+// with the default values initialized.
 func NewAttachParams() AttachParams {
 
-	return AttachParams{}
+	var (
+		// initialize parameters with default values
+
+		dryRunDefault = bool(false)
+	)
+
+	return AttachParams{
+		DryRun: &dryRunDefault,
+	}
 }
 
 // AttachParams contains all the bound params for the attach operation
@@ -30,6 +39,10 @@ type AttachParams struct {
 	// The `kind` and the definition in the field of the same name.
 	// In: body
 	Attach *models.Attach
+	// Make nothing and answer 200 with a `plan`; see "Dry runs".
+	// In: query
+	// Default: false
+	DryRun *bool
 }
 
 // BindRequest both binds and validates a request, it assumes that complex things implement a Validatable(strfmt.Registry) error interface
@@ -40,6 +53,7 @@ func (o *AttachParams) BindRequest(r *http.Request, route *middleware.MatchedRou
 	var res []error
 
 	o.HTTPRequest = r
+	qs := runtime.Values(r.URL.Query())
 
 	if runtime.HasBody(r) {
 		defer func() {
@@ -64,8 +78,37 @@ func (o *AttachParams) BindRequest(r *http.Request, route *middleware.MatchedRou
 			}
 		}
 	}
+
+	qDryRun, qhkDryRun, _ := qs.GetOK("dry_run")
+	if err := o.bindDryRun(qDryRun, qhkDryRun, route.Formats); err != nil {
+		res = append(res, err)
+	}
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+// bindDryRun binds and validates parameter DryRun from query.
+func (o *AttachParams) bindDryRun(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	var raw string
+	if len(rawData) > 0 {
+		raw = rawData[len(rawData)-1]
+	}
+
+	// Required: false
+	// AllowEmptyValue: false
+
+	if raw == "" { // empty values pass all other validations
+		// Default values have been previously initialized by NewAttachParams()
+		return nil
+	}
+
+	value, err := conv.ConvertBool(raw)
+	if err != nil {
+		return errors.InvalidType("dry_run", "query", "bool", raw)
+	}
+	o.DryRun = &value
+
 	return nil
 }

@@ -8,16 +8,25 @@ import (
 	"github.com/go-openapi/errors"
 	"github.com/go-openapi/runtime"
 	"github.com/go-openapi/runtime/middleware"
+	"github.com/go-openapi/strfmt"
+	"github.com/go-openapi/swag/conv"
 	"github.com/go-openapi/validate"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // NewMountParams creates a new MountParams object
-//
-// There are no default values defined in the spec.
+// with the default values initialized.
 func NewMountParams() MountParams {
 
-	return MountParams{}
+	var (
+		// initialize parameters with default values
+
+		dryRunDefault = bool(false)
+	)
+
+	return MountParams{
+		DryRun: &dryRunDefault,
+	}
 }
 
 // MountParams contains all the bound params for the mount operation
@@ -27,6 +36,10 @@ func NewMountParams() MountParams {
 type MountParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
+	// Make nothing and answer 200 with a `plan`; see "Dry runs".
+	// In: query
+	// Default: false
+	DryRun *bool
 	// The `kind` and the definition in the field of the same name.
 	// In: body
 	Mount *models.Mount
@@ -40,6 +53,12 @@ func (o *MountParams) BindRequest(r *http.Request, route *middleware.MatchedRout
 	var res []error
 
 	o.HTTPRequest = r
+	qs := runtime.Values(r.URL.Query())
+
+	qDryRun, qhkDryRun, _ := qs.GetOK("dry_run")
+	if err := o.bindDryRun(qDryRun, qhkDryRun, route.Formats); err != nil {
+		res = append(res, err)
+	}
 
 	if runtime.HasBody(r) {
 		defer func() {
@@ -67,5 +86,29 @@ func (o *MountParams) BindRequest(r *http.Request, route *middleware.MatchedRout
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+// bindDryRun binds and validates parameter DryRun from query.
+func (o *MountParams) bindDryRun(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	var raw string
+	if len(rawData) > 0 {
+		raw = rawData[len(rawData)-1]
+	}
+
+	// Required: false
+	// AllowEmptyValue: false
+
+	if raw == "" { // empty values pass all other validations
+		// Default values have been previously initialized by NewMountParams()
+		return nil
+	}
+
+	value, err := conv.ConvertBool(raw)
+	if err != nil {
+		return errors.InvalidType("dry_run", "query", "bool", raw)
+	}
+	o.DryRun = &value
+
 	return nil
 }
