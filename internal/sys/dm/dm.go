@@ -94,13 +94,23 @@ func refused(id string, target Target, cause error, words string) error {
 	}
 }
 
+// Find fails as Make would if the node has no device mapper. It loads nothing.
+func (m Mapper) Find(ctx context.Context) error {
+	if _, err := os.Stat(controlNode); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return module.Find(ctx, m.Gate, moduleName)
+}
+
+const moduleName = "dm_mod"
+
 // load opens the control node and loads the device mapper's module if there is none.
 func (m Mapper) load(ctx context.Context) (*os.File, error) {
 	control, err := os.Open(controlNode)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return control, err
 	}
-	if err := module.Load(ctx, m.Gate, "dm_mod"); err != nil {
+	if err := module.Load(ctx, m.Gate, moduleName); err != nil {
 		return nil, err
 	}
 	control, err = os.Open(controlNode)

@@ -77,6 +77,27 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	return live, nil
 }
 
+// Check implements driver.Checker. Of a hash tree something is known only if the devices are there already.
+func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
+	f, err := u.Under.(driver.Checker).Check(ctx, u.below(site)) // all attach drivers have one
+	f.Does += ", and check what is read from it against a root hash"
+	if err != nil {
+		return f, err
+	}
+	data, hash := f.Live.Device, f.Live.Device
+	if u.Verity.HashDevice {
+		hash = site.Needs[len(site.Needs)-1].Device
+	}
+	f.Live.Device = &driver.Device{ReadOnly: true, Remote: data.Remote || hash.Remote}
+	f.Unknown = append(f.Unknown, "whether the root hash is that of the device")
+	if data.Made() && hash.Made() {
+		if _, err := u.superblock(ctx, data, hash); err != nil {
+			return f, err
+		}
+	}
+	return f, u.driver.mapper.Find(ctx)
+}
+
 // cover makes the device above; what it returns with an error is there and must go again.
 func (u *unit) cover(ctx context.Context, site driver.Site, under driver.Live) (driver.Live, error) {
 	d, n := u.driver, notes{Name: u.name(site.ID), Under: under}
