@@ -46,7 +46,9 @@ type kraken struct {
 	shown    map[string]state             // of the last list
 	fates    map[string]string
 	tried    map[string]int
-	lasts    map[string]int64 // the code of the last error of an image
+	creating map[string]bool
+	failures map[string]int   // how often an image has failed, in all
+	lasts    map[string]int64 // the code of its last error
 	triggers map[string]map[string][]func()
 }
 
@@ -72,7 +74,7 @@ func module(t *testing.T, n *node) *kraken {
 		t: t, quit: make(chan struct{}), back: func(retries int) time.Duration { return krakenPoll / 4 << retries },
 		api:    client.New(httptransport.NewWithClient(n.Address, client.DefaultBasePath, []string{"http"}, &http.Client{Transport: plain}), strfmt.Default),
 		config: map[string]*models.Container{}, shown: map[string]state{}, fates: map[string]string{}, tried: map[string]int{},
-		lasts: map[string]int64{}, triggers: map[string]map[string][]func(){},
+		creating: map[string]bool{}, failures: map[string]int{}, lasts: map[string]int64{}, triggers: map[string]map[string][]func(){},
 	}
 	ticker := time.NewTicker(krakenPoll)
 	k.work.Go(func() {
@@ -128,7 +130,7 @@ func (k *kraken) changed(name, now string) {
 	k.mu.Lock()
 	due := k.triggers[name][now]
 	delete(k.triggers[name], now)
-	wanted := k.config[name] != nil
+	wanted := k.config[name] != nil && (now != gone || k.fates[name] != fateError && k.fates[name] != fateFatal)
 	k.mu.Unlock()
 	for _, do := range due {
 		do()
@@ -160,13 +162,23 @@ func (k *kraken) expect(name, want string, do func()) {
 	k.triggers[name][want] = append(k.triggers[name][want], do)
 }
 
+// create does nothing while the same image is being created.
 func (k *kraken) create(name string) {
 	k.mu.Lock()
 	def := k.config[name]
+	if def == nil || k.creating[name] {
+		k.mu.Unlock()
+		return
+	}
+	k.creating[name] = true
 	k.mu.Unlock()
 	params := containers.NewCreateContainerParams()
 	params.Container = def
-	if _, err := k.api.Containers.CreateContainer(params); err != nil {
+	_, err := k.api.Containers.CreateContainer(params)
+	k.mu.Lock()
+	k.creating[name] = false
+	k.mu.Unlock()
+	if err != nil {
 		k.failed(name, err)
 		return
 	}
@@ -236,6 +248,7 @@ func (k *kraken) failed(name string, err error) {
 func (k *kraken) raise(name string, code int64) {
 	k.mu.Lock()
 	k.lasts[name] = code
+	k.failures[name]++
 	k.tried[name]++
 	tried := k.tried[name]
 	wanted := k.config[name] != nil
@@ -283,39 +296,45 @@ func (k *kraken) define(name string, def *models.Container) {
 	}
 }
 
-// becomes waits until the kraken thinks so of an image; each of its own steps may take a minute.
+// until waits for what a kraken comes to know; each of its own steps may take a minute.
+func (k *kraken) until(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	holds := func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return cond()
+	}
+	for end := time.Now().Add(time.Minute); !holds(); <-time.After(krakenPoll / 20) {
+		if time.Now().After(end) {
+			t.Fatalf("waited a minute in vain: %s; it thinks %v, and the last errors were %v", what, k.fates, k.lasts)
+		}
+	}
+}
+
+// becomes waits until the kraken thinks so of an image.
 func (k *kraken) becomes(t *testing.T, name, fate string) {
 	t.Helper()
-	end := time.Now().Add(time.Minute)
-	for {
-		k.mu.Lock()
-		now, code := k.fates[name], k.lasts[name]
-		k.mu.Unlock()
-		if now == fate {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("image %s is %q after a minute, not %q; its last error was %d", name, now, fate, code)
-		}
-		<-time.After(krakenPoll / 20)
-	}
+	k.until(t, name+" becomes "+fate, func() bool { return k.fates[name] == fate })
+}
+
+// recovers waits until an image has failed once more than it had, and is active again.
+func (k *kraken) recovers(t *testing.T, name string, failed int) {
+	t.Helper()
+	k.until(t, name+" fails", func() bool { return k.failures[name] > failed })
+	k.becomes(t, name, fateActive)
 }
 
 // forgets waits until no list has the container of an image.
 func (k *kraken) forgets(t *testing.T, name string) {
 	t.Helper()
-	testkit.Eventually(t, name+" is gone", func() bool {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		return k.shown[name].name == gone
-	})
+	k.until(t, name+" is gone", func() bool { return k.shown[name].name == gone })
 }
 
-// lastError is the code of the last error of an image.
-func (k *kraken) lastError(name string) int64 {
+// last is how often an image has failed, and the code of its last error.
+func (k *kraken) last(name string) (failed int, code int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.lasts[name]
+	return k.failures[name], k.lasts[name]
 }
 
 // follows are the states that can follow each other in lists that are read without a pause, but for those that are passed in less
@@ -377,9 +396,9 @@ func TestKrakenModule(t *testing.T) {
 	for name, signal := range map[string]syscall.Signal{"is killed": syscall.SIGKILL, "ends by itself": syscall.SIGTERM} {
 		t.Run(name, func(t *testing.T) {
 			before := n.named(t, "app")
+			failed, _ := k.last("app")
 			must(t, syscall.Kill(int(before.Pid), signal))
-			k.becomes(t, "app", fateError)
-			k.becomes(t, "app", fateActive)
+			k.recovers(t, "app", failed)
 			if after := n.named(t, "app"); after.ID <= before.ID {
 				t.Errorf("container %d was not made anew", before.ID)
 			}
@@ -390,8 +409,8 @@ func TestKrakenModule(t *testing.T) {
 		late := image(forever)
 		late.Mount = overlay(squash(path))
 		k.define("late", late)
-		k.becomes(t, "late", fateError)
-		if code := k.lastError("late"); code != http.StatusUnprocessableEntity {
+		k.until(t, "late fails", func() bool { return k.failures["late"] > 0 })
+		if _, code := k.last("late"); code != http.StatusUnprocessableEntity {
 			t.Errorf("an image that is not there is error %d", code)
 		}
 		must(t, os.Link(n.image, path))
@@ -404,19 +423,18 @@ func TestKrakenModule(t *testing.T) {
 		k.define("bad", bad)
 		k.becomes(t, "bad", fateFatal)
 		k.define("bad", nil)
-		for _, m := range n.list(t, "/mount") {
-			if m.Refs != 1 || m.Phase != "ready" {
-				t.Errorf("of an image that was given up is left: %+v", m)
-			}
-		}
+		k.until(t, "nothing is left of an image that was given up", func() bool {
+			return !slices.ContainsFunc(n.list(t, "/mount"), func(m object) bool { return m.Refs != 1 || m.Phase != "ready" })
+		})
 	})
 	t.Run("refusals", func(t *testing.T) {
 		// One that it does not expect, of each operation: a name that is taken, none to stop, none to delete.
+		failed, _ := k.last("app")
 		k.create("app")
-		if code := k.lastError("app"); code != http.StatusConflict {
+		if _, code := k.last("app"); code != http.StatusConflict {
 			t.Errorf("a name that is taken is error %d", code)
 		}
-		k.becomes(t, "app", fateActive) // it has made it anew
+		k.recovers(t, "app", failed)
 		none := "none"
 		state := containers.NewSetContainerStateParams()
 		state.Name, state.State = &none, "exited"
@@ -426,7 +444,7 @@ func TestKrakenModule(t *testing.T) {
 		remove.Name = &none
 		_, err = k.api.Containers.DeleteContainer(remove)
 		k.failed(none, err)
-		if code := k.lastError(none); code != http.StatusNotFound {
+		if _, code := k.last(none); code != http.StatusNotFound {
 			t.Errorf("a name that nobody has is error %d", code)
 		}
 	})
@@ -435,9 +453,7 @@ func TestKrakenModule(t *testing.T) {
 		k.define("data", nil)
 		k.forgets(t, "app")
 		k.forgets(t, "data")
-		if left := n.everything(t.Context(), t); left != "[] [] []" {
-			t.Errorf("left: %s", left)
-		}
+		k.until(t, "nothing is left", func() bool { return n.everything(t.Context(), t) == "[] [] []" })
 	})
 	p.inOrder(t)
 }
@@ -454,9 +470,9 @@ func TestKrakenHangingCreate(t *testing.T) {
 	begin := time.Now()
 	local := &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &disk.Path}}
 	k.define("slow", &models.Container{Command: to(forever), Mount: device(local, "ext4")})
-	k.becomes(t, "slow", fateError)
-	if code, took := k.lastError("slow"), time.Since(begin); code != http.StatusGatewayTimeout || took > 30*time.Second {
-		t.Errorf("a create that hangs is error %d after %v", code, took)
+	k.until(t, "slow fails", func() bool { return k.failures["slow"] > 0 })
+	if _, code := k.last("slow"); code != http.StatusGatewayTimeout || time.Since(begin) > 30*time.Second {
+		t.Errorf("a create that hangs is error %d after %v", code, time.Since(begin))
 	}
 	resume()
 	k.becomes(t, "slow", fateActive)
