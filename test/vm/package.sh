@@ -21,7 +21,7 @@ cp test/vm/guest/main "$work/vm/run"
 
 SECONDS=0
 ended=0
-test/vm/guest.sh -t "${VM_LIMIT:-600}" -a "$work" -o $shared test/vm/guest/package | tee "$work/output" || ended=$?
+test/vm/guest.sh -t "${VM_LIMIT:-870}" -a "$work" -o $shared test/vm/guest/package | tee "$work/output" || ended=$?
 sed -nE 's/^--- (PASS|FAIL): ([A-Za-z]+).*/{"Action":"\L\1\E","Package":"test\/vm\/package","Test":"\2"}/p' "$work/output" >bin/report/vm-package.json
 echo "vm: package: ran it in $SECONDS s, of which the boot took $(sed -n 's/^boot //p' $shared/status) s"
 exit "$ended"
