@@ -43,8 +43,24 @@ func (all objects) String() string {
 	return out.String()
 }
 
-// all asks for all objects.
+// all returns all objects. They come in three answers: it asks until two rounds are the same, since what a lower object is in one may
+// be from before what an upper one is in the next.
 func (s *server) all() (objects, error) {
+	last, err := s.lists()
+	for range 10 {
+		var again objects
+		if err == nil {
+			again, err = s.lists()
+		}
+		if err != nil || maps.Equal(last, again) {
+			break
+		}
+		last = again
+	}
+	return last, err
+}
+
+func (s *server) lists() (objects, error) {
 	out := objects{}
 	for _, path := range []string{"/attach", "/mount", "/container"} {
 		a, err := s.Do(context.Background(), http.MethodGet, path, nil)
