@@ -51,7 +51,7 @@ func (l *lab) sealed(attach def, tree string) def {
 	} else {
 		const size = 32 << 20 // of the file system, half of the disk
 		o := l.must(http.MethodPost, "/attach", attach)
-		testkit.Run(l, "mkfs.ext4", "-q", "-F", "-d", testkit.Busybox(l), o.DeviceFile, "32M")
+		testkit.Run(l, "mkfs.ext4", "-q", "-F", "-b", "4096", "-d", testkit.Busybox(l), o.DeviceFile, "32M")
 		verity["root_hash"], verity["hash_offset"] = testkit.HashDevice(l, o.DeviceFile, size), size
 		l.must(http.MethodDelete, fmt.Sprintf("/attach?id=%d", o.ID), nil)
 	}
