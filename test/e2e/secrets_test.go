@@ -61,6 +61,14 @@ func TestSecretsOfFailures(t *testing.T) {
 		bodies = append(bodies, body[:len(body)-2]) // cut off
 	}
 	var answers strings.Builder
+	var told strings.Builder
+	stream, err := n.Stream(t.Context(), "/events", nil)
+	must(t, err)
+	listening := make(chan struct{})
+	go func() {
+		defer close(listening)
+		_, _ = io.Copy(&told, stream.Body)
+	}()
 	pending := make(chan struct{})
 	go func() {
 		defer close(pending)
@@ -77,13 +85,15 @@ func TestSecretsOfFailures(t *testing.T) {
 		collect(t, n, places)
 	}
 	collect(t, n, places)
-	places["answers"], places["log"] = answers.String(), n.Log()
+	must(t, stream.Body.Close())
+	<-listening
+	places["answers"], places["log"], places["events"] = answers.String(), n.Log(), told.String()
 	for where, text := range places {
 		if strings.Contains(text, canary) || strings.Contains(text, cephCanary) || strings.Contains(text, strings.TrimRight(cephCanary, "=")) {
 			t.Errorf("%s gives the secret away", where)
 		}
 	}
-	if !strings.Contains(places["answers"], "others than root may use it") || places[n.RunDir+"/journal.db"] == "" {
+	if !strings.Contains(places["answers"], "others than root may use it") || !strings.Contains(places["events"], `"iscsi"`) || places[n.RunDir+"/journal.db"] == "" {
 		t.Errorf("the test did not get where it should: %s", places["answers"])
 	}
 }
