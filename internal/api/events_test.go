@@ -256,7 +256,11 @@ func TestEventsGoOn(t *testing.T) {
 			t.Errorf("%s begins anew after %s, want %s", id, e.Last, ids[3])
 		}
 	}
+	begun := time.Now()
 	e = s.mustListen(t, "", ids[3])
+	if took := time.Since(begun); took > heartbeat*2/3 {
+		t.Errorf("with nothing to tell, the headers come after %v", took)
+	}
 	expect[models.Mount](t, s.do("DELETE", "/mount?id=1", ""), 200)
 	e.next(t, "changed", 1)
 	e.next(t, "removed", 1)
@@ -321,8 +325,9 @@ func (w *world) churn(t *testing.T, id int64, n int) {
 // something, and goes on. Nothing else runs meanwhile, since memory is compared.
 func TestSlowListeners(t *testing.T) {
 	s := serveWorld(t, asItIs)
-	for range 500 {
-		expect[models.Mount](t, s.do("POST", "/mount", aMount), 201)
+	expect[models.Mount](t, s.do("POST", "/mount", aMount), 201)
+	for range 500 { // each snapshot has a list of them
+		expect[models.Container](t, s.do("POST", "/container", `{"command": "x", "mount": {"id": 1}}`), 201)
 	}
 	c := expect[models.Container](t, s.do("POST", "/container", aContainer), 201)
 	slow := make([]*eventStream, 20)
