@@ -19,15 +19,16 @@ func TestGrowth(t *testing.T) {
 		{title: "with running containers", x: "containers"},
 		{title: "with the depth of nesting", x: "levels"},
 	}
-	growth[0].lines = l.withObjects(10, 100, 1000, 5000)
-	growth[1].lines = l.withContainers(1, 10, 100)
-	growth[2].lines = l.withDepth(1, 2, 4, 8, 16, 30)
-	for _, c := range growth {
-		for _, line := range c.lines {
-			for _, p := range line.points {
-				t.Logf("%s: %s: %v: %.2f ms", c.title, line.name, p.x, p.y)
-			}
-		}
+	for i, measure := range []func(l *lab) []curve{
+		func(l *lab) []curve { return l.withObjects(10, 100, 1000, 5000) },
+		func(l *lab) []curve { return l.withContainers(1, 10, 100) },
+		func(l *lab) []curve { return l.withDepth(1, 2, 4, 8, 16, 30) },
+	} {
+		t.Run(growth[i].x, func(t *testing.T) { // each on a node of its own
+			own := *l
+			own.T = t
+			growth[i].lines = measure(&own)
+		})
 	}
 	check(t, os.WriteFile(filepath.Join(root(), "docs/growth.svg"), []byte(draw(growth)), 0o644))
 }
@@ -58,7 +59,7 @@ func (l *lab) withObjects(counts ...int) []curve {
 			func() time.Duration { return n.cycle("/mount", bind(l.root)) },
 			func() time.Duration { return n.runTrue(tree) },
 		} {
-			lines[i].points = append(lines[i].points, point{float64(count), typical(measure)})
+			lines[i].add(l, count, typical(measure))
 		}
 	}
 	return lines
@@ -78,10 +79,15 @@ func (l *lab) withContainers(counts ...int) []curve {
 			func() time.Duration { return n.cycle("/mount", bind(l.root)) },
 			func() time.Duration { return n.runTrue(tree) },
 		} {
-			lines[i].points = append(lines[i].points, point{float64(count), typical(measure)})
+			lines[i].add(l, count, typical(measure))
 		}
 	}
 	return lines
+}
+
+func (c *curve) add(t testing.TB, x int, y float64) {
+	t.Logf("%s: %d: %.2f ms", c.name, x, y)
+	c.points = append(c.points, point{float64(x), y})
 }
 
 // withDepth nests binds: a mount of a mount of a mount.
@@ -93,7 +99,7 @@ func (l *lab) withDepth(depths ...int) []curve {
 		for range depth - 1 {
 			body = def{"kind": "bind", "bind": def{"base": "mount", "path": "/", "mount": body}}
 		}
-		line.points = append(line.points, point{float64(depth), typical(func() time.Duration { return n.cycle("/mount", body) })})
+		line.add(l, depth, typical(func() time.Duration { return n.cycle("/mount", body) }))
 	}
 	return []curve{line}
 }

@@ -259,7 +259,7 @@ func (b *table) crowd(l *lab, n *node) {
 	m := n.make("/mount", bind(l.root))
 	count := size(1000)
 	look := func(side string, lister *node) {
-		for range 5 {
+		for range min(5, rounds()) {
 			begin := time.Now()
 			lister.must("GET", "/mount", nil)
 			b.took(get, side, since(begin))
@@ -391,7 +391,11 @@ func firstAnswer(l *lab, socket, program string, args ...string) time.Duration {
 // memory: of a server that has nothing to do, and of what stands beside a container.
 func (b *table) memory(l *lab, n *node) {
 	const idle, beside = "idle memory (PSS)", "private memory per running container"
-	fresh := newNode(l, l.server)
+	alone := filepath.Join(l.dir, "alone") // a program of its own: of one that runs twice each process has but half
+	program, err := os.ReadFile(l.server)
+	check(l, err)
+	check(l, os.WriteFile(alone, program, 0o755))
+	fresh := newNode(l, alone)
 	used := mb(pssOf(l, fresh.PID))
 	b.add(idle, ours, used)
 	b.lines = append(b.lines, line{idle, "", fmt.Sprintf("%.1f MB", used), "", "≤ 14 MB", used <= 14})
