@@ -49,7 +49,8 @@ type scan struct {
 // newScan looks at everything.
 func newScan() *scan {
 	s := &scan{byID: map[int]*mountinfo.Info{}}
-	s.lookAtOwn()
+	s.self = ourselves()
+	s.own = s.mounts(s.self.dir)
 	s.lookAtProcesses()
 	return s
 }
@@ -60,23 +61,23 @@ func newScan() *scan {
 func scanOf(path string) (*scan, *mountinfo.Info) {
 	escaped := []byte(strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(path))
 	s := &scan{byID: map[int]*mountinfo.Info{}, which: func(line []byte) bool { return bytes.Contains(line, escaped) }}
-	m := topmost(s.mounts("/proc/self"), path)
+	s.self = ourselves()
+	text := readTable(s.self.dir)
+	m := topmost(s.parse(text), path)
 	if m == nil {
 		return s, nil
 	}
 	number := fmt.Appendf(nil, " %d:%d ", m.Major, m.Minor)
 	s.which = func(line []byte) bool { return bytes.Contains(line, escaped) || bytes.Contains(line, number) }
-	s.lookAtOwn()
+	s.own = s.parse(text)
 	if found, known := elsewhere(uint32(m.Major), uint32(m.Minor)); found || !known {
 		s.lookAtProcesses()
 	}
 	return s, topmost(s.own, path)
 }
 
-func (s *scan) lookAtOwn() {
-	s.self = process{pid: os.Getpid(), dir: "/proc/self"}
-	s.self.ns = namespace(s.self.dir)
-	s.own = s.mounts(s.self.dir)
+func ourselves() process {
+	return process{pid: os.Getpid(), dir: "/proc/self", ns: namespace("/proc/self")}
 }
 
 func (s *scan) lookAtProcesses() {
@@ -161,10 +162,20 @@ func command(dir string) string {
 
 // mounts reads the mount table of a process. It is nil if the process is gone.
 func (s *scan) mounts(dir string) []*mountinfo.Info {
-	text, err := os.ReadFile(filepath.Join(dir, "mountinfo"))
-	if err != nil || len(text) == 0 {
+	text := readTable(dir)
+	if len(text) == 0 {
 		return nil
 	}
+	return s.parse(text)
+}
+
+func readTable(dir string) []byte {
+	text, _ := os.ReadFile(filepath.Join(dir, "mountinfo")) // it may be gone
+	return text
+}
+
+// parse takes the lines apart that are of interest.
+func (s *scan) parse(text []byte) []*mountinfo.Info {
 	if s.which != nil {
 		var some []byte
 		for line := range bytes.Lines(text) {
