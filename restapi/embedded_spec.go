@@ -49,12 +49,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 1,
             "description": "Only the attachment with this id.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
+            "x-example": "loopback",
             "description": "Only attachments of this kind: ` + "`" + `iscsi` + "`" + `, ` + "`" + `local` + "`" + `, ` + "`" + `loopback` + "`" + ` or ` + "`" + `rbd` + "`" + `.",
             "name": "kind",
             "in": "query"
@@ -72,11 +74,14 @@ func init() {
             "examples": {
               "application/json": [
                 {
-                  "device_file": "/dev/vdb",
+                  "device_file": "/dev/loop0",
                   "id": 1,
-                  "kind": "local",
-                  "local": {
-                    "path": "/dev/disk/by-id/virtio-images"
+                  "kind": "loopback",
+                  "loopback": {
+                    "base": "root",
+                    "path": "/images/a.squashfs",
+                    "readPartitions": false,
+                    "ro": true
                   },
                   "phase": "ready",
                   "refs": 1,
@@ -86,7 +91,17 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no attach has the id 1",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
           }
         }
       },
@@ -99,6 +114,63 @@ func init() {
         "operationId": "attach",
         "parameters": [
           {
+            "x-examples": {
+              "application/json": {
+                "iscsi": {
+                  "summary": "A logical unit of an iSCSI target",
+                  "value": {
+                    "iscsi": {
+                      "auth": {
+                        "secret": "put-the-secret-here",
+                        "username": "node1"
+                      },
+                      "host": "storage.example.org",
+                      "initiator": "iqn.2026-05.org.example:node1",
+                      "lun": 1,
+                      "target": "iqn.2026-05.org.example:images"
+                    },
+                    "kind": "iscsi"
+                  }
+                },
+                "local": {
+                  "summary": "A disk of the node",
+                  "value": {
+                    "kind": "local",
+                    "local": {
+                      "path": "/dev/disk/by-id/virtio-images"
+                    }
+                  }
+                },
+                "loopback": {
+                  "summary": "A file as a device",
+                  "value": {
+                    "kind": "loopback",
+                    "loopback": {
+                      "base": "root",
+                      "path": "/images/a.squashfs"
+                    }
+                  }
+                },
+                "rbd": {
+                  "summary": "An image of a Ceph cluster",
+                  "value": {
+                    "kind": "rbd",
+                    "rbd": {
+                      "image": "compute",
+                      "monitors": [
+                        "mon1.example.org"
+                      ],
+                      "options": {
+                        "name": "node",
+                        "ro": true,
+                        "secret": "AQ...=="
+                      },
+                      "pool": "images"
+                    }
+                  }
+                }
+              }
+            },
             "description": "The ` + "`" + `kind` + "`" + ` and the definition in the field of the same name.",
             "name": "attach",
             "in": "body",
@@ -123,7 +195,7 @@ func init() {
             "examples": {
               "application/json": {
                 "device_file": "/dev/loop0",
-                "id": 3,
+                "id": 1,
                 "kind": "loopback",
                 "loopback": {
                   "base": "root",
@@ -138,7 +210,17 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 422,
+                "message": "attach: open \"/images/a.squashfs\": no such file or directory",
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid"
+              }
+            }
           }
         }
       },
@@ -153,6 +235,7 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 1,
             "description": "Which one.",
             "name": "id",
             "in": "query",
@@ -175,7 +258,7 @@ func init() {
             "examples": {
               "application/json": {
                 "device_file": "/dev/loop0",
-                "id": 3,
+                "id": 1,
                 "kind": "loopback",
                 "loopback": {
                   "base": "root",
@@ -190,7 +273,17 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "message": "attach 1 (loopback) is needed by mount 2 (attach): delete what needs it first",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+              }
+            }
           }
         }
       }
@@ -213,6 +306,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Only the container with this name.",
             "name": "name",
             "in": "query"
@@ -236,19 +330,19 @@ func init() {
             "examples": {
               "application/json": [
                 {
-                  "command": "/sbin/init",
-                  "id": 6,
-                  "logfile": "/run/imageapi/logs/6.log",
+                  "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                  "id": 2,
+                  "logfile": "/run/imageapi/logs/2.log",
                   "mount": {
                     "bind": {
                       "base": "root",
-                      "path": "/srv/root",
+                      "path": "/images/root",
                       "recursive": false,
                       "ro": true
                     },
-                    "id": 5,
+                    "id": 1,
                     "kind": "bind",
-                    "mountpoint": "/run/imageapi/mounts/5",
+                    "mountpoint": "/run/imageapi/mounts/1",
                     "phase": "ready",
                     "refs": 2,
                     "since": "2026-05-04T10:15:00.000Z"
@@ -262,9 +356,10 @@ func init() {
                   ],
                   "phase": "ready",
                   "pid": 4711,
+                  "ready": true,
                   "refs": 1,
-                  "since": "2026-05-04T10:16:00.000Z",
-                  "started_at": "2026-05-04T10:16:00.000Z",
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "started_at": "2026-05-04T10:15:00.000Z",
                   "state": "running",
                   "systemd": false
                 }
@@ -272,7 +367,17 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container is named \"web\"",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
           }
         }
       },
@@ -285,6 +390,59 @@ func init() {
         "operationId": "create_container",
         "parameters": [
           {
+            "x-examples": {
+              "application/json": {
+                "by-id": {
+                  "summary": "A mount that exists",
+                  "value": {
+                    "args": [
+                      "60"
+                    ],
+                    "command": "sleep",
+                    "env": [
+                      "LANG=C.UTF-8"
+                    ],
+                    "labels": {
+                      "job": "4711"
+                    },
+                    "mount": {
+                      "id": 1
+                    },
+                    "name": "job",
+                    "restart": "on-failure",
+                    "working_dir": "/tmp"
+                  }
+                },
+                "image": {
+                  "summary": "An image with a writable layer in memory",
+                  "value": {
+                    "command": "/sbin/init",
+                    "mount": {
+                      "kind": "overlay",
+                      "overlay": {
+                        "lower": [
+                          {
+                            "attach": {
+                              "attach": {
+                                "kind": "loopback",
+                                "loopback": {
+                                  "base": "root",
+                                  "path": "/images/a.squashfs"
+                                }
+                              },
+                              "fs_type": "squashfs"
+                            },
+                            "kind": "attach"
+                          }
+                        ]
+                      }
+                    },
+                    "name": "web",
+                    "state": "running"
+                  }
+                }
+              }
+            },
             "description": "The definition.",
             "name": "container",
             "in": "body",
@@ -343,6 +501,13 @@ func init() {
                         "since": "2026-05-04T10:15:00.000Z"
                       }
                     ],
+                    "upper": {
+                      "limit": 6331318272,
+                      "tmpfs": {
+                        "size": 6331318272
+                      },
+                      "used": 0
+                    },
                     "upperdir": "/run/imageapi/mounts/3.upper/upper",
                     "workdir": "/run/imageapi/mounts/3.upper/work"
                   },
@@ -359,6 +524,7 @@ func init() {
                 ],
                 "phase": "ready",
                 "pid": 4711,
+                "ready": true,
                 "refs": 1,
                 "since": "2026-05-04T10:15:00.000Z",
                 "started_at": "2026-05-04T10:15:00.000Z",
@@ -368,7 +534,17 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "message": "container: the name \"web\" is taken by container 2: choose another one, or delete that container",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+              }
+            }
           }
         }
       },
@@ -389,6 +565,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -409,23 +586,24 @@ func init() {
             },
             "examples": {
               "application/json": {
-                "command": "/sbin/init",
+                "command": "/bin/echo hello",
                 "exit_code": 0,
+                "exit_reason": "exited",
                 "finished_at": "2026-05-04T11:00:00.000Z",
-                "id": 6,
-                "logfile": "/run/imageapi/logs/6.log",
+                "id": 2,
+                "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
                   "bind": {
                     "base": "root",
-                    "path": "/srv/root",
+                    "path": "/images/root",
                     "recursive": false,
                     "ro": true
                   },
-                  "id": 5,
+                  "id": 1,
                   "kind": "bind",
-                  "mountpoint": "/run/imageapi/mounts/5",
+                  "mountpoint": "/run/imageapi/mounts/1",
                   "phase": "ready",
-                  "refs": 1,
+                  "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
                 },
                 "name": "web",
@@ -436,16 +614,27 @@ func init() {
                   "uts"
                 ],
                 "phase": "ready",
+                "ready": false,
                 "refs": 1,
-                "since": "2026-05-04T11:00:00.000Z",
-                "started_at": "2026-05-04T10:16:00.000Z",
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
                 "state": "exited",
                 "systemd": false
               }
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "message": "container 2 \"web\" is running: stop it first, or delete it with force=true",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+              }
+            }
           }
         }
       },
@@ -464,6 +653,7 @@ func init() {
               "paused"
             ],
             "type": "string",
+            "x-example": "exited",
             "description": "The state that it shall have.",
             "name": "state",
             "in": "query",
@@ -478,6 +668,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -491,19 +682,19 @@ func init() {
             },
             "examples": {
               "application/json": {
-                "command": "/sbin/init",
-                "id": 6,
-                "logfile": "/run/imageapi/logs/6.log",
+                "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                "id": 2,
+                "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
                   "bind": {
                     "base": "root",
-                    "path": "/srv/root",
+                    "path": "/images/root",
                     "recursive": false,
                     "ro": true
                   },
-                  "id": 5,
+                  "id": 1,
                   "kind": "bind",
-                  "mountpoint": "/run/imageapi/mounts/5",
+                  "mountpoint": "/run/imageapi/mounts/1",
                   "phase": "ready",
                   "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -517,16 +708,27 @@ func init() {
                 ],
                 "phase": "ready",
                 "pid": 4711,
+                "ready": true,
                 "refs": 1,
-                "since": "2026-05-04T11:00:00.000Z",
-                "started_at": "2026-05-04T10:16:00.000Z",
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
                 "state": "stopping",
                 "systemd": false
               }
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container is named \"web\"",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
           }
         }
       }
@@ -549,11 +751,26 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
           },
           {
+            "x-examples": {
+              "application/json": {
+                "list": {
+                  "summary": "What is in its root",
+                  "value": {
+                    "args": [
+                      "/bin/ls",
+                      "/"
+                    ],
+                    "timeout": 10
+                  }
+                }
+              }
+            },
             "description": "What to run.",
             "name": "command",
             "in": "body",
@@ -568,10 +785,27 @@ func init() {
             "description": "It has ended, or was killed because its time was up.",
             "schema": {
               "$ref": "#/definitions/container_result"
+            },
+            "examples": {
+              "application/json": {
+                "exit_code": 0,
+                "stderr": "",
+                "stdout": "bin\ndev\netc\nproc\nroot\nrun\nsbin\nsys\ntmp\nusr\nvar\n"
+              }
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "message": "container 2 \"web\": it is created: a command can be run only in a running container",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+              }
+            }
           }
         }
       }
@@ -598,6 +832,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -605,6 +840,7 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 10,
             "description": "Only so many of the latest lines; 0 for none of what is there already.",
             "name": "tail",
             "in": "query"
@@ -628,10 +864,23 @@ func init() {
             "description": "The log.",
             "schema": {
               "type": "file"
+            },
+            "examples": {
+              "text/plain": "hello"
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container is named \"web\"",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
           }
         }
       }
@@ -654,6 +903,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -664,10 +914,30 @@ func init() {
             "description": "What it uses.",
             "schema": {
               "$ref": "#/definitions/container_stats"
+            },
+            "examples": {
+              "application/json": {
+                "cpu_usec": 1250000,
+                "id": 2,
+                "log_bytes": 6,
+                "memory": 10485760,
+                "name": "web",
+                "pids": 2
+              }
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "message": "container 2 \"web\" is created: only what runs, is paused or is stopping uses anything",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+              }
+            }
           }
         }
       }
@@ -690,6 +960,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -708,6 +979,10 @@ func init() {
               "type": "string"
             },
             "collectionFormat": "csv",
+            "x-example": [
+              "exited",
+              "dead"
+            ],
             "description": "The states, such as ` + "`" + `exited,dead` + "`" + `, which are the default.",
             "name": "state",
             "in": "query"
@@ -723,6 +998,7 @@ func init() {
             "type": "integer",
             "format": "int64",
             "default": 60,
+            "x-example": 2,
             "description": "How many seconds to wait, at most 3600; 0 looks once.",
             "name": "timeout",
             "in": "query"
@@ -733,10 +1009,58 @@ func init() {
             "description": "The container, as it was at that moment.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/bin/echo hello",
+                "exit_code": 0,
+                "exit_reason": "exited",
+                "finished_at": "2026-05-04T11:00:00.000Z",
+                "id": 2,
+                "logfile": "/run/imageapi/logs/2.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/images/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "id": 1,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/1",
+                  "phase": "ready",
+                  "refs": 2,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts"
+                ],
+                "phase": "ready",
+                "ready": false,
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
+                "state": "exited",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 504,
+                "message": "container 2 is not exited or dead after 2s",
+                "see": "/imageapi/v1/docs#section/Errors/504-deadline"
+              }
+            }
           }
         }
       }
@@ -838,12 +1162,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 1,
             "description": "Only the mount with this id.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
+            "x-example": "bind",
             "description": "Only mounts of this kind: ` + "`" + `attach` + "`" + `, ` + "`" + `bind` + "`" + `, ` + "`" + `nfs` + "`" + ` or ` + "`" + `overlay` + "`" + `.",
             "name": "kind",
             "in": "query"
@@ -863,13 +1189,13 @@ func init() {
                 {
                   "bind": {
                     "base": "root",
-                    "path": "/srv/data",
+                    "path": "/images/root",
                     "recursive": false,
                     "ro": true
                   },
-                  "id": 5,
+                  "id": 1,
                   "kind": "bind",
-                  "mountpoint": "/run/imageapi/mounts/5",
+                  "mountpoint": "/run/imageapi/mounts/1",
                   "phase": "ready",
                   "refs": 1,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -878,7 +1204,17 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no mount has the id 1",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
           }
         }
       },
@@ -891,6 +1227,70 @@ func init() {
         "operationId": "mount",
         "parameters": [
           {
+            "x-examples": {
+              "application/json": {
+                "attach": {
+                  "summary": "The file system in an image",
+                  "value": {
+                    "attach": {
+                      "attach": {
+                        "kind": "loopback",
+                        "loopback": {
+                          "base": "root",
+                          "path": "/images/a.squashfs"
+                        }
+                      },
+                      "fs_type": "squashfs"
+                    },
+                    "kind": "attach"
+                  }
+                },
+                "bind": {
+                  "summary": "A directory of the node",
+                  "value": {
+                    "bind": {
+                      "base": "root",
+                      "path": "/images/root",
+                      "ro": true
+                    },
+                    "kind": "bind"
+                  }
+                },
+                "nfs": {
+                  "summary": "A directory of a server",
+                  "value": {
+                    "kind": "nfs",
+                    "nfs": {
+                      "host": "nfs.example.org",
+                      "path": "/export/images",
+                      "ro": true
+                    }
+                  }
+                },
+                "overlay": {
+                  "summary": "A writable layer over a directory",
+                  "value": {
+                    "kind": "overlay",
+                    "overlay": {
+                      "lower": [
+                        {
+                          "bind": {
+                            "base": "root",
+                            "path": "/images/root"
+                          },
+                          "kind": "bind"
+                        }
+                      ],
+                      "upper": {
+                        "tmpfs": {
+                          "size": 1073741824
+                        }
+                      }
+                    }
+                  }
+                }
+              }
+            },
             "description": "The ` + "`" + `kind` + "`" + ` and the definition in the field of the same name.",
             "name": "mount",
             "in": "body",
@@ -917,7 +1317,7 @@ func init() {
                 "attach": {
                   "attach": {
                     "device_file": "/dev/loop0",
-                    "id": 3,
+                    "id": 1,
                     "kind": "loopback",
                     "loopback": {
                       "base": "root",
@@ -931,9 +1331,9 @@ func init() {
                   },
                   "fs_type": "squashfs"
                 },
-                "id": 4,
+                "id": 2,
                 "kind": "attach",
-                "mountpoint": "/run/imageapi/mounts/4",
+                "mountpoint": "/run/imageapi/mounts/2",
                 "phase": "ready",
                 "refs": 1,
                 "since": "2026-05-04T10:15:00.000Z"
@@ -941,7 +1341,17 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 422,
+                "message": "mount.attach.attach: open \"/images/a.squashfs\": no such file or directory",
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid"
+              }
+            }
           }
         }
       },
@@ -956,6 +1366,7 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 1,
             "description": "Which one.",
             "name": "id",
             "in": "query",
@@ -979,13 +1390,13 @@ func init() {
               "application/json": {
                 "bind": {
                   "base": "root",
-                  "path": "/srv/data",
+                  "path": "/images/root",
                   "recursive": false,
                   "ro": true
                 },
-                "id": 5,
+                "id": 1,
                 "kind": "bind",
-                "mountpoint": "/run/imageapi/mounts/5",
+                "mountpoint": "/run/imageapi/mounts/1",
                 "phase": "ready",
                 "refs": 1,
                 "since": "2026-05-04T10:15:00.000Z"
@@ -993,7 +1404,17 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "message": "mount 1 (bind) is needed by mount 2 (overlay): delete what needs it first",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+              }
+            }
           }
         }
       }
@@ -2764,7 +3185,7 @@ func init() {
   },
   "responses": {
     "failed": {
-      "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+      "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
       "schema": {
         "$ref": "#/definitions/error"
       },
@@ -2837,12 +3258,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 1,
             "description": "Only the attachment with this id.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
+            "x-example": "loopback",
             "description": "Only attachments of this kind: ` + "`" + `iscsi` + "`" + `, ` + "`" + `local` + "`" + `, ` + "`" + `loopback` + "`" + ` or ` + "`" + `rbd` + "`" + `.",
             "name": "kind",
             "in": "query"
@@ -2860,11 +3283,14 @@ func init() {
             "examples": {
               "application/json": [
                 {
-                  "device_file": "/dev/vdb",
+                  "device_file": "/dev/loop0",
                   "id": 1,
-                  "kind": "local",
-                  "local": {
-                    "path": "/dev/disk/by-id/virtio-images"
+                  "kind": "loopback",
+                  "loopback": {
+                    "base": "root",
+                    "path": "/images/a.squashfs",
+                    "readPartitions": false,
+                    "ro": true
                   },
                   "phase": "ready",
                   "refs": 1,
@@ -2874,14 +3300,14 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "no container has the id 12",
+                "message": "no attach has the id 1",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found"
               }
             }
@@ -2897,6 +3323,63 @@ func init() {
         "operationId": "attach",
         "parameters": [
           {
+            "x-examples": {
+              "application/json": {
+                "iscsi": {
+                  "summary": "A logical unit of an iSCSI target",
+                  "value": {
+                    "iscsi": {
+                      "auth": {
+                        "secret": "put-the-secret-here",
+                        "username": "node1"
+                      },
+                      "host": "storage.example.org",
+                      "initiator": "iqn.2026-05.org.example:node1",
+                      "lun": 1,
+                      "target": "iqn.2026-05.org.example:images"
+                    },
+                    "kind": "iscsi"
+                  }
+                },
+                "local": {
+                  "summary": "A disk of the node",
+                  "value": {
+                    "kind": "local",
+                    "local": {
+                      "path": "/dev/disk/by-id/virtio-images"
+                    }
+                  }
+                },
+                "loopback": {
+                  "summary": "A file as a device",
+                  "value": {
+                    "kind": "loopback",
+                    "loopback": {
+                      "base": "root",
+                      "path": "/images/a.squashfs"
+                    }
+                  }
+                },
+                "rbd": {
+                  "summary": "An image of a Ceph cluster",
+                  "value": {
+                    "kind": "rbd",
+                    "rbd": {
+                      "image": "compute",
+                      "monitors": [
+                        "mon1.example.org"
+                      ],
+                      "options": {
+                        "name": "node",
+                        "ro": true,
+                        "secret": "AQ...=="
+                      },
+                      "pool": "images"
+                    }
+                  }
+                }
+              }
+            },
             "description": "The ` + "`" + `kind` + "`" + ` and the definition in the field of the same name.",
             "name": "attach",
             "in": "body",
@@ -2921,7 +3404,7 @@ func init() {
             "examples": {
               "application/json": {
                 "device_file": "/dev/loop0",
-                "id": 3,
+                "id": 1,
                 "kind": "loopback",
                 "loopback": {
                   "base": "root",
@@ -2936,15 +3419,15 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 422,
+                "message": "attach: open \"/images/a.squashfs\": no such file or directory",
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid"
               }
             }
           }
@@ -2961,6 +3444,7 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 1,
             "description": "Which one.",
             "name": "id",
             "in": "query",
@@ -2983,7 +3467,7 @@ func init() {
             "examples": {
               "application/json": {
                 "device_file": "/dev/loop0",
-                "id": 3,
+                "id": 1,
                 "kind": "loopback",
                 "loopback": {
                   "base": "root",
@@ -2998,15 +3482,15 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 409,
+                "message": "attach 1 (loopback) is needed by mount 2 (attach): delete what needs it first",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
               }
             }
           }
@@ -3031,6 +3515,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Only the container with this name.",
             "name": "name",
             "in": "query"
@@ -3054,19 +3539,19 @@ func init() {
             "examples": {
               "application/json": [
                 {
-                  "command": "/sbin/init",
-                  "id": 6,
-                  "logfile": "/run/imageapi/logs/6.log",
+                  "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                  "id": 2,
+                  "logfile": "/run/imageapi/logs/2.log",
                   "mount": {
                     "bind": {
                       "base": "root",
-                      "path": "/srv/root",
+                      "path": "/images/root",
                       "recursive": false,
                       "ro": true
                     },
-                    "id": 5,
+                    "id": 1,
                     "kind": "bind",
-                    "mountpoint": "/run/imageapi/mounts/5",
+                    "mountpoint": "/run/imageapi/mounts/1",
                     "phase": "ready",
                     "refs": 2,
                     "since": "2026-05-04T10:15:00.000Z"
@@ -3080,9 +3565,10 @@ func init() {
                   ],
                   "phase": "ready",
                   "pid": 4711,
+                  "ready": true,
                   "refs": 1,
-                  "since": "2026-05-04T10:16:00.000Z",
-                  "started_at": "2026-05-04T10:16:00.000Z",
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "started_at": "2026-05-04T10:15:00.000Z",
                   "state": "running",
                   "systemd": false
                 }
@@ -3090,14 +3576,14 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "no container has the id 12",
+                "message": "no container is named \"web\"",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found"
               }
             }
@@ -3113,6 +3599,59 @@ func init() {
         "operationId": "create_container",
         "parameters": [
           {
+            "x-examples": {
+              "application/json": {
+                "by-id": {
+                  "summary": "A mount that exists",
+                  "value": {
+                    "args": [
+                      "60"
+                    ],
+                    "command": "sleep",
+                    "env": [
+                      "LANG=C.UTF-8"
+                    ],
+                    "labels": {
+                      "job": "4711"
+                    },
+                    "mount": {
+                      "id": 1
+                    },
+                    "name": "job",
+                    "restart": "on-failure",
+                    "working_dir": "/tmp"
+                  }
+                },
+                "image": {
+                  "summary": "An image with a writable layer in memory",
+                  "value": {
+                    "command": "/sbin/init",
+                    "mount": {
+                      "kind": "overlay",
+                      "overlay": {
+                        "lower": [
+                          {
+                            "attach": {
+                              "attach": {
+                                "kind": "loopback",
+                                "loopback": {
+                                  "base": "root",
+                                  "path": "/images/a.squashfs"
+                                }
+                              },
+                              "fs_type": "squashfs"
+                            },
+                            "kind": "attach"
+                          }
+                        ]
+                      }
+                    },
+                    "name": "web",
+                    "state": "running"
+                  }
+                }
+              }
+            },
             "description": "The definition.",
             "name": "container",
             "in": "body",
@@ -3171,6 +3710,13 @@ func init() {
                         "since": "2026-05-04T10:15:00.000Z"
                       }
                     ],
+                    "upper": {
+                      "limit": 6331318272,
+                      "tmpfs": {
+                        "size": 6331318272
+                      },
+                      "used": 0
+                    },
                     "upperdir": "/run/imageapi/mounts/3.upper/upper",
                     "workdir": "/run/imageapi/mounts/3.upper/work"
                   },
@@ -3187,6 +3733,7 @@ func init() {
                 ],
                 "phase": "ready",
                 "pid": 4711,
+                "ready": true,
                 "refs": 1,
                 "since": "2026-05-04T10:15:00.000Z",
                 "started_at": "2026-05-04T10:15:00.000Z",
@@ -3196,15 +3743,15 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 409,
+                "message": "container: the name \"web\" is taken by container 2: choose another one, or delete that container",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
               }
             }
           }
@@ -3227,6 +3774,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -3247,23 +3795,24 @@ func init() {
             },
             "examples": {
               "application/json": {
-                "command": "/sbin/init",
+                "command": "/bin/echo hello",
                 "exit_code": 0,
+                "exit_reason": "exited",
                 "finished_at": "2026-05-04T11:00:00.000Z",
-                "id": 6,
-                "logfile": "/run/imageapi/logs/6.log",
+                "id": 2,
+                "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
                   "bind": {
                     "base": "root",
-                    "path": "/srv/root",
+                    "path": "/images/root",
                     "recursive": false,
                     "ro": true
                   },
-                  "id": 5,
+                  "id": 1,
                   "kind": "bind",
-                  "mountpoint": "/run/imageapi/mounts/5",
+                  "mountpoint": "/run/imageapi/mounts/1",
                   "phase": "ready",
-                  "refs": 1,
+                  "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
                 },
                 "name": "web",
@@ -3274,24 +3823,25 @@ func init() {
                   "uts"
                 ],
                 "phase": "ready",
+                "ready": false,
                 "refs": 1,
-                "since": "2026-05-04T11:00:00.000Z",
-                "started_at": "2026-05-04T10:16:00.000Z",
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
                 "state": "exited",
                 "systemd": false
               }
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 409,
+                "message": "container 2 \"web\" is running: stop it first, or delete it with force=true",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
               }
             }
           }
@@ -3312,6 +3862,7 @@ func init() {
               "paused"
             ],
             "type": "string",
+            "x-example": "exited",
             "description": "The state that it shall have.",
             "name": "state",
             "in": "query",
@@ -3326,6 +3877,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -3339,19 +3891,19 @@ func init() {
             },
             "examples": {
               "application/json": {
-                "command": "/sbin/init",
-                "id": 6,
-                "logfile": "/run/imageapi/logs/6.log",
+                "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                "id": 2,
+                "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
                   "bind": {
                     "base": "root",
-                    "path": "/srv/root",
+                    "path": "/images/root",
                     "recursive": false,
                     "ro": true
                   },
-                  "id": 5,
+                  "id": 1,
                   "kind": "bind",
-                  "mountpoint": "/run/imageapi/mounts/5",
+                  "mountpoint": "/run/imageapi/mounts/1",
                   "phase": "ready",
                   "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -3365,23 +3917,24 @@ func init() {
                 ],
                 "phase": "ready",
                 "pid": 4711,
+                "ready": true,
                 "refs": 1,
-                "since": "2026-05-04T11:00:00.000Z",
-                "started_at": "2026-05-04T10:16:00.000Z",
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
                 "state": "stopping",
                 "systemd": false
               }
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "no container has the id 12",
+                "message": "no container is named \"web\"",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found"
               }
             }
@@ -3407,11 +3960,26 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
           },
           {
+            "x-examples": {
+              "application/json": {
+                "list": {
+                  "summary": "What is in its root",
+                  "value": {
+                    "args": [
+                      "/bin/ls",
+                      "/"
+                    ],
+                    "timeout": 10
+                  }
+                }
+              }
+            },
             "description": "What to run.",
             "name": "command",
             "in": "body",
@@ -3426,18 +3994,25 @@ func init() {
             "description": "It has ended, or was killed because its time was up.",
             "schema": {
               "$ref": "#/definitions/container_result"
+            },
+            "examples": {
+              "application/json": {
+                "exit_code": 0,
+                "stderr": "",
+                "stdout": "bin\ndev\netc\nproc\nroot\nrun\nsbin\nsys\ntmp\nusr\nvar\n"
+              }
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 409,
+                "message": "container 2 \"web\": it is created: a command can be run only in a running container",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
               }
             }
           }
@@ -3466,6 +4041,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -3473,6 +4049,7 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 10,
             "description": "Only so many of the latest lines; 0 for none of what is there already.",
             "name": "tail",
             "in": "query"
@@ -3496,17 +4073,20 @@ func init() {
             "description": "The log.",
             "schema": {
               "type": "file"
+            },
+            "examples": {
+              "text/plain": "hello"
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "no container has the id 12",
+                "message": "no container is named \"web\"",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found"
               }
             }
@@ -3532,6 +4112,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -3542,18 +4123,28 @@ func init() {
             "description": "What it uses.",
             "schema": {
               "$ref": "#/definitions/container_stats"
+            },
+            "examples": {
+              "application/json": {
+                "cpu_usec": 1250000,
+                "id": 2,
+                "log_bytes": 6,
+                "memory": 10485760,
+                "name": "web",
+                "pids": 2
+              }
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 409,
+                "message": "container 2 \"web\" is created: only what runs, is paused or is stopping uses anything",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
               }
             }
           }
@@ -3578,6 +4169,7 @@ func init() {
           },
           {
             "type": "string",
+            "x-example": "web",
             "description": "Which one.",
             "name": "name",
             "in": "query"
@@ -3596,6 +4188,10 @@ func init() {
               "type": "string"
             },
             "collectionFormat": "csv",
+            "x-example": [
+              "exited",
+              "dead"
+            ],
             "description": "The states, such as ` + "`" + `exited,dead` + "`" + `, which are the default.",
             "name": "state",
             "in": "query"
@@ -3611,6 +4207,7 @@ func init() {
             "type": "integer",
             "format": "int64",
             "default": 60,
+            "x-example": 2,
             "description": "How many seconds to wait, at most 3600; 0 looks once.",
             "name": "timeout",
             "in": "query"
@@ -3621,18 +4218,56 @@ func init() {
             "description": "The container, as it was at that moment.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/bin/echo hello",
+                "exit_code": 0,
+                "exit_reason": "exited",
+                "finished_at": "2026-05-04T11:00:00.000Z",
+                "id": 2,
+                "logfile": "/run/imageapi/logs/2.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/images/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "id": 1,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/1",
+                  "phase": "ready",
+                  "refs": 2,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts"
+                ],
+                "phase": "ready",
+                "ready": false,
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
+                "state": "exited",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 504,
+                "message": "container 2 is not exited or dead after 2s",
+                "see": "/imageapi/v1/docs#section/Errors/504-deadline"
               }
             }
           }
@@ -3719,7 +4354,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -3746,12 +4381,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 1,
             "description": "Only the mount with this id.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
+            "x-example": "bind",
             "description": "Only mounts of this kind: ` + "`" + `attach` + "`" + `, ` + "`" + `bind` + "`" + `, ` + "`" + `nfs` + "`" + ` or ` + "`" + `overlay` + "`" + `.",
             "name": "kind",
             "in": "query"
@@ -3771,13 +4408,13 @@ func init() {
                 {
                   "bind": {
                     "base": "root",
-                    "path": "/srv/data",
+                    "path": "/images/root",
                     "recursive": false,
                     "ro": true
                   },
-                  "id": 5,
+                  "id": 1,
                   "kind": "bind",
-                  "mountpoint": "/run/imageapi/mounts/5",
+                  "mountpoint": "/run/imageapi/mounts/1",
                   "phase": "ready",
                   "refs": 1,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -3786,14 +4423,14 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "no container has the id 12",
+                "message": "no mount has the id 1",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found"
               }
             }
@@ -3809,6 +4446,70 @@ func init() {
         "operationId": "mount",
         "parameters": [
           {
+            "x-examples": {
+              "application/json": {
+                "attach": {
+                  "summary": "The file system in an image",
+                  "value": {
+                    "attach": {
+                      "attach": {
+                        "kind": "loopback",
+                        "loopback": {
+                          "base": "root",
+                          "path": "/images/a.squashfs"
+                        }
+                      },
+                      "fs_type": "squashfs"
+                    },
+                    "kind": "attach"
+                  }
+                },
+                "bind": {
+                  "summary": "A directory of the node",
+                  "value": {
+                    "bind": {
+                      "base": "root",
+                      "path": "/images/root",
+                      "ro": true
+                    },
+                    "kind": "bind"
+                  }
+                },
+                "nfs": {
+                  "summary": "A directory of a server",
+                  "value": {
+                    "kind": "nfs",
+                    "nfs": {
+                      "host": "nfs.example.org",
+                      "path": "/export/images",
+                      "ro": true
+                    }
+                  }
+                },
+                "overlay": {
+                  "summary": "A writable layer over a directory",
+                  "value": {
+                    "kind": "overlay",
+                    "overlay": {
+                      "lower": [
+                        {
+                          "bind": {
+                            "base": "root",
+                            "path": "/images/root"
+                          },
+                          "kind": "bind"
+                        }
+                      ],
+                      "upper": {
+                        "tmpfs": {
+                          "size": 1073741824
+                        }
+                      }
+                    }
+                  }
+                }
+              }
+            },
             "description": "The ` + "`" + `kind` + "`" + ` and the definition in the field of the same name.",
             "name": "mount",
             "in": "body",
@@ -3835,7 +4536,7 @@ func init() {
                 "attach": {
                   "attach": {
                     "device_file": "/dev/loop0",
-                    "id": 3,
+                    "id": 1,
                     "kind": "loopback",
                     "loopback": {
                       "base": "root",
@@ -3849,9 +4550,9 @@ func init() {
                   },
                   "fs_type": "squashfs"
                 },
-                "id": 4,
+                "id": 2,
                 "kind": "attach",
-                "mountpoint": "/run/imageapi/mounts/4",
+                "mountpoint": "/run/imageapi/mounts/2",
                 "phase": "ready",
                 "refs": 1,
                 "since": "2026-05-04T10:15:00.000Z"
@@ -3859,15 +4560,15 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 422,
+                "message": "mount.attach.attach: open \"/images/a.squashfs\": no such file or directory",
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid"
               }
             }
           }
@@ -3884,6 +4585,7 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
+            "x-example": 1,
             "description": "Which one.",
             "name": "id",
             "in": "query",
@@ -3907,13 +4609,13 @@ func init() {
               "application/json": {
                 "bind": {
                   "base": "root",
-                  "path": "/srv/data",
+                  "path": "/images/root",
                   "recursive": false,
                   "ro": true
                 },
-                "id": 5,
+                "id": 1,
                 "kind": "bind",
-                "mountpoint": "/run/imageapi/mounts/5",
+                "mountpoint": "/run/imageapi/mounts/1",
                 "phase": "ready",
                 "refs": 1,
                 "since": "2026-05-04T10:15:00.000Z"
@@ -3921,15 +4623,15 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "code": 409,
+                "message": "mount 1 (bind) is needed by mount 2 (overlay): delete what needs it first",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
               }
             }
           }
@@ -5702,7 +6404,7 @@ func init() {
   },
   "responses": {
     "failed": {
-      "description": "Any error, with the status of the table under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+      "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
       "schema": {
         "$ref": "#/definitions/error"
       },

@@ -33,7 +33,7 @@ const (
 <style>
 body { margin: 0 }
 a[href^="https://redocly.com/"] { display: none !important }
-#page td code { white-space: nowrap }
+#page td code, #page th code { white-space: nowrap }
 </style>
 </head>
 <body>

@@ -116,7 +116,7 @@ func NewDeleteAttachDefault(code int) *DeleteAttachDefault {
 
 // DeleteAttachDefault describes a response with status code -1, with default header values.
 //
-// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 type DeleteAttachDefault struct {
 	_statusCode int
 

@@ -114,7 +114,7 @@ func NewListAttachmentsDefault(code int) *ListAttachmentsDefault {
 
 // ListAttachmentsDefault describes a response with status code -1, with default header values.
 //
-// Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 type ListAttachmentsDefault struct {
 	_statusCode int
 

@@ -53,7 +53,7 @@ func (o *AttachCreated) WriteResponse(rw http.ResponseWriter, producer runtime.P
 
 func (o *AttachCreated) AttachResponder() {}
 
-// AttachDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// AttachDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response attachDefault
 type AttachDefault struct {

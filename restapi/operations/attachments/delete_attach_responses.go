@@ -53,7 +53,7 @@ func (o *DeleteAttachOK) WriteResponse(rw http.ResponseWriter, producer runtime.
 
 func (o *DeleteAttachOK) DeleteAttachResponder() {}
 
-// DeleteAttachDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// DeleteAttachDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response deleteAttachDefault
 type DeleteAttachDefault struct {

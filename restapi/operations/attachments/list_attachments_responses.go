@@ -56,7 +56,7 @@ func (o *ListAttachmentsOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *ListAttachmentsOK) ListAttachmentsResponder() {}
 
-// ListAttachmentsDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// ListAttachmentsDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response listAttachmentsDefault
 type ListAttachmentsDefault struct {

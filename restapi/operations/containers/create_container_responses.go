@@ -53,7 +53,7 @@ func (o *CreateContainerCreated) WriteResponse(rw http.ResponseWriter, producer 
 
 func (o *CreateContainerCreated) CreateContainerResponder() {}
 
-// CreateContainerDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// CreateContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response createContainerDefault
 type CreateContainerDefault struct {

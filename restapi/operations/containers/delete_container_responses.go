@@ -53,7 +53,7 @@ func (o *DeleteContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *DeleteContainerOK) DeleteContainerResponder() {}
 
-// DeleteContainerDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// DeleteContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response deleteContainerDefault
 type DeleteContainerDefault struct {

@@ -53,7 +53,7 @@ func (o *ExecInContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *ExecInContainerOK) ExecInContainerResponder() {}
 
-// ExecInContainerDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// ExecInContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response execInContainerDefault
 type ExecInContainerDefault struct {

@@ -53,7 +53,7 @@ func (o *GetContainerStatsOK) WriteResponse(rw http.ResponseWriter, producer run
 
 func (o *GetContainerStatsOK) GetContainerStatsResponder() {}
 
-// GetContainerStatsDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// GetContainerStatsDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response getContainerStatsDefault
 type GetContainerStatsDefault struct {

@@ -56,7 +56,7 @@ func (o *ListContainersOK) WriteResponse(rw http.ResponseWriter, producer runtim
 
 func (o *ListContainersOK) ListContainersResponder() {}
 
-// ListContainersDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// ListContainersDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response listContainersDefault
 type ListContainersDefault struct {

@@ -52,7 +52,7 @@ func (o *ReadContainerLogOK) WriteResponse(rw http.ResponseWriter, producer runt
 
 func (o *ReadContainerLogOK) ReadContainerLogResponder() {}
 
-// ReadContainerLogDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// ReadContainerLogDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response readContainerLogDefault
 type ReadContainerLogDefault struct {

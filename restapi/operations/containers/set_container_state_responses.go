@@ -53,7 +53,7 @@ func (o *SetContainerStateOK) WriteResponse(rw http.ResponseWriter, producer run
 
 func (o *SetContainerStateOK) SetContainerStateResponder() {}
 
-// SetContainerStateDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// SetContainerStateDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response setContainerStateDefault
 type SetContainerStateDefault struct {

@@ -53,7 +53,7 @@ func (o *WaitForContainerOK) WriteResponse(rw http.ResponseWriter, producer runt
 
 func (o *WaitForContainerOK) WaitForContainerResponder() {}
 
-// WaitForContainerDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// WaitForContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response waitForContainerDefault
 type WaitForContainerDefault struct {

@@ -53,7 +53,7 @@ func (o *DeleteMountOK) WriteResponse(rw http.ResponseWriter, producer runtime.P
 
 func (o *DeleteMountOK) DeleteMountResponder() {}
 
-// DeleteMountDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// DeleteMountDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response deleteMountDefault
 type DeleteMountDefault struct {

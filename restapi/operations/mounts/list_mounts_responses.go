@@ -56,7 +56,7 @@ func (o *ListMountsOK) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 
 func (o *ListMountsOK) ListMountsResponder() {}
 
-// ListMountsDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// ListMountsDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response listMountsDefault
 type ListMountsDefault struct {

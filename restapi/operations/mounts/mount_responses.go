@@ -53,7 +53,7 @@ func (o *MountCreated) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 
 func (o *MountCreated) MountResponder() {}
 
-// MountDefault Any error, with the status of the table under "Errors". Nothing has changed, unless the message says otherwise.
+// MountDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response mountDefault
 type MountDefault struct {
