@@ -326,7 +326,7 @@ func steady(key string, v any) any {
 		}
 		return loopDevice.ReplaceAllString(v, "/dev/loopN")
 	case float64:
-		if slices.Contains([]string{"pid", "limit", "used", "log_bytes"}, key) {
+		if slices.Contains([]string{"pid", "size", "limit", "used", "log_bytes"}, key) {
 			return "a number"
 		}
 	}
