@@ -172,7 +172,7 @@ func (n exampleNode) send(t *testing.T, o exampleOperation, body any) (status in
 	if strings.HasPrefix(a.Header.Get("Content-Type"), "application/json") {
 		must(t, json.Unmarshal([]byte(said), &answer))
 	} else {
-		answer = said
+		answer = strings.TrimSuffix(said, "\n")
 	}
 	t.Logf("%s %s: %d %s", o.method, o.target(), a.Status, said)
 	return a.Status, answer
