@@ -29,7 +29,9 @@ func loaded(t *testing.T) (names []string) {
 // foretoldAll makes what is defined, one after the other, each foretold, and takes it away again. The first plan loads no module.
 func foretoldAll(t *testing.T, n *node, defs map[string]any) {
 	t.Helper()
-	f := &foreteller{node: n}
+	probe := n.mount(t, bind("/etc")) // tells which ids are used already
+	n.remove(t, http.StatusOK, "/mount", probe.ID)
+	f := &foreteller{node: n, last: int64(probe.ID)}
 	before := loaded(t)
 	for _, def := range defs {
 		n.plan(t, def)
