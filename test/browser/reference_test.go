@@ -119,12 +119,12 @@ func TestNesting(t *testing.T) {
 	_, b := start(t)
 	const part = "tag/containers/operation/create_container"
 	b.do(chromedp.Evaluate[chromedp.Void]("document.getElementById(`" + part + "`).scrollIntoView()"))
-	opened := fmt.Sprintf("document.querySelectorAll(`[data-section-id='%s'] button[aria-label^='collapse ']`).length", part)
-	for i, field := range []string{"mount", "attach", "attach", "loopback"} {
-		button := fmt.Sprintf("document.querySelector(`[data-section-id='%s'] button[aria-label='expand %s']`)", part, field)
-		b.until("there is a "+field+" to open", "%s !== null", button)
+	seen := map[string]int{} // the inner of two fields with one name comes after the outer
+	for _, field := range []string{"mount", "attach", "attach", "loopback"} {
+		button := fmt.Sprintf("document.querySelectorAll(`[data-section-id='%s'] button[aria-label='expand %s']`)[%d]", part, field, seen[field])
+		seen[field]++
+		b.until("there is a "+field+" to open", "%s !== undefined", button)
 		b.do(chromedp.Evaluate[chromedp.Void](button + ".click()"))
-		b.until("the "+field+" is open", "%s === %d", opened, i+1)
 	}
 	b.until("the innermost fields are shown", "document.querySelector(`[data-section-id='%s']`).innerText.includes('GPT or MBR')", part)
 	b.picture("opened")
