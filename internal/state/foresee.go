@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // ActUse stands in a plan for a need that is there already.
@@ -26,6 +27,7 @@ type Step struct {
 // Foresee tells what Create would do with plan, in its order, or fails as Create would, as far as that can be told without
 // acting. It changes nothing. What could not be looked at in time is called unknown.
 func (m *Manager) Foresee(ctx context.Context, plan *driver.Plan) ([]Step, error) {
+	client := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.Foresight, errTooSlow)
 	defer cancel()
 	f := seer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Live{}}
@@ -39,7 +41,9 @@ func (m *Manager) Foresee(ctx context.Context, plan *driver.Plan) ([]Step, error
 	for _, s := range stepsOf(f.order) {
 		level := f.order[s.level]
 		forecast, err := f.look(ctx, s.act, level)
-		if err != nil && errors.Is(context.Cause(ctx), errTooSlow) {
+		// A helper gives up a moment before the time is up.
+		late := errs.Is(err, errs.Deadline) || errors.Is(context.Cause(ctx), errTooSlow)
+		if err != nil && late && client.Err() == nil {
 			forecast.Unknown = append(forecast.Unknown, fmt.Sprintf("whether it can be done: to look took longer than %s", m.opt.Foresight))
 		} else if err != nil {
 			path, err := located(level.Path, err)

@@ -111,6 +111,13 @@ func TestForeseenInTime(t *testing.T) {
 		t.Errorf("steps %+v, %v", steps, err)
 	}
 	m.opt.Foresight = time.Hour
+	early := w.level(driver.Mount, "early")
+	early.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Site) (driver.Forecast, error) {
+		return driver.Forecast{}, errs.New(errs.Deadline, "a helper was killed")
+	}}
+	if steps, err := m.Foresee(t.Context(), early); err != nil || len(steps[0].Unknown) != 1 {
+		t.Errorf("steps %+v, %v", steps, err)
+	}
 	ctx, hangUp := context.WithCancelCause(t.Context())
 	hangUp(errInjected)
 	if _, err := m.Foresee(ctx, stuck); !errs.Is(err, errs.Deadline) {
