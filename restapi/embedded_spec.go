@@ -3216,7 +3216,8 @@ func init() {
     },
     {
       "description": "Every change of every object, told as it happens.",
-      "name": "events"
+      "name": "events",
+      "x-displayName": "Events"
     }
   ],
   "x-schemes": [
@@ -6435,7 +6436,8 @@ func init() {
     },
     {
       "description": "Every change of every object, told as it happens.",
-      "name": "events"
+      "name": "events",
+      "x-displayName": "Events"
     }
   ],
   "x-schemes": [
