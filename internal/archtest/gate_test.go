@@ -50,7 +50,6 @@ var ungated = map[string]string{
 	"internal/container.takeOpenFiles":                  "the daemon's own limit of open files",
 	"internal/sys/block.ioctl":                          "asks a device",
 	"(internal/sys/dm.request).ask":                     "asks for a device",
-	"internal/sys/holders.ask":                          "asks about namespaces and mounts",
 	"internal/sys/sockdiag.Lookup":                      "asks for a socket",
 	"(*internal/container.command).firstGone":           "asks for a process: signal 0",
 	"(*internal/sys/loop.Loop).free":                    "opens a device; what is done with it has gates",

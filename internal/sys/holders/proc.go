@@ -56,8 +56,7 @@ func newScan() *scan {
 }
 
 // scanOf looks at the mounts whose lines in the tables have path in them, at those of the file system of the topmost
-// one at path, and, if another namespace has one of these, at all processes. Without such a mount, which it returns, it looks at nothing
-// else.
+// one at path, and at all processes. Without such a mount, which it returns, it looks at nothing else.
 func scanOf(path string) (*scan, *mountinfo.Info) {
 	escaped := []byte(strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(path))
 	s := &scan{byID: map[int]*mountinfo.Info{}, which: func(line []byte) bool { return bytes.Contains(line, escaped) }}
@@ -70,9 +69,7 @@ func scanOf(path string) (*scan, *mountinfo.Info) {
 	number := fmt.Appendf(nil, " %d:%d ", m.Major, m.Minor)
 	s.which = func(line []byte) bool { return bytes.Contains(line, escaped) || bytes.Contains(line, number) }
 	s.own = s.parse(text)
-	if found, known := elsewhere(uint32(m.Major), uint32(m.Minor)); found || !known {
-		s.lookAtProcesses()
-	}
+	s.lookAtProcesses()
 	return s, topmost(s.own, path)
 }
 
