@@ -110,8 +110,8 @@ func (g goal) reached(v *state.View) (bool, error) {
 	switch {
 	case v.Phase == state.Stopping: // it is being deleted
 		return false, nil
-	case now == state.StateStopping && slices.Contains(g, state.StateExited):
-		return false, nil
+	case now == state.StateStopping && (slices.Contains(g, state.StateExited) || slices.Contains(g, state.StateDead)):
+		return false, nil // it ends in one of them: dead if it is stopped since what it stands on is corrupted
 	case now == state.StateStopping, now == state.StateExited, now == state.StateDead, v.Phase == state.Broken:
 		return false, errs.New(errs.Conflict, "container %d is %s%s: it does not become %s before it is started again", v.ID, now, why(v), g)
 	}
