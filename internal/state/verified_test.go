@@ -2,6 +2,7 @@ package state
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -81,8 +82,9 @@ func TestCondemned(t *testing.T) {
 	m := newManager(t, w)
 	b := newBell()
 	m.Watch(b)
-	condemns, low := false, w.watched("low")
-	low.Unit = condemning{low.Unit.(inspected), func() bool { return condemns }}
+	var condemns atomic.Bool
+	low := w.watched("low")
+	low.Unit = condemning{low.Unit.(inspected), condemns.Load}
 	top := create(t, m, w.watched("top", whole(low))).ID
 	always := func(name string) *driver.Plan {
 		p := w.container(name, true, byID(driver.Mount, top))
@@ -112,7 +114,7 @@ func TestCondemned(t *testing.T) {
 		}
 		return fail(act, u)
 	})
-	condemns = true
+	condemns.Store(true)
 	go b.ring()
 	const why = "it stands on mount 2 (test), which is broken: it stands on mount 1 (test), which is broken: it is corrupted"
 	eventually(t, m, "the first is stopping", func(s *Snapshot) bool {
