@@ -19,10 +19,10 @@ import (
 type PlanStep struct {
 
 	// `use`: the object with this `id` is there and is used. `up`: an object is made. `start`: the container is
-	// started. `commit`: what the kernel would take away with the server is made to stay; this comes when all else is done.
+	// started.
 	//
 	// Required: true
-	// Enum: ["use","up","start","commit"]
+	// Enum: ["use","up","start"]
 	Act *string `json:"act"`
 
 	// The class of the object.
@@ -78,7 +78,7 @@ var planStepTypeActPropEnum []any
 
 func init() {
 	var res []string
-	if err := json.Unmarshal([]byte(`["use","up","start","commit"]`), &res); err != nil {
+	if err := json.Unmarshal([]byte(`["use","up","start"]`), &res); err != nil {
 		panic(err)
 	}
 	for _, v := range res {
@@ -96,9 +96,6 @@ const (
 
 	// PlanStepActStart captures enum value "start"
 	PlanStepActStart string = "start"
-
-	// PlanStepActCommit captures enum value "commit"
-	PlanStepActCommit string = "commit"
 )
 
 // prop value enum

@@ -2987,13 +2987,12 @@ func init() {
       ],
       "properties": {
         "act": {
-          "description": "` + "`" + `use` + "`" + `: the object with this ` + "`" + `id` + "`" + ` is there and is used. ` + "`" + `up` + "`" + `: an object is made. ` + "`" + `start` + "`" + `: the container is\nstarted. ` + "`" + `commit` + "`" + `: what the kernel would take away with the server is made to stay; this comes when all else is done.\n",
+          "description": "` + "`" + `use` + "`" + `: the object with this ` + "`" + `id` + "`" + ` is there and is used. ` + "`" + `up` + "`" + `: an object is made. ` + "`" + `start` + "`" + `: the container is\nstarted.\n",
           "type": "string",
           "enum": [
             "use",
             "up",
-            "start",
-            "commit"
+            "start"
           ]
         },
         "class": {
@@ -6207,13 +6206,12 @@ func init() {
       ],
       "properties": {
         "act": {
-          "description": "` + "`" + `use` + "`" + `: the object with this ` + "`" + `id` + "`" + ` is there and is used. ` + "`" + `up` + "`" + `: an object is made. ` + "`" + `start` + "`" + `: the container is\nstarted. ` + "`" + `commit` + "`" + `: what the kernel would take away with the server is made to stay; this comes when all else is done.\n",
+          "description": "` + "`" + `use` + "`" + `: the object with this ` + "`" + `id` + "`" + ` is there and is used. ` + "`" + `up` + "`" + `: an object is made. ` + "`" + `start` + "`" + `: the container is\nstarted.\n",
           "type": "string",
           "enum": [
             "use",
             "up",
-            "start",
-            "commit"
+            "start"
           ]
         },
         "class": {

@@ -171,8 +171,7 @@ type step struct {
 // stepsOf is the order in which a plan with these levels comes up:
 //
 //  1. each level, lowest first: its Up, then its result into the journal;
-//  2. the container that is to run: its start;
-//  3. each level that has something to commit, lowest first.
+//  2. the container that is to run: its start.
 func stepsOf(order []*driver.Plan) (steps []step) {
 	for i := range order {
 		steps = append(steps, step{ActUp, i})
@@ -180,11 +179,6 @@ func stepsOf(order []*driver.Plan) (steps []step) {
 	top := len(order) - 1
 	if u, ok := order[top].Unit.(driver.ContainerUnit); ok && u.Autostart() {
 		steps = append(steps, step{ActStart, top})
-	}
-	for i, level := range order {
-		if _, ok := level.Unit.(driver.Committer); ok {
-			steps = append(steps, step{ActCommit, i})
-		}
 	}
 	return steps
 }
@@ -207,15 +201,10 @@ func (m *Manager) bringUp(ctx context.Context, order []*driver.Plan, stack []int
 
 // take takes one step.
 func (m *Manager) take(ctx context.Context, act string, id int64, u driver.Unit) error {
-	switch act {
-	case ActUp:
-		return m.up(ctx, id)
-	case ActStart:
+	if act == ActStart {
 		return m.start(ctx, id, u.(driver.ContainerUnit))
-	default:
-		site, live := m.site(id)
-		return m.guard(act, id, func() error { return u.(driver.Committer).Commit(m.watch(ctx, id), site, live) })
 	}
+	return m.up(ctx, id)
 }
 
 func (m *Manager) unit(id int64) driver.Unit {

@@ -14,7 +14,7 @@ const ActUse = "use"
 
 // Step is what a create would do next, or what is there for it to use.
 type Step struct {
-	Act   string // ActUse, ActUp, ActStart or ActCommit
+	Act   string // ActUse, ActUp or ActStart
 	Path  string // the level, as it stands in the request
 	Class driver.Class
 	Kind  string // empty for containers
@@ -69,8 +69,6 @@ func (f *seer) look(ctx context.Context, act string, level *driver.Plan) (foreca
 		u, checks := level.Unit.(driver.Checker)
 		starter, checksStart := level.Unit.(driver.StartChecker)
 		switch {
-		case act == ActCommit:
-			forecast.Does = "make it outlive the server"
 		case act == ActUp && checks:
 			forecast, err = u.Check(ctx, f.site(level))
 		case act == ActStart && checksStart:

@@ -23,7 +23,6 @@ func fiveLevels(w *world) *driver.Plan {
 	}{{driver.Attach, "loopback"}, {driver.Mount, "device"}, {driver.Mount, "overlay"}} {
 		plan = w.level(l.class, l.label, whole(plan))
 	}
-	plan.Needs[0].Plan.Needs[0].Plan.Unit = &committing{unit{w: w, Label: "loopback"}}
 	return w.container("image", true, whole(plan))
 }
 
@@ -73,7 +72,7 @@ func TestFiveLevelsComeAndGo(t *testing.T) {
 // TestEveryStepOfBringUpFails makes each act of a create fail in turn: nothing may be left each time.
 func TestEveryStepOfBringUpFails(t *testing.T) {
 	t.Parallel()
-	for _, step := range []string{"up bind", "up loopback", "up device", "up overlay", "up container", "start container", "commit loopback"} {
+	for _, step := range []string{"up bind", "up loopback", "up device", "up overlay", "up container", "start container"} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld()
@@ -176,11 +175,9 @@ func TestPanicOfADriver(t *testing.T) {
 			return nil
 		}
 	}
-	for _, act := range []string{"up", "commit"} {
-		w.failWith(panics(act, "loopback"))
-		if _, _, err := m.Create(context.Background(), fiveLevels(w)); err == nil || errs.ClassOf(err) != errs.Internal || len(w.up) > 0 {
-			t.Errorf("%s: the answer is %v, still up are %v", act, err, w.up)
-		}
+	w.failWith(panics("up", "loopback"))
+	if _, _, err := m.Create(context.Background(), fiveLevels(w)); err == nil || errs.ClassOf(err) != errs.Internal || len(w.up) > 0 {
+		t.Errorf("the answer is %v, still up are %v", err, w.up)
 	}
 	w.failWith(func(string, *unit) error { return nil })
 	v := create(t, m, fiveLevels(w))
@@ -303,13 +300,13 @@ func TestPendingCanNotBeUsed(t *testing.T) {
 	}
 }
 
-func TestClientHangsUpBeforeTheCommit(t *testing.T) {
+func TestClientHangsUpAtTheLastStep(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	m := newManager(t, w)
 	ctx, cancel := context.WithCancel(context.Background())
 	w.failWith(func(act string, u *unit) error {
-		if act == "commit" {
+		if act == "start" {
 			cancel()
 		}
 		return nil

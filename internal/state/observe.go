@@ -11,7 +11,6 @@ const (
 	ActUp     = "up"
 	ActDown   = "down"
 	ActStart  = "start"
-	ActCommit = "commit" // is not told
 
 	actInspect = "inspect"
 	ActRestart = "restart" // a start that a container's policy asked for; that the start took is told as ActStart

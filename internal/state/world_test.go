@@ -160,13 +160,6 @@ func (u *unit) Start(_ context.Context, site driver.Site, _ driver.Live) (driver
 	return p, nil
 }
 
-// committing is a unit with a Commit.
-type committing struct{ unit }
-
-func (u *committing) Commit(context.Context, driver.Site, driver.Live) error {
-	return u.w.ask("commit", &u.unit)
-}
-
 // plain hides that a unit could be a container.
 type plain struct{ driver.Heritable }
 

@@ -4,7 +4,6 @@ package drivertest
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -70,7 +69,7 @@ func Run(t *testing.T, c Case) {
 		test func(*testing.T, Case)
 	}{
 		{"PlanOfNothing", planOfNothing}, {"PlanOfWrong", planOfWrong}, {"PlanIsPure", planIsPure}, {"CheckIsPure", checkIsPure},
-		{"UpShowDown", upShowDown}, {"Twice", twice}, {"DownAgain", downAgain}, {"DownBeforeCommit", downBeforeCommit}, {"TakenOver", takenOver}, {"Busy", busy}, {"Fails", fails},
+		{"UpShowDown", upShowDown}, {"Twice", twice}, {"DownAgain", downAgain}, {"TakenOver", takenOver}, {"Busy", busy}, {"Fails", fails},
 		{"EveryActOfUpFails", everyActOfUpFails}, {"EveryActOfDownFails", everyActOfDownFails},
 		{"Cancelled", cancelled}, {"ShowDuringUp", showDuringUp},
 	} {
@@ -134,26 +133,10 @@ func newSite(needs []driver.Live) driver.Site {
 	return driver.Site{ID: ids.Add(1), Needs: needs}
 }
 
-// raise brings a unit up as the manager does: a commit that fails is undone by Down.
-func raise(ctx context.Context, u driver.Unit, site driver.Site) (driver.Live, error) {
-	live, err := u.Up(ctx, site)
-	if err != nil {
-		return driver.Live{}, err
-	}
-	c, ok := u.(driver.Committer)
-	if !ok {
-		return live, nil
-	}
-	if err := c.Commit(ctx, site, live); err != nil {
-		return driver.Live{}, errors.Join(err, u.Down(context.WithoutCancel(ctx), site, live))
-	}
-	return live, nil
-}
-
 // up returns the live state as it comes back from the journal.
 func up(t testing.TB, u driver.Unit, site driver.Site) driver.Live {
 	t.Helper()
-	live, err := raise(context.Background(), u, site)
+	live, err := u.Up(context.Background(), site)
 	if err != nil {
 		t.Fatalf("up: %v", err)
 	}

@@ -63,7 +63,7 @@ func twice(t *testing.T, c Case) {
 	one, two := newSite(c.Needs), newSite(c.Needs)
 	first := up(t, u, one)
 	if c.Single {
-		if _, err := raise(context.Background(), u, two); err != nil && !errs.Is(err, errs.Conflict) {
+		if _, err := u.Up(context.Background(), two); err != nil && !errs.Is(err, errs.Conflict) {
 			t.Errorf("a second up fails with class %v: %v; want %v", errs.ClassOf(err), err, errs.Conflict)
 		}
 		down(t, u, one, first)
@@ -82,16 +82,6 @@ func downAgain(t *testing.T, c Case) {
 	live := up(t, u, site)
 	down(t, u, site, live)
 	down(t, u, site, live) // gone is success
-}
-
-// downBeforeCommit is what happens to a level whose stack fails further up.
-func downBeforeCommit(t *testing.T, c Case) {
-	u, site := c.unit(t, nil), newSite(c.Needs)
-	live, err := u.Up(context.Background(), site)
-	if err != nil {
-		t.Fatal(err)
-	}
-	down(t, u, site, journaled(t, live))
 }
 
 func busy(t *testing.T, c Case) {
@@ -125,7 +115,7 @@ func fails(t *testing.T, c Case) {
 			}
 			u, _ := Plan(t, c.New(nil), f.Def)
 			site := newSite(needs)
-			live, err := raise(context.Background(), u, site)
+			live, err := u.Up(context.Background(), site)
 			if err == nil {
 				down(t, u, site, live)
 				t.Fatal("comes up")
@@ -184,7 +174,7 @@ func everyActOfUpFails(t *testing.T, c Case) {
 		before := testkit.Snapshot(t, c.Scope)
 		site := newSite(c.Needs)
 		f.arm(n)
-		live, err := raise(context.Background(), u, site)
+		live, err := u.Up(context.Background(), site)
 		act := f.fired()
 		f.arm(0)
 		if err == nil {
@@ -246,7 +236,7 @@ func cancelled(t *testing.T, c Case) {
 	for name, ctx := range map[string]context.Context{"cancelled": over, "late": late} {
 		before := testkit.Snapshot(t, c.Scope)
 		u, site := c.unit(t, nil), newSite(c.Needs)
-		live, err := raise(ctx, u, site)
+		live, err := u.Up(ctx, site)
 		if err == nil {
 			down(t, u, site, live)
 		} else if errs.Is(err, errs.Internal) {

@@ -36,7 +36,7 @@ func Partitions(disk uint64) ([]Partition, error) {
 		index, err1 := attribute(dir, "partition")
 		start, err2 := attribute(dir, "start")
 		size, err3 := attribute(dir, "size")
-		number, err4 := numberOf(dir)
+		number, err4 := NumberOf(dir)
 		if err := cmp.Or(err1, err2, err3, err4); err != nil {
 			return nil, fmt.Errorf("read partitions of %s: %w", Name(disk), err)
 		}
@@ -46,7 +46,8 @@ func Partitions(disk uint64) ([]Partition, error) {
 	return all, nil
 }
 
-func numberOf(dir string) (uint64, error) {
+// NumberOf returns the number of the block device that has a directory in sysfs(5).
+func NumberOf(dir string) (uint64, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "dev"))
 	if err != nil {
 		return 0, err

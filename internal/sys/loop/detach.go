@@ -24,12 +24,12 @@ const pause = 20 * time.Millisecond
 
 // Detach frees the device that id tells, with all its partitions, and returns when it is really free. If it is not
 // that device any more, it is free already. A device that is in use is an errs.Conflict that names the users, and
-// then nothing has changed. pending is the device if it was never kept, else nil.
-func (l *Loop) Detach(ctx context.Context, path string, id ID, pending *Device) error {
+// then nothing has changed.
+func (l *Loop) Detach(ctx context.Context, path string, id ID) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		err := l.detach(path, id, pending)
+		err := l.detach(path, id)
 		if !errs.Is(err, errs.Conflict) || errors.Is(err, errLasting) {
 			return err
 		}
@@ -46,10 +46,9 @@ func (l *Loop) Detach(ctx context.Context, path string, id ID, pending *Device) 
 //  1. make sure that it is the device we mean;
 //  2. claim it: nobody has it mounted, and nobody can mount it any more;
 //  3. delete its partitions, after a look around for who has one open;
-//  4. set AUTOCLEAR: a crash from here on frees the device;
-//  5. clear it. The kernel only promises to, as long as somebody has it open: that is the one reliable sign;
-//  6. close it and look whether it is free. If not, take back 3 to 5.
-func (l *Loop) detach(path string, id ID, pending *Device) error {
+//  4. clear it. The kernel only promises to (AUTOCLEAR), as long as somebody has it open: that is the one reliable sign;
+//  5. close it and look whether it is free. If not, take back 3 and 4.
+func (l *Loop) detach(path string, id ID) error {
 	if is, err := l.Is(path, id); !is || err != nil {
 		return err
 	}
@@ -62,23 +61,15 @@ func (l *Loop) detach(path string, id ID, pending *Device) error {
 	if is, err := l.matches(f, id); !is || err != nil {
 		return err
 	}
-	if pending == nil { // else it is locked already
-		if err := l.lock(f); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
-			return err
-		}
+	if err := l.lock(f); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return err
 	}
 	parts, err := l.deletePartitions(f, id)
 	if err != nil {
 		return err
 	}
-	if err := l.setFlags(f, "loop release", 0, flagAutoclear); err != nil {
-		return errors.Join(err, l.addPartitions(f, parts))
-	}
 	if err := l.clear(f); err != nil {
-		return errors.Join(err, l.restore(f, parts, pending == nil))
-	}
-	if pending != nil {
-		_ = pending.file.Close()
+		return errors.Join(err, l.addPartitions(f, parts))
 	}
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("close %s: %w", path, err)
@@ -196,16 +187,12 @@ func (l *Loop) addPartitions(f *os.File, parts []block.Partition) error {
 	return all
 }
 
-// restore makes a device again what it was before a detach that failed.
-func (l *Loop) restore(f *os.File, parts []block.Partition, kept bool) error {
-	var err error
-	if kept {
-		err = l.setFlags(f, "loop keep", flagAutoclear, 0)
-	}
-	return errors.Join(err, l.addPartitions(f, parts))
+// restore makes a device again what it was before a detach that somebody else has kept from being done.
+func (l *Loop) restore(f *os.File, parts []block.Partition) error {
+	return errors.Join(l.changeFlags(f, "loop keep", flagAutoclear, 0, setStatus(f)), l.addPartitions(f, parts))
 }
 
-// verify makes sure that the device is free; else it makes it what it was, and kept.
+// verify makes sure that the device is free; else it makes it what it was.
 func (l *Loop) verify(path string, id ID, parts []block.Partition) error {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) {
@@ -218,5 +205,5 @@ func (l *Loop) verify(path string, id ID, parts []block.Partition) error {
 	if is, err := l.matches(f, id); !is || err != nil {
 		return err
 	}
-	return errors.Join(inUse(path, holders.OfDevice(id.Number), errPassing), l.restore(f, parts, true))
+	return errors.Join(inUse(path, holders.OfDevice(id.Number), errPassing), l.restore(f, parts))
 }

@@ -1,8 +1,7 @@
 // Package loop attaches files to loop devices and detaches them: loop(4).
 //
-// A device goes through two states. While it is pending the kernel frees it by itself when its last descriptor is
-// closed (AUTOCLEAR), and a Device holds that descriptor: if the daemon dies, nothing is left. Keep ends that: from
-// then on the device lives without us, until Detach.
+// A device lives until Detach, also without the process that attached it. Should that be killed before it knows which device it
+// has got, another one finds it by its mark (Marked).
 package loop
 
 import (
@@ -24,10 +23,11 @@ import (
 type Loop struct {
 	Gate   gate.Gate
 	Nodes  block.Nodes
-	Helper Ioctler // for files whose server may be gone
+	Helper Ioctler // for files whose server may be gone; nil: no file has one
 }
 
-// Ioctler does ioctl(2) where it can hang. The kernel changes a loop device only when all requests to it have ended.
+// Ioctler does ioctl(2) where it can hang, with an argument that is not read back. The kernel changes a loop device only when all
+// requests to it have ended, and asks who has the file when it tells of one.
 type Ioctler interface {
 	Ioctl(ctx context.Context, file *os.File, request uint, argument []byte) error
 }
@@ -38,6 +38,9 @@ type Options struct {
 	Remote   bool // who has the file may not answer
 	Buffered bool // through the page cache, also where the kernel believes that direct I/O works
 	Sector   int  // logical sector size in bytes; default 512
+	// Mark tells this device from all others: at most 63 bytes, which the kernel keeps in lo_file_name. losetup(8) reads the
+	// file's path from sysfs.
+	Mark string
 }
 
 // ID tells a loop device's one use from all others.
@@ -49,7 +52,7 @@ type ID struct {
 	MadeNode bool   `json:"made_node,omitempty"` // whether its device node is ours to remove
 }
 
-// Device is a loop device that is pending: closing it without Keep frees it.
+// Device is a loop device, open. It is to be closed, or released.
 type Device struct {
 	ID
 	Path string
@@ -62,7 +65,7 @@ type Device struct {
 
 const (
 	flagReadOnly  = unix.LO_FLAGS_READ_ONLY
-	flagAutoclear = unix.LO_FLAGS_AUTOCLEAR
+	flagAutoclear = unix.LO_FLAGS_AUTOCLEAR // as losetup --detach sets it on a device that is in use
 	flagPartscan  = unix.LO_FLAGS_PARTSCAN
 	flagDirect    = unix.LO_FLAGS_DIRECT_IO
 )
@@ -74,7 +77,7 @@ const tries = 10000
 // Reads and writes bypass the page cache (direct I/O) where the file's file system can, unless they are to be buffered; then the image is
 // not in memory twice.
 //
-// The device is locked against udev (flock(2)) until it is kept, so that nobody holds it if it must go again.
+// The device is locked against udev (flock(2)) until it is closed.
 func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, error) {
 	for range tries {
 		if err := ctx.Err(); err != nil {
@@ -175,15 +178,13 @@ func (l *Loop) configure(device, file *os.File, o Options) error {
 	if o.Sector != 0 {
 		config.Size = uint32(o.Sector)
 	}
-	config.Info.Flags = flagAutoclear
 	if !o.Buffered {
 		config.Info.Flags |= flagDirect
 	}
 	if o.ReadOnly {
 		config.Info.Flags |= flagReadOnly
 	}
-	// Shown by losetup(8); the kernel keeps the last byte for a NUL.
-	copy(config.Info.File_name[:len(config.Info.File_name)-1], file.Name())
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], o.Mark) // the kernel keeps the last byte for a NUL
 	err := l.Gate.Do("loop configure", func() error { return unix.IoctlLoopConfigure(int(device.Fd()), &config) })
 	switch {
 	case errors.Is(err, unix.ENOTTY):
@@ -233,33 +234,25 @@ func (l *Loop) lock(f *os.File) error {
 	return nil
 }
 
-// File is the device, open for reading and writing until Keep or Release.
+// File is the device, open for reading and writing until Close or Release.
 func (d *Device) File() *os.File { return d.file }
+
+// Close lets go of the device, which stays attached.
+func (d *Device) Close() error { return d.file.Close() }
 
 // Scan makes the kernel read the partition table, if it was built to. It finds nothing otherwise.
 func (d *Device) Scan(ctx context.Context) error {
-	return d.setFlags(ctx, "loop scan", 0, flagPartscan)
-}
-
-func (d *Device) setFlags(ctx context.Context, act string, take, add uint32) error {
-	if !d.remote {
-		return d.loop.setFlags(d.file, act, take, add)
+	set := setStatus(d.file)
+	if d.remote {
+		set = func(status *unix.LoopInfo64) error {
+			data := unsafe.Slice((*byte)(unsafe.Pointer(status)), unsafe.Sizeof(*status))
+			return d.loop.Helper.Ioctl(ctx, d.file, unix.LOOP_SET_STATUS64, data)
+		}
 	}
-	return d.loop.changeFlags(d.file, act, take, add, func(status *unix.LoopInfo64) error {
-		data := unsafe.Slice((*byte)(unsafe.Pointer(status)), unsafe.Sizeof(*status))
-		return d.loop.Helper.Ioctl(ctx, d.file, unix.LOOP_SET_STATUS64, data)
-	})
+	return d.loop.changeFlags(d.file, "loop scan", 0, flagPartscan, set)
 }
 
-// Keep lets the device live on without us. It can be called again if it fails.
-func (d *Device) Keep(ctx context.Context) error {
-	if err := d.setFlags(ctx, "loop keep", flagAutoclear, 0); err != nil {
-		return err
-	}
-	return d.file.Close()
-}
-
-// Release frees a pending device. Partitions that were added must be deleted before.
+// Release frees a device that nobody else uses yet. Partitions that were added must be deleted before.
 func (d *Device) Release() error {
 	err := d.loop.clear(d.file)
 	d.loop.close(d)
@@ -277,13 +270,12 @@ func (l *Loop) removeNode(id ID, path string) {
 	}
 }
 
-// setFlags takes away and adds flags: only AUTOCLEAR can be taken, AUTOCLEAR and PARTSCAN added.
-func (l *Loop) setFlags(f *os.File, act string, take, add uint32) error {
-	return l.changeFlags(f, act, take, add, func(status *unix.LoopInfo64) error {
-		return unix.IoctlLoopSetStatus64(int(f.Fd()), status)
-	})
+func setStatus(f *os.File) func(*unix.LoopInfo64) error {
+	return func(status *unix.LoopInfo64) error { return unix.IoctlLoopSetStatus64(int(f.Fd()), status) }
 }
 
+// changeFlags takes away and adds flags: only AUTOCLEAR can be taken, AUTOCLEAR and PARTSCAN added. The kernel waits until all requests
+// to the device have ended, some 15 ms even if there are none (6.18): not for what has to be done often.
 func (l *Loop) changeFlags(f *os.File, act string, take, add uint32, set func(*unix.LoopInfo64) error) error {
 	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if err != nil {

@@ -101,20 +101,34 @@ func TestSector(t *testing.T) {
 	}
 }
 
-// A pending device vanishes with the process that holds it: the kernel does it when the last descriptor is closed.
-func TestPendingVanishes(t *testing.T) {
+// A device outlives whoever attached it, and is found by its mark, whatever else is attached.
+func TestMarked(t *testing.T) {
 	testkit.Root(t)
 	f := backing(t, testkit.RunDir(t))
-	var l loop.Loop
-	d := attach(t, &l, f, loop.Options{})
+	c := counting{}
+	l := loop.Loop{Helper: &c}
+	other := attach(t, &l, f, loop.Options{Mark: t.TempDir() + "/else"})
+	defer other.Release()
+	mark := strings.Repeat("m", 63) // as long as one can be
+	d := attach(t, &l, f, loop.Options{Mark: mark})
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if got := attribute(t, d, "loop/backing_file"); got != f.Name() {
 		t.Errorf("backing file %q", got)
 	}
-	if err := d.File().Close(); err != nil {
+	found, err := l.Marked(t.Context(), mark)
+	if err != nil || len(found) != 1 || found[d.Path] != d.ID {
+		t.Errorf("found %+v, %v; want %s: %+v", found, err, d.Path, d.ID)
+	}
+	if len(c.requests) < 2 {
+		t.Errorf("the helper was asked %d times whether the files' servers answer", len(c.requests))
+	}
+	if err := l.Detach(t.Context(), d.Path, d.ID); err != nil {
 		t.Fatal(err)
 	}
-	if got := attribute(t, d, "loop/backing_file"); got == f.Name() {
-		t.Error("still there")
+	if found, err := l.Marked(t.Context(), mark); err != nil || len(found) != 0 {
+		t.Errorf("found %+v, %v when it is gone", found, err)
 	}
 }
 
@@ -137,16 +151,18 @@ func TestFlagsOfRemote(t *testing.T) {
 		var c counting
 		l := loop.Loop{Helper: &c}
 		d := attach(t, &l, f, loop.Options{Remote: remote})
-		if err := d.Keep(t.Context()); err != nil {
+		if err := d.Scan(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if len(c.requests) != want || want > 0 && c.requests[0] != unix.LOOP_SET_STATUS64 {
 			t.Errorf("remote %v: the helper is asked for %#x", remote, c.requests)
 		}
-		if got := attribute(t, d, "loop/autoclear"); got != "0" {
-			t.Errorf("remote %v: autoclear is %q", remote, got)
+		if got := attribute(t, d, "loop/partscan"); got != "1" {
+			t.Errorf("remote %v: partscan is %q", remote, got)
 		}
-		testkit.Run(t, "losetup", "-d", d.Path)
+		if err := d.Release(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -182,7 +198,8 @@ func TestSweepsPartitions(t *testing.T) {
 	t.Skip("somebody else has the device now")
 }
 
-func TestDetachPending(t *testing.T) {
+// A device that is detached twice, the second time when it is gone.
+func TestDetach(t *testing.T) {
 	testkit.Root(t)
 	dir := testkit.RunDir(t)
 	f := backing(t, dir)
@@ -191,8 +208,11 @@ func TestDetachPending(t *testing.T) {
 	if err := block.AddPartition(nil, d.File(), block.Partition{Index: 1, Start: mib, Size: mib}); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the second time it is gone
-		if err := l.Detach(context.Background(), d.Path, d.ID, d); err != nil {
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.Detach(context.Background(), d.Path, d.ID); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -216,7 +236,7 @@ func TestDetachLosesRace(t *testing.T) {
 	if err := block.AddPartition(nil, d.File(), block.Partition{Index: 1, Start: mib, Size: mib}); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Keep(t.Context()); err != nil {
+	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
 	l.Gate = gate.Ask(func(act string) error {
@@ -234,7 +254,7 @@ func TestDetachLosesRace(t *testing.T) {
 		}
 		return nil
 	})
-	err := l.Detach(context.Background(), d.Path, d.ID, nil)
+	err := l.Detach(context.Background(), d.Path, d.ID)
 	if want := fmt.Sprintf("pid %d (sh) has %s open", late.Process.Pid, d.Path); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), want) {
 		t.Errorf("error %v, want a conflict with %q", err, want)
 	}
@@ -250,7 +270,7 @@ func TestDetachLosesRace(t *testing.T) {
 		t.Error("the device vanished with its last user")
 	}
 	l.Gate = nil
-	if err := l.Detach(context.Background(), d.Path, d.ID, nil); err != nil {
+	if err := l.Detach(context.Background(), d.Path, d.ID); err != nil {
 		t.Error(err)
 	}
 }
@@ -265,11 +285,11 @@ func TestStaticDev(t *testing.T) {
 	if filepath.Dir(d.Path) != dir || !d.MadeNode {
 		t.Errorf("node %s, made %v", d.Path, d.MadeNode)
 	}
-	if err := d.Keep(t.Context()); err != nil {
+	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := l.Detach(context.Background(), d.Path, d.ID, nil); err != nil {
+		if err := l.Detach(context.Background(), d.Path, d.ID); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -315,7 +335,7 @@ func TestDetachOfForeign(t *testing.T) {
 	} {
 		id := d.ID
 		change(&id)
-		if err := l.Detach(context.Background(), d.Path, id, nil); err != nil {
+		if err := l.Detach(context.Background(), d.Path, id); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if attribute(t, d, "loop/backing_file") != f.Name() {

@@ -3,6 +3,7 @@ package loopback
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -16,8 +17,7 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 	return u, json.Unmarshal(data, u)
 }
 
-// Adopt makes sure that the device is still the one that was attached. One that was not kept yet goes with its last user: what
-// stands on it is undone, and so is it.
+// Adopt makes sure that the device is still the one that was attached.
 func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
 	return u.Inspect(site, live, nil)
 }
@@ -35,5 +35,11 @@ func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) err
 	return err
 }
 
-// Sweep has nothing to do: until Up has returned, the kernel frees the device when the daemon that holds it ends.
-func (*unit) Sweep(context.Context, driver.Site) error { return nil }
+// Sweep detaches what has the object's mark: an Up that was cut off right after the kernel had attached the file.
+func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	devices, err := u.driver.loop.Marked(ctx, u.tag(site.ID))
+	for path, id := range devices {
+		err = errors.Join(err, u.driver.loop.Detach(ctx, path, id))
+	}
+	return err
+}

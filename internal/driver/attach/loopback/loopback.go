@@ -2,10 +2,10 @@
 package loopback
 
 import (
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -38,10 +38,6 @@ type Driver struct {
 
 	// left are processes of earlier attempts to detach.
 	left remote.Leftovers
-	// mu protects pending.
-	mu sync.Mutex
-	// pending are the devices between Up and Commit, by object id: the kernel frees them if we die.
-	pending map[int64]*loop.Device
 }
 
 // New makes the driver.
@@ -49,12 +45,15 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	l := loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}}
+	if o.Helper != nil {
+		l.Helper = o.Helper
+	}
 	return &Driver{
-		loop:      loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}, Helper: o.Helper},
+		loop:      l,
 		helper:    o.Helper,
 		forbidden: o.Forbidden,
 		log:       o.Log,
-		pending:   map[int64]*loop.Device{},
 	}
 }
 
@@ -73,6 +72,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	l := def.Attach.Loopback
 	u := &unit{
 		driver:         d,
+		Mark:           rand.Text(),
 		Path:           value(l.Path),
 		Base:           value(l.Base),
 		ReadPartitions: value(l.ReadPartitions),
@@ -120,23 +120,4 @@ func value[T any](p *T) (v T) {
 		v = *p
 	}
 	return v
-}
-
-func (d *Driver) hold(id int64, device *loop.Device) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.pending[id] = device
-}
-
-// held returns the device of an object that has not been committed, or nil.
-func (d *Driver) held(id int64) *loop.Device {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.pending[id]
-}
-
-func (d *Driver) letGo(id int64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.pending, id)
 }

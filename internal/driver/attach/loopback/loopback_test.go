@@ -3,6 +3,7 @@ package loopback_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -247,36 +248,45 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// The kernel frees a pending device with its last descriptor and keeps a committed one.
-func TestAutoclear(t *testing.T) {
+// What an Up that was cut off has attached is found and detached by its mark; what another object has attached stays.
+func TestSweep(t *testing.T) {
 	testkit.Root(t)
 	dir := testkit.RunDir(t)
 	image := file(t, filepath.Join(dir, "image"), 1<<20, "")
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid()})
+	other := drivertest.Up(t, newDriver(nil), def(image, ""))
 	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
 	site := driver.Site{ID: 1}
 	live, err := u.Up(context.Background(), site)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := sysfs(t, live, "loop/autoclear"); got != "1" {
-		t.Errorf("autoclear of a pending device is %s", got)
-	}
-	if err := u.(driver.Committer).Commit(context.Background(), site, live); err != nil {
-		t.Fatal(err)
-	}
-	if got := sysfs(t, live, "loop/autoclear"); got != "0" {
-		t.Errorf("autoclear of a committed device is %s", got)
-	}
 	for _, open := range testkit.Descriptors(os.Getpid()) {
 		if open == live.Device.Path {
-			t.Error("a committed device is still open")
+			t.Error("the device is still open")
 		}
 	}
-	// A daemon that comes later knows only Live.
-	later, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
-	if err := later.Down(context.Background(), site, live); err != nil {
-		t.Error(err)
+	if got := sysfs(t, live, "loop/autoclear"); got != "0" {
+		t.Errorf("autoclear is %s", got)
+	}
+	text, err := json.Marshal(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later, err := newDriver(nil).(driver.Heir).Restore(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing
+		if err := later.Sweep(t.Context(), site); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join("/sys/block", filepath.Base(live.Device.Path), "loop/backing_file")); err == nil {
+		t.Errorf("%s is still attached", live.Device.Path)
+	}
+	if got := sysfs(t, other, "loop/backing_file"); got != image {
+		t.Errorf("the other's device now has %q", got)
 	}
 }
 
@@ -289,9 +299,6 @@ func TestDownOfReusedDevice(t *testing.T) {
 	site := driver.Site{ID: 1}
 	live, err := u.Up(context.Background(), site)
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := u.(driver.Committer).Commit(context.Background(), site, live); err != nil {
 		t.Fatal(err)
 	}
 	testkit.Run(t, "losetup", "-d", live.Device.Path)
@@ -341,9 +348,6 @@ func TestParallel(t *testing.T) {
 	if len(devices) != count {
 		t.Errorf("%d different devices, want %d", len(devices), count)
 	}
-	each(func(i int, site driver.Site) error {
-		return u.(driver.Committer).Commit(context.Background(), site, lives[i])
-	})
 	each(func(i int, site driver.Site) error { return u.Down(context.Background(), site, lives[i]) })
 }
 
@@ -359,9 +363,6 @@ func TestBusyByMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = u.Down(context.Background(), site, live) }) // if the test fails
-	if err := u.(driver.Committer).Commit(context.Background(), site, live); err != nil {
-		t.Fatal(err)
-	}
 	refused := func(want string) {
 		t.Helper()
 		before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{filepath.Dir(image), point}, PID: os.Getpid()})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,7 @@ import (
 // unit is one loopback attachment.
 type unit struct {
 	driver         *Driver
+	Mark           string `json:"mark,omitempty"` // random: tells what is ours from what is another daemon's
 	Path           string `json:"path"`
 	Base           string `json:"base"`
 	ReadPartitions bool   `json:"readPartitions,omitempty"`
@@ -31,14 +33,17 @@ type notes struct {
 	Nodes []int   `json:"nodes,omitempty"` // indices in Live.Device.Partitions whose device nodes we made
 }
 
-// Up attaches the file and makes its partitions. Until Commit the kernel frees the device if we die.
+// tag is what the kernel keeps with the device of the object that has an id.
+func (u *unit) tag(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
+
+// Up attaches the file and makes its partitions.
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	src, err := u.open(ctx, site)
 	if err != nil {
 		return driver.Live{}, err
 	}
 	defer src.Close()
-	o := loop.Options{ReadOnly: src.readOnly, Remote: src.remote, Buffered: src.buffered}
+	o := loop.Options{ReadOnly: src.readOnly, Remote: src.remote, Buffered: src.buffered, Mark: u.tag(site.ID)}
 	if u.ReadPartitions {
 		o.Sector = block.TableSector(src)
 	}
@@ -50,7 +55,9 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, errors.Join(err, device.Release())
 	}
-	u.driver.hold(site.ID, device)
+	if err := device.Close(); err != nil {
+		return driver.Live{}, fmt.Errorf("close %s: %w", device.Path, err)
+	}
 	u.driver.log.Debug("attach file", "id", site.ID, "path", u.Path, "device", device.Path, "ro", device.Info.ReadOnly)
 	return live, nil
 }
@@ -126,19 +133,6 @@ func (u *unit) removePartitions(device *loop.Device) error {
 	return err
 }
 
-// Commit lets the device live on without the daemon.
-func (u *unit) Commit(ctx context.Context, site driver.Site, _ driver.Live) error {
-	device := u.driver.held(site.ID)
-	if device == nil {
-		return nil
-	}
-	if err := device.Keep(ctx); err != nil {
-		return err
-	}
-	u.driver.letGo(site.ID)
-	return nil
-}
-
 // Down detaches the file, if the device is still the one of Up and nobody uses it.
 func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
 	if live.Device == nil {
@@ -151,10 +145,9 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 	if err := u.settle(ctx, site, live.Device); err != nil {
 		return err
 	}
-	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop, u.driver.held(site.ID)); err != nil {
+	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop); err != nil {
 		return err
 	}
-	u.driver.letGo(site.ID)
 	u.driver.log.Debug("detach file", "id", site.ID, "path", u.Path, "device", live.Device.Path)
 	return u.removeNodes(live.Device.Partitions, n.Nodes)
 }
@@ -205,7 +198,4 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 // IsStill implements driver.Still.
 func (*unit) IsStill(driver.Live) bool { return true }
 
-var (
-	_ driver.Driver    = (*Driver)(nil)
-	_ driver.Committer = (*unit)(nil)
-)
+var _ driver.Driver = (*Driver)(nil)

@@ -1,0 +1,103 @@
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+)
+
+// Marked returns the devices that Attach has attached with a mark, by their paths.
+func (l *Loop) Marked(ctx context.Context, mark string) (map[string]ID, error) {
+	dirs, err := filepath.Glob("/sys/block/loop*/loop") // is there as long as there is a file
+	if err != nil {
+		return nil, fmt.Errorf("list loop devices: %w", err)
+	}
+	found := map[string]ID{}
+	for _, dir := range dirs {
+		if !ours(dir) {
+			continue
+		}
+		if err := l.addMarked(ctx, found, filepath.Dir(dir), mark); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// ours tells from sysfs(5) whether Attach may have made a device: most that it has not are not opened.
+func ours(dir string) bool {
+	for _, name := range []string{"autoclear", "offset", "sizelimit"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || strings.TrimSpace(string(text)) != "0" {
+			return false
+		}
+	}
+	return true
+}
+
+// addMarked adds the device that has a directory in sysfs to found, if it has that mark.
+func (l *Loop) addMarked(ctx context.Context, found map[string]ID, dir, mark string) error {
+	number, err := block.NumberOf(dir)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // removed meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	id := ID{Number: number}
+	path, made, err := l.Nodes.Ensure(number)
+	if err != nil {
+		return err
+	}
+	id.MadeNode = made
+	is, err := l.identify(ctx, path, mark, &id)
+	if !is {
+		l.removeNode(id, path)
+		return err
+	}
+	found[path] = id
+	return nil
+}
+
+// identify tells whether the device at path has a mark, and completes its id.
+func (l *Loop) identify(ctx context.Context, path, mark string, id *ID) (bool, error) {
+	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ENXIO) {
+		return false, nil // removed meanwhile
+	}
+	if err != nil {
+		return false, fmt.Errorf("open loop device: %w", err)
+	}
+	defer f.Close()
+	status, err := l.status(ctx, f)
+	if errors.Is(err, unix.ENXIO) {
+		return false, nil // free
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask for the state of %s: %w", path, err)
+	}
+	if unix.ByteSliceToString(status.File_name[:]) != mark {
+		return false, nil
+	}
+	info, err := block.Stat(f)
+	id.Sequence, id.Dev, id.Inode = info.Sequence, status.Device, status.Inode
+	return err == nil, err
+}
+
+// status asks for the state of a device that may be another's, on a server that may be gone: first a helper waits for that.
+func (l *Loop) status(ctx context.Context, f *os.File) (*unix.LoopInfo64, error) {
+	if l.Helper != nil {
+		if err := l.Helper.Ioctl(ctx, f, unix.LOOP_GET_STATUS64, make([]byte, unsafe.Sizeof(unix.LoopInfo64{}))); err != nil {
+			return nil, err
+		}
+	}
+	return unix.IoctlLoopGetStatus64(int(f.Fd()))
+}
