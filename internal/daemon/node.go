@@ -28,6 +28,7 @@ type node struct {
 	program  *os.File // imageapi-init
 	runner   *container.Driver
 	drivers  driver.Set
+	watcher  *watch.Watcher // until the manager has it
 	manager  *state.Manager
 }
 
@@ -59,16 +60,22 @@ func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.A
 	if err != nil {
 		return n, err
 	}
+	if n.watcher, err = watch.Open(); err != nil {
+		return n, err
+	}
 	n.drivers = builtin.Drivers(builtin.Env{
 		Gate: opt.Gate, Mounts: n.mounts, Containers: n.runner, Helper: helpers,
-		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Log: log,
+		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Changed: n.watcher.Wake, Log: log,
 	})
 	n.manager = state.New(state.Options{
 		Gate: opt.Gate, Journal: n.journal, NextID: found.NextID, Log: log, MaxObjects: cfg.Limits.Objects, Observe: observe,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout, RequireVerity: cfg.Node.RequireVerity,
 	})
 	n.adopt(ctx, found.Records, cfg.Node)
-	return n, n.watch()
+	// From now on it notices what is changed behind its back.
+	n.manager.Watch(n.watcher)
+	n.watcher = nil
+	return n, nil
 }
 
 // adopt takes over what an earlier server has left, and tells what it does not know.
@@ -81,16 +88,6 @@ func (n *node) adopt(ctx context.Context, records []journal.Record, cfg Node) {
 	for _, text := range strays(cfg, func(id int64) bool { _, ok := known.Get(id); return ok }) {
 		n.log.Warn("the run directory has what is in no journal; it is left alone", "what", text)
 	}
-}
-
-// watch has the manager notice what is changed behind its back.
-func (n *node) watch() error {
-	w, err := watch.Open()
-	if err != nil {
-		return err
-	}
-	n.manager.Watch(w)
-	return nil
 }
 
 // openJournal opens the journal and tells if what is in it is lost.
@@ -116,6 +113,9 @@ func (n *node) close(teardown bool) error {
 	var left []error
 	if n.manager != nil {
 		left = append(left, n.end(teardown))
+	}
+	if n.watcher != nil {
+		left = append(left, n.watcher.Close())
 	}
 	if n.runner != nil {
 		left = append(left, n.runner.Close())

@@ -79,19 +79,19 @@ func (e *Left) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *Left) Unwrap() error { return e.Err }
 
-// Committer is a Unit with something left to do when the whole stack that it is a part of stands, such as to make it
-// survive the daemon. If Commit fails, Down is called as if it had not been.
-type Committer interface {
-	Unit
-	Commit(ctx context.Context, site Site, live Live) error
-}
-
 // Still is a Unit of which Show tells the same until an act of ours has changed something, so that it need not be asked each time.
 // Other units may tell what changes by itself, such as how full something is or whether a server is there.
 type Still interface {
 	Unit
 	// IsStill tells whether that holds for an object that is as live tells.
 	IsStill(live Live) bool
+}
+
+// Changing is a Unit of which Show tells something that changes by itself, now and then, and that clients are to hear of.
+type Changing interface {
+	Unit
+	// Changes is what that is now, as a word. It waits for nothing.
+	Changes(live Live) string
 }
 
 // Forcer is a Unit that can be taken down even if that loses data, when its client says so.

@@ -65,10 +65,34 @@ func (m *Manager) inspectAll(ctx context.Context) {
 		return
 	}
 	for _, v := range views {
-		if ctx.Err() == nil && m.inspect(v, mounts) != nil {
+		if ctx.Err() != nil {
+			return
+		}
+		if m.inspect(v, mounts) != nil {
 			m.confirm(ctx, v.ID)
 		}
+		m.tell(v)
 	}
+}
+
+// tell makes an event of what has changed by itself.
+func (m *Manager) tell(v *View) {
+	unit, ok := v.Unit.(driver.Changing)
+	if !ok {
+		return
+	}
+	now := unit.Changes(v.Live)
+	_ = m.edit(func(c *change) error {
+		o := m.objects[v.ID]
+		if o == nil || o.told == now {
+			return nil
+		}
+		if o.told != "" { // else it is as it was when it came up
+			c.touch(v.ID)
+		}
+		o.told = now
+		return nil
+	})
 }
 
 func (s *Snapshot) readyOnes() (views []*View) {

@@ -22,6 +22,42 @@ func (i inspected) Inspect(driver.Site, driver.Live, *mounttable.Table) error {
 	return i.u.w.ask("inspect", i.u)
 }
 
+// restless is a unit of which something changes by itself.
+type restless struct {
+	inspected
+	now *atomic.Value
+}
+
+func (r restless) Changes(driver.Live) string { return r.now.Load().(string) }
+
+// What changes by itself is told by one event for each change.
+func TestTellsOfChanges(t *testing.T) {
+	w := newWorld()
+	m := newManager(t, w)
+	b := newBell()
+	m.Watch(b)
+	p := w.watched("session")
+	var now atomic.Value
+	now.Store("logged in")
+	p.Unit = restless{p.Unit.(inspected), &now}
+	id := create(t, m, p).ID
+	b.ring() // it is known how it was
+	last := m.Snapshot().LastEvent()
+	for i, c := range []struct {
+		now   string
+		event bool
+	}{{"logged in", false}, {"recovering", true}, {"recovering", false}, {"logged in", true}} {
+		now.Store(c.now)
+		b.ring()
+		events := make([]Event, 4)
+		n, _ := m.Events(m.Snapshot(), last, events)
+		if want := map[bool]int{true: 1}[c.event]; n != want || n > 0 && (events[0].Type != Changed || events[0].View.ID != id) {
+			t.Errorf("look %d, %s: events %+v, want %d", i, c.now, events[:n], want)
+		}
+		last = m.Snapshot().LastEvent()
+	}
+}
+
 // bell is a Watcher that tells of a change when it is rung.
 type bell struct {
 	rings  chan struct{}

@@ -78,6 +78,7 @@ type object struct {
 	restart *time.Timer    // of a container that waits to be started again
 	retry   *time.Timer    // of an object whose teardown failed, until it is tried again
 	delay   time.Duration  // before the next retry
+	told    string         // what changes by itself (driver.Changing), as clients have been told of it last
 
 	giveUp    context.CancelCauseFunc // ends the create of one that was asked for
 	interrupt context.CancelCauseFunc // ends the teardown that is under way, or nil

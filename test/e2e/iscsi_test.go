@@ -193,7 +193,7 @@ func TestISCSIBusy(t *testing.T) {
 	n.remove(t, http.StatusOK, "/attach", a.ID)
 }
 
-// A container that writes goes on when its target was away, and the object shows that it was.
+// A container that writes goes on when its target was away, and the object shows that it was; who listens to events is told.
 func TestISCSIRecovers(t *testing.T) {
 	n := newISCSINode(t, 1)
 	n.ext4(t, 0, testkit.Busybox(t))
@@ -213,11 +213,18 @@ func TestISCSIRecovers(t *testing.T) {
 			t.Fatalf("the session is %q, not %q", all[0].Iscsi.SessionState, want)
 		}
 	}
+	told := n.listen(t.Context(), t, "class=attach", "")
 	flows()
-	n.target.Stop(t)
-	state("recovering")
-	n.target.Start(t)
-	state("logged_in")
+	for _, step := range []struct {
+		act  func(testing.TB)
+		want string
+	}{{n.target.Stop, "recovering"}, {n.target.Start, "logged_in"}} {
+		step.act(t)
+		state(step.want)
+		for now := ""; now != step.want; {
+			now, _ = told.until(t, "changed", "").Shown["iscsi"].(map[string]any)["session_state"].(string)
+		}
+	}
 	flows()
 	if strings.Contains(n.says(t, c), "failed") {
 		t.Error("a write failed")

@@ -30,6 +30,7 @@ type Env struct {
 	Helper     *helper.Runner
 	RunDir     string
 	FSTypes    []string // file systems that may be mounted besides the default ones
+	Changed    func()   // is told when something has changed by itself that drivers show; nil: nobody wants to know
 	Log        *slog.Logger
 }
 
@@ -42,7 +43,7 @@ func Drivers(env Env) driver.Set {
 		return verity.Over(below, verity.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})
 	}
 	return driver.Set{
-		verified(iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Log: env.Log})),
+		verified(iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
 		verified(local.New(local.Options{Helper: env.Helper, Log: env.Log})),
 		verified(loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
 		verified(rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})),

@@ -231,6 +231,9 @@ func (s *Session) moveTo(to State) {
 	s.state.Store(int32(to))
 	close(s.change)
 	s.change = make(chan struct{})
+	if s.env.Changed != nil {
+		s.env.Changed()
+	}
 }
 
 // Settle waits until the session does not recover: I/O then does not hang for long.

@@ -1,5 +1,5 @@
 // Package watch tells when something may have changed on the node behind the daemon's back: a mount or an unmount in its
-// mount namespace, a block device that comes, goes or changes.
+// mount namespace, a block device that comes, goes or changes. Or somebody here says so.
 //
 // It tells that, not what: whoever is told looks for himself. Nothing is polled, and nothing is lost while nobody waits.
 package watch
@@ -10,16 +10,20 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Watcher waits for changes. It is for one goroutine.
+// Watcher waits for changes. It is for one goroutine, but for Wake.
 type Watcher struct {
 	mounts  int // /proc/self/mountinfo: poll(2) tells once of any number of changes since the last time
 	uevents int // a socket with the kernel's messages about devices
 	wake    int // an eventfd that ends a wait
+
+	mu     sync.Mutex // protects closed
+	closed bool
 }
 
 // Open begins to watch: what changes from now on ends a Wait.
@@ -56,14 +60,27 @@ func (w *Watcher) Wait(ctx context.Context, limit time.Duration) error {
 	defer w.endWith(ctx)()
 	end := time.Now().Add(limit)
 	for {
-		if err := context.Cause(ctx); err != nil {
-			return err
+		changed, err := w.poll(time.Until(end)) // at once if ctx has ended
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
 		}
-		changed, err := w.poll(time.Until(end))
 		if changed || err != nil || !time.Now().Before(end) {
 			return err
 		}
 	}
+}
+
+// Wake has this Wait return, or the next one, as if something had changed. It can be called at any time.
+func (w *Watcher) Wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.ring()
+	}
+}
+
+func (w *Watcher) ring() {
+	_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // it can fail only if it is woken already
 }
 
 // endWith has poll end when ctx does, until the returned function is called.
@@ -71,7 +88,7 @@ func (w *Watcher) endWith(ctx context.Context) (until func()) {
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(woken)
-		_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // it can fail only if it is woken already
+		w.ring()
 	})
 	return func() {
 		if !stop() {
@@ -97,9 +114,10 @@ func (w *Watcher) poll(limit time.Duration) (changed bool, err error) {
 	}
 	if files[2].Revents != 0 {
 		var count [8]byte
-		_, _ = unix.Read(w.wake, count[:]) // whoever woke us has ended the context too
+		_, _ = unix.Read(w.wake, count[:])
+		changed = true // or the context has ended, which Wait looks at first
 	}
-	changed = files[0].Revents&(unix.POLLPRI|unix.POLLERR) != 0
+	changed = changed || files[0].Revents&(unix.POLLPRI|unix.POLLERR) != 0
 	return w.drain() || changed, nil
 }
 
@@ -122,6 +140,9 @@ func (w *Watcher) drain() (changed bool) {
 
 // Close ends the watch; nobody may wait any more.
 func (w *Watcher) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
 	for _, fd := range []int{w.mounts, w.uevents, w.wake} {
 		if fd >= 0 {
 			_ = unix.Close(fd)

@@ -22,6 +22,7 @@ type Options struct {
 	RunDir string // by which a later daemon knows the sessions of this one
 	// Secrets keeps what a later daemon needs to log in again: a directory in memory that nobody else sees.
 	Secrets *mountdir.Dir
+	Changed func() // is told when the state of a session changes; may be nil
 	Log     *slog.Logger // default: none
 }
 
@@ -52,7 +53,7 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	env := iscsi.Env{Gate: o.Gate, Log: o.Log, Dir: o.RunDir}
+	env := iscsi.Env{Gate: o.Gate, Log: o.Log, Dir: o.RunDir, Changed: o.Changed}
 	env.Backoff.Min, env.Backoff.Max = backoffMin, backoffMax
 	return &Driver{
 		pool:    newPool(env, o.Helper),

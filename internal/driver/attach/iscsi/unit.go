@@ -219,9 +219,16 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 	}
 	if live.Device != nil {
 		m.Ro = new(live.Device.ReadOnly)
-		if state, ok := u.driver.pool.state(u.names()); ok {
-			m.SessionState = state.String()
-		}
+		m.SessionState = u.Changes(live)
 	}
 	out.Attach.Iscsi = m
+}
+
+// Changes is the state of the session, or empty: driver.Changing.
+func (u *unit) Changes(driver.Live) string {
+	state, ok := u.driver.pool.state(u.names())
+	if !ok {
+		return ""
+	}
+	return state.String()
 }

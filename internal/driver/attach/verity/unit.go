@@ -212,18 +212,6 @@ func (u *unit) removeNode(live driver.Live) error {
 	return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
 }
 
-// Commit commits what is below.
-func (u *unit) Commit(ctx context.Context, site driver.Site, live driver.Live) error {
-	n, err := notesOf(live)
-	if err != nil {
-		return err
-	}
-	if c, ok := u.Under.(driver.Committer); ok {
-		return c.Commit(ctx, u.below(site), n.Under)
-	}
-	return nil
-}
-
 // Down takes the device away, unless somebody uses it or the one below, and then that.
 func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
 	return u.uncover(ctx, live, func(under driver.Live) error { return u.Under.Down(ctx, u.below(site), under) })
@@ -345,6 +333,22 @@ func (u *unit) look(live driver.Live, n notes) error {
 func (u *unit) Condemned(live driver.Live) bool {
 	n, err := notesOf(live)
 	return err == nil && u.Verity.OnCorruption == models.AttachVerityOnCorruptionStop && u.driver.isCorrupted(n.Name)
+}
+
+// Changes is whether a check has failed, and what changes below: driver.Changing.
+func (u *unit) Changes(live driver.Live) string {
+	n, err := notesOf(live)
+	if err != nil {
+		return ""
+	}
+	now := "sound"
+	if u.driver.isCorrupted(n.Name) {
+		now = "corrupted"
+	}
+	if below, ok := u.Under.(driver.Changing); ok {
+		now += " " + below.Changes(n.Under)
+	}
+	return now
 }
 
 // Verified implements driver.Verified.

@@ -198,9 +198,9 @@ func (d *Driver) rescue(id int64) (under driver.Live, is bool, done func()) {
 var (
 	_ driver.Heir      = (*Driver)(nil)
 	_ driver.Heritable = (*unit)(nil)
-	_ driver.Committer = (*unit)(nil)
 	_ driver.Forcer    = (*unit)(nil)
 	_ driver.Inspector = (*unit)(nil)
 	_ driver.Condemner = (*unit)(nil)
+	_ driver.Changing  = (*unit)(nil)
 	_ driver.Verified  = (*unit)(nil)
 )
