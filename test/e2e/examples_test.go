@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -183,7 +185,7 @@ func (n exampleNode) send(t *testing.T, o exampleOperation, body any) (status in
 func TestSpecExamples(t *testing.T) {
 	for id, o := range newExampleNode(t).operations(t) {
 		if id == "watch_events" {
-			continue // its answer has no end
+			continue // its answer has no end: TestSpecExampleOfEvents
 		}
 		for i, kind := range []string{"success", "refused"} {
 			t.Run(id+"/"+kind, func(t *testing.T) {
@@ -225,6 +227,57 @@ func (n exampleNode) compare(t *testing.T, o exampleOperation, success bool, sta
 			t.Errorf("the example is not what is answered (-example +answer):\n%s", diff)
 		}
 	}
+}
+
+// TestSpecExampleOfEvents listens while the mount is made and deleted that the example of watch_events tells of.
+func TestSpecExampleOfEvents(t *testing.T) {
+	n := newExampleNode(t)
+	o := n.operations(t)["watch_events"]
+	text, ok := o.Responses["200"].Examples["text/event-stream"].(string)
+	if !ok {
+		t.Fatal("watch_events has no example of its stream")
+	}
+	told := n.listen(t.Context(), t, "", "")
+	shown := testkit.NewEvents(strings.NewReader(text + "\n")) // which YAML drops
+	last := ""
+	for i := 0; ; i++ {
+		want, err := shown.Read()
+		if errors.Is(err, io.EOF) && i > 0 {
+			break
+		}
+		must(t, err)
+		got, err := told.Read()
+		must(t, err)
+		if i == 0 {
+			n.Must(t, http.StatusCreated, http.MethodPost, "/mount", n.there.Replace(strings.SplitN(exampleBind, " ", 3)[2]), nil)
+			n.Must(t, http.StatusOK, http.MethodDelete, "/mount?id=1", nil, nil)
+		}
+		t.Logf("%+v", got)
+		if testkit.EventNumber(want.ID) != testkit.EventNumber(got.ID) {
+			t.Errorf("event %s has the number of %s", got.ID, want.ID)
+		}
+		want.ID, got.ID, last = "", "", want.ID
+		here := strings.NewReplacer(n.RunDir, "/run/imageapi", n.images, "/images")
+		if diff := cmp.Diff(steadyEvent(want, strings.NewReplacer()), steadyEvent(got, here)); diff != "" {
+			t.Errorf("the example is not what is told (-example +told):\n%s", diff)
+		}
+	}
+	if testkit.EventNumber(last) < 4 {
+		t.Errorf("the example ends with %s", last)
+	}
+}
+
+// steadyEvent is steady for an event, with paths replaced.
+func steadyEvent(e testkit.Event, paths *strings.Replacer) any {
+	text, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	var v any
+	if err := json.Unmarshal([]byte(paths.Replace(string(text))), &v); err != nil {
+		return err
+	}
+	return steady("", v)
 }
 
 // TestSpecExamplesOfBodies sends every further example of a body that needs no other machine.
