@@ -13,6 +13,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
@@ -75,6 +76,9 @@ func TestKilled(t *testing.T) {
 // While the cluster does not answer, the helper waits for it: that ends with the daemon, and nothing comes of it later.
 func TestKilledWhileMapping(t *testing.T) {
 	victim(t)
+	if cluster.Available {
+		t.Skip("this build asks the cluster before it maps: when that does not answer, nothing is being mapped")
+	}
 	w := newWorld(t)
 	w.Image(t, "one")
 	k := w.killing(t)
