@@ -82,23 +82,19 @@ type api struct {
 	life     context.Context
 	patience time.Duration
 	meter    Meter
-	shapes   map[string]*shape // by definition
+	bodies   map[string]*shape // of the operations that have one, by their ids
 	lists    lists
 	name     string        // of this API: requests and events are named by it and a number
 	requests atomic.Uint64 // counts those that it has named
 }
 
-// New returns the handler of the whole API. It fails only for a specification that it can't work with.
-func New(o Options) (http.Handler, error) {
-	spec, err := readSpecification()
-	if err != nil {
-		return nil, err
-	}
+// New returns the handler of the whole API.
+func New(spec *Specification, o Options) http.Handler {
 	a := &api{
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
-		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, shapes: spec.shapes, name: strings.ToLower(rand.Text()[:8]),
+		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(a.guard(a.health(pages(a.route(spec.routes))))), nil
+	return a.observe(a.guard(a.health(pages(a.route(spec.routes)))))
 }
 
 // route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts

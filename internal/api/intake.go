@@ -38,7 +38,7 @@ func (a *api) intake(next http.Handler) http.Handler {
 			serveError(w, r, err)
 			return
 		}
-		shape := a.shapes[bodyDefinition(route.Operation)]
+		shape := a.bodies[route.Operation.ID]
 		if shape == nil {
 			if err := dropBody(r); err != nil {
 				serveError(w, r, err)

@@ -13,7 +13,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
-var builtIn = sync.OnceValues(readSpecification)
+var builtIn = sync.OnceValues(ReadSpecification)
 
 func testShapes(t testing.TB) map[string]*shape {
 	t.Helper()

@@ -8,8 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/go-openapi/spec"
 )
 
 // shape is what the intake has to know of a schema.
@@ -123,16 +121,6 @@ func (s *shape) spell(m map[string]any) {
 		m[proper] = m[key]
 		delete(m, key)
 	}
-}
-
-// bodyDefinition returns the name of the definition that an operation's body has to match, or "".
-func bodyDefinition(op *spec.Operation) string {
-	for _, p := range op.Parameters {
-		if p.In == "body" {
-			return definitionName(p.Schema.Ref.String())
-		}
-	}
-	return ""
 }
 
 func definitionName(ref string) string { return strings.TrimPrefix(ref, "#/definitions/") }

@@ -10,16 +10,17 @@ import (
 	"github.com/kraken-hpc/imageapi/restapi"
 )
 
-// specification is what the API needs of swagger.yaml while it serves.
-type specification struct {
+// Specification is what the API needs of swagger.yaml while it serves.
+type Specification struct {
 	routes *loads.Document   // operations with their parameters, and of the definitions no more than the names
 	shapes map[string]*shape // by definition
+	bodies map[string]*shape // of the operations that have one, by their ids
 }
 
-// readSpecification reads the specification that is built in. The library of the router takes longer to read a schema than
+// ReadSpecification reads the specification that is built in. The library of the router takes longer to read a schema than
 // the daemon takes for all else of its start, and reads it again for each operation with a body; the generated code has the
 // rules of bodies itself. So that library sees no schema.
-func readSpecification() (*specification, error) {
+func ReadSpecification() (*Specification, error) {
 	var doc struct {
 		Swagger     string                                `json:"swagger"`
 		BasePath    string                                `json:"basePath"`
@@ -35,11 +36,17 @@ func readSpecification() (*specification, error) {
 	if err != nil {
 		return nil, fmt.Errorf("specification: %w", err)
 	}
+	bodies := map[string]*shape{}
 	for _, path := range doc.Paths {
-		for method, operation := range path {
-			if path[method], err = bare(operation); err != nil {
+		for method, text := range path {
+			o, err := readOperation(text)
+			if err != nil {
 				return nil, fmt.Errorf("specification: %w", err)
 			}
+			if o.body != "" {
+				bodies[o.ID] = shapes[o.body]
+			}
+			path[method] = o.text
 		}
 	}
 	for name := range doc.Definitions {
@@ -53,19 +60,62 @@ func readSpecification() (*specification, error) {
 	if err != nil {
 		return nil, fmt.Errorf("specification: %w", err)
 	}
-	return &specification{routes: loaded, shapes: shapes}, nil
+	return &Specification{routes: loaded, shapes: shapes, bodies: bodies}, nil
 }
 
-// bare takes out of an operation what is only for readers, and its answers: what handlers answer is checked by the compiler.
-func bare(operation json.RawMessage) (json.RawMessage, error) {
+// operation is an operation of the specification, as far as it is needed.
+type operation struct {
+	ID   string
+	text json.RawMessage // for the router
+	body string          // the definition that its body has to match, or empty
+}
+
+// readOperation takes out of an operation what is only for readers, its answers, which the compiler checks, and its body: for one with
+// a schema the library would read the schema of all schemas.
+func readOperation(text json.RawMessage) (o operation, err error) {
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(operation, &fields); err != nil {
-		return nil, err
+	if err := json.Unmarshal(text, &fields); err != nil {
+		return o, err
+	}
+	if err := json.Unmarshal(fields["operationId"], &o.ID); err != nil {
+		return o, err
 	}
 	for _, name := range []string{"description", "summary", "responses"} {
 		delete(fields, name)
 	}
-	return json.Marshal(fields)
+	if fields["parameters"] != nil {
+		if fields["parameters"], o.body, err = readParameters(fields["parameters"]); err != nil {
+			return o, err
+		}
+	}
+	o.text, err = json.Marshal(fields)
+	return o, err
+}
+
+// readParameters takes out the body, and returns the name of its definition.
+func readParameters(text json.RawMessage) (others json.RawMessage, body string, err error) {
+	var all, left []json.RawMessage
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, "", err
+	}
+	for _, one := range all {
+		var p struct {
+			In     string
+			Schema struct {
+				Ref string `json:"$ref"`
+			}
+		}
+		if err := json.Unmarshal(one, &p); err != nil {
+			return nil, "", err
+		}
+		if p.In == "body" {
+			body = definitionName(p.Schema.Ref)
+			continue
+		}
+		left = append(left, one)
+	}
+	others, err = json.Marshal(left)
+	return others, body, err
 }
 
 // schema is a definition of the specification, or a part of one.

@@ -73,9 +73,11 @@ func newWorldOf(t testing.TB, change func(*Options)) *world {
 	}
 	o := Options{Manager: w.manager, Drivers: set, Log: log, MaxBody: 1 << 20, MaxNesting: MaxNesting, Life: w.life}
 	change(&o)
-	if w.handler, err = New(o); err != nil {
+	spec, err := ReadSpecification()
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.handler = New(spec, o)
 	return w
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/kraken-hpc/imageapi/internal/api"
 	"github.com/kraken-hpc/imageapi/internal/metrics"
@@ -22,6 +23,13 @@ type Options struct {
 
 	Version string  // for metrics
 	Service Service // what a service manager has given
+}
+
+// begin calls a function in the background, and returns what waits for its result.
+func begin[T any](f func() (T, error)) func() (T, error) {
+	once := sync.OnceValues(f)
+	go func() { _, _ = once() }()
+	return once
 }
 
 // Run takes over what an earlier server has left in the run directory, serves the API until ctx ends, and leaves everything to
@@ -55,6 +63,7 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	specification := begin(api.ReadSpecification) // takes as long as all that is opened meanwhile
 	meter := metrics.New(opt.Version)
 	node, err := openNode(ctx, cfg, opt, meter.Act)
 	if err != nil {
@@ -62,14 +71,15 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, node.close(cfg.Node.Teardown)) }()
 	meter.Watch(node.manager.Snapshot, node.drivers)
-	handler, err := api.New(api.Options{
+	spec, err := specification()
+	if err != nil {
+		return err
+	}
+	handler := api.New(spec, api.Options{
 		Meter: meter, Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
 		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
 		Life: ctx, WriteTimeout: cfg.Limits.Write,
 	})
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	opt.Service.ready()

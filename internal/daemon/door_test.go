@@ -280,10 +280,11 @@ func doorway(t *testing.T, cfg Config, certificates *certificates, log io.Writer
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler, err := api.New(api.Options{Log: logger, Access: d.access(), Life: t.Context()})
+	spec, err := api.ReadSpecification()
 	if err != nil {
 		t.Fatal(err)
 	}
+	handler := api.New(spec, api.Options{Log: logger, Access: d.access(), Life: t.Context()})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	none := func(uint64) (bool, error) { return false, nil }

@@ -25,6 +25,8 @@ type listener struct {
 
 func (n *node) listen(ctx context.Context, t *testing.T, query, last string) *listener {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	t.Cleanup(cancel)
 	resp, err := n.Stream(ctx, "/events?"+query, http.Header{"Last-Event-ID": {last}})
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%+v, %v", resp, err)

@@ -17,9 +17,10 @@ var files embed.FS
 
 // Program returns imageapi-init in sealed memory. The caller closes it.
 func Program() (*os.File, error) {
-	code, err := files.ReadFile("imageapi-init")
+	code, err := files.Open("imageapi-init")
 	if err != nil {
 		return nil, errors.New("this server was built without imageapi-init, which runs containers: build it with `make build`")
 	}
-	return program.Seal("imageapi-init", code)
+	defer code.Close()
+	return program.Copy("imageapi-init", code)
 }
