@@ -224,10 +224,14 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 		return err
 	})
 	_, left := errors.AsType[*driver.Left](err)
+	told := ""
+	if err == nil {
+		told = changes(m.unit(id), live)
+	}
 	_ = m.edit(func(c *change) error {
 		v := c.touch(id)
 		v.Live, v.Up = live, err == nil
-		m.objects[id].sweep = left
+		m.objects[id].sweep, m.objects[id].told = left, told
 		return nil
 	})
 	return err

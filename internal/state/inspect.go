@@ -77,17 +77,16 @@ func (m *Manager) inspectAll(ctx context.Context) {
 
 // tell makes an event of what has changed by itself.
 func (m *Manager) tell(v *View) {
-	unit, ok := v.Unit.(driver.Changing)
-	if !ok {
+	now := changes(v.Unit, v.Live)
+	if now == "" {
 		return
 	}
-	now := unit.Changes(v.Live)
 	_ = m.edit(func(c *change) error {
 		o := m.objects[v.ID]
 		if o == nil || o.told == now {
 			return nil
 		}
-		if o.told != "" { // else it is as it was when it came up
+		if o.told != "" { // else it was taken over: nobody was told anything yet
 			c.touch(v.ID)
 		}
 		o.told = now
@@ -122,6 +121,15 @@ func (m *Manager) inspect(v *View, mounts *mounttable.Table) error {
 		return nil
 	}
 	return m.guard(actInspect, v.ID, func() error { return unit.Inspect(site, v.Live, mounts) })
+}
+
+// changes is what a unit shows that changes by itself, or empty.
+func changes(u driver.Unit, live driver.Live) string {
+	unit, ok := u.(driver.Changing)
+	if !ok {
+		return ""
+	}
+	return unit.Changes(live)
 }
 
 // confirm looks once more, while nobody else acts on the object, and makes it broken.

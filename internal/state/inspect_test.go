@@ -41,12 +41,11 @@ func TestTellsOfChanges(t *testing.T) {
 	now.Store("logged in")
 	p.Unit = restless{p.Unit.(inspected), &now}
 	id := create(t, m, p).ID
-	b.ring() // it is known how it was
 	last := m.Snapshot().LastEvent()
 	for i, c := range []struct {
 		now   string
 		event bool
-	}{{"logged in", false}, {"recovering", true}, {"recovering", false}, {"logged in", true}} {
+	}{{"recovering", true}, {"recovering", false}, {"logged in", true}, {"recovering", true}, {"recovering", false}, {"logged in", true}} {
 		now.Store(c.now)
 		b.ring()
 		events := make([]Event, 4)
