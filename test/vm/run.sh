@@ -19,16 +19,15 @@ fi
 
 nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./internal/driver/attach/iscsi
 # What needs no server runs on the host too. Here runs what this older kernel may do otherwise, and what it has and the host
-# may not: the controllers of cgroup2. All of it runs here at full length.
-local=(./internal/sys/cgroup ./internal/driver/attach/verity ./test/failpoints ./test/docs=^TestCommands\$)
+# may not: the device mapper, the controllers of cgroup2. All of it runs here at full length.
+others=(./internal/sys/cgroup ./internal/driver/attach/verity ./test/docs=^TestCommands\$)
 asking='(Answers|Hangs|Writable)'
-kernel='=^Test(Binds.*|BindHoldsMount|BindOfDeadServer|Ends|SeesNothing|Hostname|Capabilities|InheritedCapabilities|Rlimits|Privileges'
-kernel+='|KeysOfTheServer|Devices|HostDevices|Teardown|ExecJoins|ExecKeepsTheNode|DeviceHolders|ContainerRootHeld|PartitionHeld'
-kernel+='|MountTakenAway|MountedOver|DeviceTakenAway|BelowContainerTakenAway|FileSystemShutDown|FullIsNotBroken|DiskFails|MapperHolds'
-kernel+='|HostileImage|ImageIsInertOnTheNode|SwappedMeanwhile|References|SharedIsCollected|Force|Busy|AllOrNothing|Nested|FileSystems'
-kernel+='|Resources.*|Systemd|Systemd(Limited|Definition|Namespaces)|TakesOver|ChangedWithoutServer|Upper.*|Stuck(Paths|Device|Disks)|Kraken|Verity.*|RequireVerity.*)$'
+kernel='=^Test(Binds|BindsCovered|BindHoldsMount|BindOfDeadServer|Ends|SeesNothing|Hostname|Capabilities|InheritedCapabilities|Rlimits|Privileges'
+kernel+='|KeysOfTheServer|Devices|HostDevices|ExecKeepsTheNode|ContainerRootHeld|PartitionHeld|MountTakenAway|DeviceTakenAway'
+kernel+='|FileSystemShutDown|FullIsNotBroken|DiskFails|MapperHolds|HostileImage|ImageIsInertOnTheNode|References|Force|Nested|FileSystems'
+kernel+='|Resources.*|Systemd|SystemdLimited|TakesOver|Upper.*|Stuck(Paths|Device|Disks)|Kraken|RequireVerity.*|Verity(Corruption|Refuses|Stops|TakesOver|Busy))$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
-	mapfile -t local < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
+	mapfile -t others < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
 	asking='' kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
 fi
 
@@ -49,12 +48,14 @@ trap 'rm -f "$times"' EXIT
 # The longest come first. What is wrong with an image is told by the kernel alone in servers, and by the cluster in ceph.
 part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|StuckServers$)"
 part servers test/vm/tests.sh -n vm-servers $rbd=^TestRefusals "./test/e2e=^Test(Chaos)?(ISCSI|RBD)"
-part local test/vm/tests.sh -n vm-local "${local[@]}" "./test/e2e$kernel" $iscsi
+part kernel test/vm/tests.sh -n vm-kernel "./test/e2e$kernel"
+part others test/vm/tests.sh -n vm-others "${others[@]}"
 part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd "./test/e2e=^TestRBD$asking"
 part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd|verity)"
 part package test/vm/package.sh
+part iscsi test/vm/tests.sh -n vm-iscsi $iscsi
 part node test/vm/node.sh
 part initramfs test/vm/initramfs.sh
 wait
 echo "vm: all of it took $SECONDS s:"
-awk '{printf "vm:   %-9s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 8}' "$times"
+awk '{printf "vm:   %-9s %4d s%s\n", $1, $2, $3 ? ", FAILED" : ""} $3 {bad = 1} END {exit bad || NR != 10}' "$times"
