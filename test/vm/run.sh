@@ -22,7 +22,7 @@ nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./interna
 # may not: the device mapper, the controllers of cgroup2. All of it runs here at full length.
 others=(./internal/sys/cgroup ./internal/driver/attach/verity ./test/docs=^TestCommands\$)
 asking='(Answers|Hangs|Writable)'
-kernel='=^Test(Binds|BindsCovered|BindHoldsMount|BindOfDeadServer|Ends|SeesNothing|Hostname|Capabilities|InheritedCapabilities|Rlimits|Privileges'
+kernel='=^Test(Binds|BindsArePrivate|BindHoldsMount|BindOfDeadServer|Ends|SeesNothing|Hostname|Capabilities|InheritedCapabilities|Rlimits|Privileges'
 kernel+='|KeysOfTheServer|Devices|HostDevices|ExecKeepsTheNode|ContainerRootHeld|PartitionHeld|MountTakenAway|DeviceTakenAway'
 kernel+='|FileSystemShutDown|FullIsNotBroken|DiskFails|MapperHolds|HostileImage|ImageIsInertOnTheNode|References|Force|Nested|FileSystems'
 kernel+='|Resources.*|Systemd|SystemdLimited|TakesOver|Upper.*|Stuck(Paths|Device|Disks)|Kraken|RequireVerity.*|Verity(Corruption|Refuses|Stops|TakesOver|Busy))$'
