@@ -13,7 +13,7 @@ import (
 func bound(t testing.TB) {
 	t.Helper()
 	limit := 4 * time.Minute
-	if inGuest() {
+	if InGuest() {
 		limit = 10 * time.Minute
 	}
 	if os.Getenv("IMAGEAPI_TEST_FULL") != "" {

@@ -10,7 +10,8 @@ import (
 // guestTree is a file that only the guest of test/vm has: the path of the source tree.
 const guestTree = "/vm/tree"
 
-func inGuest() bool {
+// InGuest tells whether the test runs in a guest of test/vm.
+func InGuest() bool {
 	_, err := os.Stat(guestTree)
 	return err == nil
 }
@@ -30,7 +31,7 @@ func Guest(t testing.TB) string {
 // Elsewhere skips a test in that guest, except at full length: it shows nothing there that it does not show on the host.
 func Elsewhere(t testing.TB) {
 	t.Helper()
-	if inGuest() && os.Getenv("IMAGEAPI_TEST_FULL") == "" {
+	if InGuest() && os.Getenv("IMAGEAPI_TEST_FULL") == "" {
 		t.Skip("runs on the host, and here at full length only: IMAGEAPI_TEST_FULL=1")
 	}
 }
@@ -38,7 +39,7 @@ func Elsewhere(t testing.TB) {
 // NotInGuest skips a test in that guest, at any length: it needs things there that only the host has.
 func NotInGuest(t testing.TB, things ...string) {
 	t.Helper()
-	if inGuest() {
+	if InGuest() {
 		t.Skipf("runs on the host alone: the guest lacks %v", things)
 	}
 	Need(t, things...)

@@ -8,7 +8,7 @@ func Rounds(some, full int) int {
 	if os.Getenv("IMAGEAPI_TEST_FULL") != "" {
 		some = full
 	}
-	if inGuest() {
+	if InGuest() {
 		some = max(some/3, 1)
 	}
 	return some

@@ -12,7 +12,7 @@ import (
 // patience is how long testkit waits for something that ends by itself: 10 seconds, 90 in the guest of test/vm, whose
 // processor is emulated. It only bounds the wait of a test that is going to fail.
 func patience() time.Duration {
-	if inGuest() {
+	if InGuest() {
 		return 90 * time.Second
 	}
 	return 10 * time.Second

@@ -20,15 +20,15 @@ fi
 nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./internal/driver/attach/iscsi
 # What needs no server runs on the host too. Here runs what this older kernel may do otherwise, and what it has and the host
 # may not: the device mapper, the controllers of cgroup2. All of it runs here at full length.
-others=(./internal/sys/cgroup ./internal/driver/attach/verity ./test/docs=^TestCommands\$)
-asking='(Answers|Hangs|Writable)'
-kernel='=^Test(Binds|BindsArePrivate|BindHoldsMount|BindOfDeadServer|Ends|SeesNothing|Hostname|Capabilities|InheritedCapabilities|Rlimits|Privileges'
-kernel+='|KeysOfTheServer|Devices|HostDevices|ExecKeepsTheNode|ContainerRootHeld|PartitionHeld|MountTakenAway|DeviceTakenAway'
-kernel+='|FileSystemShutDown|FullIsNotBroken|DiskFails|MapperHolds|HostileImage|ImageIsInertOnTheNode|References|Force|Nested|FileSystems'
-kernel+='|Resources.*|Systemd|SystemdLimited|TakesOver|Upper.*|Stuck(Paths|Device|Disks)|Kraken|RequireVerity.*|Verity(Corruption|Refuses|Stops|TakesOver|Busy))$'
+others=(./internal/sys/cgroup ./test/docs=^TestCommands\$)
+mapping='=^Test(Driver|Mappings|Refusals|Reader|Users|Hang.*|Force|Killed.*|Adopt.*|Reconnect|Sweep.*|Down.*)$'
+asking='(Answers|Hangs|Writable)' longer=''
+kernel='=^Test(BindHoldsMount|Ends|SeesNothing|InheritedCapabilities|Privileges|HostDevices|ContainerRootHeld|PartitionHeld|DeviceTakenAway'
+kernel+='|FileSystemShutDown|DiskFails|MapperHolds|HostileImage|References|FileSystems|Resources.*|Systemd|SystemdLimited|TakesOver|Upper.*'
+kernel+='|Stuck(Paths|Device|Disks)|Kraken|RequireVerity.*|Verity(Corruption|Refuses|Stops|TakesOver|Busy))$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t others < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
-	asking='' kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
+	mapping='' asking='' longer=ForLong kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
 fi
 
 part() { # NAME COMMAND...: run it in the background, when fewer than three others run
@@ -46,11 +46,11 @@ timed() {
 times=$(mktemp)
 trap 'rm -f "$times"' EXIT
 # The longest come first. What is wrong with an image is told by the kernel alone in servers, and by the cluster in ceph.
-part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test((Chaos)?NFS|StuckServers$)"
-part servers test/vm/tests.sh -n vm-servers $rbd=^TestRefusals "./test/e2e=^Test(Chaos)?(ISCSI|RBD)"
+part nfs test/vm/tests.sh -n vm-nfs $nfs "./test/e2e=^Test(NFS.*|StuckServers|ChaosNFS(|$longer))\$"
+part servers test/vm/tests.sh -n vm-servers $rbd=^TestRefusals "./test/e2e=^Test(ISCSI.*|RBD.*|Chaos(ISCSI|RBD)(|$longer))\$"
 part kernel test/vm/tests.sh -n vm-kernel "./test/e2e$kernel"
 part others test/vm/tests.sh -n vm-others "${others[@]}"
-part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" $rbd "./test/e2e=^TestRBD$asking"
+part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" "$rbd$mapping" "./test/e2e=^TestRBD$asking"
 part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd|verity)"
 part package test/vm/package.sh
 part iscsi test/vm/tests.sh -n vm-iscsi $iscsi
