@@ -87,7 +87,7 @@ func newIdle(t *testing.T) *harness.Daemon {
 // reads reads one object from a node and in turn asks an idle server, and returns the 99th percentile of how long each took.
 func (n *node) reads(t *testing.T, id models.ID, idle *harness.Daemon) (get, machine time.Duration) {
 	t.Helper()
-	const count = 200
+	count := testkit.Rounds(200, 200)
 	ask := func(d *harness.Daemon) time.Duration {
 		begin := time.Now()
 		resp, err := d.Stream(t.Context(), fmt.Sprintf("/mount?id=%d", id), nil)

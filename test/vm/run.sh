@@ -21,14 +21,15 @@ nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./interna
 # What needs no server runs on the host too. Here runs what this older kernel may do otherwise, and what it has and the host
 # may not: the device mapper, the controllers of cgroup2. All of it runs here at full length.
 others=(./internal/sys/cgroup ./test/docs=^TestCommands\$)
-mapping='=^Test(Driver|Mappings|Refusals|Reader|Users|Hang.*|Force|Killed.*|Adopt.*|Reconnect|Sweep.*|Down.*)$'
+mapping='=^Test(Driver|Mappings|Refusals|Users|HangAtUp|Force|Adopt.*)$'
+logging='!^Test(Parallel|TakenOverAndLost|AttachWhileRecovering|TargetRestarts)$'
 asking='(Answers|Hangs|Writable)' longer=''
-kernel='=^Test(BindHoldsMount|Ends|SeesNothing|InheritedCapabilities|Privileges|HostDevices|ContainerRootHeld|PartitionHeld|DeviceTakenAway'
-kernel+='|FileSystemShutDown|DiskFails|MapperHolds|HostileImage|References|FileSystems|Resources.*|Systemd|SystemdLimited|TakesOver|Upper.*'
-kernel+='|Stuck(Paths|Device|Disks)|Kraken|RequireVerity.*|Verity(Corruption|Refuses|Stops|TakesOver|Busy))$'
+kernel='=^Test(SeesNothing|InheritedCapabilities|HostDevices|ContainerRootHeld|DeviceTakenAway|FileSystemShutDown|DiskFails|MapperHolds'
+kernel+='|HostileImage|KrakenHangingCreate|References|FileSystems|Resources.*|Systemd|TakesOver|Upper.*|Stuck(Paths|Device|Disks)|RequireVerity.*'
+kernel+='|Verity(Corruption|Refuses|Stops|TakesOver|Busy))$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t others < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
-	mapping='' asking='' longer=ForLong kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
+	mapping='' logging='' asking='' longer=ForLong kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
 fi
 
 part() { # NAME COMMAND...: run it in the background, when fewer than three others run
@@ -53,7 +54,7 @@ part others test/vm/tests.sh -n vm-others "${others[@]}"
 part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" "$rbd$mapping" "./test/e2e=^TestRBD$asking"
 part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd|verity)"
 part package test/vm/package.sh
-part iscsi test/vm/tests.sh -n vm-iscsi $iscsi
+part iscsi test/vm/tests.sh -n vm-iscsi "$iscsi$logging"
 part node test/vm/node.sh
 part initramfs test/vm/initramfs.sh
 wait
