@@ -176,6 +176,21 @@ func TestISCSIVerity(t *testing.T) {
 	})
 }
 
+// The same over an image of a Ceph cluster, which somebody else changes.
+func TestRBDVerity(t *testing.T) {
+	n := newCephNode(t)
+	s := seal(t, "squashfs", false)
+	n.Image(t, "sealed")
+	raw := n.attach(t, n.rbd("sealed"))
+	testkit.Run(t, "dd", "if="+s.path, "of="+raw.DeviceFile, "bs=4k", "oflag=direct", "status=none")
+	n.remove(t, http.StatusOK, "/attach", raw.ID)
+	n.corrupts(t, s, s.over(n.rbd("sealed")), func(t *testing.T) {
+		other := n.attach(t, n.rbd("sealed", func(r *models.AttachRbd) { r.Options.Noshare = true }))
+		testkit.FlipBit(t, other.DeviceFile, s.bad)
+		n.remove(t, http.StatusOK, "/attach", other.ID)
+	})
+}
+
 // A root hash of another image, or of none, fails the create, whole, and leaves nothing.
 func TestVerityRefuses(t *testing.T) {
 	t.Parallel()
