@@ -54,7 +54,7 @@ var ungated = map[string]string{
 	"(*internal/container.command).firstGone":           "asks for a process: signal 0",
 	"(*internal/sys/loop.Loop).free":                    "opens a device; what is done with it has gates",
 	"(*internal/sys/loop.Loop).control":                 "as free",
-	"(*internal/sys/loop.Loop).setFlags":                "changeFlags takes it through a gate",
+	"internal/sys/loop.setStatus":                       "changeFlags takes it through a gate",
 	"(*internal/driver/attach/loopback.unit).openPlace": "opens an image; what is done with it has gates",
 
 	// The kernel refuses nobody to kill his child, and whoever is killed before has not killed either.

@@ -8,9 +8,9 @@ import (
 
 // The names of an Act.
 const (
-	ActUp     = "up"
-	ActDown   = "down"
-	ActStart  = "start"
+	ActUp    = "up"
+	ActDown  = "down"
+	ActStart = "start"
 
 	actInspect = "inspect"
 	ActRestart = "restart" // a start that a container's policy asked for; that the start took is told as ActStart

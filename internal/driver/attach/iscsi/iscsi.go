@@ -22,7 +22,7 @@ type Options struct {
 	RunDir string // by which a later daemon knows the sessions of this one
 	// Secrets keeps what a later daemon needs to log in again: a directory in memory that nobody else sees.
 	Secrets *mountdir.Dir
-	Changed func() // is told when the state of a session changes; may be nil
+	Changed func()       // is told when the state of a session changes; may be nil
 	Log     *slog.Logger // default: none
 }
 
