@@ -182,6 +182,14 @@ func TestStuckServers(t *testing.T) {
 		t.Fatalf("%d mounts and %d attachments say what they wait for, of %d", len(n.waiting(t, "/mount")), len(n.waiting(t, "/attach")), each)
 	}
 	n.within(t, local.ID, quiet, before, 2*each)
+	// A logout that is under way when the kernel finds the connection dead ends with it, and so does the delete.
+	if !within(func() bool {
+		var all []models.Attach
+		n.Must(t, http.StatusOK, http.MethodGet, fmt.Sprintf("/attach?id=%d", disk.ID), nil, &all)
+		return all[0].Iscsi.SessionState == "recovering"
+	}) {
+		t.Error("the loss of the connection is not noticed")
+	}
 
 	// A delete of one that is made ends it; of one that stands it answers at its deadline.
 	for _, c := range []struct {
