@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -210,6 +211,48 @@ func TestKilledBesideAnother(t *testing.T) {
 			return
 		}
 	}
+}
+
+// A helper that outlived its daemon still has the kernel look for a unit, which the target is slow to tell of. The next daemon
+// waits for that before it takes the unit away: else the disk would come after it.
+func TestKilledWhileScanning(t *testing.T) {
+	n := newNode(t)
+	target := testkit.StartTarget(t, "scanning", "-l", "2").IQN
+	one, two, before := driver.Site{ID: 1}, driver.Site{ID: 2}, traces()
+	l, d := n.first()
+	first, _ := drivertest.Plan(t, d, def(target, ""))
+	second, _ := drivertest.Plan(t, d, def(target, `,"lun":1`))
+	live, err := first.Up(within(t, time.Minute), one)
+	must(t, err)
+	stays := traces()
+	hosts, err := filepath.Glob("/sys/class/iscsi_host/*")
+	must(t, err)
+	pass := testkit.Drop(t, "tcp dport 3260")
+	scan := exec.Command("sh", "-c", `echo "0 0 1" >"$1"`, "sh", filepath.Join("/sys/class/scsi_host", filepath.Base(hosts[0]), "scan"))
+	must(t, scan.Start())
+	waitsInKernel := func(pid int) bool {
+		state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return strings.Contains(string(state), ") D ")
+	}
+	testkit.Eventually(t, "the scan waits for the target", func() bool { return waitsInKernel(scan.Process.Pid) })
+	l.kill()
+	h := n.next(t, first, second)
+	must(t, h[0].Adopt(within(t, time.Minute), one, live))
+	swept := make(chan error, 1)
+	go func() { swept <- h[1].Sweep(within(t, time.Minute), two) }()
+	helpers := func() bool {
+		pids, _ := exec.Command("pgrep", "-f", "^imageapi-init").Output()
+		return len(pids) > 0
+	}
+	testkit.Eventually(t, "the sweep waits, or is over", func() bool { return len(swept) > 0 || helpers() })
+	pass()
+	must(t, <-swept)
+	must(t, scan.Wait())
+	if got := traces(); got != stays {
+		t.Errorf("there is %s, want %s", got, stays)
+	}
+	must(t, h[0].Down(within(t, time.Minute), one, live))
+	n.clean(t, before)
 }
 
 // shownState is the session's state in an answer.
