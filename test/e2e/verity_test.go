@@ -331,6 +331,23 @@ func TestVerityTakesOver(t *testing.T) {
 	}
 }
 
+// Root on the node gives the device another table, one that lets through what fails the check.
+func TestVerityTableChanged(t *testing.T) {
+	t.Parallel()
+	n := mapperNode(t)
+	s := seal(t, "squashfs", false)
+	a := n.attach(t, s.over(loopback(s.path)))
+	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(a.DeviceFile), "dm/name"))
+	must(t, err)
+	mapper := func(args ...string) string {
+		return testkit.Run(t, "dmsetup", append(args, "--noudevsync", strings.TrimSpace(string(name)))...)
+	}
+	mapper("load", "--readonly", "--table", strings.TrimSpace(mapper("table"))+" 1 ignore_corruption")
+	mapper("resume")
+	n.becomesBroken(t, "/attach", a.ID, a.DeviceFile+" is not what was made")
+	n.remove(t, http.StatusOK, "/attach", a.ID)
+}
+
 // Who uses the device, or the one below, keeps both from going, and is named.
 func TestVerityBusy(t *testing.T) {
 	t.Parallel()

@@ -26,7 +26,7 @@ logging='!^Test(Parallel|TakenOverAndLost|AttachWhileRecovering|TargetRestarts)$
 asking='(Answers|Hangs|Writable)' longer=''
 kernel='=^Test(SeesNothing|InheritedCapabilities|HostDevices|ContainerRootHeld|DeviceTakenAway|FileSystemShutDown|DiskFails|MapperHolds'
 kernel+='|HostileImage|KrakenHangingCreate|References|FileSystems|Resources.*|Systemd|TakesOver|Upper.*|Stuck(Paths|Device|Disks)|RequireVerity.*'
-kernel+='|Verity(Corruption|Refuses|Stops|TakesOver|Busy))$'
+kernel+='|Verity(Corruption|Refuses|Stops|TakesOver|Busy|TableChanged))$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t others < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
 	mapping='' logging='' asking='' longer=ForLong kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
