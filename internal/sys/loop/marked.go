@@ -14,22 +14,25 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 )
 
-// Marked returns the devices that Attach has attached with a mark, by their paths.
-func (l *Loop) Marked(ctx context.Context, mark string) (map[string]ID, error) {
+// Marked returns the device that Attach has attached with a mark, which no two have, or an empty path. One that can't be looked at, since its
+// file's server is gone, is an error only if none is found among the others.
+func (l *Loop) Marked(ctx context.Context, mark string) (path string, id ID, err error) {
 	dirs, err := filepath.Glob("/sys/block/loop*/loop") // is there as long as there is a file
 	if err != nil {
-		return nil, fmt.Errorf("list loop devices: %w", err)
+		return "", id, fmt.Errorf("list loop devices: %w", err)
 	}
-	found := map[string]ID{}
+	var unknown error
 	for _, dir := range dirs {
 		if !ours(dir) {
 			continue
 		}
-		if err := l.addMarked(ctx, found, filepath.Dir(dir), mark); err != nil {
-			return nil, err
+		path, id, err := l.marked(ctx, filepath.Dir(dir), mark)
+		if path != "" {
+			return path, id, nil
 		}
+		unknown = errors.Join(unknown, err)
 	}
-	return found, nil
+	return "", id, unknown
 }
 
 // ours tells from sysfs(5) whether Attach may have made a device: most that it has not are not opened.
@@ -43,28 +46,24 @@ func ours(dir string) bool {
 	return true
 }
 
-// addMarked adds the device that has a directory in sysfs to found, if it has that mark.
-func (l *Loop) addMarked(ctx context.Context, found map[string]ID, dir, mark string) error {
-	number, err := block.NumberOf(dir)
+// marked returns the device that has a directory in sysfs, if it has that mark.
+func (l *Loop) marked(ctx context.Context, dir, mark string) (path string, id ID, err error) {
+	id.Number, err = block.NumberOf(dir)
 	if errors.Is(err, unix.ENOENT) {
-		return nil // removed meanwhile
+		return "", id, nil // removed meanwhile
 	}
 	if err != nil {
-		return err
+		return "", id, err
 	}
-	id := ID{Number: number}
-	path, made, err := l.Nodes.Ensure(number)
-	if err != nil {
-		return err
+	if path, id.MadeNode, err = l.Nodes.Ensure(id.Number); err != nil {
+		return "", id, err
 	}
-	id.MadeNode = made
 	is, err := l.identify(ctx, path, mark, &id)
 	if !is {
 		l.removeNode(id, path)
-		return err
+		return "", id, err
 	}
-	found[path] = id
-	return nil
+	return path, id, nil
 }
 
 // identify tells whether the device at path has a mark, and completes its id.

@@ -133,3 +133,22 @@ func TestContextEndsWait(t *testing.T) {
 		t.Errorf("the wait ends with %v", err)
 	}
 }
+
+// Wake ends a wait that has begun, and the next one if there is none, and does nothing when the watcher is closed.
+func TestWake(t *testing.T) {
+	testkit.Root(t)
+	w, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const long = time.Minute
+	for _, wake := range []func(){w.Wake, func() { time.AfterFunc(10*time.Millisecond, w.Wake) }} {
+		begin := time.Now()
+		wake()
+		if err := w.Wait(t.Context(), long); err != nil || time.Since(begin) >= long {
+			t.Errorf("waited %v, %v", time.Since(begin), err)
+		}
+	}
+	w.Close()
+	w.Wake()
+}

@@ -3,7 +3,6 @@ package loopback
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -37,9 +36,9 @@ func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) err
 
 // Sweep detaches what has the object's mark: an Up that was cut off right after the kernel had attached the file.
 func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	devices, err := u.driver.loop.Marked(ctx, u.tag(site.ID))
-	for path, id := range devices {
-		err = errors.Join(err, u.driver.loop.Detach(ctx, path, id))
+	path, id, err := u.driver.loop.Marked(ctx, u.tag(site.ID))
+	if err != nil || path == "" {
+		return err
 	}
-	return err
+	return u.driver.loop.Detach(ctx, path, id)
 }

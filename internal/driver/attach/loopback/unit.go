@@ -55,9 +55,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, errors.Join(err, device.Release())
 	}
-	if err := device.Close(); err != nil {
-		return driver.Live{}, fmt.Errorf("close %s: %w", device.Path, err)
-	}
+	device.Close()
 	u.driver.log.Debug("attach file", "id", site.ID, "path", u.Path, "device", device.Path, "ro", device.Info.ReadOnly)
 	return live, nil
 }
