@@ -3,7 +3,6 @@ package docs
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,8 +76,6 @@ func run(t *testing.T, name, page string) {
 	images := testkit.RunDir(t) + "/images"
 	private := strings.NewReplacer("/run/imageapi.sock", d.Socket, "/run/imageapi", d.RunDir, "/tmp/images", images, "127.0.0.1:8080", d.Address)
 	tree := workTree(t, private)
-	// It listens before it is ready, and answers then.
-	d.Unix(t).Must(t, http.StatusOK, http.MethodGet, "/container", nil, nil)
 	testkit.Unchanged(t, d.Scope(filepath.Dir(images), tree))
 
 	all := steps(private.Replace(page))
