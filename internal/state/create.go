@@ -269,8 +269,10 @@ func (m *Manager) commit(ctx context.Context, stack []int64) (snap *Snapshot, er
 		for _, id := range stack {
 			c.phase(id, Ready, "")
 		}
-		if top := stack[len(stack)-1]; m.objects[top].proc != nil {
-			c.running(top, 0)
+		top := m.objects[stack[len(stack)-1]]
+		top.giveUp = nil // it would keep the request in memory as long as there is the object
+		if top.proc != nil {
+			c.running(top.view.ID, 0)
 		}
 		c.publish() // so that the snapshot to answer with is the one that shows it ready
 		snap = m.Snapshot()

@@ -80,7 +80,7 @@ type object struct {
 	delay   time.Duration  // before the next retry
 	told    string         // what changes by itself (driver.Changing), as clients have been told of it last
 
-	giveUp    context.CancelCauseFunc // ends the create of one that was asked for
+	giveUp    context.CancelCauseFunc // ends the create of one that was asked for, or nil
 	interrupt context.CancelCauseFunc // ends the teardown that is under way, or nil
 }
 

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"weak"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
 // fiveLevels is container → overlay → device → loopback → bind.
@@ -163,6 +166,25 @@ func TestEveryStepOfTeardownFails(t *testing.T) {
 }
 
 // TestPanicOfADriver has a driver panic where it brings up and where it takes down.
+// A request is not kept in memory with what it has made: there may be thousands of objects for months.
+func TestRequestIsForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	m := newManager(t, w)
+	type key struct{}
+	request := func() weak.Pointer[[64]byte] {
+		content := new([64]byte)
+		if _, _, err := m.Create(context.WithValue(context.Background(), key{}, content), fiveLevels(w)); err != nil {
+			t.Fatal(err)
+		}
+		return weak.Make(content)
+	}()
+	testkit.Eventually(t, "the request is forgotten", func() bool {
+		runtime.GC()
+		return request.Value() == nil
+	})
+}
+
 func TestPanicOfADriver(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
