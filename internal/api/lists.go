@@ -66,7 +66,7 @@ func (a *api) answerList(f filter, answer func(found []driver.Object) middleware
 	}
 	var out page
 	answer(found).WriteResponse(&out, runtime.JSONProducer())
-	e := &encoded{snap: weak.Make(snap), body: out.Bytes()}
+	e := &encoded{snap: weak.Make(snap), body: bytes.Clone(out.Bytes())} // without the room that the buffer has left
 	a.lists.of(f.class).Store(e)
 	return listed{e}, nil
 }

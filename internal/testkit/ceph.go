@@ -34,6 +34,18 @@ func (Ceph) RBD(t testing.TB, args ...string) string {
 func (c Ceph) Image(t testing.TB, name string, args ...string) {
 	t.Helper()
 	c.RBD(t, append([]string{"create", "--size", "16M", name}, args...)...)
+	c.removeLater(t, name)
+}
+
+// Import makes an image with the content of a file that goes with the test.
+func (c Ceph) Import(t testing.TB, file, name string) {
+	t.Helper()
+	c.RBD(t, "import", "--no-progress", file, name)
+	c.removeLater(t, name)
+}
+
+func (Ceph) removeLater(t testing.TB, name string) {
+	t.Helper()
 	// The cluster takes a while to miss a client that was cut off.
 	t.Cleanup(func() {
 		Run(t, "timeout", "90", "sh", "-c", "until rbd rm --no-progress "+name+" 2>/dev/null; do sleep 1; done")
