@@ -177,6 +177,7 @@ type Device struct {
 	Sequence   uint64      `json:"seq,omitempty"` // /sys/block/*/diskseq (Linux 5.15): no two devices share one
 	ReadOnly   bool        `json:"ro,omitempty"`
 	Remote     bool        `json:"remote,omitempty"` // as in Tree
+	File       string      `json:"file,omitempty"`   // what tells the file that is the device's content from all others, if there may be another such device
 	Partitions []Partition `json:"partitions,omitempty"`
 }
 

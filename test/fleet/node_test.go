@@ -33,7 +33,8 @@ func newNode(t *testing.T, i int, behind bool) *node {
 	dir := testkit.RunDir(t)
 	socket := filepath.Join(dir, "s")
 	// Each step executes the next one, so that the process is the daemon in the end.
-	command := []string{"unshare", "--mount", "--propagation", "private", harness.Server(t), "--teardown", "--socket-path", socket,
+	// NFS (from 4.1 on) tells clients apart by their host names.
+	command := []string{"unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", `hostname "$0" && exec "$@"`, n.name, harness.Server(t), "--teardown", "--socket-path", socket,
 		"--run-dir", filepath.Join(dir, "run"), "--cgroup-parent", "/" + filepath.Base(dir),
 		"--create-timeout", "15m", "--write-timeout", "20m"} // an emulated guest is slow
 	if behind {

@@ -23,7 +23,7 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 		if err != nil {
 			return f, err
 		}
-		d.ReadOnly, d.Remote = src.readOnly, src.remote
+		d.ReadOnly, d.Remote, d.File = src.readOnly, src.remote, src.identity
 		src.Close()
 	}
 	if u.ReadPartitions {

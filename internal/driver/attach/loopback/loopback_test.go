@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,10 +122,32 @@ func TestDriver(t *testing.T) {
 			{Name: "character device", Def: def("/dev/null", ""), Class: errs.Invalid, Text: "neither a regular file nor a block device"},
 			{Name: "empty", Def: def(file(t, filepath.Join(dir, "empty"), 0, ""), ""), Class: errs.Invalid, Text: "it is empty"},
 			{Name: "odd size", Def: def(file(t, filepath.Join(dir, "odd"), 1000, ""), ""), Class: errs.Invalid, Text: "1000 bytes, is not a multiple of 512"},
+			{Name: "cut off squashfs", Def: def(cutOff(t, testkit.Squashfs(t, noise(t))), ""), Class: errs.Invalid, Text: "it was cut off: it has 16384 bytes, and the file system in it says that it has "},
+			{Name: "cut off erofs", Def: def(cutOff(t, testkit.Erofs(t, noise(t))), ""), Class: errs.Invalid, Text: "it was cut off: it has 16384 bytes"},
 			{Name: "no table", Def: def(image, `,"readPartitions":true`), Sudden: true, Class: errs.Invalid, Text: "signature 55 AA"},
 			{Name: "long component", Def: def("/"+strings.Repeat("a", 300), ""), Class: errs.Invalid, Text: "file name too long"},
 		},
 	})
+}
+
+// noise is a directory with a file that does not get much smaller.
+func noise(t *testing.T) string {
+	t.Helper()
+	dir, data := t.TempDir(), make([]byte, 64<<10)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(data) // it never fails
+	if err := os.WriteFile(filepath.Join(dir, "noise"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// cutOff leaves of a file what is there of one whose copy has ended too early.
+func cutOff(t *testing.T, path string) string {
+	t.Helper()
+	if err := os.Truncate(path, 16<<10); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func TestDriverWithPartitions(t *testing.T) {

@@ -27,6 +27,7 @@ type source struct {
 	readOnly bool // no write may reach it; the descriptor then can't write
 	remote   bool // a server has it
 	buffered bool // it can't be read past the page cache
+	identity string
 }
 
 // open finds the file and opens it for no more than is needed. An image is untrusted: the path is resolved once,
@@ -138,6 +139,10 @@ func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly b
 		return source{}, err
 	}
 	src := source{File: f, readOnly: true, remote: remote}
+	if src.identity, err = identity(f); err != nil {
+		f.Close()
+		return source{}, err
+	}
 	if !readOnly {
 		if err := u.openToWrite(ctx, place, &src); err != nil {
 			f.Close()
@@ -149,6 +154,15 @@ func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly b
 		src.Close()
 	}
 	return src, err
+}
+
+// identity tells a file from all others: a block device by its number, whichever node it has.
+func identity(f *os.File) (string, error) {
+	st, err := remote.Stat(f)
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return fmt.Sprintf("%d:%d", st.Rdev_major, st.Rdev_minor), err
+	}
+	return fmt.Sprintf("%d:%d:%d", st.Dev_major, st.Dev_minor, st.Ino), err
 }
 
 // openToWrite makes src one that can be written to, if the file can be.
@@ -218,9 +232,16 @@ func (u *unit) checkContent(f *os.File, readOnly *bool) error {
 	if size%sectorSize != 0 {
 		return errs.New(errs.Invalid, "attach %q: its size, %d bytes, is not a multiple of %d; is it truncated or compressed?", u.Path, size, sectorSize)
 	}
-	writable, err := neverWritten(f)
-	*readOnly = *readOnly || writable
-	return err
+	head, err := readHead(f)
+	if err != nil {
+		return err
+	}
+	needs, readOnlyType := packed(head)
+	if needs > size {
+		return errs.New(errs.Invalid, "attach %q: it was cut off: it has %d bytes, and the file system in it says that it has %d", u.Path, size, needs)
+	}
+	*readOnly = *readOnly || readOnlyType
+	return nil
 }
 
 func (u *unit) size(f *os.File, readOnly *bool) (int64, error) {
@@ -233,18 +254,34 @@ func (u *unit) size(f *os.File, readOnly *bool) (int64, error) {
 	return info.Size, err
 }
 
-// neverWritten tells whether the content is a SquashFS or EROFS file system, by its magic number.
-func neverWritten(f *os.File) (bool, error) {
+// head is what a file begins with: enough for two superblocks.
+type head [2048]byte
+
+// readHead reads it. A file may be shorter: the rest is then zero.
+func readHead(f *os.File) (h head, err error) {
+	if n, err := f.ReadAt(h[:], 0); n < sectorSize {
+		return h, fmt.Errorf("read %q: %w", f.Name(), err)
+	}
+	return h, nil
+}
+
+// packed tells whether the content is a SquashFS or EROFS file system, which is never written, by its magic number, and how many
+// bytes it has. An image that was copied in part is not noticed by EROFS, and SquashFS does not say what is wrong with it.
+func packed(h head) (size int64, is bool) {
 	const (
 		squashfsMagic = 0x73717368 // at 0
-		erofsMagic    = 0xe0f5e1e2 // at erofsOffset
-		erofsOffset   = 1024
+		squashfsSize  = 40         // 8 bytes, bytes_used
+		erofs         = 1024       // where the superblock is
+		erofsMagic    = 0xe0f5e1e2
+		erofsBits     = 12 // 1 byte, the block size's logarithm
+		erofsBlocks   = 36 // 4 bytes; of images with more, the lower half
 	)
-	var head [erofsOffset + 4]byte
-	// A file may be shorter: the rest is then zero.
-	if n, err := f.ReadAt(head[:], 0); n < sectorSize {
-		return false, fmt.Errorf("read %q: %w", f.Name(), err)
-	}
 	le := binary.LittleEndian
-	return le.Uint32(head[:]) == squashfsMagic || le.Uint32(head[erofsOffset:]) == erofsMagic, nil
+	switch {
+	case le.Uint32(h[:]) == squashfsMagic:
+		return int64(le.Uint64(h[squashfsSize:])), true
+	case le.Uint32(h[erofs:]) == erofsMagic:
+		return int64(le.Uint32(h[erofs+erofsBlocks:])) << (h[erofs+erofsBits] & 0x1f), true
+	}
+	return 0, false
 }

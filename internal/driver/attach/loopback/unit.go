@@ -51,7 +51,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	live, err := u.live(ctx, device, src.remote)
+	live, err := u.live(ctx, device, src)
 	if err != nil {
 		return driver.Live{}, errors.Join(err, device.Release())
 	}
@@ -61,9 +61,11 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 }
 
 // live makes the partitions, or none of them, and puts down what there is now.
-func (u *unit) live(ctx context.Context, device *loop.Device, remote bool) (driver.Live, error) {
+func (u *unit) live(ctx context.Context, device *loop.Device, src source) (driver.Live, error) {
 	n := notes{Loop: device.ID}
-	d := &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly, Remote: remote}
+	d := &driver.Device{
+		Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly, Remote: src.remote, File: src.identity,
+	}
 	if u.ReadPartitions {
 		parts, err := u.partitions(ctx, device)
 		if err == nil {

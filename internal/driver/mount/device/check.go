@@ -18,7 +18,7 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	if len(u.FSOptions) > 0 {
 		f.Unknown = append(f.Unknown, "whether that takes its options")
 	}
-	on := source{path: "the new device", readOnly: d.ReadOnly}
+	on := source{path: "the new device", readOnly: d.ReadOnly, image: image(d, u.Partition)}
 	if u.Partition > 0 && !d.Made() {
 		on.path = fmt.Sprintf("partition %d of the new device", u.Partition)
 		f.Unknown = append(f.Unknown, "whether the device has this partition")
@@ -35,8 +35,8 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 		return f, err
 	}
 	f.Live.Tree.ReadOnly = fs.Attr&mount.ReadOnly != 0
-	if err := mount.Find(ctx, u.m.Gate, fs.Type); err != nil || !d.Made() {
+	if err := mount.Find(ctx, u.m.Gate, fs.Type); err != nil {
 		return f, err
 	}
-	return f, u.m.claims.check(on.number, fs)
+	return f, u.m.claims.check(on, fs)
 }

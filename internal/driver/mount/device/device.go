@@ -126,19 +126,27 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	tree, err := u.mount(ctx, site.ID, fs, device.Remote)
-	if err != nil {
-		return driver.Live{}, hint(u.FSType, source, err)
+	if err := u.m.claims.reserve(site.ID, source, fs); err != nil {
+		return driver.Live{}, err
 	}
-	// Only now: what the kernel says of an option comes first.
-	if err := u.m.claims.take(site.ID, source.number, fs); err != nil {
-		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, device.Remote))
-	}
-	live, err := u.attach(ctx, site.ID, tree, device.Remote)
+	live, err := u.show(ctx, site.ID, source, fs, device.Remote)
 	if err != nil {
 		u.m.claims.drop(site.ID)
 	}
 	return live, err
+}
+
+// show mounts the file system of source at the mountpoint of id.
+func (u *unit) show(ctx context.Context, id int64, source source, fs helper.FS, remote bool) (driver.Live, error) {
+	tree, err := u.mount(ctx, id, fs, remote)
+	if err != nil {
+		return driver.Live{}, hint(u.FSType, source, err)
+	}
+	// Only now: what the kernel says of an option comes first.
+	if err := u.m.claims.take(id, source, fs); err != nil {
+		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
+	}
+	return u.attach(ctx, id, tree, remote)
 }
 
 // attach shows a detached mount, which it closes, at the mountpoint of id.

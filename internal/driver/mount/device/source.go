@@ -19,6 +19,7 @@ type source struct {
 	path     string
 	number   uint64 // st_rdev
 	readOnly bool
+	image    string // the file that is on it and in which partition, if another device can show the same
 }
 
 // source finds what to mount and makes sure that it still is what was attached.
@@ -43,7 +44,14 @@ func (u *unit) source(d *driver.Device) (source, error) {
 	if !is || d.Sequence != 0 && info.Sequence != 0 && info.Sequence != d.Sequence {
 		return source{}, errs.New(errs.Conflict, "mount %s: it is not the device that was attached any more: delete the attachment and make it anew", path)
 	}
-	return source{path: path, number: number, readOnly: d.ReadOnly || info.ReadOnly}, nil
+	return source{path: path, number: number, readOnly: d.ReadOnly || info.ReadOnly, image: image(d, u.Partition)}, nil
+}
+
+func image(d *driver.Device, partition int64) string {
+	if d.File == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s/%d", d.File, partition)
 }
 
 func partition(d *driver.Device, index int64) (driver.Partition, error) {
