@@ -165,6 +165,10 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 		}
 		o.proc = nil
 		c.run(id, func(r *Run) { conclude(r, exit, o.asked) })
+		if err := m.Snapshot().standsOnBroken(o.view); err != nil && o.view.Phase == Ready { // while it ran it could go on
+			c.phase(id, Broken, err.Error())
+			return nil
+		}
 		c.plan(id)
 		return nil
 	})

@@ -106,13 +106,12 @@ func (s *Snapshot) readyOnes() (views []*View) {
 // inspect says what has become of an object if it is no longer what it was.
 func (m *Manager) inspect(v *View, mounts *mounttable.Table) error {
 	now := m.Snapshot()
+	if err := now.standsOnBroken(v); err != nil {
+		return err
+	}
 	site := driver.Site{ID: v.ID, Needs: make([]driver.Live, len(v.Needs))}
 	for i, id := range v.Needs {
-		need, ok := now.Get(id)
-		if ok && need.Phase == Broken {
-			return errs.New(errs.Conflict, "it stands on %s, which is broken: %s", name(need), need.Error)
-		}
-		if ok {
+		if need, ok := now.Get(id); ok {
 			site.Needs[i] = need.Live
 		}
 	}
@@ -121,6 +120,16 @@ func (m *Manager) inspect(v *View, mounts *mounttable.Table) error {
 		return nil
 	}
 	return m.guard(actInspect, v.ID, func() error { return unit.Inspect(site, v.Live, mounts) })
+}
+
+// standsOnBroken says which of the objects that an object needs is broken, if one is.
+func (s *Snapshot) standsOnBroken(v *View) error {
+	for _, id := range v.Needs {
+		if need, ok := s.Get(id); ok && need.Phase == Broken {
+			return errs.New(errs.Conflict, "it stands on %s, which is broken: %s", name(need), need.Error)
+		}
+	}
+	return nil
 }
 
 // changes is what a unit shows that changes by itself, or empty.

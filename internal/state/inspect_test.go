@@ -10,6 +10,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
 // inspected is a unit that can be looked at.
@@ -138,6 +139,19 @@ func TestInspect(t *testing.T) {
 	v, _ := m.Snapshot().Get(top)
 	if want := "it stands on mount 1 (test), which is broken: it is gone"; v.Error != want {
 		t.Errorf("the reason is %q, want %q", v.Error, want)
+	}
+
+	// What runs is broken in the moment in which it has ended: nobody can start it in between.
+	w.mu.Lock()
+	run := w.procs[runs]
+	w.mu.Unlock()
+	run.end(driver.Exit{})
+	testkit.Eventually(t, "the end is noted", func() bool {
+		v, _ = m.Snapshot().Get(runs)
+		return v.Run.State != StateRunning
+	})
+	if want := "it stands on mount 2 (test), which is broken: it stands on"; v.Phase != Broken || !strings.HasPrefix(v.Error, want) {
+		t.Errorf("the container that ran is %s (%s), want %q", v.Phase, v.Error, want)
 	}
 }
 
