@@ -44,6 +44,8 @@ var ungated = map[string]string{
 	"internal/daemon.listenUnix":  "a socket is no part of any object",
 	"internal/daemon.removeStale": "as listenUnix",
 
+	"(*internal/sys/cgroup.Parent).lock": "as claim",
+
 	"internal/state/journal.Open":           "a file is set aside before there is an object",
 	"(*internal/state/journal.floor).raise": "a part of writing the journal, which has a gate",
 

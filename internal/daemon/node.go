@@ -14,6 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
+	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/watch"
@@ -53,9 +54,15 @@ func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.A
 		return n, err
 	}
 	helpers := helper.New(n.program, opt.Gate)
-	n.runner, err = container.New(ctx, container.Options{
-		Gate: opt.Gate, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
-		LogSize: int64(cfg.Node.LogSize), Program: n.program, Helper: helpers,
+	err = outwait(ctx, func() (err error) {
+		n.runner, err = container.New(ctx, container.Options{
+			Gate: opt.Gate, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
+			LogSize: int64(cfg.Node.LogSize), Program: n.program, Helper: helpers,
+		})
+		if errors.Is(err, cgroup.ErrTaken) {
+			err = occupied(err.Error())
+		}
+		return err
 	})
 	if err != nil {
 		return n, err

@@ -259,6 +259,9 @@ func TestTakeOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := Open(nil, top+"/inner", filepath.Join(dir, "b")); !errors.Is(err, ErrTaken) {
+		t.Errorf("another server beside it: %v", err)
+	}
 	cmd := sleeper(t, g.file.Name())
 	g.Close()
 	if err := first.Close(); err != nil {

@@ -15,6 +15,9 @@ import (
 // ErrBusy says that a group has processes and so can be neither taken nor removed.
 var ErrBusy = errors.New("group has processes")
 
+// ErrTaken says that another server has the group.
+var ErrTaken = errors.New("another server has its containers there: give each its own --cgroup-parent")
+
 // Parent is a group whose children are containers' groups.
 type Parent struct {
 	gate   gate.Gate
@@ -32,7 +35,7 @@ type Parent struct {
 const madeBy = "trusted.imageapi.made_by"
 
 // Open finds the hierarchy, or mounts it at mountpoint if it is mounted nowhere, and opens the group in it, an
-// absolute path within the hierarchy such as "/imageapi". What is missing is made. What an earlier server with the same mountpoint
+// absolute path within the hierarchy such as "/imageapi", for this server alone: else it is ErrTaken. What is missing is made. What an earlier server with the same mountpoint
 // made, and could not take away since there were containers, counts as made now.
 func Open(g gate.Gate, group, mountpoint string) (*Parent, error) {
 	at, own, err := locate(g, mountpoint)
@@ -72,7 +75,16 @@ func (p *Parent) open(at, group string) error {
 		return wrap("open cgroup", p.path, err)
 	}
 	p.dir = os.NewFile(uintptr(fd), p.path)
-	return nil
+	return wrap("lock cgroup", p.path, p.lock(unix.LOCK_EX|unix.LOCK_NB))
+}
+
+// lock keeps other servers out, or lets them in again (LOCK_UN): children are named after objects, which two servers number alike.
+func (p *Parent) lock(how int) error {
+	err := unix.Flock(int(p.dir.Fd()), how)
+	if err == unix.EWOULDBLOCK {
+		return ErrTaken
+	}
+	return err
 }
 
 // level makes a group unless it is there, and tells whether this server has made it, now or before.
@@ -110,6 +122,7 @@ func inside(dir *os.File, name string) string {
 // processes or other groups stay, and then so does the mount.
 func (p *Parent) Close() error {
 	if p.dir != nil {
+		_ = p.lock(unix.LOCK_UN) // a child that was just forked has the descriptor too
 		p.dir.Close()
 	}
 	err := p.removeMade()

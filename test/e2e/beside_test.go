@@ -1,0 +1,30 @@
+package e2e
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/test/harness"
+)
+
+// Two servers on one node have a run directory and a cgroup each: whose objects have the same numbers must not share either.
+func TestServersBeside(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	dir := testkit.RunDir(t)
+	for what, flags := range map[string][]string{
+		"--run-dir":       {"--run-dir", n.RunDir, "--cgroup-parent", n.Cgroup + "-other"},
+		"--cgroup-parent": {"--run-dir", filepath.Join(dir, "run"), "--cgroup-parent", n.Cgroup},
+	} {
+		flags = append(flags, "--socket-path", filepath.Join(dir, "s"))
+		out, err := exec.Command(harness.Server(t), flags...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "give each its own "+what) {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	c := n.create(t, start(forever, squash(n.image)))
+	n.remove(t, 200, "/container", c.ID, "&force=true")
+}
