@@ -72,7 +72,7 @@ func rename(m *models.Container, name string) {
 }
 
 func (a *app) createContainer(ctx context.Context, definition []byte, dry bool, change func(*models.Container)) error {
-	m, err := decode[models.Container](definition)
+	m, err := decode[models.Container](classContainer, definition)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (a *app) createContainer(ctx context.Context, definition []byte, dry bool, 
 }
 
 func (a *app) createMount(ctx context.Context, definition []byte, dry bool) error {
-	m, err := decode[models.Mount](definition)
+	m, err := decode[models.Mount](classMount, definition)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (a *app) createMount(ctx context.Context, definition []byte, dry bool) erro
 }
 
 func (a *app) createAttach(ctx context.Context, definition []byte, dry bool) error {
-	m, err := decode[models.Attach](definition)
+	m, err := decode[models.Attach](classAttach, definition)
 	if err != nil {
 		return err
 	}

@@ -114,78 +114,48 @@ func located(data []byte, err error) error {
 	return fail(exitUsage, "line %d: %w", 1+bytes.Count(data[:at], []byte("\n")), err)
 }
 
-// classOf tells what a definition defines.
+// classOf tells what a definition defines. What is wrong with the fields that tell it, decode says.
 func classOf(definition []byte) (class, error) {
 	if bytes.TrimSpace(definition)[0] != '{' {
 		return "", usage("the definition is not an object with fields")
 	}
 	var probe struct {
-		Kind    string          `json:"kind"`
-		Command *string         `json:"command"`
-		Mount   json.RawMessage `json:"mount"`
-		Rbd     struct {
-			FsType *string `json:"fs_type"` // only a mount of the old form has it
-		} `json:"rbd"`
+		Kind, Command, Mount any
+		Rbd                  json.RawMessage
 	}
-	if err := json.Unmarshal(definition, &probe); err != nil {
-		return "", usage("the definition: %w", readable(err))
+	_ = json.Unmarshal(definition, &probe)
+	var old struct {
+		FsType any `json:"fs_type"` // only a mount of the old form has it
 	}
+	_ = json.Unmarshal(probe.Rbd, &old)
+	kind, _ := probe.Kind.(string)
 	switch {
 	case probe.Command != nil || probe.Mount != nil:
 		return classContainer, nil
-	case probe.Kind == "rbd" && probe.Rbd.FsType != nil:
+	case kind == "rbd" && old.FsType != nil:
 		return classMount, nil
-	case slices.Contains([]string{"iscsi", "local", "loopback", "rbd"}, probe.Kind):
+	case slices.Contains([]string{"iscsi", "local", "loopback", "rbd"}, kind):
 		return classAttach, nil
-	case probe.Kind != "":
+	case probe.Kind != nil:
 		return classMount, nil
 	}
 	return "", usage("the definition has neither a command, as a container has, nor a kind, as a mount or an attachment has")
 }
 
 // decode reads a definition strictly: what this program does not know it could not send.
-func decode[T models.Container | models.Mount | models.Attach](definition []byte) (*T, error) {
+func decode[T models.Container | models.Mount | models.Attach](what class, definition []byte) (*T, error) {
 	dec := json.NewDecoder(bytes.NewReader(definition))
-	dec.DisallowUnknownFields()
+	dec.UseNumber()
+	var plain any
+	if err := dec.Decode(&plain); err != nil {
+		return nil, usage("the definition: %w", err)
+	}
+	if err := check(string(what), reflect.TypeFor[T](), plain); err != nil {
+		return nil, err
+	}
 	v := new(T)
-	if err := dec.Decode(v); err != nil {
-		return nil, usage("the definition: %w", readable(err))
+	if err := json.Unmarshal(definition, v); err != nil {
+		return nil, usage("the definition: %w", err)
 	}
 	return v, nil
-}
-
-// readable says an error of JSON's types in the words of a definition.
-func readable(err error) error {
-	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
-		return fail(exitUsage, "%s is %s; it must be %s", e.Field, valueName(e.Value), kindName(e.Type.Kind()))
-	}
-	return err
-}
-
-// valueName says what encoding/json calls a value.
-func valueName(value string) string {
-	switch value {
-	case "array":
-		return "a list"
-	case "object":
-		return "an object"
-	case "bool":
-		return "true or false"
-	}
-	return "a " + value
-}
-
-// kindName says what a field of the models takes.
-func kindName(k reflect.Kind) string {
-	switch k {
-	case reflect.Slice:
-		return "a list"
-	case reflect.Struct, reflect.Map:
-		return "an object"
-	case reflect.Int64:
-		return "a whole number"
-	case reflect.Bool:
-		return "true or false"
-	}
-	return "a " + k.String()
 }

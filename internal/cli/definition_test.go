@@ -49,7 +49,10 @@ func TestClassOf(t *testing.T) {
 		`{"kind": "loopback"}`:                        classAttach,
 		`{}`:                                          "the definition has neither a command, as a container has, nor a kind, as a mount or an attachment has",
 		`[]`:                                          "the definition is not an object with fields",
-		`{"kind": 5}`:                                 "the definition: kind is a number; it must be a string",
+		`{"kind": 5}`:                                 classMount,
+		`{"kind": {"a": 1}}`:                          classMount,
+		`{"command": ["x"]}`:                          classContainer,
+		`{"kind": "rbd", "rbd": [1]}`:                 classAttach,
 	} {
 		got, err := classOf([]byte(in))
 		if err != nil {
@@ -64,16 +67,23 @@ func TestClassOf(t *testing.T) {
 func TestDecodeIsStrict(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		`{"command": "x", "id": 3, "state": "running", "mount": {"kind": "overlay", "overlay": {"lower": [{"id": 1}]}}}`: "",
-		`{"command": "x", "colour": "red"}`:                                `the definition: json: unknown field "colour"`,
-		`{"command": "x", "mount": {"size": 3}}`:                           `the definition: json: unknown field "size"`,
-		`{"command": ["x"]}`:                                               "the definition: command is a list; it must be a string",
-		`{"command": "x", "args": "y"}`:                                    "the definition: args is a string; it must be a list",
-		`{"command": "x", "systemd": "yes"}`:                               "the definition: systemd is a string; it must be true or false",
-		`{"command": "x", "stop_timeout": 1.5}`:                            "the definition: stop_timeout is a number 1.5; it must be a whole number",
-		`{"command": "x", "mount": {"overlay": {"lower": [{"kind": 7}]}}}`: "the definition: mount.overlay.lower.kind is a number; it must be a string",
+		`{"command": "x", "id": 3, "state": "running", "mount": {"kind": "overlay", "overlay": {"lower": [{"id": 1}]}}}`:  "",
+		`{"command": "x", "since": "2026-11-23T10:00:00Z", "refs": 1, "name": null, "Args": ["a"], "LABELS": {"a": "b"}}`: "",
+		`{"command": ["x"]}`:                                                   "container.command: must be of type string, not array",
+		`{"command": "x", "args": "y"}`:                                        "container.args: must be of type array, not string",
+		`{"command": "x", "args": [1, null]}`:                                  "container.args[0]: must be of type string, not number\ncontainer.args[1]: must be of type string, not null",
+		`{"command": "x", "systemd": "yes"}`:                                   "container.systemd: must be of type boolean, not string",
+		`{"command": "x", "systemd": {}}`:                                      "container.systemd: must be of type boolean, not object",
+		`{"command": "x", "stop_timeout": 1.5}`:                                "container.stop_timeout: must be an integer of 64 bits, not 1.5",
+		`{"command": "x", "labels": {"a": true}}`:                              `container.labels["a"]: must be of type string, not boolean`,
+		`{"command": "x", "since": 5}`:                                         "container.since: must be of type string, not number",
+		`{"command": "x", "resources": {"memory": "1G"}}`:                      "container.resources.memory: must be of type integer, not string",
+		`{"command": "x", "mount": {"overlay": {"lower": [{}, {"kind": 7}]}}}`: "container.mount.overlay.lower[1].kind: must be of type string, not number",
+		`{"command": "x", "binds": [{"from": "/a", "to": "/b"}], "mount": {"bind": {"colour": "red"}}}`: "container.binds[0].from: there is no such field; there are ro, source, target\n" +
+			"container.binds[0].to: there is no such field; there are ro, source, target\n" +
+			"container.mount.bind.colour: there is no such field; there are base, mount, path, recursive, ro",
 	} {
-		_, err := decode[models.Container]([]byte(in))
+		_, err := decode[models.Container](classContainer, []byte(in))
 		var got string
 		if err != nil {
 			got = err.Error()
