@@ -112,11 +112,12 @@ func linesOf(err error) []string {
 // nextFault is the beginning of a further fault in the message of a 422: a path in the request.
 var nextFault = regexp.MustCompile(`; ((?:container|mount|attach)[\w.\[\]]*|query parameter \w+): `)
 
+// faultsOf returns what a refusal says. It speaks of the interface's parameters, and users of this program have its options.
 func faultsOf(r refusal) []string {
 	if r.GetPayload() == nil || r.GetPayload().Message == nil {
 		return []string{fmt.Sprintf("the server answers %d without a message", r.Code())}
 	}
-	text := *r.GetPayload().Message
+	text := strings.ReplaceAll(*r.GetPayload().Message, "force=true", "force=true (imageapi remove --force)")
 	if r.Code() != 422 {
 		return []string{text}
 	}

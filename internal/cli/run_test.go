@@ -44,9 +44,11 @@ func TestExitStatuses(t *testing.T) {
 		status       int
 		out, errors  string
 	}{
-		"ok":        {200, "", `[]`, "list", 0, "there is nothing\n", ""},
-		"warning":   {200, `Warning: 299 imageapi "ignored: \"a\\b\"", 299 imageapi "more"`, `[]`, "list containers -o json", 0, "[]\n", "imageapi: warning: ignored: \"a\\b\"\nimageapi: warning: more\n"},
-		"refused":   {409, "", `{"code": 409, "message": "busy\u001b[2J"}`, "list", 1, "", "imageapi: busy\\x1b[2J\n"},
+		"ok":      {200, "", `[]`, "list", 0, "there is nothing\n", ""},
+		"warning": {200, `Warning: 299 imageapi "ignored: \"a\\b\"", 299 imageapi "more"`, `[]`, "list containers -o json", 0, "[]\n", "imageapi: warning: ignored: \"a\\b\"\nimageapi: warning: more\n"},
+		"refused": {409, "", `{"code": 409, "message": "busy\u001b[2J"}`, "list", 1, "", "imageapi: busy\\x1b[2J\n"},
+		"force": {409, "", `{"code": 409, "message": "it runs: stop it first, or delete it with force=true"}`, "list", 1, "",
+			"imageapi: it runs: stop it first, or delete it with force=true (imageapi remove --force)\n"},
 		"not found": {404, "", `{"code": 404, "message": "no container"}`, "list", 3, "", "imageapi: no container\n"},
 		"time":      {504, "", `{"code": 504, "message": "late"}`, "list", 5, "", "imageapi: late\n"},
 		"faults": {422, "", faults, "list", 1, "", "imageapi: mount.bind.base: is \"a; mount b\"; it must be one of root, mount\n" +

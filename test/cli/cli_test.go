@@ -203,7 +203,7 @@ func TestExitStatuses(t *testing.T) {
 	t.Parallel()
 	s := newShell(t)
 	s.okFrom(t, s.definition("app", forever), "run", "-")
-	s.fails(t, 1, "is running: stop it first", "remove", "app")
+	s.fails(t, 1, "is running: stop it first, or delete it with force=true (imageapi remove --force)", "remove", "app")
 	s.fails(t, 1, "is needed by mount 2", "remove", "1")
 	s.fails(t, 2, "which command?")
 	s.fails(t, 2, "there is no command", "lost")
