@@ -104,7 +104,7 @@ func commands() []command {
 		{"resume", "thaw containers", "Lets paused containers go on.", new(resumeCommand)},
 		{"remove", "remove objects", "Removes objects, and then what only they needed.", new(removeCommand)},
 		{"logs", "show what a container wrote", "Copies what a container wrote to standard output and standard error.", new(logsCommand)},
-		{"exec", "run a command in a container", "Runs a command in a running container and ends as it ends. What follows the container is the command.", new(execCommand)},
+		{"exec", "run a command in a container", "Runs a command in a running container and ends as it ends. It has no terminal, and its standard input is empty. What follows the container is the command.", new(execCommand)},
 		{"wait", "wait for a container", "Waits until a container is in a state, by default until it has ended.", new(waitCommand)},
 		{"events", "show every change", "Shows every change of containers, mounts and attachments as it happens, or of those classes of them that are named.", new(eventsCommand)},
 		{"stats", "show what containers use", "Shows what running containers, or those that are named, use at this moment.", new(statsCommand)},

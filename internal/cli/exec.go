@@ -15,7 +15,10 @@ type execCommand struct {
 	User    string        `short:"u" long:"user" value-name:"USER[:GROUP]" description:"who runs it (default: as the container)"`
 	Dir     string        `short:"w" long:"workdir" value-name:"DIR" description:"where it runs (default: as the container)"`
 	Timeout time.Duration `long:"timeout" value-name:"TIME" default:"1h" description:"after how long it is killed, in whole seconds, at most an hour"`
-	Args    struct {
+	// Other tools of this kind have these, and many fingers write them: they are there to be refused with a reason.
+	Interactive bool `short:"i" long:"interactive" hidden:"yes"`
+	TTY         bool `short:"t" long:"tty" hidden:"yes"`
+	Args        struct {
 		Container target   `positional-arg-name:"NAME|ID" required:"yes"`
 		Command   []string `positional-arg-name:"COMMAND" required:"1"`
 	} `positional-args:"yes"`
@@ -37,6 +40,9 @@ func (c *execCommand) run(ctx context.Context, a *app) error {
 }
 
 func (c *execCommand) result(ctx context.Context, a *app) (*models.ContainerResult, error) {
+	if c.Interactive || c.TTY {
+		return nil, usage("exec has no terminal and no standard input: leave out -i and -t, and give the whole command, such as sh -c 'id; pwd'")
+	}
 	if c.Timeout < time.Second || c.Timeout > time.Hour {
 		return nil, usage("--timeout %v: must be from 1s to 1h", c.Timeout)
 	}

@@ -62,10 +62,12 @@ func TestExitStatuses(t *testing.T) {
 		"missing":     {200, "", `[]`, "stop nobody", 3, "", "imageapi: no container is named \"nobody\"\n"},
 		"two missing": {200, "", `[]`, "rm 1 nobody", 3, "", "imageapi: no object has the id 1, and no container that name\nimageapi: no container is named \"nobody\"\n"},
 		"exec":        {200, "", `[]`, "exec nobody true", 125, "", "imageapi: no container is named \"nobody\"\n"},
-		"file":        {200, "", `[]`, "create /nowhere", 2, "", "imageapi: read the definition: open /nowhere: no such file or directory\n"},
-		"no state":    {200, "", `[]`, "wait 1 --state gone", 2, "", "imageapi: --state \"gone\": there is no such state\n"},
-		"tls":         {200, "", `[]`, "list --ca /nowhere", 2, "", "imageapi: --cert, --key and --ca are for https, and --host is \"URL\"\n"},
-		"version":     {200, "", `[]`, "--version", 0, "imageapi 1.2.3, commit unknown\n", ""},
+		"terminal": {200, "", `[]`, "exec -it app sh", 125, "",
+			"imageapi: exec has no terminal and no standard input: leave out -i and -t, and give the whole command, such as sh -c 'id; pwd'\n"},
+		"file":     {200, "", `[]`, "create /nowhere", 2, "", "imageapi: read the definition: open /nowhere: no such file or directory\n"},
+		"no state": {200, "", `[]`, "wait 1 --state gone", 2, "", "imageapi: --state \"gone\": there is no such state\n"},
+		"tls":      {200, "", `[]`, "list --ca /nowhere", 2, "", "imageapi: --cert, --key and --ca are for https, and --host is \"URL\"\n"},
+		"version":  {200, "", `[]`, "--version", 0, "imageapi 1.2.3, commit unknown\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -76,6 +78,15 @@ func TestExitStatuses(t *testing.T) {
 				t.Errorf("status %d, out %q, errors %q; want %d, %q, %q", status, out, errors, test.status, test.out, test.errors)
 			}
 		})
+	}
+}
+
+// The help is the same however it is asked for, and tells what exec does not have.
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	_, long, _ := perform(t.Context(), "", "exec", "--help")
+	if !strings.Contains(strings.Join(strings.Fields(long), " "), "no terminal, and its standard input is empty") || strings.Contains(long, "--tty") {
+		t.Errorf("exec --help: %s", long)
 	}
 }
 
