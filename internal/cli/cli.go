@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/jessevdk/go-flags"
@@ -69,7 +70,7 @@ func (a *app) perform(ctx context.Context, args []string, version string) error 
 	}
 	switch {
 	case err != nil:
-		return usage("%w", err)
+		return inWords(err)
 	case a.Version:
 		a.printf("imageapi %s, commit %s\n", version, build.Revision())
 		return nil
@@ -83,6 +84,18 @@ func (a *app) perform(ctx context.Context, args []string, version string) error 
 		return usage("unexpected argument %q", rest[0])
 	}
 	return runners[parser.Active.Name].run(ctx, a)
+}
+
+// inWords returns an error of the command line; what an option takes it says in other words than Go's names of types.
+func inWords(err error) error {
+	option, rest, _ := strings.Cut(err.Error(), " (expected ")
+	switch kind, _, _ := strings.Cut(rest, ")"); kind {
+	case "time.Duration":
+		return usage("%s: give a time with its unit, such as 1s", option)
+	case "*int64", "[]int64":
+		return usage("%s: give a whole number", option)
+	}
+	return usage("%w", err)
 }
 
 // A command is an entry of the list of all commands.
