@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,6 +64,9 @@ func Run(ctx context.Context, args []string, s Streams, version string) int {
 // perform parses a command line and runs its command.
 func (a *app) perform(ctx context.Context, args []string, version string) error {
 	parser, runners := a.parser()
+	if len(args) > 0 && args[0] == "help" {
+		args = append(slices.Clone(args[1:]), "--help")
+	}
 	rest, err := parser.ParseArgs(args)
 	if help, ok := errors.AsType[*flags.Error](err); ok && help.Type == flags.ErrHelp {
 		_, _ = fmt.Fprintln(a.out, help.Message)

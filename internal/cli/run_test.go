@@ -87,6 +87,12 @@ func TestExitStatuses(t *testing.T) {
 // The help is the same however it is asked for, and tells what exec does not have.
 func TestHelp(t *testing.T) {
 	t.Parallel()
+	for asked, same := range map[string]string{"help": "--help", "help exec": "exec --help"} {
+		status, got, errors := perform(t.Context(), "", strings.Fields(asked)...)
+		if _, want, _ := perform(t.Context(), "", strings.Fields(same)...); status != 0 || got != want || errors != "" {
+			t.Errorf("%s: status %d, %s%s", asked, status, got, errors)
+		}
+	}
 	_, long, _ := perform(t.Context(), "", "exec", "--help")
 	if !strings.Contains(strings.Join(strings.Fields(long), " "), "no terminal, and its standard input is empty") || strings.Contains(long, "--tty") {
 		t.Errorf("exec --help: %s", long)
