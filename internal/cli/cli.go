@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,6 +69,9 @@ func (a *app) perform(ctx context.Context, args []string, version string) error 
 		args = append(slices.Clone(args[1:]), "--help")
 	}
 	rest, err := parser.ParseArgs(args)
+	if parser.FindOptionByLongName("host").IsSetDefault() { // an empty variable, not an empty option
+		a.Server.Host = cmp.Or(a.Server.Host, defaultHost)
+	}
 	if help, ok := errors.AsType[*flags.Error](err); ok && help.Type == flags.ErrHelp {
 		_, _ = fmt.Fprintln(a.out, help.Message)
 		return nil

@@ -24,6 +24,17 @@ func pemFile(t *testing.T, kind string, der []byte) string {
 	return path
 }
 
+// An empty variable is as good as none, as for most programs.
+func TestEmptyVariables(t *testing.T) {
+	for _, name := range []string{"HOST", "CERT", "KEY", "CA"} {
+		t.Setenv("IMAGEAPI_"+name, "")
+	}
+	a, _, _ := newApp(0)
+	if err := a.perform(t.Context(), []string{"completion"}, ""); err != nil || a.Server != (server{Host: defaultHost}) {
+		t.Errorf("%+v, %v", a.Server, err)
+	}
+}
+
 // Over https each side asks the other one for a certificate.
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
