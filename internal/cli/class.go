@@ -19,7 +19,7 @@ func (c *class) UnmarshalFlag(value string) error {
 	case "attach", "attachment":
 		*c = classAttach
 	default:
-		return usage("%q: there are containers, mounts and attachments", value)
+		return usage("there is no class %q: there are containers, mounts and attachments", value)
 	}
 	return nil
 }

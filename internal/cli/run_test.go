@@ -68,7 +68,8 @@ func TestExitStatuses(t *testing.T) {
 		"number":   {200, "", `[]`, "logs app --tail all", 2, "", "imageapi: invalid argument for flag `-n, --tail': give a whole number\n"},
 		"numbers":  {200, "", `[]`, "events --id app", 2, "", "imageapi: invalid argument for flag `--id': give a whole number\n"},
 		"file":     {200, "", `[]`, "create /nowhere", 2, "", "imageapi: read the definition: open /nowhere: no such file or directory\n"},
-		"no state": {200, "", `[]`, "wait 1 --state gone", 2, "", "imageapi: --state \"gone\": there is no such state\n"},
+		"no state": {200, "", `[]`, "wait 1 --state gone", 2, "", "imageapi: --state \"gone\": there is no such state; there are created, running, paused, stopping, exited and dead\n"},
+		"no class": {200, "", `[]`, "list volumes", 2, "", "imageapi: there is no class \"volumes\": there are containers, mounts and attachments\n"},
 		"tls":      {200, "", `[]`, "list --ca /nowhere", 2, "", "imageapi: --cert, --key and --ca are for https, and --host is \"URL\"\n"},
 		"version":  {200, "", `[]`, "--version", 0, "imageapi 1.2.3, commit unknown\n", ""},
 	} {

@@ -129,7 +129,7 @@ func (c *waitCommand) run(ctx context.Context, a *app) error {
 	}
 	for _, state := range c.State {
 		if models.ContainerState(state).Validate(strfmt.Default) != nil {
-			return usage("--state %q: there is no such state", state)
+			return usage("--state %q: there is no such state; there are created, running, paused, stopping, exited and dead", state)
 		}
 	}
 	m, err := a.findContainer(ctx, c.Args.Container)
