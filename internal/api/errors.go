@@ -124,6 +124,9 @@ func explain(r *http.Request, err error) (status int, message string) {
 	if err != nil {
 		message = faultsOf(err)
 	}
+	if e := exchangeOf(r); e != nil && status == http.StatusUnprocessableEntity && len(e.ignored) > 0 {
+		message += "; ignored: " + strings.Join(e.ignored, ", ")
+	}
 	switch {
 	case message == "":
 		message = strings.ToLower(http.StatusText(status))

@@ -129,10 +129,10 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 	}
 	n := normalizer{}
 	value = n.value(s.name, s, value, true)
+	n.warnAbout(r) // of what is wrong it may be the cause: a field that is missing is there by another name
 	if err := n.faults.Err(); err != nil {
 		return nil, err
 	}
-	n.warnAbout(r)
 	return json.Marshal(value)
 }
 
@@ -164,6 +164,10 @@ func (n *normalizer) value(path string, s *shape, v any, top bool) any {
 		if number, ok := v.(json.Number); ok {
 			n.integer(path, number)
 			return v
+		}
+		if text, ok := v.(string); ok {
+			n.faults.Add(path, "must be of type integer, not string: write the number alone, without quotes and a unit")
+			return text
 		}
 	case "boolean":
 		if _, ok := v.(bool); ok {
@@ -351,6 +355,9 @@ func (n *normalizer) warnAbout(r *http.Request) {
 			return
 		}
 		warn(r, "ignored: %s", text)
+		if e := exchangeOf(r); e != nil {
+			e.ignored = append(e.ignored, text)
+		}
 	}
 }
 

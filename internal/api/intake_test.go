@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/models"
 )
 
 var builtIn = sync.OnceValues(ReadSpecification)
@@ -103,6 +104,7 @@ func TestNormalizeFaults(t *testing.T) {
 	tests := []struct{ definition, body, want string }{
 		{"attach", `[]`, "attach: must be of type object, not array"},
 		{"attach", `null`, "attach: must be of type object, not null"},
+		{"container", `{"command":"x","resources":{"memory":"1G"}}`, "container.resources.memory: must be of type integer, not string: write the number alone, without quotes and a unit; container.mount: is required"},
 		{"attach", `{"kind":7}`, "attach.kind: must be of type string, not number"},
 		{"attach", `{"loopback":"x"}`, "attach.loopback: must be of type object, not string"},
 		{"attach", `{"loopback":{"path":"/a","base":"root","readPartitions":"yes"}}`, "attach.loopback.readPartitions: must be of type boolean, not string"},
@@ -221,6 +223,12 @@ func TestDroppedFieldsAreNamed(t *testing.T) {
 	}
 	if !strings.Contains(w.log.String(), "ignored: unknown field attach.local.a") {
 		t.Error("the log does not name it")
+	}
+
+	// Nor is it left to a header that few look at when it may be the cause.
+	out = w.do("POST", "/attach", `{"kind":"loopback","loopback":{"pth":"/a","base":"root"}}`)
+	if got := expect[models.Error](t, out, 422); !strings.HasSuffix(*got.Message, "; ignored: unknown field attach.loopback.pth") {
+		t.Errorf("it says %s", *got.Message)
 	}
 
 	var many strings.Builder

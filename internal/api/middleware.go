@@ -22,6 +22,7 @@ type exchange struct {
 	known     bool         // operation is one of the specification
 	object    string       // which is created, changed or removed
 	failure   string       // the message that it is answered with, if it is an error
+	ignored   []string     // what of its body was left out, and why
 	stranger  bool         // it was sent by a client that may send none
 	control   *http.ResponseController
 }

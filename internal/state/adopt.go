@@ -224,6 +224,7 @@ func (m *Manager) resume(records []journal.Record) {
 		}
 		for _, r := range records {
 			if o := m.objects[r.ID]; o != nil && m.graph.Refs(r.ID) == 0 {
+				m.log.Warn("an object of an earlier server is taken down", "object", name(o.view), "because", o.view.unfinished())
 				c.claim(r.ID)
 				begun = append(begun, r.ID)
 			} else if o != nil && o.view.Phase == Stopping {
@@ -236,6 +237,14 @@ func (m *Manager) resume(records []journal.Record) {
 	for _, id := range begun {
 		m.work.Go(func() { m.finish(id) })
 	}
+}
+
+// unfinished says why an object that nobody holds is not kept.
+func (v *View) unfinished() string {
+	if v.Phase == Pending {
+		return "it was being made, and its client has got no answer"
+	}
+	return "its removal was under way"
 }
 
 // finish takes down an object that was claimed. A container that was asked to stop gets its time to do so.

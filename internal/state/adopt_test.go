@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,7 +100,12 @@ func begin(t *testing.T, w *world, left string) life {
 	if err != nil || found.Aside != "" {
 		t.Fatalf("%+v, %v", found, err)
 	}
-	m := New(Options{Journal: j, NextID: found.NextID, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	log, err := os.Create(path + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
+	m := New(Options{Journal: j, NextID: found.NextID, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
 	m.Adopt(t.Context(), found.Records, w.drivers())
 	return life{m, path}
 }
@@ -187,7 +192,12 @@ func TestKilledWhileMaking(t *testing.T) {
 		}
 		w.whole()
 		second := begin(t, w, first.path)
-		if s := settled(t, second); len(s.List(driver.Container))+len(s.List(driver.Mount))+len(s.List(driver.Attach)) > 0 {
+		taken := settled(t, second)
+		told, err := os.ReadFile(second.path + ".log")
+		if told := string(told); err != nil || strings.Contains(told, "level=") != strings.Contains(told, `is taken down" object="container 5 \"image\"" because="it was being made,`) {
+			t.Errorf("killed at point %d: the log says %s, %v", n, told, err)
+		}
+		if s := taken; len(s.List(driver.Container))+len(s.List(driver.Mount))+len(s.List(driver.Attach)) > 0 {
 			t.Errorf("killed at point %d: %d mounts are left of what nobody was answered for", n, len(s.List(driver.Mount)))
 		}
 		w.mu.Lock()
