@@ -25,7 +25,7 @@ type Attach struct {
 	// Read Only: true
 	DeviceFile string `json:"device_file,omitempty"`
 
-	// Why it is `broken`, else absent.
+	// Why it is `broken`, or still `stopping`; else absent.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 

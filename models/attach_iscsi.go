@@ -59,7 +59,7 @@ type AttachIscsi struct {
 	// Another spelling of `max_comands`, in requests only.
 	MaxCommands int64 `json:"max_commands,omitempty"`
 
-	// TCP port of the portal.
+	// TCP port of the portal, 1 to 65535.
 	Port *int64 `json:"port,omitempty"`
 
 	// Further portals of the target, as `host`, `host:port` or `[address]:port`. They are tried after `host`, in their
@@ -78,7 +78,8 @@ type AttachIscsi struct {
 	// Make the device read-only. It is also so if the target does not let it be written to.
 	Ro *bool `json:"ro,omitempty"`
 
-	// I/O scheduler of the device, as in `/sys/block/DEVICE/queue/scheduler`. `noop`, which older kernels had, means `none`.
+	// I/O scheduler of the device, one of those in `/sys/block/DEVICE/queue/scheduler`; another one is 422, and the message tells
+	// those that there are. `noop`, which older kernels had, means `none`.
 	//
 	Scheduler *string `json:"scheduler,omitempty"`
 

@@ -37,8 +37,9 @@ type AttachLoopback struct {
 	// Read Only: true
 	Partitions []*Partition `json:"partitions,omitempty"`
 
-	// The file, as seen from `base`. With base `mount` it can't leave that mount, whatever links or `..` it has on
-	// its way. With base `root` it must not lie in the server's own mount directory: use base `mount` for that.
+	// The file, as seen from `base`, a regular one or a block device; at most 4095 bytes. With base `mount` it can't leave that
+	// mount, whatever links or `..` it has on its way. With base `root` it must be absolute, and must not lie in the server's own
+	// mount directory: use base `mount` for that. The size of the file must be a multiple of 512.
 	//
 	// Required: true
 	Path *string `json:"path"`

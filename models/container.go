@@ -59,7 +59,7 @@ type Container struct {
 	// Example: ["LANG=C.UTF-8"]
 	Env []string `json:"env,omitempty"`
 
-	// Why it is `broken`, `dead`, or waits for a restart; else absent.
+	// Why it is `broken`, still `stopping`, `dead`, or waits for a restart; else absent.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
@@ -100,7 +100,9 @@ type Container struct {
 	// Read Only: true
 	Logfile string `json:"logfile,omitempty"`
 
-	// After how many restarts in a row it is left as it is; 0 for no limit.
+	// After how many restarts in a row it is left as it is; 0, the default, for no limit. Less than 0 is 422, and so is a limit without
+	// `restart`, or with `no`.
+	//
 	MaxRestarts int64 `json:"max_restarts,omitempty"`
 
 	// mount

@@ -29,7 +29,7 @@ type ContainerResources struct {
 	// Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.
 	Memory int64 `json:"memory,omitempty"`
 
-	// How many processes and threads it may have (pids.max), at least 16.
+	// How many processes and threads it may have (pids.max), 16 to 4194304.
 	Pids int64 `json:"pids,omitempty"`
 
 	// Bytes of swap (memory.swap.max); -1 for none.

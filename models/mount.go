@@ -26,7 +26,7 @@ type Mount struct {
 	// bind
 	Bind *MountBind `json:"bind,omitempty"`
 
-	// Why it is `broken`, else absent.
+	// Why it is `broken`, or still `stopping`; else absent.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 

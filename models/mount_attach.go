@@ -30,7 +30,10 @@ type MountAttach struct {
 	FsType *string `json:"fs_type"`
 
 	// Mount options, one in each string, as in mount(8): `ro`, `noatime`, and those of the file system. The kernel
-	// judges them, and its words stand in the error. squashfs and erofs are always read-only.
+	// judges them, and its words stand in the error. squashfs and erofs are always read-only, also with `rw`; of others `rw` is
+	// 422 if the device is read-only. On the node `nosuid` and `nodev` are always added, whatever is given; containers see the mount
+	// without these two. Those that make the kernel open another device are 422: `source`, `device`, `journal_dev`, `journal_path`,
+	// `logdev`, `rtdev`, `fsid` and `domain_id`. So are names and values of more than 255 bytes.
 	//
 	MountOptions []string `json:"mount_options,omitempty"`
 

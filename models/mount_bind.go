@@ -30,8 +30,9 @@ type MountBind struct {
 	// mount
 	Mount *Mount `json:"mount,omitempty"`
 
-	// The directory, as seen from `base`. With base `mount` it can't leave that mount, whatever links or `..` it
-	// has on its way.
+	// The directory, as seen from `base`; at most 4095 bytes. Only directories can be bound. With base `mount` it can't leave that
+	// mount, whatever links or `..` it has on its way. With base `root` it must be absolute, and must not lie in the server's own
+	// mount directory: use base `mount` for that.
 	//
 	// Required: true
 	Path *string `json:"path"`

@@ -60,8 +60,8 @@ type RbdOptions struct {
 	//
 	LockTimeout int64 `json:"lock_timeout,omitempty"`
 
-	// How long to wait for the cluster when mapping, in seconds; 15 if it is left out. It is shortened to what the
-	// time limit of the create leaves.
+	// How long to wait for the cluster when mapping, in seconds, 1 to 2147483; 15 if it is left out or 0. It is shortened to what the
+	// time limit of the create leaves, less 3 s. Mappings whose limits differ do not share a connection.
 	//
 	MountTimeout int64 `json:"mount_timeout,omitempty"`
 
@@ -88,7 +88,7 @@ type RbdOptions struct {
 	// Do not.
 	Nocrc bool `json:"nocrc,omitempty"`
 
-	// Do not share it.
+	// Do not share it. Together with `share` it is 422.
 	Noshare bool `json:"noshare,omitempty"`
 
 	// Collect them (Nagle's algorithm).
@@ -125,7 +125,9 @@ type RbdOptions struct {
 	// Max Length: 4095
 	SecretFile string `json:"secret_file,omitempty"`
 
-	// Share the connection to the cluster with other mappings.
+	// Share the connection to the cluster with other mappings of the same user and options; the default. Together with `noshare`
+	// it is 422.
+	//
 	Share bool `json:"share,omitempty"`
 
 	// Send small messages at once.

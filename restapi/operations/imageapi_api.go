@@ -169,7 +169,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //   - Secrets are in requests alone: no answer, log or file of the server holds them.
 //   - Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.
 //   - The same page is served by each server at `/imageapi/v1/docs`, and the specification that it is made from at
-//     `/imageapi/v1/swagger.json`. It needs no network. Requests can't be sent from it: that is left to `curl`, the command
+//     `/imageapi/v1/swagger.json` (`/swagger.json` is the same). It needs no network. Requests can't be sent from it: that is left to `curl`, the command
 //     `imageapi`, and clients that are generated from the specification.
 //
 // # Concepts
