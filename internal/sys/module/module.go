@@ -34,7 +34,7 @@ func run(ctx context.Context, g gate.Gate, act, name string, options ...string) 
 	program, err := os.ReadFile("/proc/sys/kernel/modprobe")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, errs.New(errs.Unsupported, "load kernel module %s: the kernel was built without modules", name)
+		return nil, errs.New(errs.Unsupported, "load kernel module %s: the kernel was built without modules: enable it in the kernel's configuration, or boot another kernel", name)
 	case err != nil:
 		return nil, fmt.Errorf("load kernel module %s: %w", name, err)
 	}
