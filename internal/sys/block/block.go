@@ -79,7 +79,7 @@ func Sysfs(number uint64) string {
 
 // Name returns the kernel's name of a device, or "" if there is none with this number.
 func Name(number uint64) string {
-	dir, err := filepath.EvalSymlinks(Sysfs(number))
+	dir, err := os.Readlink(Sysfs(number))
 	if err != nil {
 		return ""
 	}

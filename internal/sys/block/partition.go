@@ -2,6 +2,7 @@ package block
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,13 +27,12 @@ type Partition struct {
 func Partitions(disk uint64) ([]Partition, error) {
 	// These units of 512 bytes have nothing to do with the sector size.
 	const unit = 512
-	files, err := filepath.Glob(filepath.Join(Sysfs(disk), "*/partition"))
+	dirs, err := partitionDirs(disk)
 	if err != nil {
 		return nil, err
 	}
 	var all []Partition
-	for _, file := range files {
-		dir := filepath.Dir(file)
+	for _, dir := range dirs {
 		index, err1 := attribute(dir, "partition")
 		start, err2 := attribute(dir, "start")
 		size, err3 := attribute(dir, "size")
@@ -44,6 +44,26 @@ func Partitions(disk uint64) ([]Partition, error) {
 	}
 	slices.SortFunc(all, func(a, b Partition) int { return a.Index - b.Index })
 	return all, nil
+}
+
+// partitionDirs returns the directories in sysfs(5) of the partitions of a disk: in its own, and named after it. A disk that is gone has none.
+func partitionDirs(disk uint64) (dirs []string, err error) {
+	dir, err := os.Open(Sysfs(disk))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	own := Name(disk)
+	for _, name := range names {
+		if own != "" && strings.HasPrefix(name, own) {
+			dirs = append(dirs, filepath.Join(dir.Name(), name))
+		}
+	}
+	return dirs, err
 }
 
 // NumberOf returns the number of the block device that has a directory in sysfs(5).
