@@ -400,6 +400,31 @@ func TestStuckDisks(t *testing.T) {
 	}
 }
 
+// A create over a file on a file system that is frozen is given up at its deadline, and taken back when that can be.
+func TestStuckImage(t *testing.T) {
+	testkit.NotInGuest(t, "fsfreeze", "losetup", "ext4", "mkfs.ext4") // its kernel, 6.1, lets direct writes pass
+	host := t.TempDir()
+	testkit.Run(t, "mount", "-o", "loop", grown(t, testkit.Ext4(t, t.TempDir()), 128), host)
+	t.Cleanup(func() { testkit.Run(t, "umount", host) })
+	image := filepath.Join(host, "image")
+	testkit.Run(t, "mkfs.ext4", "-q", image, "32M")
+	const create, remove = 4 * time.Second, 2 * time.Second
+	n := newNode(t, "--create-timeout", create.String(), "--delete-timeout", remove.String())
+	testkit.Run(t, "fsfreeze", "--freeze", host)
+	thaw := sync.OnceFunc(func() { testkit.Run(t, "fsfreeze", "--unfreeze", host) })
+	t.Cleanup(thaw)
+	began := time.Now()
+	got, err := n.Do(t.Context(), http.MethodPost, "/container", start(forever, device(loopback(image), "ext4")))
+	if late := time.Since(began) - create - remove; err != nil || got.Status != http.StatusGatewayTimeout || late > slack {
+		t.Errorf("answered %v late: %v, %d %s", late, err, got.Status, got.Body)
+	}
+	n.remove(t, http.StatusOK, "/mount", n.mount(t, squash(n.image)).ID)
+	thaw()
+	if !within(func() bool { return n.everything(t.Context(), t) == "[] [] []" }) {
+		t.Errorf("left: %s", n.everything(t.Context(), t))
+	}
+}
+
 // helpers counts the server's processes that do what can hang.
 func (n *node) helpers(t *testing.T) (count int) {
 	t.Helper()
