@@ -41,7 +41,7 @@ func pages(next http.Handler) http.Handler {
 			serveDocument(w, r, specification)
 		case docsPath:
 			serveDocument(w, r, reference)
-		case "/", "/docs":
+		case "/", "/docs", "/docs/", docsPath + "/":
 			http.Redirect(w, r, docsPath, http.StatusFound)
 		default:
 			next.ServeHTTP(w, r)

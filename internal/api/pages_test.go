@@ -72,6 +72,13 @@ func TestPages(t *testing.T) {
 		t.Errorf("the reference may load things: %s", policy)
 	}
 	expectError(t, w.do("POST", "/swagger.json", "{}"), 404, "")
+	for _, path := range []string{"/", "/docs", "/docs/", docsPath + "/"} {
+		out := httptest.NewRecorder()
+		w.handler.ServeHTTP(out, httptest.NewRequest("GET", path, nil))
+		if out.Code != 302 || out.Header().Get("Location") != docsPath {
+			t.Errorf("%s: %d to %q", path, out.Code, out.Header().Get("Location"))
+		}
+	}
 }
 
 // sections returns what stands under each heading of the second level in a text, by the name that links use for it.
