@@ -165,8 +165,8 @@ type Live struct {
 	Device *Device         `json:"device,omitempty"` // of an attach
 	Tree   *Tree           `json:"tree,omitempty"`   // of a mount
 	Notes  json.RawMessage `json:"notes,omitempty"`  // what the driver itself needs for Down and Show
-	// Warnings are told to whoever creates the object: what was asked for and has no effect, in whole sentences or
-	// clauses that name the field, with a path relative to the definition.
+	// Warnings are told to whoever creates the object: what was asked for and has no effect, or may not do well, in whole sentences
+	// or clauses that name the field, with a path relative to the definition.
 	Warnings []string `json:"warnings,omitempty"`
 }
 

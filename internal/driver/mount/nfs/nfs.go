@@ -101,14 +101,15 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, errors.Join(err, u.m.mounts.Unmount(context.WithoutCancel(ctx), site.ID, 0))
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}, Notes: notes}, nil
+	live := driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}, Notes: notes, Warnings: namesakes(u.Version, hostName(), identifiers)}
+	return live, nil
 }
 
 // Check implements driver.Checker. The server is not asked.
 func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
 	f := driver.Forecast{
 		Does:    "mount " + u.source + " by NFS " + versions[u.Version],
-		Live:    driver.Live{Tree: &driver.Tree{ReadOnly: u.readOnly(), Remote: true}},
+		Live:    driver.Live{Tree: &driver.Tree{ReadOnly: u.readOnly(), Remote: true}, Warnings: namesakes(u.Version, hostName(), identifiers)},
 		Unknown: []string{"whether the server answers, has this export and lets this node use it"},
 	}
 	if len(u.FSOptions) > 0 {
