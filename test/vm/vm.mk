@@ -34,6 +34,11 @@ vm-fleet: export IMAGEAPI_TEST_FULL = 1
 vm-fleet: build tools vm-image ## boot 20 nodes from one slow server, in a guest
 	@TEST_FORMAT=standard-verbose test/vm/tests.sh -n vm-fleet ./test/fleet
 
+.PHONY: vm-crash
+vm-crash: export IMAGEAPI_TEST_FULL = 1
+vm-crash: build tools vm-image ## `make crash` for NFS, iSCSI, RBD and verity, in a guest; an hour
+	@VM_LIMIT=5400 TEST_FORMAT=standard-verbose test/vm/tests.sh -n vm-crash './test/crash=^Test(KilledAtEachAct|EachActFails)$$/^(nfs|iscsi|rbd|verity)'
+
 .PHONY: vm-shell
 vm-shell: build vm-image ## a shell in that guest; leave it with exit
 	@test/vm/guest.sh -i -t 86400 test/vm/guest/shell
