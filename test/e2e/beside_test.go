@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/test/harness"
@@ -20,7 +22,9 @@ func TestServersBeside(t *testing.T) {
 		"--cgroup-parent": {"--run-dir", filepath.Join(dir, "run"), "--cgroup-parent", n.Cgroup},
 	} {
 		flags = append(flags, "--socket-path", filepath.Join(dir, "s"))
-		out, err := exec.Command(harness.Server(t), flags...).CombinedOutput()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // one that is not refused stays
+		out, err := exec.CommandContext(ctx, harness.Server(t), flags...).CombinedOutput()
+		cancel()
 		if err == nil || !strings.Contains(string(out), "give each its own "+what) {
 			t.Errorf("%v: %s", err, out)
 		}
