@@ -48,19 +48,14 @@ func Partitions(disk uint64) ([]Partition, error) {
 
 // partitionDirs returns the directories in sysfs(5) of the partitions of a disk: in its own, and named after it. A disk that is gone has none.
 func partitionDirs(disk uint64) (dirs []string, err error) {
-	dir, err := os.Open(Sysfs(disk))
+	entries, err := os.ReadDir(Sysfs(disk))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
 	own := Name(disk)
-	for _, name := range names {
-		if own != "" && strings.HasPrefix(name, own) {
-			dirs = append(dirs, filepath.Join(dir.Name(), name))
+	for _, e := range entries {
+		if own != "" && strings.HasPrefix(e.Name(), own) {
+			dirs = append(dirs, filepath.Join(Sysfs(disk), e.Name()))
 		}
 	}
 	return dirs, err

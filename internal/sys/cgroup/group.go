@@ -35,8 +35,8 @@ type Parent struct {
 const madeBy = "trusted.imageapi.made_by"
 
 // Open finds the hierarchy, or mounts it at mountpoint if it is mounted nowhere, and opens the group in it, an
-// absolute path within the hierarchy such as "/imageapi", for this server alone: else it is ErrTaken. What is missing is made. What an earlier server with the same mountpoint
-// made, and could not take away since there were containers, counts as made now.
+// absolute path within the hierarchy such as "/imageapi", for this server alone: else it is ErrTaken. What is missing is
+// made. What an earlier server with the same mountpoint made, and could not take away since there were containers, counts as made now.
 func Open(g gate.Gate, group, mountpoint string) (*Parent, error) {
 	at, own, err := locate(g, mountpoint)
 	if err != nil {
