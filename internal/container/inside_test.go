@@ -36,10 +36,10 @@ func TestCommandIsFirstProcess(t *testing.T) {
 	if got := b.log(); got != "1 0\nready\n" {
 		t.Errorf("pid and parent inside: %q", got)
 	}
-	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID()))
-	if err != nil || string(args) != "sleep\x001000\x00" {
-		t.Errorf("process %d on the node is %q, %v", p.PID(), args, err)
-	}
+	testkit.Eventually(t, "the shell to become the command", func() bool {
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID()))
+		return err == nil && string(args) == "sleep\x001000\x00"
+	})
 	group, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID()))
 	if want := fmt.Sprintf("0::%s/%d\n", n.cgroup, b.site.ID); !strings.HasSuffix(string(group), want) {
 		t.Errorf("its cgroups are %q, without %q", group, want)

@@ -123,3 +123,28 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// A process that was ending while the picture was taken is no difference, and one that started since is.
+func TestProcessThatEndedIsNoDifference(t *testing.T) {
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	hold := func() (end func()) {
+		cmd := exec.Command("cat")
+		cmd.Dir = dir
+		in, err := cmd.StdinPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		return func() { must(t, in.Close()); must(t, cmd.Wait()) }
+	}
+	end := hold()
+	before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{dir}})
+	end()
+	if diff := before.Diff(); diff != "" {
+		t.Errorf("a process of the picture ended: %s", diff)
+	}
+	end = hold()
+	defer end()
+	if diff := before.Diff(); !strings.Contains(diff, "holds a file") {
+		t.Errorf("a process started: %q", diff)
+	}
+}
