@@ -12,6 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/client/events"
 	"github.com/kraken-hpc/imageapi/client/mounts"
+	"github.com/kraken-hpc/imageapi/client/node"
 )
 
 // Default imageapi HTTP client.
@@ -61,6 +62,7 @@ func New(transport runtime.ContextualTransport, formats strfmt.Registry) *Imagea
 	cli.Containers = containers.New(transport, formats)
 	cli.Events = events.New(transport, formats)
 	cli.Mounts = mounts.New(transport, formats)
+	cli.Node = node.New(transport, formats)
 
 	return cli
 }
@@ -128,6 +130,8 @@ type Imageapi struct {
 
 	Mounts mounts.ClientService
 
+	Node node.ClientService
+
 	Transport runtime.ContextualTransport
 }
 
@@ -138,4 +142,5 @@ func (c *Imageapi) SetTransport(transport runtime.ContextualTransport) {
 	c.Containers.SetTransport(transport)
 	c.Events.SetTransport(transport)
 	c.Mounts.SetTransport(transport)
+	c.Node.SetTransport(transport)
 }

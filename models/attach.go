@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	stderrors "errors"
+	"strconv"
 
 	"github.com/go-openapi/errors"
 	"github.com/go-openapi/strfmt"
@@ -29,21 +30,45 @@ type Attach struct {
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
+	// An integer that changes only when the definition changes; see "Safe retries".
+	// Read Only: true
+	Generation int64 `json:"generation,omitempty"`
+
+	// http
+	HTTP *AttachHTTP `json:"http,omitempty"`
+
 	// id
 	ID ID `json:"id,omitempty"`
+
+	// identity
+	Identity *Identity `json:"identity,omitempty"`
 
 	// iscsi
 	Iscsi *AttachIscsi `json:"iscsi,omitempty"`
 
 	// Which kind of device it is, and so which of the fields below defines it.
-	// Enum: ["iscsi","local","loopback","rbd"]
+	// Enum: ["iscsi","local","loopback","rbd","http","oci","nvme"]
 	Kind string `json:"kind,omitempty"`
+
+	// Names and values of your own. The server stores them and selects by them in lists; see "Labels".
+	// Example: {"job":"4711"}
+	Labels map[string]string `json:"labels,omitempty"`
 
 	// local
 	Local *AttachLocal `json:"local,omitempty"`
 
 	// loopback
 	Loopback *AttachLoopback `json:"loopback,omitempty"`
+
+	// The objects that depend on this one.
+	// Read Only: true
+	NeededBy []*Holder `json:"needed_by,omitempty"`
+
+	// nvme
+	Nvme *AttachNvme `json:"nvme,omitempty"`
+
+	// oci
+	Oci *AttachOci `json:"oci,omitempty"`
 
 	// Where it is in its life; see "Phases".
 	// Read Only: true
@@ -82,7 +107,15 @@ type Attach struct {
 func (m *Attach) Validate(formats strfmt.Registry) error {
 	var res []error
 
+	if err := m.validateHTTP(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateID(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateIdentity(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -99,6 +132,18 @@ func (m *Attach) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateLoopback(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateNeededBy(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateNvme(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateOci(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -128,6 +173,29 @@ func (m *Attach) Validate(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Attach) validateHTTP(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.HTTP) { // not required
+		return nil
+	}
+
+	if m.HTTP != nil {
+		if err := m.HTTP.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("http")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("http")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 func (m *Attach) validateID(formats strfmt.Registry) error {
 	if typeutils.IsZero(m.ID) { // not required
 		return nil
@@ -144,6 +212,29 @@ func (m *Attach) validateID(formats strfmt.Registry) error {
 		}
 
 		return err
+	}
+
+	return nil
+}
+
+func (m *Attach) validateIdentity(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Identity) { // not required
+		return nil
+	}
+
+	if m.Identity != nil {
+		if err := m.Identity.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("identity")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("identity")
+			}
+
+			return err
+		}
 	}
 
 	return nil
@@ -176,7 +267,7 @@ var attachTypeKindPropEnum []any
 
 func init() {
 	var res []string
-	if err := json.Unmarshal([]byte(`["iscsi","local","loopback","rbd"]`), &res); err != nil {
+	if err := json.Unmarshal([]byte(`["iscsi","local","loopback","rbd","http","oci","nvme"]`), &res); err != nil {
 		panic(err)
 	}
 	for _, v := range res {
@@ -197,6 +288,15 @@ const (
 
 	// AttachKindRbd captures enum value "rbd"
 	AttachKindRbd string = "rbd"
+
+	// AttachKindHTTP captures enum value "http"
+	AttachKindHTTP string = "http"
+
+	// AttachKindOci captures enum value "oci"
+	AttachKindOci string = "oci"
+
+	// AttachKindNvme captures enum value "nvme"
+	AttachKindNvme string = "nvme"
 )
 
 // prop value enum
@@ -257,6 +357,82 @@ func (m *Attach) validateLoopback(formats strfmt.Registry) error {
 			ce := new(errors.CompositeError)
 			if stderrors.As(err, &ce) {
 				return ce.ValidateName("loopback")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *Attach) validateNeededBy(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.NeededBy) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.NeededBy); i++ {
+		if typeutils.IsZero(m.NeededBy[i]) { // not required
+			continue
+		}
+
+		if m.NeededBy[i] != nil {
+			if err := m.NeededBy[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needed_by" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needed_by" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
+func (m *Attach) validateNvme(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Nvme) { // not required
+		return nil
+	}
+
+	if m.Nvme != nil {
+		if err := m.Nvme.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("nvme")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("nvme")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *Attach) validateOci(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Oci) { // not required
+		return nil
+	}
+
+	if m.Oci != nil {
+		if err := m.Oci.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("oci")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("oci")
 			}
 
 			return err
@@ -396,7 +572,19 @@ func (m *Attach) ContextValidate(ctx context.Context, formats strfmt.Registry) e
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateGeneration(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateHTTP(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateID(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateIdentity(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -409,6 +597,18 @@ func (m *Attach) ContextValidate(ctx context.Context, formats strfmt.Registry) e
 	}
 
 	if err := m.contextValidateLoopback(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateNeededBy(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateNvme(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateOci(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -464,6 +664,40 @@ func (m *Attach) contextValidateError(ctx context.Context, formats strfmt.Regist
 	return nil
 }
 
+func (m *Attach) contextValidateGeneration(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "generation", "body", m.Generation); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateHTTP(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.HTTP != nil {
+
+		if typeutils.IsZero(m.HTTP) { // not required
+			return nil
+		}
+
+		if err := m.HTTP.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("http")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("http")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 func (m *Attach) contextValidateID(ctx context.Context, formats strfmt.Registry) error {
 
 	if typeutils.IsZero(m.ID) { // not required
@@ -481,6 +715,31 @@ func (m *Attach) contextValidateID(ctx context.Context, formats strfmt.Registry)
 		}
 
 		return err
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateIdentity(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Identity != nil {
+
+		if typeutils.IsZero(m.Identity) { // not required
+			return nil
+		}
+
+		if err := m.Identity.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("identity")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("identity")
+			}
+
+			return err
+		}
 	}
 
 	return nil
@@ -552,6 +811,89 @@ func (m *Attach) contextValidateLoopback(ctx context.Context, formats strfmt.Reg
 			ce := new(errors.CompositeError)
 			if stderrors.As(err, &ce) {
 				return ce.ValidateName("loopback")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateNeededBy(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "needed_by", "body", m.NeededBy); err != nil {
+		return err
+	}
+
+	for i := 0; i < len(m.NeededBy); i++ {
+
+		if m.NeededBy[i] != nil {
+
+			if typeutils.IsZero(m.NeededBy[i]) { // not required
+				continue
+			}
+
+			if err := m.NeededBy[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needed_by" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needed_by" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateNvme(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Nvme != nil {
+
+		if typeutils.IsZero(m.Nvme) { // not required
+			return nil
+		}
+
+		if err := m.Nvme.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("nvme")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("nvme")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateOci(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Oci != nil {
+
+		if typeutils.IsZero(m.Oci) { // not required
+			return nil
+		}
+
+		if err := m.Oci.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("oci")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("oci")
 			}
 
 			return err

@@ -81,6 +81,10 @@ type Container struct {
 	// Format: date-time
 	FinishedAt *strfmt.DateTime `json:"finished_at,omitempty"`
 
+	// An integer that changes only when the definition changes; see "Safe retries".
+	// Read Only: true
+	Generation int64 `json:"generation,omitempty"`
+
 	// Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or `imageapi-` and its id.
 	// Max Length: 64
 	// Pattern: ^[A-Za-z0-9.\-]*$
@@ -88,6 +92,12 @@ type Container struct {
 
 	// id
 	ID ID `json:"id,omitempty"`
+
+	// id map
+	IDMap *IDMap `json:"id_map,omitempty"`
+
+	// image
+	Image *ContainerImage `json:"image,omitempty"`
 
 	// Names and values of the client's own, which mean nothing to the server.
 	// Example: {"job":"4711"}
@@ -144,6 +154,15 @@ type Container struct {
 	// Read Only: true
 	Refs int64 `json:"refs"`
 
+	// ID of the container whose place this one takes or has given up. Such a container has no name: it is the new version until a
+	// replace is complete, and the old version that is kept afterwards.
+	//
+	// Read Only: true
+	Replaces int64 `json:"replaces,omitempty"`
+
+	// replacing
+	Replacing *ContainerReplacing `json:"replacing,omitempty"`
+
 	// resources
 	Resources *ContainerResources `json:"resources,omitempty"`
 
@@ -162,6 +181,9 @@ type Container struct {
 	// Limits of the command and of what it starts; see setrlimit(2). What is not named is as the server's.
 	Rlimits []*ContainerRlimit `json:"rlimits,omitempty"`
 
+	// Bytes that the container's `/dev/shm` can hold.
+	ShmSize int64 `json:"shm_size,omitempty"`
+
 	// The number of the signal that ended the last run, else absent.
 	// Read Only: true
 	Signal int64 `json:"signal,omitempty"`
@@ -179,6 +201,11 @@ type Container struct {
 	// state
 	State ContainerState `json:"state,omitempty"`
 
+	// When the server kills the processes that have not ended. Absent unless a stop is under way.
+	// Read Only: true
+	// Format: date-time
+	StopDeadline *strfmt.DateTime `json:"stop_deadline,omitempty"`
+
 	// The signal that asks the command to end, by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number, but SIGSTOP. By default SIGTERM,
 	// with `systemd` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.
 	//
@@ -189,12 +216,20 @@ type Container struct {
 	//
 	StopTimeout int64 `json:"stop_timeout,omitempty"`
 
+	// Since when the container is being stopped. Absent otherwise.
+	// Read Only: true
+	// Format: date-time
+	StoppingSince *strfmt.DateTime `json:"stopping_since,omitempty"`
+
 	// The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, `/run` and
 	// `/tmp`, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they
 	// are added if `namespaces` is empty, else their lack is 422. Loading modules (CAP_SYS_MODULE), reading the node's audit records
 	// (CAP_AUDIT_READ) and setting its sysctls are not for it.
 	//
 	Systemd *bool `json:"systemd,omitempty"`
+
+	// File systems in memory that are mounted in the container.
+	Tmpfs []*ContainerTmpfs `json:"tmpfs,omitempty"`
 
 	// As whom the command runs: a name of the mount's `/etc/passwd` or a number, and after a `:` a name of its `/etc/group`
 	// or a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list
@@ -254,6 +289,14 @@ func (m *Container) Validate(formats strfmt.Registry) error {
 		res = append(res, err)
 	}
 
+	if err := m.validateIDMap(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateImage(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateMount(formats); err != nil {
 		res = append(res, err)
 	}
@@ -271,6 +314,10 @@ func (m *Container) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validatePhase(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateReplacing(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -295,6 +342,18 @@ func (m *Container) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateState(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateStopDeadline(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateStoppingSince(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateTmpfs(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -479,6 +538,52 @@ func (m *Container) validateID(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Container) validateIDMap(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.IDMap) { // not required
+		return nil
+	}
+
+	if m.IDMap != nil {
+		if err := m.IDMap.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("id_map")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("id_map")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *Container) validateImage(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Image) { // not required
+		return nil
+	}
+
+	if m.Image != nil {
+		if err := m.Image.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("image")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("image")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 func (m *Container) validateMount(formats strfmt.Registry) error {
 
 	if err := validate.Required("mount", "body", m.Mount); err != nil {
@@ -604,6 +709,29 @@ func (m *Container) validatePhase(formats strfmt.Registry) error {
 	// value enum
 	if err := m.validatePhaseEnum("phase", "body", m.Phase); err != nil {
 		return err
+	}
+
+	return nil
+}
+
+func (m *Container) validateReplacing(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Replacing) { // not required
+		return nil
+	}
+
+	if m.Replacing != nil {
+		if err := m.Replacing.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("replacing")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("replacing")
+			}
+
+			return err
+		}
 	}
 
 	return nil
@@ -752,6 +880,60 @@ func (m *Container) validateState(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Container) validateStopDeadline(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.StopDeadline) { // not required
+		return nil
+	}
+
+	if err := validate.FormatOf("stop_deadline", "body", "date-time", m.StopDeadline.String(), formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) validateStoppingSince(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.StoppingSince) { // not required
+		return nil
+	}
+
+	if err := validate.FormatOf("stopping_since", "body", "date-time", m.StoppingSince.String(), formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) validateTmpfs(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Tmpfs) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.Tmpfs); i++ {
+		if typeutils.IsZero(m.Tmpfs[i]) { // not required
+			continue
+		}
+
+		if m.Tmpfs[i] != nil {
+			if err := m.Tmpfs[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("tmpfs" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("tmpfs" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
 func (m *Container) validateWaitsSince(formats strfmt.Registry) error {
 	if typeutils.IsZero(m.WaitsSince) { // not required
 		return nil
@@ -796,7 +978,19 @@ func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateGeneration(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateID(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateIDMap(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateImage(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -840,6 +1034,14 @@ func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateReplaces(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateReplacing(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateResources(ctx, formats); err != nil {
 		res = append(res, err)
 	}
@@ -865,6 +1067,18 @@ func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry
 	}
 
 	if err := m.contextValidateState(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateStopDeadline(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateStoppingSince(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateTmpfs(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -981,6 +1195,15 @@ func (m *Container) contextValidateFinishedAt(ctx context.Context, formats strfm
 	return nil
 }
 
+func (m *Container) contextValidateGeneration(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "generation", "body", m.Generation); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 func (m *Container) contextValidateID(ctx context.Context, formats strfmt.Registry) error {
 
 	if typeutils.IsZero(m.ID) { // not required
@@ -998,6 +1221,56 @@ func (m *Container) contextValidateID(ctx context.Context, formats strfmt.Regist
 		}
 
 		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateIDMap(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.IDMap != nil {
+
+		if typeutils.IsZero(m.IDMap) { // not required
+			return nil
+		}
+
+		if err := m.IDMap.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("id_map")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("id_map")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateImage(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Image != nil {
+
+		if typeutils.IsZero(m.Image) { // not required
+			return nil
+		}
+
+		if err := m.Image.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("image")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("image")
+			}
+
+			return err
+		}
 	}
 
 	return nil
@@ -1135,6 +1408,40 @@ func (m *Container) contextValidateRefs(ctx context.Context, formats strfmt.Regi
 	return nil
 }
 
+func (m *Container) contextValidateReplaces(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "replaces", "body", m.Replaces); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateReplacing(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Replacing != nil {
+
+		if typeutils.IsZero(m.Replacing) { // not required
+			return nil
+		}
+
+		if err := m.Replacing.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("replacing")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("replacing")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 func (m *Container) contextValidateResources(ctx context.Context, formats strfmt.Registry) error {
 
 	if m.Resources != nil {
@@ -1242,6 +1549,53 @@ func (m *Container) contextValidateState(ctx context.Context, formats strfmt.Reg
 		}
 
 		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateStopDeadline(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "stop_deadline", "body", m.StopDeadline); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateStoppingSince(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "stopping_since", "body", m.StoppingSince); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateTmpfs(ctx context.Context, formats strfmt.Registry) error {
+
+	for i := 0; i < len(m.Tmpfs); i++ {
+
+		if m.Tmpfs[i] != nil {
+
+			if typeutils.IsZero(m.Tmpfs[i]) { // not required
+				continue
+			}
+
+			if err := m.Tmpfs[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("tmpfs" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("tmpfs" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
 	}
 
 	return nil

@@ -15,6 +15,9 @@ import (
 // swagger:model container_capabilities
 type ContainerCapabilities struct {
 
+	// Capabilities to give it, by name. The server applies this list after `drop`.
+	Add []string `json:"add,omitempty"`
+
 	// Those that it shall not have, and can't gain, by name (`CAP_NET_RAW` or `net_raw`), or `all`.
 	Drop []string `json:"drop,omitempty"`
 }

@@ -4,9 +4,14 @@ package models
 
 import (
 	"context"
+	stderrors "errors"
+	"strconv"
 
+	"github.com/go-openapi/errors"
 	"github.com/go-openapi/strfmt"
 	"github.com/go-openapi/swag/jsonutils"
+	"github.com/go-openapi/swag/typeutils"
+	"github.com/go-openapi/validate"
 )
 
 // ContainerResources What it may use of the node, by the controllers of cgroup v2. One that the node's cgroup v2 tree lacks is 501. What is 0 or left
@@ -26,23 +31,175 @@ type ContainerResources struct {
 	// The processors that it may run on, such as `0-3,8` (cpuset.cpus). All of them must be there.
 	Cpuset string `json:"cpuset,omitempty"`
 
+	// The NUMA nodes whose memory it may use, such as `0-1` (cpuset.mems).
+	CpusetMems string `json:"cpuset_mems,omitempty"`
+
+	// Bytes of huge pages by page size, such as `2MB` or `1GB` (hugetlb.SIZE.max).
+	// Example: {"2MB":1073741824}
+	Hugetlb map[string]int64 `json:"hugetlb,omitempty"`
+
+	// Limits by block device (io.max, io.weight).
+	Io []*ContainerIo `json:"io,omitempty"`
+
 	// Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.
 	Memory int64 `json:"memory,omitempty"`
 
+	// Bytes of memory above which the kernel slows the container down and reclaims its memory (memory.high).
+	MemoryHigh int64 `json:"memory_high,omitempty"`
+
+	// Bytes of memory that the kernel reclaims only if nothing else can be reclaimed (memory.low).
+	MemoryLow int64 `json:"memory_low,omitempty"`
+
+	// Bytes of memory that the kernel never reclaims (memory.min).
+	MemoryMin int64 `json:"memory_min,omitempty"`
+
 	// How many processes and threads it may have (pids.max), 16 to 4194304.
 	Pids int64 `json:"pids,omitempty"`
+
+	// Limits by RDMA device, such as `mlx5_0` (rdma.max).
+	Rdma map[string]ContainerRdma `json:"rdma,omitempty"`
 
 	// Bytes of swap (memory.swap.max); -1 for none.
 	Swap int64 `json:"swap,omitempty"`
 }
 
 // Validate validates this container resources
-func (m *ContainerResources) Validate(_ strfmt.Registry) error {
+func (m *ContainerResources) Validate(formats strfmt.Registry) error {
+	var res []error
+
+	if err := m.validateIo(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateRdma(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if len(res) > 0 {
+		return errors.CompositeValidationError(res...)
+	}
 	return nil
 }
 
-// ContextValidate validates this container resources based on context it is used
-func (m *ContainerResources) ContextValidate(_ context.Context, _ strfmt.Registry) error {
+func (m *ContainerResources) validateIo(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Io) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.Io); i++ {
+		if typeutils.IsZero(m.Io[i]) { // not required
+			continue
+		}
+
+		if m.Io[i] != nil {
+			if err := m.Io[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("io" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("io" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
+func (m *ContainerResources) validateRdma(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Rdma) { // not required
+		return nil
+	}
+
+	for k := range m.Rdma {
+
+		if err := validate.Required("rdma"+"."+k, "body", m.Rdma[k]); err != nil {
+			return err
+		}
+		if val, ok := m.Rdma[k]; ok {
+			if err := val.Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("rdma" + "." + k)
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("rdma" + "." + k)
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
+// ContextValidate validate this container resources based on the context it is used
+func (m *ContainerResources) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
+	var res []error
+
+	if err := m.contextValidateIo(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateRdma(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if len(res) > 0 {
+		return errors.CompositeValidationError(res...)
+	}
+	return nil
+}
+
+func (m *ContainerResources) contextValidateIo(ctx context.Context, formats strfmt.Registry) error {
+
+	for i := 0; i < len(m.Io); i++ {
+
+		if m.Io[i] != nil {
+
+			if typeutils.IsZero(m.Io[i]) { // not required
+				continue
+			}
+
+			if err := m.Io[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("io" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("io" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
+func (m *ContainerResources) contextValidateRdma(ctx context.Context, formats strfmt.Registry) error {
+
+	for k := range m.Rdma {
+
+		if val, ok := m.Rdma[k]; ok {
+			if err := val.ContextValidate(ctx, formats); err != nil {
+				return err
+			}
+		}
+
+	}
+
 	return nil
 }
 

@@ -17,10 +17,10 @@ import (
 // swagger:model container_rlimit
 type ContainerRlimit struct {
 
-	// How far the limit can be raised without privilege; -1 for none. By default the same as `soft`.
+	// How far the limit can be raised without privilege; -1 or the word `unlimited` for none. By default the same as `soft`.
 	Hard *int64 `json:"hard,omitempty"`
 
-	// The limit, in the unit of its type; -1 for none.
+	// The limit, in the unit of its type; -1 or the word `unlimited` for none. Responses contain -1.
 	// Required: true
 	Soft *int64 `json:"soft"`
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	stderrors "errors"
+	"strconv"
 
 	"github.com/go-openapi/errors"
 	"github.com/go-openapi/strfmt"
@@ -30,19 +31,34 @@ type Mount struct {
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
+	// An integer that changes only when the definition changes; see "Safe retries".
+	// Read Only: true
+	Generation int64 `json:"generation,omitempty"`
+
 	// id
 	ID ID `json:"id,omitempty"`
 
-	// Which kind of mount it is, and so which of the fields below defines it. `uri` was never made and is answered
-	// with 501. `rbd` is a form of version 0.1: it is taken, and answered as `attach`.
+	// identity
+	Identity *Identity `json:"identity,omitempty"`
+
+	// Which kind of mount it is, and so which of the fields below defines it. `uri` is a short form, and `rbd` a form of version 0.1: both
+	// are for requests, and responses contain the objects that they stand for.
 	//
 	// Enum: ["attach","bind","nfs","overlay","uri","rbd"]
 	Kind string `json:"kind,omitempty"`
+
+	// Names and values of your own. The server stores them and selects by them in lists; see "Labels".
+	// Example: {"job":"4711"}
+	Labels map[string]string `json:"labels,omitempty"`
 
 	// The directory where it can be seen on the node, in the server's run directory.
 	// Example: /run/imageapi/mounts/4
 	// Read Only: true
 	Mountpoint string `json:"mountpoint,omitempty"`
+
+	// The objects that depend on this one.
+	// Read Only: true
+	NeededBy []*Holder `json:"needed_by,omitempty"`
 
 	// nfs
 	Nfs *MountNfs `json:"nfs,omitempty"`
@@ -66,6 +82,9 @@ type Mount struct {
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
+
+	// uri
+	URI *MountURI `json:"uri,omitempty"`
 
 	// What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is
 	// not over. It stays while an act that was given up is tried again, and is absent otherwise.
@@ -96,7 +115,15 @@ func (m *Mount) Validate(formats strfmt.Registry) error {
 		res = append(res, err)
 	}
 
+	if err := m.validateIdentity(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateKind(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateNeededBy(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -117,6 +144,10 @@ func (m *Mount) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateSince(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateURI(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -197,6 +228,29 @@ func (m *Mount) validateID(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Mount) validateIdentity(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Identity) { // not required
+		return nil
+	}
+
+	if m.Identity != nil {
+		if err := m.Identity.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("identity")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("identity")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 var mountTypeKindPropEnum []any
 
 func init() {
@@ -246,6 +300,36 @@ func (m *Mount) validateKind(formats strfmt.Registry) error {
 	// value enum
 	if err := m.validateKindEnum("kind", "body", m.Kind); err != nil {
 		return err
+	}
+
+	return nil
+}
+
+func (m *Mount) validateNeededBy(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.NeededBy) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.NeededBy); i++ {
+		if typeutils.IsZero(m.NeededBy[i]) { // not required
+			continue
+		}
+
+		if m.NeededBy[i] != nil {
+			if err := m.NeededBy[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needed_by" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needed_by" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
 	}
 
 	return nil
@@ -380,6 +464,29 @@ func (m *Mount) validateSince(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Mount) validateURI(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.URI) { // not required
+		return nil
+	}
+
+	if m.URI != nil {
+		if err := m.URI.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("uri")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("uri")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 func (m *Mount) validateWaitsSince(formats strfmt.Registry) error {
 	if typeutils.IsZero(m.WaitsSince) { // not required
 		return nil
@@ -408,11 +515,23 @@ func (m *Mount) ContextValidate(ctx context.Context, formats strfmt.Registry) er
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateGeneration(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateID(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateIdentity(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateMountpoint(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateNeededBy(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -437,6 +556,10 @@ func (m *Mount) ContextValidate(ctx context.Context, formats strfmt.Registry) er
 	}
 
 	if err := m.contextValidateSince(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateURI(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -513,6 +636,15 @@ func (m *Mount) contextValidateError(ctx context.Context, formats strfmt.Registr
 	return nil
 }
 
+func (m *Mount) contextValidateGeneration(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "generation", "body", m.Generation); err != nil {
+		return err
+	}
+
+	return nil
+}
+
 func (m *Mount) contextValidateID(ctx context.Context, formats strfmt.Registry) error {
 
 	if typeutils.IsZero(m.ID) { // not required
@@ -535,10 +667,68 @@ func (m *Mount) contextValidateID(ctx context.Context, formats strfmt.Registry) 
 	return nil
 }
 
+func (m *Mount) contextValidateIdentity(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.Identity != nil {
+
+		if typeutils.IsZero(m.Identity) { // not required
+			return nil
+		}
+
+		if err := m.Identity.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("identity")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("identity")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 func (m *Mount) contextValidateMountpoint(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "mountpoint", "body", m.Mountpoint); err != nil {
 		return err
+	}
+
+	return nil
+}
+
+func (m *Mount) contextValidateNeededBy(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "needed_by", "body", m.NeededBy); err != nil {
+		return err
+	}
+
+	for i := 0; i < len(m.NeededBy); i++ {
+
+		if m.NeededBy[i] != nil {
+
+			if typeutils.IsZero(m.NeededBy[i]) { // not required
+				continue
+			}
+
+			if err := m.NeededBy[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needed_by" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needed_by" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
 	}
 
 	return nil
@@ -641,6 +831,31 @@ func (m *Mount) contextValidateSince(ctx context.Context, formats strfmt.Registr
 
 	if err := validate.ReadOnly(ctx, "since", "body", m.Since); err != nil {
 		return err
+	}
+
+	return nil
+}
+
+func (m *Mount) contextValidateURI(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.URI != nil {
+
+		if typeutils.IsZero(m.URI) { // not required
+			return nil
+		}
+
+		if err := m.URI.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("uri")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("uri")
+			}
+
+			return err
+		}
 	}
 
 	return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/go-openapi/errors"
 	"github.com/go-openapi/strfmt"
 	"github.com/go-openapi/swag/jsonutils"
+	"github.com/go-openapi/swag/typeutils"
 	"github.com/go-openapi/validate"
 )
 
@@ -37,9 +38,13 @@ type MountAttach struct {
 	//
 	MountOptions []string `json:"mount_options,omitempty"`
 
-	// The number of a partition of the device, as listed in the attachment's `partitions`; 0 is the whole device.
+	// The number of a partition of the device, as listed in the attachment's `partitions`; 0 is the whole device. A request can have an
+	// object in its place, with the fields of `partition_selector`.
 	//
 	Partition int64 `json:"partition,omitempty"`
+
+	// partition selector
+	PartitionSelector *PartitionSelector `json:"partition_selector,omitempty"`
 }
 
 // Validate validates this mount attach
@@ -51,6 +56,10 @@ func (m *MountAttach) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateFsType(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validatePartitionSelector(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -93,11 +102,38 @@ func (m *MountAttach) validateFsType(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *MountAttach) validatePartitionSelector(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.PartitionSelector) { // not required
+		return nil
+	}
+
+	if m.PartitionSelector != nil {
+		if err := m.PartitionSelector.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("partition_selector")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("partition_selector")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
 // ContextValidate validate this mount attach based on the context it is used
 func (m *MountAttach) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
 	var res []error
 
 	if err := m.contextValidateAttach(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidatePartitionSelector(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -119,6 +155,31 @@ func (m *MountAttach) contextValidateAttach(ctx context.Context, formats strfmt.
 			ce := new(errors.CompositeError)
 			if stderrors.As(err, &ce) {
 				return ce.ValidateName("attach")
+			}
+
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (m *MountAttach) contextValidatePartitionSelector(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.PartitionSelector != nil {
+
+		if typeutils.IsZero(m.PartitionSelector) { // not required
+			return nil
+		}
+
+		if err := m.PartitionSelector.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("partition_selector")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("partition_selector")
 			}
 
 			return err

@@ -22,6 +22,9 @@ import (
 // swagger:model mount_overlay
 type MountOverlay struct {
 
+	// id map
+	IDMap *IDMap `json:"id_map,omitempty"`
+
 	// The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;
 	// more is 422.
 	//
@@ -44,6 +47,10 @@ type MountOverlay struct {
 func (m *MountOverlay) Validate(formats strfmt.Registry) error {
 	var res []error
 
+	if err := m.validateIDMap(formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.validateLower(formats); err != nil {
 		res = append(res, err)
 	}
@@ -55,6 +62,29 @@ func (m *MountOverlay) Validate(formats strfmt.Registry) error {
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+func (m *MountOverlay) validateIDMap(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.IDMap) { // not required
+		return nil
+	}
+
+	if m.IDMap != nil {
+		if err := m.IDMap.Validate(formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("id_map")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("id_map")
+			}
+
+			return err
+		}
+	}
+
 	return nil
 }
 
@@ -116,6 +146,10 @@ func (m *MountOverlay) validateUpper(formats strfmt.Registry) error {
 func (m *MountOverlay) ContextValidate(ctx context.Context, formats strfmt.Registry) error {
 	var res []error
 
+	if err := m.contextValidateIDMap(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateLower(ctx, formats); err != nil {
 		res = append(res, err)
 	}
@@ -135,6 +169,31 @@ func (m *MountOverlay) ContextValidate(ctx context.Context, formats strfmt.Regis
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+func (m *MountOverlay) contextValidateIDMap(ctx context.Context, formats strfmt.Registry) error {
+
+	if m.IDMap != nil {
+
+		if typeutils.IsZero(m.IDMap) { // not required
+			return nil
+		}
+
+		if err := m.IDMap.ContextValidate(ctx, formats); err != nil {
+			ve := new(errors.Validation)
+			if stderrors.As(err, &ve) {
+				return ve.ValidateName("id_map")
+			}
+			ce := new(errors.CompositeError)
+			if stderrors.As(err, &ce) {
+				return ce.ValidateName("id_map")
+			}
+
+			return err
+		}
+	}
+
 	return nil
 }
 

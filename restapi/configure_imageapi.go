@@ -14,6 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
 	"github.com/kraken-hpc/imageapi/restapi/operations/events"
 	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
+	"github.com/kraken-hpc/imageapi/restapi/operations/node"
 )
 
 //go:generate swagger generate server --target ../../imageapi --name Imageapi --spec ../swagger.yaml --principal any --exclude-main --strict-responders --return-errors
@@ -98,6 +99,13 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 			return containers.GetContainerStatsNotImplemented(), nil
 		})
 	}
+	if api.NodeGetInfoHandler == nil {
+		api.NodeGetInfoHandler = node.GetInfoHandlerFunc(func(params node.GetInfoParams) (node.GetInfoResponder, error) {
+			_ = params
+
+			return node.GetInfoNotImplemented(), nil
+		})
+	}
 	if api.AttachmentsListAttachmentsHandler == nil {
 		api.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(func(params attachments.ListAttachmentsParams) (attachments.ListAttachmentsResponder, error) {
 			_ = params
@@ -133,11 +141,32 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 			return containers.ReadContainerLogNotImplemented(), nil
 		})
 	}
+	if api.ContainersReplaceContainerHandler == nil {
+		api.ContainersReplaceContainerHandler = containers.ReplaceContainerHandlerFunc(func(params containers.ReplaceContainerParams) (containers.ReplaceContainerResponder, error) {
+			_ = params
+
+			return containers.ReplaceContainerNotImplemented(), nil
+		})
+	}
+	if api.ContainersRollbackContainerHandler == nil {
+		api.ContainersRollbackContainerHandler = containers.RollbackContainerHandlerFunc(func(params containers.RollbackContainerParams) (containers.RollbackContainerResponder, error) {
+			_ = params
+
+			return containers.RollbackContainerNotImplemented(), nil
+		})
+	}
 	if api.ContainersSetContainerStateHandler == nil {
 		api.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(func(params containers.SetContainerStateParams) (containers.SetContainerStateResponder, error) {
 			_ = params
 
 			return containers.SetContainerStateNotImplemented(), nil
+		})
+	}
+	if api.ContainersUpdateContainerHandler == nil {
+		api.ContainersUpdateContainerHandler = containers.UpdateContainerHandlerFunc(func(params containers.UpdateContainerParams) (containers.UpdateContainerResponder, error) {
+			_ = params
+
+			return containers.UpdateContainerNotImplemented(), nil
 		})
 	}
 	if api.ContainersWaitForContainerHandler == nil {

@@ -121,15 +121,73 @@
 //	Each answer names its request in the header `X-Request-Id`, and so does the server's log. A client can choose that name itself,
 //	by the same header: up to 64 letters, digits, `-`, `_` and `.`.
 //
+//	## Labels
+//
+//	Attachments, mounts and containers have `labels`: names and values of your own, which the server stores and returns. Lists
+//	take `label=key=value` to select objects by label. Repeat the parameter to require several labels. `name_prefix` selects
+//	containers by the beginning of their names.
+//
+//	## Safe retries
+//
+//	- `Idempotency-Key` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the
+//	  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the
+//	  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and
+//	  keeps at most 1,000 of them. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.
+//	- `If-Match: "3"` on a DELETE or a change: the server acts only if the `generation` of the object is 3. Otherwise it returns 412
+//	  and changes nothing. `generation` is an integer that changes only when the definition of the object changes.
+//	- A 201 response contains the path of the new object in the header `Location`.
+//
+//	## Terminals
+//
+//	Two operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with `Upgrade: websocket` and the
+//	subprotocol `v5.channel.k8s.io`, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3
+//	the exit status, 4 the size of the terminal, 255 the end of a channel.
+//
+//	| path | what it does | query parameters |
+//	|---|---|---|
+//	| `/container/exec` | Runs a command in a container. | `id` or `name`, `args` (repeated), `env` (repeated), `user`, `working_dir`, `tty`, `stdin` |
+//	| `/container/attach` | Connects to the console of a `systemd` container. | `id` or `name` |
+//
+//	An upgrade counts as a change: clients that may only read receive 403, and so does every `Origin` except the server's own. The server
+//	writes the query of such a request to no log.
+//
+//	## Old forms
+//
+//	If a request uses a form that a later version may drop, the response has a `Deprecation` header with a date (RFC 9745).
+//
 //	## Not in this version
 //
-//	Mounts of kind `uri` and the namespace `user` are part of the interface and answered with 501.
+//	The server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a
+//	one, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.
 //
 //	# Errors
 //
-//	Every error is JSON: `{"code": 409, "message": "...", "see": "..."}`. `code` equals the HTTP status. `message` names the level
+//	Every error is JSON: `{"code": 409, "message": "...", "see": "...", "type": "...", "errors": [...]}`. `code` equals the HTTP status. `message` names the level
 //	of the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.
-//	`see` is the path and section of this page about errors of that status.
+//	`see` is the path and section of this page about errors of that status. You can read it without an identity.
+//
+//	`type` is a stable word for programs. New ones can be added. `errors` lists the faults of a request with several,
+//	each with the `path` of the field.
+//
+//	| `type` | status | cause | retry |
+//	|---|---|---|---|
+//	| `invalid` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |
+//	| `unknown-field` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |
+//	| `forbidden` | 403 | The client may not send this request. | No. |
+//	| `not-found` | 404 | No object has this ID or name, or the path does not exist. | No. |
+//	| `timeout` | 408, 504 | The request or the operation took too long. | Yes. |
+//	| `conflict` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |
+//	| `busy` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |
+//	| `in-use` | 409 | Another object depends on the object. | Yes, when that object is deleted. |
+//	| `name-taken` | 409 | Another container has this name. | Yes, when that container is deleted. |
+//	| `precondition-failed` | 412 | The object has another generation than `If-Match` requires. | No: read the object again. |
+//	| `too-many-requests` | 429 | The client has too many requests running. | Yes, after `Retry-After` seconds. |
+//	| `internal` | 500 | The server or the node is at fault. | No: see the log of the server. |
+//	| `rolled-back` | 500 | A replace failed and the old container runs again. | No: correct the new image. |
+//	| `unsupported` | 501 | The kernel or this version lacks the feature. | No. |
+//	| `remote-refused` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |
+//	| `shutting-down` | 503 | The server is shutting down. | Yes, when it is back. |
+//	| `out-of-space` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |
 //
 //	Unless a message says otherwise nothing has changed.
 //
@@ -178,6 +236,12 @@
 //	that use it.
 //
 //	**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about `force=true`.
+//
+//	## 412 precondition
+//
+//	**Cause:** the object has another `generation` than the header `If-Match` requires: its definition was changed in the meantime.
+//
+//	**Remedy:** read the object again, and decide whether the request still makes sense.
 //
 //	## 413 too large
 //
@@ -234,6 +298,12 @@
 //	**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.
 //
 //	**Remedy:** look at the object again: `waits_for` and `error` tell who has to answer. Then try again.
+//
+//	## 507 out of space
+//
+//	**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.
+//
+//	**Remedy:** free space, or raise the limit that the message names. Then try again.
 //
 //	Schemes:
 //	  http

@@ -27,7 +27,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + ` and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status.\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values of your own, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | what it does | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a\none, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. New ones can be added. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 500 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -57,8 +57,18 @@ func init() {
           {
             "type": "string",
             "x-example": "loopback",
-            "description": "Only attachments of this kind: ` + "`" + `iscsi` + "`" + `, ` + "`" + `local` + "`" + `, ` + "`" + `loopback` + "`" + ` or ` + "`" + `rbd` + "`" + `.",
+            "description": "Only attachments of this kind: ` + "`" + `http` + "`" + `, ` + "`" + `iscsi` + "`" + `, ` + "`" + `local` + "`" + `, ` + "`" + `loopback` + "`" + `, ` + "`" + `nvme` + "`" + `, ` + "`" + `oci` + "`" + ` or ` + "`" + `rbd` + "`" + `.",
             "name": "kind",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "multi",
+            "description": "Only attachments with this label, such as ` + "`" + `job=4711` + "`" + `. Repeat it to require several labels.",
+            "name": "label",
             "in": "query"
           }
         ],
@@ -184,6 +194,13 @@ func init() {
             "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
+          },
+          {
+            "maxLength": 255,
+            "type": "string",
+            "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
+            "name": "Idempotency-Key",
+            "in": "header"
           }
         ],
         "responses": {
@@ -191,6 +208,12 @@ func init() {
             "description": "It is attached; ` + "`" + `device_file` + "`" + ` tells where.",
             "schema": {
               "$ref": "#/definitions/attach"
+            },
+            "headers": {
+              "Location": {
+                "type": "string",
+                "description": "The path of the new object."
+              }
             },
             "examples": {
               "application/json": {
@@ -247,6 +270,12 @@ func init() {
             "description": "Go past idle dependants. What is in use stays in use.",
             "name": "force",
             "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
           }
         ],
         "responses": {
@@ -315,6 +344,22 @@ func init() {
             "type": "string",
             "description": "Only containers in this state: ` + "`" + `created` + "`" + `, ` + "`" + `running` + "`" + `, ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `.",
             "name": "state",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only containers whose names begin like this.",
+            "name": "name_prefix",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "multi",
+            "description": "Only containers with this label, such as ` + "`" + `job=4711` + "`" + `. Repeat it to require several labels.",
+            "name": "label",
             "in": "query"
           }
         ],
@@ -456,6 +501,13 @@ func init() {
             "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
+          },
+          {
+            "maxLength": 255,
+            "type": "string",
+            "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
+            "name": "Idempotency-Key",
+            "in": "header"
           }
         ],
         "responses": {
@@ -463,6 +515,12 @@ func init() {
             "description": "It is created, and running if that was asked for.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "headers": {
+              "Location": {
+                "type": "string",
+                "description": "The path of the new object."
+              }
             },
             "examples": {
               "application/json": {
@@ -576,6 +634,12 @@ func init() {
             "description": "Stop it first if it runs.",
             "name": "force",
             "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
           }
         ],
         "responses": {
@@ -733,6 +797,73 @@ func init() {
         }
       }
     },
+    "/container/config": {
+      "patch": {
+        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Change a container",
+        "operationId": "update_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "ID of the container.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "x-example": "web",
+            "description": "Name of the container.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the container has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
+          },
+          {
+            "x-examples": {
+              "application/json": {
+                "limits": {
+                  "summary": "More memory",
+                  "value": {
+                    "labels": {
+                      "job": "4712"
+                    },
+                    "resources": {
+                      "memory": 17179869184
+                    }
+                  }
+                }
+              }
+            },
+            "description": "The fields that change.",
+            "name": "config",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/container_config"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The container after the change.",
+            "schema": {
+              "$ref": "#/definitions/container"
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
+          }
+        }
+      }
+    },
     "/container/exec": {
       "post": {
         "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. Its standard input is empty. What the command left running goes on.\nIf the client hangs up the command is killed. The container must be ` + "`" + `running` + "`" + `: if not, or if it ends meanwhile, 409, and\nalso while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
@@ -881,6 +1012,164 @@ func init() {
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found"
               }
             }
+          }
+        }
+      }
+    },
+    "/container/replace": {
+      "post": {
+        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422. The container must be ` + "`" + `running` + "`" + `.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Replace a running container by a new version",
+        "operationId": "replace_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "ID of the container.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "x-example": "web",
+            "description": "Name of the container.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "type": "integer",
+            "format": "int64",
+            "default": 60,
+            "description": "How many seconds the new container has to become ready.",
+            "name": "ready_within",
+            "in": "query"
+          },
+          {
+            "enum": [
+              "rollback",
+              "stop"
+            ],
+            "type": "string",
+            "default": "rollback",
+            "description": "What happens if the new container fails: ` + "`" + `rollback` + "`" + ` starts the old one again. ` + "`" + `stop` + "`" + ` keeps the failed one, stopped, under the name.",
+            "name": "on_failure",
+            "in": "query"
+          },
+          {
+            "type": "integer",
+            "format": "int64",
+            "default": 0,
+            "description": "For how many seconds the old container is kept, stopped, so that you can roll back.",
+            "name": "keep_old",
+            "in": "query"
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Change nothing and return the steps in ` + "`" + `plan` + "`" + `.",
+            "name": "dry_run",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the container has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
+          },
+          {
+            "x-examples": {
+              "application/json": {
+                "image": {
+                  "summary": "Another image",
+                  "value": {
+                    "mount": {
+                      "kind": "overlay",
+                      "overlay": {
+                        "lower": [
+                          {
+                            "attach": {
+                              "attach": {
+                                "kind": "loopback",
+                                "loopback": {
+                                  "base": "root",
+                                  "path": "/images/b.squashfs"
+                                }
+                              },
+                              "fs_type": "squashfs"
+                            },
+                            "kind": "attach"
+                          }
+                        ]
+                      }
+                    }
+                  }
+                }
+              }
+            },
+            "description": "The fields that change.",
+            "name": "changes",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/container_replacement"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The new container runs under the name, or the plan of a dry run.",
+            "schema": {
+              "$ref": "#/definitions/container_replaced"
+            }
+          },
+          "202": {
+            "description": "The replace continues.",
+            "schema": {
+              "$ref": "#/definitions/container_replaced"
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
+          }
+        }
+      }
+    },
+    "/container/rollback": {
+      "post": {
+        "description": "Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see ` + "`" + `keep_old` + "`" + ` of\nreplace. If it is not, the response is 409.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Return to the old version of a container",
+        "operationId": "rollback_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "ID of the container.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "x-example": "web",
+            "description": "Name of the container.",
+            "name": "name",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The old version, running under its name.",
+            "schema": {
+              "$ref": "#/definitions/container"
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
           }
         }
       }
@@ -1153,6 +1442,27 @@ func init() {
         }
       }
     },
+    "/info": {
+      "get": {
+        "description": "Returns the versions of the server and the kernel, the kinds of objects that can be created on this node and the features that the\nkernel lacks for the others, the limits of the server, and the space that is left.\n",
+        "tags": [
+          "node"
+        ],
+        "summary": "Show the server and the node",
+        "operationId": "get_info",
+        "responses": {
+          "200": {
+            "description": "The server and the node.",
+            "schema": {
+              "$ref": "#/definitions/info"
+            }
+          },
+          "default": {
+            "$ref": "#/responses/failed"
+          }
+        }
+      }
+    },
     "/mount": {
       "get": {
         "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
@@ -1175,6 +1485,16 @@ func init() {
             "x-example": "bind",
             "description": "Only mounts of this kind: ` + "`" + `attach` + "`" + `, ` + "`" + `bind` + "`" + `, ` + "`" + `nfs` + "`" + ` or ` + "`" + `overlay` + "`" + `.",
             "name": "kind",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "multi",
+            "description": "Only mounts with this label, such as ` + "`" + `job=4711` + "`" + `. Repeat it to require several labels.",
+            "name": "label",
             "in": "query"
           }
         ],
@@ -1307,6 +1627,13 @@ func init() {
             "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
+          },
+          {
+            "maxLength": 255,
+            "type": "string",
+            "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
+            "name": "Idempotency-Key",
+            "in": "header"
           }
         ],
         "responses": {
@@ -1314,6 +1641,12 @@ func init() {
             "description": "It is mounted; ` + "`" + `mountpoint` + "`" + ` tells where.",
             "schema": {
               "$ref": "#/definitions/mount"
+            },
+            "headers": {
+              "Location": {
+                "type": "string",
+                "description": "The path of the new object."
+              }
             },
             "examples": {
               "application/json": {
@@ -1381,6 +1714,12 @@ func init() {
             "description": "Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.",
             "name": "force",
             "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
           }
         ],
         "responses": {
@@ -1439,8 +1778,20 @@ func init() {
           "type": "string",
           "readOnly": true
         },
+        "generation": {
+          "description": "An integer that changes only when the definition changes; see \"Safe retries\".",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "http": {
+          "$ref": "#/definitions/attach_http"
+        },
         "id": {
           "$ref": "#/definitions/id"
+        },
+        "identity": {
+          "$ref": "#/definitions/identity"
         },
         "iscsi": {
           "$ref": "#/definitions/attach_iscsi"
@@ -1452,14 +1803,43 @@ func init() {
             "iscsi",
             "local",
             "loopback",
-            "rbd"
+            "rbd",
+            "http",
+            "oci",
+            "nvme"
           ]
+        },
+        "labels": {
+          "description": "Names and values of your own. The server stores them and selects by them in lists; see \"Labels\".",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": {
+            "job": "4711"
+          }
         },
         "local": {
           "$ref": "#/definitions/attach_local"
         },
         "loopback": {
           "$ref": "#/definitions/attach_loopback"
+        },
+        "needed_by": {
+          "description": "The objects that depend on this one.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "nvme": {
+          "$ref": "#/definitions/attach_nvme"
+        },
+        "oci": {
+          "$ref": "#/definitions/attach_oci"
         },
         "phase": {
           "description": "Where it is in its life; see \"Phases\".",
@@ -1512,6 +1892,121 @@ func init() {
           "base": "root",
           "path": "/images/a.squashfs"
         }
+      }
+    },
+    "attach_http": {
+      "description": "An image on a web server or in an object store as a read-only block device. By default the server reads the parts that are needed, when\nthey are needed.\n",
+      "type": "object",
+      "required": [
+        "urls"
+      ],
+      "properties": {
+        "auth": {
+          "$ref": "#/definitions/remote_auth"
+        },
+        "ca_file": {
+          "description": "A file of the node with the certificates of the authorities to trust, in PEM form. By default those of the node.",
+          "type": "string"
+        },
+        "client_certificate_file": {
+          "description": "A file of the node with the client certificate, in PEM form.",
+          "type": "string"
+        },
+        "client_key_file": {
+          "description": "A file of the node with the key of the client certificate, in PEM form.",
+          "type": "string"
+        },
+        "connections": {
+          "description": "Number of connections to the web server.",
+          "type": "integer",
+          "format": "int64",
+          "default": 4
+        },
+        "digest": {
+          "description": "Digest of the image, as ` + "`" + `sha256:` + "`" + ` and 64 hexadecimal digits. With ` + "`" + `whole` + "`" + ` the server checks it before it uses the image.",
+          "type": "string"
+        },
+        "etag": {
+          "description": "Entity tag of the image. Another version of the image fails the request.",
+          "type": "string"
+        },
+        "fetched": {
+          "description": "Number of bytes read from the web server.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "headers": {
+          "description": "Further headers of each request. ` + "`" + `Authorization` + "`" + `, ` + "`" + `Cookie` + "`" + `, ` + "`" + `Host` + "`" + `, ` + "`" + `Range` + "`" + ` and ` + "`" + `Proxy-…` + "`" + ` return 422.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "mode": {
+          "description": "` + "`" + `on_demand` + "`" + ` reads parts of the image when they are needed. ` + "`" + `whole` + "`" + ` downloads the image first. ` + "`" + `auto` + "`" + ` chooses, and responses contain the mode in\nforce.\n",
+          "type": "string",
+          "default": "auto",
+          "enum": [
+            "auto",
+            "on_demand",
+            "whole"
+          ]
+        },
+        "progress": {
+          "description": "How much of the image is downloaded, in percent. Only with ` + "`" + `whole` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "proxy": {
+          "description": "URL of an HTTP proxy.",
+          "type": "string"
+        },
+        "read_ahead": {
+          "description": "How many bytes the server reads ahead of the last read.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "requests": {
+          "description": "Number of requests sent to the web server.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "retry_timeout": {
+          "description": "For how many seconds I/O waits for a web server that does not respond, before it fails. 0 waits forever.",
+          "type": "integer",
+          "format": "int64",
+          "default": 0
+        },
+        "size": {
+          "description": "Size of the image in bytes. Another size fails the request.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "url": {
+          "description": "The URL in use, without its query.",
+          "type": "string",
+          "readOnly": true
+        },
+        "urls": {
+          "description": "URLs of the same image, ` + "`" + `http` + "`" + ` or ` + "`" + `https` + "`" + `. The server tries them in order. A URL must not contain a user or password: use ` + "`" + `auth` + "`" + `.\nThe query part of a URL can be a signature, so it is a secret: responses and logs do not contain it.\n",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        }
+      },
+      "example": {
+        "digest": "sha256:9c7ad1f0a6f0d1b2f0f5b4f0d8a14e1f8d9a3a04a6cf4b0ec6b3c1b8a1a4c6d5",
+        "urls": [
+          "https://images.example.org/a.squashfs"
+        ]
       }
     },
     "attach_iscsi": {
@@ -1690,6 +2185,188 @@ func init() {
         "base": "root",
         "path": "/images/disk.img",
         "readPartitions": true
+      }
+    },
+    "attach_nvme": {
+      "description": "A namespace of an NVMe over TCP subsystem.",
+      "type": "object",
+      "required": [
+        "nqn",
+        "addresses"
+      ],
+      "properties": {
+        "addresses": {
+          "description": "Addresses of the subsystem, as ` + "`" + `host[:port]` + "`" + `. The server connects to all of them; one that responds is enough.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        },
+        "controllers": {
+          "description": "The connections to the subsystem.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/nvme_controller"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "ctrl_loss_tmo": {
+          "description": "For how many seconds the kernel tries to connect again before it gives the controller up. -1 never gives up.",
+          "type": "integer",
+          "format": "int64",
+          "default": -1
+        },
+        "data_digest": {
+          "description": "Protect data by a CRC32C.",
+          "type": "boolean"
+        },
+        "discovery": {
+          "description": "The addresses are those of a discovery controller, which returns the addresses of the subsystem.",
+          "type": "boolean",
+          "default": false
+        },
+        "fast_io_fail_tmo": {
+          "description": "After how many seconds without a connection I/O fails. By default it waits until the controller is given up.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "hdr_digest": {
+          "description": "Protect headers by a CRC32C.",
+          "type": "boolean"
+        },
+        "hostid": {
+          "description": "UUID of this node. By default the server derives it from the node's machine ID.",
+          "type": "string"
+        },
+        "hostnqn": {
+          "description": "NVMe qualified name of this node. By default the server derives it from the node's machine ID.",
+          "type": "string"
+        },
+        "keep_alive_tmo": {
+          "description": "After how many seconds without a response the kernel takes the connection for lost.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "namespace": {
+          "description": "Number of the namespace. Alternatives are ` + "`" + `uuid` + "`" + ` and ` + "`" + `nguid` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "default": 1
+        },
+        "nguid": {
+          "description": "NGUID of the namespace, 32 hexadecimal digits.",
+          "type": "string"
+        },
+        "nqn": {
+          "description": "NVMe qualified name of the subsystem.",
+          "type": "string"
+        },
+        "nr_io_queues": {
+          "description": "Number of I/O queues.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "queue_size": {
+          "description": "Number of entries of each I/O queue.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "reconnect_delay": {
+          "description": "How many seconds the kernel waits before it connects again.",
+          "type": "integer",
+          "format": "int64",
+          "default": 2
+        },
+        "ro": {
+          "description": "Make the device read-only.",
+          "type": "boolean",
+          "default": false
+        },
+        "tls": {
+          "description": "Use TLS with a pre-shared key of the kernel's keyring.",
+          "type": "boolean"
+        },
+        "uuid": {
+          "description": "UUID of the namespace.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "addresses": [
+          "192.0.2.7:4420",
+          "192.0.2.8:4420"
+        ],
+        "nqn": "nqn.2026-05.org.example:images"
+      }
+    },
+    "attach_oci": {
+      "description": "An image or artifact in a registry (OCI distribution) as a read-only block device.",
+      "type": "object",
+      "required": [
+        "image"
+      ],
+      "properties": {
+        "artifact": {
+          "description": "The media type or title of the layer to attach, if there are several.",
+          "type": "string"
+        },
+        "auth": {
+          "$ref": "#/definitions/remote_auth"
+        },
+        "ca_file": {
+          "description": "A file of the node with the certificates of the authorities to trust, in PEM form. By default those of the node.",
+          "type": "string"
+        },
+        "config": {
+          "$ref": "#/definitions/oci_config"
+        },
+        "digest": {
+          "description": "Digest of the manifest in use.",
+          "type": "string",
+          "readOnly": true
+        },
+        "image": {
+          "description": "The image, as ` + "`" + `registry[:port]/repository:tag` + "`" + ` or ` + "`" + `registry[:port]/repository@sha256:…` + "`" + `.",
+          "type": "string"
+        },
+        "layers": {
+          "description": "Digests of the layers, from bottom to top.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "mode": {
+          "description": "As in an attachment of kind ` + "`" + `http` + "`" + `.",
+          "type": "string",
+          "default": "auto",
+          "enum": [
+            "auto",
+            "on_demand",
+            "whole"
+          ]
+        },
+        "plain_http": {
+          "description": "Use HTTP without TLS.",
+          "type": "boolean"
+        },
+        "platform": {
+          "description": "The platform, such as ` + "`" + `linux/amd64` + "`" + `, if there are several. By default that of the node.",
+          "type": "string"
+        },
+        "retry_timeout": {
+          "description": "As in an attachment of kind ` + "`" + `http` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "default": 0
+        }
+      },
+      "example": {
+        "image": "registry.example.org/images/compute:1.2"
       }
     },
     "attach_rbd": {
@@ -1899,6 +2576,12 @@ func init() {
           "x-nullable": true,
           "readOnly": true
         },
+        "generation": {
+          "description": "An integer that changes only when the definition changes; see \"Safe retries\".",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
         "hostname": {
           "description": "Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or ` + "`" + `imageapi-` + "`" + ` and its id.",
           "type": "string",
@@ -1907,6 +2590,12 @@ func init() {
         },
         "id": {
           "$ref": "#/definitions/id"
+        },
+        "id_map": {
+          "$ref": "#/definitions/id_map"
+        },
+        "image": {
+          "$ref": "#/definitions/container_image"
         },
         "labels": {
           "description": "Names and values of the client's own, which mean nothing to the server.",
@@ -1986,6 +2675,15 @@ func init() {
           "x-omitempty": false,
           "readOnly": true
         },
+        "replaces": {
+          "description": "ID of the container whose place this one takes or has given up. Such a container has no name: it is the new version until a\nreplace is complete, and the old version that is kept afterwards.\n",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "replacing": {
+          "$ref": "#/definitions/container_replacing"
+        },
         "resources": {
           "$ref": "#/definitions/container_resources"
         },
@@ -2012,6 +2710,11 @@ func init() {
           },
           "x-omitempty": true
         },
+        "shm_size": {
+          "description": "Bytes that the container's ` + "`" + `/dev/shm` + "`" + ` can hold.",
+          "type": "integer",
+          "format": "int64"
+        },
         "signal": {
           "description": "The number of the signal that ended the last run, else absent.",
           "type": "integer",
@@ -2035,6 +2738,13 @@ func init() {
         "state": {
           "$ref": "#/definitions/container_state"
         },
+        "stop_deadline": {
+          "description": "When the server kills the processes that have not ended. Absent unless a stop is under way.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
         "stop_signal": {
           "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number, but SIGSTOP. By default SIGTERM,\nwith ` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.\n",
           "type": "string"
@@ -2044,10 +2754,25 @@ func init() {
           "type": "integer",
           "format": "int64"
         },
+        "stopping_since": {
+          "description": "Since when the container is being stopped. Absent otherwise.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
         "systemd": {
           "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422. Loading modules (CAP_SYS_MODULE), reading the node's audit records\n(CAP_AUDIT_READ) and setting its sysctls are not for it.\n",
           "type": "boolean",
           "default": false
+        },
+        "tmpfs": {
+          "description": "File systems in memory that are mounted in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_tmpfs"
+          },
+          "x-omitempty": true
         },
         "user": {
           "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list\nthe user are joined too. Empty is root with no other groups. ` + "`" + `HOME` + "`" + ` is the user's unless ` + "`" + `env` + "`" + ` says otherwise. A user\nother than root has no capabilities.\n",
@@ -2129,6 +2854,14 @@ func init() {
       "description": "Which of root's powers it has; see capabilities(7). By default all, but for what is said of the field ` + "`" + `systemd` + "`" + ` and of the namespace pid.",
       "type": "object",
       "properties": {
+        "add": {
+          "description": "Capabilities to give it, by name. The server applies this list after ` + "`" + `drop` + "`" + `.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
         "drop": {
           "description": "Those that it shall not have, and can't gain, by name (` + "`" + `CAP_NET_RAW` + "`" + ` or ` + "`" + `net_raw` + "`" + `), or ` + "`" + `all` + "`" + `.",
           "type": "array",
@@ -2188,6 +2921,112 @@ func init() {
         ]
       }
     },
+    "container_config": {
+      "description": "The fields of a container that can change while it exists. Fields that are left out stay as they are.",
+      "type": "object",
+      "properties": {
+        "labels": {
+          "description": "As in the container.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "max_restarts": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "name": {
+          "$ref": "#/definitions/name"
+        },
+        "resources": {
+          "$ref": "#/definitions/container_resources"
+        },
+        "restart": {
+          "description": "As in the container.",
+          "type": "string",
+          "enum": [
+            "no",
+            "on-failure",
+            "always"
+          ]
+        },
+        "stop_timeout": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "labels": {
+          "job": "4712"
+        },
+        "resources": {
+          "memory": 17179869184
+        }
+      }
+    },
+    "container_image": {
+      "description": "The operating system in the container's root.",
+      "type": "object",
+      "properties": {
+        "os_release": {
+          "$ref": "#/definitions/os_release"
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "os_release": {
+          "pretty_name": "Debian GNU/Linux 13",
+          "version_id": "13"
+        }
+      }
+    },
+    "container_io": {
+      "description": "Limits of a block device; see the io controller of cgroup v2. Fields that are left out or 0 are not limited.",
+      "type": "object",
+      "required": [
+        "device"
+      ],
+      "properties": {
+        "device": {
+          "description": "The block device, as a path on the node.",
+          "type": "string"
+        },
+        "rbps": {
+          "description": "Bytes read per second.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "riops": {
+          "description": "Reads per second.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "wbps": {
+          "description": "Bytes written per second.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "weight": {
+          "description": "Its share of the device, 1 to 10000 (io.weight).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "wiops": {
+          "description": "Writes per second.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "device": "/dev/sda",
+        "rbps": 104857600
+      }
+    },
     "container_namespace": {
       "description": "A namespace that a container has of its own instead of sharing the node's; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + ` a container can't reboot, and is stopped as a whole. Without ` + "`" + `uts` + "`" + ` its\nhost name is the node's and can't be set.\n",
       "type": "string",
@@ -2201,6 +3040,231 @@ func init() {
         "user",
         "uts"
       ]
+    },
+    "container_rdma": {
+      "description": "Limits of an RDMA device; see the rdma controller of cgroup v2.",
+      "type": "object",
+      "properties": {
+        "hca_handle": {
+          "description": "Number of handles.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "hca_object": {
+          "description": "Number of objects.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "hca_handle": 16,
+        "hca_object": 1024
+      }
+    },
+    "container_replaced": {
+      "description": "The result of a replace.",
+      "type": "object",
+      "properties": {
+        "container": {
+          "$ref": "#/definitions/container"
+        },
+        "downtime_ms": {
+          "description": "Milliseconds between the stop of the old container and the start of the new one. Absent while the replace continues.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "plan": {
+          "$ref": "#/definitions/plan"
+        }
+      },
+      "example": {
+        "container": {
+          "command": "/sbin/init",
+          "id": 12,
+          "mount": {
+            "id": 11
+          },
+          "name": "web",
+          "state": "running"
+        },
+        "downtime_ms": 340
+      }
+    },
+    "container_replacement": {
+      "description": "The fields of a container that a replace changes. Fields that are left out stay as they are.",
+      "type": "object",
+      "properties": {
+        "args": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "binds": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_bind"
+          },
+          "x-omitempty": true
+        },
+        "capabilities": {
+          "$ref": "#/definitions/container_capabilities"
+        },
+        "command": {
+          "description": "As in the container.",
+          "type": "string"
+        },
+        "devices": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "env": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "hostname": {
+          "description": "As in the container.",
+          "type": "string",
+          "maxLength": 64,
+          "pattern": "^[A-Za-z0-9.\\-]*$"
+        },
+        "id_map": {
+          "$ref": "#/definitions/id_map"
+        },
+        "labels": {
+          "description": "As in the container.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "max_restarts": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "mount": {
+          "$ref": "#/definitions/mount"
+        },
+        "namespaces": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_namespace"
+          },
+          "x-omitempty": true
+        },
+        "probe": {
+          "$ref": "#/definitions/probe"
+        },
+        "resources": {
+          "$ref": "#/definitions/container_resources"
+        },
+        "restart": {
+          "description": "As in the container.",
+          "type": "string",
+          "enum": [
+            "no",
+            "on-failure",
+            "always"
+          ]
+        },
+        "rlimits": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_rlimit"
+          },
+          "x-omitempty": true
+        },
+        "shm_size": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "stop_signal": {
+          "description": "As in the container.",
+          "type": "string"
+        },
+        "stop_timeout": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "systemd": {
+          "description": "As in the container.",
+          "type": "boolean"
+        },
+        "tmpfs": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_tmpfs"
+          },
+          "x-omitempty": true
+        },
+        "user": {
+          "description": "As in the container.",
+          "type": "string"
+        },
+        "working_dir": {
+          "description": "As in the container.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "mount": {
+          "id": 11
+        },
+        "probe": {
+          "args": [
+            "/bin/check-service"
+          ]
+        }
+      }
+    },
+    "container_replacing": {
+      "description": "The progress of a replace.",
+      "type": "object",
+      "properties": {
+        "since": {
+          "description": "When that step began.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "step": {
+          "description": "The step that is under way, such as ` + "`" + `mount` + "`" + `, ` + "`" + `stop` + "`" + `, ` + "`" + `start` + "`" + ` or ` + "`" + `probe` + "`" + `.",
+          "type": "string",
+          "readOnly": true
+        },
+        "to": {
+          "description": "ID of the new container.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "since": "2026-05-04T10:15:00.000Z",
+        "step": "start",
+        "to": 12
+      }
     },
     "container_resources": {
       "description": "What it may use of the node, by the controllers of cgroup v2. One that the node's cgroup v2 tree lacks is 501. What is 0 or left\nout is not limited.\n",
@@ -2220,8 +3284,47 @@ func init() {
           "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus). All of them must be there.",
           "type": "string"
         },
+        "cpuset_mems": {
+          "description": "The NUMA nodes whose memory it may use, such as ` + "`" + `0-1` + "`" + ` (cpuset.mems).",
+          "type": "string"
+        },
+        "hugetlb": {
+          "description": "Bytes of huge pages by page size, such as ` + "`" + `2MB` + "`" + ` or ` + "`" + `1GB` + "`" + ` (hugetlb.SIZE.max).",
+          "type": "object",
+          "additionalProperties": {
+            "type": "integer",
+            "format": "int64"
+          },
+          "x-omitempty": true,
+          "example": {
+            "2MB": 1073741824
+          }
+        },
+        "io": {
+          "description": "Limits by block device (io.max, io.weight).",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_io"
+          },
+          "x-omitempty": true
+        },
         "memory": {
           "description": "Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "memory_high": {
+          "description": "Bytes of memory above which the kernel slows the container down and reclaims its memory (memory.high).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "memory_low": {
+          "description": "Bytes of memory that the kernel reclaims only if nothing else can be reclaimed (memory.low).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "memory_min": {
+          "description": "Bytes of memory that the kernel never reclaims (memory.min).",
           "type": "integer",
           "format": "int64"
         },
@@ -2229,6 +3332,14 @@ func init() {
           "description": "How many processes and threads it may have (pids.max), 16 to 4194304.",
           "type": "integer",
           "format": "int64"
+        },
+        "rdma": {
+          "description": "Limits by RDMA device, such as ` + "`" + `mlx5_0` + "`" + ` (rdma.max).",
+          "type": "object",
+          "additionalProperties": {
+            "$ref": "#/definitions/container_rdma"
+          },
+          "x-omitempty": true
         },
         "swap": {
           "description": "Bytes of swap (memory.swap.max); -1 for none.",
@@ -2291,13 +3402,13 @@ func init() {
       ],
       "properties": {
         "hard": {
-          "description": "How far the limit can be raised without privilege; -1 for none. By default the same as ` + "`" + `soft` + "`" + `.",
+          "description": "How far the limit can be raised without privilege; -1 or the word ` + "`" + `unlimited` + "`" + ` for none. By default the same as ` + "`" + `soft` + "`" + `.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
         },
         "soft": {
-          "description": "The limit, in the unit of its type; -1 for none.",
+          "description": "The limit, in the unit of its type; -1 or the word ` + "`" + `unlimited` + "`" + ` for none. Responses contain -1.",
           "type": "integer",
           "format": "int64"
         },
@@ -2380,6 +3491,47 @@ func init() {
         "pids": 12
       }
     },
+    "container_tmpfs": {
+      "description": "A file system in memory (tmpfs(5)) in a container.",
+      "type": "object",
+      "required": [
+        "target"
+      ],
+      "properties": {
+        "huge": {
+          "description": "Whether it uses huge pages: ` + "`" + `never` + "`" + `, ` + "`" + `always` + "`" + `, ` + "`" + `within_size` + "`" + ` or ` + "`" + `advise` + "`" + `, as in tmpfs(5).",
+          "type": "string",
+          "enum": [
+            "never",
+            "always",
+            "within_size",
+            "advise"
+          ]
+        },
+        "mode": {
+          "description": "Permissions of its root directory, in octal digits, such as ` + "`" + `1777` + "`" + `.",
+          "type": "string"
+        },
+        "mpol": {
+          "description": "NUMA policy of its memory, as in tmpfs(5), such as ` + "`" + `interleave:0-1` + "`" + `.",
+          "type": "string"
+        },
+        "size": {
+          "description": "Bytes that it can hold.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "target": {
+          "description": "Directory in the container, an absolute path.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "mode": "1777",
+        "size": 1073741824,
+        "target": "/tmp"
+      }
+    },
     "error": {
       "description": "Why a request failed.",
       "type": "object",
@@ -2392,12 +3544,24 @@ func init() {
           "type": "integer",
           "format": "int64"
         },
+        "errors": {
+          "description": "The faults of a request, each with its place.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/fault"
+          },
+          "x-omitempty": true
+        },
         "message": {
           "description": "What failed, where, why, and what to do. For people; its wording may change.",
           "type": "string"
         },
         "see": {
           "description": "Where the server tells more about errors with this status, their cause and their remedy; a path.",
+          "type": "string"
+        },
+        "type": {
+          "description": "A stable word for programs; the list is in \"Errors\". Treat one that you do not know like the status.",
           "type": "string"
         }
       },
@@ -2482,11 +3646,365 @@ func init() {
         "type": "changed"
       }
     },
+    "fault": {
+      "description": "One fault of a request.",
+      "type": "object",
+      "properties": {
+        "message": {
+          "description": "What is wrong, and what is allowed.",
+          "type": "string"
+        },
+        "path": {
+          "description": "The field, as a path in the body such as ` + "`" + `mount.overlay.lower[0].kind` + "`" + `, or the query parameter.",
+          "type": "string"
+        },
+        "type": {
+          "description": "A stable word for programs, as ` + "`" + `type` + "`" + ` of the error.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "message": "is required",
+        "path": "container.command",
+        "type": "invalid"
+      }
+    },
+    "file_identity": {
+      "description": "A file of the node, as it was when the server opened it.",
+      "type": "object",
+      "properties": {
+        "device": {
+          "description": "Major and minor number of the device that holds the file.",
+          "type": "string",
+          "readOnly": true
+        },
+        "inode": {
+          "description": "Inode number.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "mtime": {
+          "description": "Time of the last change of its content.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "size": {
+          "description": "Size in bytes.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "device": "8:1",
+        "inode": 131,
+        "mtime": "2026-05-04T10:15:00.000Z",
+        "size": 67108864
+      }
+    },
+    "fs_identity": {
+      "description": "A file system, as its superblock describes it.",
+      "type": "object",
+      "properties": {
+        "created": {
+          "description": "When it was created.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "type": {
+          "description": "Its type, such as ` + "`" + `ext4` + "`" + `.",
+          "type": "string",
+          "readOnly": true
+        },
+        "uuid": {
+          "description": "Its UUID.",
+          "type": "string",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "created": "2026-05-04T10:15:00.000Z",
+        "type": "squashfs"
+      }
+    },
+    "holder": {
+      "description": "An object that depends on another one.",
+      "type": "object",
+      "properties": {
+        "class": {
+          "description": "Its class.",
+          "type": "string",
+          "enum": [
+            "attach",
+            "mount",
+            "container"
+          ]
+        },
+        "id": {
+          "$ref": "#/definitions/id"
+        },
+        "name": {
+          "$ref": "#/definitions/name"
+        }
+      },
+      "example": {
+        "class": "container",
+        "id": 6,
+        "name": "web"
+      }
+    },
     "id": {
       "description": "The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and\nnever used again.\n",
       "type": "integer",
       "format": "int64",
       "example": 3
+    },
+    "id_map": {
+      "description": "The range of the node's user and group IDs that the IDs 0 and up of an image become. In an overlay, the server maps the layers\nbefore it merges them.\n",
+      "type": "object",
+      "properties": {
+        "host": {
+          "description": "First ID of the range on the node. By default the server chooses a free range.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "size": {
+          "description": "Number of IDs.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "host": 1000000,
+        "size": 65536
+      }
+    },
+    "identity": {
+      "description": "The exact source that the server opened, so that you can see which version of an image is in use. It contains the fields that apply.\n",
+      "type": "object",
+      "properties": {
+        "digest": {
+          "description": "The digest of the content.",
+          "type": "string",
+          "readOnly": true
+        },
+        "etag": {
+          "description": "The entity tag of the web server.",
+          "type": "string",
+          "readOnly": true
+        },
+        "file": {
+          "$ref": "#/definitions/file_identity"
+        },
+        "fs": {
+          "$ref": "#/definitions/fs_identity"
+        },
+        "root_hash": {
+          "description": "The root hash of dm-verity.",
+          "type": "string",
+          "readOnly": true
+        },
+        "source_changed": {
+          "description": "The path or URL leads to another version now than the one in use.",
+          "type": "boolean",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "file": {
+          "device": "8:1",
+          "inode": 131,
+          "mtime": "2026-05-04T10:15:00.000Z",
+          "size": 67108864
+        },
+        "source_changed": true
+      }
+    },
+    "info": {
+      "description": "The server and the node.",
+      "type": "object",
+      "properties": {
+        "api_version": {
+          "description": "Version of this interface.",
+          "type": "string"
+        },
+        "architecture": {
+          "description": "Architecture of the server, such as ` + "`" + `amd64` + "`" + `.",
+          "type": "string"
+        },
+        "drivers": {
+          "description": "The kinds of objects that the server can create.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/info_driver"
+          }
+        },
+        "kernel": {
+          "description": "Release of the node's kernel.",
+          "type": "string"
+        },
+        "limits": {
+          "$ref": "#/definitions/info_limits"
+        },
+        "space": {
+          "description": "The space in directories of the server.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/info_space"
+          }
+        },
+        "started_at": {
+          "description": "When the server was started.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true
+        },
+        "version": {
+          "description": "Version of the server.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "api_version": "0.3.0",
+        "architecture": "amd64",
+        "drivers": [
+          {
+            "available": false,
+            "class": "attach",
+            "kind": "rbd",
+            "missing": [
+              "the kernel module rbd"
+            ]
+          }
+        ],
+        "kernel": "6.12.0",
+        "version": "0.3.0"
+      }
+    },
+    "info_driver": {
+      "description": "A kind of object, and whether the node can create it.",
+      "type": "object",
+      "properties": {
+        "available": {
+          "description": "The server found nothing that prevents it on this node.",
+          "type": "boolean",
+          "x-omitempty": false
+        },
+        "class": {
+          "description": "Class of the objects.",
+          "type": "string",
+          "enum": [
+            "attach",
+            "mount",
+            "container"
+          ]
+        },
+        "kind": {
+          "description": "Their kind. Containers have none.",
+          "type": "string"
+        },
+        "missing": {
+          "description": "The features that the kernel lacks for it, in words.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        }
+      },
+      "example": {
+        "available": false,
+        "class": "attach",
+        "kind": "rbd",
+        "missing": [
+          "the kernel module rbd"
+        ]
+      }
+    },
+    "info_limits": {
+      "description": "Limits of the server, as its flags set them.",
+      "type": "object",
+      "properties": {
+        "body": {
+          "description": "Bytes of a request body (` + "`" + `--max-body` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "client_requests": {
+          "description": "Number of requests that one client can have running (` + "`" + `--client-requests` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "create_timeout": {
+          "description": "Seconds that a create can take (` + "`" + `--create-timeout` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "delete_timeout": {
+          "description": "Seconds that a delete waits (` + "`" + `--delete-timeout` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "log_size": {
+          "description": "Bytes that the server keeps of a container's log (` + "`" + `--log-size` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "nesting": {
+          "description": "Depth of braces and brackets in a request body (` + "`" + `--max-nesting` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "objects": {
+          "description": "Number of objects (` + "`" + `--max-objects` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "stop_timeout": {
+          "description": "Default seconds that a container has to stop (` + "`" + `--stop-timeout` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "body": 1048576,
+        "objects": 10000
+      }
+    },
+    "info_space": {
+      "description": "The space in a directory of the server.",
+      "type": "object",
+      "properties": {
+        "free": {
+          "description": "Bytes that are free.",
+          "type": "integer",
+          "format": "int64",
+          "x-omitempty": false
+        },
+        "path": {
+          "description": "The directory.",
+          "type": "string"
+        },
+        "size": {
+          "description": "Bytes that its file system can hold.",
+          "type": "integer",
+          "format": "int64",
+          "x-omitempty": false
+        }
+      },
+      "example": {
+        "free": 1073000000,
+        "path": "/run/imageapi",
+        "size": 1073741824
+      }
     },
     "iscsi_auth": {
       "description": "Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target likes. With ` + "`" + `target_username` + "`" + ` it is mutual: the\ntarget must prove who it is, too.\n\nSecrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again;\nunless they stand in files of the node. Such a file must be a regular file of root's, and no link, that nobody else may read or\nwrite (mode 0600 or 0400), of at most 4096 bytes; a newline at its end is left out. It is read when the attachment is made.\nThe server keeps them in its memory alone, to log in again.\n",
@@ -2544,11 +4062,20 @@ func init() {
           "type": "string",
           "readOnly": true
         },
+        "generation": {
+          "description": "An integer that changes only when the definition changes; see \"Safe retries\".",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
         "id": {
           "$ref": "#/definitions/id"
         },
+        "identity": {
+          "$ref": "#/definitions/identity"
+        },
         "kind": {
-          "description": "Which kind of mount it is, and so which of the fields below defines it. ` + "`" + `uri` + "`" + ` was never made and is answered\nwith 501. ` + "`" + `rbd` + "`" + ` is a form of version 0.1: it is taken, and answered as ` + "`" + `attach` + "`" + `.\n",
+          "description": "Which kind of mount it is, and so which of the fields below defines it. ` + "`" + `uri` + "`" + ` is a short form, and ` + "`" + `rbd` + "`" + ` a form of version 0.1: both\nare for requests, and responses contain the objects that they stand for.\n",
           "type": "string",
           "enum": [
             "attach",
@@ -2559,11 +4086,31 @@ func init() {
             "rbd"
           ]
         },
+        "labels": {
+          "description": "Names and values of your own. The server stores them and selects by them in lists; see \"Labels\".",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": {
+            "job": "4711"
+          }
+        },
         "mountpoint": {
           "description": "The directory where it can be seen on the node, in the server's run directory.",
           "type": "string",
           "readOnly": true,
           "example": "/run/imageapi/mounts/4"
+        },
+        "needed_by": {
+          "description": "The objects that depend on this one.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
         },
         "nfs": {
           "$ref": "#/definitions/mount_nfs"
@@ -2598,6 +4145,9 @@ func init() {
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
+        },
+        "uri": {
+          "$ref": "#/definitions/mount_uri"
         },
         "waits_for": {
           "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
@@ -2647,10 +4197,13 @@ func init() {
           "x-omitempty": true
         },
         "partition": {
-          "description": "The number of a partition of the device, as listed in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device.\n",
+          "description": "The number of a partition of the device, as listed in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device. A request can have an\nobject in its place, with the fields of ` + "`" + `partition_selector` + "`" + `.\n",
           "type": "integer",
           "format": "int64",
           "default": 0
+        },
+        "partition_selector": {
+          "$ref": "#/definitions/partition_selector"
         }
       },
       "example": {
@@ -2758,6 +4311,9 @@ func init() {
         "lower"
       ],
       "properties": {
+        "id_map": {
+          "$ref": "#/definitions/id_map"
+        },
         "lower": {
           "description": "The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;\nmore is 422.\n",
           "type": "array",
@@ -2889,12 +4445,170 @@ func init() {
         }
       }
     },
+    "mount_uri": {
+      "description": "A short form for an image: the server derives the attachment and the mount from a URI. In requests only; responses contain the objects\nthat it stands for.\n",
+      "type": "object",
+      "required": [
+        "uri"
+      ],
+      "properties": {
+        "auth": {
+          "$ref": "#/definitions/remote_auth"
+        },
+        "ca_file": {
+          "description": "As in an attachment of kind ` + "`" + `http` + "`" + `.",
+          "type": "string"
+        },
+        "fs_type": {
+          "description": "As in a mount of kind ` + "`" + `attach` + "`" + `. By default the server looks at the image.",
+          "type": "string"
+        },
+        "mount_options": {
+          "description": "As in a mount of kind ` + "`" + `attach` + "`" + `.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "ro": {
+          "description": "Nothing can be written through this mount.",
+          "type": "boolean"
+        },
+        "uri": {
+          "description": "The image: a path, or a URI such as ` + "`" + `https://…` + "`" + `, ` + "`" + `oci://…` + "`" + `, ` + "`" + `nfs://…` + "`" + `.",
+          "type": "string"
+        },
+        "verity": {
+          "$ref": "#/definitions/attach_verity"
+        }
+      },
+      "example": {
+        "uri": "https://images.example.org/a.squashfs"
+      }
+    },
     "name": {
       "description": "The name of a container, for use instead of its id: letters, digits, ` + "`" + `.` + "`" + `, ` + "`" + `-` + "`" + ` and ` + "`" + `_` + "`" + `, at most 255. Unique among\ncontainers. A container without a name has only its id.\n",
       "type": "string",
       "maxLength": 255,
       "pattern": "^[A-Za-z0-9.\\-_]*$",
       "example": "web"
+    },
+    "nvme_controller": {
+      "description": "A connection to an NVMe subsystem.",
+      "type": "object",
+      "properties": {
+        "address": {
+          "description": "Address that it is connected to.",
+          "type": "string",
+          "readOnly": true
+        },
+        "name": {
+          "description": "Name of the controller, such as ` + "`" + `nvme0` + "`" + `.",
+          "type": "string",
+          "readOnly": true
+        },
+        "state": {
+          "description": "State of the controller, such as ` + "`" + `live` + "`" + ` or ` + "`" + `connecting` + "`" + `.",
+          "type": "string",
+          "readOnly": true
+        }
+      },
+      "example": {
+        "address": "192.0.2.7:4420",
+        "name": "nvme0",
+        "state": "live"
+      }
+    },
+    "oci_config": {
+      "description": "The configuration of an OCI image, as the image contains it. The server does not apply it.",
+      "type": "object",
+      "properties": {
+        "Cmd": {
+          "description": "Arguments of the program.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "Entrypoint": {
+          "description": "Program to start.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "Env": {
+          "description": "Environment, as ` + "`" + `NAME=value` + "`" + `.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "Labels": {
+          "description": "Labels of the image.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "User": {
+          "description": "User that runs the program.",
+          "type": "string",
+          "readOnly": true
+        },
+        "WorkingDir": {
+          "description": "Directory in which the program starts.",
+          "type": "string",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "Entrypoint": [
+          "/sbin/init"
+        ],
+        "WorkingDir": "/"
+      }
+    },
+    "os_release": {
+      "description": "Fields of the file ` + "`" + `/etc/os-release` + "`" + ` in the container's root.",
+      "type": "object",
+      "properties": {
+        "image_id": {
+          "description": "The value of IMAGE_ID.",
+          "type": "string",
+          "readOnly": true
+        },
+        "image_version": {
+          "description": "The value of IMAGE_VERSION.",
+          "type": "string",
+          "readOnly": true
+        },
+        "pretty_name": {
+          "description": "The value of PRETTY_NAME.",
+          "type": "string",
+          "readOnly": true
+        },
+        "version_id": {
+          "description": "The value of VERSION_ID.",
+          "type": "string",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "pretty_name": "Debian GNU/Linux 13",
+        "version_id": "13"
+      }
     },
     "partition": {
       "description": "One partition of a loopback device. To mount it, give its ` + "`" + `index` + "`" + ` in a mount of kind ` + "`" + `attach` + "`" + `.",
@@ -2927,6 +4641,32 @@ func init() {
         "index": 1,
         "size": 268435456,
         "start": 1048576
+      }
+    },
+    "partition_selector": {
+      "description": "Selects one partition of the device. Each field that is given must match, and exactly one partition must match all of them. It\ntakes precedence over ` + "`" + `partition` + "`" + `, which contains the number of the selected partition in responses.\n",
+      "type": "object",
+      "properties": {
+        "name": {
+          "description": "Name of the partition in a GPT.",
+          "type": "string"
+        },
+        "number": {
+          "description": "Number of the partition.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "type": {
+          "description": "Type of the partition, as a UUID or as a name of the Discoverable Partitions Specification, such as ` + "`" + `root` + "`" + `.",
+          "type": "string"
+        },
+        "uuid": {
+          "description": "UUID of the partition.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "type": "root"
       }
     },
     "plan": {
@@ -3038,6 +4778,39 @@ func init() {
         "does": "attach the file /images/a.squashfs to a loop device",
         "kind": "loopback",
         "path": "mount.attach.attach"
+      }
+    },
+    "probe": {
+      "description": "A command in the container that tells whether it works. The server repeats it until its exit status is 0.",
+      "type": "object",
+      "required": [
+        "args"
+      ],
+      "properties": {
+        "args": {
+          "description": "The program and its arguments.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        },
+        "interval": {
+          "description": "How many seconds the server waits between two runs.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "timeout": {
+          "description": "After how many seconds the server kills one run of it.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "args": [
+          "/bin/check-service"
+        ],
+        "interval": 1,
+        "timeout": 5
       }
     },
     "rbd_options": {
@@ -3183,6 +4956,93 @@ func init() {
         "ro": true,
         "secret": "AQ...=="
       }
+    },
+    "remote_auth": {
+      "description": "Credentials for a web server, an object store or a registry. Responses do not contain the secrets. Files with secrets must be\nroot's regular files with mode 0600 or 0400.\n",
+      "type": "object",
+      "properties": {
+        "bearer": {
+          "description": "A bearer token, alone.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "bearer_file": {
+          "description": "A file of the node with a bearer token. The server reads it again when the web server refuses the token.",
+          "type": "string"
+        },
+        "config_file": {
+          "description": "A file of the node with credentials for registries, in the format of Docker's ` + "`" + `config.json` + "`" + `. Only of kind ` + "`" + `oci` + "`" + `. A credential\nhelper in it returns 422: the server never executes one.\n",
+          "type": "string"
+        },
+        "password": {
+          "description": "Password of the user.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "password_file": {
+          "description": "A file of the node with the password.",
+          "type": "string"
+        },
+        "s3": {
+          "$ref": "#/definitions/s3_auth"
+        },
+        "user": {
+          "description": "User name, together with ` + "`" + `password` + "`" + ` or ` + "`" + `password_file` + "`" + `.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "password_file": "/etc/imageapi/password",
+        "user": "node1"
+      }
+    },
+    "s3_auth": {
+      "description": "Credentials for an S3 object store. The server signs each request.",
+      "type": "object",
+      "required": [
+        "access_key"
+      ],
+      "properties": {
+        "access_key": {
+          "description": "ID of the access key.",
+          "type": "string"
+        },
+        "endpoint": {
+          "description": "URL of the object store, if it is not that of Amazon.",
+          "type": "string"
+        },
+        "path_style": {
+          "description": "The bucket is the first part of the path instead of a part of the host name.",
+          "type": "boolean"
+        },
+        "region": {
+          "description": "Region of the bucket.",
+          "type": "string"
+        },
+        "secret_key": {
+          "description": "Its secret. Either this or ` + "`" + `secret_key_file` + "`" + ` is needed.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "secret_key_file": {
+          "description": "A file of the node with the secret.",
+          "type": "string"
+        },
+        "session_token": {
+          "description": "A token of temporary credentials.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "session_token_file": {
+          "description": "A file of the node with such a token.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "access_key": "AKIAEXAMPLE",
+        "region": "eu-central-1",
+        "secret_key_file": "/etc/imageapi/s3.key"
+      }
     }
   },
   "responses": {
@@ -3201,6 +5061,11 @@ func init() {
     }
   },
   "tags": [
+    {
+      "description": "The server itself, and the features of the node's kernel.",
+      "name": "node",
+      "x-displayName": "Node"
+    },
     {
       "description": "Block devices that are attached to the node, each with a device file.",
       "name": "attachments",
@@ -3239,7 +5104,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Not in this version\n\nMounts of kind ` + "`" + `uri` + "`" + ` and the namespace ` + "`" + `user` + "`" + ` are part of the interface and answered with 501.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\"}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status.\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values of your own, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | what it does | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a\none, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. New ones can be added. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 500 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -3269,8 +5134,18 @@ func init() {
           {
             "type": "string",
             "x-example": "loopback",
-            "description": "Only attachments of this kind: ` + "`" + `iscsi` + "`" + `, ` + "`" + `local` + "`" + `, ` + "`" + `loopback` + "`" + ` or ` + "`" + `rbd` + "`" + `.",
+            "description": "Only attachments of this kind: ` + "`" + `http` + "`" + `, ` + "`" + `iscsi` + "`" + `, ` + "`" + `local` + "`" + `, ` + "`" + `loopback` + "`" + `, ` + "`" + `nvme` + "`" + `, ` + "`" + `oci` + "`" + ` or ` + "`" + `rbd` + "`" + `.",
             "name": "kind",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "multi",
+            "description": "Only attachments with this label, such as ` + "`" + `job=4711` + "`" + `. Repeat it to require several labels.",
+            "name": "label",
             "in": "query"
           }
         ],
@@ -3396,6 +5271,13 @@ func init() {
             "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
+          },
+          {
+            "maxLength": 255,
+            "type": "string",
+            "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
+            "name": "Idempotency-Key",
+            "in": "header"
           }
         ],
         "responses": {
@@ -3403,6 +5285,12 @@ func init() {
             "description": "It is attached; ` + "`" + `device_file` + "`" + ` tells where.",
             "schema": {
               "$ref": "#/definitions/attach"
+            },
+            "headers": {
+              "Location": {
+                "type": "string",
+                "description": "The path of the new object."
+              }
             },
             "examples": {
               "application/json": {
@@ -3459,6 +5347,12 @@ func init() {
             "description": "Go past idle dependants. What is in use stays in use.",
             "name": "force",
             "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
           }
         ],
         "responses": {
@@ -3527,6 +5421,22 @@ func init() {
             "type": "string",
             "description": "Only containers in this state: ` + "`" + `created` + "`" + `, ` + "`" + `running` + "`" + `, ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `.",
             "name": "state",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only containers whose names begin like this.",
+            "name": "name_prefix",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "multi",
+            "description": "Only containers with this label, such as ` + "`" + `job=4711` + "`" + `. Repeat it to require several labels.",
+            "name": "label",
             "in": "query"
           }
         ],
@@ -3668,6 +5578,13 @@ func init() {
             "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
+          },
+          {
+            "maxLength": 255,
+            "type": "string",
+            "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
+            "name": "Idempotency-Key",
+            "in": "header"
           }
         ],
         "responses": {
@@ -3675,6 +5592,12 @@ func init() {
             "description": "It is created, and running if that was asked for.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "headers": {
+              "Location": {
+                "type": "string",
+                "description": "The path of the new object."
+              }
             },
             "examples": {
               "application/json": {
@@ -3788,6 +5711,12 @@ func init() {
             "description": "Stop it first if it runs.",
             "name": "force",
             "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
           }
         ],
         "responses": {
@@ -3945,6 +5874,83 @@ func init() {
         }
       }
     },
+    "/container/config": {
+      "patch": {
+        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Change a container",
+        "operationId": "update_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "ID of the container.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "x-example": "web",
+            "description": "Name of the container.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the container has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
+          },
+          {
+            "x-examples": {
+              "application/json": {
+                "limits": {
+                  "summary": "More memory",
+                  "value": {
+                    "labels": {
+                      "job": "4712"
+                    },
+                    "resources": {
+                      "memory": 17179869184
+                    }
+                  }
+                }
+              }
+            },
+            "description": "The fields that change.",
+            "name": "config",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/container_config"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The container after the change.",
+            "schema": {
+              "$ref": "#/definitions/container"
+            }
+          },
+          "default": {
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
+          }
+        }
+      }
+    },
     "/container/exec": {
       "post": {
         "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. Its standard input is empty. What the command left running goes on.\nIf the client hangs up the command is killed. The container must be ` + "`" + `running` + "`" + `: if not, or if it ends meanwhile, 409, and\nalso while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
@@ -4090,6 +6096,184 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container is named \"web\"",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/container/replace": {
+      "post": {
+        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422. The container must be ` + "`" + `running` + "`" + `.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Replace a running container by a new version",
+        "operationId": "replace_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "ID of the container.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "x-example": "web",
+            "description": "Name of the container.",
+            "name": "name",
+            "in": "query"
+          },
+          {
+            "type": "integer",
+            "format": "int64",
+            "default": 60,
+            "description": "How many seconds the new container has to become ready.",
+            "name": "ready_within",
+            "in": "query"
+          },
+          {
+            "enum": [
+              "rollback",
+              "stop"
+            ],
+            "type": "string",
+            "default": "rollback",
+            "description": "What happens if the new container fails: ` + "`" + `rollback` + "`" + ` starts the old one again. ` + "`" + `stop` + "`" + ` keeps the failed one, stopped, under the name.",
+            "name": "on_failure",
+            "in": "query"
+          },
+          {
+            "type": "integer",
+            "format": "int64",
+            "default": 0,
+            "description": "For how many seconds the old container is kept, stopped, so that you can roll back.",
+            "name": "keep_old",
+            "in": "query"
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Change nothing and return the steps in ` + "`" + `plan` + "`" + `.",
+            "name": "dry_run",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the container has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
+          },
+          {
+            "x-examples": {
+              "application/json": {
+                "image": {
+                  "summary": "Another image",
+                  "value": {
+                    "mount": {
+                      "kind": "overlay",
+                      "overlay": {
+                        "lower": [
+                          {
+                            "attach": {
+                              "attach": {
+                                "kind": "loopback",
+                                "loopback": {
+                                  "base": "root",
+                                  "path": "/images/b.squashfs"
+                                }
+                              },
+                              "fs_type": "squashfs"
+                            },
+                            "kind": "attach"
+                          }
+                        ]
+                      }
+                    }
+                  }
+                }
+              }
+            },
+            "description": "The fields that change.",
+            "name": "changes",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/container_replacement"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The new container runs under the name, or the plan of a dry run.",
+            "schema": {
+              "$ref": "#/definitions/container_replaced"
+            }
+          },
+          "202": {
+            "description": "The replace continues.",
+            "schema": {
+              "$ref": "#/definitions/container_replaced"
+            }
+          },
+          "default": {
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/container/rollback": {
+      "post": {
+        "description": "Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see ` + "`" + `keep_old` + "`" + ` of\nreplace. If it is not, the response is 409.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Return to the old version of a container",
+        "operationId": "rollback_container",
+        "parameters": [
+          {
+            "type": "integer",
+            "format": "int64",
+            "description": "ID of the container.",
+            "name": "id",
+            "in": "query"
+          },
+          {
+            "type": "string",
+            "x-example": "web",
+            "description": "Name of the container.",
+            "name": "name",
+            "in": "query"
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The old version, running under its name.",
+            "schema": {
+              "$ref": "#/definitions/container"
+            }
+          },
+          "default": {
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found"
               }
             }
@@ -4375,6 +6559,37 @@ func init() {
         }
       }
     },
+    "/info": {
+      "get": {
+        "description": "Returns the versions of the server and the kernel, the kinds of objects that can be created on this node and the features that the\nkernel lacks for the others, the limits of the server, and the space that is left.\n",
+        "tags": [
+          "node"
+        ],
+        "summary": "Show the server and the node",
+        "operationId": "get_info",
+        "responses": {
+          "200": {
+            "description": "The server and the node.",
+            "schema": {
+              "$ref": "#/definitions/info"
+            }
+          },
+          "default": {
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container has the id 12",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+              }
+            }
+          }
+        }
+      }
+    },
     "/mount": {
       "get": {
         "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
@@ -4397,6 +6612,16 @@ func init() {
             "x-example": "bind",
             "description": "Only mounts of this kind: ` + "`" + `attach` + "`" + `, ` + "`" + `bind` + "`" + `, ` + "`" + `nfs` + "`" + ` or ` + "`" + `overlay` + "`" + `.",
             "name": "kind",
+            "in": "query"
+          },
+          {
+            "type": "array",
+            "items": {
+              "type": "string"
+            },
+            "collectionFormat": "multi",
+            "description": "Only mounts with this label, such as ` + "`" + `job=4711` + "`" + `. Repeat it to require several labels.",
+            "name": "label",
             "in": "query"
           }
         ],
@@ -4529,6 +6754,13 @@ func init() {
             "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
+          },
+          {
+            "maxLength": 255,
+            "type": "string",
+            "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
+            "name": "Idempotency-Key",
+            "in": "header"
           }
         ],
         "responses": {
@@ -4536,6 +6768,12 @@ func init() {
             "description": "It is mounted; ` + "`" + `mountpoint` + "`" + ` tells where.",
             "schema": {
               "$ref": "#/definitions/mount"
+            },
+            "headers": {
+              "Location": {
+                "type": "string",
+                "description": "The path of the new object."
+              }
             },
             "examples": {
               "application/json": {
@@ -4603,6 +6841,12 @@ func init() {
             "description": "Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.",
             "name": "force",
             "in": "query"
+          },
+          {
+            "type": "string",
+            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "name": "If-Match",
+            "in": "header"
           }
         ],
         "responses": {
@@ -4661,8 +6905,20 @@ func init() {
           "type": "string",
           "readOnly": true
         },
+        "generation": {
+          "description": "An integer that changes only when the definition changes; see \"Safe retries\".",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "http": {
+          "$ref": "#/definitions/attach_http"
+        },
         "id": {
           "$ref": "#/definitions/id"
+        },
+        "identity": {
+          "$ref": "#/definitions/identity"
         },
         "iscsi": {
           "$ref": "#/definitions/attach_iscsi"
@@ -4674,14 +6930,43 @@ func init() {
             "iscsi",
             "local",
             "loopback",
-            "rbd"
+            "rbd",
+            "http",
+            "oci",
+            "nvme"
           ]
+        },
+        "labels": {
+          "description": "Names and values of your own. The server stores them and selects by them in lists; see \"Labels\".",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": {
+            "job": "4711"
+          }
         },
         "local": {
           "$ref": "#/definitions/attach_local"
         },
         "loopback": {
           "$ref": "#/definitions/attach_loopback"
+        },
+        "needed_by": {
+          "description": "The objects that depend on this one.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "nvme": {
+          "$ref": "#/definitions/attach_nvme"
+        },
+        "oci": {
+          "$ref": "#/definitions/attach_oci"
         },
         "phase": {
           "description": "Where it is in its life; see \"Phases\".",
@@ -4734,6 +7019,121 @@ func init() {
           "base": "root",
           "path": "/images/a.squashfs"
         }
+      }
+    },
+    "attach_http": {
+      "description": "An image on a web server or in an object store as a read-only block device. By default the server reads the parts that are needed, when\nthey are needed.\n",
+      "type": "object",
+      "required": [
+        "urls"
+      ],
+      "properties": {
+        "auth": {
+          "$ref": "#/definitions/remote_auth"
+        },
+        "ca_file": {
+          "description": "A file of the node with the certificates of the authorities to trust, in PEM form. By default those of the node.",
+          "type": "string"
+        },
+        "client_certificate_file": {
+          "description": "A file of the node with the client certificate, in PEM form.",
+          "type": "string"
+        },
+        "client_key_file": {
+          "description": "A file of the node with the key of the client certificate, in PEM form.",
+          "type": "string"
+        },
+        "connections": {
+          "description": "Number of connections to the web server.",
+          "type": "integer",
+          "format": "int64",
+          "default": 4
+        },
+        "digest": {
+          "description": "Digest of the image, as ` + "`" + `sha256:` + "`" + ` and 64 hexadecimal digits. With ` + "`" + `whole` + "`" + ` the server checks it before it uses the image.",
+          "type": "string"
+        },
+        "etag": {
+          "description": "Entity tag of the image. Another version of the image fails the request.",
+          "type": "string"
+        },
+        "fetched": {
+          "description": "Number of bytes read from the web server.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "headers": {
+          "description": "Further headers of each request. ` + "`" + `Authorization` + "`" + `, ` + "`" + `Cookie` + "`" + `, ` + "`" + `Host` + "`" + `, ` + "`" + `Range` + "`" + ` and ` + "`" + `Proxy-…` + "`" + ` return 422.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "mode": {
+          "description": "` + "`" + `on_demand` + "`" + ` reads parts of the image when they are needed. ` + "`" + `whole` + "`" + ` downloads the image first. ` + "`" + `auto` + "`" + ` chooses, and responses contain the mode in\nforce.\n",
+          "type": "string",
+          "default": "auto",
+          "enum": [
+            "auto",
+            "on_demand",
+            "whole"
+          ]
+        },
+        "progress": {
+          "description": "How much of the image is downloaded, in percent. Only with ` + "`" + `whole` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "proxy": {
+          "description": "URL of an HTTP proxy.",
+          "type": "string"
+        },
+        "read_ahead": {
+          "description": "How many bytes the server reads ahead of the last read.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "requests": {
+          "description": "Number of requests sent to the web server.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "retry_timeout": {
+          "description": "For how many seconds I/O waits for a web server that does not respond, before it fails. 0 waits forever.",
+          "type": "integer",
+          "format": "int64",
+          "default": 0
+        },
+        "size": {
+          "description": "Size of the image in bytes. Another size fails the request.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "url": {
+          "description": "The URL in use, without its query.",
+          "type": "string",
+          "readOnly": true
+        },
+        "urls": {
+          "description": "URLs of the same image, ` + "`" + `http` + "`" + ` or ` + "`" + `https` + "`" + `. The server tries them in order. A URL must not contain a user or password: use ` + "`" + `auth` + "`" + `.\nThe query part of a URL can be a signature, so it is a secret: responses and logs do not contain it.\n",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        }
+      },
+      "example": {
+        "digest": "sha256:9c7ad1f0a6f0d1b2f0f5b4f0d8a14e1f8d9a3a04a6cf4b0ec6b3c1b8a1a4c6d5",
+        "urls": [
+          "https://images.example.org/a.squashfs"
+        ]
       }
     },
     "attach_iscsi": {
@@ -4912,6 +7312,188 @@ func init() {
         "base": "root",
         "path": "/images/disk.img",
         "readPartitions": true
+      }
+    },
+    "attach_nvme": {
+      "description": "A namespace of an NVMe over TCP subsystem.",
+      "type": "object",
+      "required": [
+        "nqn",
+        "addresses"
+      ],
+      "properties": {
+        "addresses": {
+          "description": "Addresses of the subsystem, as ` + "`" + `host[:port]` + "`" + `. The server connects to all of them; one that responds is enough.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        },
+        "controllers": {
+          "description": "The connections to the subsystem.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/nvme_controller"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "ctrl_loss_tmo": {
+          "description": "For how many seconds the kernel tries to connect again before it gives the controller up. -1 never gives up.",
+          "type": "integer",
+          "format": "int64",
+          "default": -1
+        },
+        "data_digest": {
+          "description": "Protect data by a CRC32C.",
+          "type": "boolean"
+        },
+        "discovery": {
+          "description": "The addresses are those of a discovery controller, which returns the addresses of the subsystem.",
+          "type": "boolean",
+          "default": false
+        },
+        "fast_io_fail_tmo": {
+          "description": "After how many seconds without a connection I/O fails. By default it waits until the controller is given up.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "hdr_digest": {
+          "description": "Protect headers by a CRC32C.",
+          "type": "boolean"
+        },
+        "hostid": {
+          "description": "UUID of this node. By default the server derives it from the node's machine ID.",
+          "type": "string"
+        },
+        "hostnqn": {
+          "description": "NVMe qualified name of this node. By default the server derives it from the node's machine ID.",
+          "type": "string"
+        },
+        "keep_alive_tmo": {
+          "description": "After how many seconds without a response the kernel takes the connection for lost.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "namespace": {
+          "description": "Number of the namespace. Alternatives are ` + "`" + `uuid` + "`" + ` and ` + "`" + `nguid` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "default": 1
+        },
+        "nguid": {
+          "description": "NGUID of the namespace, 32 hexadecimal digits.",
+          "type": "string"
+        },
+        "nqn": {
+          "description": "NVMe qualified name of the subsystem.",
+          "type": "string"
+        },
+        "nr_io_queues": {
+          "description": "Number of I/O queues.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "queue_size": {
+          "description": "Number of entries of each I/O queue.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "reconnect_delay": {
+          "description": "How many seconds the kernel waits before it connects again.",
+          "type": "integer",
+          "format": "int64",
+          "default": 2
+        },
+        "ro": {
+          "description": "Make the device read-only.",
+          "type": "boolean",
+          "default": false
+        },
+        "tls": {
+          "description": "Use TLS with a pre-shared key of the kernel's keyring.",
+          "type": "boolean"
+        },
+        "uuid": {
+          "description": "UUID of the namespace.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "addresses": [
+          "192.0.2.7:4420",
+          "192.0.2.8:4420"
+        ],
+        "nqn": "nqn.2026-05.org.example:images"
+      }
+    },
+    "attach_oci": {
+      "description": "An image or artifact in a registry (OCI distribution) as a read-only block device.",
+      "type": "object",
+      "required": [
+        "image"
+      ],
+      "properties": {
+        "artifact": {
+          "description": "The media type or title of the layer to attach, if there are several.",
+          "type": "string"
+        },
+        "auth": {
+          "$ref": "#/definitions/remote_auth"
+        },
+        "ca_file": {
+          "description": "A file of the node with the certificates of the authorities to trust, in PEM form. By default those of the node.",
+          "type": "string"
+        },
+        "config": {
+          "$ref": "#/definitions/oci_config"
+        },
+        "digest": {
+          "description": "Digest of the manifest in use.",
+          "type": "string",
+          "readOnly": true
+        },
+        "image": {
+          "description": "The image, as ` + "`" + `registry[:port]/repository:tag` + "`" + ` or ` + "`" + `registry[:port]/repository@sha256:…` + "`" + `.",
+          "type": "string"
+        },
+        "layers": {
+          "description": "Digests of the layers, from bottom to top.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "mode": {
+          "description": "As in an attachment of kind ` + "`" + `http` + "`" + `.",
+          "type": "string",
+          "default": "auto",
+          "enum": [
+            "auto",
+            "on_demand",
+            "whole"
+          ]
+        },
+        "plain_http": {
+          "description": "Use HTTP without TLS.",
+          "type": "boolean"
+        },
+        "platform": {
+          "description": "The platform, such as ` + "`" + `linux/amd64` + "`" + `, if there are several. By default that of the node.",
+          "type": "string"
+        },
+        "retry_timeout": {
+          "description": "As in an attachment of kind ` + "`" + `http` + "`" + `.",
+          "type": "integer",
+          "format": "int64",
+          "default": 0
+        }
+      },
+      "example": {
+        "image": "registry.example.org/images/compute:1.2"
       }
     },
     "attach_rbd": {
@@ -5121,6 +7703,12 @@ func init() {
           "x-nullable": true,
           "readOnly": true
         },
+        "generation": {
+          "description": "An integer that changes only when the definition changes; see \"Safe retries\".",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
         "hostname": {
           "description": "Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or ` + "`" + `imageapi-` + "`" + ` and its id.",
           "type": "string",
@@ -5129,6 +7717,12 @@ func init() {
         },
         "id": {
           "$ref": "#/definitions/id"
+        },
+        "id_map": {
+          "$ref": "#/definitions/id_map"
+        },
+        "image": {
+          "$ref": "#/definitions/container_image"
         },
         "labels": {
           "description": "Names and values of the client's own, which mean nothing to the server.",
@@ -5208,6 +7802,15 @@ func init() {
           "x-omitempty": false,
           "readOnly": true
         },
+        "replaces": {
+          "description": "ID of the container whose place this one takes or has given up. Such a container has no name: it is the new version until a\nreplace is complete, and the old version that is kept afterwards.\n",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "replacing": {
+          "$ref": "#/definitions/container_replacing"
+        },
         "resources": {
           "$ref": "#/definitions/container_resources"
         },
@@ -5234,6 +7837,11 @@ func init() {
           },
           "x-omitempty": true
         },
+        "shm_size": {
+          "description": "Bytes that the container's ` + "`" + `/dev/shm` + "`" + ` can hold.",
+          "type": "integer",
+          "format": "int64"
+        },
         "signal": {
           "description": "The number of the signal that ended the last run, else absent.",
           "type": "integer",
@@ -5257,6 +7865,13 @@ func init() {
         "state": {
           "$ref": "#/definitions/container_state"
         },
+        "stop_deadline": {
+          "description": "When the server kills the processes that have not ended. Absent unless a stop is under way.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
         "stop_signal": {
           "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number, but SIGSTOP. By default SIGTERM,\nwith ` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.\n",
           "type": "string"
@@ -5266,10 +7881,25 @@ func init() {
           "type": "integer",
           "format": "int64"
         },
+        "stopping_since": {
+          "description": "Since when the container is being stopped. Absent otherwise.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
         "systemd": {
           "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422. Loading modules (CAP_SYS_MODULE), reading the node's audit records\n(CAP_AUDIT_READ) and setting its sysctls are not for it.\n",
           "type": "boolean",
           "default": false
+        },
+        "tmpfs": {
+          "description": "File systems in memory that are mounted in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_tmpfs"
+          },
+          "x-omitempty": true
         },
         "user": {
           "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list\nthe user are joined too. Empty is root with no other groups. ` + "`" + `HOME` + "`" + ` is the user's unless ` + "`" + `env` + "`" + ` says otherwise. A user\nother than root has no capabilities.\n",
@@ -5351,6 +7981,14 @@ func init() {
       "description": "Which of root's powers it has; see capabilities(7). By default all, but for what is said of the field ` + "`" + `systemd` + "`" + ` and of the namespace pid.",
       "type": "object",
       "properties": {
+        "add": {
+          "description": "Capabilities to give it, by name. The server applies this list after ` + "`" + `drop` + "`" + `.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
         "drop": {
           "description": "Those that it shall not have, and can't gain, by name (` + "`" + `CAP_NET_RAW` + "`" + ` or ` + "`" + `net_raw` + "`" + `), or ` + "`" + `all` + "`" + `.",
           "type": "array",
@@ -5410,6 +8048,112 @@ func init() {
         ]
       }
     },
+    "container_config": {
+      "description": "The fields of a container that can change while it exists. Fields that are left out stay as they are.",
+      "type": "object",
+      "properties": {
+        "labels": {
+          "description": "As in the container.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "max_restarts": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "name": {
+          "$ref": "#/definitions/name"
+        },
+        "resources": {
+          "$ref": "#/definitions/container_resources"
+        },
+        "restart": {
+          "description": "As in the container.",
+          "type": "string",
+          "enum": [
+            "no",
+            "on-failure",
+            "always"
+          ]
+        },
+        "stop_timeout": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "labels": {
+          "job": "4712"
+        },
+        "resources": {
+          "memory": 17179869184
+        }
+      }
+    },
+    "container_image": {
+      "description": "The operating system in the container's root.",
+      "type": "object",
+      "properties": {
+        "os_release": {
+          "$ref": "#/definitions/os_release"
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "os_release": {
+          "pretty_name": "Debian GNU/Linux 13",
+          "version_id": "13"
+        }
+      }
+    },
+    "container_io": {
+      "description": "Limits of a block device; see the io controller of cgroup v2. Fields that are left out or 0 are not limited.",
+      "type": "object",
+      "required": [
+        "device"
+      ],
+      "properties": {
+        "device": {
+          "description": "The block device, as a path on the node.",
+          "type": "string"
+        },
+        "rbps": {
+          "description": "Bytes read per second.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "riops": {
+          "description": "Reads per second.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "wbps": {
+          "description": "Bytes written per second.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "weight": {
+          "description": "Its share of the device, 1 to 10000 (io.weight).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "wiops": {
+          "description": "Writes per second.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "device": "/dev/sda",
+        "rbps": 104857600
+      }
+    },
     "container_namespace": {
       "description": "A namespace that a container has of its own instead of sharing the node's; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + ` a container can't reboot, and is stopped as a whole. Without ` + "`" + `uts` + "`" + ` its\nhost name is the node's and can't be set.\n",
       "type": "string",
@@ -5423,6 +8167,231 @@ func init() {
         "user",
         "uts"
       ]
+    },
+    "container_rdma": {
+      "description": "Limits of an RDMA device; see the rdma controller of cgroup v2.",
+      "type": "object",
+      "properties": {
+        "hca_handle": {
+          "description": "Number of handles.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "hca_object": {
+          "description": "Number of objects.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "hca_handle": 16,
+        "hca_object": 1024
+      }
+    },
+    "container_replaced": {
+      "description": "The result of a replace.",
+      "type": "object",
+      "properties": {
+        "container": {
+          "$ref": "#/definitions/container"
+        },
+        "downtime_ms": {
+          "description": "Milliseconds between the stop of the old container and the start of the new one. Absent while the replace continues.",
+          "type": "integer",
+          "format": "int64",
+          "x-nullable": true
+        },
+        "plan": {
+          "$ref": "#/definitions/plan"
+        }
+      },
+      "example": {
+        "container": {
+          "command": "/sbin/init",
+          "id": 12,
+          "mount": {
+            "id": 11
+          },
+          "name": "web",
+          "state": "running"
+        },
+        "downtime_ms": 340
+      }
+    },
+    "container_replacement": {
+      "description": "The fields of a container that a replace changes. Fields that are left out stay as they are.",
+      "type": "object",
+      "properties": {
+        "args": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "binds": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_bind"
+          },
+          "x-omitempty": true
+        },
+        "capabilities": {
+          "$ref": "#/definitions/container_capabilities"
+        },
+        "command": {
+          "description": "As in the container.",
+          "type": "string"
+        },
+        "devices": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "env": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "hostname": {
+          "description": "As in the container.",
+          "type": "string",
+          "maxLength": 64,
+          "pattern": "^[A-Za-z0-9.\\-]*$"
+        },
+        "id_map": {
+          "$ref": "#/definitions/id_map"
+        },
+        "labels": {
+          "description": "As in the container.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "max_restarts": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "mount": {
+          "$ref": "#/definitions/mount"
+        },
+        "namespaces": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_namespace"
+          },
+          "x-omitempty": true
+        },
+        "probe": {
+          "$ref": "#/definitions/probe"
+        },
+        "resources": {
+          "$ref": "#/definitions/container_resources"
+        },
+        "restart": {
+          "description": "As in the container.",
+          "type": "string",
+          "enum": [
+            "no",
+            "on-failure",
+            "always"
+          ]
+        },
+        "rlimits": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_rlimit"
+          },
+          "x-omitempty": true
+        },
+        "shm_size": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "stop_signal": {
+          "description": "As in the container.",
+          "type": "string"
+        },
+        "stop_timeout": {
+          "description": "As in the container.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "systemd": {
+          "description": "As in the container.",
+          "type": "boolean"
+        },
+        "tmpfs": {
+          "description": "As in the container.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_tmpfs"
+          },
+          "x-omitempty": true
+        },
+        "user": {
+          "description": "As in the container.",
+          "type": "string"
+        },
+        "working_dir": {
+          "description": "As in the container.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "mount": {
+          "id": 11
+        },
+        "probe": {
+          "args": [
+            "/bin/check-service"
+          ]
+        }
+      }
+    },
+    "container_replacing": {
+      "description": "The progress of a replace.",
+      "type": "object",
+      "properties": {
+        "since": {
+          "description": "When that step began.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "step": {
+          "description": "The step that is under way, such as ` + "`" + `mount` + "`" + `, ` + "`" + `stop` + "`" + `, ` + "`" + `start` + "`" + ` or ` + "`" + `probe` + "`" + `.",
+          "type": "string",
+          "readOnly": true
+        },
+        "to": {
+          "description": "ID of the new container.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "since": "2026-05-04T10:15:00.000Z",
+        "step": "start",
+        "to": 12
+      }
     },
     "container_resources": {
       "description": "What it may use of the node, by the controllers of cgroup v2. One that the node's cgroup v2 tree lacks is 501. What is 0 or left\nout is not limited.\n",
@@ -5442,8 +8411,47 @@ func init() {
           "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus). All of them must be there.",
           "type": "string"
         },
+        "cpuset_mems": {
+          "description": "The NUMA nodes whose memory it may use, such as ` + "`" + `0-1` + "`" + ` (cpuset.mems).",
+          "type": "string"
+        },
+        "hugetlb": {
+          "description": "Bytes of huge pages by page size, such as ` + "`" + `2MB` + "`" + ` or ` + "`" + `1GB` + "`" + ` (hugetlb.SIZE.max).",
+          "type": "object",
+          "additionalProperties": {
+            "type": "integer",
+            "format": "int64"
+          },
+          "x-omitempty": true,
+          "example": {
+            "2MB": 1073741824
+          }
+        },
+        "io": {
+          "description": "Limits by block device (io.max, io.weight).",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/container_io"
+          },
+          "x-omitempty": true
+        },
         "memory": {
           "description": "Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "memory_high": {
+          "description": "Bytes of memory above which the kernel slows the container down and reclaims its memory (memory.high).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "memory_low": {
+          "description": "Bytes of memory that the kernel reclaims only if nothing else can be reclaimed (memory.low).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "memory_min": {
+          "description": "Bytes of memory that the kernel never reclaims (memory.min).",
           "type": "integer",
           "format": "int64"
         },
@@ -5451,6 +8459,14 @@ func init() {
           "description": "How many processes and threads it may have (pids.max), 16 to 4194304.",
           "type": "integer",
           "format": "int64"
+        },
+        "rdma": {
+          "description": "Limits by RDMA device, such as ` + "`" + `mlx5_0` + "`" + ` (rdma.max).",
+          "type": "object",
+          "additionalProperties": {
+            "$ref": "#/definitions/container_rdma"
+          },
+          "x-omitempty": true
         },
         "swap": {
           "description": "Bytes of swap (memory.swap.max); -1 for none.",
@@ -5513,13 +8529,13 @@ func init() {
       ],
       "properties": {
         "hard": {
-          "description": "How far the limit can be raised without privilege; -1 for none. By default the same as ` + "`" + `soft` + "`" + `.",
+          "description": "How far the limit can be raised without privilege; -1 or the word ` + "`" + `unlimited` + "`" + ` for none. By default the same as ` + "`" + `soft` + "`" + `.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
         },
         "soft": {
-          "description": "The limit, in the unit of its type; -1 for none.",
+          "description": "The limit, in the unit of its type; -1 or the word ` + "`" + `unlimited` + "`" + ` for none. Responses contain -1.",
           "type": "integer",
           "format": "int64"
         },
@@ -5602,6 +8618,47 @@ func init() {
         "pids": 12
       }
     },
+    "container_tmpfs": {
+      "description": "A file system in memory (tmpfs(5)) in a container.",
+      "type": "object",
+      "required": [
+        "target"
+      ],
+      "properties": {
+        "huge": {
+          "description": "Whether it uses huge pages: ` + "`" + `never` + "`" + `, ` + "`" + `always` + "`" + `, ` + "`" + `within_size` + "`" + ` or ` + "`" + `advise` + "`" + `, as in tmpfs(5).",
+          "type": "string",
+          "enum": [
+            "never",
+            "always",
+            "within_size",
+            "advise"
+          ]
+        },
+        "mode": {
+          "description": "Permissions of its root directory, in octal digits, such as ` + "`" + `1777` + "`" + `.",
+          "type": "string"
+        },
+        "mpol": {
+          "description": "NUMA policy of its memory, as in tmpfs(5), such as ` + "`" + `interleave:0-1` + "`" + `.",
+          "type": "string"
+        },
+        "size": {
+          "description": "Bytes that it can hold.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "target": {
+          "description": "Directory in the container, an absolute path.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "mode": "1777",
+        "size": 1073741824,
+        "target": "/tmp"
+      }
+    },
     "error": {
       "description": "Why a request failed.",
       "type": "object",
@@ -5614,12 +8671,24 @@ func init() {
           "type": "integer",
           "format": "int64"
         },
+        "errors": {
+          "description": "The faults of a request, each with its place.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/fault"
+          },
+          "x-omitempty": true
+        },
         "message": {
           "description": "What failed, where, why, and what to do. For people; its wording may change.",
           "type": "string"
         },
         "see": {
           "description": "Where the server tells more about errors with this status, their cause and their remedy; a path.",
+          "type": "string"
+        },
+        "type": {
+          "description": "A stable word for programs; the list is in \"Errors\". Treat one that you do not know like the status.",
           "type": "string"
         }
       },
@@ -5704,11 +8773,365 @@ func init() {
         "type": "changed"
       }
     },
+    "fault": {
+      "description": "One fault of a request.",
+      "type": "object",
+      "properties": {
+        "message": {
+          "description": "What is wrong, and what is allowed.",
+          "type": "string"
+        },
+        "path": {
+          "description": "The field, as a path in the body such as ` + "`" + `mount.overlay.lower[0].kind` + "`" + `, or the query parameter.",
+          "type": "string"
+        },
+        "type": {
+          "description": "A stable word for programs, as ` + "`" + `type` + "`" + ` of the error.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "message": "is required",
+        "path": "container.command",
+        "type": "invalid"
+      }
+    },
+    "file_identity": {
+      "description": "A file of the node, as it was when the server opened it.",
+      "type": "object",
+      "properties": {
+        "device": {
+          "description": "Major and minor number of the device that holds the file.",
+          "type": "string",
+          "readOnly": true
+        },
+        "inode": {
+          "description": "Inode number.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
+        "mtime": {
+          "description": "Time of the last change of its content.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "size": {
+          "description": "Size in bytes.",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "device": "8:1",
+        "inode": 131,
+        "mtime": "2026-05-04T10:15:00.000Z",
+        "size": 67108864
+      }
+    },
+    "fs_identity": {
+      "description": "A file system, as its superblock describes it.",
+      "type": "object",
+      "properties": {
+        "created": {
+          "description": "When it was created.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true,
+          "readOnly": true
+        },
+        "type": {
+          "description": "Its type, such as ` + "`" + `ext4` + "`" + `.",
+          "type": "string",
+          "readOnly": true
+        },
+        "uuid": {
+          "description": "Its UUID.",
+          "type": "string",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "created": "2026-05-04T10:15:00.000Z",
+        "type": "squashfs"
+      }
+    },
+    "holder": {
+      "description": "An object that depends on another one.",
+      "type": "object",
+      "properties": {
+        "class": {
+          "description": "Its class.",
+          "type": "string",
+          "enum": [
+            "attach",
+            "mount",
+            "container"
+          ]
+        },
+        "id": {
+          "$ref": "#/definitions/id"
+        },
+        "name": {
+          "$ref": "#/definitions/name"
+        }
+      },
+      "example": {
+        "class": "container",
+        "id": 6,
+        "name": "web"
+      }
+    },
     "id": {
       "description": "The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and\nnever used again.\n",
       "type": "integer",
       "format": "int64",
       "example": 3
+    },
+    "id_map": {
+      "description": "The range of the node's user and group IDs that the IDs 0 and up of an image become. In an overlay, the server maps the layers\nbefore it merges them.\n",
+      "type": "object",
+      "properties": {
+        "host": {
+          "description": "First ID of the range on the node. By default the server chooses a free range.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "size": {
+          "description": "Number of IDs.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "host": 1000000,
+        "size": 65536
+      }
+    },
+    "identity": {
+      "description": "The exact source that the server opened, so that you can see which version of an image is in use. It contains the fields that apply.\n",
+      "type": "object",
+      "properties": {
+        "digest": {
+          "description": "The digest of the content.",
+          "type": "string",
+          "readOnly": true
+        },
+        "etag": {
+          "description": "The entity tag of the web server.",
+          "type": "string",
+          "readOnly": true
+        },
+        "file": {
+          "$ref": "#/definitions/file_identity"
+        },
+        "fs": {
+          "$ref": "#/definitions/fs_identity"
+        },
+        "root_hash": {
+          "description": "The root hash of dm-verity.",
+          "type": "string",
+          "readOnly": true
+        },
+        "source_changed": {
+          "description": "The path or URL leads to another version now than the one in use.",
+          "type": "boolean",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "file": {
+          "device": "8:1",
+          "inode": 131,
+          "mtime": "2026-05-04T10:15:00.000Z",
+          "size": 67108864
+        },
+        "source_changed": true
+      }
+    },
+    "info": {
+      "description": "The server and the node.",
+      "type": "object",
+      "properties": {
+        "api_version": {
+          "description": "Version of this interface.",
+          "type": "string"
+        },
+        "architecture": {
+          "description": "Architecture of the server, such as ` + "`" + `amd64` + "`" + `.",
+          "type": "string"
+        },
+        "drivers": {
+          "description": "The kinds of objects that the server can create.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/info_driver"
+          }
+        },
+        "kernel": {
+          "description": "Release of the node's kernel.",
+          "type": "string"
+        },
+        "limits": {
+          "$ref": "#/definitions/info_limits"
+        },
+        "space": {
+          "description": "The space in directories of the server.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/info_space"
+          }
+        },
+        "started_at": {
+          "description": "When the server was started.",
+          "type": "string",
+          "format": "date-time",
+          "x-nullable": true
+        },
+        "version": {
+          "description": "Version of the server.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "api_version": "0.3.0",
+        "architecture": "amd64",
+        "drivers": [
+          {
+            "available": false,
+            "class": "attach",
+            "kind": "rbd",
+            "missing": [
+              "the kernel module rbd"
+            ]
+          }
+        ],
+        "kernel": "6.12.0",
+        "version": "0.3.0"
+      }
+    },
+    "info_driver": {
+      "description": "A kind of object, and whether the node can create it.",
+      "type": "object",
+      "properties": {
+        "available": {
+          "description": "The server found nothing that prevents it on this node.",
+          "type": "boolean",
+          "x-omitempty": false
+        },
+        "class": {
+          "description": "Class of the objects.",
+          "type": "string",
+          "enum": [
+            "attach",
+            "mount",
+            "container"
+          ]
+        },
+        "kind": {
+          "description": "Their kind. Containers have none.",
+          "type": "string"
+        },
+        "missing": {
+          "description": "The features that the kernel lacks for it, in words.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        }
+      },
+      "example": {
+        "available": false,
+        "class": "attach",
+        "kind": "rbd",
+        "missing": [
+          "the kernel module rbd"
+        ]
+      }
+    },
+    "info_limits": {
+      "description": "Limits of the server, as its flags set them.",
+      "type": "object",
+      "properties": {
+        "body": {
+          "description": "Bytes of a request body (` + "`" + `--max-body` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "client_requests": {
+          "description": "Number of requests that one client can have running (` + "`" + `--client-requests` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "create_timeout": {
+          "description": "Seconds that a create can take (` + "`" + `--create-timeout` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "delete_timeout": {
+          "description": "Seconds that a delete waits (` + "`" + `--delete-timeout` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "log_size": {
+          "description": "Bytes that the server keeps of a container's log (` + "`" + `--log-size` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "nesting": {
+          "description": "Depth of braces and brackets in a request body (` + "`" + `--max-nesting` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "objects": {
+          "description": "Number of objects (` + "`" + `--max-objects` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        },
+        "stop_timeout": {
+          "description": "Default seconds that a container has to stop (` + "`" + `--stop-timeout` + "`" + `).",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "body": 1048576,
+        "objects": 10000
+      }
+    },
+    "info_space": {
+      "description": "The space in a directory of the server.",
+      "type": "object",
+      "properties": {
+        "free": {
+          "description": "Bytes that are free.",
+          "type": "integer",
+          "format": "int64",
+          "x-omitempty": false
+        },
+        "path": {
+          "description": "The directory.",
+          "type": "string"
+        },
+        "size": {
+          "description": "Bytes that its file system can hold.",
+          "type": "integer",
+          "format": "int64",
+          "x-omitempty": false
+        }
+      },
+      "example": {
+        "free": 1073000000,
+        "path": "/run/imageapi",
+        "size": 1073741824
+      }
     },
     "iscsi_auth": {
       "description": "Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target likes. With ` + "`" + `target_username` + "`" + ` it is mutual: the\ntarget must prove who it is, too.\n\nSecrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again;\nunless they stand in files of the node. Such a file must be a regular file of root's, and no link, that nobody else may read or\nwrite (mode 0600 or 0400), of at most 4096 bytes; a newline at its end is left out. It is read when the attachment is made.\nThe server keeps them in its memory alone, to log in again.\n",
@@ -5766,11 +9189,20 @@ func init() {
           "type": "string",
           "readOnly": true
         },
+        "generation": {
+          "description": "An integer that changes only when the definition changes; see \"Safe retries\".",
+          "type": "integer",
+          "format": "int64",
+          "readOnly": true
+        },
         "id": {
           "$ref": "#/definitions/id"
         },
+        "identity": {
+          "$ref": "#/definitions/identity"
+        },
         "kind": {
-          "description": "Which kind of mount it is, and so which of the fields below defines it. ` + "`" + `uri` + "`" + ` was never made and is answered\nwith 501. ` + "`" + `rbd` + "`" + ` is a form of version 0.1: it is taken, and answered as ` + "`" + `attach` + "`" + `.\n",
+          "description": "Which kind of mount it is, and so which of the fields below defines it. ` + "`" + `uri` + "`" + ` is a short form, and ` + "`" + `rbd` + "`" + ` a form of version 0.1: both\nare for requests, and responses contain the objects that they stand for.\n",
           "type": "string",
           "enum": [
             "attach",
@@ -5781,11 +9213,31 @@ func init() {
             "rbd"
           ]
         },
+        "labels": {
+          "description": "Names and values of your own. The server stores them and selects by them in lists; see \"Labels\".",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "example": {
+            "job": "4711"
+          }
+        },
         "mountpoint": {
           "description": "The directory where it can be seen on the node, in the server's run directory.",
           "type": "string",
           "readOnly": true,
           "example": "/run/imageapi/mounts/4"
+        },
+        "needed_by": {
+          "description": "The objects that depend on this one.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
         },
         "nfs": {
           "$ref": "#/definitions/mount_nfs"
@@ -5820,6 +9272,9 @@ func init() {
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
+        },
+        "uri": {
+          "$ref": "#/definitions/mount_uri"
         },
         "waits_for": {
           "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
@@ -5869,10 +9324,13 @@ func init() {
           "x-omitempty": true
         },
         "partition": {
-          "description": "The number of a partition of the device, as listed in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device.\n",
+          "description": "The number of a partition of the device, as listed in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device. A request can have an\nobject in its place, with the fields of ` + "`" + `partition_selector` + "`" + `.\n",
           "type": "integer",
           "format": "int64",
           "default": 0
+        },
+        "partition_selector": {
+          "$ref": "#/definitions/partition_selector"
         }
       },
       "example": {
@@ -5980,6 +9438,9 @@ func init() {
         "lower"
       ],
       "properties": {
+        "id_map": {
+          "$ref": "#/definitions/id_map"
+        },
         "lower": {
           "description": "The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;\nmore is 422.\n",
           "type": "array",
@@ -6111,12 +9572,170 @@ func init() {
         }
       }
     },
+    "mount_uri": {
+      "description": "A short form for an image: the server derives the attachment and the mount from a URI. In requests only; responses contain the objects\nthat it stands for.\n",
+      "type": "object",
+      "required": [
+        "uri"
+      ],
+      "properties": {
+        "auth": {
+          "$ref": "#/definitions/remote_auth"
+        },
+        "ca_file": {
+          "description": "As in an attachment of kind ` + "`" + `http` + "`" + `.",
+          "type": "string"
+        },
+        "fs_type": {
+          "description": "As in a mount of kind ` + "`" + `attach` + "`" + `. By default the server looks at the image.",
+          "type": "string"
+        },
+        "mount_options": {
+          "description": "As in a mount of kind ` + "`" + `attach` + "`" + `.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true
+        },
+        "ro": {
+          "description": "Nothing can be written through this mount.",
+          "type": "boolean"
+        },
+        "uri": {
+          "description": "The image: a path, or a URI such as ` + "`" + `https://…` + "`" + `, ` + "`" + `oci://…` + "`" + `, ` + "`" + `nfs://…` + "`" + `.",
+          "type": "string"
+        },
+        "verity": {
+          "$ref": "#/definitions/attach_verity"
+        }
+      },
+      "example": {
+        "uri": "https://images.example.org/a.squashfs"
+      }
+    },
     "name": {
       "description": "The name of a container, for use instead of its id: letters, digits, ` + "`" + `.` + "`" + `, ` + "`" + `-` + "`" + ` and ` + "`" + `_` + "`" + `, at most 255. Unique among\ncontainers. A container without a name has only its id.\n",
       "type": "string",
       "maxLength": 255,
       "pattern": "^[A-Za-z0-9.\\-_]*$",
       "example": "web"
+    },
+    "nvme_controller": {
+      "description": "A connection to an NVMe subsystem.",
+      "type": "object",
+      "properties": {
+        "address": {
+          "description": "Address that it is connected to.",
+          "type": "string",
+          "readOnly": true
+        },
+        "name": {
+          "description": "Name of the controller, such as ` + "`" + `nvme0` + "`" + `.",
+          "type": "string",
+          "readOnly": true
+        },
+        "state": {
+          "description": "State of the controller, such as ` + "`" + `live` + "`" + ` or ` + "`" + `connecting` + "`" + `.",
+          "type": "string",
+          "readOnly": true
+        }
+      },
+      "example": {
+        "address": "192.0.2.7:4420",
+        "name": "nvme0",
+        "state": "live"
+      }
+    },
+    "oci_config": {
+      "description": "The configuration of an OCI image, as the image contains it. The server does not apply it.",
+      "type": "object",
+      "properties": {
+        "Cmd": {
+          "description": "Arguments of the program.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "Entrypoint": {
+          "description": "Program to start.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "Env": {
+          "description": "Environment, as ` + "`" + `NAME=value` + "`" + `.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "Labels": {
+          "description": "Labels of the image.",
+          "type": "object",
+          "additionalProperties": {
+            "type": "string"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
+        "User": {
+          "description": "User that runs the program.",
+          "type": "string",
+          "readOnly": true
+        },
+        "WorkingDir": {
+          "description": "Directory in which the program starts.",
+          "type": "string",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "Entrypoint": [
+          "/sbin/init"
+        ],
+        "WorkingDir": "/"
+      }
+    },
+    "os_release": {
+      "description": "Fields of the file ` + "`" + `/etc/os-release` + "`" + ` in the container's root.",
+      "type": "object",
+      "properties": {
+        "image_id": {
+          "description": "The value of IMAGE_ID.",
+          "type": "string",
+          "readOnly": true
+        },
+        "image_version": {
+          "description": "The value of IMAGE_VERSION.",
+          "type": "string",
+          "readOnly": true
+        },
+        "pretty_name": {
+          "description": "The value of PRETTY_NAME.",
+          "type": "string",
+          "readOnly": true
+        },
+        "version_id": {
+          "description": "The value of VERSION_ID.",
+          "type": "string",
+          "readOnly": true
+        }
+      },
+      "readOnly": true,
+      "example": {
+        "pretty_name": "Debian GNU/Linux 13",
+        "version_id": "13"
+      }
     },
     "partition": {
       "description": "One partition of a loopback device. To mount it, give its ` + "`" + `index` + "`" + ` in a mount of kind ` + "`" + `attach` + "`" + `.",
@@ -6149,6 +9768,32 @@ func init() {
         "index": 1,
         "size": 268435456,
         "start": 1048576
+      }
+    },
+    "partition_selector": {
+      "description": "Selects one partition of the device. Each field that is given must match, and exactly one partition must match all of them. It\ntakes precedence over ` + "`" + `partition` + "`" + `, which contains the number of the selected partition in responses.\n",
+      "type": "object",
+      "properties": {
+        "name": {
+          "description": "Name of the partition in a GPT.",
+          "type": "string"
+        },
+        "number": {
+          "description": "Number of the partition.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "type": {
+          "description": "Type of the partition, as a UUID or as a name of the Discoverable Partitions Specification, such as ` + "`" + `root` + "`" + `.",
+          "type": "string"
+        },
+        "uuid": {
+          "description": "UUID of the partition.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "type": "root"
       }
     },
     "plan": {
@@ -6260,6 +9905,39 @@ func init() {
         "does": "attach the file /images/a.squashfs to a loop device",
         "kind": "loopback",
         "path": "mount.attach.attach"
+      }
+    },
+    "probe": {
+      "description": "A command in the container that tells whether it works. The server repeats it until its exit status is 0.",
+      "type": "object",
+      "required": [
+        "args"
+      ],
+      "properties": {
+        "args": {
+          "description": "The program and its arguments.",
+          "type": "array",
+          "items": {
+            "type": "string"
+          }
+        },
+        "interval": {
+          "description": "How many seconds the server waits between two runs.",
+          "type": "integer",
+          "format": "int64"
+        },
+        "timeout": {
+          "description": "After how many seconds the server kills one run of it.",
+          "type": "integer",
+          "format": "int64"
+        }
+      },
+      "example": {
+        "args": [
+          "/bin/check-service"
+        ],
+        "interval": 1,
+        "timeout": 5
       }
     },
     "rbd_options": {
@@ -6405,6 +10083,93 @@ func init() {
         "ro": true,
         "secret": "AQ...=="
       }
+    },
+    "remote_auth": {
+      "description": "Credentials for a web server, an object store or a registry. Responses do not contain the secrets. Files with secrets must be\nroot's regular files with mode 0600 or 0400.\n",
+      "type": "object",
+      "properties": {
+        "bearer": {
+          "description": "A bearer token, alone.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "bearer_file": {
+          "description": "A file of the node with a bearer token. The server reads it again when the web server refuses the token.",
+          "type": "string"
+        },
+        "config_file": {
+          "description": "A file of the node with credentials for registries, in the format of Docker's ` + "`" + `config.json` + "`" + `. Only of kind ` + "`" + `oci` + "`" + `. A credential\nhelper in it returns 422: the server never executes one.\n",
+          "type": "string"
+        },
+        "password": {
+          "description": "Password of the user.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "password_file": {
+          "description": "A file of the node with the password.",
+          "type": "string"
+        },
+        "s3": {
+          "$ref": "#/definitions/s3_auth"
+        },
+        "user": {
+          "description": "User name, together with ` + "`" + `password` + "`" + ` or ` + "`" + `password_file` + "`" + `.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "password_file": "/etc/imageapi/password",
+        "user": "node1"
+      }
+    },
+    "s3_auth": {
+      "description": "Credentials for an S3 object store. The server signs each request.",
+      "type": "object",
+      "required": [
+        "access_key"
+      ],
+      "properties": {
+        "access_key": {
+          "description": "ID of the access key.",
+          "type": "string"
+        },
+        "endpoint": {
+          "description": "URL of the object store, if it is not that of Amazon.",
+          "type": "string"
+        },
+        "path_style": {
+          "description": "The bucket is the first part of the path instead of a part of the host name.",
+          "type": "boolean"
+        },
+        "region": {
+          "description": "Region of the bucket.",
+          "type": "string"
+        },
+        "secret_key": {
+          "description": "Its secret. Either this or ` + "`" + `secret_key_file` + "`" + ` is needed.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "secret_key_file": {
+          "description": "A file of the node with the secret.",
+          "type": "string"
+        },
+        "session_token": {
+          "description": "A token of temporary credentials.",
+          "type": "string",
+          "x-nullable": true
+        },
+        "session_token_file": {
+          "description": "A file of the node with such a token.",
+          "type": "string"
+        }
+      },
+      "example": {
+        "access_key": "AKIAEXAMPLE",
+        "region": "eu-central-1",
+        "secret_key_file": "/etc/imageapi/s3.key"
+      }
     }
   },
   "responses": {
@@ -6423,6 +10188,11 @@ func init() {
     }
   },
   "tags": [
+    {
+      "description": "The server itself, and the features of the node's kernel.",
+      "name": "node",
+      "x-displayName": "Node"
+    },
     {
       "description": "Block devices that are attached to the node, each with a device file.",
       "name": "attachments",

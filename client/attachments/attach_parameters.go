@@ -64,6 +64,11 @@ AttachParams contains all the parameters to send to the API endpoint
 */
 type AttachParams struct {
 
+	// IdempotencyKey.
+	//
+	// A key of your choice that makes the request safe to send again; see "Safe retries".
+	IdempotencyKey *string
+
 	// Attach.
 	//
 	// The `kind` and the definition in the field of the same name.
@@ -142,6 +147,17 @@ func (o *AttachParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
+// WithIdempotencyKey adds the idempotencyKey to the attach params.
+func (o *AttachParams) WithIdempotencyKey(idempotencyKey *string) *AttachParams {
+	o.SetIdempotencyKey(idempotencyKey)
+	return o
+}
+
+// SetIdempotencyKey adds the idempotencyKey to the attach params.
+func (o *AttachParams) SetIdempotencyKey(idempotencyKey *string) {
+	o.IdempotencyKey = idempotencyKey
+}
+
 // WithAttach adds the attach to the attach params.
 func (o *AttachParams) WithAttach(attach *models.Attach) *AttachParams {
 	o.SetAttach(attach)
@@ -170,6 +186,14 @@ func (o *AttachParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Regist
 		return err
 	}
 	var res []error
+
+	if o.IdempotencyKey != nil {
+
+		// header param Idempotency-Key
+		if err := r.SetHeaderParam("Idempotency-Key", *o.IdempotencyKey); err != nil {
+			return err
+		}
+	}
 	if o.Attach != nil {
 		if err := r.SetBodyParam(o.Attach); err != nil {
 			return err

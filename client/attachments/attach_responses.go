@@ -48,6 +48,10 @@ func NewAttachCreated() *AttachCreated {
 //
 // It is attached; `device_file` tells where.
 type AttachCreated struct {
+
+	// The path of the new object.
+	Location string
+
 	Payload *models.Attach
 }
 
@@ -96,6 +100,13 @@ func (o *AttachCreated) GetPayload() *models.Attach {
 }
 
 func (o *AttachCreated) readResponse(response runtime.ClientResponse, consumer runtime.Consumer, formats strfmt.Registry) error {
+
+	// hydrates response header Location
+	hdrLocation := response.GetHeader("Location")
+
+	if hdrLocation != "" {
+		o.Location = hdrLocation
+	}
 
 	o.Payload = new(models.Attach)
 

@@ -63,6 +63,11 @@ DeleteAttachParams contains all the parameters to send to the API endpoint
 */
 type DeleteAttachParams struct {
 
+	// IfMatch.
+	//
+	// Only if the object has this `generation`, in double quotes; else 412.
+	IfMatch *string
+
 	// Force.
 	//
 	// Go past idle dependants. What is in use stays in use.
@@ -143,6 +148,17 @@ func (o *DeleteAttachParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
+// WithIfMatch adds the ifMatch to the delete attach params.
+func (o *DeleteAttachParams) WithIfMatch(ifMatch *string) *DeleteAttachParams {
+	o.SetIfMatch(ifMatch)
+	return o
+}
+
+// SetIfMatch adds the ifMatch to the delete attach params.
+func (o *DeleteAttachParams) SetIfMatch(ifMatch *string) {
+	o.IfMatch = ifMatch
+}
+
 // WithForce adds the force to the delete attach params.
 func (o *DeleteAttachParams) WithForce(force *bool) *DeleteAttachParams {
 	o.SetForce(force)
@@ -171,6 +187,14 @@ func (o *DeleteAttachParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.
 		return err
 	}
 	var res []error
+
+	if o.IfMatch != nil {
+
+		// header param If-Match
+		if err := r.SetHeaderParam("If-Match", *o.IfMatch); err != nil {
+			return err
+		}
+	}
 
 	if o.Force != nil {
 

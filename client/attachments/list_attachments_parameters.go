@@ -12,6 +12,7 @@ import (
 	cr "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
 	"github.com/go-openapi/swag/conv"
+	"github.com/go-openapi/swag/stringutils"
 )
 
 // NewListAttachmentsParams creates a new ListAttachmentsParams object,
@@ -72,8 +73,13 @@ type ListAttachmentsParams struct {
 
 	// Kind.
 	//
-	// Only attachments of this kind: `iscsi`, `local`, `loopback` or `rbd`.
+	// Only attachments of this kind: `http`, `iscsi`, `local`, `loopback`, `nvme`, `oci` or `rbd`.
 	Kind *string
+
+	// Label.
+	//
+	// Only attachments with this label, such as `job=4711`. Repeat it to require several labels.
+	Label []string
 
 	HTTPClient *http.Client
 
@@ -154,6 +160,17 @@ func (o *ListAttachmentsParams) SetKind(kind *string) {
 	o.Kind = kind
 }
 
+// WithLabel adds the label to the list attachments params.
+func (o *ListAttachmentsParams) WithLabel(label []string) *ListAttachmentsParams {
+	o.SetLabel(label)
+	return o
+}
+
+// SetLabel adds the label to the list attachments params.
+func (o *ListAttachmentsParams) SetLabel(label []string) {
+	o.Label = label
+}
+
 // WriteToRequest writes these params to a [runtime.ClientRequest].
 func (o *ListAttachmentsParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registry) error {
 	if err := r.SetTimeout(o.inner.timeout); err != nil {
@@ -195,8 +212,36 @@ func (o *ListAttachmentsParams) WriteToRequest(r runtime.ClientRequest, reg strf
 		}
 	}
 
+	if o.Label != nil {
+
+		// binding items for label
+		joinedLabel := o.bindParamLabel(reg)
+
+		// query array param label
+		if err := r.SetQueryParam("label", joinedLabel...); err != nil {
+			return err
+		}
+	}
+
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
 	return nil
+}
+
+// bindParamListAttachments binds the parameter label.
+func (o *ListAttachmentsParams) bindParamLabel(formats strfmt.Registry) []string {
+	labelIR := o.Label
+
+	var labelIC []string
+	for _, labelIIR := range labelIR { // explode []string
+
+		labelIIV := labelIIR // string as string
+		labelIC = append(labelIC, labelIIV)
+	}
+
+	// items.CollectionFormat: "multi"
+	labelIS := stringutils.JoinByFormat(labelIC, "multi")
+
+	return labelIS
 }

@@ -121,11 +121,29 @@ type ClientService interface {
 	// ReadContainerLogContext read the log of a container.
 	ReadContainerLogContext(ctx context.Context, params *ReadContainerLogParams, writer io.Writer, opts ...ClientOption) (*ReadContainerLogOK, error)
 
+	// ReplaceContainer replace a running container by a new version.
+	ReplaceContainer(params *ReplaceContainerParams, opts ...ClientOption) (*ReplaceContainerOK, *ReplaceContainerAccepted, error)
+
+	// ReplaceContainerContext replace a running container by a new version.
+	ReplaceContainerContext(ctx context.Context, params *ReplaceContainerParams, opts ...ClientOption) (*ReplaceContainerOK, *ReplaceContainerAccepted, error)
+
+	// RollbackContainer return to the old version of a container.
+	RollbackContainer(params *RollbackContainerParams, opts ...ClientOption) (*RollbackContainerOK, error)
+
+	// RollbackContainerContext return to the old version of a container.
+	RollbackContainerContext(ctx context.Context, params *RollbackContainerParams, opts ...ClientOption) (*RollbackContainerOK, error)
+
 	// SetContainerState start stop pause or resume a container.
 	SetContainerState(params *SetContainerStateParams, opts ...ClientOption) (*SetContainerStateOK, error)
 
 	// SetContainerStateContext start stop pause or resume a container.
 	SetContainerStateContext(ctx context.Context, params *SetContainerStateParams, opts ...ClientOption) (*SetContainerStateOK, error)
+
+	// UpdateContainer change a container.
+	UpdateContainer(params *UpdateContainerParams, opts ...ClientOption) (*UpdateContainerOK, error)
+
+	// UpdateContainerContext change a container.
+	UpdateContainerContext(ctx context.Context, params *UpdateContainerParams, opts ...ClientOption) (*UpdateContainerOK, error)
 
 	// WaitForContainer wait for a container.
 	WaitForContainer(params *WaitForContainerParams, opts ...ClientOption) (*WaitForContainerOK, error)
@@ -574,6 +592,165 @@ func (a *Client) ReadContainerLogContext(ctx context.Context, params *ReadContai
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }
 
+// ReplaceContainer replaces a running container by a new version.
+//
+// Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its
+// `probe` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.
+//
+// The body contains only the fields that change. A field replaces the whole field of the old definition; `null` removes it (JSON merge
+// patch, RFC 7396).
+//
+// The response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and
+// the container's field `replacing` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete
+// the container. While the replace runs, lists contain one container of that name, in the state `running`.
+//
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422. The container must be `running`.
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.ReplaceContainerContext] instead.
+func (a *Client) ReplaceContainer(params *ReplaceContainerParams, opts ...ClientOption) (*ReplaceContainerOK, *ReplaceContainerAccepted, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.ReplaceContainerContext(ctx, params, opts...)
+}
+
+// ReplaceContainerContext replaces a running container by a new version.
+//
+// Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its
+// `probe` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.
+//
+// The body contains only the fields that change. A field replaces the whole field of the old definition; `null` removes it (JSON merge
+// patch, RFC 7396).
+//
+// The response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and
+// the container's field `replacing` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete
+// the container. While the replace runs, lists contain one container of that name, in the state `running`.
+//
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422. The container must be `running`.
+// .
+//
+// Do not use the deprecated [ReplaceContainerParams.Context] with this method: it would be ignored.
+func (a *Client) ReplaceContainerContext(ctx context.Context, params *ReplaceContainerParams, opts ...ClientOption) (*ReplaceContainerOK, *ReplaceContainerAccepted, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewReplaceContainerParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "replace_container",
+		Method:             "POST",
+		PathPattern:        "/container/replace",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &ReplaceContainerReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	// several success responses have to be checked
+	switch value := result.(type) {
+	case *ReplaceContainerOK:
+		return value, nil, nil
+	case *ReplaceContainerAccepted:
+		return nil, value, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*ReplaceContainerDefault)
+	return nil, nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
+// RollbackContainer returns to the old version of a container.
+//
+// Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see `keep_old` of
+// replace. If it is not, the response is 409.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.RollbackContainerContext] instead.
+func (a *Client) RollbackContainer(params *RollbackContainerParams, opts ...ClientOption) (*RollbackContainerOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.RollbackContainerContext(ctx, params, opts...)
+}
+
+// RollbackContainerContext returns to the old version of a container.
+//
+// Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see `keep_old` of
+// replace. If it is not, the response is 409.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// Do not use the deprecated [RollbackContainerParams.Context] with this method: it would be ignored.
+func (a *Client) RollbackContainerContext(ctx context.Context, params *RollbackContainerParams, opts ...ClientOption) (*RollbackContainerOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewRollbackContainerParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "rollback_container",
+		Method:             "POST",
+		PathPattern:        "/container/rollback",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &RollbackContainerReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*RollbackContainerOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*RollbackContainerDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
 // SetContainerState starts stop pause or resume a container.
 //
 // What is asked for, by the state that the container is in:
@@ -665,6 +842,77 @@ func (a *Client) SetContainerStateContext(ctx context.Context, params *SetContai
 	//
 	// a default response is provided: fill this and return an error
 	unexpectedSuccess := result.(*SetContainerStateDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
+// UpdateContainer changes a container.
+//
+// Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of
+// the old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.UpdateContainerContext] instead.
+func (a *Client) UpdateContainer(params *UpdateContainerParams, opts ...ClientOption) (*UpdateContainerOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.UpdateContainerContext(ctx, params, opts...)
+}
+
+// UpdateContainerContext changes a container.
+//
+// Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of
+// the old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.
+// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// .
+//
+// Do not use the deprecated [UpdateContainerParams.Context] with this method: it would be ignored.
+func (a *Client) UpdateContainerContext(ctx context.Context, params *UpdateContainerParams, opts ...ClientOption) (*UpdateContainerOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewUpdateContainerParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "update_container",
+		Method:             "PATCH",
+		PathPattern:        "/container/config",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &UpdateContainerReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*UpdateContainerOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*UpdateContainerDefault)
 
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }

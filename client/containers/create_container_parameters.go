@@ -64,6 +64,11 @@ CreateContainerParams contains all the parameters to send to the API endpoint
 */
 type CreateContainerParams struct {
 
+	// IdempotencyKey.
+	//
+	// A key of your choice that makes the request safe to send again; see "Safe retries".
+	IdempotencyKey *string
+
 	// Container.
 	//
 	// The definition.
@@ -142,6 +147,17 @@ func (o *CreateContainerParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
+// WithIdempotencyKey adds the idempotencyKey to the create container params.
+func (o *CreateContainerParams) WithIdempotencyKey(idempotencyKey *string) *CreateContainerParams {
+	o.SetIdempotencyKey(idempotencyKey)
+	return o
+}
+
+// SetIdempotencyKey adds the idempotencyKey to the create container params.
+func (o *CreateContainerParams) SetIdempotencyKey(idempotencyKey *string) {
+	o.IdempotencyKey = idempotencyKey
+}
+
 // WithContainer adds the container to the create container params.
 func (o *CreateContainerParams) WithContainer(container *models.Container) *CreateContainerParams {
 	o.SetContainer(container)
@@ -170,6 +186,14 @@ func (o *CreateContainerParams) WriteToRequest(r runtime.ClientRequest, reg strf
 		return err
 	}
 	var res []error
+
+	if o.IdempotencyKey != nil {
+
+		// header param Idempotency-Key
+		if err := r.SetHeaderParam("Idempotency-Key", *o.IdempotencyKey); err != nil {
+			return err
+		}
+	}
 	if o.Container != nil {
 		if err := r.SetBodyParam(o.Container); err != nil {
 			return err

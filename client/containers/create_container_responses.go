@@ -48,6 +48,10 @@ func NewCreateContainerCreated() *CreateContainerCreated {
 //
 // It is created, and running if that was asked for.
 type CreateContainerCreated struct {
+
+	// The path of the new object.
+	Location string
+
 	Payload *models.Container
 }
 
@@ -96,6 +100,13 @@ func (o *CreateContainerCreated) GetPayload() *models.Container {
 }
 
 func (o *CreateContainerCreated) readResponse(response runtime.ClientResponse, consumer runtime.Consumer, formats strfmt.Registry) error {
+
+	// hydrates response header Location
+	hdrLocation := response.GetHeader("Location")
+
+	if hdrLocation != "" {
+		o.Location = hdrLocation
+	}
 
 	o.Payload = new(models.Container)
 

@@ -63,6 +63,11 @@ DeleteContainerParams contains all the parameters to send to the API endpoint
 */
 type DeleteContainerParams struct {
 
+	// IfMatch.
+	//
+	// Only if the object has this `generation`, in double quotes; else 412.
+	IfMatch *string
+
 	// Force.
 	//
 	// Stop it first if it runs.
@@ -148,6 +153,17 @@ func (o *DeleteContainerParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
+// WithIfMatch adds the ifMatch to the delete container params.
+func (o *DeleteContainerParams) WithIfMatch(ifMatch *string) *DeleteContainerParams {
+	o.SetIfMatch(ifMatch)
+	return o
+}
+
+// SetIfMatch adds the ifMatch to the delete container params.
+func (o *DeleteContainerParams) SetIfMatch(ifMatch *string) {
+	o.IfMatch = ifMatch
+}
+
 // WithForce adds the force to the delete container params.
 func (o *DeleteContainerParams) WithForce(force *bool) *DeleteContainerParams {
 	o.SetForce(force)
@@ -187,6 +203,14 @@ func (o *DeleteContainerParams) WriteToRequest(r runtime.ClientRequest, reg strf
 		return err
 	}
 	var res []error
+
+	if o.IfMatch != nil {
+
+		// header param If-Match
+		if err := r.SetHeaderParam("If-Match", *o.IfMatch); err != nil {
+			return err
+		}
+	}
 
 	if o.Force != nil {
 

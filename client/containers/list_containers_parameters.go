@@ -12,6 +12,7 @@ import (
 	cr "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
 	"github.com/go-openapi/swag/conv"
+	"github.com/go-openapi/swag/stringutils"
 )
 
 // NewListContainersParams creates a new ListContainersParams object,
@@ -70,10 +71,20 @@ type ListContainersParams struct {
 	// Format: int64
 	ID *int64
 
+	// Label.
+	//
+	// Only containers with this label, such as `job=4711`. Repeat it to require several labels.
+	Label []string
+
 	// Name.
 	//
 	// Only the container with this name.
 	Name *string
+
+	// NamePrefix.
+	//
+	// Only containers whose names begin like this.
+	NamePrefix *string
 
 	// State.
 	//
@@ -148,6 +159,17 @@ func (o *ListContainersParams) SetID(id *int64) {
 	o.ID = id
 }
 
+// WithLabel adds the label to the list containers params.
+func (o *ListContainersParams) WithLabel(label []string) *ListContainersParams {
+	o.SetLabel(label)
+	return o
+}
+
+// SetLabel adds the label to the list containers params.
+func (o *ListContainersParams) SetLabel(label []string) {
+	o.Label = label
+}
+
 // WithName adds the name to the list containers params.
 func (o *ListContainersParams) WithName(name *string) *ListContainersParams {
 	o.SetName(name)
@@ -157,6 +179,17 @@ func (o *ListContainersParams) WithName(name *string) *ListContainersParams {
 // SetName adds the name to the list containers params.
 func (o *ListContainersParams) SetName(name *string) {
 	o.Name = name
+}
+
+// WithNamePrefix adds the namePrefix to the list containers params.
+func (o *ListContainersParams) WithNamePrefix(namePrefix *string) *ListContainersParams {
+	o.SetNamePrefix(namePrefix)
+	return o
+}
+
+// SetNamePrefix adds the namePrefix to the list containers params.
+func (o *ListContainersParams) SetNamePrefix(namePrefix *string) {
+	o.NamePrefix = namePrefix
 }
 
 // WithState adds the state to the list containers params.
@@ -194,6 +227,17 @@ func (o *ListContainersParams) WriteToRequest(r runtime.ClientRequest, reg strfm
 		}
 	}
 
+	if o.Label != nil {
+
+		// binding items for label
+		joinedLabel := o.bindParamLabel(reg)
+
+		// query array param label
+		if err := r.SetQueryParam("label", joinedLabel...); err != nil {
+			return err
+		}
+	}
+
 	if o.Name != nil {
 
 		// query param name
@@ -206,6 +250,23 @@ func (o *ListContainersParams) WriteToRequest(r runtime.ClientRequest, reg strfm
 		if qName != "" {
 
 			if err := r.SetQueryParam("name", qName); err != nil {
+				return err
+			}
+		}
+	}
+
+	if o.NamePrefix != nil {
+
+		// query param name_prefix
+		var qrNamePrefix string
+
+		if o.NamePrefix != nil {
+			qrNamePrefix = *o.NamePrefix
+		}
+		qNamePrefix := qrNamePrefix
+		if qNamePrefix != "" {
+
+			if err := r.SetQueryParam("name_prefix", qNamePrefix); err != nil {
 				return err
 			}
 		}
@@ -232,4 +293,21 @@ func (o *ListContainersParams) WriteToRequest(r runtime.ClientRequest, reg strfm
 		return errors.CompositeValidationError(res...)
 	}
 	return nil
+}
+
+// bindParamListContainers binds the parameter label.
+func (o *ListContainersParams) bindParamLabel(formats strfmt.Registry) []string {
+	labelIR := o.Label
+
+	var labelIC []string
+	for _, labelIIR := range labelIR { // explode []string
+
+		labelIIV := labelIIR // string as string
+		labelIC = append(labelIC, labelIIV)
+	}
+
+	// items.CollectionFormat: "multi"
+	labelIS := stringutils.JoinByFormat(labelIC, "multi")
+
+	return labelIS
 }

@@ -63,6 +63,11 @@ DeleteMountParams contains all the parameters to send to the API endpoint
 */
 type DeleteMountParams struct {
 
+	// IfMatch.
+	//
+	// Only if the object has this `generation`, in double quotes; else 412.
+	IfMatch *string
+
 	// Force.
 	//
 	// Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.
@@ -143,6 +148,17 @@ func (o *DeleteMountParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
+// WithIfMatch adds the ifMatch to the delete mount params.
+func (o *DeleteMountParams) WithIfMatch(ifMatch *string) *DeleteMountParams {
+	o.SetIfMatch(ifMatch)
+	return o
+}
+
+// SetIfMatch adds the ifMatch to the delete mount params.
+func (o *DeleteMountParams) SetIfMatch(ifMatch *string) {
+	o.IfMatch = ifMatch
+}
+
 // WithForce adds the force to the delete mount params.
 func (o *DeleteMountParams) WithForce(force *bool) *DeleteMountParams {
 	o.SetForce(force)
@@ -171,6 +187,14 @@ func (o *DeleteMountParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.R
 		return err
 	}
 	var res []error
+
+	if o.IfMatch != nil {
+
+		// header param If-Match
+		if err := r.SetHeaderParam("If-Match", *o.IfMatch); err != nil {
+			return err
+		}
+	}
 
 	if o.Force != nil {
 

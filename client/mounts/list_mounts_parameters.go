@@ -12,6 +12,7 @@ import (
 	cr "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
 	"github.com/go-openapi/swag/conv"
+	"github.com/go-openapi/swag/stringutils"
 )
 
 // NewListMountsParams creates a new ListMountsParams object,
@@ -74,6 +75,11 @@ type ListMountsParams struct {
 	//
 	// Only mounts of this kind: `attach`, `bind`, `nfs` or `overlay`.
 	Kind *string
+
+	// Label.
+	//
+	// Only mounts with this label, such as `job=4711`. Repeat it to require several labels.
+	Label []string
 
 	HTTPClient *http.Client
 
@@ -154,6 +160,17 @@ func (o *ListMountsParams) SetKind(kind *string) {
 	o.Kind = kind
 }
 
+// WithLabel adds the label to the list mounts params.
+func (o *ListMountsParams) WithLabel(label []string) *ListMountsParams {
+	o.SetLabel(label)
+	return o
+}
+
+// SetLabel adds the label to the list mounts params.
+func (o *ListMountsParams) SetLabel(label []string) {
+	o.Label = label
+}
+
 // WriteToRequest writes these params to a [runtime.ClientRequest].
 func (o *ListMountsParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registry) error {
 	if err := r.SetTimeout(o.inner.timeout); err != nil {
@@ -195,8 +212,36 @@ func (o *ListMountsParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Re
 		}
 	}
 
+	if o.Label != nil {
+
+		// binding items for label
+		joinedLabel := o.bindParamLabel(reg)
+
+		// query array param label
+		if err := r.SetQueryParam("label", joinedLabel...); err != nil {
+			return err
+		}
+	}
+
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
 	return nil
+}
+
+// bindParamListMounts binds the parameter label.
+func (o *ListMountsParams) bindParamLabel(formats strfmt.Registry) []string {
+	labelIR := o.Label
+
+	var labelIC []string
+	for _, labelIIR := range labelIR { // explode []string
+
+		labelIIV := labelIIR // string as string
+		labelIC = append(labelIC, labelIIV)
+	}
+
+	// items.CollectionFormat: "multi"
+	labelIS := stringutils.JoinByFormat(labelIC, "multi")
+
+	return labelIS
 }

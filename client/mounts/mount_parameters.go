@@ -64,6 +64,11 @@ MountParams contains all the parameters to send to the API endpoint
 */
 type MountParams struct {
 
+	// IdempotencyKey.
+	//
+	// A key of your choice that makes the request safe to send again; see "Safe retries".
+	IdempotencyKey *string
+
 	// DryRun.
 	//
 	// Make nothing and answer 200 with a `plan`; see "Dry runs".
@@ -142,6 +147,17 @@ func (o *MountParams) SetHTTPClient(client *http.Client) {
 	o.HTTPClient = client
 }
 
+// WithIdempotencyKey adds the idempotencyKey to the mount params.
+func (o *MountParams) WithIdempotencyKey(idempotencyKey *string) *MountParams {
+	o.SetIdempotencyKey(idempotencyKey)
+	return o
+}
+
+// SetIdempotencyKey adds the idempotencyKey to the mount params.
+func (o *MountParams) SetIdempotencyKey(idempotencyKey *string) {
+	o.IdempotencyKey = idempotencyKey
+}
+
 // WithDryRun adds the dryRun to the mount params.
 func (o *MountParams) WithDryRun(dryRun *bool) *MountParams {
 	o.SetDryRun(dryRun)
@@ -170,6 +186,14 @@ func (o *MountParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registr
 		return err
 	}
 	var res []error
+
+	if o.IdempotencyKey != nil {
+
+		// header param Idempotency-Key
+		if err := r.SetHeaderParam("Idempotency-Key", *o.IdempotencyKey); err != nil {
+			return err
+		}
+	}
 
 	if o.DryRun != nil {
 

@@ -48,6 +48,10 @@ func NewMountCreated() *MountCreated {
 //
 // It is mounted; `mountpoint` tells where.
 type MountCreated struct {
+
+	// The path of the new object.
+	Location string
+
 	Payload *models.Mount
 }
 
@@ -96,6 +100,13 @@ func (o *MountCreated) GetPayload() *models.Mount {
 }
 
 func (o *MountCreated) readResponse(response runtime.ClientResponse, consumer runtime.Consumer, formats strfmt.Registry) error {
+
+	// hydrates response header Location
+	hdrLocation := response.GetHeader("Location")
+
+	if hdrLocation != "" {
+		o.Location = hdrLocation
+	}
 
 	o.Payload = new(models.Mount)
 

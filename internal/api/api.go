@@ -94,7 +94,7 @@ func New(spec *Specification, o Options) http.Handler {
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
 		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(a.guard(a.health(pages(a.route(spec.routes)))))
+	return a.observe(a.guard(a.health(pages(pendingPaths(a.route(spec.routes))))))
 }
 
 // route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts

@@ -29,6 +29,7 @@ func TestDefaultsOfQueries(t *testing.T) {
 		"delete_attach":      attachments.NewDeleteAttachParams(),
 		"delete_mount":       mounts.NewDeleteMountParams(),
 		"delete_container":   containers.NewDeleteContainerParams(),
+		"replace_container":  containers.NewReplaceContainerParams(),
 		"read_container_log": containers.NewReadContainerLogParams(),
 		"wait_for_container": containers.NewWaitForContainerParams(),
 	}

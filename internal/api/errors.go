@@ -88,6 +88,8 @@ func sectionOf(status int) string {
 		return "408-too-slow"
 	case http.StatusConflict:
 		return "409-conflict"
+	case http.StatusPreconditionFailed:
+		return "412-precondition"
 	case http.StatusRequestEntityTooLarge:
 		return "413-too-large"
 	case http.StatusUnsupportedMediaType:
@@ -104,6 +106,8 @@ func sectionOf(status int) string {
 		return "503-shutting-down"
 	case http.StatusGatewayTimeout:
 		return "504-deadline"
+	case http.StatusInsufficientStorage:
+		return "507-out-of-space"
 	default:
 		return "500-internal"
 	}

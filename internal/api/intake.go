@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ func (a *api) intake(next http.Handler) http.Handler {
 		route := middleware.MatchedRouteFrom(r)
 		e := exchangeOf(r)
 		e.operation, e.known = route.Operation.ID, true
-		if err := checkQuery(r, route.Operation); err != nil {
+		if err := cmp.Or(checkPending(r, route.Operation), checkQuery(r, route.Operation)); err != nil {
 			serveError(w, r, err)
 			return
 		}
@@ -130,7 +131,7 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 	n := normalizer{}
 	value = n.value(s.name, s, value, true)
 	n.warnAbout(r) // of what is wrong it may be the cause: a field that is missing is there by another name
-	if err := n.faults.Err(); err != nil {
+	if err := cmp.Or(n.faults.Err(), pendingFields(n.pending)); err != nil {
 		return nil, err
 	}
 	return json.Marshal(value)
@@ -140,6 +141,7 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 type normalizer struct {
 	faults  errs.Faults
 	dropped []string // what is ignored, and why
+	pending []string // fields that this version does not implement
 }
 
 // value checks v and normalizes it in place; top tells that it is the body itself.
@@ -188,6 +190,7 @@ func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) a
 		}
 	}
 	n.others(path, s, m)
+	n.otherForms(path, s, m)
 	for _, key := range slices.Sorted(maps.Keys(m)) {
 		field := s.fields[key]
 		sub := path + "." + key
@@ -195,10 +198,13 @@ func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) a
 		case field == nil:
 			n.drop("unknown field", sub)
 			delete(m, key)
-		case field.readOnly || m[key] == nil:
+		case field.readOnly || field.shown || m[key] == nil:
 			delete(m, key)
 		default:
 			m[key] = n.value(sub, field.shape, m[key], false)
+			if isPending(s.name + "." + key) {
+				n.pending = append(n.pending, sub)
+			}
 		}
 	}
 	n.translate(path, s, m)
@@ -272,6 +278,33 @@ func (n *normalizer) integer(path string, number json.Number) int64 {
 		n.faults.Add(path, "must be an integer of 64 bits, not %.40s", number)
 	}
 	return i
+}
+
+// otherForms rewrites values that have a second form on the wire, before their types are checked.
+func (n *normalizer) otherForms(path string, s *shape, m map[string]any) {
+	switch s.name {
+	case "mount_attach":
+		n.partitionObject(path, m)
+	case "container_rlimit":
+		for _, key := range []string{"soft", "hard"} {
+			if m[key] == "unlimited" {
+				m[key] = json.Number("-1")
+			}
+		}
+	}
+}
+
+// partitionObject moves a partition that is given as an object to partition_selector: the type of partition is integer.
+func (n *normalizer) partitionObject(path string, m map[string]any) {
+	selector, ok := m["partition"].(map[string]any)
+	if !ok {
+		return
+	}
+	if m["partition_selector"] != nil {
+		n.faults.Add(path+".partition", "is an object although partition_selector is given too: give one of them")
+	}
+	m["partition_selector"] = selector
+	delete(m, "partition")
 }
 
 // translate turns what older versions called differently into today's words.

@@ -171,7 +171,7 @@ func TestIntakeOfRequests(t *testing.T) {
 		{"trailing text", good + "x", "application/json", 400, "something follows"},
 		{"all faults of types", `{"kind":1,"local":2}`, "application/json", 422, "attach.kind: must be of type string, not number; attach.local: must be"},
 		{"all faults of values", `{"kind":"floppy","loopback":{"base":"disk"}}`, "application/json", 422, "attach.loopback.base: is \"disk\"; it must be one of root, mount; attach.loopback.path: is required"},
-		{"an enum", `{"kind":"floppy"}`, "application/json", 422, "attach.kind: is \"floppy\"; it must be one of iscsi, local, loopback, rbd"},
+		{"an enum", `{"kind":"floppy"}`, "application/json", 422, "attach.kind: is \"floppy\"; it must be one of iscsi, local, loopback, rbd, http, oci, nvme"},
 		{"nothing", `{}`, "application/json", 422, "attach.kind: is required"},
 		{"a kind without a driver", `{"kind":"rbd","rbd":{"monitors":["m"],"pool":"p","image":"i"}}`, "application/json", 501, `no attach driver of kind "rbd"`},
 	}

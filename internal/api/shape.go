@@ -19,6 +19,7 @@ type shape struct {
 	kinds  []string          // an object's fields of which "kind" selects one
 	needed []string          // an object's required fields
 	items  *shape            // of an array, or of an object with names of the client's own
+	shown  bool              // only in responses
 
 	enum    []string       // of a string; empty if there is none
 	pattern *regexp.Regexp // of a string, or nil
@@ -50,7 +51,7 @@ func readShapes(definitions map[string]json.RawMessage) (map[string]*shape, erro
 }
 
 func (s *shape) fill(shapes map[string]*shape, schema *schema) (err error) {
-	s.kind = schema.Type
+	s.kind, s.shown = schema.Type, schema.ReadOnly
 	switch s.kind {
 	case "object":
 		if schema.AdditionalProperties == nil {

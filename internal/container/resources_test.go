@@ -3,6 +3,7 @@ package container_test
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -52,12 +53,12 @@ func TestPlanResources(t *testing.T) {
 		if c.faults != nil || u == nil {
 			continue
 		}
-		if c.want == (models.ContainerResources{}) {
+		if reflect.ValueOf(c.want).IsZero() {
 			c.want = c.given
 		}
 		var shown models.Container
 		u.Show(driver.Object{Container: &shown}, driver.Live{}, nil)
-		if shown.Resources == nil || *shown.Resources != c.want {
+		if shown.Resources == nil || !reflect.DeepEqual(*shown.Resources, c.want) {
 			t.Errorf("%+v is shown as %+v", c.given, shown.Resources)
 		}
 	}

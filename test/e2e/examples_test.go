@@ -79,6 +79,28 @@ var settings = map[string][2]setting{
 	"get_container_stats": {{requests: []string{exampleBind, exampleRunning}}, {requests: []string{exampleBind, exampleCreated}}},
 }
 
+// pendingOperations are those that the server does not implement yet. Take one out when it does, and give it a setting.
+var pendingOperations = []string{"get_info", "replace_container", "rollback_container", "update_container"}
+
+// TestPendingOperations: each returns 501 in words, and changes nothing.
+func TestPendingOperations(t *testing.T) {
+	n := newExampleNode(t)
+	before := n.everything(t.Context(), t)
+	all := n.operations(t)
+	for _, id := range pendingOperations {
+		o := all[id]
+		var body any
+		for _, body = range o.bodies() {
+		}
+		if status, answer := n.send(t, o, body); status != http.StatusNotImplemented || !strings.Contains(fmt.Sprint(answer), id) {
+			t.Errorf("%s returns %d: %v", id, status, answer)
+		}
+	}
+	if after := n.everything(t.Context(), t); after != before {
+		t.Errorf("objects changed from %s to %s", before, after)
+	}
+}
+
 func withoutImage(t *testing.T, n exampleNode) {
 	t.Helper()
 	must(t, os.Remove(filepath.Join(n.images, "a.squashfs")))
@@ -184,8 +206,8 @@ func (n exampleNode) send(t *testing.T, o exampleOperation, body any) (status in
 // specification shows.
 func TestSpecExamples(t *testing.T) {
 	for id, o := range newExampleNode(t).operations(t) {
-		if id == "watch_events" {
-			continue // its answer has no end: TestSpecExampleOfEvents
+		if id == "watch_events" || slices.Contains(pendingOperations, id) {
+			continue // the answer of the former has no end: TestSpecExampleOfEvents
 		}
 		for i, kind := range []string{"success", "refused"} {
 			t.Run(id+"/"+kind, func(t *testing.T) {
@@ -284,7 +306,7 @@ func steadyEvent(e testkit.Event, paths *strings.Replacer) any {
 func TestSpecExamplesOfBodies(t *testing.T) {
 	for id, o := range newExampleNode(t).operations(t) {
 		for name, body := range o.bodies() {
-			if name == primary[id] || slices.Contains([]string{"nfs", "iscsi", "rbd"}, name) {
+			if name == primary[id] || slices.Contains(pendingOperations, id) || slices.Contains([]string{"nfs", "iscsi", "rbd"}, name) {
 				continue
 			}
 			t.Run(id+"/"+name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
@@ -62,7 +63,7 @@ func TestResourcesAreCounted(t *testing.T) {
 	n := newNode(t)
 	r := models.ContainerResources{Memory: 64<<20 + 1, Swap: -1, Pids: 20}
 	made := n.create(t, n.limited(`/bin/sh -c 'dd if=/dev/zero of=/dev/shm/file bs=1M count=32 2>/dev/null; for i in $(seq 100); do sleep 1000 & done'`, r))
-	if made.Resources == nil || *made.Resources != r {
+	if made.Resources == nil || !reflect.DeepEqual(*made.Resources, r) {
 		t.Errorf("shown: %+v", made.Resources)
 	}
 	c := n.reaches(t, made.ID, models.ContainerStateDead)

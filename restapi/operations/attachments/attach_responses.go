@@ -18,6 +18,9 @@ const AttachCreatedCode int = 201
 // swagger:response attachCreated
 type AttachCreated struct {
 
+	// The path of the new object.
+	Location string `json:"Location"`
+
 	// In: Body
 	Payload *models.Attach `json:"body,omitempty"`
 }
@@ -26,6 +29,17 @@ type AttachCreated struct {
 func NewAttachCreated() *AttachCreated {
 
 	return &AttachCreated{}
+}
+
+// WithLocation adds the location to the attach created response
+func (o *AttachCreated) WithLocation(location string) *AttachCreated {
+	o.Location = location
+	return o
+}
+
+// SetLocation sets the location to the attach created response
+func (o *AttachCreated) SetLocation(location string) {
+	o.Location = location
 }
 
 // WithPayload adds the payload to the attach created response
@@ -41,6 +55,13 @@ func (o *AttachCreated) SetPayload(payload *models.Attach) {
 
 // WriteResponse to the client
 func (o *AttachCreated) WriteResponse(rw http.ResponseWriter, producer runtime.Producer) {
+
+	// response header Location
+
+	location := o.Location
+	if location != "" {
+		rw.Header().Set("Location", location)
+	}
 
 	rw.WriteHeader(201)
 	if o.Payload != nil {

@@ -30,9 +30,13 @@ type ListAttachmentsParams struct {
 	// Only the attachment with this id.
 	// In: query
 	ID *int64
-	// Only attachments of this kind: `iscsi`, `local`, `loopback` or `rbd`.
+	// Only attachments of this kind: `http`, `iscsi`, `local`, `loopback`, `nvme`, `oci` or `rbd`.
 	// In: query
 	Kind *string
+	// Only attachments with this label, such as `job=4711`. Repeat it to require several labels.
+	// In: query
+	// Collection Format: multi
+	Label []string
 }
 
 // BindRequest both binds and validates a request, it assumes that complex things implement a Validatable(strfmt.Registry) error interface
@@ -52,6 +56,11 @@ func (o *ListAttachmentsParams) BindRequest(r *http.Request, route *middleware.M
 
 	qKind, qhkKind, _ := qs.GetOK("kind")
 	if err := o.bindKind(qKind, qhkKind, route.Formats); err != nil {
+		res = append(res, err)
+	}
+
+	qLabel, qhkLabel, _ := qs.GetOK("label")
+	if err := o.bindLabel(qLabel, qhkLabel, route.Formats); err != nil {
 		res = append(res, err)
 	}
 	if len(res) > 0 {
@@ -97,6 +106,28 @@ func (o *ListAttachmentsParams) bindKind(rawData []string, hasKey bool, formats 
 		return nil
 	}
 	o.Kind = &raw
+
+	return nil
+}
+
+// bindLabel binds and validates array parameter Label from query.
+//
+// Arrays are parsed according to CollectionFormat: "multi" (defaults to "csv" when empty).
+func (o *ListAttachmentsParams) bindLabel(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	// CollectionFormat: multi
+	labelIC := rawData
+	if len(labelIC) == 0 {
+		return nil
+	}
+
+	var labelIR []string
+	for _, labelIV := range labelIC {
+		labelI := labelIV
+
+		labelIR = append(labelIR, labelI)
+	}
+
+	o.Label = labelIR
 
 	return nil
 }

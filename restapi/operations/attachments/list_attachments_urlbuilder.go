@@ -8,12 +8,14 @@ import (
 	golangswaggerpaths "path"
 
 	"github.com/go-openapi/swag/conv"
+	"github.com/go-openapi/swag/stringutils"
 )
 
 // ListAttachmentsURL generates an URL for the list attachments operation
 type ListAttachmentsURL struct {
-	ID   *int64
-	Kind *string
+	ID    *int64
+	Kind  *string
+	Label []string
 
 	_basePath string
 	// avoid unkeyed usage
@@ -63,6 +65,20 @@ func (o *ListAttachmentsURL) Build() (*url.URL, error) {
 	}
 	if kindQ != "" {
 		qs.Set("kind", kindQ)
+	}
+
+	var labelIR []string
+	for _, labelI := range o.Label {
+		labelIS := labelI
+		if labelIS != "" {
+			labelIR = append(labelIR, labelIS)
+		}
+	}
+
+	label := stringutils.JoinByFormat(labelIR, "multi")
+
+	for _, qsv := range label {
+		qs.Add("label", qsv)
 	}
 
 	_result.RawQuery = qs.Encode()

@@ -36,6 +36,10 @@ func NewCreateContainerParams() CreateContainerParams {
 type CreateContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
+	// A key of your choice that makes the request safe to send again; see "Safe retries".
+	// Max Length: 255
+	// In: header
+	IdempotencyKey *string
 	// The definition.
 	// In: body
 	Container *models.Container
@@ -54,6 +58,10 @@ func (o *CreateContainerParams) BindRequest(r *http.Request, route *middleware.M
 
 	o.HTTPRequest = r
 	qs := runtime.Values(r.URL.Query())
+
+	if err := o.bindIdempotencyKey(r.Header[http.CanonicalHeaderKey("Idempotency-Key")], true, route.Formats); err != nil {
+		res = append(res, err)
+	}
 
 	if runtime.HasBody(r) {
 		defer func() {
@@ -86,6 +94,37 @@ func (o *CreateContainerParams) BindRequest(r *http.Request, route *middleware.M
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+// bindIdempotencyKey binds and validates parameter IdempotencyKey from header.
+func (o *CreateContainerParams) bindIdempotencyKey(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	var raw string
+	if len(rawData) > 0 {
+		raw = rawData[len(rawData)-1]
+	}
+
+	// Required: false
+
+	if raw == "" { // empty values pass all other validations
+		return nil
+	}
+	o.IdempotencyKey = &raw
+
+	if err := o.validateIdempotencyKey(formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+// validateIdempotencyKey carries out validations for parameter IdempotencyKey
+func (o *CreateContainerParams) validateIdempotencyKey(formats strfmt.Registry) error {
+
+	if err := validate.MaxLength("Idempotency-Key", "header", *o.IdempotencyKey, 255); err != nil {
+		return err
+	}
+
 	return nil
 }
 

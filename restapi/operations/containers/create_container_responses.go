@@ -18,6 +18,9 @@ const CreateContainerCreatedCode int = 201
 // swagger:response createContainerCreated
 type CreateContainerCreated struct {
 
+	// The path of the new object.
+	Location string `json:"Location"`
+
 	// In: Body
 	Payload *models.Container `json:"body,omitempty"`
 }
@@ -26,6 +29,17 @@ type CreateContainerCreated struct {
 func NewCreateContainerCreated() *CreateContainerCreated {
 
 	return &CreateContainerCreated{}
+}
+
+// WithLocation adds the location to the create container created response
+func (o *CreateContainerCreated) WithLocation(location string) *CreateContainerCreated {
+	o.Location = location
+	return o
+}
+
+// SetLocation sets the location to the create container created response
+func (o *CreateContainerCreated) SetLocation(location string) {
+	o.Location = location
 }
 
 // WithPayload adds the payload to the create container created response
@@ -41,6 +55,13 @@ func (o *CreateContainerCreated) SetPayload(payload *models.Container) {
 
 // WriteResponse to the client
 func (o *CreateContainerCreated) WriteResponse(rw http.ResponseWriter, producer runtime.Producer) {
+
+	// response header Location
+
+	location := o.Location
+	if location != "" {
+		rw.Header().Set("Location", location)
+	}
 
 	rw.WriteHeader(201)
 	if o.Payload != nil {

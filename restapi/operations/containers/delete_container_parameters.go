@@ -34,6 +34,9 @@ func NewDeleteContainerParams() DeleteContainerParams {
 type DeleteContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
+	// Only if the object has this `generation`, in double quotes; else 412.
+	// In: header
+	IfMatch *string
 	// Stop it first if it runs.
 	// In: query
 	// Default: false
@@ -56,6 +59,10 @@ func (o *DeleteContainerParams) BindRequest(r *http.Request, route *middleware.M
 	o.HTTPRequest = r
 	qs := runtime.Values(r.URL.Query())
 
+	if err := o.bindIfMatch(r.Header[http.CanonicalHeaderKey("If-Match")], true, route.Formats); err != nil {
+		res = append(res, err)
+	}
+
 	qForce, qhkForce, _ := qs.GetOK("force")
 	if err := o.bindForce(qForce, qhkForce, route.Formats); err != nil {
 		res = append(res, err)
@@ -73,6 +80,23 @@ func (o *DeleteContainerParams) BindRequest(r *http.Request, route *middleware.M
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+// bindIfMatch binds and validates parameter IfMatch from header.
+func (o *DeleteContainerParams) bindIfMatch(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	var raw string
+	if len(rawData) > 0 {
+		raw = rawData[len(rawData)-1]
+	}
+
+	// Required: false
+
+	if raw == "" { // empty values pass all other validations
+		return nil
+	}
+	o.IfMatch = &raw
+
 	return nil
 }
 

@@ -30,9 +30,16 @@ type ListContainersParams struct {
 	// Only the container with this id.
 	// In: query
 	ID *int64
+	// Only containers with this label, such as `job=4711`. Repeat it to require several labels.
+	// In: query
+	// Collection Format: multi
+	Label []string
 	// Only the container with this name.
 	// In: query
 	Name *string
+	// Only containers whose names begin like this.
+	// In: query
+	NamePrefix *string
 	// Only containers in this state: `created`, `running`, `paused`, `stopping`, `exited` or `dead`.
 	// In: query
 	State *string
@@ -53,8 +60,18 @@ func (o *ListContainersParams) BindRequest(r *http.Request, route *middleware.Ma
 		res = append(res, err)
 	}
 
+	qLabel, qhkLabel, _ := qs.GetOK("label")
+	if err := o.bindLabel(qLabel, qhkLabel, route.Formats); err != nil {
+		res = append(res, err)
+	}
+
 	qName, qhkName, _ := qs.GetOK("name")
 	if err := o.bindName(qName, qhkName, route.Formats); err != nil {
+		res = append(res, err)
+	}
+
+	qNamePrefix, qhkNamePrefix, _ := qs.GetOK("name_prefix")
+	if err := o.bindNamePrefix(qNamePrefix, qhkNamePrefix, route.Formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -91,6 +108,28 @@ func (o *ListContainersParams) bindID(rawData []string, hasKey bool, formats str
 	return nil
 }
 
+// bindLabel binds and validates array parameter Label from query.
+//
+// Arrays are parsed according to CollectionFormat: "multi" (defaults to "csv" when empty).
+func (o *ListContainersParams) bindLabel(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	// CollectionFormat: multi
+	labelIC := rawData
+	if len(labelIC) == 0 {
+		return nil
+	}
+
+	var labelIR []string
+	for _, labelIV := range labelIC {
+		labelI := labelIV
+
+		labelIR = append(labelIR, labelI)
+	}
+
+	o.Label = labelIR
+
+	return nil
+}
+
 // bindName binds and validates parameter Name from query.
 func (o *ListContainersParams) bindName(rawData []string, hasKey bool, formats strfmt.Registry) error {
 	var raw string
@@ -105,6 +144,24 @@ func (o *ListContainersParams) bindName(rawData []string, hasKey bool, formats s
 		return nil
 	}
 	o.Name = &raw
+
+	return nil
+}
+
+// bindNamePrefix binds and validates parameter NamePrefix from query.
+func (o *ListContainersParams) bindNamePrefix(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	var raw string
+	if len(rawData) > 0 {
+		raw = rawData[len(rawData)-1]
+	}
+
+	// Required: false
+	// AllowEmptyValue: false
+
+	if raw == "" { // empty values pass all other validations
+		return nil
+	}
+	o.NamePrefix = &raw
 
 	return nil
 }

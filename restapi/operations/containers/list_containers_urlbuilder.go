@@ -8,13 +8,16 @@ import (
 	golangswaggerpaths "path"
 
 	"github.com/go-openapi/swag/conv"
+	"github.com/go-openapi/swag/stringutils"
 )
 
 // ListContainersURL generates an URL for the list containers operation
 type ListContainersURL struct {
-	ID    *int64
-	Name  *string
-	State *string
+	ID         *int64
+	Label      []string
+	Name       *string
+	NamePrefix *string
+	State      *string
 
 	_basePath string
 	// avoid unkeyed usage
@@ -58,12 +61,34 @@ func (o *ListContainersURL) Build() (*url.URL, error) {
 		qs.Set("id", idQ)
 	}
 
+	var labelIR []string
+	for _, labelI := range o.Label {
+		labelIS := labelI
+		if labelIS != "" {
+			labelIR = append(labelIR, labelIS)
+		}
+	}
+
+	label := stringutils.JoinByFormat(labelIR, "multi")
+
+	for _, qsv := range label {
+		qs.Add("label", qsv)
+	}
+
 	var nameQ string
 	if o.Name != nil {
 		nameQ = *o.Name
 	}
 	if nameQ != "" {
 		qs.Set("name", nameQ)
+	}
+
+	var namePrefixQ string
+	if o.NamePrefix != nil {
+		namePrefixQ = *o.NamePrefix
+	}
+	if namePrefixQ != "" {
+		qs.Set("name_prefix", namePrefixQ)
 	}
 
 	var stateQ string

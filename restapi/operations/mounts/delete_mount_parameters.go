@@ -35,6 +35,9 @@ func NewDeleteMountParams() DeleteMountParams {
 type DeleteMountParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
+	// Only if the object has this `generation`, in double quotes; else 412.
+	// In: header
+	IfMatch *string
 	// Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.
 	// In: query
 	// Default: false
@@ -55,6 +58,10 @@ func (o *DeleteMountParams) BindRequest(r *http.Request, route *middleware.Match
 	o.HTTPRequest = r
 	qs := runtime.Values(r.URL.Query())
 
+	if err := o.bindIfMatch(r.Header[http.CanonicalHeaderKey("If-Match")], true, route.Formats); err != nil {
+		res = append(res, err)
+	}
+
 	qForce, qhkForce, _ := qs.GetOK("force")
 	if err := o.bindForce(qForce, qhkForce, route.Formats); err != nil {
 		res = append(res, err)
@@ -67,6 +74,23 @@ func (o *DeleteMountParams) BindRequest(r *http.Request, route *middleware.Match
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+// bindIfMatch binds and validates parameter IfMatch from header.
+func (o *DeleteMountParams) bindIfMatch(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	var raw string
+	if len(rawData) > 0 {
+		raw = rawData[len(rawData)-1]
+	}
+
+	// Required: false
+
+	if raw == "" { // empty values pass all other validations
+		return nil
+	}
+	o.IfMatch = &raw
+
 	return nil
 }
 

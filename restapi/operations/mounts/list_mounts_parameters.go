@@ -33,6 +33,10 @@ type ListMountsParams struct {
 	// Only mounts of this kind: `attach`, `bind`, `nfs` or `overlay`.
 	// In: query
 	Kind *string
+	// Only mounts with this label, such as `job=4711`. Repeat it to require several labels.
+	// In: query
+	// Collection Format: multi
+	Label []string
 }
 
 // BindRequest both binds and validates a request, it assumes that complex things implement a Validatable(strfmt.Registry) error interface
@@ -52,6 +56,11 @@ func (o *ListMountsParams) BindRequest(r *http.Request, route *middleware.Matche
 
 	qKind, qhkKind, _ := qs.GetOK("kind")
 	if err := o.bindKind(qKind, qhkKind, route.Formats); err != nil {
+		res = append(res, err)
+	}
+
+	qLabel, qhkLabel, _ := qs.GetOK("label")
+	if err := o.bindLabel(qLabel, qhkLabel, route.Formats); err != nil {
 		res = append(res, err)
 	}
 	if len(res) > 0 {
@@ -97,6 +106,28 @@ func (o *ListMountsParams) bindKind(rawData []string, hasKey bool, formats strfm
 		return nil
 	}
 	o.Kind = &raw
+
+	return nil
+}
+
+// bindLabel binds and validates array parameter Label from query.
+//
+// Arrays are parsed according to CollectionFormat: "multi" (defaults to "csv" when empty).
+func (o *ListMountsParams) bindLabel(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	// CollectionFormat: multi
+	labelIC := rawData
+	if len(labelIC) == 0 {
+		return nil
+	}
+
+	var labelIR []string
+	for _, labelIV := range labelIC {
+		labelI := labelIV
+
+		labelIR = append(labelIR, labelI)
+	}
+
+	o.Label = labelIR
 
 	return nil
 }

@@ -36,6 +36,10 @@ func NewMountParams() MountParams {
 type MountParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
+	// A key of your choice that makes the request safe to send again; see "Safe retries".
+	// Max Length: 255
+	// In: header
+	IdempotencyKey *string
 	// Make nothing and answer 200 with a `plan`; see "Dry runs".
 	// In: query
 	// Default: false
@@ -54,6 +58,10 @@ func (o *MountParams) BindRequest(r *http.Request, route *middleware.MatchedRout
 
 	o.HTTPRequest = r
 	qs := runtime.Values(r.URL.Query())
+
+	if err := o.bindIdempotencyKey(r.Header[http.CanonicalHeaderKey("Idempotency-Key")], true, route.Formats); err != nil {
+		res = append(res, err)
+	}
 
 	qDryRun, qhkDryRun, _ := qs.GetOK("dry_run")
 	if err := o.bindDryRun(qDryRun, qhkDryRun, route.Formats); err != nil {
@@ -86,6 +94,37 @@ func (o *MountParams) BindRequest(r *http.Request, route *middleware.MatchedRout
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
 	}
+	return nil
+}
+
+// bindIdempotencyKey binds and validates parameter IdempotencyKey from header.
+func (o *MountParams) bindIdempotencyKey(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	var raw string
+	if len(rawData) > 0 {
+		raw = rawData[len(rawData)-1]
+	}
+
+	// Required: false
+
+	if raw == "" { // empty values pass all other validations
+		return nil
+	}
+	o.IdempotencyKey = &raw
+
+	if err := o.validateIdempotencyKey(formats); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+// validateIdempotencyKey carries out validations for parameter IdempotencyKey
+func (o *MountParams) validateIdempotencyKey(formats strfmt.Registry) error {
+
+	if err := validate.MaxLength("Idempotency-Key", "header", *o.IdempotencyKey, 255); err != nil {
+		return err
+	}
+
 	return nil
 }
 

@@ -18,6 +18,9 @@ const MountCreatedCode int = 201
 // swagger:response mountCreated
 type MountCreated struct {
 
+	// The path of the new object.
+	Location string `json:"Location"`
+
 	// In: Body
 	Payload *models.Mount `json:"body,omitempty"`
 }
@@ -26,6 +29,17 @@ type MountCreated struct {
 func NewMountCreated() *MountCreated {
 
 	return &MountCreated{}
+}
+
+// WithLocation adds the location to the mount created response
+func (o *MountCreated) WithLocation(location string) *MountCreated {
+	o.Location = location
+	return o
+}
+
+// SetLocation sets the location to the mount created response
+func (o *MountCreated) SetLocation(location string) {
+	o.Location = location
 }
 
 // WithPayload adds the payload to the mount created response
@@ -41,6 +55,13 @@ func (o *MountCreated) SetPayload(payload *models.Mount) {
 
 // WriteResponse to the client
 func (o *MountCreated) WriteResponse(rw http.ResponseWriter, producer runtime.Producer) {
+
+	// response header Location
+
+	location := o.Location
+	if location != "" {
+		rw.Header().Set("Location", location)
+	}
 
 	rw.WriteHeader(201)
 	if o.Payload != nil {

@@ -1,0 +1,110 @@
+package api
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/go-openapi/spec"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// The specification describes fields, parameters and operations that this version does not implement yet. A request that uses one
+// returns 501, so that no client takes silence for success. Delete the line here when you implement it.
+
+// isPending reports whether a field, as definition.field, or an operation is not implemented yet.
+func isPending(name string) bool {
+	switch name {
+	case "attach.labels",
+		"mount.labels",
+
+		"mount_attach.partition_selector",
+
+		"mount_overlay.id_map",
+		"container.id_map",
+
+		"container.tmpfs",
+
+		"container.shm_size",
+
+		"container_capabilities.add",
+
+		"container_resources.cpuset_mems",
+		"container_resources.hugetlb",
+		"container_resources.rdma",
+		"container_resources.io",
+		"container_resources.memory_low",
+		"container_resources.memory_min",
+		"container_resources.memory_high",
+
+		"replace_container",
+		"rollback_container",
+		"update_container",
+
+		"get_info":
+		return true
+	}
+	return false
+}
+
+// isPendingParameter reports whether a parameter, as place.name, is not implemented yet.
+func isPendingParameter(name string) bool {
+	switch name {
+	case "query.label",
+		"query.name_prefix",
+
+		"header.Idempotency-Key",
+
+		"header.If-Match":
+		return true
+	}
+	return false
+}
+
+// isPendingPath reports whether a GET of a path that the specification describes only in words is not implemented yet.
+func isPendingPath(path string) bool {
+	switch path {
+	case basePath + "/container/exec",
+		basePath + "/container/attach",
+
+		"/openapi.json",
+		basePath + "/openapi.json":
+		return true
+	}
+	return false
+}
+
+// pendingPaths answers requests for such paths.
+func pendingPaths(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if (r.Method == http.MethodGet || r.Method == http.MethodHead) && isPendingPath(r.URL.Path) {
+			serveError(w, r, errs.New(errs.Unsupported, "this version does not implement GET %s", r.URL.Path))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// checkPending refuses an operation, or a parameter of it, that is not implemented yet.
+func checkPending(r *http.Request, op *spec.Operation) error {
+	if isPending(op.ID) {
+		return errs.New(errs.Unsupported, "this version does not implement the operation %s", op.ID)
+	}
+	query := r.URL.Query()
+	for _, p := range op.Parameters {
+		used := p.In == "query" && query.Has(p.Name) || p.In == "header" && r.Header.Values(p.Name) != nil
+		if used && isPendingParameter(p.In+"."+p.Name) {
+			return errs.New(errs.Unsupported, "this version does not implement the %s parameter %s: leave it out", p.In, p.Name)
+		}
+	}
+	return nil
+}
+
+// pendingFields is the error for fields of a body that are not implemented yet, or nil.
+func pendingFields(paths []string) error {
+	if len(paths) == 0 {
+		return nil
+	}
+	named := paths[:min(len(paths), maxNamed)]
+	return errs.New(errs.Unsupported, "this version does not implement %s: leave it out", strings.Join(named, ", "))
+}
