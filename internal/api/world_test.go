@@ -51,7 +51,7 @@ func newWorldWith(t testing.TB, access Access) *world {
 // newWorldOf makes a world whose options are changed.
 func newWorldOf(t testing.TB, change func(*Options)) *world {
 	t.Helper()
-	j, found, err := journal.Open(filepath.Join(t.TempDir(), "journal"), "boot")
+	j, found, err := journal.Open(filepath.Join(t.TempDir(), "journal"), "boot", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -103,12 +103,12 @@ func (n *node) openJournal(path string) (journal.Found, error) {
 	if err != nil {
 		return journal.Found{}, err
 	}
-	j, found, err := journal.Open(path, boot)
+	j, found, err := journal.Open(path, boot, n.log)
 	if err != nil {
 		return found, err
 	}
 	n.journal = j
-	if found.Aside != "" {
+	if found.Why != "" {
 		n.log.Error("the journal was set aside and a new one begun: what an earlier server has left on the node is not taken over", "file", found.Aside, "why", found.Why)
 	}
 	return found, nil

@@ -96,7 +96,7 @@ func begin(t *testing.T, w *world, left string) life {
 			t.Fatal(err)
 		}
 	}
-	j, found, err := journal.Open(path, "boot")
+	j, found, err := journal.Open(path, "boot", slog.New(slog.DiscardHandler))
 	if err != nil || found.Aside != "" {
 		t.Fatalf("%+v, %v", found, err)
 	}
@@ -494,7 +494,7 @@ func TestTakeOverOfTheUnknown(t *testing.T) {
 	if err := errors.Join(second.Leave(t.Context()), second.opt.Journal.Close()); err != nil {
 		t.Fatal(err)
 	}
-	j, found, err := journal.Open(second.path, "boot")
+	j, found, err := journal.Open(second.path, "boot", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

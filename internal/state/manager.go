@@ -250,21 +250,22 @@ func (m *Manager) record(ids ...int64) error {
 	next := m.nextID
 	m.mu.Unlock()
 	snap := m.Snapshot()
-	var put []journal.Record
-	var gone []int64
-	for _, id := range ids {
+	entries := make([]journal.Entry, len(ids))
+	for i, id := range ids {
+		entries[i] = journal.Gone(id)
 		v, ok := snap.Get(id)
 		if !ok {
-			gone = append(gone, id)
 			continue
 		}
 		r, err := recordOf(v)
+		if err == nil {
+			entries[i], err = r.Entry()
+		}
 		if err != nil {
 			return fmt.Errorf("write journal: %s: %w", name(v), err)
 		}
-		put = append(put, r)
 	}
-	return m.opt.Gate.Do("journal write", func() error { return m.opt.Journal.Write(next, put, gone) })
+	return m.opt.Gate.Do("journal write", func() error { return m.opt.Journal.Write(next, entries...) })
 }
 
 // note is record where there is no turning back: a journal that can't be written is told to the log.

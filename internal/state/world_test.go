@@ -239,7 +239,7 @@ func byID(class driver.Class, id int64) driver.Ref {
 // newManager makes a manager that retries fast and proves in the end that nothing is left.
 func newManager(t *testing.T, w *world) *Manager {
 	t.Helper()
-	j, _, err := journal.Open(filepath.Join(t.TempDir(), "journal"), "boot")
+	j, _, err := journal.Open(filepath.Join(t.TempDir(), "journal"), "boot", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -220,7 +220,7 @@ func TestTornJournal(t *testing.T) {
 	n := newHeritage(t)
 	squashed := n.mount(t, squash(n.image))
 	n.Kill(t)
-	must(t, os.Truncate(filepath.Join(n.RunDir, "journal.db"), 5000))
+	must(t, os.Truncate(filepath.Join(n.RunDir, "journal.db"), 300))
 	n.Again(t)
 	t.Cleanup(func() { must(t, os.Remove(filepath.Join(n.RunDir, "journal.db.old"))) })
 	for _, want := range []string{"level=ERROR", "journal.db.old", squashed.Mountpoint} {
@@ -240,6 +240,35 @@ func TestTornJournal(t *testing.T) {
 	testkit.Run(t, "umount", squashed.Mountpoint)
 	must(t, os.Remove(squashed.Mountpoint))
 	testkit.Run(t, "losetup", "--detach", squashed.Attach.Attach.DeviceFile)
+}
+
+// TestJournalDamagedUnderTheServer damages the journal while its server runs. Creates and deletes go on, the log names the damage, and
+// the next server finds exactly what is left.
+func TestJournalDamagedUnderTheServer(t *testing.T) {
+	t.Parallel()
+	zeroes := func(path string) error { return os.WriteFile(path, make([]byte, 256<<10), 0o600) }
+	for name, damage := range map[string]func(path string) error{"zeroed": zeroes, "removed": os.Remove} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newHeritage(t)
+			deleted := n.mount(t, squash(n.image))
+			kept := n.mount(t, squash(n.image))
+			must(t, damage(filepath.Join(n.RunDir, "journal.db")))
+			n.remove(t, http.StatusOK, "/mount", deleted.ID)
+			later := n.mount(t, squash(n.image))
+			before := n.everything(t.Context(), t)
+			n.Kill(t)
+			n.Again(t)
+			if diff := cmp.Diff(before, n.everything(t.Context(), t)); diff != "" {
+				t.Errorf("it is not what it was (-before +after):\n%s", diff)
+			}
+			if !strings.Contains(n.Log(), "journal damaged") {
+				t.Errorf("the log does not name the damage:\n%s", n.Log())
+			}
+			n.remove(t, http.StatusOK, "/mount", kept.ID)
+			n.remove(t, http.StatusOK, "/mount", later.ID)
+		})
+	}
 }
 
 // A request that runs when the server is told to end gets its answer, and the next server knows what came of it.

@@ -88,7 +88,7 @@ func newNode(t *testing.T) *node {
 	n.drivers = builtin.Drivers(builtin.Env{
 		Gate: gate.Ask(n.board.pass), Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: helper.New(init, gate.Ask(n.board.pass)),
 	})
-	j, _, err := journal.Open(filepath.Join(dir, "journal.db"), "test")
+	j, _, err := journal.Open(filepath.Join(dir, "journal.db"), "test", slog.New(slog.DiscardHandler))
 	check(t, err)
 	n.manager = state.New(state.Options{Journal: j, RetryMin: 10 * time.Millisecond, RetryMax: 50 * time.Millisecond, Log: log})
 	t.Cleanup(func() {

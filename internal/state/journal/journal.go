@@ -5,18 +5,36 @@
 package journal
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
-	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
+
+// Type is the type of an Entry.
+type Type string
+
+// The types of entries. A version that does not use a type keeps its entries as they are.
+const (
+	Object         Type = "object"          // Record; the key is its id
+	Keeper         Type = "keeper"          // a long-lived helper process; the key is the id of the object that it serves
+	Replace        Type = "replace"         // a replace and the step that it has reached; the key is the id of the container that is replaced
+	IdempotencyKey Type = "idempotency-key" // what a POST with this key has returned; the key is client, operation and key
+)
+
+// Entry is a value in the journal. An entry replaces the one with the same type and key.
+type Entry struct {
+	Type  Type            `json:"type"`
+	Key   string          `json:"key"`
+	Value json.RawMessage `json:"value,omitempty"` // nil deletes the entry
+}
 
 // Record is what the journal knows of an object. It holds no secrets.
 type Record struct {
@@ -35,189 +53,165 @@ type Record struct {
 	Run   json.RawMessage `json:"run,omitempty"`  // of a container
 }
 
+// Entry returns the entry that puts r.
+func (r Record) Entry() (Entry, error) {
+	value, err := json.Marshal(r)
+	return Entry{Object, strconv.FormatInt(r.ID, 10), value}, err
+}
+
+// Gone returns the entry that deletes the record of an object.
+func Gone(id int64) Entry { return Entry{Type: Object, Key: strconv.FormatInt(id, 10)} }
+
 // Journal is an open journal. Its methods may be called by one at a time.
 type Journal struct {
-	db    *bbolt.DB
-	floor floor
+	path    string
+	boot    string
+	log     *slog.Logger
+	file    file
+	entries table // what the file says
+	floor   floor
 }
 
 // Found is what Open found.
 type Found struct {
 	NextID  int64    // the smallest id that was never given out
-	Records []Record // of this boot; empty if the file was set aside
+	Records []Record // of this boot, by id; empty if the file was set aside
+	Entries []Entry  // of all other types
 	Aside   string   // where the old file is now, if it was set aside
-	Why     string   // why it was set aside
+	Why     string   // why the records are lost, if they are
 }
-
-const (
-	version   = "1"
-	openLimit = time.Second // for the lock on the file, which only another daemon could hold
-	fileMode  = 0o600
-)
-
-var (
-	metaBucket   = []byte("meta")
-	objectBucket = []byte("objects")
-	versionKey   = []byte("version")
-	bootKey      = []byte("boot")
-	nextKey      = []byte("next")
-)
 
 // Open opens the journal at path, or starts one. boot is the kernel's boot id. A file that can't be read or that is
 // of another boot or version is renamed to path.old, replacing an older one, and a new journal is started:
 // a damaged journal never keeps the daemon from starting. Ids go on from the old file's, or, where it could not be read, from
 // above all that can have been given out.
-func Open(path, boot string) (*Journal, Found, error) {
-	j, found, why := read(path, boot)
-	if why == nil {
-		return j, found, nil
-	}
-	if found.NextID == 1 {
-		found.NextID = floor{path: path + ".ids"}.read()
-	}
-	if errors.Is(why, bolterrors.ErrTimeout) {
+//
+// The journal is then a fresh file, whose writes depend on nothing that is in the old one.
+func Open(path, boot string, log *slog.Logger) (*Journal, Found, error) {
+	j := &Journal{path: path, boot: boot, log: log, entries: table{}, floor: floor{path: path + ".ids"}}
+	found, why := j.read()
+	if errors.Is(why, unix.EWOULDBLOCK) {
 		return nil, Found{}, fmt.Errorf("open journal %s: another process holds it", path)
 	}
-	aside := path + ".old"
-	if err := os.Rename(path, aside); err != nil {
-		return nil, Found{}, fmt.Errorf("set journal aside after %w: %w", why, err)
+	if found.NextID == 0 {
+		found.NextID = j.floor.read()
 	}
-	j, err := start(path, boot, found.NextID)
-	if err != nil {
-		return nil, Found{}, err
-	}
-	return j, Found{NextID: found.NextID, Aside: aside, Why: why.Error()}, nil
-}
-
-// read opens an existing journal, or starts one where there is none. With an error, found.NextID is still as good as
-// could be read.
-func read(path, boot string) (j *Journal, found Found, err error) {
-	found.NextID = 1
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		j, err := start(path, boot, 1)
-		return j, found, err
-	}
-	err = guarded(func() error {
-		db, err := open(path)
-		if err != nil {
-			return err
+	first := errors.Is(why, os.ErrNotExist) && found.NextID == 1
+	if why != nil && !first {
+		found.Why = why.Error()
+		aside := path + ".old"
+		switch err := os.Rename(path, aside); {
+		case err == nil:
+			found.Aside = aside
+		case !errors.Is(err, os.ErrNotExist):
+			return nil, Found{}, fmt.Errorf("set journal aside after %w: %w", why, err)
 		}
-		if err := db.View(func(tx *bbolt.Tx) error { return load(tx, boot, &found) }); err != nil {
-			return errors.Join(err, db.Close())
+	}
+	if err := j.rewrite(found.NextID); err != nil {
+		if j.file.File == nil {
+			return nil, Found{}, fmt.Errorf("start journal %s: %w", path, err)
 		}
-		j = newJournal(path, db)
-		return nil
-	})
-	if err != nil {
-		found.Records = nil
+		log.Warn("journal not rewritten, appending to the old file", "path", path, "error", err)
 	}
-	return j, found, err
+	return j, found, nil
 }
 
-// guarded calls use and turns a panic into an error. bbolt panics on some damaged pages, and touching a page that lies
-// beyond the end of a truncated file is a fault, which becomes a panic here instead of the end of the daemon.
-func guarded(use func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("journal is damaged: %v", p)
+// read takes over what is in the file. With an error it returns only the next id, or 0 if that can't be read either.
+func (j *Journal) read() (Found, error) {
+	f, entries, err := load(j.path)
+	found := Found{NextID: f.head.Next}
+	if err == nil && f.head.Boot != j.boot {
+		err = fmt.Errorf("it is of another boot, %q", f.head.Boot)
+	}
+	if err == nil {
+		found.Records, found.Entries, err = entries.split()
+	}
+	if err == nil {
+		j.file, j.entries = f, entries
+		return found, nil
+	}
+	if f.File != nil {
+		err = errors.Join(err, f.Close())
+	}
+	return Found{NextID: found.NextID}, err
+}
+
+// split returns the objects, and the entries of all other types.
+func (t table) split() (records []Record, others []Entry, err error) {
+	for _, e := range t.sorted() {
+		if e.Type != Object {
+			others = append(others, e)
+			continue
 		}
-	}()
-	return use()
-}
-
-func open(path string) (*bbolt.DB, error) {
-	return bbolt.Open(path, fileMode, &bbolt.Options{
-		Timeout:      openLimit,
-		NoSync:       true,
-		NoGrowSync:   true,
-		FreelistType: bbolt.FreelistMapType,
-	})
-}
-
-func start(path, boot string, next int64) (*Journal, error) {
-	db, err := open(path)
-	if err != nil {
-		return nil, fmt.Errorf("start journal %s: %w", path, err)
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		meta, err := tx.CreateBucketIfNotExists(metaBucket)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.CreateBucketIfNotExists(objectBucket); err != nil {
-			return err
-		}
-		return errors.Join(meta.Put(versionKey, []byte(version)), meta.Put(bootKey, []byte(boot)), meta.Put(nextKey, key(next)))
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start journal %s: %w", path, err), db.Close())
-	}
-	return newJournal(path, db), nil
-}
-
-func newJournal(path string, db *bbolt.DB) *Journal {
-	return &Journal{db: db, floor: floor{path: path + ".ids"}}
-}
-
-func load(tx *bbolt.Tx, boot string, found *Found) error {
-	meta, objects := tx.Bucket(metaBucket), tx.Bucket(objectBucket)
-	if meta == nil || objects == nil {
-		return errors.New("it is not a journal of this software")
-	}
-	if next := meta.Get(nextKey); len(next) == 8 {
-		found.NextID = max(1, int64(binary.BigEndian.Uint64(next)))
-	}
-	if v := string(meta.Get(versionKey)); v != version {
-		return fmt.Errorf("it has version %q, this software writes %q", v, version)
-	}
-	if b := string(meta.Get(bootKey)); b != boot {
-		return fmt.Errorf("it is of another boot, %q", b)
-	}
-	return objects.ForEach(func(k, v []byte) error {
 		var r Record
-		if err := json.Unmarshal(v, &r); err != nil {
-			return fmt.Errorf("the record of object %x can't be read: %w", k, err)
+		if err := json.Unmarshal(e.Value, &r); err != nil {
+			return nil, nil, fmt.Errorf("the record of object %s can't be read: %w", e.Key, err)
 		}
-		found.Records = append(found.Records, r)
-		return nil
-	})
+		records = append(records, r)
+	}
+	return records, others, nil
 }
 
-// Write puts records, replacing those with the same ids, takes out the records of gone, and notes next as the
-// smallest id that was never given out. All of it happens or nothing.
-func (j *Journal) Write(next int64, put []Record, gone []int64) error {
+// Write puts and deletes entries and notes next as the smallest id that was never given out. All of it happens or nothing.
+func (j *Journal) Write(next int64, entries ...Entry) error {
 	if err := j.floor.raise(next); err != nil {
 		return fmt.Errorf("write journal: %w", err)
 	}
-	err := guarded(func() error { return j.db.Update(func(tx *bbolt.Tx) error { return write(tx, next, put, gone) }) })
+	lines, err := encodeLines(entries)
 	if err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	before := make([]Entry, len(entries))
+	for i, e := range entries {
+		before[i] = j.entries.set(e)
+	}
+	head := j.file.head.apply(next, lines, len(entries), len(j.entries))
+	if err := j.commit(head, lines); err != nil {
+		for _, e := range slices.Backward(before) {
+			j.entries.set(e)
+		}
 		return fmt.Errorf("write journal: %w", err)
 	}
 	return nil
 }
 
-func write(tx *bbolt.Tx, next int64, put []Record, gone []int64) error {
-	objects := tx.Bucket(objectBucket)
-	for _, r := range put {
-		value, err := json.Marshal(r)
-		if err != nil {
-			return err
-		}
-		if err := objects.Put(key(r.ID), value); err != nil {
-			return err
-		}
+// commit brings the file to head. A file that is not as it was left is written again, with all that is in memory.
+func (j *Journal) commit(head header, lines []byte) error {
+	if err := j.file.check(j.path); err != nil {
+		j.log.Error("journal damaged, writing it again from memory", "path", j.path, "error", err)
+		return j.rewrite(head.Next)
 	}
-	for _, id := range gone {
-		if err := objects.Delete(key(id)); err != nil {
-			return err
-		}
+	if j.file.outgrown() && j.rewrite(head.Next) == nil {
+		return nil
 	}
-	return tx.Bucket(metaBucket).Put(nextKey, key(next))
+	err := j.file.append(head, lines)
+	if err == nil {
+		return nil
+	}
+	j.log.Warn("journal write failed, writing it again from memory", "path", j.path, "error", err)
+	return j.rewrite(head.Next)
+}
+
+// rewrite replaces the file by a fresh one. If that fails the old one stays.
+func (j *Journal) rewrite(next int64) error {
+	fresh := j.path + ".new"
+	f, err := create(fresh, header{Boot: j.boot, Next: next}, j.entries)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, j.path); err != nil {
+		return errors.Join(err, f.Close(), os.Remove(fresh))
+	}
+	old := j.file
+	j.file = f
+	if old.File != nil {
+		_ = old.Close() // nothing in it counts any more
+	}
+	return nil
 }
 
 // Close closes the file.
-func (j *Journal) Close() error { return j.db.Close() }
+func (j *Journal) Close() error { return j.file.Close() }
 
 // BootID reads the kernel's boot id, see random(4).
 func BootID() (string, error) {
@@ -227,6 +221,3 @@ func BootID() (string, error) {
 	}
 	return strings.TrimSpace(string(id)), nil
 }
-
-// key orders records by id.
-func key(id int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)) }
