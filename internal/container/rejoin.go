@@ -53,6 +53,8 @@ func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (dri
 		return driver.Found{Process: p, Since: hello.Since, Asked: hello.Asked}, nil
 	case errors.Is(err, errAlone):
 		return u.settle(ctx, site.ID, errAlone.Error())
+	case ctx.Err() != nil: // it was not given its time
+		return driver.Found{}, fmt.Errorf("rejoin container: %w", context.Cause(ctx))
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrNotExist):
 		u.driver.opt.Log.Warn("a supervisor is of no use and is killed", "id", site.ID, "err", err)
 		if err := u.driver.killSupervisor(site.ID); err != nil {

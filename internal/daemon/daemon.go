@@ -53,7 +53,7 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	// From here on clients can connect; they are answered when everything is ready.
+	// From here on clients can connect; they are answered when the objects of an earlier server are loaded.
 	listeners, err := listen(ctx, cfg, given...)
 	if err != nil {
 		return err

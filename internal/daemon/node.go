@@ -78,20 +78,17 @@ func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.A
 		Gate: opt.Gate, Journal: n.journal, NextID: found.NextID, Log: log, MaxObjects: cfg.Limits.Objects, Observe: observe,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout, RequireVerity: cfg.Node.RequireVerity,
 	})
-	n.adopt(ctx, found.Records, cfg.Node)
-	// From now on it notices what is changed behind its back.
-	n.manager.Watch(n.watcher)
+	n.load(found.Records, cfg.Node)
+	// Requests are served meanwhile. From then on it notices what is changed behind its back.
+	n.manager.RecoverAndWatch(n.watcher)
 	n.watcher = nil
 	return n, nil
 }
 
-// adopt takes over what an earlier server has left, and tells what it does not know.
-func (n *node) adopt(ctx context.Context, records []journal.Record, cfg Node) {
-	n.manager.Adopt(ctx, records, n.drivers)
+// load shows the objects that an earlier server has left, and reports leftovers that it does not know.
+func (n *node) load(records []journal.Record, cfg Node) {
+	n.manager.Load(records, n.drivers)
 	known := n.manager.Snapshot()
-	if len(records) > 0 {
-		n.log.Info("took over what an earlier server has left", "objects", len(records))
-	}
 	for _, text := range strays(cfg, func(id int64) bool { _, ok := known.Get(id); return ok }) {
 		n.log.Warn("the run directory has what is in no journal; it is left alone", "what", text)
 	}

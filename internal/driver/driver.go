@@ -151,6 +151,16 @@ type Site struct {
 	Needs []Live // what it needs, in the order of Plan's needs
 	// Warn is told of what a Down could not save, in a sentence that begins with the object. It may be nil.
 	Warn func(text string)
+	// Mounts is what was mounted when a recovery began, or nil. Adopt reads it by Table.
+	Mounts *mounttable.Table
+}
+
+// Table returns the mount table for Adopt. It is read only once in a recovery: reading it costs as much as all mounts together.
+func (s Site) Table() (*mounttable.Table, error) {
+	if s.Mounts != nil {
+		return s.Mounts, nil
+	}
+	return mounttable.Read()
 }
 
 // Lost has the client told that data was lost by a Down that has else done its work.

@@ -5,59 +5,69 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 )
 
-// Adopt takes over the objects that an earlier daemon has left in the journal, before anything else is asked of m:
+// Load enters the objects that an earlier daemon has left in the journal, before anything else is asked of m: all of them in one step,
+// with their ids, names and edges, as the journal last recorded them. From then on lists show them. Recover must follow; until it
+// has recovered an object, requests that change the object wait.
 //
-//  1. all of them enter the state, with their ids, names and edges;
-//  2. each that was brought up is looked at by its driver, what is needed first: one that is not what it was is broken and
-//     says why;
-//  3. containers find their runs again, or how they ended;
-//  4. what was half made is undone, and what was half taken down is finished, in the background.
-//
-// drivers makes units of what they marshalled themselves to.
-func (m *Manager) Adopt(ctx context.Context, records []journal.Record, drivers driver.Set) {
+// drivers restore the units from their records.
+func (m *Manager) Load(records []journal.Record, drivers driver.Set) {
 	slices.SortFunc(records, func(a, b journal.Record) int { return cmp.Compare(a.ID, b.ID) })
-	for _, r := range records {
-		m.enterRecord(r, drivers)
-	}
-	for _, r := range records {
-		m.inherit(ctx, r.ID)
-	}
-	m.resume(records)
+	_ = m.edit(func(c *change) error {
+		for _, r := range records {
+			c.enterRecord(r, drivers)
+		}
+		for _, r := range records {
+			c.abandon(r.ID)
+		}
+		m.recovery = newRecovery(maps.Keys(m.objects))
+		return nil
+	})
+	m.note() // the ids that were given out
 }
 
-// enterRecord makes an object of a record. What is needed has a smaller id, and so is there already.
-func (m *Manager) enterRecord(r journal.Record, drivers driver.Set) {
+// enterRecord creates the object of a record. Its dependencies have smaller ids, and so are there already.
+func (c *change) enterRecord(r journal.Record, drivers driver.Set) {
+	m := c.m
 	v, err := viewOf(r, drivers)
 	if err != nil {
 		m.log.Error("an object of an earlier daemon can't be taken over", "object", r.ID, "class", r.Class, "kind", r.Kind, "err", err)
 		v.Unit, v.Phase, v.Error = unknown{r.Unit}, Broken, err.Error()
 	}
-	_ = m.edit(func(c *change) error {
-		// A container may have lost what it needs by force.
-		present := slices.DeleteFunc(slices.Clone(v.Needs), func(need int64) bool { return !m.graph.Has(need) })
-		if err := m.graph.Add(v.ID, present); err != nil {
-			m.log.Error("the journal is inconsistent", "object", v.ID, "err", err)
-			return nil
-		}
-		m.objects[v.ID] = &object{path: string(v.Class), view: v}
-		if v.Name != "" {
-			m.names[v.Name] = v.ID
-		}
-		m.graph.SetHeld(v.ID, v.Held)
-		m.nextID = max(m.nextID, v.ID+1)
-		for _, touched := range append(present, v.ID) {
-			c.touch(touched)
-		}
-		return nil
-	})
+	// A container may have lost what it needs by force.
+	present := slices.DeleteFunc(slices.Clone(v.Needs), func(need int64) bool { return !m.graph.Has(need) })
+	if err := m.graph.Add(v.ID, present); err != nil {
+		m.log.Error("the journal is inconsistent", "object", v.ID, "err", err)
+		return
+	}
+	m.objects[v.ID] = &object{path: string(v.Class), view: v}
+	if v.Name != "" {
+		m.names[v.Name] = v.ID
+	}
+	m.graph.SetHeld(v.ID, v.Held)
+	m.nextID = max(m.nextID, v.ID+1)
+	c.touch(v.ID)
+}
+
+// abandon takes away the client's hold on an object that the earlier daemon was creating, whose client got no answer, or deleting.
+func (c *change) abandon(id int64) {
+	o := c.m.objects[id]
+	if o == nil {
+		return
+	}
+	if v := o.view; v.Phase == Pending || v.Phase == Stopping {
+		o.sweep = !v.Up
+		c.hold(id, false)
+	}
 }
 
 // viewOf is the view that a record was made of. With an error it lacks what could not be read.
@@ -88,8 +98,8 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 	return v, nil
 }
 
-// inherit has the driver of an object look at it.
-func (m *Manager) inherit(ctx context.Context, id int64) {
+// inherit has the driver of an object look at it. mounts is what was mounted when the recovery began.
+func (m *Manager) inherit(ctx context.Context, id int64, mounts *mounttable.Table) {
 	v, ok := m.Snapshot().Get(id)
 	if !ok || !v.Up {
 		return
@@ -99,7 +109,8 @@ func (m *Manager) inherit(ctx context.Context, id int64) {
 		return
 	}
 	site, live := m.site(id)
-	if err := m.guard("adopt", id, func() error { return unit.Adopt(ctx, site, live) }); err != nil && v.Phase == Ready {
+	site.Mounts = mounts
+	if err := m.guard("adopt", id, func() error { return unit.Adopt(ctx, site, live) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
 		m.log.Error("an object of an earlier daemon is not what it was", "object", name(v), "err", err)
 		_ = m.edit(func(c *change) error {
 			c.phase(id, Broken, err.Error())
@@ -119,6 +130,9 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableCon
 		found, err = unit.Rejoin(ctx, site, live)
 		return err
 	})
+	if ctx.Err() != nil && found.Process == nil {
+		return // the next daemon looks for it
+	}
 	_ = m.edit(func(c *change) error {
 		o, run := m.objects[id], m.objects[id].view.Run
 		asked := run.State == StateStopping || found.Asked
@@ -207,34 +221,23 @@ func (r *Run) begin(since time.Time) {
 	}
 }
 
-// resume goes on with what the earlier daemon had begun: what was being made is taken down, since its client has got no answer, and so
-// is what was being taken down.
-func (m *Manager) resume(records []journal.Record) {
-	var begun []int64
+// resume continues what the earlier daemon had begun: it tears down an object that nothing holds any more, because its creation or its
+// deletion was cut off.
+func (m *Manager) resume(id int64) {
+	begun := false
 	_ = m.edit(func(c *change) error {
-		for _, r := range records {
-			o := m.objects[r.ID]
-			if o == nil {
-				continue
-			}
-			if v := o.view; v.Phase == Pending || v.Phase == Stopping {
-				o.sweep = !v.Up
-				c.hold(r.ID, false)
-			}
-		}
-		for _, r := range records {
-			if o := m.objects[r.ID]; o != nil && m.graph.Refs(r.ID) == 0 {
-				m.log.Warn("an object of an earlier server is taken down", "object", name(o.view), "because", o.view.unfinished())
-				c.claim(r.ID)
-				begun = append(begun, r.ID)
-			} else if o != nil && o.view.Phase == Stopping {
-				c.phase(r.ID, Broken, "a delete with force=true was cut off by the end of the server: repeat it")
-			}
+		switch o := m.objects[id]; {
+		case o == nil:
+		case m.graph.Refs(id) == 0:
+			m.log.Warn("an object of an earlier server is taken down", "object", name(o.view), "because", o.view.unfinished())
+			c.claim(id)
+			begun = true
+		case o.view.Phase == Stopping:
+			c.phase(id, Broken, "a delete with force=true was cut off by the end of the server: repeat it")
 		}
 		return nil
 	})
-	m.note(m.all()...)
-	for _, id := range begun {
+	if begun {
 		m.work.Go(func() { m.finish(id) })
 	}
 }
@@ -249,6 +252,9 @@ func (v *View) unfinished() string {
 
 // finish takes down an object that was claimed. A container that was asked to stop gets its time to do so.
 func (m *Manager) finish(id int64) {
+	if trees := m.recovery.trees; wait(m.life, trees) != nil && !isClosed(trees) {
+		return // the next daemon does it
+	}
 	if proc := m.process(id); proc != nil && m.wasAsked(id) {
 		proc.Stop()
 		select {

@@ -106,7 +106,8 @@ func begin(t *testing.T, w *world, left string) life {
 	}
 	t.Cleanup(func() { log.Close() })
 	m := New(Options{Journal: j, NextID: found.NextID, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
-	m.Adopt(t.Context(), found.Records, w.drivers())
+	m.Load(found.Records, w.drivers())
+	m.Recover()
 	return life{m, path}
 }
 

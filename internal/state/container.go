@@ -28,6 +28,9 @@ import (
 func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
+	if err := m.recovered(ctx, id); err != nil {
+		return nil, err
+	}
 	unlock, err := m.lock(ctx, id)
 	if err != nil {
 		return nil, err

@@ -23,6 +23,9 @@ func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int
 	defer cancel()
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
+	if err := m.treesRecovered(ctx); err != nil {
+		return nil, 0, err
+	}
 	order := levels(plan)
 	stack, err := m.reserve(order, giveUp)
 	if err != nil {

@@ -18,6 +18,9 @@ import (
 // holds it. force stops a container first, overrides containers that do not run (they are broken then and lack it), and
 // gives up data that can't be saved, which the warnings tell.
 func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, force bool) (*Snapshot, []string, error) {
+	if err := m.recoveredAround(ctx, id); err != nil {
+		return nil, nil, err
+	}
 	if before, err := m.giveUp(ctx, class, id); before != nil || err != nil {
 		return before, nil, err
 	}
@@ -33,6 +36,18 @@ func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, forc
 	m.note(id)
 	own, cascade := m.removeBehind(id, before, idle, force, unlock)
 	return m.await(id, before, own, cascade)
+}
+
+// recoveredAround waits until an object that is to be deleted has been recovered, and so have those that depend on it: until then it
+// is not known which of them run.
+func (m *Manager) recoveredAround(ctx context.Context, id int64) error {
+	if err := m.treesRecovered(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	holders := m.graph.Holders(id)
+	m.mu.Unlock()
+	return m.recovered(ctx, append(holders, id)...)
 }
 
 // giveUp ends the create of an object that is pending, unless another object needs it, and returns the snapshot from before when it is

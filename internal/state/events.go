@@ -1,8 +1,6 @@
 package state
 
 import (
-	"cmp"
-	"slices"
 	"sync"
 	"time"
 )
@@ -33,9 +31,8 @@ type history struct {
 }
 
 // add adds the events that lead from a snapshot to the one that is to follow it, and returns the number of the last event. What
-// goes, goes before what it needed changes; else what is needed comes first.
+// goes, goes before what it needed changes. changed is sorted: what is needed comes first.
 func (h *history) add(before *Snapshot, changed []*View, gone []int64) int64 {
-	slices.SortFunc(changed, func(a, b *View) int { return cmp.Compare(a.ID, b.ID) })
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()

@@ -11,6 +11,9 @@ import (
 // Exec runs a command in a container, which must be running, and returns when it has ended. It does not hold the container's lock:
 // neither a stop nor a delete waits for a command, which they end.
 func (m *Manager) Exec(ctx context.Context, id int64, command driver.Command) (driver.Output, error) {
+	if err := m.recovered(ctx, id); err != nil {
+		return driver.Output{}, err
+	}
 	v, err := m.runnable(id)
 	if err != nil {
 		return driver.Output{}, err

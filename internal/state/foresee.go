@@ -30,6 +30,9 @@ func (m *Manager) Foresee(ctx context.Context, plan *driver.Plan) ([]Step, error
 	client := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.Foresight, errTooSlow)
 	defer cancel()
+	if err := m.treesRecovered(ctx); err != nil {
+		return nil, err
+	}
 	f := seer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Live{}}
 	m.mu.Lock()
 	err := m.admit(f.order)

@@ -95,10 +95,14 @@ func (m *Manager) tell(v *View) {
 }
 
 func (s *Snapshot) readyOnes() (views []*View) {
+	return slices.DeleteFunc(s.inOrder(), func(v *View) bool { return v.Phase != Ready })
+}
+
+// inOrder returns all objects, dependencies first.
+func (s *Snapshot) inOrder() (views []*View) {
 	for _, list := range s.lists {
 		views = append(views, list...)
 	}
-	views = slices.DeleteFunc(views, func(v *View) bool { return v.Phase != Ready })
 	slices.SortFunc(views, func(a, b *View) int { return cmp.Compare(a.ID, b.ID) })
 	return views
 }

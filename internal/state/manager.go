@@ -7,12 +7,14 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,6 +59,7 @@ type Manager struct {
 	life     context.Context // ends when nothing new is let in any more
 	end      context.CancelFunc
 	notes    sync.Mutex // makes journal writes take turns; taken after mu was left
+	recovery recovery   // set by Load
 
 	mu      sync.Mutex // protects all below, and stores to snap
 	graph   *graph.Graph
@@ -111,6 +114,8 @@ func New(opt Options) *Manager {
 		nextID:  max(1, opt.NextID),
 		changed: make(chan struct{}),
 		leaving: make(chan struct{}),
+
+		recovery: nothingToRecover(),
 	}
 	m.life, m.end = context.WithCancel(context.Background())
 	m.snap.Store(newSnapshot(nil))
@@ -231,6 +236,7 @@ func (c *change) publish() {
 		m.objects[id].view = v
 		views = append(views, v)
 	}
+	slices.SortFunc(views, func(a, b *View) int { return cmp.Compare(a.ID, b.ID) }) // what is needed first
 	before := m.snap.Load()
 	next := before.with(views, c.gone)
 	next.event = m.events.add(before, views, c.gone)

@@ -185,6 +185,7 @@ func (m *Manager) process(id int64) driver.Process {
 // Close stops all containers, takes everything down, dependants before what they need, and refuses new objects. What is busy
 // is tried again until ctx ends; then it returns an error that names what is left.
 func (m *Manager) Close(ctx context.Context) error {
+	_ = wait(ctx, m.recovery.all) // what is not recovered can't be torn down
 	m.refuse()
 	for _, proc := range m.closeDown() {
 		if err := wait(ctx, proc.Done()); err != nil {

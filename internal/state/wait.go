@@ -21,6 +21,9 @@ func (m *Manager) succeed(next *Snapshot) {
 // object, and returns that. It ends with the error of done, one of class errs.NotFound if the object is deleted, or the cause
 // of ctx's end. It takes no lock and keeps nobody waiting.
 func (m *Manager) Wait(ctx context.Context, id int64, done func(v *View) (bool, error)) (*Snapshot, error) {
+	if err := m.recovered(ctx, id); err != nil {
+		return nil, err
+	}
 	for snap := m.Snapshot(); ; snap = snap.newer {
 		v, ok := snap.Get(id)
 		if !ok {

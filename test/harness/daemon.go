@@ -100,6 +100,15 @@ func (d *Daemon) Again(t testing.TB) {
 	d.await(t, since)
 }
 
+// Launch is Again without waiting for an answer.
+func (d *Daemon) Launch(t testing.TB) {
+	t.Helper()
+	if !d.over() {
+		t.Fatal("the server has not ended")
+	}
+	d.start(t)
+}
+
 // Upgrade has another server started the next time.
 func (d *Daemon) Upgrade(server string) { d.server = server }
 
@@ -114,6 +123,8 @@ func (d *Daemon) await(t testing.TB, since int) {
 	t.Helper()
 	const listeners = 2 // and those of the test
 	testkit.Eventually(t, "the server listens", func() bool { return d.over() || strings.Count(d.Log()[since:], "msg=listening") >= listeners })
+	// Until then it has not connected to all supervisors. It answers meanwhile: see Launch.
+	testkit.Eventually(t, "the server has recovered all objects", func() bool { return d.over() || strings.Contains(d.Log()[since:], `msg="objects recovered"`) })
 	idle := d.sockets()
 	testkit.Eventually(t, "the server answers", func() bool { return d.over() || d.answers() })
 	// It closes the connections a moment after it has answered: a test that counts descriptors begins without them.

@@ -108,6 +108,9 @@ func (d Dir) KillEach(match func(pid int) bool) error {
 		return wrap("list", "cgroup.procs", err)
 	}
 	for _, pid := range pids {
+		if !match(pid) {
+			continue // killOne lists them all again
+		}
 		if err := d.killOne(pid, match); err != nil {
 			return wrap("kill a process of", "cgroup.procs", err)
 		}

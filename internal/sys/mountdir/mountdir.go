@@ -256,9 +256,9 @@ func (d *Dir) DetachWith(id int64, unmount func(path string) error) error {
 	return d.remove(path)
 }
 
-// Check is Find now.
-func (d *Dir) Check(id int64) error {
-	table, err := mounttable.Read()
+// Check is Find in the table that read returns.
+func (d *Dir) Check(read func() (*mounttable.Table, error), id int64) error {
+	table, err := read()
 	if err == nil {
 		_, err = d.Find(table, id)
 	}

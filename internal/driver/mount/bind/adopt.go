@@ -17,7 +17,7 @@ func (b *binder) Restore(data json.RawMessage) (driver.Heritable, error) {
 
 // Adopt implements driver.Heritable.
 func (u *unit) Adopt(_ context.Context, site driver.Site, _ driver.Live) error {
-	return u.b.Mounts.Check(site.ID)
+	return u.b.Mounts.Check(site.Table, site.ID)
 }
 
 // Inspect implements driver.Inspector.

@@ -35,7 +35,7 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 	if live.Tree.Remote {
 		u.m.remote.Inherit(site.ID)
 	}
-	return u.m.Mounts.Check(site.ID)
+	return u.m.Mounts.Check(site.Table, site.ID)
 }
 
 // Inspect implements driver.Inspector.

@@ -53,7 +53,7 @@ func (m *mounter) Restore(data json.RawMessage) (driver.Heritable, error) {
 // Adopt implements driver.Heritable.
 func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
 	u.m.mounts.Inherit(site.ID)
-	table, err := mounttable.Read()
+	table, err := site.Table()
 	if err != nil {
 		return err
 	}

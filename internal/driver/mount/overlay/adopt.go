@@ -29,11 +29,11 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 		}
 	}
 	if u.Upper.Sort == inMemory {
-		if err := u.o.uppers.Check(site.ID); err != nil {
+		if err := u.o.uppers.Check(site.Table, site.ID); err != nil {
 			return err
 		}
 	}
-	return u.o.Mounts.Check(site.ID)
+	return u.o.Mounts.Check(site.Table, site.ID)
 }
 
 // Inspect implements driver.Inspector.
