@@ -136,6 +136,9 @@ func (d *Driver) Close() error {
 // does.
 func (d *Driver) Holds(cgroup uint64) (bool, error) { return d.parent.Holds(cgroup) }
 
+// CgroupID returns the id of the cgroup at a path in the hierarchy, for Holds.
+func (d *Driver) CgroupID(path string) (uint64, error) { return d.parent.ID(path) }
+
 // Class returns driver.Container.
 func (d *Driver) Class() driver.Class { return driver.Container }
 

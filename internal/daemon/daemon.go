@@ -85,5 +85,5 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	opt.Service.ready()
 	go opt.Service.attend(ctx, node.manager.Alive)
 	go certificates.reloadAt(ctx, opt.Reload, opt.Service, opt.Log)
-	return serve(ctx, cfg, door.guard(listeners, node.runner.Holds), handler, opt.Log)
+	return serve(ctx, cfg, door.guard(listeners, node.runner), handler, opt.Log)
 }

@@ -60,8 +60,8 @@ func (d *door) access() api.Access {
 	return a
 }
 
-// guard puts the door before listeners. ours tells whether a cgroup belongs to a container.
-func (d *door) guard(listeners []listener, ours func(cgroup uint64) (bool, error)) []listener {
+// guard puts the door before listeners.
+func (d *door) guard(listeners []listener, ours containers) []listener {
 	guarded := slices.Clone(listeners)
 	for i, l := range guarded {
 		guarded[i].Listener = d.before(l, ours)
@@ -69,7 +69,7 @@ func (d *door) guard(listeners []listener, ours func(cgroup uint64) (bool, error
 	return guarded
 }
 
-func (d *door) before(l listener, ours func(cgroup uint64) (bool, error)) net.Listener {
+func (d *door) before(l listener, ours containers) net.Listener {
 	e := &entrance{Listener: l.Listener, door: d, closed: make(chan struct{})}
 	if l.limit > 0 {
 		e.places = make(chan struct{}, l.limit)
@@ -84,7 +84,6 @@ func (d *door) before(l listener, ours func(cgroup uint64) (bool, error)) net.Li
 		if d.cfg.Listen.Containers {
 			k.ours = nil
 		}
-		k.probe(l, d.log)
 		e.identify = k.identify
 	}
 	if l.scheme == schemeHTTPS {

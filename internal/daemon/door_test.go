@@ -79,9 +79,9 @@ func TestOwnersOfSockets(t *testing.T) {
 			refused string
 		}{
 			{0, []uint32{0}, ""},
-			{nobody, []uint32{0}, "user 65534 may not use this server over TCP: --allow-user would allow it"},
+			{nobody, []uint32{0}, "user 65534 may not use this server over TCP; --allow-user would allow it, which grants root on this node"},
 			{nobody, []uint32{0, nobody}, ""},
-			{1, []uint32{0, nobody}, "user 1 may not use this server over TCP: --allow-user would allow it"},
+			{1, []uint32{0, nobody}, "user 1 may not use this server over TCP; --allow-user would allow it, which grants root on this node"},
 		} {
 			_, conn := meet(t, l, at.dial, tt.uid)
 			c := loopbackClients{users: tt.users}.identify(conn)
@@ -127,7 +127,7 @@ func TestClosedSocketsAreNotTrusted(t *testing.T) {
 
 // halfway is a connection between two addresses of which the test has but one socket, or none.
 type halfway struct {
-	net.Conn
+	*net.TCPConn
 	local, remote net.Addr
 }
 
@@ -156,7 +156,7 @@ func TestSocketsBetweenOwnersAreNotTrusted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer waiting.Close()
-	if c := root.identify(halfway{waiting, waiting.LocalAddr(), l.Addr()}); !strings.Contains(c.Refused, "was closed before") {
+	if c := root.identify(halfway{waiting.(*net.TCPConn), waiting.LocalAddr(), l.Addr()}); !strings.Contains(c.Refused, "was closed before") {
 		t.Errorf("not accepted yet: %+v", c)
 	}
 }
@@ -197,16 +197,27 @@ func TestProcessesInContainers(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		return loopbackClients{users: []uint32{0}, ours: p.Holds}.identify(conn).Refused
+		return loopbackClients{users: []uint32{0}, ours: groups{p}}.identify(conn).Refused
 	}
 	if refused := inside(); !strings.Contains(refused, "--allow-containers") {
 		t.Errorf("in a container: %q", refused)
 	}
 	_, conn := meet(t, l, "127.0.0.1", 0)
-	if c := (loopbackClients{users: []uint32{0}, ours: p.Holds}).identify(conn); c.Refused != "" {
+	if c := (loopbackClients{users: []uint32{0}, ours: groups{p}}).identify(conn); c.Refused != "" {
 		t.Errorf("beside it: %q", c.Refused)
 	}
 }
+
+// groups are those of a daemon's containers.
+type groups struct{ *cgroup.Parent }
+
+func (g groups) CgroupID(path string) (uint64, error) { return g.ID(path) }
+
+// none are the groups of a daemon that has no containers.
+type none struct{}
+
+func (none) Holds(uint64) (bool, error)      { return false, nil }
+func (none) CgroupID(string) (uint64, error) { return 1, nil }
 
 func TestUnixClients(t *testing.T) {
 	t.Parallel()
@@ -287,8 +298,7 @@ func doorway(t *testing.T, cfg Config, certificates *certificates, log io.Writer
 	handler := api.New(spec, api.Options{Log: logger, Access: d.access(), Life: t.Context()})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	none := func(uint64) (bool, error) { return false, nil }
-	go func() { ended <- serve(ctx, cfg, d.guard(listeners, none), handler, logger) }()
+	go func() { ended <- serve(ctx, cfg, d.guard(listeners, none{}), handler, logger) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {

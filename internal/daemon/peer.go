@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -57,68 +58,111 @@ func addressOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// loopbackClients tells the clients on loopback apart, where every process of the node can connect.
-type loopbackClients struct {
-	users []uint32                          // who may send requests
-	ours  func(cgroup uint64) (bool, error) // tells whether a cgroup belongs to a container; nil if those may too
+// containers tells what belongs to containers.
+type containers interface {
+	// Holds tells whether the cgroup with an id is one of a container's, or below one.
+	Holds(cgroup uint64) (bool, error)
+	// CgroupID returns the id of the cgroup at a path in the hierarchy.
+	CgroupID(path string) (uint64, error)
 }
 
+// loopbackClients tells the clients on loopback apart, where every process of the node can connect.
+type loopbackClients struct {
+	users []uint32   // who may send requests
+	ours  containers // which may not; nil if they may
+}
+
+const closedBefore = "your end of the connection was closed before it could be looked up whose it is"
+
 // identify looks up whose the socket at the other end is. It is done when the connection is new, once for all its requests.
+//
+// The look-up goes by addresses, which others can have a moment later: a connection that was reset stays acceptable, and the next socket
+// with its port may be root's. So our own end is looked at last. It is established: then it has been since before the look-up, and
+// while it is, no second connection has the same addresses.
 func (k loopbackClients) identify(conn net.Conn) *api.Client {
-	c := tcpClient(conn)
-	socket, err := sockdiag.Lookup(addressOf(conn.RemoteAddr()), addressOf(conn.LocalAddr()))
+	client := tcpClient(conn)
+	if established(conn) { // nobody can make the server search for clients that are gone
+		socket, err := lookup(addressOf(conn.RemoteAddr()), addressOf(conn.LocalAddr()))
+		if known := k.known(*client, socket, err); established(conn) {
+			return known
+		}
+	}
+	client.Refused = closedBefore
+	return client
+}
+
+// known returns c with what follows from a look-up.
+func (k loopbackClients) known(c api.Client, socket sockdiag.Socket, err error) *api.Client {
 	switch {
 	case errors.Is(err, sockdiag.ErrNone):
 		c.Refused = "your socket is not to be found on this node"
-		return c
+		return &c
 	case err != nil:
 		c.Refused = fmt.Sprintf("who you are can't be looked up: %v", err)
-		return c
+		return &c
 	case socket.State != sockdiag.Established || socket.Inode == 0:
 		// The kernel shows user 0 as the owner of a socket that nobody has open any more.
-		c.Refused = "your end of the connection was closed before it could be looked up whose it is"
-		return c
+		c.Refused = closedBefore
+		return &c
 	}
 	c.Key = userKey(socket.UID)
 	c.Who = append(c.Who, slog.Uint64("uid", uint64(socket.UID)))
 	switch {
 	case !slices.Contains(k.users, socket.UID):
-		c.Refused = fmt.Sprintf("user %d may not use this server over TCP: --allow-user would allow it", socket.UID)
+		c.Refused = fmt.Sprintf("user %d may not use this server over TCP; --allow-user would allow it, which grants root on this node", socket.UID)
 	case k.ours != nil:
-		c.Refused = k.inContainer(socket.Cgroup)
+		c.Refused = k.inContainer(socket)
 	}
-	return c
+	return &c
 }
 
-// inContainer returns why a client that is in a cgroup is refused, or nothing.
-func (k loopbackClients) inContainer(cgroup uint64) string {
-	if cgroup == 0 {
-		return "the kernel does not tell whether you are in a container (it needs CONFIG_SOCK_CGROUP_DATA): --allow-containers would allow it"
+// inContainer returns why a client with a socket is refused, or nothing.
+func (k loopbackClients) inContainer(socket sockdiag.Socket) string {
+	have, may, err := []uint64{socket.Cgroup}, []uint64(nil), error(nil)
+	if socket.Cgroup == 0 { // the kernel does not show in which group it was made: then it counts who has it
+		have, may, err = sockdiag.Holders(socket.Inode, k.ours.CgroupID)
 	}
-	ours, err := k.ours(cgroup)
-	switch {
-	case err != nil:
+	if err == nil && len(have) == 0 {
+		err = errors.New("no process has your socket")
+	}
+	for _, group := range slices.Concat(have, may) {
+		ours, failed := k.ours.Holds(group)
+		if ours {
+			return "processes in containers of this server may not use it: --allow-containers would allow it"
+		}
+		err = errors.Join(err, failed)
+	}
+	if err != nil {
 		return fmt.Sprintf("it can't be told whether you are in a container: %v", err)
-	case ours:
-		return "processes in containers of this server may not use it: --allow-containers would allow it"
 	}
 	return ""
 }
 
-// probe warns if the kernel can't be asked who the clients of l are: then all of them are refused.
-func (k loopbackClients) probe(l listener, log *slog.Logger) {
-	at := addressOf(l.Addr())
-	nowhere := netip.IPv4Unspecified()
-	if at.Addr().Is6() {
-		nowhere = netip.IPv6Unspecified()
+// lookup asks the kernel for the socket at peer that is connected to own. Without the modules for that it reads the table of all sockets.
+func lookup(peer, own netip.AddrPort) (sockdiag.Socket, error) {
+	socket, err := sockdiag.Lookup(peer, own)
+	if err == nil {
+		return socket, nil
 	}
-	socket, err := sockdiag.Lookup(at, netip.AddrPortFrom(nowhere, 0))
-	switch {
-	case errors.Is(err, sockdiag.ErrNone), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
-		log.Error("clients of this listener are refused: the kernel can't tell who they are; load the modules inet_diag and tcp_diag (CONFIG_INET_DIAG), or start with --allow-unauthenticated", "url", l.url)
-	case err != nil:
-		log.Error("clients of this listener are refused: it can't be looked up who they are; see --allow-unauthenticated", "url", l.url, "err", err)
-	case socket.Cgroup == 0 && k.ours != nil:
-		log.Error("clients of this listener are refused: the kernel can't tell whether they are in containers (it needs CONFIG_SOCK_CGROUP_DATA); see --allow-containers", "url", l.url)
+	if errors.Is(err, sockdiag.ErrNone) { // that is also the answer without modules: is there none, or not even our own?
+		if _, failed := sockdiag.Lookup(own, peer); failed == nil {
+			return socket, err
+		}
 	}
+	return sockdiag.Scan(peer, own)
+}
+
+// established tells whether neither end of a connection has been closed.
+func established(conn net.Conn) bool {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var info *unix.TCPInfo
+	failed := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	return failed == nil && err == nil && info.State == sockdiag.Established
 }

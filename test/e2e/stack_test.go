@@ -23,10 +23,16 @@ type node struct {
 // newNode starts a server and proves after the test that the node's state is what it was when it had started.
 func newNode(t *testing.T, flags ...string) *node {
 	t.Helper()
+	return newNodeBy(t, harness.Start, flags...)
+}
+
+// newNodeBy is newNode with another way to start the server.
+func newNodeBy(t *testing.T, start func(t testing.TB, flags ...string) *harness.Daemon, flags ...string) *node {
+	t.Helper()
 	testkit.Root(t)
 	image := testkit.BusyboxImage(t)
 	// A command that is stopped before it has set its trap is only ended by the timeout.
-	d := harness.Start(t, append([]string{"--stop-timeout", "1s"}, flags...)...)
+	d := start(t, append([]string{"--stop-timeout", "1s"}, flags...)...)
 	testkit.Unchanged(t, d.Scope(filepath.Dir(image)))
 	n := &node{Daemon: d, Client: d.Unix(t), image: image}
 	t.Cleanup(func() { n.clear(t) })

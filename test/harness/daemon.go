@@ -30,6 +30,7 @@ type Daemon struct {
 
 	server string
 	flags  []string
+	launch func(cmd *exec.Cmd) error
 	leaves bool // without --teardown
 	cmd    *exec.Cmd
 	ended  chan struct{} // closed when cmd has been waited for
@@ -48,9 +49,21 @@ func Start(t testing.TB, flags ...string) *Daemon {
 // Restart is Start with a server and a run directory that are given.
 func Restart(t testing.TB, server, runDir string, flags ...string) *Daemon {
 	t.Helper()
+	return begin(t, server, runDir, (*exec.Cmd).Start, flags)
+}
+
+// StartWithoutDiag is Start on a kernel that does not have the socket diagnostics, as far as the server can see.
+func StartWithoutDiag(t testing.TB, flags ...string) *Daemon {
+	t.Helper()
+	testkit.Root(t)
+	return begin(t, Server(t), testkit.RunDir(t), withoutDiag, flags)
+}
+
+func begin(t testing.TB, server, runDir string, launch func(*exec.Cmd) error, flags []string) *Daemon {
+	t.Helper()
 	d := &Daemon{
-		RunDir: runDir, Socket: filepath.Join(runDir, "api.sock"), Address: freeAddress(t), Cgroup: newCgroup(),
-		server: server, flags: flags,
+		RunDir: runDir, Socket: filepath.Join(runDir, "api.sock"), Address: freeAddress(t, hostIn(flags)), Cgroup: newCgroup(),
+		server: server, flags: flags, launch: launch,
 	}
 	before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{runDir}, Ignore: []string{filepath.Base(runDir)}, Cgroup: d.Cgroup})
 	d.start(t)
@@ -158,7 +171,7 @@ func (d *Daemon) start(t testing.TB) {
 	}
 	d.cmd = exec.Command(d.server, all...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
-	if err := d.cmd.Start(); err != nil {
+	if err := d.launch(d.cmd); err != nil {
 		t.Fatal(err)
 	}
 	d.PID = d.cmd.Process.Pid
@@ -286,9 +299,17 @@ var groups atomic.Int64
 
 func newCgroup() string { return fmt.Sprintf("/iat-%d-%d", os.Getpid(), groups.Add(1)) }
 
-func freeAddress(t testing.TB) string {
+// hostIn returns the value of --host in flags, by default that of the server.
+func hostIn(flags []string) string {
+	if i := slices.Index(flags, "--host"); i >= 0 && i+1 < len(flags) {
+		return flags[i+1]
+	}
+	return "127.0.0.1"
+}
+
+func freeAddress(t testing.TB, host string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,3 +40,19 @@ func (p *Parent) Holds(id uint64) (bool, error) {
 func pathOf(fd int) (string, error) {
 	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 }
+
+// ID returns the id of the group at a path in the hierarchy, by which Holds finds it. Who has the path of a process's group looks at that again
+// afterwards: while the process is in the group, nobody can remove it and put another one in its place.
+func (p *Parent) ID(path string) (uint64, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV}
+	fd, err := unix.Openat2(int(p.root.Fd()), "./"+path, &how)
+	if err != nil {
+		return 0, wrap("open cgroup", path, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, wrap("stat cgroup", path, err)
+	}
+	return st.Ino, nil
+}

@@ -2,10 +2,12 @@ package sockdiag
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -60,6 +62,10 @@ func TestLookup(t *testing.T) {
 			if got.State != Established || got.UID != uint32(os.Geteuid()) || got.Inode != inodeOf(t, client) {
 				t.Errorf("got %+v, want uid %d and inode %d", got, os.Geteuid(), inodeOf(t, client))
 			}
+			table, err := Scan(addrPort(server.RemoteAddr()), addrPort(server.LocalAddr()))
+			if got.Cgroup = 0; err != nil || table != got {
+				t.Errorf("the table shows %+v, %v; want %+v", table, err, got)
+			}
 		})
 	}
 }
@@ -106,6 +112,46 @@ func TestNoSuchSocket(t *testing.T) {
 	nobody := netip.MustParseAddrPort("127.0.0.1:1")
 	if got, err := Lookup(nobody, nobody); !errors.Is(err, ErrNone) {
 		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// Of two sockets that are connected alike neither is believed, and one that is connected comes before one that is not.
+func TestScanOfSeveral(t *testing.T) {
+	t.Parallel()
+	const line = "   0: 0100007F:0001 0100007F:0002 %02X 00000000:00000000 00:00000000 00000000     7        0 %d 1 0 20 4 30 10 -1\n"
+	from, to := netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2")
+	for _, tt := range []struct {
+		name  string
+		lines string
+		inode uint32
+		err   error
+	}{
+		{"none", "", 0, ErrNone},
+		{"one", fmt.Sprintf(line, 1, 5), 5, nil},
+		{"the same twice", fmt.Sprintf(line+line, 1, 5, 1, 5), 5, nil},
+		{"two", fmt.Sprintf(line+line, 1, 5, 1, 6), 0, ErrSeveral},
+		{"one that is about to connect", fmt.Sprintf(line+line, 2, 6, 1, 5), 5, nil},
+		{"one that was closed", fmt.Sprintf(line+line, 1, 5, 4, 0), 5, nil},
+	} {
+		got, err := scan(strings.NewReader(tt.lines), Socket{}, ErrNone, from, to)
+		if got.Inode != tt.inode || !errors.Is(err, tt.err) {
+			t.Errorf("%s: %+v, %v", tt.name, got, err)
+		}
+	}
+}
+
+// The processes that have a socket are found, and no others.
+func TestHolders(t *testing.T) {
+	t.Parallel()
+	client, _ := pair(t, "tcp4", "127.0.0.1", "127.0.0.1")
+	asked := ""
+	have, _, err := Holders(inodeOf(t, client), func(path string) (uint64, error) { asked = path; return 7, nil })
+	own, _ := os.ReadFile("/proc/self/cgroup")
+	if err != nil || len(have) != 1 || have[0] != 7 || !strings.Contains(string(own), "0::"+asked+"\n") {
+		t.Errorf("%v, %v; asked for %q", have, err, asked)
+	}
+	if have, _, err := Holders(1<<31, func(string) (uint64, error) { return 7, nil }); err != nil || len(have) > 0 {
+		t.Errorf("of no socket: %v, %v", have, err)
 	}
 }
 
