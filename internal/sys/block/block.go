@@ -2,6 +2,7 @@
 package block
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -92,8 +93,15 @@ type Nodes struct {
 	Dir  string // where nodes are; default /dev
 }
 
+// nodeTries bounds how often a node may come and go while it is looked at.
+const nodeTries = 100
+
+// ownNode marks a node as made here: by its sticky bit, which means nothing to the kernel. So whoever uses the device last can remove
+// the node, also if another one has made it.
+const ownNode = unix.S_ISVTX
+
 // Ensure returns the path of the device's node. devtmpfs has it by the time a device exists. On a node with a static
-// /dev it is made here: made tells so, and it is then the caller's to remove.
+// /dev it is made here: made tells so, and it is then the caller's to remove. Several may do so at once, in other processes too.
 func (n Nodes) Ensure(number uint64) (path string, made bool, err error) {
 	name := Name(number)
 	if name == "" {
@@ -101,29 +109,52 @@ func (n Nodes) Ensure(number uint64) (path string, made bool, err error) {
 	}
 	// In sysfs a slash in a device's name is written as "!".
 	path = filepath.Join(n.dir(), strings.ReplaceAll(name, "!", "/"))
-	var st unix.Stat_t
-	switch err := unix.Stat(path, &st); {
-	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number:
-		return path, false, nil
-	case err == nil:
-		return "", false, errs.New(errs.Conflict, "use %s: it is not the node of block device %d:%d; remove it", path, unix.Major(number), unix.Minor(number))
-	case err != unix.ENOENT:
-		return "", false, fmt.Errorf("stat %s: %w", path, err)
+	for range nodeTries {
+		var st unix.Stat_t
+		switch err := unix.Stat(path, &st); {
+		case err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number:
+			return path, st.Mode&ownNode != 0, nil
+		case err == nil:
+			return "", false, errs.New(errs.Conflict, "use %s: it is not the node of block device %d:%d; remove it", path, unix.Major(number), unix.Minor(number))
+		case err != unix.ENOENT:
+			return "", false, fmt.Errorf("stat %s: %w", path, err)
+		}
+		err = n.Gate.Do("node make", func() error { return unix.Mknod(path, unix.S_IFBLK|ownNode|0o600, int(number)) })
+		if err != nil && !errors.Is(err, unix.EEXIST) { // else another one was faster
+			break
+		}
 	}
-	err = n.Gate.Do("node make", func() error { return unix.Mknod(path, unix.S_IFBLK|0o600, int(number)) })
 	if err != nil {
 		return "", false, fmt.Errorf("make device node %s (mount devtmpfs on /dev): %w", path, err)
 	}
-	return path, true, nil
+	return "", false, fmt.Errorf("make device node %s: others make and remove it all the time", path)
 }
 
-// Remove removes a node that Ensure made. One that is gone or means another device by now is left alone.
+// Remove removes a node that Ensure made, after its device is gone. One that is gone or means another device by now is left alone.
 func (n Nodes) Remove(path string, number uint64) error {
-	var st unix.Stat_t
-	if unix.Lstat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != number {
-		return nil
+	return n.RemoveUnless(path, number, func() bool { return Name(number) != "" })
+}
+
+// RemoveUnless is Remove for a device that may be there still, or again: in use tells whether another one has it now. Should it come
+// into use in the meantime the node comes back.
+func (n Nodes) RemoveUnless(path string, number uint64, inUse func() bool) error {
+	for range nodeTries {
+		var st unix.Stat_t
+		if inUse() || unix.Lstat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != number {
+			return nil
+		}
+		err := n.Gate.Do("node remove", func() error { return os.Remove(path) })
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if !inUse() {
+			return nil
+		}
+		if _, _, err := n.Ensure(number); err != nil {
+			return err
+		}
 	}
-	return n.Gate.Do("node remove", func() error { return os.Remove(path) })
+	return nil
 }
 
 func (n Nodes) dir() string {

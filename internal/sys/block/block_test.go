@@ -107,7 +107,7 @@ func TestNodes(t *testing.T) {
 	if err != nil || !made {
 		t.Fatalf("made %v, %v", made, err)
 	}
-	if again, made, err := nodes.Ensure(number); again != path || made || err != nil {
+	if again, made, err := nodes.Ensure(number); again != path || !made || err != nil {
 		t.Errorf("again: %s, made %v, %v", again, made, err)
 	}
 	node, err := os.Open(path)
@@ -124,8 +124,19 @@ func TestNodes(t *testing.T) {
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("the node of another device is removed: %v", err)
 	}
-	if err := errors.Join(nodes.Remove(path, number), nodes.Remove(path, number)); err != nil {
+	if err := nodes.Remove(path, number); err != nil {
 		t.Error(err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the node of a device that is there is removed: %v", err)
+	}
+	uses := []bool{false, true, false, false} // it comes into use while the node is removed, and is free again
+	inUse := func() bool { defer func() { uses = uses[1:] }(); return uses[0] }
+	if err := nodes.RemoveUnless(path, number, inUse); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the node stays: %v", err)
 	}
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -50,6 +50,9 @@ func (l *Loop) Detach(ctx context.Context, path string, id ID) error {
 //  5. close it and look whether it is free. If not, take back 3 and 4.
 func (l *Loop) detach(path string, id ID) error {
 	if is, err := l.Is(path, id); !is || err != nil {
+		if err == nil { // it was freed behind an earlier attempt
+			l.removeNode(id, path)
+		}
 		return err
 	}
 	f, err := l.claim(path, id)

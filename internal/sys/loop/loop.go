@@ -102,10 +102,12 @@ func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, e
 	return nil, errs.New(errs.Conflict, "attach %s: other programs took %d free loop devices in a row", file.Name(), tries)
 }
 
-// taken tells whether another one took or removed a free device in the meantime: the next one, please.
+// taken tells whether another one took or removed a free device, or its node, in the meantime: the next one, please.
 func taken(err error) bool {
-	return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
+	return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, errNodeGone)
 }
+
+var errNodeGone = errors.New("its node was removed")
 
 // free opens a device that was free a moment ago.
 func (l *Loop) free(ctx context.Context, remote bool) (*Device, error) {
@@ -120,6 +122,9 @@ func (l *Loop) free(ctx context.Context, remote bool) (*Device, error) {
 	}
 	// A read-only loop device refuses writes by itself; LOOP_CONFIGURE needs a descriptor that can.
 	d.file, err = os.OpenFile(d.Path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, errNodeGone
+	}
 	if err != nil {
 		l.removeNode(d.ID, d.Path)
 		return nil, fmt.Errorf("open loop device: %w", err)
@@ -213,6 +218,10 @@ func (l *Loop) complete(d *Device) (*Device, error) {
 	if err := l.sweep(d); err != nil {
 		return nil, errors.Join(err, d.Release())
 	}
+	// Who wanted the device, too, may have removed the node. From now on it sees that the device is in use.
+	if d.Path, d.MadeNode, err = l.Nodes.Ensure(d.Number); err != nil {
+		return nil, errors.Join(err, d.Release())
+	}
 	return d, nil
 }
 
@@ -266,7 +275,7 @@ func (l *Loop) close(d *Device) {
 
 func (l *Loop) removeNode(id ID, path string) {
 	if id.MadeNode {
-		_ = l.Nodes.Remove(path, id.Number)
+		_ = l.Nodes.RemoveUnless(path, id.Number, func() bool { return bound(id.Number) })
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"unsafe"
 
@@ -300,6 +301,45 @@ func TestStaticDev(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("%v is left", left)
+	}
+}
+
+// TestManyAtOnceOnStaticDev attaches and detaches many files at once where no node is there: the same free device is named to several,
+// who make and remove its node under each other.
+func TestManyAtOnceOnStaticDev(t *testing.T) {
+	testkit.Root(t)
+	dir := t.TempDir()
+	f := backing(t, testkit.RunDir(t))
+	l := loop.Loop{Nodes: block.Nodes{Dir: dir}}
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			for range 20 {
+				d, err := l.Attach(t.Context(), f, loop.Options{ReadOnly: true})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				d.Close()
+				if is, err := l.Is(d.Path, d.ID); !is || err != nil {
+					t.Errorf("%s is not there: %v", d.Path, err)
+				}
+				err = l.Detach(t.Context(), d.Path, d.ID)
+				for range 10 { // others have it open for a moment, which can be long on a busy machine
+					if !errs.Is(err, errs.Conflict) {
+						break
+					}
+					err = l.Detach(t.Context(), d.Path, d.ID)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
 	if left, _ := os.ReadDir(dir); len(left) != 0 {
 		t.Errorf("%v is left", left)
 	}

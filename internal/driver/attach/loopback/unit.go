@@ -72,7 +72,7 @@ func (u *unit) live(ctx context.Context, device *loop.Device, src source) (drive
 			d.Partitions, n.Nodes, err = u.nodes(parts)
 		}
 		if err != nil {
-			return driver.Live{}, errors.Join(err, u.removePartitions(device))
+			return driver.Live{}, errors.Join(err, u.removePartitions(device), u.removeNodes(d.Partitions, n.Nodes))
 		}
 	}
 	text, err := json.Marshal(n)
@@ -102,12 +102,12 @@ func (u *unit) partitions(ctx context.Context, device *loop.Device) ([]block.Par
 	return block.Partitions(device.Number)
 }
 
-// nodes makes sure that each partition has a device node, and tells which of them we made.
+// nodes makes sure that each partition has a device node, and tells which of them we made, also with an error.
 func (u *unit) nodes(parts []block.Partition) (all []driver.Partition, made []int, err error) {
 	for i, p := range parts {
 		path, isNew, err := u.driver.loop.Nodes.Ensure(p.Number)
 		if err != nil {
-			return nil, nil, errors.Join(err, u.removeNodes(all, made))
+			return all, made, err
 		}
 		all = append(all, driver.Partition{Index: p.Index, Path: path, Number: p.Number, Start: p.Start, Size: p.Size})
 		if isNew {

@@ -14,7 +14,6 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
@@ -184,7 +183,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 		return err
 	}
 	u.driver.log.Debug("unmap image", "id", site.ID, "image", u.name(), "device", live.Device.Path)
-	if n.MadeNode && block.Name(live.Device.Number) == "" { // else it is that of another device by now
+	if n.MadeNode {
 		return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
 	}
 	return nil
