@@ -40,7 +40,7 @@ var layers = map[string][]string{
 	"internal/waits":      {},
 	"internal/sys/":       {"internal/errs", "internal/mounttable", "internal/sys/", "internal/waits"},
 
-	"internal/driver":         {"internal/errs", "internal/mounttable", "models"},
+	"internal/driver":         {"internal/errs", "internal/mounttable", "internal/sys/extent", "models"},
 	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/mounttable", "internal/sys/", "internal/waits", "models"},
 	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/sys/"},
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/extent"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -187,8 +188,9 @@ type Device struct {
 	Sequence   uint64      `json:"seq,omitempty"` // /sys/block/*/diskseq (Linux 5.15): no two devices share one
 	ReadOnly   bool        `json:"ro,omitempty"`
 	Remote     bool        `json:"remote,omitempty"` // as in Tree
-	File       string      `json:"file,omitempty"`   // what tells the file that is the device's content from all others, if there may be another such device
 	Partitions []Partition `json:"partitions,omitempty"`
+	// Content is what the device will show, as far as a forecast knows it. Of a device that is there, ask package claims.
+	Content []extent.Extent `json:"-"`
 }
 
 // Partition is a part of a Device with a device node of its own.

@@ -20,6 +20,7 @@ type Entry struct {
 	Number uint64 // st_dev of its files; btrfs and overlays have numbers of their own
 	Type   string // of its file system, as in "ext4"
 	Source string // what it was mounted from, as the file system tells it
+	Root   string // the directory of the file system that shows at the mountpoint; ends in "//deleted" if that was removed
 	super  string // the options of the file system, comma-separated
 }
 
@@ -31,7 +32,7 @@ func Read() (*Table, error) {
 	}
 	t := &Table{at: make(map[string][]Entry, len(all))}
 	for _, m := range all {
-		e := Entry{Number: unix.Mkdev(uint32(m.Major), uint32(m.Minor)), Type: m.FSType, Source: m.Source, super: m.VFSOptions}
+		e := Entry{Number: unix.Mkdev(uint32(m.Major), uint32(m.Minor)), Type: m.FSType, Source: m.Source, Root: m.Root, super: m.VFSOptions}
 		t.at[m.Mountpoint] = append(t.at[m.Mountpoint], e)
 	}
 	return t, nil
@@ -39,6 +40,17 @@ func Read() (*Table, error) {
 
 // At returns what is mounted at path, which has no symbolic links, one over the other; the topmost is the last.
 func (t *Table) At(path string) []Entry { return t.at[path] }
+
+// All yields each mount with its mountpoint.
+func (t *Table) All(yield func(path string, e Entry) bool) {
+	for path, entries := range t.at {
+		for _, e := range entries {
+			if !yield(path, e) {
+				return
+			}
+		}
+	}
+}
 
 // Has tells whether the file system has an option, such as "ro", as it stands in mountinfo: see proc_pid_mountinfo(5).
 func (e Entry) Has(option string) bool {

@@ -29,7 +29,7 @@ func TestImageTwice(t *testing.T) {
 			def := func(path string, options ...string) *models.Mount { return device(loopback(path), "ext4", options...) }
 			refused := func(m *models.Mount) {
 				t.Helper()
-				if got := n.refused(t, http.StatusConflict, m); !strings.Contains(got, "has the same image file mounted by way of another device") {
+				if got := n.refused(t, http.StatusConflict, m); !strings.Contains(got, "has the same image mounted by way of another device") {
 					t.Errorf("it says %s", got)
 				}
 			}

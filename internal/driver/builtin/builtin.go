@@ -13,6 +13,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/verity"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
@@ -42,15 +43,16 @@ func Drivers(env Env) driver.Set {
 	verified := func(below driver.Heir) driver.Driver {
 		return verity.Over(below, verity.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})
 	}
+	c := claims.New(env.Gate, env.Helper)
 	return driver.Set{
 		verified(iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
-		verified(local.New(local.Options{Helper: env.Helper, Log: env.Log})),
-		verified(loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
+		verified(local.New(local.Options{Helper: env.Helper, Claims: c, Log: env.Log})),
+		verified(loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Claims: c, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
 		verified(rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})),
-		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Log: env.Log, FSTypes: env.FSTypes}),
+		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Claims: c, Log: env.Log, FSTypes: env.FSTypes}),
 		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper}),
 		nfs.New(nfs.Options{Mounts: env.Mounts, Helper: env.Helper, Log: env.Log}),
-		overlay.New(overlay.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper}),
+		overlay.New(overlay.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Claims: c}),
 		env.Containers,
 	}
 }

@@ -188,8 +188,8 @@ func control(f *os.File, act func(fd int) error) error {
 	return inner
 }
 
-// attribute reads a number from sysfs. The directory may be a symbolic link with a ".." after it.
-func attribute(dir, name string) (int64, error) {
+// Attribute reads a number from sysfs. The directory may be a symbolic link with a ".." after it.
+func Attribute(dir, name string) (int64, error) {
 	text, err := os.ReadFile(dir + "/" + name)
 	if err != nil {
 		return 0, err

@@ -10,7 +10,7 @@ import (
 // Check makes sure that the device of a number, or the one it is a partition of, is still the one that had the sequence number and
 // has a medium. It looks into sysfs alone and so opens nothing and waits for nothing. A sequence of 0 is not compared.
 func Check(number, sequence uint64) error {
-	size, err := attribute(Sysfs(number), "size")
+	size, err := Attribute(Sysfs(number), "size")
 	if errors.Is(err, fs.ErrNotExist) {
 		return errs.New(errs.Conflict, "the device is gone: delete it and make it anew")
 	}
@@ -29,9 +29,9 @@ func Check(number, sequence uint64) error {
 // sequenceOf is Info.Sequence by sysfs.
 func sequenceOf(number uint64) uint64 {
 	dir := Sysfs(number)
-	n, err := attribute(dir, "diskseq")
+	n, err := Attribute(dir, "diskseq")
 	if err != nil {
-		n, _ = attribute(dir+"/..", "diskseq") // the directory of a partition is in that of its disk
+		n, _ = Attribute(dir+"/..", "diskseq") // the directory of a partition is in that of its disk
 	}
 	return uint64(n)
 }

@@ -17,19 +17,19 @@ func Find(number uint64) (Info, error) {
 		return Info{}, fmt.Errorf("find block device %d:%d: %w", unix.Major(number), unix.Minor(number), unix.ENXIO)
 	}
 	info := Info{Number: number, Name: filepath.Base(dir)}
-	size, err := attribute(dir, "size")
+	size, err := Attribute(dir, "size")
 	if err != nil {
 		return Info{}, err
 	}
-	readOnly, err := attribute(dir, "ro")
+	readOnly, err := Attribute(dir, "ro")
 	if err != nil {
 		return Info{}, err
 	}
 	disk := dir
-	if _, err := attribute(dir, "partition"); err == nil {
+	if _, err := Attribute(dir, "partition"); err == nil {
 		disk = filepath.Dir(dir)
 	}
-	sector, err := attribute(disk, "queue/logical_block_size")
+	sector, err := Attribute(disk, "queue/logical_block_size")
 	if err != nil {
 		return Info{}, err
 	}

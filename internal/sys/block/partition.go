@@ -33,9 +33,9 @@ func Partitions(disk uint64) ([]Partition, error) {
 	}
 	var all []Partition
 	for _, dir := range dirs {
-		index, err1 := attribute(dir, "partition")
-		start, err2 := attribute(dir, "start")
-		size, err3 := attribute(dir, "size")
+		index, err1 := Attribute(dir, "partition")
+		start, err2 := Attribute(dir, "start")
+		size, err3 := Attribute(dir, "size")
 		number, err4 := NumberOf(dir)
 		if err := cmp.Or(err1, err2, err3, err4); err != nil {
 			return nil, fmt.Errorf("read partitions of %s: %w", Name(disk), err)

@@ -238,8 +238,10 @@ func (m Mapper) Status(id string) (Status, error) {
 // A request is a buffer for a request, with its head, and for the answer.
 type request []byte
 
-func newRequest(id string, flags uint32) request {
-	r := make(request, roomSize)
+func newRequest(id string, flags uint32) request { return sizedRequest(roomSize, id, flags) }
+
+func sizedRequest(size int, id string, flags uint32) request {
+	r := make(request, size)
 	h := r.head()
 	h.Version = [3]uint32{4, 0, 0} // the least that the kernel has to understand
 	h.Data_size, h.Data_start, h.Flags = uint32(len(r)), uint32(headSize), flags

@@ -18,7 +18,7 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 
 // Adopt claims the device anew, if it still is the one that was attached.
 func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	if err := u.driver.claim(live.Device.Number, site.ID, live.Device.Path); err != nil {
+	if err := u.driver.claims.Device(site.ID, live.Device.Number, live.Device.Path); err != nil {
 		return err
 	}
 	return u.Inspect(site, live, nil)

@@ -10,11 +10,11 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
@@ -25,18 +25,15 @@ import (
 // Options are what the driver depends on.
 type Options struct {
 	Helper *helper.Runner // for paths that lead over a server
+	Claims *claims.Claims // shared with the other drivers; default: its own
 	Log    *slog.Logger   // default: none
 }
 
 // Driver is the driver of local block devices.
 type Driver struct {
 	helper *helper.Runner
+	claims *claims.Claims
 	log    *slog.Logger
-
-	// mu protects claims.
-	mu sync.Mutex
-	// claims says which object has which device, by st_rdev.
-	claims map[uint64]int64
 }
 
 // New makes the driver.
@@ -44,7 +41,7 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{helper: o.Helper, log: o.Log, claims: map[uint64]int64{}}
+	return &Driver{helper: o.Helper, claims: claims.OrNew(o.Claims, nil, o.Helper), log: o.Log}
 }
 
 // Class is that of attachments.
@@ -96,7 +93,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	if err := u.driver.claim(found.Number, site.ID, found.Path); err != nil {
+	if err := u.driver.claims.Device(site.ID, found.Number, found.Path); err != nil {
 		return driver.Live{}, err
 	}
 	u.driver.log.Debug("use local device", "id", site.ID, "device", found.Path)
@@ -111,10 +108,7 @@ func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error
 		return f, err
 	}
 	f.Live.Device = found
-	d := u.driver
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return f, d.free(found.Number, found.Path)
+	return f, u.driver.claims.CheckDevice(found.Number, found.Path)
 }
 
 // find resolves the path and looks at the block device there, without opening it.
@@ -149,35 +143,12 @@ func (u *unit) find(ctx context.Context) (*driver.Device, error) {
 	}, nil
 }
 
-func (d *Driver) claim(number uint64, id int64, path string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.free(number, path); err != nil {
-		return err
-	}
-	d.claims[number] = id
-	return nil
-}
-
-// free makes sure that no object has a device; d.mu is held.
-func (d *Driver) free(number uint64, path string) error {
-	if owner, ok := d.claims[number]; ok {
-		return errs.New(errs.Conflict, "use %s: attachment %d has this device already; use that one, or delete it", path, owner)
-	}
-	return nil
-}
-
 // Down gives the device back. The device itself stays as it is.
 func (u *unit) Down(_ context.Context, site driver.Site, live driver.Live) error {
 	if live.Device == nil {
 		return nil
 	}
-	d := u.driver
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.claims[live.Device.Number] == site.ID {
-		delete(d.claims, live.Device.Number)
-	}
+	u.driver.claims.DropDevice(site.ID, live.Device.Number)
 	return nil
 }
 

@@ -4,7 +4,11 @@ import (
 	"context"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
+	"github.com/kraken-hpc/imageapi/internal/sys/extent"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -23,11 +27,27 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 		if err != nil {
 			return f, err
 		}
-		d.ReadOnly, d.Remote, d.File = src.readOnly, src.remote, src.identity
-		src.Close()
+		defer src.Close()
+		d.ReadOnly, d.Remote = src.readOnly, src.remote
+		if d.Content, err = u.content(ctx, src); err != nil {
+			return f, err
+		}
 	}
 	if u.ReadPartitions {
 		f.Unknown = append(f.Unknown, "which partitions it has")
 	}
 	return f, u.driver.loop.Find(ctx)
+}
+
+// content is what the device would show. Of its partitions nothing is known.
+func (u *unit) content(ctx context.Context, src source) ([]extent.Extent, error) {
+	st, err := remote.Stat(src.File)
+	if err != nil || u.ReadPartitions {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		c, err := u.driver.claims.Content(ctx, unix.Mkdev(st.Rdev_major, st.Rdev_minor), src.remote)
+		return c.Extents, err
+	}
+	return []extent.Extent{{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Inode: st.Ino, End: int64(st.Size)}}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
@@ -23,6 +24,7 @@ import (
 type Options struct {
 	Gate   gate.Gate
 	Helper *helper.Runner // for files whose server may be gone
+	Claims *claims.Claims // shared with the other drivers; default: its own
 	// Forbidden are directories that base "root" must not reach into: our own mount directories. What lies in them
 	// belongs to objects, which would then not be known to be needed.
 	Forbidden []string
@@ -33,6 +35,7 @@ type Options struct {
 type Driver struct {
 	loop      loop.Loop
 	helper    *helper.Runner
+	claims    *claims.Claims
 	forbidden []string
 	log       *slog.Logger
 
@@ -52,6 +55,7 @@ func New(o Options) *Driver {
 	return &Driver{
 		loop:      l,
 		helper:    o.Helper,
+		claims:    claims.OrNew(o.Claims, o.Gate, o.Helper),
 		forbidden: o.Forbidden,
 		log:       o.Log,
 	}

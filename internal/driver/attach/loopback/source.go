@@ -27,7 +27,6 @@ type source struct {
 	readOnly bool // no write may reach it; the descriptor then can't write
 	remote   bool // a server has it
 	buffered bool // it can't be read past the page cache
-	identity string
 }
 
 // open finds the file and opens it for no more than is needed. An image is untrusted: the path is resolved once,
@@ -139,10 +138,6 @@ func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly b
 		return source{}, err
 	}
 	src := source{File: f, readOnly: true, remote: remote}
-	if src.identity, err = identity(f); err != nil {
-		f.Close()
-		return source{}, err
-	}
 	if !readOnly {
 		if err := u.openToWrite(ctx, place, &src); err != nil {
 			f.Close()
@@ -154,15 +149,6 @@ func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly b
 		src.Close()
 	}
 	return src, err
-}
-
-// identity tells a file from all others: a block device by its number, whichever node it has.
-func identity(f *os.File) (string, error) {
-	st, err := remote.Stat(f)
-	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
-		return fmt.Sprintf("%d:%d", st.Rdev_major, st.Rdev_minor), err
-	}
-	return fmt.Sprintf("%d:%d:%d", st.Dev_major, st.Dev_minor, st.Ino), err
 }
 
 // openToWrite makes src one that can be written to, if the file can be.

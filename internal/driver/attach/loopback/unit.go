@@ -47,13 +47,17 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if u.ReadPartitions {
 		o.Sector = block.TableSector(src)
 	}
+	u.driver.claims.Own(o.Mark)
 	device, err := u.driver.loop.Attach(ctx, src.File, o)
 	if err != nil {
+		u.driver.claims.Disown(o.Mark)
 		return driver.Live{}, err
 	}
 	live, err := u.live(ctx, device, src)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, device.Release())
+		err = errors.Join(err, device.Release())
+		u.driver.claims.Disown(o.Mark)
+		return driver.Live{}, err
 	}
 	device.Close()
 	u.driver.log.Debug("attach file", "id", site.ID, "path", u.Path, "device", device.Path, "ro", device.Info.ReadOnly)
@@ -64,7 +68,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 func (u *unit) live(ctx context.Context, device *loop.Device, src source) (driver.Live, error) {
 	n := notes{Loop: device.ID}
 	d := &driver.Device{
-		Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly, Remote: src.remote, File: src.identity,
+		Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly, Remote: src.remote,
 	}
 	if u.ReadPartitions {
 		parts, err := u.partitions(ctx, device)
@@ -148,6 +152,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop); err != nil {
 		return err
 	}
+	u.driver.claims.Disown(u.tag(site.ID))
 	u.driver.log.Debug("detach file", "id", site.ID, "path", u.Path, "device", live.Device.Path)
 	return u.removeNodes(live.Device.Partitions, n.Nodes)
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
@@ -27,11 +28,11 @@ func (m *mounter) Restore(data json.RawMessage) (driver.Heritable, error) {
 
 // Adopt claims the device anew for a mount in this way.
 func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	var has claim
+	var has claims.Image
 	if err := json.Unmarshal(live.Notes, &has); err != nil {
 		return fmt.Errorf("adopt mount %d: read its notes: %w", site.ID, err)
 	}
-	u.m.claims.enter(site.ID, has)
+	u.m.Claims.Enter(site.ID, has)
 	if live.Tree.Remote {
 		u.m.remote.Inherit(site.ID)
 	}
@@ -52,7 +53,7 @@ func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Ta
 
 // is tells whether e is the mount that was made. Some file systems, such as btrfs, have a number of their own, without a major part.
 func (u *unit) is(e mounttable.Entry, id int64) bool {
-	device := u.m.claims.of(id).Number
+	device := u.m.Claims.ImageOf(id).Number
 	return e.Type == u.FSType && (unix.Major(e.Number) == 0 || device == 0 || e.Number == device)
 }
 

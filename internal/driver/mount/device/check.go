@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/sys/extent"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
 
@@ -18,14 +19,14 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	if len(u.FSOptions) > 0 {
 		f.Unknown = append(f.Unknown, "whether that takes its options")
 	}
-	on := source{path: "the new device", readOnly: d.ReadOnly, image: image(d, u.Partition)}
+	on := source{path: "the new device", readOnly: d.ReadOnly, content: extent.Content{Extents: d.Content}}
 	if u.Partition > 0 && !d.Made() {
 		on.path = fmt.Sprintf("partition %d of the new device", u.Partition)
 		f.Unknown = append(f.Unknown, "whether the device has this partition")
 	}
 	if d.Made() {
 		var err error
-		if on, err = u.source(d); err != nil {
+		if on, err = u.source(ctx, d); err != nil {
 			return f, err
 		}
 	}
@@ -38,5 +39,5 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	if err := mount.Find(ctx, u.m.Gate, fs.Type); err != nil {
 		return f, err
 	}
-	return f, u.m.claims.check(on, fs)
+	return f, u.m.Claims.Check(ctx, on.claim(fs))
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
@@ -28,6 +29,7 @@ type Options struct {
 	Gate   gate.Gate
 	Mounts *mountdir.Dir
 	Helper *helper.Runner // for devices whose server may be gone
+	Claims *claims.Claims // shared with the other drivers; default: its own
 	Log    *slog.Logger   // default: none
 	// FSTypes are file systems that may be mounted besides the default ones. A file system's code reads whatever
 	// the image holds, so the list should have no more than what is used.
@@ -47,11 +49,11 @@ type mounter struct {
 	Options
 	allowed []string
 	remote  *remote.Mounts
-	claims  claims
 }
 
 // New returns the driver.
 func New(o Options) driver.Driver {
+	o.Claims = claims.OrNew(o.Claims, o.Gate, o.Helper)
 	return &mounter{Options: o, allowed: slices.Concat(defaultTypes, o.FSTypes), remote: remote.New(o.Mounts, o.Helper, o.Log)}
 }
 
@@ -115,7 +117,7 @@ type unit struct {
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	device := site.Needs[0].Device
 	ctx = waits.On(ctx, "device "+device.Path)
-	source, err := u.source(device)
+	source, err := u.source(ctx, device)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -126,12 +128,12 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
-	if err := u.m.claims.reserve(site.ID, source, fs); err != nil {
+	if err := u.m.Claims.Reserve(ctx, site.ID, source.claim(fs)); err != nil {
 		return driver.Live{}, err
 	}
 	live, err := u.show(ctx, site.ID, source, fs, device.Remote)
 	if err != nil {
-		u.m.claims.drop(site.ID)
+		u.m.Claims.DropImage(site.ID)
 	}
 	return live, err
 }
@@ -143,7 +145,7 @@ func (u *unit) show(ctx context.Context, id int64, source source, fs helper.FS, 
 		return driver.Live{}, hint(u.FSType, source, err)
 	}
 	// Only now: what the kernel says of an option comes first.
-	if err := u.m.claims.take(id, source, fs); err != nil {
+	if err := u.m.Claims.Take(id, source.claim(fs)); err != nil {
 		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
 	return u.attach(ctx, id, tree, remote)
@@ -155,7 +157,7 @@ func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool)
 	if err != nil {
 		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
-	notes, err := json.Marshal(u.m.claims.of(id))
+	notes, err := json.Marshal(u.m.Claims.ImageOf(id))
 	if err != nil {
 		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
@@ -220,7 +222,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 	if err := u.unmount(ctx, site, live); err != nil {
 		return err
 	}
-	u.m.claims.drop(site.ID)
+	u.m.Claims.DropImage(site.ID)
 	return nil
 }
 

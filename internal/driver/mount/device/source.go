@@ -1,17 +1,23 @@
 package device
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/extent"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
 
 // source is the device or the partition that is mounted.
@@ -19,11 +25,11 @@ type source struct {
 	path     string
 	number   uint64 // st_rdev
 	readOnly bool
-	image    string // the file that is on it and in which partition, if another device can show the same
+	content  extent.Content
 }
 
 // source finds what to mount and makes sure that it still is what was attached.
-func (u *unit) source(d *driver.Device) (source, error) {
+func (u *unit) source(ctx context.Context, d *driver.Device) (source, error) {
 	path, number := d.Path, d.Number
 	if u.Partition > 0 {
 		part, err := partition(d, u.Partition)
@@ -44,14 +50,27 @@ func (u *unit) source(d *driver.Device) (source, error) {
 	if !is || d.Sequence != 0 && info.Sequence != 0 && info.Sequence != d.Sequence {
 		return source{}, errs.New(errs.Conflict, "mount %s: it is not the device that was attached any more: delete the attachment and make it anew", path)
 	}
-	return source{path: path, number: number, readOnly: d.ReadOnly || info.ReadOnly, image: image(d, u.Partition)}, nil
+	content, err := u.m.Claims.Content(ctx, number, d.Remote)
+	if err != nil {
+		return source{}, fmt.Errorf("mount %s: %w", path, err)
+	}
+	return source{path: path, number: number, readOnly: d.ReadOnly || info.ReadOnly, content: content}, nil
 }
 
-func image(d *driver.Device, partition int64) string {
-	if d.File == "" {
-		return ""
+// claim is what a mount of source in a way claims.
+func (s source) claim(fs helper.FS) claims.Image {
+	return claims.Image{
+		Number: s.number, How: describe(fs), Extents: s.content.Extents, Writable: fs.Attr&mount.ReadOnly == 0,
+		Through: s.content.Through, Packed: slices.Contains(readOnlyTypes, fs.Type), Path: s.path,
 	}
-	return fmt.Sprintf("%s/%d", d.File, partition)
+}
+
+func describe(fs helper.FS) string {
+	words := []string{fs.Type}
+	for _, p := range fs.Params {
+		words = append(words, p.String())
+	}
+	return strings.Join(words, ",")
 }
 
 func partition(d *driver.Device, index int64) (driver.Partition, error) {

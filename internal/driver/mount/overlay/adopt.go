@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
@@ -23,10 +24,16 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 			return fmt.Errorf("adopt mount %d: read its notes: %w", site.ID, err)
 		}
 	}
-	if n.Place != nil {
-		if err := u.o.claims.take(site.ID, *n.Place, n.Upper); err != nil {
-			return err
-		}
+	var h *home
+	if u.Upper.Sort == inMount {
+		h = &home{path: filepath.Dir(n.Upper)}
+	}
+	l, err := u.layers(site, h)
+	if err == nil {
+		err = u.o.Claims.TakeLayers(site.ID, l)
+	}
+	if err != nil {
+		return err
 	}
 	if u.Upper.Sort == inMemory {
 		if err := u.o.uppers.Check(site.Table, site.ID); err != nil {

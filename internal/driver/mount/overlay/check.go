@@ -34,9 +34,11 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	}
 	depth, err := depthOf(lower)
 	*f.Live.Tree = driver.Tree{ReadOnly: u.Upper.Sort == inNone, Depth: depth, Remote: anyRemote(site.Needs)}
-	if err == nil && u.Upper.Sort == inMount {
+	if err == nil {
+		err = u.checkLayers(ctx, site)
+	}
+	if u.Upper.Sort == inMount {
 		f.Unknown = []string{"whether the file system of the upper layer can hold one"}
-		err = u.checkUpper(ctx, site)
 	}
 	if err != nil {
 		return f, err
@@ -44,20 +46,25 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	return f, mount.Find(ctx, u.o.Gate, "overlay")
 }
 
-// checkUpper makes sure of what can be told of an upper layer in a mount.
-func (u *unit) checkUpper(ctx context.Context, site driver.Site) error {
+// checkLayers makes sure of what can be told of the layers.
+func (u *unit) checkLayers(ctx context.Context, site driver.Site) error {
+	if u.Upper.Sort != inMount {
+		l, err := u.layers(site, nil)
+		if err != nil {
+			return err
+		}
+		return u.o.Claims.CheckLayers(l)
+	}
 	tree, err := u.upperTree(site)
-	if err == nil && tree.Made() {
-		err = u.checkHome(ctx, tree)
-	}
 	if err != nil {
-		return errs.At("overlay.upper.mount", err)
+		return errs.At(atUpper, err)
 	}
-	return nil
-}
-
-// checkHome makes sure that no other overlay has its upper layer in the same directory, if that is there.
-func (u *unit) checkHome(ctx context.Context, tree *driver.Tree) error {
+	if !tree.Made() {
+		return nil
+	}
+	if err := u.checkPlanned(site, tree); err != nil {
+		return err
+	}
 	dir, err := remote.Open(ctx, u.o.Helper, tree, "/"+u.Upper.Path, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil // Up makes it, or says what it dislikes
@@ -67,5 +74,9 @@ func (u *unit) checkHome(ctx context.Context, tree *driver.Tree) error {
 	if err := h.locate(); err != nil {
 		return err
 	}
-	return u.o.claims.check(*h.place, h.path)
+	l, err := u.layers(site, h)
+	if err != nil {
+		return err
+	}
+	return u.o.Claims.CheckLayers(l)
 }

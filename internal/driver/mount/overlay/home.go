@@ -12,7 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
+	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
@@ -22,8 +25,8 @@ type home struct {
 	dir   *os.File
 	path  string // of the directory, as it can be seen on the node
 	space string // as in notes
-	place *place // as in notes
-	lost  bool   // with the overlay
+	inode uint64
+	lost  bool // with the overlay
 }
 
 // entry returns a path of one of the two directories that nobody can turn to elsewhere while this process has the home open.
@@ -42,11 +45,16 @@ func (h *home) notes() notes {
 	if h == nil {
 		return notes{}
 	}
-	return notes{Upper: filepath.Join(h.path, layer.Upper), Work: filepath.Join(h.path, layer.Work), Space: h.space, Place: h.place}
+	return notes{Upper: filepath.Join(h.path, layer.Upper), Work: filepath.Join(h.path, layer.Work), Space: h.space}
 }
 
 // makeUpper prepares the upper layer of an overlay, or returns nil if it has none.
 func (u *unit) makeUpper(ctx context.Context, site driver.Site) (*home, error) {
+	if u.Upper.Sort != inMount {
+		if err := u.claim(site, nil); err != nil {
+			return nil, err
+		}
+	}
 	if u.Upper.Sort == inNone {
 		return nil, nil
 	}
@@ -55,11 +63,7 @@ func (u *unit) makeUpper(ctx context.Context, site driver.Site) (*home, error) {
 		return nil, err
 	}
 	if u.Upper.Sort == inMount {
-		h, err := u.homeInMount(ctx, site, look)
-		if err != nil {
-			return nil, errs.At("overlay.upper.mount", err)
-		}
-		return h, nil
+		return u.homeInMount(ctx, site, look)
 	}
 	return u.homeInMemory(ctx, site.ID, look)
 }
@@ -126,22 +130,27 @@ func (u *unit) upperTree(site driver.Site) (*driver.Tree, error) {
 func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Look) (*home, error) {
 	tree, err := u.upperTree(site)
 	if err != nil {
+		return nil, errs.At(atUpper, err)
+	}
+	if err := u.checkPlanned(site, tree); err != nil { // before anything is made there
 		return nil, err
 	}
 	dir, err := u.o.prepare(ctx, tree, u.Upper.Path, look)
 	if err != nil {
-		return nil, err
+		return nil, errs.At(atUpper, err)
 	}
 	h := &home{dir: dir}
 	if countsInMemory(dir) {
 		h.space = tree.Path
 	}
-	if err := u.o.claim(site.ID, h); err != nil {
+	if err := u.claim(site, h); err != nil {
 		h.close()
 		return nil, err
 	}
 	return h, nil
 }
+
+const atUpper = "overlay.upper.mount"
 
 // countsInMemory tells whether statfs(2) waits for nothing where an upper layer is: these file systems know by heart how full they
 // are. What else can be one (FUSE) asks somebody. The layer was just made there: what answers once does so again.
@@ -153,12 +162,52 @@ func countsInMemory(dir *os.File) bool {
 	return slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC}, st.Type)
 }
 
-// claim finds out where a home in a mount is and enters it for an overlay.
-func (o *overlayer) claim(id int64, h *home) error {
-	if err := h.locate(); err != nil {
+// claim finds out where the layers of an overlay are and enters them. h is its home in a mount, or nil.
+func (u *unit) claim(site driver.Site, h *home) error {
+	if h != nil {
+		if err := h.locate(); err != nil {
+			return err
+		}
+	}
+	l, err := u.layers(site, h)
+	if err != nil {
 		return err
 	}
-	return o.claims.take(id, *h.place, h.path)
+	return u.o.Claims.TakeLayers(site.ID, l)
+}
+
+// layers are the places of an overlay's layers, as far as they are there.
+func (u *unit) layers(site driver.Site, h *home) (l claims.Layers, err error) {
+	table, err := mounttable.Read()
+	if err != nil {
+		return l, err
+	}
+	for _, need := range site.Needs[:u.Lower] {
+		place := claims.Place{} // of nothing
+		if need.Tree.Made() {
+			if place, err = claims.PlaceOf(table, need.Tree.Path); err != nil {
+				return l, err
+			}
+		}
+		l.Lower = append(l.Lower, place)
+	}
+	if h != nil {
+		at, err := claims.PlaceOf(table, h.path)
+		if err != nil {
+			return l, err
+		}
+		l.Home, l.Inode, l.Path = &at, h.inode, h.path
+	}
+	return l, l.Apart()
+}
+
+// checkPlanned makes sure that the layers can be where the definition says, symbolic links aside.
+func (u *unit) checkPlanned(site driver.Site, tree *driver.Tree) error {
+	l, err := u.layers(site, &home{path: filepath.Join(tree.Path, u.Upper.Path)})
+	if err != nil {
+		return err
+	}
+	return u.o.Claims.CheckLayers(l)
 }
 
 // locate finds out where a home in a mount is.
@@ -166,7 +215,8 @@ func (h *home) locate() (err error) {
 	if h.path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", h.dir.Fd())); err != nil {
 		return err
 	}
-	h.place, err = placeOf(h.dir)
+	st, err := remote.Stat(h.dir)
+	h.inode = st.Ino
 	return err
 }
 
@@ -207,7 +257,7 @@ func explain(err error) error {
 
 // dropUpper takes away what makeUpper made for one overlay that is not mounted. What is in another mount stays there.
 func (u *unit) dropUpper(ctx context.Context, id int64) error {
-	u.o.claims.drop(id)
+	u.o.Claims.DropLayers(id)
 	if u.Upper.Sort != inMemory {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
@@ -35,6 +36,7 @@ type Options struct {
 	Gate   gate.Gate
 	Mounts *mountdir.Dir
 	Helper *helper.Runner // for layers whose server may be gone
+	Claims *claims.Claims // shared with the other drivers; default: its own
 	// Classic makes overlays by mount(2) even where the kernel takes layers by descriptor.
 	Classic bool
 }
@@ -44,11 +46,11 @@ type overlayer struct {
 	byDescriptor func() bool
 	remote       *remote.Mounts
 	uppers       *mountdir.Dir // where the tmpfs of an upper layer is mounted
-	claims       claims
 }
 
 // New returns the driver.
 func New(o Options) driver.Driver {
+	o.Claims = claims.OrNew(o.Claims, o.Gate, o.Helper)
 	return &overlayer{
 		Options: o,
 		// Not asked before the first overlay: asking would load the kernel's module.
@@ -113,7 +115,6 @@ type notes struct {
 	Upper string `json:"upper,omitempty"` // the directories, as they can be seen on the node
 	Work  string `json:"work,omitempty"`
 	Space string `json:"space,omitempty"` // a directory whose file system tells how much is written, and can't hang
-	Place *place `json:"place,omitempty"` // of an upper layer in a mount
 }
 
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
@@ -133,6 +134,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		l.lower = append(l.lower, need.Tree.Path)
 	}
 	if l.upper, err = u.makeUpper(ctx, site); err != nil {
+		u.o.Claims.DropLayers(site.ID)
 		return driver.Live{}, err
 	}
 	defer l.upper.close()
@@ -191,7 +193,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error 
 		return errors.Join(err, back.restore())
 	}
 	back.forget()
-	u.o.claims.drop(site.ID)
+	u.o.Claims.DropLayers(site.ID)
 	return u.o.removeNames(site.ID)
 }
 

@@ -1,0 +1,223 @@
+// Package claims knows which of our objects uses what: so that no two of them, nor one and a program of the node, write to the same
+// bytes by ways that the kernel does not see together.
+//
+// Images are claimed by what their devices show (package extent), devices of the node by their numbers, and the layers of overlays by
+// their places in a file system.
+package claims
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/dm"
+	"github.com/kraken-hpc/imageapi/internal/sys/extent"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/loop"
+)
+
+// Claims is what the drivers of one daemon have claimed. It is safe for concurrent use.
+type Claims struct {
+	finder extent.Finder
+
+	mu      sync.Mutex       // protects what follows
+	marks   map[string]bool  // of the loop devices that we attached
+	devices map[uint64]int64 // the attachment that has a device of the node, by st_rdev
+	images  map[int64]Image  // by mounts
+	layers  map[int64]Layers // by overlays
+}
+
+// New returns an empty Claims. The helper, which may be nil, asks for files whose server may be gone.
+func New(g gate.Gate, h *helper.Runner) *Claims {
+	c := &Claims{
+		finder: extent.Finder{Loop: loop.Loop{Gate: g, Nodes: block.Nodes{Gate: g}}, Mapper: dm.Mapper{Gate: g, Helper: h}},
+		marks:  map[string]bool{}, devices: map[uint64]int64{}, images: map[int64]Image{}, layers: map[int64]Layers{},
+	}
+	if h != nil {
+		c.finder.Loop.Helper = h
+	}
+	return c
+}
+
+// OrNew returns c, or if there is none a new one, for a driver that stands alone.
+func OrNew(c *Claims, g gate.Gate, h *helper.Runner) *Claims {
+	if c == nil {
+		return New(g, h)
+	}
+	return c
+}
+
+// Content returns what a block device shows.
+func (c *Claims) Content(ctx context.Context, number uint64, mayHang bool) (extent.Content, error) {
+	return c.finder.Of(ctx, number, mayHang)
+}
+
+// Own enters the mark of a loop device that we are about to attach: it is no stranger. Disown removes it.
+func (c *Claims) Own(mark string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.marks[mark] = true
+}
+
+// Disown is the opposite of Own.
+func (c *Claims) Disown(mark string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.marks, mark)
+}
+
+// Device enters an attachment that has a device of the node, or says which other one has it.
+func (c *Claims) Device(id int64, number uint64, path string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.deviceFree(number, path); err != nil {
+		return err
+	}
+	c.devices[number] = id
+	return nil
+}
+
+// CheckDevice tells whether Device would enter an attachment.
+func (c *Claims) CheckDevice(number uint64, path string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deviceFree(number, path)
+}
+
+func (c *Claims) deviceFree(number uint64, path string) error {
+	if owner, ok := c.devices[number]; ok {
+		return errs.New(errs.Conflict, "use %s: attachment %d has this device already; use that one, or delete it", path, owner)
+	}
+	return nil
+}
+
+// DropDevice removes an attachment's claim on a device, if it has it.
+func (c *Claims) DropDevice(id int64, number uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.devices[number] == id {
+		delete(c.devices, number)
+	}
+}
+
+// Image is a mount's claim on what a device shows.
+type Image struct {
+	Number   uint64          `json:"number"`            // st_rdev of the device
+	How      string          `json:"how"`               // the file system and its options; empty until it is mounted
+	Extents  []extent.Extent `json:"extents,omitempty"` // what the device shows
+	Writable bool            `json:"writable,omitempty"`
+
+	Through []uint64 `json:"-"` // the devices that it stands on, and itself
+	Packed  bool     `json:"-"` // nobody can write to a file system of its type
+	Path    string   `json:"-"` // of the device
+}
+
+// clash reports whether one of two images that show the same bytes by way of different devices would be written.
+func (i Image) clash(o Image) bool {
+	return i.Number != o.Number && (i.Writable || o.Writable) && extent.Overlap(i.Extents, o.Extents)
+}
+
+// Reserve enters a mount before the kernel looks at its device, since that may write to it already. It fails with errs.Conflict if
+// another mount of ours, or a device or mount of somebody else, shows some of the same bytes, and one of the two can write to them.
+func (c *Claims) Reserve(ctx context.Context, id int64, want Image) error {
+	if err := c.others(ctx, want); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.alone(want); err != nil {
+		return err
+	}
+	want.How = ""
+	c.images[id] = want
+	return nil
+}
+
+// Take completes the claim of a mount that has succeeded, or says which other mount has the same device mounted in another way: the
+// kernel mounts a file system again as it is, and ignores the options of the second mount.
+func (c *Claims) Take(id int64, want Image) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.agree(want); err != nil {
+		return err
+	}
+	c.images[id] = want
+	return nil
+}
+
+// Check tells whether Reserve and Take would enter a mount.
+func (c *Claims) Check(ctx context.Context, want Image) error {
+	if err := c.others(ctx, want); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return errors.Join(c.alone(want), c.agree(want))
+}
+
+// Enter enters a mount of an earlier daemon.
+func (c *Claims) Enter(id int64, has Image) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.images[id] = has
+}
+
+// ImageOf returns the claim of a mount.
+func (c *Claims) ImageOf(id int64) Image {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.images[id]
+}
+
+// DropImage removes the claim of a mount.
+func (c *Claims) DropImage(id int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.images, id)
+}
+
+// alone makes sure that no mount of ours shows the same bytes by way of another device if one of the two can write; c.mu is held.
+func (c *Claims) alone(want Image) error {
+	for _, other := range slices.Sorted(maps.Keys(c.images)) {
+		if want.clash(c.images[other]) {
+			return errs.New(errs.Conflict, "mount %d has the same image mounted by way of another device, and one of the two could write to it, which destroys the image: "+
+				"refer to that attachment by its ID, or mount both with the option \"ro\"", other)
+		}
+	}
+	return nil
+}
+
+// agree makes sure that no mount has the device mounted differently; c.mu is held.
+func (c *Claims) agree(want Image) error {
+	for other, has := range c.images {
+		if has.How != "" && has.Number == want.Number && has.How != want.How {
+			return errs.New(errs.Conflict, "mount %s: mount %d has it mounted as %s, and a file system is mounted in one way at a time, not also as %s: use that mount by its id, or the same options",
+				want.Path, other, has.How, want.How)
+		}
+	}
+	return nil
+}
+
+// marked reports whether a loop device is one that we attached.
+func (c *Claims) marked(mark string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return mark != "" && c.marks[mark]
+}
+
+// mounted reports whether we have mounted a device.
+func (c *Claims) mounted(number uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, image := range c.images {
+		if image.Number == number {
+			return true
+		}
+	}
+	return false
+}
