@@ -148,15 +148,15 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableCon
 				conclude(r, *found.Ended, asked)
 			})
 			o.asked = asked
-			c.plan(id)
+			c.plan(id, found.Ended.At.Sub(found.Since))
 		case run.State.alive():
 			o.asked = asked
 			c.run(id, func(r *Run) {
 				conclude(r, driver.Exit{At: time.Now(), Lost: "neither it nor its supervisor was found when the server was started again"}, asked)
 			})
-			c.plan(id)
+			c.plan(id, c.touch(id).Run.ran())
 		case run.waits():
-			o.restart = time.AfterFunc(time.Until(run.NextStartAt), func() { m.restart(id) })
+			c.rearm(id)
 		}
 		return nil
 	})

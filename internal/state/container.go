@@ -116,7 +116,7 @@ func (c *change) running(id, restarts int64) {
 	}
 	c.run(id, func(r *Run) {
 		*r = Run{
-			State: StateRunning, PID: proc.PID(), Cgroup: proc.Cgroup(), Ready: ready == nil, StartedAt: time.Now(), Restarts: restarts,
+			State: StateRunning, PID: proc.PID(), Cgroup: proc.Cgroup(), Ready: ready == nil, StartedAt: time.Now(), Began: now(), Restarts: restarts,
 		}
 	})
 	m.work.Go(func() { m.attend(id, proc, ready) })
@@ -172,7 +172,7 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 			c.phase(id, Broken, err.Error())
 			return nil
 		}
-		c.plan(id)
+		c.plan(id, c.touch(id).Run.ran())
 		return nil
 	})
 	m.note(id)

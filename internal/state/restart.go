@@ -23,15 +23,15 @@ func wanted(policy driver.Restart, r *Run) bool {
 	}
 }
 
-// plan has a container that has ended started again, if its policy wants that and nobody asked it to stop.
-func (c *change) plan(id int64) {
+// plan has a container that has ended after a run of some length started again, if its policy wants that and nobody asked it to stop.
+func (c *change) plan(id int64, ran time.Duration) {
 	m, o := c.m, c.m.objects[id]
 	unit, ok := o.view.Unit.(driver.ContainerUnit)
 	v := c.touch(id)
 	if !ok || m.closing || o.asked || v.Phase != Ready {
 		return
 	}
-	if v.Run.FinishedAt.Sub(v.Run.StartedAt) >= m.opt.RestartMax {
+	if ran >= m.opt.RestartMax {
 		c.run(id, func(r *Run) { r.Restarts = 0 })
 	}
 	if !wanted(unit.Restart(), v.Run) {
@@ -43,9 +43,33 @@ func (c *change) plan(id int64) {
 	}
 	c.run(id, func(r *Run) {
 		r.Error = fmt.Sprintf("%s; it is started again after %s (restart %d)", ending(r), delay, r.Restarts+1)
-		r.State, r.NextStartAt = StateCreated, time.Now().Add(delay)
+		r.State, r.NextStartAt, r.NextStart = StateCreated, time.Now().Add(delay), now().in(delay)
 	})
+	c.arm(id, delay)
+}
+
+// arm has a container that waits to be started again started after a delay.
+func (c *change) arm(id int64, delay time.Duration) {
+	m, o := c.m, c.m.objects[id]
+	if o.restart != nil {
+		o.restart.Stop()
+	}
 	o.restart = time.AfterFunc(delay, func() { m.restart(id) })
+}
+
+// rearm has a container start whose wait an earlier daemon has begun. Whatever became of the wall clock since, it waits for the rest.
+func (c *change) rearm(id int64) {
+	left := c.m.objects[id].view.Run.NextStart.until(c.m.opt.RestartMax)
+	c.run(id, func(r *Run) { r.NextStartAt, r.NextStart = time.Now().Add(left), now().in(left) })
+	c.arm(id, left)
+}
+
+// ran returns how long a run took that has just ended. If no daemon noted its start, only its supervisor's wall clock tells.
+func (r *Run) ran() time.Duration {
+	if r.Began == 0 {
+		return r.FinishedAt.Sub(r.StartedAt)
+	}
+	return time.Duration(now() - r.Began)
 }
 
 // ending says how the last run ended.
@@ -64,7 +88,7 @@ func (c *change) cancelRestart(id int64) {
 		o.restart = nil
 	}
 	if o.view.Run.waits() {
-		c.run(id, func(r *Run) { r.State, r.Error, r.NextStartAt = StateExited, "", time.Time{} })
+		c.run(id, func(r *Run) { r.State, r.Error, r.NextStartAt, r.NextStart = StateExited, "", time.Time{}, 0 })
 	}
 }
 
@@ -80,7 +104,7 @@ func (m *Manager) restart(id int64) {
 	if err != nil { // whoever has it decides what becomes of the container; the state still says that it waits
 		_ = m.edit(func(c *change) error {
 			if o := m.objects[id]; o != nil && o.view.Run.waits() {
-				o.restart = time.AfterFunc(m.opt.RestartMax, func() { m.restart(id) })
+				c.arm(id, m.opt.RestartMax)
 			}
 			return nil
 		})
@@ -88,7 +112,14 @@ func (m *Manager) restart(id int64) {
 	}
 	defer unlock()
 	v, err := m.runnable(id)
-	if err != nil || !v.Run.waits() || time.Now().Before(v.Run.NextStartAt) { // for the last one there is another timer
+	if err != nil || !v.Run.waits() {
+		return
+	}
+	if early := v.Run.NextStart.until(m.opt.RestartMax); early > 0 { // it has waited, run and ended since this timer was set
+		_ = m.edit(func(c *change) error {
+			c.arm(id, early)
+			return nil
+		})
 		return
 	}
 	begun := time.Now()
@@ -127,7 +158,7 @@ func (m *Manager) launch(ctx context.Context, v *View, restarts int64) error {
 				*r = Run{State: StateDead, Reason: ReasonStartFailed, FinishedAt: now, StartedAt: now, Error: err.Error(), Restarts: restarts}
 			})
 			if restarts > 0 {
-				c.plan(v.ID)
+				c.plan(v.ID, 0)
 			}
 			return nil
 		}

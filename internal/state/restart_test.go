@@ -208,3 +208,21 @@ func TestCloseEndsARestart(t *testing.T) {
 		t.Errorf("left: %v, %v", w.procs, w.up)
 	}
 }
+
+// TestWaitReadBackIsBounded reads waits that no daemon can have noted.
+func TestWaitReadBackIsBounded(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		from tick
+		want func(time.Duration) bool
+	}{
+		{0, func(d time.Duration) bool { return d == 0 }},
+		{-1 << 62, func(d time.Duration) bool { return d == 0 }},
+		{now().in(time.Hour), func(d time.Duration) bool { return d == time.Minute }},
+		{now().in(30 * time.Second), func(d time.Duration) bool { return 0 < d && d <= 30*time.Second }},
+	} {
+		if got := c.from.until(time.Minute); !c.want(got) {
+			t.Errorf("tick %d is in %s", c.from, got)
+		}
+	}
+}

@@ -35,6 +35,9 @@ type Run struct {
 
 	Restarts    int64     `json:"restarts,omitempty"`     // how often in a row it was started by itself
 	NextStartAt time.Time `json:"next_start_at,omitzero"` // while it waits to be started again; it is StateCreated then
+
+	Began     tick `json:"began,omitempty"`      // StartedAt, if this daemon or an earlier one started the run
+	NextStart tick `json:"next_start,omitempty"` // NextStartAt
 }
 
 // Reason is what ended a run.

@@ -1,12 +1,18 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/kraken-hpc/imageapi/internal/state/journal"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -103,4 +109,55 @@ func TestRestartRefused(t *testing.T) {
 	if !strings.Contains(a.Message(), "means nothing without restart") {
 		t.Errorf("max_restarts alone: %s", a.Message())
 	}
+}
+
+// TestRestartAfterTheClockWasSet sets the wall clock back by an hour, as far as the next server can tell: what the journal says of a
+// container that waits to be started again is an hour in the future. The container starts after the rest of its wait.
+func TestRestartAfterTheClockWasSet(t *testing.T) {
+	t.Parallel()
+	n := newHeritage(t)
+	c := start(`/bin/sh -c 'exit 3'`, overlay(squash(n.image)))
+	c.Restart = models.ContainerRestartOnDashFailure
+	made := n.create(t, c)
+	var waits models.Container
+	testkit.Eventually(t, "it waits for its third start", func() bool {
+		waits = n.container(t, made.ID)
+		return waits.NextStartAt != nil && waits.Restarts > 1
+	})
+	n.Kill(t)
+	const times = `"(since|started_at|finished_at|next_start_at)":"([^"]+)"`
+	n.editJournal(t, int64(made.ID), func(record string) string {
+		return regexp.MustCompile(times).ReplaceAllStringFunc(record, func(field string) string {
+			parts := regexp.MustCompile(times).FindStringSubmatch(field)
+			at, err := time.Parse(time.RFC3339Nano, parts[2])
+			must(t, err)
+			return fmt.Sprintf("%q:%q", parts[1], at.Add(time.Hour).Format(time.RFC3339Nano))
+		})
+	})
+	n.Again(t)
+	if got := n.container(t, made.ID); got.NextStartAt != nil && time.Until(time.Time(*got.NextStartAt)) > time.Minute {
+		t.Errorf("it is to start at %s", got.NextStartAt)
+	}
+	testkit.Eventually(t, "it starts again", func() bool { return n.container(t, made.ID).Restarts > waits.Restarts })
+}
+
+// editJournal changes the record of an object while no server runs.
+func (n *node) editJournal(t *testing.T, id int64, edit func(record string) string) {
+	t.Helper()
+	boot, err := journal.BootID()
+	must(t, err)
+	j, found, err := journal.Open(filepath.Join(n.RunDir, "journal.db"), boot, slog.New(slog.DiscardHandler))
+	must(t, err)
+	defer j.Close()
+	for _, r := range found.Records {
+		if r.ID != id {
+			continue
+		}
+		e, err := r.Entry()
+		must(t, err)
+		e.Value = json.RawMessage(edit(string(e.Value)))
+		must(t, j.Write(found.NextID, e))
+		return
+	}
+	t.Fatalf("the journal has no object %d", id)
 }
