@@ -51,6 +51,7 @@ var layers = map[string][]string{
 	"internal/container/initbin":      {"internal/sys/program"},
 	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/sys/gate", "internal/waits"},
 	"internal/state/":                 {"internal/state/"},
+	"internal/web/":                   {"internal/web/"},
 	"docs/api":                        {},
 	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},
@@ -71,7 +72,7 @@ var helpers = []string{"internal/driver/drivertest", "internal/driver/mount/moun
 
 // only tells which packages may be imported in a few places only, and where.
 var only = map[string][]string{
-	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "internal/metrics", "test/"},
+	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "internal/metrics", "internal/web/", "test/"},
 	"testing":                                  helpers,
 	module + "internal/testkit":                helpers,
 	module + "internal/driver/drivertest":      helpers,
