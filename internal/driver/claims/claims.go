@@ -194,8 +194,8 @@ func (c *Claims) alone(want Image) error {
 
 // agree makes sure that no mount has the device mounted differently; c.mu is held.
 func (c *Claims) agree(want Image) error {
-	for other, has := range c.images {
-		if has.How != "" && has.Number == want.Number && has.How != want.How {
+	for _, other := range slices.Sorted(maps.Keys(c.images)) {
+		if has := c.images[other]; has.How != "" && has.Number == want.Number && has.How != want.How {
 			return errs.New(errs.Conflict, "mount %s: mount %d has it mounted as %s, and a file system is mounted in one way at a time, not also as %s: use that mount by its id, or the same options",
 				want.Path, other, has.How, want.How)
 		}

@@ -215,19 +215,29 @@ func (u *unit) checkContent(f *os.File, readOnly *bool) error {
 	if size == 0 {
 		return errs.New(errs.Invalid, "attach %q: it is empty", u.Path)
 	}
-	if size%sectorSize != 0 {
-		return errs.New(errs.Invalid, "attach %q: its size, %d bytes, is not a multiple of %d; is it truncated or compressed?", u.Path, size, sectorSize)
+	if size < sectorSize {
+		return u.ragged(size)
 	}
 	head, err := readHead(f)
 	if err != nil {
 		return err
 	}
 	needs, readOnlyType := packed(head)
-	if needs > size {
+	shown := size - size%sectorSize // the rest of the file is left out
+	switch {
+	case needs > size:
 		return errs.New(errs.Invalid, "attach %q: it was cut off: it has %d bytes, and the file system in it says that it has %d", u.Path, size, needs)
+	case readOnlyType && needs > shown:
+		return errs.New(errs.Invalid, "attach %q: its size, %d bytes, is not a multiple of %d, and a device would lack the end of the file system: pad it (truncate -s %%%d)", u.Path, size, sectorSize, sectorSize)
+	case size > shown && !readOnlyType: // else something follows the file system
+		return u.ragged(size)
 	}
 	*readOnly = *readOnly || readOnlyType
 	return nil
+}
+
+func (u *unit) ragged(size int64) error {
+	return errs.New(errs.Invalid, "attach %q: its size, %d bytes, is not a multiple of %d; is it truncated or compressed?", u.Path, size, sectorSize)
 }
 
 func (u *unit) size(f *os.File, readOnly *bool) (int64, error) {

@@ -7,9 +7,10 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/sys/extent"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/superblock"
 )
 
-// Check implements driver.Checker. What is on the device is not looked at: the kernel alone can say what it makes of that.
+// Check implements driver.Checker. Of what is on the device only what Up looks at is known: the kernel alone can say the rest.
 func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
 	d := site.Needs[0].Device
 	f := driver.Forecast{
@@ -24,17 +25,22 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 		on.path = fmt.Sprintf("partition %d of the new device", u.Partition)
 		f.Unknown = append(f.Unknown, "whether the device has this partition")
 	}
+	var facts superblock.Facts
 	if d.Made() {
 		var err error
 		if on, err = u.source(ctx, d); err != nil {
 			return f, err
 		}
+		if facts, err = u.facts(ctx, on, d.Remote); err != nil {
+			return f, err
+		}
 	}
 	f.Does = fmt.Sprintf("mount the %s file system of %s", u.FSType, on.path)
-	fs, err := u.fs(on)
+	fs, warnings, err := u.fs(on, facts)
 	if err != nil {
 		return f, err
 	}
+	f.Live.Warnings = warnings
 	f.Live.Tree.ReadOnly = fs.Attr&mount.ReadOnly != 0
 	if err := mount.Find(ctx, u.m.Gate, fs.Type); err != nil {
 		return f, err

@@ -45,6 +45,9 @@ var readOnlyTypes = []string{"squashfs", "erofs", "cramfs", "romfs", "iso9660"}
 // redirecting are options that make a file system open another device than the one it was given.
 var redirecting = []string{"source", "device", "journal_dev", "journal_path", "logdev", "rtdev", "fsid", "domain_id"}
 
+// fatal are values of options (errors, fatal_errors, assert) that make the kernel panic.
+var fatal = []string{"panic", "bug"}
+
 type mounter struct {
 	Options
 	allowed []string
@@ -98,6 +101,9 @@ func parse(options []string, faults *errs.Faults) mount.Options {
 			if slices.Contains(redirecting, p.Key) {
 				faults.Add(fmt.Sprintf("attach.mount_options[%d]", i), "%q is refused: it makes the kernel open another device than the attached one", p)
 			}
+			if slices.Contains(fatal, p.Value) {
+				faults.Add(fmt.Sprintf("attach.mount_options[%d]", i), "%q is refused: it stops the whole node when the file system has an error", p)
+			}
 		}
 	}
 	all, _ := mount.ParseOptions(options) // its errors have been noted
@@ -124,7 +130,11 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err := ctx.Err(); err != nil {
 		return driver.Live{}, errs.New(errs.Deadline, "mount %s: %w", source.path, err)
 	}
-	fs, err := u.fs(source)
+	facts, err := u.facts(ctx, source, device.Remote)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	fs, warnings, err := u.fs(source, facts)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -134,15 +144,17 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	live, err := u.show(ctx, site.ID, source, fs, device.Remote)
 	if err != nil {
 		u.m.Claims.DropImage(site.ID)
+		return driver.Live{}, err
 	}
-	return live, err
+	live.Warnings = warnings
+	return live, nil
 }
 
 // show mounts the file system of source at the mountpoint of id.
 func (u *unit) show(ctx context.Context, id int64, source source, fs helper.FS, remote bool) (driver.Live, error) {
 	tree, err := u.mount(ctx, id, fs, remote)
 	if err != nil {
-		return driver.Live{}, hint(u.FSType, source, err)
+		return driver.Live{}, hint(source, err)
 	}
 	// Only now: what the kernel says of an option comes first.
 	if err := u.m.Claims.Take(id, source.claim(fs)); err != nil {
@@ -180,21 +192,6 @@ func (u *unit) discard(ctx context.Context, tree *os.File, mayHang bool) error {
 		return remote.Discard(ctx, u.m.Helper, tree)
 	}
 	return tree.Close()
-}
-
-// fs describes the mount of the file system on source.
-func (u *unit) fs(source source) (helper.FS, error) {
-	readOnlyType := slices.Contains(readOnlyTypes, u.FSType)
-	if source.readOnly && u.parsed.Writable && !readOnlyType {
-		return helper.FS{}, errs.New(errs.Invalid, "mount %s %s: option \"rw\": the device is read-only", u.FSType, source.path)
-	}
-	fs := helper.FS{Type: u.FSType, Source: source.path, Device: true, Params: u.parsed.Params, Attr: u.parsed.Attr | mount.OnNode}
-	if u.parsed.ReadOnly || source.readOnly || readOnlyType {
-		// For the file system: then its device is opened for reading only. For the mount: it says the same.
-		fs.Params = append(slices.Clone(fs.Params), mount.Param{Key: "ro"})
-		fs.Attr |= mount.ReadOnly
-	}
-	return fs, nil
 }
 
 // mount returns a detached mount. If the device is remote a helper makes it.

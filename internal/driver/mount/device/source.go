@@ -65,14 +65,6 @@ func (s source) claim(fs helper.FS) claims.Image {
 	}
 }
 
-func describe(fs helper.FS) string {
-	words := []string{fs.Type}
-	for _, p := range fs.Params {
-		words = append(words, p.String())
-	}
-	return strings.Join(words, ",")
-}
-
 func partition(d *driver.Device, index int64) (driver.Partition, error) {
 	var has []string
 	for _, p := range d.Partitions {
@@ -87,14 +79,8 @@ func partition(d *driver.Device, index int64) (driver.Partition, error) {
 	return driver.Partition{}, errs.At("attach.partition", errs.New(errs.Invalid, "%s has no partition %d: it has %s", d.Path, index, strings.Join(has, ", ")))
 }
 
-// replay is the option of each file system with a journal that leaves the journal alone.
-var replay = map[string]string{"ext3": "noload", "ext4": "noload", "xfs": "norecovery", "btrfs": "rescue=nologreplay"}
-
-// hint adds what to do to the errors that need it. A nil error stays nil.
-func hint(fsType string, s source, err error) error {
-	if option := replay[fsType]; option != "" && s.readOnly && errors.Is(err, unix.EROFS) {
-		return errs.New(errs.ClassOf(err), "%w; if it was not unmounted cleanly, mount it once from a writable device, or add the option %q to leave its journal alone", err, option)
-	}
+// hint adds who has the device to the error that says that it is busy. A nil error stays nil.
+func hint(s source, err error) error {
 	if errors.Is(err, unix.EBUSY) {
 		return errs.New(errs.Conflict, "%w: %s", err, holders.Text(holders.OfDevice(s.number)))
 	}
