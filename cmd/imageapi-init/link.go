@@ -16,7 +16,12 @@ type link struct {
 	mu     sync.Mutex  // nobody is told anything while another is
 	socket int         // to the present daemon, or -1
 	state  proto.Hello // what the next one is told
+	losing string      // why output is being lost, or empty
+	warned time.Time   // when a daemon was last told that output begins to be lost
 }
+
+// warnEvery is the least time between two warnings about lost output: a file system that is nearly full is full again and again.
+const warnEvery = time.Minute
 
 func newLink(config proto.Config) *link {
 	return &link{config: config, socket: proto.SupervisorControl, state: proto.Hello{Version: proto.Version}}
@@ -28,6 +33,7 @@ func (l *link) started(pid int) {
 	defer l.mu.Unlock()
 	l.state.PID, l.state.Since = pid, time.Now()
 	send(l.socket, proto.Start{PID: pid, Since: l.state.Since}.Message())
+	l.warn()
 }
 
 // up tells that the container is ready.
@@ -36,6 +42,24 @@ func (l *link) up() {
 	defer l.mu.Unlock()
 	l.state.Up = true
 	send(l.socket, proto.Encode(proto.Up))
+}
+
+// loses tells that output begins to be lost, or, if reason is empty, that no more is.
+func (l *link) loses(reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.losing = reason
+	l.warn()
+}
+
+// warn tells the daemon that output is being lost, if it is; mu is held. It does not wait for a daemon that does not listen: the
+// container would wait, too. A daemon that waits for the start is told afterwards.
+func (l *link) warn() {
+	if l.losing == "" || l.state.PID == 0 || !l.warned.IsZero() && time.Since(l.warned) < warnEvery {
+		return
+	}
+	l.warned = time.Now()
+	_ = unix.Sendto(l.socket, proto.Encode(proto.Losing, l.losing), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, nil)
 }
 
 // asked notes that the container was asked to stop, and tells whether it was the first time.
@@ -100,6 +124,8 @@ func (l *link) next() (socket int) {
 		l.socket = socket
 		send(socket, l.state.Message())
 		send(socket, l.config.Message())
+		l.warned = time.Time{}
+		l.warn()
 		return socket
 	}
 }

@@ -48,6 +48,7 @@ func pumpFrom(in int, log *logFile, filter func([]byte) []byte) (*pump, error) {
 func (p *pump) finish() string {
 	_, _ = unix.Write(p.quit, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	<-p.ended
+	p.log.flush()
 	unix.Close(p.in)
 	unix.Close(p.quit)
 	if p.err != nil {

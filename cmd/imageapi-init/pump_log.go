@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strconv"
 	"sync"
 	"time"
 
@@ -16,8 +17,12 @@ type logFile struct {
 	name string // there
 	half int64  // the most that a part and its index may have, in bytes
 
-	mu  sync.Mutex
-	now part
+	losing func(reason string) // is called when output begins to be lost, and with "" when the log has noted how much; or nil
+
+	mu   sync.Mutex
+	now  part
+	lost int64 // how many bytes of output were lost since the last ones that were written
+	why  error // of that
 }
 
 // part is the part of a log that is being written.
@@ -117,34 +122,79 @@ func (p *part) mark(m proto.LogMark) error {
 	return err
 }
 
-// write appends to the log. What it can't write is lost.
+// write appends to the log. What it can't write is lost. As soon as the log can be written again it notes how much that was.
 func (l *logFile) write(b []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var n int64
+	err := l.noteLoss()
+	if err == nil {
+		n, err = l.add(b)
+	}
+	if err == nil {
+		return nil
+	}
+	if l.lost == 0 && l.losing != nil {
+		l.losing(err.Error())
+	}
+	l.lost, l.why = l.lost+int64(len(b))-n, err
+	return err
+}
+
+// flush notes in the log how much was lost, if it can.
+func (l *logFile) flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = l.noteLoss()
+}
+
+// noteLoss writes a line that says how much output was lost, if any was.
+func (l *logFile) noteLoss() error {
+	if l.lost == 0 {
+		return nil
+	}
+	line := "[imageapi: " + strconv.FormatInt(l.lost, 10) + " bytes of output lost: " + l.why.Error() + "]\n"
+	var last [1]byte
+	if n, _ := unix.Pread(l.now.text, last[:], l.now.size-1); n == 0 || last[0] != '\n' {
+		line = "\n" + line
+	}
+	if _, err := l.add([]byte(line)); err != nil {
+		return err
+	}
+	l.lost = 0
+	if l.losing != nil {
+		l.losing("")
+	}
+	return nil
+}
+
+// add appends to the log and returns how many bytes of b it has written.
+func (l *logFile) add(b []byte) (written int64, err error) {
 	for len(b) > 0 {
 		p := &l.now
 		if p.marked.IsZero() || time.Since(p.marked) >= proto.LogMarkEvery {
 			now := time.Now()
 			if err := p.mark(proto.LogMark{At: now.UnixNano(), Offset: p.size}); err != nil {
-				return err
+				return written, err
 			}
 			p.marked = now
 		}
 		room := l.half - p.size - p.indexed
 		if room <= 0 {
 			if err := l.rotate(); err != nil {
-				return err
+				return written, err
 			}
 			continue
 		}
 		n, err := writeOnce(p.text, b[:min(int64(len(b)), room)])
-		if err != nil {
-			return err
-		}
 		p.size += int64(n)
+		written += int64(n)
 		b = b[n:]
+		if err != nil {
+			return written, err
+		}
 	}
-	return nil
+	return written, nil
 }
 
 func writeOnce(fd int, b []byte) (int, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,5 +55,36 @@ func TestPumpOutlivesItsLog(t *testing.T) {
 	unix.Close(out)
 	if reason := p.finish(); reason != unix.ENOSPC.Error() {
 		t.Errorf("the reason is %q", reason)
+	}
+}
+
+// TestLogNotesWhatIsLost fills the file system of a log, and frees it again: the log says how much is missing, on a line of its own.
+func TestLogNotesWhatIsLost(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	l := newLog(t, 1<<20)
+	var told []string
+	l.losing = func(reason string) { told = append(told, reason) }
+	healthy := l.now.text
+	l.add(t, "before, without an end")
+	for range 2 {
+		l.now.text = int(full.Fd())
+		for range 3 {
+			if err := l.write([]byte("lost\n")); err != unix.ENOSPC {
+				t.Fatalf("error %v", err)
+			}
+		}
+		l.now.text = healthy
+		l.add(t, "after\n")
+	}
+	const marker = "[imageapi: 15 bytes of output lost: no space left on device]\n"
+	if got, want := l.read(t), "before, without an end\n"+marker+"after\n"+marker+"after\n"; got != want {
+		t.Errorf("the log has %q, want %q", got, want)
+	}
+	if want := []string{unix.ENOSPC.Error(), "", unix.ENOSPC.Error(), ""}; !slices.Equal(told, want) {
+		t.Errorf("it tells %q", told)
 	}
 }

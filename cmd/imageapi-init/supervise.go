@@ -62,6 +62,7 @@ func (s *supervisor) start() *proto.Failure {
 	if err != nil {
 		return failed("open the log", s.config.LogName, err)
 	}
+	file.losing = s.daemon.loses
 	log, out, err := newPump(file)
 	if err != nil {
 		return failed("make a pipe", "", err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -253,6 +254,8 @@ func (p *process) hear() bool {
 		switch kind {
 		case proto.Up:
 			p.up.Do(func() { close(p.ready) })
+		case proto.Losing:
+			p.log.Warn("container log write failed, output is being lost", "container", p.id, "error", strings.Join(fields, " "), "path", p.driver.logPath(p.id))
 		case proto.Exited:
 			exit, err := proto.ParseExit(fields)
 			if err != nil {

@@ -64,6 +64,7 @@ const (
 	Up      Kind = 'U' // the first process says that the container is ready
 	Stop    Kind = 'T' // ask the first process to end
 	Exited  Kind = 'E' // with an Exit
+	Losing  Kind = 'L' // the log can't be written, and output begins to be lost: with the reason
 
 	Greeting Kind = 'H' // with a Hello
 )
