@@ -33,8 +33,14 @@ func Debian(t testing.TB, suite string) string {
 		return filepath.Join(dir, suite+".squashfs")
 	}
 	Need(t, "squashfs", "mmdebstrap", "mksquashfs")
+	return built(t, "debian.sh", suite)
+}
+
+// built returns what a script of this directory prints: the path of an image.
+func built(t testing.TB, script, name string) string {
+	t.Helper()
 	_, here, _, _ := runtime.Caller(0)
-	cmd := exec.Command(filepath.Join(filepath.Dir(here), "debian.sh"), suite)
+	cmd := exec.Command(filepath.Join(filepath.Dir(here), script), name)
 	var said strings.Builder
 	cmd.Stderr = &said
 	out, err := cmd.Output()

@@ -8,12 +8,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	httptransport "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
+	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/client"
 	"github.com/kraken-hpc/imageapi/models"
@@ -32,7 +35,42 @@ func (d *Daemon) dialUnix(ctx context.Context, _, _ string) (net.Conn, error) {
 }
 
 func (d *Daemon) dialTCP(ctx context.Context, _, _ string) (net.Conn, error) {
-	return new(net.Dialer).DialContext(ctx, "tcp", d.Address)
+	return inNetworkOf(d.PID, func() (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", d.Address) })
+}
+
+// inNetworkOf dials in the network namespace of a process, which may be another one than that of the test.
+func inNetworkOf(pid int, dial func() (net.Conn, error)) (net.Conn, error) {
+	theirs, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	ours, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	defer ours.Close()
+	if a, err := theirs.Stat(); err == nil {
+		if b, err := ours.Stat(); err == nil && os.SameFile(a, b) {
+			return dial()
+		}
+	}
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- result{nil, err}
+			return
+		}
+		conn, err := dial()
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
 }
 
 // Unix returns a client of the server's socket.
