@@ -122,7 +122,7 @@ type Container struct {
 	// name
 	Name Name `json:"name,omitempty"`
 
-	// The namespaces of its own. If there are none in the list, it has mnt, pid, ipc and uts. mnt is always among them.
+	// The namespaces of its own. If there are none in the list, it has mnt, pid, ipc, uts and cgroup. mnt is always among them.
 	Namespaces []ContainerNamespace `json:"namespaces,omitempty"`
 
 	// When it will be started again; only while it waits for that.
@@ -223,8 +223,7 @@ type Container struct {
 
 	// The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, `/run` and
 	// `/tmp`, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they
-	// are added if `namespaces` is empty, else their lack is 422. Loading modules (CAP_SYS_MODULE), reading the node's audit records
-	// (CAP_AUDIT_READ) and setting its sysctls are not for it.
+	// are added if `namespaces` is empty, else their lack is 422.
 	//
 	Systemd *bool `json:"systemd,omitempty"`
 

@@ -9,13 +9,18 @@ import (
 	"github.com/go-openapi/swag/jsonutils"
 )
 
-// ContainerCapabilities Which of root's powers it has; see capabilities(7). By default all, but for what is said of the field `systemd` and of the namespace pid.
+// ContainerCapabilities The capabilities of root in the container; see capabilities(7). The default is all but CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and
+// CAP_AUDIT_READ, which are about the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and
+// `/proc/sys/net` is read-only there. A container without the namespace pid lacks CAP_SYS_BOOT.
+//
 // Example: {"drop":["CAP_SYS_MODULE","CAP_NET_RAW"]}
 //
 // swagger:model container_capabilities
 type ContainerCapabilities struct {
 
-	// Capabilities to give it, by name. The server applies this list after `drop`.
+	// Capabilities to give it, by name, or `all`. The server applies this list after `drop`. CAP_NET_ADMIN returns 422 where it has no effect:
+	// on the shared network, with a `user` other than root or the namespace user.
+	//
 	Add []string `json:"add,omitempty"`
 
 	// Those that it shall not have, and can't gain, by name (`CAP_NET_RAW` or `net_raw`), or `all`.

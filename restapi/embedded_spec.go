@@ -397,7 +397,8 @@ func init() {
                     "mnt",
                     "pid",
                     "ipc",
-                    "uts"
+                    "uts",
+                    "cgroup"
                   ],
                   "phase": "ready",
                   "pid": 4711,
@@ -578,7 +579,8 @@ func init() {
                   "mnt",
                   "pid",
                   "ipc",
-                  "uts"
+                  "uts",
+                  "cgroup"
                 ],
                 "phase": "ready",
                 "pid": 4711,
@@ -675,7 +677,8 @@ func init() {
                   "mnt",
                   "pid",
                   "ipc",
-                  "uts"
+                  "uts",
+                  "cgroup"
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -768,7 +771,8 @@ func init() {
                   "mnt",
                   "pid",
                   "ipc",
-                  "uts"
+                  "uts",
+                  "cgroup"
                 ],
                 "phase": "ready",
                 "pid": 4711,
@@ -1326,7 +1330,8 @@ func init() {
                   "mnt",
                   "pid",
                   "ipc",
-                  "uts"
+                  "uts",
+                  "cgroup"
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -2626,7 +2631,7 @@ func init() {
           "$ref": "#/definitions/name"
         },
         "namespaces": {
-          "description": "The namespaces of its own. If there are none in the list, it has mnt, pid, ipc and uts. mnt is always among them.",
+          "description": "The namespaces of its own. If there are none in the list, it has mnt, pid, ipc, uts and cgroup. mnt is always among them.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_namespace"
@@ -2762,7 +2767,7 @@ func init() {
           "readOnly": true
         },
         "systemd": {
-          "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422. Loading modules (CAP_SYS_MODULE), reading the node's audit records\n(CAP_AUDIT_READ) and setting its sysctls are not for it.\n",
+          "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422.\n",
           "type": "boolean",
           "default": false
         },
@@ -2851,11 +2856,11 @@ func init() {
       }
     },
     "container_capabilities": {
-      "description": "Which of root's powers it has; see capabilities(7). By default all, but for what is said of the field ` + "`" + `systemd` + "`" + ` and of the namespace pid.",
+      "description": "The capabilities of root in the container; see capabilities(7). The default is all but CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and\nCAP_AUDIT_READ, which are about the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and\n` + "`" + `/proc/sys/net` + "`" + ` is read-only there. A container without the namespace pid lacks CAP_SYS_BOOT.\n",
       "type": "object",
       "properties": {
         "add": {
-          "description": "Capabilities to give it, by name. The server applies this list after ` + "`" + `drop` + "`" + `.",
+          "description": "Capabilities to give it, by name, or ` + "`" + `all` + "`" + `. The server applies this list after ` + "`" + `drop` + "`" + `. CAP_NET_ADMIN returns 422 where it has no effect:\non the shared network, with a ` + "`" + `user` + "`" + ` other than root or the namespace user.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -5474,7 +5479,8 @@ func init() {
                     "mnt",
                     "pid",
                     "ipc",
-                    "uts"
+                    "uts",
+                    "cgroup"
                   ],
                   "phase": "ready",
                   "pid": 4711,
@@ -5655,7 +5661,8 @@ func init() {
                   "mnt",
                   "pid",
                   "ipc",
-                  "uts"
+                  "uts",
+                  "cgroup"
                 ],
                 "phase": "ready",
                 "pid": 4711,
@@ -5752,7 +5759,8 @@ func init() {
                   "mnt",
                   "pid",
                   "ipc",
-                  "uts"
+                  "uts",
+                  "cgroup"
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -5845,7 +5853,8 @@ func init() {
                   "mnt",
                   "pid",
                   "ipc",
-                  "uts"
+                  "uts",
+                  "cgroup"
                 ],
                 "phase": "ready",
                 "pid": 4711,
@@ -6433,7 +6442,8 @@ func init() {
                   "mnt",
                   "pid",
                   "ipc",
-                  "uts"
+                  "uts",
+                  "cgroup"
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -7753,7 +7763,7 @@ func init() {
           "$ref": "#/definitions/name"
         },
         "namespaces": {
-          "description": "The namespaces of its own. If there are none in the list, it has mnt, pid, ipc and uts. mnt is always among them.",
+          "description": "The namespaces of its own. If there are none in the list, it has mnt, pid, ipc, uts and cgroup. mnt is always among them.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_namespace"
@@ -7889,7 +7899,7 @@ func init() {
           "readOnly": true
         },
         "systemd": {
-          "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422. Loading modules (CAP_SYS_MODULE), reading the node's audit records\n(CAP_AUDIT_READ) and setting its sysctls are not for it.\n",
+          "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422.\n",
           "type": "boolean",
           "default": false
         },
@@ -7978,11 +7988,11 @@ func init() {
       }
     },
     "container_capabilities": {
-      "description": "Which of root's powers it has; see capabilities(7). By default all, but for what is said of the field ` + "`" + `systemd` + "`" + ` and of the namespace pid.",
+      "description": "The capabilities of root in the container; see capabilities(7). The default is all but CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and\nCAP_AUDIT_READ, which are about the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and\n` + "`" + `/proc/sys/net` + "`" + ` is read-only there. A container without the namespace pid lacks CAP_SYS_BOOT.\n",
       "type": "object",
       "properties": {
         "add": {
-          "description": "Capabilities to give it, by name. The server applies this list after ` + "`" + `drop` + "`" + `.",
+          "description": "Capabilities to give it, by name, or ` + "`" + `all` + "`" + `. The server applies this list after ` + "`" + `drop` + "`" + `. CAP_NET_ADMIN returns 422 where it has no effect:\non the shared network, with a ` + "`" + `user` + "`" + ` other than root or the namespace user.\n",
           "type": "array",
           "items": {
             "type": "string"

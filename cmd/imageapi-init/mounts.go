@@ -172,12 +172,27 @@ func coverReadOnly(dir int, path string) error {
 }
 
 // protectKernel makes read-only what in /proc is the node's and is written to by root without any capability: how the kernel is
-// set up, and what programs it runs as the node's root. Who may mount could take that away again.
-func protectKernel(proc int) *proto.Failure {
+// set up, and what programs it runs as the node's root. An image that boots like a machine writes its settings there unasked; what may
+// mount can take the protection away again. With ownNet the container may set up its network, so those settings stay writable.
+func protectKernel(proc int, ownNet bool) *proto.Failure {
+	net := -1
+	if ownNet {
+		var err error
+		if net, err = unix.OpenTree(proc, "sys/net", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err != nil {
+			return failed("copy the mount", "/proc/sys/net", err)
+		}
+		defer unix.Close(net)
+	}
 	for _, name := range []string{"sys", "sysrq-trigger", "irq", "bus", "fs", "mtrr", "scsi", "driver", "acpi", "asound"} {
 		if err := coverReadOnly(proc, name); err != nil && err != unix.ENOENT {
 			return failed("protect", "/proc/"+name, err)
 		}
+	}
+	if !ownNet {
+		return nil
+	}
+	if err := unix.MoveMount(net, "", proc, "sys/net", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return failed("attach", "/proc/sys/net", err)
 	}
 	return nil
 }

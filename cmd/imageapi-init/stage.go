@@ -48,10 +48,9 @@ func inside(config proto.Config) *proto.Failure {
 	if failure != nil {
 		return failure
 	}
-	if config.Drop&(1<<unix.CAP_SYS_ADMIN) != 0 {
-		if failure := protectKernel(mounts["proc"]); failure != nil {
-			return failure
-		}
+	ownNet := separate(unix.CLONE_NEWNET) || config.Drop&(1<<unix.CAP_NET_ADMIN) == 0
+	if failure := protectKernel(mounts["proc"], ownNet); failure != nil {
+		return failure
 	}
 	input, err := unix.Openat(mounts["dev"], "null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -20,11 +20,7 @@ func surround(config proto.Config, mounts map[string]int) (terminal int, failure
 	if _, failure := attach(filesystem{kind: "cgroup2", attrs: noSetuid | noDevice | noExec}, point); failure != nil {
 		return -1, failure
 	}
-	// 2. What belongs to the node stays as it is: that systemd can't write here keeps its units from trying.
-	if failure := protectNode(mounts["proc"], config.Namespaces&unix.CLONE_NEWNET != 0); failure != nil {
-		return -1, failure
-	}
-	// 3. A console, whose other end the supervisor reads.
+	// 2. A console, whose other end the supervisor reads.
 	master, terminal, failure := makeConsole(mounts["dev"])
 	if failure != nil {
 		return -1, failure
@@ -35,7 +31,7 @@ func surround(config proto.Config, mounts map[string]int) (terminal int, failure
 			return -1, failed("open", "/dev/console", err)
 		}
 	}
-	// 4. Who we are, and where to say that the system is up.
+	// 3. Who we are, and where to say that the system is up.
 	notify, failure := makeRunHost(mounts["run"], config.Env)
 	if failure != nil {
 		return -1, failure
@@ -46,30 +42,6 @@ func surround(config proto.Config, mounts map[string]int) (terminal int, failure
 		return -1, failed("send descriptors", "", err)
 	}
 	return terminal, nil
-}
-
-// protectNode makes read-only in proc what is the node's: sysctls, but for those of a net namespace of its own, and sysrq.
-func protectNode(proc int, ownNet bool) *proto.Failure {
-	net := -1
-	if ownNet {
-		var err error
-		if net, err = unix.OpenTree(proc, "sys/net", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err != nil {
-			return failed("copy the mount", "/proc/sys/net", err)
-		}
-		defer unix.Close(net)
-	}
-	for _, name := range []string{"sys", "sysrq-trigger"} {
-		if err := coverReadOnly(proc, name); err != nil && err != unix.ENOENT {
-			return failed("protect", "/proc/"+name, err)
-		}
-	}
-	if !ownNet {
-		return nil
-	}
-	if err := unix.MoveMount(net, "", proc, "sys/net", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return failed("attach", "/proc/sys/net", err)
-	}
-	return nil
 }
 
 // makeRunHost fills /run/host and returns the socket in it.

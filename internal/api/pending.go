@@ -27,8 +27,6 @@ func isPending(name string) bool {
 
 		"container.shm_size",
 
-		"container_capabilities.add",
-
 		"container_resources.cpuset_mems",
 		"container_resources.hugetlb",
 		"container_resources.rdma",

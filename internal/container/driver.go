@@ -38,6 +38,7 @@ type Options struct {
 	RunDir       string         // has logs/, and cgroup/ if the node has no cgroup2 mounted
 	CgroupParent string         // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
 	StopTimeout  time.Duration  // from SIGTERM to SIGKILL; default DefaultStopTimeout
+	Capabilities []string       // that containers have besides those of the default, by name
 	LogSize      int64          // how much of the log of a container is kept, in bytes, at least proto.MinLogSize; default DefaultLogSize
 	Log          *slog.Logger   // default: none
 	Helper       *helper.Runner // for roots whose server may be gone

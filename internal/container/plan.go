@@ -88,10 +88,10 @@ var namespaces = [...]struct {
 }
 
 // effective returns what a list of namespaces comes to: mnt is always among them, none is there twice, and an empty list
-// is mnt, pid, ipc and uts.
+// is mnt, pid, ipc, uts and cgroup. Without the last one an init that mounts the cgroup tree would manage that of the node.
 func effective(list []models.ContainerNamespace) []models.ContainerNamespace {
 	if len(list) == 0 {
-		list = []models.ContainerNamespace{models.ContainerNamespacePid, models.ContainerNamespaceIpc, models.ContainerNamespaceUts}
+		list = systemdNamespaces[:]
 	}
 	var out []models.ContainerNamespace
 	for _, n := range namespaces {

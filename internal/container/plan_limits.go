@@ -36,12 +36,64 @@ func capability(name string) (uint64, bool) {
 	return 1 << i, true
 }
 
-func checkDrop(names []string, faults *errs.Faults) {
+// bits returns capabilities as a set.
+func bits(names []string) (set uint64) {
+	for _, name := range names {
+		one, _ := capability(name)
+		set |= one
+	}
+	return set
+}
+
+// ofTheNode are the capabilities over what a container shares with the node whatever its namespaces are: modules, the clock, the kernel's
+// log and audit records. An image that boots like a machine uses them unasked.
+const ofTheNode = 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_SYS_TIME | 1<<unix.CAP_SYSLOG | 1<<unix.CAP_AUDIT_READ
+
+// withheld are the capabilities that a container gets only where its definition or --default-capability asks for them.
+func (u *unit) withheld(namespaces uintptr) uint64 {
+	set := uint64(ofTheNode)
+	if namespaces&unix.CLONE_NEWNET == 0 {
+		set |= 1 << unix.CAP_NET_ADMIN
+	}
+	if u.driver != nil { // else it is only being planned
+		set &^= bits(u.driver.opt.Capabilities)
+	}
+	return set
+}
+
+// CheckCapability refuses what is not the name of a capability, or all.
+func CheckCapability(name string) error {
+	if _, ok := capability(name); !ok {
+		return fmt.Errorf("%q is not a capability: give a name of capabilities(7) such as CAP_NET_ADMIN, or %q", name, allCapabilities)
+	}
+	return nil
+}
+
+// checkAdd refuses what would have no effect.
+func (u *unit) checkAdd(faults *errs.Faults) {
+	checkCapabilities("capabilities.add", u.Add, faults)
+	shared := flags(u.Namespaces)&unix.CLONE_NEWNET == 0
+	name, _, _ := strings.Cut(u.User, ":")
+	nobody := strings.Trim(name, "0") != "" && name != "root"
+	for i, given := range u.Add {
+		path := fmt.Sprintf("capabilities.add[%d]", i)
+		switch one, _ := capability(given); {
+		case one == 1<<unix.CAP_NET_ADMIN && shared && slices.Contains(u.Namespaces, models.ContainerNamespaceUser):
+			faults.Add(path, "%s has no effect on the network of the node from a user namespace: add the namespace net, or leave out the namespace user", given)
+		case one == 1<<unix.CAP_NET_ADMIN && shared && nobody:
+			faults.Add(path, "%s has no effect on the network of the node for a user other than root: leave out user, or this capability", given)
+		case one == 1<<unix.CAP_SYS_BOOT && flags(u.Namespaces)&unix.CLONE_NEWPID == 0:
+			faults.Add(path, "%s would let it reboot the node: add the namespace pid", given)
+		}
+	}
+}
+
+func checkCapabilities(field string, names []string, faults *errs.Faults) {
 	for i, name := range names {
-		path := fmt.Sprintf("capabilities.drop[%d]", i)
-		switch _, ok := capability(name); {
-		case !ok:
-			faults.Add(path, "%q is not a capability: give a name of capabilities(7) such as CAP_NET_RAW, or %q", name, allCapabilities)
+		path := fmt.Sprintf("%s[%d]", field, i)
+		switch err := CheckCapability(name); {
+		case err != nil:
+			faults.Add(path, "%v", err)
 		case name == allCapabilities && len(names) > 1:
 			faults.Add(path, "%q means each: give it alone", name)
 		}

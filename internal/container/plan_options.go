@@ -25,6 +25,7 @@ type options struct {
 	Devices     []string `json:"devices,omitempty"`
 	Binds       []bind   `json:"binds,omitempty"`
 	Drop        []string `json:"drop,omitempty"`
+	Add         []string `json:"add,omitempty"`
 	Rlimits     []rlimit `json:"rlimits,omitempty"`
 }
 
@@ -45,8 +46,9 @@ func (u *unit) planOptions(c *models.Container, faults *errs.Faults) {
 	checkDevices(u.Devices, faults)
 	u.Binds = planBinds(c.Binds, faults)
 	if c.Capabilities != nil {
-		u.Drop = slices.Clone(c.Capabilities.Drop)
-		checkDrop(u.Drop, faults)
+		u.Drop, u.Add = slices.Clone(c.Capabilities.Drop), slices.Clone(c.Capabilities.Add)
+		checkCapabilities("capabilities.drop", u.Drop, faults)
+		u.checkAdd(faults)
 	}
 	u.Rlimits = planRlimits(c.Rlimits, faults)
 	if len(*faults) == 0 {
@@ -98,10 +100,7 @@ func (u *unit) config(id int64, timeout time.Duration) proto.Config {
 	if u.StopTimeout != 0 {
 		config.StopTimeout = time.Duration(u.StopTimeout) * time.Second
 	}
-	for _, name := range u.Drop {
-		bits, _ := capability(name)
-		config.Drop |= bits
-	}
+	config.Drop = (u.withheld(config.Namespaces) | bits(u.Drop)) &^ bits(u.Add)
 	for _, r := range u.Rlimits {
 		config.Rlimits = append(config.Rlimits, r.limit())
 	}
@@ -115,8 +114,8 @@ func (u *unit) config(id int64, timeout time.Duration) proto.Config {
 func (o *options) show(c *models.Container) {
 	c.Args, c.Env, c.WorkingDir, c.User, c.Hostname = o.More, o.Env, o.WorkingDir, o.User, o.Hostname
 	c.StopSignal, c.StopTimeout, c.Devices = o.StopSignal, o.StopTimeout, o.Devices
-	if len(o.Drop) > 0 {
-		c.Capabilities = &models.ContainerCapabilities{Drop: o.Drop}
+	if len(o.Drop)+len(o.Add) > 0 {
+		c.Capabilities = &models.ContainerCapabilities{Drop: o.Drop, Add: o.Add}
 	}
 	for _, b := range o.Binds {
 		c.Binds = append(c.Binds, &models.ContainerBind{Source: new(b.Source), Target: new(b.Target), Ro: new(b.ReadOnly)})

@@ -97,8 +97,8 @@ func FuzzCommandWords(f *testing.F) {
 func TestEffectiveNamespaces(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ list, want []models.ContainerNamespace }{
-		{nil, []models.ContainerNamespace{mnt, pid, ipc, uts}},
-		{[]models.ContainerNamespace{}, []models.ContainerNamespace{mnt, pid, ipc, uts}},
+		{nil, []models.ContainerNamespace{mnt, pid, ipc, uts, "cgroup"}},
+		{[]models.ContainerNamespace{}, []models.ContainerNamespace{mnt, pid, ipc, uts, "cgroup"}},
 		{[]models.ContainerNamespace{mnt}, []models.ContainerNamespace{mnt}},
 		{[]models.ContainerNamespace{uts, pid, uts}, []models.ContainerNamespace{mnt, pid, uts}},
 		{[]models.ContainerNamespace{"user", "time", "cgroup", "net"}, []models.ContainerNamespace{mnt, "net", "cgroup", "time", "user"}},

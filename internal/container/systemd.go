@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
@@ -21,7 +19,7 @@ const (
 	systemdStopTimeout = 30 * time.Second // less than systemd's own 90 s for one service
 )
 
-// systemdNamespaces are those without which systemd would meddle with the node.
+// systemdNamespaces are those without which an init would change the node: systemd needs them, others have them by default.
 var systemdNamespaces = [...]models.ContainerNamespace{
 	models.ContainerNamespacePid, models.ContainerNamespaceIpc, models.ContainerNamespaceUts, models.ContainerNamespaceCgroup,
 }
@@ -29,7 +27,7 @@ var systemdNamespaces = [...]models.ContainerNamespace{
 // systemdList is effective for a container with systemd.
 func systemdList(list []models.ContainerNamespace, faults *errs.Faults) []models.ContainerNamespace {
 	if len(list) == 0 {
-		return effective(systemdNamespaces[:])
+		return effective(nil)
 	}
 	for _, n := range systemdNamespaces {
 		if !slices.Contains(list, n) {
@@ -56,9 +54,6 @@ func (u *unit) surround(config *proto.Config, id int64) error {
 			config.Env = append(config.Env, entry)
 		}
 	}
-	// Modules are the node's; without this one systemd does not try to load any. And audit records are the node's too:
-	// journald would copy them.
-	config.Drop |= 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_AUDIT_READ
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/jessevdk/go-flags"
 
+	"github.com/kraken-hpc/imageapi/internal/container"
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 )
 
@@ -69,6 +70,7 @@ type Node struct {
 	CgroupParent  string        `long:"cgroup-parent" value-name:"PATH" default:"/imageapi" description:"the group, in the cgroup2 tree, that those of the containers are made in"`
 	FSTypes       []string      `long:"fs-types" value-name:"TYPE,..." description:"file systems that may be mounted besides ext2, ext3, ext4, xfs, btrfs, squashfs and erofs"`
 	RequireVerity bool          `long:"require-verity" description:"mount and run only what is checked against a hash: attachments that have verity, and what stands on these alone"`
+	Capabilities  []string      `long:"default-capability" value-name:"NAME" description:"give all containers this capability, which only the field capabilities.add of a definition gives otherwise, such as net_admin; or all; repeat it for several"`
 	StopTimeout   time.Duration `long:"stop-timeout" value-name:"TIME" default:"10s" description:"how long a container may take to stop before it is killed"`
 	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create may take, all its levels together, before it is undone"`
 	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for what it takes away; the rest goes on behind its answer"`
@@ -229,7 +231,7 @@ func (c *Config) uses(scheme string) bool { return slices.Contains(c.Listen.Sche
 
 // check finds everything that is wrong with c.
 func (c *Config) check() error {
-	return errors.Join(c.checkPaths(), c.checkTimes(), c.checkSizes(), c.checkWhoMayConnect(), c.checkTLS())
+	return errors.Join(c.checkPaths(), c.checkTimes(), c.checkSizes(), c.checkCapabilities(), c.checkWhoMayConnect(), c.checkTLS())
 }
 
 func (c *Config) checkPaths() (err error) {
@@ -280,6 +282,15 @@ func (c *Config) checkSizes() error {
 	} {
 		if n.value < n.least {
 			err = errors.Join(err, fmt.Errorf("%s %d: must be at least %d", n.option, n.value, n.least))
+		}
+	}
+	return err
+}
+
+func (c *Config) checkCapabilities() (err error) {
+	for _, name := range c.Node.Capabilities {
+		if wrong := container.CheckCapability(name); wrong != nil {
+			err = errors.Join(err, fmt.Errorf("--default-capability: %w", wrong))
 		}
 	}
 	return err

@@ -57,7 +57,7 @@ func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.A
 	err = outwait(ctx, func() (err error) {
 		n.runner, err = container.New(ctx, container.Options{
 			Gate: opt.Gate, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
-			LogSize: int64(cfg.Node.LogSize), Program: n.program, Helper: helpers,
+			LogSize: int64(cfg.Node.LogSize), Capabilities: cfg.Node.Capabilities, Program: n.program, Helper: helpers,
 		})
 		if errors.Is(err, cgroup.ErrTaken) {
 			err = occupied(err.Error())

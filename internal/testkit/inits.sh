@@ -12,15 +12,16 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/imageapi-inits/$key
 image=$cache/$init.squashfs
 
 declare -A packages=(
-	[sysvinit]=sysvinit-core,sysv-rc,initscripts
-	[openrc]=openrc,sysvinit-core,initscripts
-	[runit]=runit-init,initscripts
-	[s6]=s6,execline,busybox-static
-	[finit]=finit-sysv
+	[sysvinit]="sysvinit-core,sysv-rc,initscripts"
+	[openrc]="openrc,sysvinit-core,initscripts"
+	[runit]="runit-init,initscripts"
+	[s6]="s6,execline,busybox-static"
+	[finit]="finit-sysv"
 )
 machine=udev,kmod,procps,ifupdown,iproute2,util-linux-extra,util-linux
 
 # s6 has no scripts of its own for process 1: these do what its page s6-svscan-1 asks for.
+# shellcheck disable=SC2016 # the variables are of these scripts
 s6() {
 	mkdir -p "$1/etc/s6/.s6-svscan" "$1/etc/s6/boot"
 	printf '#!/bin/sh\nPATH=/sbin:/bin\nmount -a\nmodprobe -a $(cat /etc/modules)\nsysctl -q --system\nifup -a\nswapon -a\ntouch /booted\nexec sleep infinity\n' >"$1/etc/s6/boot/run"

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,11 +26,34 @@ var powers = []struct{ name, script string }{
 	{"set up the kernel", "cat /proc/sys/kernel/core_pattern > /proc/sys/kernel/core_pattern"},
 	{"set up the node's network", "ifconfig lo mtu $(cat /sys/class/net/lo/mtu)"},
 	{"enter another root", "chroot / true"},
+	{"set up the node's network by the kernel's files", "cat /proc/sys/net/ipv4/ip_forward > /proc/sys/net/ipv4/ip_forward"},
+	{"set the clock", "busybox adjtimex -t 10000"},
+	{"set what the kernel prints", "busybox dmesg -n $(cut -f 1 /proc/sys/kernel/printk)"},
+	{"write to the kernel's settings by a remount", "mount -o remount,bind,rw /proc/sys && cat /proc/sys/kernel/core_pattern > /proc/sys/kernel/core_pattern"},
+	{"mount the node's control groups", "mkdir /g && mount -t cgroup2 none /g && test ! -e /g/cgroup.type"},
 }
 
 // allNamespaces are those that a container can have of its own.
 func allNamespaces(c *models.Container) {
 	c.Namespaces = []models.ContainerNamespace{"mnt", "pid", "ipc", "uts", "net", "cgroup", "time"}
+}
+
+// adding gives a container capabilities, also beside some that it drops.
+func adding(names ...string) func(*models.Container) {
+	return func(c *models.Container) {
+		if c.Capabilities == nil {
+			c.Capabilities = &models.ContainerCapabilities{}
+		}
+		c.Capabilities.Add = names
+	}
+}
+
+// sharing gives a container the default namespaces without one.
+func sharing(name models.ContainerNamespace) func(*models.Container) {
+	all := []models.ContainerNamespace{"mnt", "pid", "ipc", "uts", "cgroup"}
+	return func(c *models.Container) {
+		c.Namespaces = slices.DeleteFunc(all, func(n models.ContainerNamespace) bool { return n == name })
+	}
 }
 
 // What a container can do to the node is what the page about security says of it, neither more nor less; and who has dropped something does not
@@ -40,18 +64,24 @@ func TestPrivileges(t *testing.T) {
 		must(t, os.Mkdir(filepath.Join(dir, "mnt"), 0o755))
 		must(t, unix.Mknod(filepath.Join(dir, "zero"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))))
 	})
-	all := strings.Repeat("y", len(powers))
 	none := strings.Repeat("-", len(powers))
 	for name, c := range map[string]struct {
 		want string // of each power, in their order: whether it has it
 		more []func(*models.Container)
 	}{
-		"default":         {all, nil},
-		"all namespaces":  {all, []func(*models.Container){allNamespaces}},
-		"no sys_admin":    {"--yy-yy", []func(*models.Container){dropping("sys_admin")}},
-		"no mknod":        {"yy--yyy", []func(*models.Container){dropping("mknod")}},
+		"default":         {"yyyy--y---y-", nil},
+		"all namespaces":  {"yyyy-yyy--y-", []func(*models.Container){allNamespaces}},
+		"control groups":  {"yyyy--y---yy", []func(*models.Container){sharing("cgroup")}},
+		"net_admin":       {"yyyy-yyy--y-", []func(*models.Container){adding("net_admin")}},
+		"sys_time":        {"yyyy--y-y-y-", []func(*models.Container){adding("CAP_SYS_TIME")}},
+		"syslog":          {"yyyy--y--yy-", []func(*models.Container){adding("syslog")}},
+		"every one":       {"yyyy-yyyyyy-", []func(*models.Container){adding("all")}},
+		"kernel settings": {"yyyyyyyyyyy-", []func(*models.Container){adding("all"), binding("/proc/sys", "/proc/sys")}},
+		"no sys_admin":    {"--yy--y-----", []func(*models.Container){dropping("sys_admin")}},
+		"no mknod":        {"yy----y---y-", []func(*models.Container){dropping("mknod")}},
 		"no capabilities": {none, []func(*models.Container){dropping("all")}},
-		"a user":          {"---y---", []func(*models.Container){as("99")}},
+		"one capability":  {"-----y-y----", []func(*models.Container){dropping("all"), adding("net_admin")}},
+		"a user":          {"---y--------", []func(*models.Container){as("99")}},
 		"nothing":         {none, []func(*models.Container){as("99"), dropping("all"), allNamespaces}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,6 +99,39 @@ func TestPrivileges(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What --default-capability names all containers have, a command that is brought in and systemd included; and what is asked for or dropped
+// by a definition comes after it.
+func TestDefaultCapability(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "--default-capability", "net_admin", "--default-capability", "CAP_SYS_TIME")
+	s := studio{n, n.baseOf(t, nil)}
+	const two = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_TIME
+	for name, c := range map[string]struct {
+		want uint64
+		more []func(*models.Container)
+	}{
+		"default": {two, nil},
+		"systemd": {two, []func(*models.Container){func(c *models.Container) { c.Systemd = to(true) }}},
+		"dropped": {1 << unix.CAP_SYS_TIME, []func(*models.Container){dropping("net_admin")}},
+		"added":   {two | 1<<unix.CAP_SYSLOG, []func(*models.Container){adding("syslog")}},
+	} {
+		const all = two | 1<<unix.CAP_SYSLOG | 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_AUDIT_READ
+		if got := s.capabilities(t, c.more...)["CapBnd"] & all; got != c.want {
+			t.Errorf("%s: %x, want %x", name, got, c.want)
+		}
+	}
+	c := n.create(t, start(forever, n.root()))
+	if got := n.sh(t, c.ID, "cat /proc/sys/net/ipv4/ip_forward > /proc/sys/net/ipv4/ip_forward && ifconfig lo mtu $(cat /sys/class/net/lo/mtu) && echo done"); got != "done\n" {
+		t.Errorf("a command prints %q", got)
+	}
+	n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
+	all := studio{newNode(t, "--default-capability", "all"), 0}
+	all.base = all.baseOf(t, nil)
+	if got := all.capabilities(t); got["CapBnd"]&two != two || got["CapEff"] != got["CapBnd"] {
+		t.Errorf("all: %x", got)
 	}
 }
 
