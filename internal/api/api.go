@@ -1,8 +1,8 @@
 // Package api serves the HTTP API: it binds requests, calls the state manager, and turns what it answers into the
 // types that are generated from swagger.yaml.
 //
-// A request passes, from outside in: observe (log, panics), the guard (who may send what, and how much), the pages
-// (specification, documentation), the router, the intake, the generated binding and validation, and its handler.
+// A request passes, from outside in: observe (log, panics), the pages (specification, documentation), which anybody may read, the guard
+// (who may send what, and how much), the pages for monitoring, the router, the intake, the generated binding and validation, and its handler.
 package api
 
 import (
@@ -94,7 +94,7 @@ func New(spec *Specification, o Options) http.Handler {
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
 		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(a.guard(a.health(pages(pendingPaths(a.route(spec.routes))))))
+	return a.observe(pages(a.guard(health(a.life, a.meter, pendingPaths(a.route(spec.routes))))))
 }
 
 // route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts

@@ -1,28 +1,37 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"time"
 )
 
-// health tells programs that watch the daemon how it is, at the paths where they look for that; everything else goes to next.
+// Monitoring returns a handler with the pages for programs that watch the daemon, and nothing else. It asks nobody who they are: no page
+// contains more than numbers, names of ours and versions. life is as in Options.
+func Monitoring(life context.Context, meter Meter) http.Handler {
+	return health(life, meter, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		writeError(w, http.StatusNotFound, "this listener serves /metrics, /healthz and /readyz only")
+	}))
+}
+
+// health serves the pages for programs that watch the daemon at the paths where they look for them; everything else goes to next.
 //
 // It is ready whenever it answers, except while it ends: it listens, but does not answer, before it is.
-func (a *api) health(next http.Handler) http.Handler {
+func health(life context.Context, meter Meter, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodGet {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			next.ServeHTTP(w, r)
 			return
 		}
 		switch {
 		case r.URL.Path == "/healthz":
 			send(w, "text/plain; charset=utf-8", []byte("ok\n"))
-		case r.URL.Path == "/readyz" && a.life.Err() == nil:
+		case r.URL.Path == "/readyz" && life.Err() == nil:
 			send(w, "text/plain; charset=utf-8", []byte("ok\n"))
 		case r.URL.Path == "/readyz":
 			serveError(w, r, ErrStopping)
-		case r.URL.Path == "/metrics" && a.meter != nil:
-			a.meter.Handler().ServeHTTP(w, r)
+		case r.URL.Path == "/metrics" && meter != nil:
+			meter.Handler().ServeHTTP(w, r)
 		default:
 			next.ServeHTTP(w, r)
 		}

@@ -74,7 +74,7 @@ func (c *certificates) load() error {
 		if config.ClientCAs, err = authorities(c.cfg.CA); err != nil {
 			return fmt.Errorf("load --tls-ca: %w", err)
 		}
-		config.ClientAuth = tls.RequireAndVerifyClientCert
+		config.ClientAuth = tls.VerifyClientCertIfGiven // without one a client gets the documentation alone: see secure
 	}
 	c.current.Store(config)
 	return nil

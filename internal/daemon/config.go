@@ -23,6 +23,8 @@ const (
 	schemeUnix  = "unix"
 	schemeHTTP  = "http"
 	schemeHTTPS = "https"
+
+	schemeMetrics = "metrics" // not one of --scheme: plain http with the pages for monitoring alone
 )
 
 // Config is everything that can be set on the command line. Parse fills in the defaults.
@@ -38,15 +40,17 @@ type Config struct {
 
 // Listen says where to listen.
 type Listen struct {
-	Schemes    []string `long:"scheme" default:"unix" choice:"unix" choice:"http" choice:"https" description:"what to listen on; repeat it for several: it is the whole list"`
-	SocketPath string   `long:"socket-path" value-name:"PATH" default:"/run/imageapi.sock" description:"the unix socket, of mode 0600: who may write to it is root on this node"`
-	Group      string   `long:"socket-group" value-name:"GROUP" description:"a group, by name or number, whose members may use the unix socket too, of mode 0660 then: they are root on this node"`
-	Host       string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http, or $HOST if that is a loopback address"`
-	Port       uint16   `long:"port" value-name:"PORT" default:"8080" env:"PORT" description:"the port for http"`
-	Users      []string `long:"allow-user" value-name:"USER" description:"a user of this node, by name or number, who besides root may use http, and https without --tls-ca: root on this node; repeat it for several"`
-	Containers bool     `long:"allow-containers" description:"allow these also for processes in containers of this server: they are root on this node then"`
-	Hosts      []string `long:"allow-host" value-name:"NAME" description:"a name or address by which clients may call the server over http and https, besides those of loopback and of the certificate, and the address that they have reached; repeat it for several"`
-	Anyone     bool     `long:"allow-unauthenticated" description:"allow http, and https without --tls-ca, on addresses that are not loopback, and do not ask on loopback who a client is: whoever reaches them is root on this node"`
+	Schemes     []string `long:"scheme" default:"unix" choice:"unix" choice:"http" choice:"https" description:"what to listen on; repeat it for several: it is the whole list"`
+	SocketPath  string   `long:"socket-path" value-name:"PATH" default:"/run/imageapi.sock" description:"the unix socket, of mode 0600: who may write to it is root on this node"`
+	Group       string   `long:"socket-group" value-name:"GROUP" description:"a group, by name or number, whose members may use the unix socket too, of mode 0660 then: they are root on this node"`
+	Host        string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http, or $HOST if that is a loopback address"`
+	Port        uint16   `long:"port" value-name:"PORT" default:"8080" env:"PORT" description:"the port for http"`
+	Users       []string `long:"allow-user" value-name:"USER" description:"a user of this node, by name or number, who besides root may use http, and https without --tls-ca, which grants them root on this node; for monitoring see --metrics-port; repeat it for several"`
+	Containers  bool     `long:"allow-containers" description:"allow these also for processes in containers of this server: they are root on this node then"`
+	Hosts       []string `long:"allow-host" value-name:"NAME" description:"a name or address by which clients may call the server over http and https, besides those of loopback and of the certificate, and the address that they have reached; repeat it for several"`
+	Anyone      bool     `long:"allow-unauthenticated" description:"allow http, and https without --tls-ca, on addresses that are not loopback, and do not ask on loopback who a client is: whoever reaches them is root on this node"`
+	MetricsHost string   `long:"metrics-host" value-name:"HOST" description:"the address for --metrics-port (default: 127.0.0.1)"`
+	MetricsPort uint16   `long:"metrics-port" value-name:"PORT" description:"a port for monitoring, over plain http and for every client: /metrics, /healthz, /readyz and nothing else (default: none)"`
 }
 
 // TLS says where and how to listen for https.
@@ -55,7 +59,7 @@ type TLS struct {
 	Port        uint16        `long:"tls-port" value-name:"PORT" default:"8443" env:"TLS_PORT" description:"the port for https"`
 	Certificate string        `long:"tls-certificate" value-name:"FILE" env:"TLS_CERTIFICATE" description:"the server's certificate, followed by the chain that proves it (PEM)"`
 	Key         string        `long:"tls-key" value-name:"FILE" env:"TLS_PRIVATE_KEY" description:"its private key (PEM)"`
-	CA          string        `long:"tls-ca" value-name:"FILE" env:"TLS_CA_CERTIFICATE" description:"only clients with a certificate of one of these authorities may connect (PEM)"`
+	CA          string        `long:"tls-ca" value-name:"FILE" env:"TLS_CA_CERTIFICATE" description:"require a client certificate signed by one of these CAs (PEM)"`
 	Clients     []string      `long:"tls-client" value-name:"NAME" description:"only clients whose certificate has this common name or DNS name may use https; repeat it for several (default: all that --tls-ca lets in)"`
 	ReadOnly    []string      `long:"read-only-client" value-name:"NAME" description:"clients whose certificate has this common name or DNS name may read and change nothing; repeat it for several"`
 	ListenLimit int           `long:"tls-listen-limit" value-name:"N" description:"as --listen-limit (default: the same)"`
@@ -86,9 +90,9 @@ type Limits struct {
 	Objects   int           `long:"max-objects" value-name:"N" default:"10000" description:"how many objects there may be; 0 for any number"`
 	Requests  int           `long:"client-requests" value-name:"N" default:"256" description:"how many requests a client may have running at a time, those that wait included; a client is a user of this node, or an address; 0 for any number"`
 	Conns     int           `long:"client-connections" value-name:"N" default:"512" description:"how many connections a client may have open at a time; 0 for any number"`
-	Listen    int           `long:"listen-limit" value-name:"N" description:"how many connections to serve at a time, over each of unix and http (default: any number)"`
+	Listen    int           `long:"listen-limit" value-name:"N" description:"how many connections of clients that may send requests to serve at a time, over each of unix and http (default: any number)"`
 	KeepAlive time.Duration `long:"keep-alive" value-name:"TIME" default:"3m" description:"how often to look whether the peer of an idle TCP connection is still there; 0 for never"`
-	Header    time.Duration `long:"header-timeout" value-name:"TIME" default:"10s" description:"for reading a request's line and headers, and for the handshake of https; 0 for as long as --read-timeout"`
+	Header    time.Duration `long:"header-timeout" value-name:"TIME" default:"10s" description:"for reading a request's line and headers, 0 for as long as --read-timeout; and for the handshake of https, for which it is 10s at most"`
 	Read      time.Duration `long:"read-timeout" value-name:"TIME" default:"30s" description:"for reading a request; 0 for any time"`
 	Write     time.Duration `long:"write-timeout" value-name:"TIME" default:"30s" description:"from the end of a request's headers to the end of its answer, longer than creates and deletes may take; 0 for any time"`
 	Cleanup   time.Duration `long:"cleanup-timeout" value-name:"TIME" default:"10s" description:"how long a connection may be idle before it is closed"`
@@ -207,6 +211,9 @@ func onCommandLine(parser *flags.Parser, option string) bool {
 // complete fills in what defaults to something else that was given.
 func (c *Config) complete() {
 	fallback(&c.TLS.Host, c.Listen.Host)
+	if c.Listen.MetricsPort != 0 {
+		fallback(&c.Listen.MetricsHost, "127.0.0.1")
+	}
 	fallback(&c.TLS.ListenLimit, c.Limits.Listen)
 	fallback(&c.TLS.KeepAlive, c.Limits.KeepAlive)
 	fallback(&c.TLS.Read, c.Limits.Read)
@@ -225,6 +232,14 @@ func fallback[T comparable](value *T, otherwise T) {
 	if *value == zero {
 		*value = otherwise
 	}
+}
+
+// listeners returns the schemes of all listeners.
+func (c *Config) listeners() []string {
+	if c.Listen.MetricsPort == 0 {
+		return c.Listen.Schemes
+	}
+	return append(slices.Clone(c.Listen.Schemes), schemeMetrics)
 }
 
 func (c *Config) uses(scheme string) bool { return slices.Contains(c.Listen.Schemes, scheme) }
@@ -297,6 +312,9 @@ func (c *Config) checkCapabilities() (err error) {
 }
 
 func (c *Config) checkWhoMayConnect() (err error) {
+	if c.Listen.MetricsHost != "" && c.Listen.MetricsPort == 0 {
+		return errors.New("--metrics-host needs --metrics-port")
+	}
 	if c.Listen.Anyone {
 		return nil
 	}

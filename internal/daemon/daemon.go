@@ -80,6 +80,11 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
 		Life: ctx, WriteTimeout: cfg.Limits.Write,
 	})
+	for i, l := range listeners {
+		if l.scheme == schemeMetrics {
+			listeners[i].handler = api.Monitoring(ctx, meter)
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	opt.Service.ready()

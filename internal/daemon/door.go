@@ -17,9 +17,13 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/slots"
 )
 
-// maxRefused is how many connections clients can have open, all together, that may send no requests. They are told so, but
-// must not take the descriptors of those that may.
-const maxRefused = 16
+// How many connections clients can have open, all together, that may send no requests, whose handshake is not done, and for monitoring.
+// They must not take the descriptors of those that may send requests.
+const (
+	maxRefused    = 16
+	maxHandshakes = 256
+	maxMonitoring = 32
+)
 
 // door finds out about each connection whose it is, and lets no client have too many.
 type door struct {
@@ -27,7 +31,7 @@ type door struct {
 	certificates *certificates // nil without https
 	users        []uint32      // who may use loopback
 	held         *slots.Slots  // connections, by client
-	refused      *slots.Slots  // connections of those that may send no requests
+	refused      *strangers    // connections of those that may send no requests
 	complaints   *complaints
 	log          *slog.Logger
 }
@@ -36,7 +40,7 @@ type door struct {
 func newDoor(cfg Config, certificates *certificates, log *slog.Logger) (*door, error) {
 	d := &door{
 		cfg: cfg, certificates: certificates, users: []uint32{0}, log: log,
-		held: slots.New(cfg.Limits.Conns), refused: slots.New(maxRefused), complaints: &complaints{log: log},
+		held: slots.New(cfg.Limits.Conns), refused: newStrangers(maxRefused), complaints: &complaints{log: log},
 	}
 	for _, name := range cfg.Listen.Users {
 		id, err := userID(name)
@@ -77,7 +81,11 @@ func (d *door) before(l listener, ours containers) net.Listener {
 	switch {
 	case l.scheme == schemeUnix:
 		e.identify = unixClient
-	case d.cfg.Listen.Anyone, l.scheme == schemeHTTPS && d.cfg.TLS.CA != "":
+	case l.scheme == schemeMetrics:
+		e.identify, e.others = tcpClient, newStrangers(maxMonitoring)
+	case l.scheme == schemeHTTPS && d.cfg.TLS.CA != "":
+		e.identify, e.others, e.proves = countedClient, newStrangers(maxHandshakes), true
+	case d.cfg.Listen.Anyone:
 		e.identify = tcpClient
 	default:
 		k := loopbackClients{users: d.users, ours: ours}
@@ -87,7 +95,7 @@ func (d *door) before(l listener, ours containers) net.Listener {
 		e.identify = k.identify
 	}
 	if l.scheme == schemeHTTPS {
-		return tls.NewListener(e, d.certificates.config())
+		return newSecure(e, d.certificates.config(), d.cfg.Limits.Header)
 	}
 	return e
 }
@@ -97,7 +105,9 @@ type entrance struct {
 	net.Listener
 	door     *door
 	identify func(net.Conn) *api.Client
-	places   chan struct{} // one for each connection; nil for any number
+	others   *strangers    // among which its connections begin; nil if it is decided at once what they count for
+	proves   bool          // the handshake shows who it is
+	places   chan struct{} // one for each connection of a client that may send requests; nil for any number
 	once     sync.Once
 	closed   chan struct{}
 }
@@ -105,38 +115,20 @@ type entrance struct {
 // Accept returns the next connection that may stay.
 func (e *entrance) Accept() (net.Conn, error) {
 	for {
-		if !e.enter() {
-			return nil, net.ErrClosed
-		}
 		conn, err := e.Listener.Accept()
 		if err != nil {
-			e.leave()
 			return nil, err
 		}
-		if known := e.receive(conn); known != nil {
-			return known, nil
+		v := &visit{Conn: conn, client: e.identify(conn), entrance: e}
+		if e.others != nil {
+			v.among(e.others)
+			return v, nil
 		}
-		_ = conn.Close() // there is nobody to tell
-		e.leave()
+		if v.settle() {
+			return v, nil
+		}
+		_ = v.Close() // there is nobody to tell
 	}
-}
-
-// receive finds out whose conn is; nil means that its client has too many.
-func (e *entrance) receive(conn net.Conn) net.Conn {
-	client, counted := e.identify(conn), e.door.held
-	if client.Refused != "" {
-		e.door.complaints.add("request refused", client)
-		counted = e.door.refused
-		client.Key = "refused"
-	}
-	if !counted.Take(client.Key) {
-		e.door.complaints.add("connection closed: this client has too many (--client-connections)", client)
-		return nil
-	}
-	return &visit{Conn: conn, client: client, end: sync.OnceFunc(func() {
-		counted.Give(client.Key)
-		e.leave()
-	})}
 }
 
 // enter waits for a place, or returns false once e is closed.
@@ -167,13 +159,76 @@ func (e *entrance) Close() error {
 // visit is a connection of a client that is known.
 type visit struct {
 	net.Conn
-	client *api.Client
-	end    func()
+	client   *api.Client
+	entrance *entrance
+
+	mu      sync.Mutex // protects what follows
+	closed  bool
+	returns []func() // give back what it counts for
+}
+
+// settle makes v count for its client, now that it is known, and returns false if the client has too many.
+func (v *visit) settle() bool {
+	door := v.entrance.door
+	if v.client.Refused != "" {
+		door.complaints.add("request refused", v.client)
+		v.giveBack()
+		v.among(door.refused)
+		return true
+	}
+	if !door.held.Take(v.client.Key) {
+		door.complaints.add("connection closed: this client has too many (--client-connections)", v.client)
+		return false
+	}
+	v.giveBack()
+	v.takes(func() { door.held.Give(v.client.Key) })
+	if !v.entrance.enter() {
+		return false
+	}
+	v.takes(v.entrance.leave)
+	return true
+}
+
+// among gives v a place among others that it may take from one of them.
+func (v *visit) among(others *strangers) {
+	loses := others.enter(v)
+	v.takes(func() { others.leave(v) })
+	if loses != nil {
+		v.entrance.door.complaints.add("connection closed: too many of clients that may send no requests", loses.client)
+		_ = loses.Close() // there is nobody to tell
+	}
+}
+
+// takes has back called when v is closed, or at once if it is.
+func (v *visit) takes(back func()) {
+	v.mu.Lock()
+	closed := v.closed
+	if !closed {
+		v.returns = append(v.returns, back)
+	}
+	v.mu.Unlock()
+	if closed {
+		back()
+	}
+}
+
+// giveBack gives back what v counts for.
+func (v *visit) giveBack() {
+	v.mu.Lock()
+	all := v.returns
+	v.returns = nil
+	v.mu.Unlock()
+	for _, back := range all {
+		back()
+	}
 }
 
 // Close also makes place for another one.
 func (v *visit) Close() error {
-	defer v.end()
+	defer v.giveBack()
+	v.mu.Lock()
+	v.closed = true
+	v.mu.Unlock()
 	return v.Conn.Close()
 }
 

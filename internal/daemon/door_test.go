@@ -308,14 +308,14 @@ func doorway(t *testing.T, cfg Config, certificates *certificates, log io.Writer
 	return listeners[0].url
 }
 
-// ask gets the specification as a user and returns the status.
+// ask gets a page for monitoring as a user and returns the status.
 func ask(t *testing.T, uid int, url string, config *tls.Config) (status int, text string) {
 	t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: config, DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
 		as(uid, func() { conn, err = net.Dial(network, address) })
 		return conn, err
 	}}
-	answer, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Get(url + "/swagger.json")
+	answer, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Get(url + "/healthz")
 	if err != nil {
 		return 0, err.Error()
 	}
@@ -354,7 +354,7 @@ func TestLoopback(t *testing.T) {
 func TestStrangersTakeNoPlaces(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
-	url := doorway(t, Config{Listen: Listen{Schemes: []string{schemeHTTP}, Host: "127.0.0.1"}, Limits: Limits{Listen: maxRefused + 1}}, nil, io.Discard)
+	url := doorway(t, Config{Listen: Listen{Schemes: []string{schemeHTTP}, Host: "127.0.0.1"}, Limits: Limits{Listen: 1}}, nil, io.Discard)
 	address := strings.TrimPrefix(url, "http://")
 	for range 4 * maxRefused {
 		as(nobody, func() {
@@ -469,6 +469,45 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
+// A handshake that is not done in time ends, also one that goes on byte by byte.
+func TestHandshakesEnd(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "server")
+	issue(t, path)
+	cfg := Config{
+		Listen: Listen{Schemes: []string{schemeHTTPS}},
+		TLS:    TLS{Host: "127.0.0.1", Certificate: path + ".crt", Key: path + ".key", CA: path + ".crt", Read: time.Hour},
+		Limits: Limits{Header: 200 * time.Millisecond},
+	}
+	held, err := loadCertificates(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := strings.TrimPrefix(doorway(t, cfg, held, io.Discard), "https://")
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, conn)
+		ended <- err
+	}()
+	_, _ = conn.Write([]byte{22, 3, 1, 2, 0}) // the head of a record
+	for tick := time.NewTicker(50 * time.Millisecond); ; {
+		select {
+		case <-ended:
+			tick.Stop()
+			return
+		case <-tick.C:
+			_, _ = conn.Write([]byte{1})
+		case <-time.After(20 * time.Second):
+			t.Fatal("the handshake goes on")
+		}
+	}
+}
+
 // A connection that asks for nothing is closed when it was idle for so long, also after it was used.
 func TestIdleConnections(t *testing.T) {
 	t.Parallel()
@@ -516,7 +555,7 @@ func TestNamesOverHTTPS(t *testing.T) {
 			roots := x509.NewCertPool()
 			roots.AddCert(own.Leaf)
 			config := &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{own}}
-			r, err := http.NewRequest(http.MethodGet, url+"/swagger.json", nil)
+			r, err := http.NewRequest(http.MethodGet, url+"/healthz", nil)
 			if err != nil {
 				t.Fatal(err)
 			}

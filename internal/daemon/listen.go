@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -27,6 +28,7 @@ type listener struct {
 	url         string
 	limit       int // of connections; 0 for any number
 	read, write time.Duration
+	handler     http.Handler // nil for the API
 }
 
 // listen opens all listeners of cfg, or none. Schemes that given ones are for need no other.
@@ -37,7 +39,7 @@ func listen(ctx context.Context, cfg Config, given ...listener) (opened []listen
 			closeAll(opened)
 		}
 	}()
-	for _, scheme := range cfg.Listen.Schemes {
+	for _, scheme := range cfg.listeners() {
 		if slices.ContainsFunc(given, func(l listener) bool { return l.scheme == scheme }) {
 			continue
 		}
@@ -64,6 +66,8 @@ func open(ctx context.Context, scheme string, cfg Config) (listener, error) {
 		l, err = listenUnix(ctx, cfg.Listen.SocketPath, cfg.Listen.Group)
 	case schemeHTTPS:
 		l, err = listenTCP(ctx, cfg.TLS.Host, cfg.TLS.Port)
+	case schemeMetrics:
+		l, err = listenTCP(ctx, cfg.Listen.MetricsHost, cfg.Listen.MetricsPort)
 	default:
 		l, err = listenTCP(ctx, cfg.Listen.Host, cfg.Listen.Port)
 	}
@@ -75,15 +79,17 @@ func open(ctx context.Context, scheme string, cfg Config) (listener, error) {
 
 // newListener returns l as one for a scheme, with what cfg says about its connections.
 func newListener(l net.Listener, scheme string, cfg Config) listener {
-	url := scheme + "://" + l.Addr().String()
+	made := listener{l, scheme, scheme + "://" + l.Addr().String(), cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write, nil}
 	switch scheme {
 	case schemeUnix:
-		return listener{l, scheme, url, cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write}
 	case schemeHTTPS:
-		return listener{lasting{l, cfg.TLS.KeepAlive}, scheme, url, cfg.TLS.ListenLimit, cfg.TLS.Read, cfg.TLS.Write}
+		made.Listener, made.limit, made.read, made.write = lasting{l, cfg.TLS.KeepAlive}, cfg.TLS.ListenLimit, cfg.TLS.Read, cfg.TLS.Write
+	case schemeMetrics:
+		made.Listener, made.url, made.limit = lasting{l, cfg.Limits.KeepAlive}, "http://"+l.Addr().String()+"/metrics", 0
 	default:
-		return listener{lasting{l, cfg.Limits.KeepAlive}, scheme, url, cfg.Limits.Listen, cfg.Limits.Read, cfg.Limits.Write}
+		made.Listener = lasting{l, cfg.Limits.KeepAlive}
 	}
+	return made
 }
 
 func listenTCP(ctx context.Context, host string, port uint16) (net.Listener, error) {

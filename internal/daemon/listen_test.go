@@ -123,7 +123,6 @@ func TestClientCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := listenTLS(t, cfg, held)
-	defer l.Close()
 	for _, tt := range []struct {
 		name   string
 		client []tls.Certificate
@@ -146,7 +145,6 @@ func TestOldVersionsOfTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := listenTLS(t, cfg, held)
-	defer l.Close()
 	for version, ok := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
 		if got := shakesWith(t, l, own, nil, version); got != ok {
 			t.Errorf("%s: connected: %v", tls.VersionName(version), got)
@@ -166,7 +164,6 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := listenTLS(t, cfg, held)
-	defer l.Close()
 	var log logged
 	signals := make(chan os.Signal)
 	go held.reloadAt(t.Context(), signals, Service{}, slog.New(slog.NewTextHandler(&log, nil)))
@@ -190,7 +187,7 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 	}
 }
 
-// listenTLS returns the listener for https of cfg.
+// listenTLS opens the listener for https of cfg, until the test ends. It greets clients that may send requests, and closes their connections.
 func listenTLS(t *testing.T, cfg Config, held *certificates) net.Listener {
 	t.Helper()
 	d, err := newDoor(cfg, held, slog.New(slog.DiscardHandler))
@@ -201,7 +198,21 @@ func listenTLS(t *testing.T, cfg Config, held *certificates) net.Listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return d.guard(opened, nil)[0].Listener
+	l := d.guard(opened, nil)[0].Listener
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if conn.(*tls.Conn).NetConn().(*visit).client.Refused == "" {
+				_, _ = conn.Write([]byte{'.'})
+			}
+			_ = conn.Close()
+		}
+	}()
+	return l
 }
 
 // logged is a log for a writer and a reader.
@@ -231,22 +242,15 @@ func shakes(t *testing.T, l net.Listener, server tls.Certificate, client []tls.C
 // shakesWith is shakes with a version of TLS; 0 for any that is thought safe.
 func shakesWith(t *testing.T, l net.Listener, server tls.Certificate, client []tls.Certificate, version uint16) bool {
 	t.Helper()
-	result := make(chan error, 1)
-	go func() {
-		conn, err := l.Accept()
-		if err == nil {
-			err = errors.Join(conn.(*tls.Conn).Handshake(), conn.Close())
-		}
-		result <- err
-	}()
 	roots := x509.NewCertPool()
 	roots.AddCert(server.Leaf)
 	conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, ServerName: "127.0.0.1", Certificates: client, MinVersion: version, MaxVersion: version})
-	if err == nil {
-		_, _ = conn.Read(make([]byte, 1))
-		_ = conn.Close()
+	if err != nil {
+		return false
 	}
-	return <-result == nil
+	defer conn.Close()
+	n, _ := conn.Read(make([]byte, 1))
+	return n == 1
 }
 
 // issue writes a certificate that is its own authority and its key.

@@ -51,6 +51,19 @@ func tcpClient(conn net.Conn) *api.Client {
 	return &api.Client{TCP: true, Key: from.Addr().String(), Who: []slog.Attr{slog.String("address", from.String())}}
 }
 
+// countedClient is tcpClient; on loopback, where all users of the node have one address, connections count by user. What a client may
+// do its certificate decides.
+func countedClient(conn net.Conn) *api.Client {
+	c := tcpClient(conn)
+	if from := addressOf(conn.RemoteAddr()); from.Addr().IsLoopback() && established(conn) {
+		socket, err := lookup(from, addressOf(conn.LocalAddr()))
+		if err == nil && socket.State == sockdiag.Established && socket.Inode != 0 && established(conn) {
+			c.Key, c.Who = userKey(socket.UID), append(c.Who, slog.Uint64("uid", uint64(socket.UID)))
+		}
+	}
+	return c
+}
+
 func addressOf(a net.Addr) netip.AddrPort {
 	if tcp, ok := a.(*net.TCPAddr); ok {
 		return netip.AddrPortFrom(tcp.AddrPort().Addr().Unmap(), tcp.AddrPort().Port())

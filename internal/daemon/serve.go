@@ -57,6 +57,9 @@ func serve(ctx context.Context, cfg Config, listeners []listener, handler http.H
 }
 
 func newServer(base context.Context, cfg Config, l listener, handler http.Handler, log *slog.Logger) *http.Server {
+	if l.handler != nil {
+		handler = l.handler
+	}
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: cfg.Limits.Header,

@@ -1,21 +1,25 @@
 package e2e
 
 import (
+	"bufio"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
@@ -199,5 +203,156 @@ func TestClientsWithoutDiag(t *testing.T) {
 				t.Errorf("a container is answered %q", got)
 			}
 		})
+	}
+}
+
+// httpsNode starts a server that serves https to clients with a certificate of one authority too, and returns its address and that certificate.
+func httpsNode(t *testing.T, flags ...string) (n *node, address string, own tls.Certificate) {
+	t.Helper()
+	dir, port := t.TempDir(), freePort(t)
+	certificate(t, dir)
+	crt, key := filepath.Join(dir, "crt"), filepath.Join(dir, "key")
+	own, err := tls.LoadX509KeyPair(crt, key)
+	must(t, err)
+	n = newNode(t, append([]string{"--scheme", "https", "--tls-port", port, "--tls-certificate", crt, "--tls-key", key, "--tls-ca", crt}, flags...)...)
+	return n, net.JoinHostPort("127.0.0.1", port), own
+}
+
+// page returns what a GET of a path returns over a connection, which it closes: the status and the body.
+func page(t testing.TB, conn net.Conn, path string) (status int, body string) {
+	t.Helper()
+	defer conn.Close()
+	must(t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path)
+	if err != nil {
+		return 0, err.Error()
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	must(t, err)
+	return answer.StatusCode, string(text)
+}
+
+// occupies opens connections of a user until the end of the test, and sends nothing over them.
+func occupies(t testing.TB, uid int, address string, count int) {
+	t.Helper()
+	for range count {
+		conn, err := dialFrom(uid, 0, address)
+		must(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+}
+
+// However few connections a listener may have, a user who may send no requests does not keep root from it.
+func TestStrangersKeepNobodyOut(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []string{"1", "16"} {
+		t.Run(limit, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, "--listen-limit", limit, "--header-timeout", "1h", "--read-timeout", "1h")
+			occupies(t, nobody, n.Address, 100)
+			root, err := dialFrom(0, 0, n.Address)
+			must(t, err)
+			if status, text := page(t, root, "/imageapi/v1/mount"); status != http.StatusOK {
+				t.Errorf("root: %d %s", status, text)
+			}
+		})
+	}
+}
+
+// Connections without a handshake close the door for nobody, not for a client at the same address and of the same user either.
+func TestConnectionsWithoutHandshake(t *testing.T) {
+	t.Parallel()
+	for name, uid := range map[string]int{"of another user": nobody, "of the same user": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n, address, own := httpsNode(t, "--tls-listen-limit", "1", "--header-timeout", "1h", "--read-timeout", "1h")
+			occupies(t, uid, address, 700)
+			conn, err := dialFrom(0, 0, address)
+			must(t, err)
+			client := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{own}})
+			if status, text := page(t, client, "/imageapi/v1/mount"); status != http.StatusOK {
+				t.Errorf("a client with a certificate: %d %s", status, text)
+			}
+			if log := n.Log(); !regexp.MustCompile(`level=WARN msg="connection closed: too many .*" client.address=\S+ client.uid=` + fmt.Sprint(uid)).MatchString(log) {
+				t.Error("the log does not say whose connections were closed")
+			}
+		})
+	}
+}
+
+// The reference and the specification can be read by everybody who can connect, and nothing else can.
+func TestDocumentationForEverybody(t *testing.T) {
+	t.Parallel()
+	n, address, _ := httpsNode(t)
+	for name, dial := range map[string]func() net.Conn{
+		"another user over http": func() net.Conn { return n.dialAs(t, nobody) },
+		"no certificate": func() net.Conn {
+			conn, err := dialFrom(0, 0, address)
+			must(t, err)
+			return tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+		},
+	} {
+		for path, want := range map[string]int{
+			"/imageapi/v1/docs": 200, "/imageapi/v1/swagger.json": 200, "/swagger.json": 200, "/": 302,
+			"/imageapi/v1/mount": 403, "/imageapi/v1/events": 403, "/metrics": 403, "/healthz": 403, "/lost": 403,
+		} {
+			status, text := page(t, dial(), path)
+			if status != want {
+				t.Errorf("%s, %s: %d %.200s, want %d", name, path, status, text, want)
+			}
+			if name == "another user over http" && want == 403 && !strings.Contains(text, "--allow-user would allow it, which grants root on this node") {
+				t.Errorf("%s, %s: %s", name, path, text)
+			}
+		}
+	}
+	ask := func(path string) string {
+		return "busybox wget -q -O /dev/null http://" + n.Address + path + " 2>/dev/null && echo read; true"
+	}
+	c := n.create(t, start(forever, n.root()))
+	if got := n.sh(t, c.ID, ask("/imageapi/v1/docs")); got != "read\n" {
+		t.Errorf("a container reads %q", got)
+	}
+	if got := n.sh(t, c.ID, ask("/imageapi/v1/mount")); got != "" {
+		t.Errorf("a container reads %q", got)
+	}
+}
+
+// A listener for monitoring serves its three pages to everybody and nothing else, however many connections somebody has, and no
+// page contains what a client or an image has chosen.
+func TestMonitoring(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	n := newNode(t, "--metrics-port", port, "--header-timeout", "1h", "--read-timeout", "1h")
+	address := net.JoinHostPort("127.0.0.1", port)
+	c := n.create(t, &models.Container{Name: "chosen-by-a-client", Command: to(forever), State: "running", Labels: map[string]string{"chosen": "label"}, Mount: n.root()})
+	n.reaches(t, c.ID, models.ContainerStateRunning)
+	n.Must(t, http.StatusNotFound, http.MethodGet, "/container?name=chosen", nil, nil)
+	occupies(t, 1, address, 200)
+	get := func(path string) (int, string) {
+		conn, err := dialFrom(nobody, 0, address)
+		must(t, err)
+		return page(t, conn, path)
+	}
+	for path, want := range map[string]int{
+		"/healthz": 200, "/readyz": 200, "/metrics": 200,
+		"/": 404, "/imageapi/v1/mount": 404, "/imageapi/v1/docs": 404, "/swagger.json": 404, "/debug/pprof/": 404,
+	} {
+		if status, text := get(path); status != want {
+			t.Errorf("%s: %d %.200s, want %d", path, status, text, want)
+		}
+	}
+	_, text := get("/metrics")
+	if !strings.Contains(text, `imageapi_containers{state="running"} 1`) {
+		t.Error("the metrics do not count the container")
+	}
+	for _, secret := range []string{"chosen", n.image, filepath.Base(n.image), n.RunDir} {
+		if strings.Contains(text, secret) {
+			t.Errorf("the metrics contain %q", secret)
+		}
 	}
 }
