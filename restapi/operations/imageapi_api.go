@@ -372,7 +372,8 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 // **Cause:** this client may not use the server, or may only read. Over http also: the `Host` header is no name of the server, or a
 // browser sends the request for another site.
 //
-// **Remedy:** be root on the node, or have the administrator start the server with the flag that the message names.
+// **Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. `--allow-user` grants
+// that user root on the node. For monitoring use `--metrics-port` instead.
 //
 // ## 404 not found
 //
