@@ -10,6 +10,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
 
 // supervisor holds what outlives the start of the command.
@@ -153,17 +154,33 @@ func (s *supervisor) watch(stop <-chan struct{}) proto.Exit {
 			_ = unix.PidfdSendSignal(s.pidfd, unix.Signal(s.config.StopSignal), nil, 0)
 			timeout = time.After(s.config.StopTimeout)
 		case <-timeout:
-			_ = s.group.Kill()
+			s.strike()
 		case exit := <-ended:
 			_ = s.group.Kill()
 			_ = s.group.WaitEmpty(context.Background())
+			s.clear(reaped)
 			exit.LogErr = s.log.finish()
-			// They are dead and most of them reaped; but one that went into another group is not ours to wait for.
-			select {
-			case <-reaped:
-			case <-time.After(time.Second):
-			}
 			return exit
+		}
+	}
+}
+
+// strike kills all of the container: what is in its group, and what has left that, which still descends from this process.
+func (s *supervisor) strike() {
+	_ = s.group.Kill()
+	_ = descendants.Kill(unix.Getpid(), nil)
+}
+
+// clear returns when no child is left: the group is empty, but a process may have left it.
+func (s *supervisor) clear(reaped <-chan struct{}) {
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for {
+		select {
+		case <-reaped:
+			return
+		case <-again.C:
+			_ = descendants.Kill(unix.Getpid(), nil)
 		}
 	}
 }

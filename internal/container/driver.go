@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -42,6 +41,7 @@ type Options struct {
 	LogSize      int64          // how much of the log of a container is kept, in bytes, at least proto.MinLogSize; default DefaultLogSize
 	Log          *slog.Logger   // default: none
 	Helper       *helper.Runner // for roots whose server may be gone
+	Groups       []string       // the directories of the cgroups of containers, as earlier servers have recorded them
 	Program      *os.File       // imageapi-init in sealed memory (package program), which stays the caller's
 }
 
@@ -51,6 +51,8 @@ type Driver struct {
 	nursery     *nursery.Nursery
 	parent      *cgroup.Parent
 	supervisors *cgroup.Group
+	legacy      *cgroup.Legacy
+	trapped     sync.Once       // tells of groups of version 1 that can't be left
 	watcher     inotify.Watcher // of logs that are followed
 	slots       chan struct{}   // taken by the commands that run in containers
 
@@ -89,18 +91,33 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if err := d.opt.Gate.Do("logs make", func() error { return os.MkdirAll(d.logDir(), 0o700) }); err != nil {
 		return err
 	}
-	if d.parent, err = cgroup.Open(d.opt.Gate, d.opt.CgroupParent, filepath.Join(d.opt.RunDir, "cgroup")); err != nil {
+	if d.parent, err = cgroup.Open(d.opt.Gate, d.opt.CgroupParent, d.opt.RunDir); err != nil {
+		return err
+	}
+	if err := d.settleParents(); err != nil {
 		return err
 	}
 	// Supervisors have a group outside of the one of the daemon, which a service manager empties when it stops it.
-	if d.supervisors, err = d.parent.Share("supervisors"); err != nil {
+	if d.supervisors, err = d.parent.Share(supervisorsGroup); err != nil {
 		return err
 	}
-	if d.nursery, err = nursery.Open(d.opt.Gate); err != nil {
+	if d.legacy, err = cgroup.OpenLegacy(d.opt.Gate); err != nil {
+		return err
+	}
+	if d.nursery, err = nursery.Open(d.opt.Gate, d.leaveLegacy); err != nil {
 		return err
 	}
 	d.count()
 	return nil
+}
+
+// leaveLegacy takes the thread that starts supervisors out of the daemon's groups of version 1: limits of the daemon are not for containers.
+func (d *Driver) leaveLegacy() {
+	if err := d.legacy.Leave(); err != nil {
+		d.trapped.Do(func() {
+			d.opt.Log.Warn("containers stay in cgroups v1 of the server", "error", err)
+		})
+	}
 }
 
 // count makes the kernel count what containers use, where it can, also of those without limits.
@@ -120,6 +137,9 @@ func (d *Driver) Close() error {
 	if d.nursery != nil {
 		d.nursery.Close()
 	}
+	if d.legacy != nil {
+		d.legacy.Close()
+	}
 	var errSupervisors, errParent error
 	if d.supervisors != nil {
 		if errSupervisors = d.supervisors.Remove(); errors.Is(errSupervisors, cgroup.ErrBusy) {
@@ -128,7 +148,7 @@ func (d *Driver) Close() error {
 		d.supervisors.Close()
 	}
 	if d.parent != nil {
-		errParent = d.parent.Close()
+		errParent = errors.Join(d.forgetParents(), d.parent.Close())
 	}
 	return errors.Join(errSupervisors, errParent)
 }

@@ -42,6 +42,9 @@ type process struct {
 	live  context.Context
 	leave context.CancelCauseFunc // ends live, as soon as it shall end: nothing is frozen from then on
 
+	heard chan struct{} // closed when the supervisor has reported the end, or is gone
+	last  sync.Once     // watches over the end of one that was killed
+
 	ready chan struct{}
 	up    sync.Once // closes ready
 	done  chan struct{}
@@ -80,19 +83,7 @@ func (p *process) Stop() {
 	if _, err := p.control.Write(proto.Encode(proto.Stop)); err != nil {
 		p.log.Debug("supervisor is gone, nothing to stop", "id", p.id, "error", err) // watch sees to the rest
 	}
-}
-
-// Kill implements driver.Process. That the first process is dead is news to the supervisor like any other end.
-func (p *process) Kill() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.leave(errStopping)
-	if p.gone {
-		return
-	}
-	if err := p.group.Kill(); err != nil {
-		p.log.Error("kill container", "id", p.id, "error", err)
-	}
+	p.enforce(p.config.StopTimeout + supervisorTime)
 }
 
 // Freeze implements driver.Process.
@@ -195,6 +186,7 @@ func (p *process) attend() bool {
 	})()
 	// 1. The supervisor says how it ended, or dies.
 	told := p.hear()
+	close(p.heard)
 	if p.driver.leaving.Err() != nil {
 		p.abandon()
 		return false

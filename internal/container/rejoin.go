@@ -55,7 +55,7 @@ func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (dri
 		return u.settle(ctx, site.ID, errAlone.Error())
 	case ctx.Err() != nil: // it was not given its time
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", context.Cause(ctx))
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		u.driver.opt.Log.Warn("a supervisor is of no use and is killed", "id", site.ID, "err", err)
 		if err := u.driver.killSupervisor(site.ID); err != nil {
 			return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
@@ -73,6 +73,10 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.
 		return nil, hello, err
 	}
 	group, err := d.parent.Adopt(groupName(id))
+	if errors.Is(err, os.ErrNotExist) {
+		// The group is no proof: a container that has left it can have removed it. The supervisor knows.
+		group, err = d.parent.Create(groupName(id))
+	}
 	if err != nil {
 		control.Close()
 		return nil, hello, err
@@ -91,6 +95,7 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.
 	}
 	if hello.Asked {
 		p.leave(errStopping)
+		p.enforce(p.config.StopTimeout + supervisorTime)
 	}
 	if err := p.tidy(); err != nil {
 		d.opt.Log.Warn("remove the cgroups of an earlier server's commands", "id", id, "error", err)
@@ -129,7 +134,7 @@ func (u *unit) settle(ctx context.Context, id int64, why string) (found driver.F
 		found.Ended = new(ended(*exit, flags(u.Namespaces)))
 	}
 	group, err := d.parent.Adopt(groupName(id))
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) { // it has no processes: they could be in no other parent (settleParents), and a group with any can't be removed
 		return found, d.unlisten(id)
 	}
 	if err != nil {
@@ -157,20 +162,24 @@ func empty(ctx context.Context, group *cgroup.Group) error {
 	return group.Remove()
 }
 
-// killSupervisor kills a supervisor that is not our child. It is known by its command line and by the directory of the logs that it has
-// open: another server may have one with the same id.
+// killSupervisor kills the supervisor of a container that is not our child.
 func (d *Driver) killSupervisor(id int64) error {
+	want := strings.Join(supervisorArgs(id), "\x00") + "\x00"
+	return d.supervisors.KillEach(func(pid int) bool { return d.supervises(pid, func(args string) bool { return args == want }) })
+}
+
+// supervises tells whether a process is a supervisor of this run directory, with a matching command line; nil matches all. It is known by the
+// directory of the logs that it has open: another server may have one with the same id.
+func (d *Driver) supervises(pid int, match func(args string) bool) bool {
 	logs, err := os.Stat(d.logDir())
 	if err != nil {
-		return err
+		return false
 	}
-	want := strings.Join(supervisorArgs(id), "\x00") + "\x00"
-	return d.supervisors.KillEach(func(pid int) bool {
-		dir := fmt.Sprintf("/proc/%d/", pid)
-		line, _ := os.ReadFile(dir + "cmdline")
-		open, err := os.Stat(fmt.Sprintf("%s/fd/%d", dir, proto.SupervisorLogs))
-		return err == nil && string(line) == want && os.SameFile(open, logs)
-	})
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	args, _ := os.ReadFile(dir + "cmdline")
+	open, err := os.Stat(fmt.Sprintf("%s/fd/%d", dir, proto.SupervisorLogs))
+	known := strings.HasPrefix(string(args), strings.Join(supervisorArgs(0)[:2], "\x00")+"\x00")
+	return err == nil && known && (match == nil || match(string(args))) && os.SameFile(open, logs)
 }
 
 // recorded is how the last run ended, if its supervisor has written that down, or nil.

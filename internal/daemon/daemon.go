@@ -36,15 +36,12 @@ func begin[T any](f func() (T, error)) func() (T, error) {
 // a later one; with --teardown it takes down all that was made. It returns an error if it could not start, if a listener
 // failed, or if something could not be taken down; the log names what.
 func Run(ctx context.Context, cfg Config, opt Options) (err error) {
-	var release func()
-	err = outwait(ctx, func() (err error) {
-		release, err = claim(cfg.Node.RunDir)
-		return err
-	})
+	dir, err := claimInTime(ctx, cfg.Node.RunDir)
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer dir.release()
+	cfg.Node.RunDir = dir.path
 	certificates, err := loadCertificates(cfg)
 	if err != nil {
 		return err
@@ -65,7 +62,7 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	}
 	specification := begin(api.ReadSpecification) // takes as long as all that is opened meanwhile
 	meter := metrics.New(opt.Version)
-	node, err := openNode(ctx, cfg, opt, meter.Act)
+	node, err := openNode(ctx, cfg, dir, opt, meter.Act)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}

@@ -165,7 +165,7 @@ func TestSocketsBetweenOwnersAreNotTrusted(t *testing.T) {
 func TestProcessesInContainers(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
-	p, err := cgroup.Open(nil, fmt.Sprintf("/imageapi-door-%d", os.Getpid()), filepath.Join(t.TempDir(), "cgroup"))
+	p, err := cgroup.Open(nil, fmt.Sprintf("/imageapi-door-%d", os.Getpid()), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -288,7 +288,7 @@ func issue(t *testing.T, path string) tls.Certificate {
 func TestClaim(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "new", "run")
-	release, err := claim(dir)
+	first, err := claim(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,12 +298,12 @@ func TestClaim(t *testing.T) {
 	if _, err := claim(dir); err == nil || !strings.Contains(err.Error(), "another daemon uses it") {
 		t.Errorf("error is %v", err)
 	}
-	release()
+	first.release()
 	again, err := claim(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again()
+	again.release()
 }
 
 func TestClaimRefuses(t *testing.T) {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -25,6 +26,7 @@ type node struct {
 	log      *slog.Logger
 	patience time.Duration // how long the end may take
 	journal  *journal.Journal
+	heritage bool // there are objects of an earlier server
 	mounts   *mountdir.Dir
 	program  *os.File // imageapi-init
 	runner   *container.Driver
@@ -35,7 +37,7 @@ type node struct {
 
 // openNode opens everything, or nothing, in this order: the journal, the directory of mountpoints, the program
 // beside the daemon, the groups of the containers, the state. close goes the other way.
-func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.Act)) (n *node, err error) {
+func openNode(ctx context.Context, cfg Config, dir *runDir, opt Options, observe func(state.Act)) (n *node, err error) {
 	log := opt.Log
 	n = &node{log: log, patience: max(cfg.Node.StopTimeout, container.MaxStopTimeout) + cfg.Node.DeleteTimeout}
 	defer func() {
@@ -45,6 +47,10 @@ func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.A
 	}()
 	found, err := n.openJournal(filepath.Join(cfg.Node.RunDir, "journal.db"))
 	if err != nil {
+		return n, err
+	}
+	n.heritage = len(found.Records) > 0
+	if err := dir.keep(len(found.Records)); err != nil {
 		return n, err
 	}
 	if n.mounts, err = mountdir.Open(builtin.MountsDir(cfg.Node.RunDir), opt.Gate); err != nil {
@@ -57,7 +63,7 @@ func openNode(ctx context.Context, cfg Config, opt Options, observe func(state.A
 	err = outwait(ctx, func() (err error) {
 		n.runner, err = container.New(ctx, container.Options{
 			Gate: opt.Gate, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
-			LogSize: int64(cfg.Node.LogSize), Capabilities: cfg.Node.Capabilities, Program: n.program, Helper: helpers,
+			LogSize: int64(cfg.Node.LogSize), Capabilities: cfg.Node.Capabilities, Program: n.program, Helper: helpers, Groups: groupsOf(found.Records),
 		})
 		if errors.Is(err, cgroup.ErrTaken) {
 			err = occupied(err.Error())
@@ -92,6 +98,17 @@ func (n *node) load(records []journal.Record, cfg Node) {
 	for _, text := range strays(cfg, func(id int64) bool { _, ok := known.Get(id); return ok }) {
 		n.log.Warn("the run directory has what is in no journal; it is left alone", "what", text)
 	}
+}
+
+// groupsOf returns the directories of the cgroups of the containers that ran last.
+func groupsOf(records []journal.Record) (dirs []string) {
+	for _, r := range records {
+		var run state.Run
+		if json.Unmarshal(r.Run, &run) == nil && run.Cgroup != "" {
+			dirs = append(dirs, run.Cgroup)
+		}
+	}
+	return dirs
 }
 
 // openJournal opens the journal and tells if what is in it is lost.
@@ -157,7 +174,7 @@ func (n *node) end(teardown bool) error {
 
 // closeMounts takes away the directory of mounts if no object is left.
 func (n *node) closeMounts() error {
-	if n.manager != nil && !n.manager.Snapshot().Empty() {
+	if n.manager == nil && n.heritage || n.manager != nil && !n.manager.Snapshot().Empty() {
 		n.mounts.Leave()
 		return nil
 	}

@@ -20,13 +20,14 @@ import (
 // Nursery is a thread of this process that lives in a mount namespace of its own. Its root is a tmpfs with an empty
 // directory /root, /proc of this pid namespace, and /dev/null.
 type Nursery struct {
-	calls chan func()
-	ended chan struct{}
+	calls  chan func()
+	ended  chan struct{}
+	before func() // called on the thread before it starts a program; or nil
 }
 
-// Open makes a nursery.
-func Open(g gate.Gate) (*Nursery, error) {
-	n := &Nursery{calls: make(chan func()), ended: make(chan struct{})}
+// Open makes a nursery. before, unless it is nil, is called on its thread before each program is started.
+func Open(g gate.Gate, before func()) (*Nursery, error) {
+	n := &Nursery{calls: make(chan func()), ended: make(chan struct{}), before: before}
 	ready := make(chan error)
 	go n.run(g, ready)
 	if err := <-ready; err != nil {
@@ -48,6 +49,9 @@ func (n *Nursery) Start(path string, argv []string, attr *os.ProcAttr) (p *os.Pr
 	done := make(chan struct{})
 	n.calls <- func() {
 		defer close(done)
+		if n.before != nil {
+			n.before()
+		}
 		var null *os.File
 		if null, err = os.OpenFile("/dev/null", os.O_RDWR, 0); err != nil {
 			return

@@ -48,7 +48,7 @@ func run(t *testing.T, n *Nursery, args ...string) string {
 func TestNurseryHoldsNothingOfTheNode(t *testing.T) {
 	testkit.Root(t)
 	testkit.Need(t, "busybox")
-	n, err := Open(nil)
+	n, err := Open(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestNurseryOpensFromTheFirstThread(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 50 {
-		n, err := Open(nil)
+		n, err := Open(nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestNurseryOpensFromTheFirstThread(t *testing.T) {
 
 func TestGateStopsTheNursery(t *testing.T) {
 	testkit.Root(t)
-	if _, err := Open(func(act string, _ func() error) error { return fmt.Errorf("no %s", act) }); err == nil {
+	if _, err := Open(func(act string, _ func() error) error { return fmt.Errorf("no %s", act) }, nil); err == nil {
 		t.Error("opened though the gate forbade it")
 	}
 	onlyOne(t)

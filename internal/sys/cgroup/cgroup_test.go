@@ -53,7 +53,7 @@ func open(t *testing.T, g gate.Gate) (p *Parent, path string) {
 	dir := testkit.RunDir(t)
 	group := "/imageapi-test-" + filepath.Base(dir) + "/a"
 	testkit.Unchanged(t, testkit.Scope{Cgroup: filepath.Dir(group), Dirs: []string{dir}})
-	p, err := Open(g, group, filepath.Join(dir, "cgroup"))
+	p, err := Open(g, group, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +248,7 @@ func TestTakeOver(t *testing.T) {
 	top := "/imageapi-test-" + filepath.Base(dir)
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, Cgroup: top})
 	server := func(name string) *Parent {
-		p, err := Open(nil, top+"/inner", filepath.Join(dir, name))
+		p, err := Open(nil, top+"/inner", subdir(t, dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -259,7 +259,7 @@ func TestTakeOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(nil, top+"/inner", filepath.Join(dir, "b")); !errors.Is(err, ErrTaken) {
+	if _, err := Open(nil, top+"/inner", subdir(t, dir, "b")); !errors.Is(err, ErrTaken) {
 		t.Errorf("another server beside it: %v", err)
 	}
 	cmd := sleeper(t, g.file.Name())
@@ -316,7 +316,7 @@ func TestEveryActFails(t *testing.T) {
 			return nil
 		})
 		err := func() (err error) {
-			p, err := Open(g, group+"/a/b", filepath.Join(dir, "cgroup"))
+			p, err := Open(g, group+"/a/b", dir)
 			if err != nil {
 				return err
 			}
@@ -339,5 +339,57 @@ func TestEveryActFails(t *testing.T) {
 		for _, sub := range []string{"a/b", "a", ""} {
 			_ = os.Remove(filepath.Join(testkit.CgroupRoot(), group, sub))
 		}
+	}
+}
+
+// subdir is a run directory for itself.
+func subdir(t *testing.T, dir, name string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(path) })
+	return path
+}
+
+// TestOwnerByAnotherName: a run directory owns its groups by whatever name it goes.
+func TestOwnerByAnotherName(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	dir := testkit.RunDir(t)
+	top := "/imageapi-test-" + filepath.Base(dir)
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, Cgroup: top})
+	run, link := subdir(t, dir, "run"), filepath.Join(dir, "link")
+	if err := os.Symlink(run, link); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(link)
+	first, err := Open(nil, top, run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := first.Create("7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Close()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Open(nil, top, link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, err = second.Adopt("7"); err != nil {
+		t.Fatal(err)
+	}
+	g.Close()
+	owner, known := second.Owner("7")
+	if !known || owner.Path != run || !owner.Exists() {
+		t.Errorf("owner %+v, %v", owner, known)
+	}
+	if err := errors.Join(second.Remove("7"), second.Close()); err != nil {
+		t.Error(err)
 	}
 }

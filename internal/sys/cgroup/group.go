@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"path"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -27,22 +26,22 @@ type Parent struct {
 	levels []string // the names of the groups on the way from root to dir
 	made   []string // the groups that Open made, or did for an earlier server, relative to root, outermost first
 	own    string   // where Open mounted the hierarchy, or did for an earlier server, or empty
-	maker  string   // the value of madeBy
+	owner  Owner    // whose the groups are that are made here
 }
 
-// madeBy is an attribute of a group that was made here: its value is the mountpoint that Open was given, which no other server has.
-// Without it, as where attributes are not supported, a group of a later server's predecessor is as good as its own.
-const madeBy = "trusted.imageapi.made_by"
-
-// Open finds the hierarchy, or mounts it at mountpoint if it is mounted nowhere, and opens the group in it, an
+// Open finds the hierarchy, or mounts it at cgroup/ in a run directory if it is mounted nowhere, and opens the group in it, an
 // absolute path within the hierarchy such as "/imageapi", for this server alone: else it is ErrTaken. What is missing is
-// made. What an earlier server with the same mountpoint made, and could not take away since there were containers, counts as made now.
-func Open(g gate.Gate, group, mountpoint string) (*Parent, error) {
-	at, own, err := locate(g, mountpoint)
+// made. What an earlier server with the same run directory made, and could not take away since there were containers, counts as made now.
+func Open(g gate.Gate, group, runDir string) (*Parent, error) {
+	owner, err := OwnerAt(runDir)
 	if err != nil {
 		return nil, err
 	}
-	p := &Parent{gate: g, maker: mountpoint}
+	at, own, err := locate(g, path.Join(runDir, "cgroup"))
+	if err != nil {
+		return nil, err
+	}
+	p := &Parent{gate: g, owner: owner}
 	if own {
 		p.own = at
 	}
@@ -59,7 +58,7 @@ func (p *Parent) open(at, group string) error {
 	}
 	p.root, p.path = root, path.Join(at, path.Clean("/"+group))
 	sub := ""
-	p.levels = strings.FieldsFunc(path.Clean("/"+group), func(r rune) bool { return r == '/' })
+	p.levels = levelsOf(group)
 	for _, name := range p.levels {
 		sub = path.Join(sub, name)
 		made, err := p.level(sub)
@@ -70,12 +69,25 @@ func (p *Parent) open(at, group string) error {
 			p.made = append(p.made, sub)
 		}
 	}
-	fd, err := unix.Openat(int(root.Fd()), path.Join(".", sub), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err := p.enter(); err != nil {
+		return err
+	}
+	return wrap("lock cgroup", p.path, p.lock(unix.LOCK_EX|unix.LOCK_NB))
+}
+
+// levelsOf returns the names on the way to a group.
+func levelsOf(group string) []string {
+	return strings.FieldsFunc(path.Clean("/"+group), func(r rune) bool { return r == '/' })
+}
+
+// enter opens the group, which must be there.
+func (p *Parent) enter() error {
+	fd, err := unix.Openat(int(p.root.Fd()), path.Join(".", path.Join(p.levels...)), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return wrap("open cgroup", p.path, err)
 	}
 	p.dir = os.NewFile(uintptr(fd), p.path)
-	return wrap("lock cgroup", p.path, p.lock(unix.LOCK_EX|unix.LOCK_NB))
+	return nil
 }
 
 // lock keeps other servers out, or lets them in again (LOCK_UN): children are named after objects, which two servers number alike.
@@ -93,8 +105,8 @@ func (p *Parent) level(sub string) (made bool, err error) {
 	if err != unix.EEXIST {
 		return err == nil, err
 	}
-	maker, _ := makerOf(p.root, sub)
-	return maker == p.maker, nil
+	owner, _ := ownerOf(p.root, sub)
+	return owner.ID == p.owner.ID, nil
 }
 
 // mkdir makes a group and marks it.
@@ -102,20 +114,8 @@ func (p *Parent) mkdir(dir *os.File, name string) error {
 	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
 		return err
 	}
-	_ = unix.Setxattr(inside(dir, name), madeBy, []byte(p.maker), 0)
+	_ = unix.Setxattr(inside(dir, name), madeBy, p.owner.mark(), 0)
 	return nil
-}
-
-// makerOf returns the mark of a group. It is false if there is none.
-func makerOf(dir *os.File, name string) (string, bool) {
-	maker := make([]byte, unix.PathMax)
-	n, err := unix.Getxattr(inside(dir, name), madeBy, maker)
-	return string(maker[:max(n, 0)]), err == nil
-}
-
-// inside is the path of what is in an open directory.
-func inside(dir *os.File, name string) string {
-	return path.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), name)
 }
 
 // Close removes the groups that Open made and unmounts the hierarchy if Open mounted it. Groups that have
@@ -188,12 +188,19 @@ func (p *Parent) Share(name string) (*Group, error) {
 	return p.Open(name)
 }
 
-// Adopt opens the child name that an earlier server with the same mountpoint made. One that another server made counts as not there.
+// Adopt opens the child name that an earlier server with the same run directory made. One that another server made counts as not there:
+// then there is none of ours, since there are no two of a name.
 func (p *Parent) Adopt(name string) (*Group, error) {
-	if maker, marked := makerOf(p.dir, name); marked && maker != p.maker {
+	if !p.mayOwn(name) {
 		return nil, wrap("open cgroup", path.Join(p.path, name), unix.ENOENT)
 	}
 	return p.Open(name)
+}
+
+// mayOwn tells whether the child name is not known to be another server's.
+func (p *Parent) mayOwn(name string) bool {
+	owner, marked := ownerOf(p.dir, name)
+	return !marked || owner.ID == p.owner.ID
 }
 
 // Names lists the children of p.

@@ -1,0 +1,126 @@
+package container
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
+)
+
+const (
+	supervisorTime = time.Second     // how long after the stop timeout a supervisor may take to kill the container
+	reportTime     = 5 * time.Second // how long after that it may take to report the end
+)
+
+// enforce kills the container after a time, unless it has ended by then: its supervisor should have done it, but may be stopped, or hang.
+func (p *process) enforce(after time.Duration) {
+	timer := time.AfterFunc(after, p.Kill)
+	p.driver.watches.Go(func() {
+		defer timer.Stop()
+		select {
+		case <-p.heard:
+		case <-p.driver.leaving.Done():
+		}
+	})
+}
+
+// Kill implements driver.Process. It does not need the supervisor; that the first process is dead is news to that like any other end.
+func (p *process) Kill() {
+	if !p.killGroup() {
+		return
+	}
+	p.rouse()
+	p.last.Do(func() {
+		p.driver.watches.Go(func() {
+			late := time.NewTimer(reportTime)
+			defer late.Stop()
+			select {
+			case <-late.C:
+				p.killSupervisor()
+			case <-p.heard:
+			case <-p.driver.leaving.Done():
+			}
+		})
+	})
+}
+
+// killGroup kills all that is in the cgroup. It is false if the container has ended.
+func (p *process) killGroup() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leave(errStopping)
+	if p.gone {
+		return false
+	}
+	if err := p.group.Kill(); err != nil {
+		p.log.Error("kill container", "id", p.id, "error", err)
+	}
+	return true
+}
+
+// rouse lets a supervisor that was stopped go on, and kills what descends from it: what has left the cgroup.
+func (p *process) rouse() {
+	err := p.driver.eachSupervisor(p.id, func(pid, pidfd int) error {
+		return p.driver.opt.Gate.Do("supervisor wake", func() error {
+			still := func() bool { return unix.PidfdSendSignal(pidfd, 0, nil, 0) == nil }
+			return errors.Join(unix.PidfdSendSignal(pidfd, unix.SIGCONT, nil, 0), descendants.Kill(pid, still))
+		})
+	})
+	if err != nil {
+		p.log.Warn("kill what has left the cgroup", "id", p.id, "error", err)
+	}
+}
+
+// killSupervisor ends a supervisor that does not report the end of its container. Its end is seen by watch.
+func (p *process) killSupervisor() {
+	if !p.isEmpty() {
+		return // it has something to wait for
+	}
+	err := p.driver.eachSupervisor(p.id, func(pid, pidfd int) error {
+		if descendants.Any(pid) {
+			return nil
+		}
+		p.log.Warn("supervisor does not report the end of its container, killed", "id", p.id, "pid", pid)
+		return p.driver.opt.Gate.Do("supervisor kill", func() error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
+	})
+	if err != nil {
+		p.log.Error("kill supervisor", "id", p.id, "error", err)
+	}
+}
+
+// isEmpty tells whether nothing is in the cgroup.
+func (p *process) isEmpty() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone {
+		return true
+	}
+	populated, ok := p.group.Entry("cgroup.events", "populated")
+	return ok && populated == 0
+}
+
+// eachSupervisor calls do with each supervisor of a container, of which there is one at most.
+func (d *Driver) eachSupervisor(id int64, do func(pid, pidfd int) error) error {
+	pids, err := d.supervisors.Processes()
+	if err != nil {
+		return err
+	}
+	want := strings.Join(supervisorArgs(id), "\x00") + "\x00"
+	for _, pid := range pids {
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it has just ended
+		}
+		if d.supervises(pid, func(args string) bool { return args == want }) {
+			err = do(pid, pidfd)
+		}
+		unix.Close(pidfd)
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}

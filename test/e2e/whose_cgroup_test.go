@@ -1,0 +1,228 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/test/harness"
+)
+
+// heir starts a node with one running container, whose server has been killed.
+func heir(t *testing.T) (*node, models.Container) {
+	t.Helper()
+	n := newHeritage(t)
+	n.Stay()
+	n.Stop(t)
+	n.Again(t)
+	c := n.create(t, start(forever, n.root()))
+	n.Kill(t)
+	return n, c
+}
+
+// fails runs a server that must refuse to start, and returns its output.
+func (n *node) fails(t *testing.T, flags ...string) string {
+	t.Helper()
+	flags = append([]string{"--socket-path", filepath.Join(testkit.RunDir(t), "s"), "--run-dir", n.RunDir, "--cgroup-parent", n.Cgroup}, flags...)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, harness.Server(t), flags...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	out, err := cmd.CombinedOutput()
+	if err == nil || ctx.Err() != nil {
+		t.Errorf("%v: it started: %v\n%s", flags, err, out)
+	}
+	return string(out)
+}
+
+// same checks that a container runs on as it was.
+func (n *node) same(t *testing.T, c models.Container) {
+	t.Helper()
+	if got := n.container(t, c.ID); got.State != models.ContainerStateRunning || got.Pid != c.Pid || got.Phase != "ready" {
+		t.Errorf("it was pid %d and is pid %d, %s, %s: %s\n%s", c.Pid, got.Pid, got.State, got.Phase, got.Error, n.Log())
+	}
+	if got := n.sh(t, c.ID, "echo inside"); got != "inside\n" {
+		t.Errorf("a command prints %q", got)
+	}
+}
+
+// A server finds its containers again when the run directory is spelled in another way.
+func TestRunDirectoryByAnotherSpelling(t *testing.T) {
+	t.Parallel()
+	n, c := heir(t)
+	link := filepath.Join(testkit.RunDir(t), "link")
+	must(t, os.Symlink(filepath.Dir(n.RunDir), link))
+	n.Flags("--run-dir", filepath.Join(link, filepath.Base(n.RunDir)))
+	n.Again(t)
+	n.same(t, c)
+	n.Kill(t)
+	n.Flags("--run-dir", n.RunDir)
+	n.Again(t)
+	n.same(t, c)
+	n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
+	hasEnded(t, c.Pid)
+}
+
+// A run directory under another name, where its mounts are not seen, is refused, and nothing that lives is touched.
+func TestRunDirectoryByAnotherMount(t *testing.T) {
+	t.Parallel()
+	n, c := heir(t)
+	alias := testkit.RunDir(t)
+	testkit.Run(t, "mount", "--bind", n.RunDir, alias)
+	t.Cleanup(func() { testkit.Run(t, "umount", alias) })
+	if out := n.fails(t, "--run-dir", alias); !strings.Contains(out, "--run-dir "+n.RunDir) {
+		t.Errorf("it does not name the run directory: %s", out)
+	}
+	n.Again(t)
+	n.same(t, c)
+}
+
+// A server is refused another parent for its groups while containers live in the old one, and takes it when none does.
+func TestAnotherCgroupParent(t *testing.T) {
+	t.Parallel()
+	n, c := heir(t)
+	other := n.Cgroup + "-other"
+	before := testkit.Snapshot(t, testkit.Scope{Cgroup: other})
+	out := n.fails(t, "--cgroup-parent", other)
+	for _, want := range []string{"--cgroup-parent " + n.Cgroup, fmt.Sprintf("container %d", c.ID), strconv.FormatInt(c.Pid, 10)} {
+		if !strings.Contains(out, want) {
+			t.Errorf("it does not say %q: %s", want, out)
+		}
+	}
+	before.Same(t)
+	n.Again(t)
+	n.same(t, c)
+	setState(t, n, http.StatusOK, c.ID, "exited")
+	n.reaches(t, c.ID, models.ContainerStateExited)
+	n.Stop(t)
+	n.Flags("--cgroup-parent", other)
+	n.Again(t)
+	testkit.Eventually(t, "the old parent is gone", func() bool {
+		_, err := os.Stat(filepath.Join(testkit.CgroupRoot(), n.Cgroup))
+		return os.IsNotExist(err)
+	})
+	setState(t, n, http.StatusOK, c.ID, "running")
+	if got := n.container(t, c.ID); !strings.HasSuffix(got.Cgroup, fmt.Sprintf("%s/%d", other, c.ID)) {
+		t.Errorf("it runs in %s", got.Cgroup)
+	}
+}
+
+// hasEnded waits until a process has ended.
+func hasEnded(t *testing.T, pid int64) {
+	t.Helper()
+	testkit.Eventually(t, fmt.Sprintf("process %d is gone", pid), func() bool { return unix.Kill(int(pid), 0) == unix.ESRCH })
+}
+
+// A container that has moved itself out of its cgroup is stopped, and deleted, as any other.
+func TestLeavesItsCgroup(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for name, namespaces := range map[string][]models.ContainerNamespace{
+		"pid namespace":    {models.ContainerNamespacePid},
+		"no pid namespace": {models.ContainerNamespaceUts},
+	} {
+		for how, end := range map[string]func(t *testing.T, c models.Container){
+			"stopped": func(t *testing.T, c models.Container) {
+				setState(t, n, http.StatusOK, c.ID, "exited")
+				n.reaches(t, c.ID, models.ContainerStateExited)
+				n.remove(t, http.StatusOK, "/container", c.ID)
+			},
+			"deleted": func(t *testing.T, c models.Container) {
+				n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
+			},
+		} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				t.Parallel()
+				shelter := shelter(t)
+				def := start(outside("mkdir /tree && mount -t cgroup2 none /tree", "/tree"+shelter), n.root())
+				def.Namespaces, def.StopTimeout = namespaces, 1
+				n.escaped(t, def, shelter, end)
+			})
+		}
+	}
+}
+
+// outside is a command that goes, with a child of another session, to a group at a directory in it.
+func outside(first, group string) string {
+	return fmt.Sprintf(`/bin/sh -c "trap '' TERM HUP; %s; echo 0 >%s/cgroup.procs || exit 9; setsid sleep 4242 & echo out; while :; do sleep 1000; done"`, first, group)
+}
+
+// shelter makes a cgroup that a container can flee to.
+func shelter(t *testing.T) (group string) {
+	t.Helper()
+	group = "/" + filepath.Base(testkit.RunDir(t)) + "-shelter"
+	dir := filepath.Join(testkit.CgroupRoot(), group)
+	must(t, os.Mkdir(dir, 0o755))
+	t.Cleanup(func() {
+		testkit.Eventually(t, "the shelter is removed", func() bool { return os.Remove(dir) == nil })
+	})
+	return group
+}
+
+// escaped runs a container that leaves its cgroup for the shelter, has it ended, and checks that nothing of it is left.
+func (n *node) escaped(t *testing.T, def *models.Container, shelter string, end func(t *testing.T, c models.Container)) {
+	t.Helper()
+	c := n.create(t, def)
+	n.logged(t, c.ID, "out")
+	procs := filepath.Join(testkit.CgroupRoot(), shelter, "cgroup.procs")
+	inside := func() []string {
+		text, err := os.ReadFile(procs)
+		must(t, err)
+		return strings.Fields(string(text))
+	}
+	t.Cleanup(func() { // should it have failed
+		_ = os.WriteFile(filepath.Join(testkit.CgroupRoot(), shelter, "cgroup.kill"), []byte("1"), 0)
+	})
+	testkit.Eventually(t, "it has left its cgroup with its children", func() bool { return len(inside()) >= 3 })
+	end(t, c)
+	testkit.Eventually(t, "no process is left in the shelter", func() bool { return len(inside()) == 0 })
+}
+
+// So is one that has the node's devices, and one with systemd, to which the node's tree was bound.
+func TestLeavesItsCgroupWithMore(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for name, change := range map[string]func(c *models.Container){
+		"devices": func(c *models.Container) { c.Devices = []string{"host"} },
+		"systemd": func(c *models.Container) { c.Systemd = to(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			shelter := shelter(t)
+			def := start(outside(":", "/mnt"), n.root())
+			def.StopTimeout = 1
+			def.Binds = []*models.ContainerBind{{Source: to(filepath.Join(testkit.CgroupRoot(), shelter)), Target: to("/mnt")}}
+			change(def)
+			n.escaped(t, def, shelter, func(t *testing.T, c models.Container) {
+				setState(t, n, http.StatusOK, c.ID, "exited")
+				n.reaches(t, c.ID, models.ContainerStateExited)
+				n.remove(t, http.StatusOK, "/container", c.ID)
+			})
+		})
+	}
+}
+
+// A forced delete does not depend on the supervisor: one that is stopped changes nothing.
+func TestForcedDeleteWithStoppedSupervisor(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	def := start(forever, n.root())
+	def.StopTimeout = 1
+	c := n.create(t, def)
+	supervisor := parent(t, c.Pid)
+	must(t, unix.Kill(int(supervisor), unix.SIGSTOP))
+	n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
+	hasEnded(t, c.Pid)
+	hasEnded(t, supervisor)
+}
