@@ -12,16 +12,17 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
 
 // openFirst opens the first process, and takes from it what the daemon does not know. That the number is still its own shows in its
-// cgroup: until a process is reaped nobody else gets its number.
+// cgroup, or in its parent if it has left that: until a process is reaped nobody else gets its number.
 func (c *command) openFirst(config *proto.Config) (err error) {
 	pid := c.of.pid
 	if c.first, err = unix.PidfdOpen(pid, 0); err != nil {
 		return errs.New(errs.Conflict, "%w", errEnded)
 	}
-	inside := c.of.holds(pid)
+	inside := c.of.holds(pid) || c.of.supervised(pid)
 	takeOpenFiles(config, pid)
 	if !inside || c.firstGone() {
 		return errs.New(errs.Conflict, "%w", errEnded)
@@ -54,6 +55,12 @@ func (p *process) holds(pid int) bool {
 		}
 	}
 	return false
+}
+
+// supervised tells whether the parent of a process is the container's supervisor.
+func (p *process) supervised(pid int) bool {
+	parent, living := descendants.Parent(pid)
+	return living && p.driver.supervises(parent, isSupervisorOf(p.id))
 }
 
 // firstGone tells whether the first process has been reaped, so that its number may be another's.

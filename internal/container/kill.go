@@ -2,7 +2,6 @@ package container
 
 import (
 	"errors"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -108,13 +107,12 @@ func (d *Driver) eachSupervisor(id int64, do func(pid, pidfd int) error) error {
 	if err != nil {
 		return err
 	}
-	want := strings.Join(supervisorArgs(id), "\x00") + "\x00"
 	for _, pid := range pids {
 		pidfd, err := unix.PidfdOpen(pid, 0)
 		if err != nil {
 			continue // it has just ended
 		}
-		if d.supervises(pid, func(args string) bool { return args == want }) {
+		if d.supervises(pid, isSupervisorOf(id)) {
 			err = do(pid, pidfd)
 		}
 		unix.Close(pidfd)

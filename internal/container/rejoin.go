@@ -164,8 +164,13 @@ func empty(ctx context.Context, group *cgroup.Group) error {
 
 // killSupervisor kills the supervisor of a container that is not our child.
 func (d *Driver) killSupervisor(id int64) error {
+	return d.supervisors.KillEach(func(pid int) bool { return d.supervises(pid, isSupervisorOf(id)) })
+}
+
+// isSupervisorOf matches the command line of the supervisor of a container.
+func isSupervisorOf(id int64) func(args string) bool {
 	want := strings.Join(supervisorArgs(id), "\x00") + "\x00"
-	return d.supervisors.KillEach(func(pid int) bool { return d.supervises(pid, func(args string) bool { return args == want }) })
+	return func(args string) bool { return args == want }
 }
 
 // supervises tells whether a process is a supervisor of this run directory, with a matching command line; nil matches all. It is known by the

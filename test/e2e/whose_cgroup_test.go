@@ -226,3 +226,84 @@ func TestForcedDeleteWithStoppedSupervisor(t *testing.T) {
 	hasEnded(t, c.Pid)
 	hasEnded(t, supervisor)
 }
+
+// A container that has left its cgroup and removed it is found again by the next server, which ends it as any other.
+func TestLeavesAndRemovesItsCgroup(t *testing.T) {
+	t.Parallel()
+	n := newHeritage(t)
+	n.Stay()
+	n.Stop(t)
+	n.Again(t)
+	shelter := shelter(t)
+	def := start(outside("mkdir /tree && mount -t cgroup2 none /tree", "/tree"+shelter), n.root())
+	def.Namespaces, def.StopTimeout = []models.ContainerNamespace{models.ContainerNamespacePid}, 1
+	n.escaped(t, def, shelter, func(t *testing.T, c models.Container) {
+		must(t, os.Remove(c.Cgroup))
+		n.Kill(t)
+		n.Again(t)
+		n.same(t, c)
+		setState(t, n, http.StatusOK, c.ID, "exited")
+		n.reaches(t, c.ID, models.ContainerStateExited)
+		n.remove(t, http.StatusOK, "/container", c.ID)
+	})
+}
+
+// Limits of the server's groups of version 1, on a node that has these besides, do not hold for containers.
+func TestContainersLeaveLegacyGroups(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	const hierarchy = "pids"
+	root := legacyRoot(t, hierarchy)
+	name := filepath.Base(testkit.RunDir(t)) + "-server"
+	group := filepath.Join(root, name)
+	must(t, os.Mkdir(group, 0o755))
+	t.Cleanup(func() { testkit.Eventually(t, "the server's group is removed", func() bool { return os.Remove(group) == nil }) })
+	wrapper := filepath.Join(t.TempDir(), "server")
+	script := fmt.Sprintf("#!/bin/sh\necho $$ >%s/cgroup.procs && exec %s \"$@\"\n", group, harness.Server(t))
+	must(t, os.WriteFile(wrapper, []byte(script), 0o755))
+	n := &node{image: testkit.BusyboxImage(t)}
+	n.Daemon = harness.Restart(t, wrapper, testkit.RunDir(t))
+	n.Client = n.Daemon.Unix(t)
+	t.Cleanup(func() { n.clear(t) })
+	legacy := func(pid int64) string {
+		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		must(t, err)
+		for line := range strings.Lines(string(table)) {
+			if _, at, ok := strings.Cut(line, ":"+hierarchy+":"); ok {
+				return strings.TrimSpace(at)
+			}
+		}
+		return ""
+	}
+	if got := legacy(int64(n.PID)); got != "/"+name {
+		t.Fatalf("the server is in %q", got)
+	}
+	c := n.create(t, start(forever, n.root()))
+	for who, pid := range map[string]int64{"container": c.Pid, "supervisor": parent(t, c.Pid)} {
+		if got := legacy(pid); got != "/" {
+			t.Errorf("the %s is in %q", who, got)
+		}
+	}
+	if got := n.sh(t, c.ID, "grep -h :pids: /proc/self/cgroup"); !strings.HasSuffix(got, ":pids:/\n") {
+		t.Errorf("a command is in %q", got)
+	}
+	// An administrator who moves the server moves all of its threads.
+	must(t, os.WriteFile(filepath.Join(root, "cgroup.procs"), []byte(strconv.Itoa(n.PID)), 0))
+	must(t, os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(n.PID)), 0))
+	if c := n.create(t, start(forever, n.root())); legacy(c.Pid) != "/" {
+		t.Errorf("after the server was moved a container is in %q", legacy(c.Pid))
+	}
+	if got := legacy(int64(n.PID)); got != "/"+name {
+		t.Errorf("the server has left for %q", got)
+	}
+}
+
+// legacyRoot returns where a hierarchy of version 1 is mounted, or skips the test on a node without.
+func legacyRoot(t *testing.T, controller string) string {
+	t.Helper()
+	root := filepath.Join("/sys/fs/cgroup", controller)
+	if _, err := os.Stat(filepath.Join(root, "tasks")); err != nil {
+		t.Skipf("the node has no cgroup v1 tree at %s", root)
+	}
+	return root
+}
