@@ -56,6 +56,13 @@ func run(args []string) int {
 	}
 	ctx, stop := signals()
 	defer stop()
+	if cfg.Clean {
+		if err := daemon.CleanStrays(ctx, cfg, daemon.Options{Log: log}); err != nil {
+			log.Error("failed", "err", err)
+			return exitFailed
+		}
+		return 0
+	}
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, unix.SIGHUP)
 	log.Info("starting", "version", version, "pid", os.Getpid())

@@ -35,6 +35,7 @@ type Config struct {
 	Limits Limits `group:"Limits"`
 	Log    Log    `group:"Log"`
 
+	Clean   bool `long:"clean-strays" description:"kill and remove the containers, mounts and files that an earlier server has left in --run-dir and --cgroup-parent and that the journal does not know, and exit"`
 	Version bool `long:"version" description:"show the version and exit"`
 }
 

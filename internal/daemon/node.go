@@ -29,6 +29,7 @@ type node struct {
 	heritage bool // there are objects of an earlier server
 	mounts   *mountdir.Dir
 	program  *os.File // imageapi-init
+	helpers  *helper.Runner
 	runner   *container.Driver
 	drivers  driver.Set
 	watcher  *watch.Watcher // until the manager has it
@@ -38,38 +39,12 @@ type node struct {
 // openNode opens everything, or nothing, in this order: the journal, the directory of mountpoints, the program
 // beside the daemon, the groups of the containers, the state. close goes the other way.
 func openNode(ctx context.Context, cfg Config, dir *runDir, opt Options, observe func(state.Act)) (n *node, err error) {
-	log := opt.Log
-	n = &node{log: log, patience: max(cfg.Node.StopTimeout, container.MaxStopTimeout) + cfg.Node.DeleteTimeout}
+	n, found, err := openStore(ctx, cfg, dir, opt)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close(false))
 		}
 	}()
-	found, err := n.openJournal(filepath.Join(cfg.Node.RunDir, "journal.db"))
-	if err != nil {
-		return n, err
-	}
-	n.heritage = len(found.Records) > 0
-	if err := dir.keep(len(found.Records)); err != nil {
-		return n, err
-	}
-	if n.mounts, err = mountdir.Open(builtin.MountsDir(cfg.Node.RunDir), opt.Gate); err != nil {
-		return n, err
-	}
-	if n.program, err = initbin.Program(); err != nil {
-		return n, err
-	}
-	helpers := helper.New(n.program, opt.Gate)
-	err = outwait(ctx, func() (err error) {
-		n.runner, err = container.New(ctx, container.Options{
-			Gate: opt.Gate, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: log,
-			LogSize: int64(cfg.Node.LogSize), Capabilities: cfg.Node.Capabilities, Program: n.program, Helper: helpers, Groups: groupsOf(found.Records),
-		})
-		if errors.Is(err, cgroup.ErrTaken) {
-			err = occupied(err.Error())
-		}
-		return err
-	})
 	if err != nil {
 		return n, err
 	}
@@ -77,27 +52,58 @@ func openNode(ctx context.Context, cfg Config, dir *runDir, opt Options, observe
 		return n, err
 	}
 	n.drivers = builtin.Drivers(builtin.Env{
-		Gate: opt.Gate, Mounts: n.mounts, Containers: n.runner, Helper: helpers,
-		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Changed: n.watcher.Wake, Log: log,
+		Gate: opt.Gate, Mounts: n.mounts, Containers: n.runner, Helper: n.helpers,
+		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Changed: n.watcher.Wake, Log: opt.Log,
 	})
+	next := n.reportStrays(cfg.Node, knownTo(found.Records))
 	n.manager = state.New(state.Options{
-		Gate: opt.Gate, Journal: n.journal, NextID: found.NextID, Log: log, MaxObjects: cfg.Limits.Objects, Observe: observe,
+		Gate: opt.Gate, Journal: n.journal, NextID: max(found.NextID, next), Log: opt.Log, MaxObjects: cfg.Limits.Objects, Observe: observe,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout, RequireVerity: cfg.Node.RequireVerity,
 	})
-	n.load(found.Records, cfg.Node)
+	n.manager.Load(found.Records, n.drivers)
 	// Requests are served meanwhile. From then on it notices what is changed behind its back.
 	n.manager.RecoverAndWatch(n.watcher)
 	n.watcher = nil
 	return n, nil
 }
 
-// load shows the objects that an earlier server has left, and reports leftovers that it does not know.
-func (n *node) load(records []journal.Record, cfg Node) {
-	n.manager.Load(records, n.drivers)
-	known := n.manager.Snapshot()
-	for _, text := range strays(cfg, func(id int64) bool { _, ok := known.Get(id); return ok }) {
-		n.log.Warn("the run directory has what is in no journal; it is left alone", "what", text)
+// openStore opens what an earlier server has left things in: the part of openNode that starts nothing.
+func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *node, found journal.Found, err error) {
+	n = &node{log: opt.Log, patience: max(cfg.Node.StopTimeout, container.MaxStopTimeout) + cfg.Node.DeleteTimeout}
+	if found, err = n.openJournal(filepath.Join(cfg.Node.RunDir, "journal.db")); err != nil {
+		return n, found, err
 	}
+	n.heritage = len(found.Records) > 0
+	if err := dir.keep(len(found.Records)); err != nil {
+		return n, found, err
+	}
+	if n.mounts, err = mountdir.Open(builtin.MountsDir(cfg.Node.RunDir), opt.Gate); err != nil {
+		return n, found, err
+	}
+	if n.program, err = initbin.Program(); err != nil {
+		return n, found, err
+	}
+	n.helpers = helper.New(n.program, opt.Gate)
+	err = outwait(ctx, func() (err error) {
+		n.runner, err = container.New(ctx, container.Options{
+			Gate: opt.Gate, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: opt.Log,
+			LogSize: int64(cfg.Node.LogSize), Capabilities: cfg.Node.Capabilities, Program: n.program, Helper: n.helpers, Groups: groupsOf(found.Records),
+		})
+		if errors.Is(err, cgroup.ErrTaken) {
+			err = occupied(err.Error())
+		}
+		return err
+	})
+	return n, found, err
+}
+
+// knownTo returns a function that tells whether there is a record of an object.
+func knownTo(records []journal.Record) func(id int64) bool {
+	known := make(map[int64]bool, len(records))
+	for _, r := range records {
+		known[r.ID] = true
+	}
+	return func(id int64) bool { return known[id] }
 }
 
 // groupsOf returns the directories of the cgroups of the containers that ran last.

@@ -5,22 +5,50 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
 )
 
-// strays finds what stands in the run directory of objects that nobody knows, as after a journal was lost: mountpoints, with
-// what is mounted there, and the logs and sockets of containers.
-func strays(cfg Node, known func(id int64) bool) (found []string) {
-	for _, dir := range []string{"mounts", "logs"} {
-		entries, err := os.ReadDir(filepath.Join(cfg.RunDir, dir))
+// leftover is a file in the run directory of an object that nobody knows, as after a journal was lost: a mountpoint, with what is mounted there, or
+// the log or the socket of a container.
+type leftover struct {
+	id   int64
+	path string
+}
+
+// leftovers finds them.
+func leftovers(cfg Node, known func(id int64) bool) (found []leftover) {
+	for _, dir := range []string{builtin.MountsDir(cfg.RunDir), logsDir(cfg.RunDir)} {
+		entries, err := os.ReadDir(dir)
 		if err != nil {
 			continue // there is none
 		}
 		for _, entry := range entries {
 			number, _, _ := strings.Cut(entry.Name(), ".")
 			if id, err := strconv.ParseInt(number, 10, 64); err == nil && !known(id) {
-				found = append(found, filepath.Join(cfg.RunDir, dir, entry.Name()))
+				found = append(found, leftover{id, filepath.Join(dir, entry.Name())})
 			}
 		}
 	}
 	return found
+}
+
+func logsDir(runDir string) string { return filepath.Join(runDir, "logs") }
+
+// reportStrays logs what the journal does not know, and returns the smallest id above all of it: what is made from now on has nothing to do with it.
+func (n *node) reportStrays(cfg Node, known func(id int64) bool) (next int64) {
+	const hint = "imageapi-server --clean-strays"
+	strays, err := n.runner.Strays(known)
+	if err != nil {
+		n.log.Warn("cgroups not listed", "error", err)
+	}
+	for _, s := range strays {
+		n.log.Warn("stray container found", "container", s.ID, "cgroup", s.Group, "pids", s.Processes(), "run_dir", s.Owner, "to_clean", hint)
+		next = max(next, s.ID+1)
+	}
+	for _, l := range leftovers(cfg, known) {
+		n.log.Warn("the run directory has what is in no journal; it is left alone", "what", l.path)
+		next = max(next, l.id+1)
+	}
+	return next
 }

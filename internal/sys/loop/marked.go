@@ -68,27 +68,44 @@ func (l *Loop) marked(ctx context.Context, dir, mark string) (path string, id ID
 
 // identify tells whether the device at path has a mark, and completes its id.
 func (l *Loop) identify(ctx context.Context, path, mark string, id *ID) (bool, error) {
+	found, err := l.read(ctx, path, id)
+	return err == nil && found == mark, err
+}
+
+// MarkOf returns the mark of the device at path, and which device that is. The mark is empty if the device is free or is not a loop device.
+func (l *Loop) MarkOf(ctx context.Context, path string) (mark string, id ID, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", id, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	const loopMajor = 7
+	if id.Number = st.Rdev; st.Mode&unix.S_IFMT != unix.S_IFBLK || unix.Major(st.Rdev) != loopMajor {
+		return "", id, nil
+	}
+	mark, err = l.read(ctx, path, &id)
+	return mark, id, err
+}
+
+// read returns the mark of a device, and completes its id.
+func (l *Loop) read(ctx context.Context, path string, id *ID) (mark string, err error) {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENXIO) {
-		return false, nil // removed meanwhile
+		return "", nil // removed meanwhile
 	}
 	if err != nil {
-		return false, fmt.Errorf("open loop device: %w", err)
+		return "", fmt.Errorf("open loop device: %w", err)
 	}
 	defer f.Close()
 	status, err := l.status(ctx, f)
 	if errors.Is(err, unix.ENXIO) {
-		return false, nil // free
+		return "", nil // free
 	}
 	if err != nil {
-		return false, fmt.Errorf("ask for the state of %s: %w", path, err)
-	}
-	if unix.ByteSliceToString(status.File_name[:]) != mark {
-		return false, nil
+		return "", fmt.Errorf("ask for the state of %s: %w", path, err)
 	}
 	info, err := block.Stat(f)
 	id.Sequence, id.Dev, id.Inode = info.Sequence, status.Device, status.Inode
-	return err == nil, err
+	return unix.ByteSliceToString(status.File_name[:]), err
 }
 
 // status asks for the state of a device that may be another's, on a server that may be gone: first a helper waits for that.

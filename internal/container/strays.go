@@ -1,0 +1,100 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
+)
+
+// Stray is the cgroup of a container that no known object stands for: its run directory, or the journal there, was lost.
+type Stray struct {
+	ID    int64
+	Group string // its directory
+	PIDs  []int  // in it and below
+	Owner string // the run directory of the server that made it, or empty if nobody knows
+	Kept  bool   // that is another one, which is still there: a server can be started on it
+}
+
+// Processes lists the first few processes, for messages.
+func (s Stray) Processes() string { return numbers(s.PIDs) }
+
+// Strays lists those below the parent. known tells which ids have an object.
+func (d *Driver) Strays(known func(id int64) bool) (all []Stray, err error) {
+	names, err := d.parent.Names()
+	for _, name := range names {
+		if !isContainer(name) {
+			continue
+		}
+		id, _ := strconv.ParseInt(name, 10, 64) // it is one
+		if known(id) && d.mayBeOurs(name) {
+			continue
+		}
+		s, failed := d.stray(id)
+		if failed == nil {
+			all = append(all, s)
+		}
+		err = errors.Join(err, failed)
+	}
+	return all, err
+}
+
+func (d *Driver) stray(id int64) (s Stray, err error) {
+	group, err := d.parent.Open(groupName(id))
+	if err != nil {
+		return s, err
+	}
+	defer group.Close()
+	s = Stray{ID: id, Group: group.File().Name()}
+	if owner, marked := d.parent.Owner(groupName(id)); marked {
+		s.Owner = owner.Path
+		s.Kept = owner.ID != d.parent.Self().ID && owner.Exists()
+	}
+	s.PIDs, err = group.Processes()
+	return s, err
+}
+
+// Clean kills all of a stray, its supervisor and what has left its cgroup included, and removes the cgroup.
+func (d *Driver) Clean(ctx context.Context, s Stray) error {
+	if s.Kept {
+		return fmt.Errorf("it belongs to the run directory %s: start a server with --run-dir %s and --cgroup-parent %s and delete it there",
+			s.Owner, s.Owner, d.opt.CgroupParent)
+	}
+	group, err := d.parent.Open(groupName(s.ID))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	if err := d.killSupervisorOf(s); err != nil {
+		return err
+	}
+	return empty(ctx, group)
+}
+
+// killSupervisorOf kills the supervisor of a stray with its descendants. It is known by the cgroup that it has open.
+func (d *Driver) killSupervisorOf(s Stray) error {
+	group, err := os.Stat(s.Group)
+	if err != nil {
+		return err
+	}
+	match := isSupervisorOf(s.ID)
+	return d.supervisors.KillEach(func(pid int) bool {
+		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		open, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, proto.SupervisorCgroup))
+		if err != nil || !match(string(args)) || !os.SameFile(open, group) {
+			return false
+		}
+		// Until it is killed itself nothing that descends from it goes to another parent.
+		if err := d.opt.Gate.Do("stray kill", func() error { return descendants.Kill(pid, nil) }); err != nil {
+			d.opt.Log.Warn("kill what descends from a supervisor", "pid", pid, "error", err)
+		}
+		return true
+	})
+}
