@@ -13,6 +13,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
+	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
 
 // answerTimeout is how long a supervisor that lives may take to say so, and a start that is under way to come to its end.
@@ -162,9 +163,24 @@ func empty(ctx context.Context, group *cgroup.Group) error {
 	return group.Remove()
 }
 
-// killSupervisor kills the supervisor of a container that is not our child.
+// killSupervisor kills the supervisor of a container that is not our child, and before it what descends from it: what has left the container's
+// cgroup could not be told from other processes afterwards.
 func (d *Driver) killSupervisor(id int64) error {
-	return d.supervisors.KillEach(func(pid int) bool { return d.supervises(pid, isSupervisorOf(id)) })
+	return d.killSupervisors(func(pid int) bool { return d.supervises(pid, isSupervisorOf(id)) })
+}
+
+// killSupervisors kills those that match, with their descendants.
+func (d *Driver) killSupervisors(match func(pid int) bool) error {
+	return d.supervisors.KillEach(func(pid int) bool {
+		if !match(pid) {
+			return false
+		}
+		err := d.opt.Gate.Do("descendants kill", func() error { return descendants.Kill(pid, func() bool { return match(pid) }) })
+		if err != nil {
+			d.opt.Log.Warn("kill what descends from a supervisor", "pid", pid, "error", err)
+		}
+		return true
+	})
 }
 
 // isSupervisorOf matches the command line of the supervisor of a container.

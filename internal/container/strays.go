@@ -8,7 +8,6 @@ import (
 	"strconv"
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
-	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
 
 // Stray is the cgroup of a container that no known object stands for: its run directory, or the journal there, was lost.
@@ -85,16 +84,9 @@ func (d *Driver) killSupervisorOf(s Stray) error {
 		return err
 	}
 	match := isSupervisorOf(s.ID)
-	return d.supervisors.KillEach(func(pid int) bool {
+	return d.killSupervisors(func(pid int) bool {
 		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		open, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, proto.SupervisorCgroup))
-		if err != nil || !match(string(args)) || !os.SameFile(open, group) {
-			return false
-		}
-		// Until it is killed itself nothing that descends from it goes to another parent.
-		if err := d.opt.Gate.Do("stray kill", func() error { return descendants.Kill(pid, nil) }); err != nil {
-			d.opt.Log.Warn("kill what descends from a supervisor", "pid", pid, "error", err)
-		}
-		return true
+		return err == nil && match(string(args)) && os.SameFile(open, group)
 	})
 }
