@@ -53,7 +53,7 @@ func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (dri
 		u.driver.watches.Go(p.watch)
 		return driver.Found{Process: p, Since: hello.Since, Asked: hello.Asked}, nil
 	case errors.Is(err, errAlone):
-		return u.settle(ctx, site.ID, errAlone.Error())
+		return u.settle(ctx, site.ID, errAlone.Error(), false)
 	case ctx.Err() != nil: // it was not given its time
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", context.Cause(ctx))
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -61,7 +61,7 @@ func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (dri
 		if err := u.driver.killSupervisor(site.ID); err != nil {
 			return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
 		}
-		return u.settle(ctx, site.ID, "the supervisor did not answer and was killed")
+		return u.settle(ctx, site.ID, "the supervisor did not answer and was killed", true)
 	default:
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
 	}
@@ -142,7 +142,7 @@ func (u *unit) settle(ctx context.Context, id int64, why string) (found driver.F
 		return found, err
 	}
 	defer group.Close()
-	if populated, _ := group.Entry("cgroup.events", "populated"); populated != 0 && found.Ended == nil {
+	if populated, _ := group.Entry("cgroup.events", "populated"); (lived || populated != 0) && found.Ended == nil {
 		found.Ended = &driver.Exit{At: time.Now(), Lost: why, OOM: starved(group)}
 	}
 	left := empty(ctx, group)
