@@ -123,8 +123,8 @@ func (p *process) tidy() error {
 }
 
 // settle brings to its end what is left of a run without a supervisor, and tells how the run ended. why is what is to be said if nobody
-// has written that down.
-func (u *unit) settle(ctx context.Context, id int64, why string) (found driver.Found, err error) {
+// has written that down. lived tells that there was one, though its cgroup may be empty.
+func (u *unit) settle(ctx context.Context, id int64, why string, lived bool) (found driver.Found, err error) {
 	d := u.driver
 	exit, err := d.recorded(id)
 	if err != nil {
