@@ -257,7 +257,9 @@ func TestContainersLeaveLegacyGroups(t *testing.T) {
 	name := filepath.Base(testkit.RunDir(t)) + "-server"
 	group := filepath.Join(root, name)
 	must(t, os.Mkdir(group, 0o755))
-	t.Cleanup(func() { testkit.Eventually(t, "the server's group is removed", func() bool { return os.Remove(group) == nil }) })
+	t.Cleanup(func() {
+		testkit.Eventually(t, "the server's group is removed", func() bool { return os.Remove(group) == nil })
+	})
 	wrapper := filepath.Join(t.TempDir(), "server")
 	script := fmt.Sprintf("#!/bin/sh\necho $$ >%s/cgroup.procs && exec %s \"$@\"\n", group, harness.Server(t))
 	must(t, os.WriteFile(wrapper, []byte(script), 0o755))
