@@ -109,6 +109,7 @@ func (a *api) route(doc *loads.Document) http.Handler {
 func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o := operations.NewImageapiAPI(doc)
 	o.ServeError = serveError
+	o.JSONProducer = jsonProducer()
 	o.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(a.listAttachments)
 	o.AttachmentsAttachHandler = attachments.AttachHandlerFunc(a.attach)
 	o.AttachmentsDeleteAttachHandler = attachments.DeleteAttachHandlerFunc(a.deleteAttach)

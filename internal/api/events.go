@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-openapi/runtime"
 
+	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/restapi/operations/events"
@@ -174,7 +175,7 @@ func (l *listener) send(out *streamWriter, e *models.Event) error {
 	if err := enc.Encode(e); err != nil {
 		return err
 	}
-	line := onlyID.ReplaceAll(data.Bytes(), []byte(`{"id":$1}`))
+	line := onlyID.ReplaceAll(printable.JSON(data.Bytes()), []byte(`{"id":$1}`))
 	return out.write(slices.Concat([]byte("event: "+e.Type+"\nid: "+e.EventID+"\ndata: "), line, []byte("\n")))
 }
 

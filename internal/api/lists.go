@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"sync/atomic"
 	"weak"
@@ -10,6 +11,7 @@ import (
 	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/internal/state"
 )
 
@@ -65,10 +67,22 @@ func (a *api) answerList(f filter, answer func(found []driver.Object) middleware
 		return listed{answer(found)}, nil
 	}
 	var out page
-	answer(found).WriteResponse(&out, runtime.JSONProducer())
+	answer(found).WriteResponse(&out, jsonProducer())
 	e := &encoded{snap: weak.Make(snap), body: bytes.Clone(out.Bytes())} // without the room that the buffer has left
 	a.lists.of(f.class).Store(e)
 	return listed{e}, nil
+}
+
+// jsonProducer writes JSON that a terminal can show: names, errors and commands come from images and servers.
+func jsonProducer() runtime.Producer {
+	return runtime.ProducerFunc(func(w io.Writer, data any) error {
+		var out bytes.Buffer
+		if err := runtime.JSONProducer().Produce(&out, data); err != nil {
+			return err
+		}
+		_, err := w.Write(printable.JSON(out.Bytes()))
+		return err
+	})
 }
 
 // page is a http.ResponseWriter that keeps the body.

@@ -32,7 +32,8 @@ var layers = map[string][]string{
 	"cmd/imageapi-init":   {"internal/container/executable", "internal/container/proto", "internal/sys/"},
 	"cmd/imageapi-server": {"internal/daemon", "internal/version"},
 
-	"internal/cli":        {"client", "client/", "internal/version", "models"},
+	"internal/cli":        {"client", "client/", "internal/printable", "internal/version", "models"},
+	"internal/printable":  {},
 	"internal/errs":       {},
 	"internal/keylock":    {},
 	"internal/mounttable": {},
@@ -53,7 +54,7 @@ var layers = map[string][]string{
 	"internal/state/":                 {"internal/state/"},
 	"internal/web/":                   {"internal/web/"},
 	"docs/api":                        {},
-	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
+	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/printable", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},
 	"internal/metrics":                {"internal/driver", "internal/state", "internal/version"},
 	"internal/testkit":                {},

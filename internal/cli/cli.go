@@ -14,6 +14,7 @@ import (
 
 	"github.com/jessevdk/go-flags"
 
+	"github.com/kraken-hpc/imageapi/internal/printable"
 	build "github.com/kraken-hpc/imageapi/internal/version"
 )
 
@@ -177,7 +178,7 @@ func aliases(name string) []string {
 func (a *app) printf(format string, args ...any) { _, _ = fmt.Fprintf(a.out, format, args...) }
 
 // warn tells the user something that is neither a result nor a failure.
-func (a *app) warn(text string) { _, _ = fmt.Fprintf(a.err, "imageapi: %s\n", printable(text)) }
+func (a *app) warn(text string) { _, _ = fmt.Fprintf(a.err, "imageapi: %s\n", printable.Text(text)) }
 
 // sink remembers the first error of writing the output, which Run reports.
 type sink struct {

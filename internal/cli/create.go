@@ -3,12 +3,14 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jessevdk/go-flags"
 
 	"github.com/kraken-hpc/imageapi/client/attachments"
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/client/mounts"
+	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -150,4 +152,4 @@ func (a *app) created(ctx context.Context, create func(*connection) (object, err
 }
 
 // tell writes where an object is now.
-func (a *app) tell(o object) { a.printf("%s is %s\n", o, o.state) }
+func (a *app) tell(o object) { a.printf("%s\n", printable.Text(fmt.Sprintf("%s is %s", o, o.state))) }

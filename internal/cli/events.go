@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/client/events"
+	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -134,7 +135,7 @@ func (w *eventWriter) event(data []byte) error {
 	}
 	switch w.Output {
 	case "json":
-		w.printf("%s\n", data)
+		w.printf("%s\n", printable.JSON(data))
 	case "yaml":
 		w.printf("---\n")
 		return w.yaml(&e)
@@ -171,7 +172,7 @@ func (w *eventWriter) row(e *models.Event) {
 	if o.waits != "" {
 		line += ": waits for " + o.waits
 	}
-	w.printf("%s\n", cut(printable(line), w.outWidth))
+	w.printf("%s\n", cut(printable.Text(line), w.outWidth))
 }
 
 func ofEvent(e *models.Event) object {

@@ -33,10 +33,17 @@ func (c *execCommand) run(ctx context.Context, a *app) error {
 	if a.Output != "table" {
 		err = a.show(result, nil)
 	} else {
-		a.printf("%s", result.Stdout)
-		_, err = io.WriteString(a.err, result.Stderr)
+		err = errors.Join(passOn(a.out, a.outWidth, result.Stdout), passOn(a.err, a.errWidth, result.Stderr))
 	}
 	return errors.Join(err, c.end(a, result))
+}
+
+// passOn writes what a command wrote. A terminal gets it without what could change it.
+func passOn(w io.Writer, width int, text string) error {
+	return forTerminal(w, width, func(w io.Writer) error {
+		_, err := io.WriteString(w, text)
+		return err
+	})
 }
 
 func (c *execCommand) result(ctx context.Context, a *app) (*models.ContainerResult, error) {

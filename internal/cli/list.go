@@ -9,6 +9,7 @@ import (
 	"github.com/kraken-hpc/imageapi/client/attachments"
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/client/mounts"
+	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -116,7 +117,7 @@ func (a *app) tables(w world, wanted []class) {
 		if i == 0 {
 			a.printf("\n")
 		}
-		a.printf("%s\n", printable(line))
+		a.printf("%s\n", printable.Text(line))
 	}
 }
 

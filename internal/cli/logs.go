@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"io"
 
 	"github.com/kraken-hpc/imageapi/client/containers"
 )
@@ -29,8 +30,10 @@ func (c *logsCommand) read(ctx context.Context, a *app) error {
 		return err
 	}
 	id := int64(m.ID)
-	_, err = a.client.Containers.ReadContainerLogContext(ctx, &containers.ReadContainerLogParams{
-		ID: &id, Follow: &c.Follow, Tail: c.Tail, Since: optional(c.Since),
-	}, a.out, containers.WithAcceptApplicationOctetStream)
-	return err
+	return forTerminal(a.out, a.outWidth, func(out io.Writer) error {
+		_, err := a.client.Containers.ReadContainerLogContext(ctx, &containers.ReadContainerLogParams{
+			ID: &id, Follow: &c.Follow, Tail: c.Tail, Since: optional(c.Since),
+		}, out, containers.WithAcceptApplicationOctetStream)
+		return err
+	})
 }

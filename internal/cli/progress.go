@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/printable"
 )
 
 // progress shows on a terminal, while something takes longer than a second, for how long it does and which objects are in a
@@ -47,7 +49,7 @@ func (a *app) tick(ctx context.Context, c *connection, doing, phase string) {
 			continue // the request itself tells what is wrong
 		}
 		line := fmt.Sprintf("%s for %s%s", doing, a.now().Sub(start).Round(time.Second), inPhase(w, phase))
-		_, _ = fmt.Fprint(a.err, clearLine, cut(line, a.errWidth-1))
+		_, _ = fmt.Fprint(a.err, clearLine, cut(printable.Text(line), a.errWidth-1))
 		shown = true
 	}
 }
@@ -61,7 +63,7 @@ func inPhase(w world, phase string) string {
 		}
 		name := o.String()
 		if o.waits != "" {
-			name += " waits for " + printable(o.waits)
+			name += " waits for " + printable.Text(o.waits)
 		}
 		names = append(names, name)
 	}

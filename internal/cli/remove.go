@@ -6,6 +6,7 @@ import (
 	"github.com/kraken-hpc/imageapi/client/attachments"
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/client/mounts"
+	"github.com/kraken-hpc/imageapi/internal/printable"
 )
 
 type removeCommand struct {
@@ -27,7 +28,7 @@ func (c *removeCommand) run(ctx context.Context, a *app) error {
 		if err != nil {
 			return whenInterrupted(err, "interrupted: the server goes on with what it has begun; imageapi tree shows what is there")
 		}
-		return a.show(o.model, func() { a.printf("%s is removed\n", o) })
+		return a.show(o.model, func() { a.printf("%s is removed\n", printable.Text(o.String())) })
 	})
 }
 

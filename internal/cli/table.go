@@ -6,11 +6,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/docker/go-units"
 	"github.com/go-openapi/strfmt"
+
+	"github.com/kraken-hpc/imageapi/internal/printable"
 )
 
 // table is rows of cells in columns as wide as needed.
@@ -22,7 +23,7 @@ func newTable(headings ...string) *table { return &table{[][]string{headings}} }
 
 func (t *table) add(cells ...string) {
 	for i, cell := range cells {
-		cells[i] = printable(cell)
+		cells[i] = printable.Text(cell)
 		if cells[i] == "" {
 			cells[i] = "-"
 		}
@@ -57,25 +58,6 @@ func cut(line string, width int) string {
 	}
 	return string([]rune(line)[:width-1]) + "…"
 }
-
-// printable shows what would move the cursor or change a terminal's colours as escapes.
-func printable(text string) string {
-	if strings.IndexFunc(text, hidden) < 0 {
-		return text
-	}
-	var b strings.Builder
-	for _, r := range text {
-		if hidden(r) {
-			quoted := strconv.QuoteRuneToASCII(r)
-			b.WriteString(quoted[1 : len(quoted)-1])
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
-
-func hidden(r rune) bool { return !unicode.IsPrint(r) }
 
 // age tells how long ago something was, in its largest unit.
 func age(now time.Time, t *strfmt.DateTime) string {
