@@ -27,7 +27,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values of your own, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | what it does | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a\none, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. New ones can be added. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 500 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. Query parameters that an operation does not have return 400. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values of your own, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | what it does | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a\none, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. New ones can be added. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -39,7 +39,7 @@ func init() {
   "paths": {
     "/attach": {
       "get": {
-        "description": "Answers all attachments in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
+        "description": "Answers all attachments in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that no object can have is 422; one that\nmatches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
         "tags": [
           "attachments"
         ],
@@ -85,6 +85,7 @@ func init() {
               "application/json": [
                 {
                   "device_file": "/dev/loop0",
+                  "generation": 1,
                   "id": 1,
                   "kind": "loopback",
                   "loopback": {
@@ -109,7 +110,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no attach has the id 1",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -218,6 +220,7 @@ func init() {
             "examples": {
               "application/json": {
                 "device_file": "/dev/loop0",
+                "generation": 1,
                 "id": 1,
                 "kind": "loopback",
                 "loopback": {
@@ -240,8 +243,16 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 422,
+                "errors": [
+                  {
+                    "message": "open \"/images/a.squashfs\": no such file or directory",
+                    "path": "attach",
+                    "type": "invalid"
+                  }
+                ],
                 "message": "attach: open \"/images/a.squashfs\": no such file or directory",
-                "see": "/imageapi/v1/docs#section/Errors/422-invalid"
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid",
+                "type": "invalid"
               }
             }
           }
@@ -287,6 +298,7 @@ func init() {
             "examples": {
               "application/json": {
                 "device_file": "/dev/loop0",
+                "generation": 1,
                 "id": 1,
                 "kind": "loopback",
                 "loopback": {
@@ -310,7 +322,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "attach 1 (loopback) is needed by mount 2 (attach): delete what needs it first",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "in-use"
               }
             }
           }
@@ -319,7 +332,7 @@ func init() {
     },
     "/container": {
       "get": {
-        "description": "Answers all containers in the order of their ids. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist is 404, both together that do not belong to one container are 422, and a ` + "`" + `state` + "`" + ` that matches nothing gives\n` + "`" + `[]` + "`" + `. Reading changes nothing.\n",
+        "description": "Answers all containers in the order of their ids. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist is 404, both together that do not belong to one container are 422, and so is a ` + "`" + `state` + "`" + ` that no container can have.\nOne that matches nothing gives ` + "`" + `[]` + "`" + `. Reading changes nothing.\n",
         "tags": [
           "containers"
         ],
@@ -376,6 +389,7 @@ func init() {
               "application/json": [
                 {
                   "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                  "generation": 1,
                   "id": 2,
                   "logfile": "/run/imageapi/logs/2.log",
                   "mount": {
@@ -385,9 +399,17 @@ func init() {
                       "recursive": false,
                       "ro": true
                     },
+                    "generation": 1,
                     "id": 1,
                     "kind": "bind",
                     "mountpoint": "/run/imageapi/mounts/1",
+                    "needed_by": [
+                      {
+                        "class": "container",
+                        "id": 2,
+                        "name": "web"
+                      }
+                    ],
                     "phase": "ready",
                     "refs": 2,
                     "since": "2026-05-04T10:15:00.000Z"
@@ -421,7 +443,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container is named \"web\"",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -526,18 +549,28 @@ func init() {
             "examples": {
               "application/json": {
                 "command": "/sbin/init",
+                "generation": 1,
                 "id": 4,
                 "logfile": "/run/imageapi/logs/4.log",
                 "mount": {
+                  "generation": 1,
                   "id": 3,
                   "kind": "overlay",
                   "mountpoint": "/run/imageapi/mounts/3",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 4,
+                      "name": "web"
+                    }
+                  ],
                   "overlay": {
                     "lower": [
                       {
                         "attach": {
                           "attach": {
                             "device_file": "/dev/loop0",
+                            "generation": 1,
                             "id": 1,
                             "kind": "loopback",
                             "loopback": {
@@ -546,15 +579,28 @@ func init() {
                               "readPartitions": false,
                               "ro": true
                             },
+                            "needed_by": [
+                              {
+                                "class": "mount",
+                                "id": 2
+                              }
+                            ],
                             "phase": "ready",
                             "refs": 1,
                             "since": "2026-05-04T10:15:00.000Z"
                           },
                           "fs_type": "squashfs"
                         },
+                        "generation": 1,
                         "id": 2,
                         "kind": "attach",
                         "mountpoint": "/run/imageapi/mounts/2",
+                        "needed_by": [
+                          {
+                            "class": "mount",
+                            "id": 3
+                          }
+                        ],
                         "phase": "ready",
                         "refs": 1,
                         "since": "2026-05-04T10:15:00.000Z"
@@ -601,8 +647,16 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
+                "errors": [
+                  {
+                    "message": "the name \"web\" is taken by container 2: choose another one, or delete that container",
+                    "path": "container",
+                    "type": "name-taken"
+                  }
+                ],
                 "message": "container: the name \"web\" is taken by container 2: choose another one, or delete that container",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "name-taken"
               }
             }
           }
@@ -656,6 +710,7 @@ func init() {
                 "exit_code": 0,
                 "exit_reason": "exited",
                 "finished_at": "2026-05-04T11:00:00.000Z",
+                "generation": 1,
                 "id": 2,
                 "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
@@ -665,9 +720,17 @@ func init() {
                     "recursive": false,
                     "ro": true
                   },
+                  "generation": 1,
                   "id": 1,
                   "kind": "bind",
                   "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
                   "phase": "ready",
                   "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -699,7 +762,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "container 2 \"web\" is running: stop it first, or delete it with force=true",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "conflict"
               }
             }
           }
@@ -750,6 +814,7 @@ func init() {
             "examples": {
               "application/json": {
                 "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                "generation": 1,
                 "id": 2,
                 "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
@@ -759,9 +824,17 @@ func init() {
                     "recursive": false,
                     "ro": true
                   },
+                  "generation": 1,
                   "id": 1,
                   "kind": "bind",
                   "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
                   "phase": "ready",
                   "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -794,7 +867,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container is named \"web\"",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -938,7 +1012,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "container 2 \"web\": it is created: a command can be run only in a running container",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "conflict"
               }
             }
           }
@@ -1013,7 +1088,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container is named \"web\"",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -1228,7 +1304,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "container 2 \"web\" is created: only what runs, is paused or is stopping uses anything",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "conflict"
               }
             }
           }
@@ -1309,6 +1386,7 @@ func init() {
                 "exit_code": 0,
                 "exit_reason": "exited",
                 "finished_at": "2026-05-04T11:00:00.000Z",
+                "generation": 1,
                 "id": 2,
                 "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
@@ -1318,9 +1396,17 @@ func init() {
                     "recursive": false,
                     "ro": true
                   },
+                  "generation": 1,
                   "id": 1,
                   "kind": "bind",
                   "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
                   "phase": "ready",
                   "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -1352,7 +1438,8 @@ func init() {
               "application/json": {
                 "code": 504,
                 "message": "container 2 is not exited or dead after 2s",
-                "see": "/imageapi/v1/docs#section/Errors/504-deadline"
+                "see": "/imageapi/v1/docs#section/Errors/504-deadline",
+                "type": "timeout"
               }
             }
           }
@@ -1438,7 +1525,7 @@ func init() {
               "type": "file"
             },
             "examples": {
-              "text/event-stream": "event: reset\nid: k3vq7zfa-0\ndata: {\"event_id\":\"k3vq7zfa-0\",\"reason\":\"start\",\"type\":\"reset\"}\n\nevent: added\nid: k3vq7zfa-1\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-1\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"phase\":\"pending\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"added\"}\n\nevent: changed\nid: k3vq7zfa-2\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-2\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"pending\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"changed\"}\n\nevent: changed\nid: k3vq7zfa-3\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-3\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"ready\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"changed\"}\n\nevent: changed\nid: k3vq7zfa-4\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-4\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"stopping\",\"refs\":1,\"since\":\"2026-11-23T10:05:00.000Z\"},\"time\":\"2026-11-23T10:05:00.000Z\",\"type\":\"changed\"}\n\nevent: removed\nid: k3vq7zfa-5\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-5\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"stopping\",\"refs\":1,\"since\":\"2026-11-23T10:05:00.000Z\"},\"time\":\"2026-11-23T10:05:00.000Z\",\"type\":\"removed\"}\n"
+              "text/event-stream": "event: reset\nid: k3vq7zfa-0\ndata: {\"event_id\":\"k3vq7zfa-0\",\"reason\":\"start\",\"type\":\"reset\"}\n\nevent: added\nid: k3vq7zfa-1\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-1\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"phase\":\"pending\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"added\"}\n\nevent: changed\nid: k3vq7zfa-2\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-2\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"pending\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"changed\"}\n\nevent: changed\nid: k3vq7zfa-3\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-3\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"ready\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"changed\"}\n\nevent: changed\nid: k3vq7zfa-4\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-4\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"stopping\",\"refs\":1,\"since\":\"2026-11-23T10:05:00.000Z\"},\"time\":\"2026-11-23T10:05:00.000Z\",\"type\":\"changed\"}\n\nevent: removed\nid: k3vq7zfa-5\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-5\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"stopping\",\"refs\":1,\"since\":\"2026-11-23T10:05:00.000Z\"},\"time\":\"2026-11-23T10:05:00.000Z\",\"type\":\"removed\"}\n"
             }
           },
           "default": {
@@ -1470,7 +1557,7 @@ func init() {
     },
     "/mount": {
       "get": {
-        "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
+        "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that no object can have is 422; one that\nmatches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
         "tags": [
           "mounts"
         ],
@@ -1521,6 +1608,7 @@ func init() {
                     "recursive": false,
                     "ro": true
                   },
+                  "generation": 1,
                   "id": 1,
                   "kind": "bind",
                   "mountpoint": "/run/imageapi/mounts/1",
@@ -1540,7 +1628,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no mount has the id 1",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -1658,6 +1747,7 @@ func init() {
                 "attach": {
                   "attach": {
                     "device_file": "/dev/loop0",
+                    "generation": 1,
                     "id": 1,
                     "kind": "loopback",
                     "loopback": {
@@ -1666,12 +1756,19 @@ func init() {
                       "readPartitions": false,
                       "ro": true
                     },
+                    "needed_by": [
+                      {
+                        "class": "mount",
+                        "id": 2
+                      }
+                    ],
                     "phase": "ready",
                     "refs": 1,
                     "since": "2026-05-04T10:15:00.000Z"
                   },
                   "fs_type": "squashfs"
                 },
+                "generation": 1,
                 "id": 2,
                 "kind": "attach",
                 "mountpoint": "/run/imageapi/mounts/2",
@@ -1689,8 +1786,16 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 422,
+                "errors": [
+                  {
+                    "message": "open \"/images/a.squashfs\": no such file or directory",
+                    "path": "mount.attach.attach",
+                    "type": "invalid"
+                  }
+                ],
                 "message": "mount.attach.attach: open \"/images/a.squashfs\": no such file or directory",
-                "see": "/imageapi/v1/docs#section/Errors/422-invalid"
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid",
+                "type": "invalid"
               }
             }
           }
@@ -1741,6 +1846,7 @@ func init() {
                   "recursive": false,
                   "ro": true
                 },
+                "generation": 1,
                 "id": 1,
                 "kind": "bind",
                 "mountpoint": "/run/imageapi/mounts/1",
@@ -1759,7 +1865,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "mount 1 (bind) is needed by mount 2 (overlay): delete what needs it first",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "in-use"
               }
             }
           }
@@ -3573,7 +3680,8 @@ func init() {
       "example": {
         "code": 409,
         "message": "mount 2 (attach) is needed by mount 3 (overlay): delete what needs it first",
-        "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+        "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+        "type": "in-use"
       }
     },
     "event": {
@@ -5060,7 +5168,8 @@ func init() {
         "application/json": {
           "code": 404,
           "message": "no container has the id 12",
-          "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+          "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+          "type": "not-found"
         }
       }
     }
@@ -5109,7 +5218,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values of your own, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | what it does | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a\none, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. New ones can be added. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 500 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
+    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. Query parameters that an operation does not have return 400. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | its processes run | ` + "`" + `paused` + "`" + `, ` + "`" + `stopping` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + `, ` + "`" + `stopping` + "`" + ` |\n| ` + "`" + `stopping` + "`" + ` | it was asked to end; what is left after its ` + "`" + `stop_timeout` + "`" + ` is killed | ` + "`" + `exited` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values of your own, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | what it does | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a\none, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. New ones can be added. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 shutting down\n\n**Cause:** the server is ending and has cancelled the request. What it had begun is undone.\n\n**Remedy:** send it again when the server is back.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -5121,7 +5230,7 @@ func init() {
   "paths": {
     "/attach": {
       "get": {
-        "description": "Answers all attachments in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
+        "description": "Answers all attachments in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that no object can have is 422; one that\nmatches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
         "tags": [
           "attachments"
         ],
@@ -5167,6 +5276,7 @@ func init() {
               "application/json": [
                 {
                   "device_file": "/dev/loop0",
+                  "generation": 1,
                   "id": 1,
                   "kind": "loopback",
                   "loopback": {
@@ -5191,7 +5301,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no attach has the id 1",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -5300,6 +5411,7 @@ func init() {
             "examples": {
               "application/json": {
                 "device_file": "/dev/loop0",
+                "generation": 1,
                 "id": 1,
                 "kind": "loopback",
                 "loopback": {
@@ -5322,8 +5434,16 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 422,
+                "errors": [
+                  {
+                    "message": "open \"/images/a.squashfs\": no such file or directory",
+                    "path": "attach",
+                    "type": "invalid"
+                  }
+                ],
                 "message": "attach: open \"/images/a.squashfs\": no such file or directory",
-                "see": "/imageapi/v1/docs#section/Errors/422-invalid"
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid",
+                "type": "invalid"
               }
             }
           }
@@ -5369,6 +5489,7 @@ func init() {
             "examples": {
               "application/json": {
                 "device_file": "/dev/loop0",
+                "generation": 1,
                 "id": 1,
                 "kind": "loopback",
                 "loopback": {
@@ -5392,7 +5513,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "attach 1 (loopback) is needed by mount 2 (attach): delete what needs it first",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "in-use"
               }
             }
           }
@@ -5401,7 +5523,7 @@ func init() {
     },
     "/container": {
       "get": {
-        "description": "Answers all containers in the order of their ids. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist is 404, both together that do not belong to one container are 422, and a ` + "`" + `state` + "`" + ` that matches nothing gives\n` + "`" + `[]` + "`" + `. Reading changes nothing.\n",
+        "description": "Answers all containers in the order of their ids. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist is 404, both together that do not belong to one container are 422, and so is a ` + "`" + `state` + "`" + ` that no container can have.\nOne that matches nothing gives ` + "`" + `[]` + "`" + `. Reading changes nothing.\n",
         "tags": [
           "containers"
         ],
@@ -5458,6 +5580,7 @@ func init() {
               "application/json": [
                 {
                   "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                  "generation": 1,
                   "id": 2,
                   "logfile": "/run/imageapi/logs/2.log",
                   "mount": {
@@ -5467,9 +5590,17 @@ func init() {
                       "recursive": false,
                       "ro": true
                     },
+                    "generation": 1,
                     "id": 1,
                     "kind": "bind",
                     "mountpoint": "/run/imageapi/mounts/1",
+                    "needed_by": [
+                      {
+                        "class": "container",
+                        "id": 2,
+                        "name": "web"
+                      }
+                    ],
                     "phase": "ready",
                     "refs": 2,
                     "since": "2026-05-04T10:15:00.000Z"
@@ -5503,7 +5634,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container is named \"web\"",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -5608,18 +5740,28 @@ func init() {
             "examples": {
               "application/json": {
                 "command": "/sbin/init",
+                "generation": 1,
                 "id": 4,
                 "logfile": "/run/imageapi/logs/4.log",
                 "mount": {
+                  "generation": 1,
                   "id": 3,
                   "kind": "overlay",
                   "mountpoint": "/run/imageapi/mounts/3",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 4,
+                      "name": "web"
+                    }
+                  ],
                   "overlay": {
                     "lower": [
                       {
                         "attach": {
                           "attach": {
                             "device_file": "/dev/loop0",
+                            "generation": 1,
                             "id": 1,
                             "kind": "loopback",
                             "loopback": {
@@ -5628,15 +5770,28 @@ func init() {
                               "readPartitions": false,
                               "ro": true
                             },
+                            "needed_by": [
+                              {
+                                "class": "mount",
+                                "id": 2
+                              }
+                            ],
                             "phase": "ready",
                             "refs": 1,
                             "since": "2026-05-04T10:15:00.000Z"
                           },
                           "fs_type": "squashfs"
                         },
+                        "generation": 1,
                         "id": 2,
                         "kind": "attach",
                         "mountpoint": "/run/imageapi/mounts/2",
+                        "needed_by": [
+                          {
+                            "class": "mount",
+                            "id": 3
+                          }
+                        ],
                         "phase": "ready",
                         "refs": 1,
                         "since": "2026-05-04T10:15:00.000Z"
@@ -5683,8 +5838,16 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
+                "errors": [
+                  {
+                    "message": "the name \"web\" is taken by container 2: choose another one, or delete that container",
+                    "path": "container",
+                    "type": "name-taken"
+                  }
+                ],
                 "message": "container: the name \"web\" is taken by container 2: choose another one, or delete that container",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "name-taken"
               }
             }
           }
@@ -5738,6 +5901,7 @@ func init() {
                 "exit_code": 0,
                 "exit_reason": "exited",
                 "finished_at": "2026-05-04T11:00:00.000Z",
+                "generation": 1,
                 "id": 2,
                 "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
@@ -5747,9 +5911,17 @@ func init() {
                     "recursive": false,
                     "ro": true
                   },
+                  "generation": 1,
                   "id": 1,
                   "kind": "bind",
                   "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
                   "phase": "ready",
                   "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -5781,7 +5953,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "container 2 \"web\" is running: stop it first, or delete it with force=true",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "conflict"
               }
             }
           }
@@ -5832,6 +6005,7 @@ func init() {
             "examples": {
               "application/json": {
                 "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                "generation": 1,
                 "id": 2,
                 "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
@@ -5841,9 +6015,17 @@ func init() {
                     "recursive": false,
                     "ro": true
                   },
+                  "generation": 1,
                   "id": 1,
                   "kind": "bind",
                   "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
                   "phase": "ready",
                   "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -5876,7 +6058,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container is named \"web\"",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -5953,7 +6136,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -6030,7 +6214,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "container 2 \"web\": it is created: a command can be run only in a running container",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "conflict"
               }
             }
           }
@@ -6105,7 +6290,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container is named \"web\"",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -6236,7 +6422,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -6283,7 +6470,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -6340,7 +6528,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "container 2 \"web\" is created: only what runs, is paused or is stopping uses anything",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "conflict"
               }
             }
           }
@@ -6421,6 +6610,7 @@ func init() {
                 "exit_code": 0,
                 "exit_reason": "exited",
                 "finished_at": "2026-05-04T11:00:00.000Z",
+                "generation": 1,
                 "id": 2,
                 "logfile": "/run/imageapi/logs/2.log",
                 "mount": {
@@ -6430,9 +6620,17 @@ func init() {
                     "recursive": false,
                     "ro": true
                   },
+                  "generation": 1,
                   "id": 1,
                   "kind": "bind",
                   "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
                   "phase": "ready",
                   "refs": 2,
                   "since": "2026-05-04T10:15:00.000Z"
@@ -6464,7 +6662,8 @@ func init() {
               "application/json": {
                 "code": 504,
                 "message": "container 2 is not exited or dead after 2s",
-                "see": "/imageapi/v1/docs#section/Errors/504-deadline"
+                "see": "/imageapi/v1/docs#section/Errors/504-deadline",
+                "type": "timeout"
               }
             }
           }
@@ -6550,7 +6749,7 @@ func init() {
               "type": "file"
             },
             "examples": {
-              "text/event-stream": "event: reset\nid: k3vq7zfa-0\ndata: {\"event_id\":\"k3vq7zfa-0\",\"reason\":\"start\",\"type\":\"reset\"}\n\nevent: added\nid: k3vq7zfa-1\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-1\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"phase\":\"pending\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"added\"}\n\nevent: changed\nid: k3vq7zfa-2\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-2\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"pending\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"changed\"}\n\nevent: changed\nid: k3vq7zfa-3\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-3\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"ready\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"changed\"}\n\nevent: changed\nid: k3vq7zfa-4\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-4\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"stopping\",\"refs\":1,\"since\":\"2026-11-23T10:05:00.000Z\"},\"time\":\"2026-11-23T10:05:00.000Z\",\"type\":\"changed\"}\n\nevent: removed\nid: k3vq7zfa-5\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-5\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"stopping\",\"refs\":1,\"since\":\"2026-11-23T10:05:00.000Z\"},\"time\":\"2026-11-23T10:05:00.000Z\",\"type\":\"removed\"}\n"
+              "text/event-stream": "event: reset\nid: k3vq7zfa-0\ndata: {\"event_id\":\"k3vq7zfa-0\",\"reason\":\"start\",\"type\":\"reset\"}\n\nevent: added\nid: k3vq7zfa-1\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-1\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"phase\":\"pending\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"added\"}\n\nevent: changed\nid: k3vq7zfa-2\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-2\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"pending\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"changed\"}\n\nevent: changed\nid: k3vq7zfa-3\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-3\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"ready\",\"refs\":1,\"since\":\"2026-11-23T10:00:00.000Z\"},\"time\":\"2026-11-23T10:00:00.000Z\",\"type\":\"changed\"}\n\nevent: changed\nid: k3vq7zfa-4\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-4\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"stopping\",\"refs\":1,\"since\":\"2026-11-23T10:05:00.000Z\"},\"time\":\"2026-11-23T10:05:00.000Z\",\"type\":\"changed\"}\n\nevent: removed\nid: k3vq7zfa-5\ndata: {\"class\":\"mount\",\"event_id\":\"k3vq7zfa-5\",\"id\":1,\"mount\":{\"bind\":{\"base\":\"root\",\"path\":\"/images/root\",\"recursive\":false,\"ro\":true},\"generation\":1,\"id\":1,\"kind\":\"bind\",\"mountpoint\":\"/run/imageapi/mounts/1\",\"phase\":\"stopping\",\"refs\":1,\"since\":\"2026-11-23T10:05:00.000Z\"},\"time\":\"2026-11-23T10:05:00.000Z\",\"type\":\"removed\"}\n"
             }
           },
           "default": {
@@ -6562,7 +6761,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -6593,7 +6793,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -6602,7 +6803,7 @@ func init() {
     },
     "/mount": {
       "get": {
-        "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that matches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
+        "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that no object can have is 422; one that\nmatches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
         "tags": [
           "mounts"
         ],
@@ -6653,6 +6854,7 @@ func init() {
                     "recursive": false,
                     "ro": true
                   },
+                  "generation": 1,
                   "id": 1,
                   "kind": "bind",
                   "mountpoint": "/run/imageapi/mounts/1",
@@ -6672,7 +6874,8 @@ func init() {
               "application/json": {
                 "code": 404,
                 "message": "no mount has the id 1",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
               }
             }
           }
@@ -6790,6 +6993,7 @@ func init() {
                 "attach": {
                   "attach": {
                     "device_file": "/dev/loop0",
+                    "generation": 1,
                     "id": 1,
                     "kind": "loopback",
                     "loopback": {
@@ -6798,12 +7002,19 @@ func init() {
                       "readPartitions": false,
                       "ro": true
                     },
+                    "needed_by": [
+                      {
+                        "class": "mount",
+                        "id": 2
+                      }
+                    ],
                     "phase": "ready",
                     "refs": 1,
                     "since": "2026-05-04T10:15:00.000Z"
                   },
                   "fs_type": "squashfs"
                 },
+                "generation": 1,
                 "id": 2,
                 "kind": "attach",
                 "mountpoint": "/run/imageapi/mounts/2",
@@ -6821,8 +7032,16 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 422,
+                "errors": [
+                  {
+                    "message": "open \"/images/a.squashfs\": no such file or directory",
+                    "path": "mount.attach.attach",
+                    "type": "invalid"
+                  }
+                ],
                 "message": "mount.attach.attach: open \"/images/a.squashfs\": no such file or directory",
-                "see": "/imageapi/v1/docs#section/Errors/422-invalid"
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid",
+                "type": "invalid"
               }
             }
           }
@@ -6873,6 +7092,7 @@ func init() {
                   "recursive": false,
                   "ro": true
                 },
+                "generation": 1,
                 "id": 1,
                 "kind": "bind",
                 "mountpoint": "/run/imageapi/mounts/1",
@@ -6891,7 +7111,8 @@ func init() {
               "application/json": {
                 "code": 409,
                 "message": "mount 1 (bind) is needed by mount 2 (overlay): delete what needs it first",
-                "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "in-use"
               }
             }
           }
@@ -8705,7 +8926,8 @@ func init() {
       "example": {
         "code": 409,
         "message": "mount 2 (attach) is needed by mount 3 (overlay): delete what needs it first",
-        "see": "/imageapi/v1/docs#section/Errors/409-conflict"
+        "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+        "type": "in-use"
       }
     },
     "event": {
@@ -10192,7 +10414,8 @@ func init() {
         "application/json": {
           "code": 404,
           "message": "no container has the id 12",
-          "see": "/imageapi/v1/docs#section/Errors/404-not-found"
+          "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+          "type": "not-found"
         }
       }
     }

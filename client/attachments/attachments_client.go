@@ -219,7 +219,8 @@ func (a *Client) DeleteAttachContext(ctx context.Context, params *DeleteAttachPa
 // ListAttachments lists attachments.
 //
 // Answers all attachments in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
+// matches nothing gives `[]`.
 // Reading changes nothing.
 // .
 //
@@ -241,7 +242,8 @@ func (a *Client) ListAttachments(params *ListAttachmentsParams, opts ...ClientOp
 // ListAttachmentsContext lists attachments.
 //
 // Answers all attachments in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
+// matches nothing gives `[]`.
 // Reading changes nothing.
 // .
 //

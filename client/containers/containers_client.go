@@ -445,8 +445,8 @@ func (a *Client) GetContainerStatsContext(ctx context.Context, params *GetContai
 // ListContainers lists containers.
 //
 // Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
-// not exist is 404, both together that do not belong to one container are 422, and a `state` that matches nothing gives
-// `[]`. Reading changes nothing.
+// not exist is 404, both together that do not belong to one container are 422, and so is a `state` that no container can have.
+// One that matches nothing gives `[]`. Reading changes nothing.
 // .
 //
 // This method does not support injected context.
@@ -467,8 +467,8 @@ func (a *Client) ListContainers(params *ListContainersParams, opts ...ClientOpti
 // ListContainersContext lists containers.
 //
 // Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
-// not exist is 404, both together that do not belong to one container are 422, and a `state` that matches nothing gives
-// `[]`. Reading changes nothing.
+// not exist is 404, both together that do not belong to one container are 422, and so is a `state` that no container can have.
+// One that matches nothing gives `[]`. Reading changes nothing.
 // .
 //
 // Do not use the deprecated [ListContainersParams.Context] with this method: it would be ignored.

@@ -150,7 +150,8 @@ func (a *Client) DeleteMountContext(ctx context.Context, params *DeleteMountPara
 // ListMounts lists mounts.
 //
 // Answers all mounts in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
+// matches nothing gives `[]`.
 // Reading changes nothing.
 // .
 //
@@ -172,7 +173,8 @@ func (a *Client) ListMounts(params *ListMountsParams, opts ...ClientOption) (*Li
 // ListMountsContext lists mounts.
 //
 // Answers all mounts in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
+// matches nothing gives `[]`.
 // Reading changes nothing.
 // .
 //

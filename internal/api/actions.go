@@ -2,6 +2,9 @@ package api
 
 import (
 	"net/http"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/go-openapi/runtime"
 
@@ -91,12 +94,16 @@ func warnOfCreated(r *http.Request, snap *state.Snapshot, plan *driver.Plan, id 
 
 // remove deletes the object that t names and returns it as it was.
 func (a *api) remove(r *http.Request, t target, force *bool) (driver.Object, error) {
+	condition, err := ifMatch(r)
+	if err != nil {
+		return driver.Object{}, err
+	}
 	id, err := t.find(a.manager.Snapshot())
 	if err != nil {
 		return driver.Object{}, err
 	}
 	about(r, t.class, id)
-	snap, warnings, err := a.manager.Delete(r.Context(), t.class, id, isSet(force))
+	snap, warnings, err := a.manager.Delete(r.Context(), t.class, id, isSet(force), condition)
 	for _, text := range warnings {
 		warn(r, "%s", text)
 	}
@@ -171,12 +178,36 @@ func (t target) byID(snap *state.Snapshot) (*state.View, error) {
 }
 
 // filter says which objects of a class to list; what is nil does not matter. An id or a name that nothing has is
-// an error, a kind or state that nothing is in is not.
+// an error, a kind or state that no object has at the moment is not.
 type filter struct {
 	class       driver.Class
 	id          *int64
 	name        *string
 	kind, state *string
+	prefix      *string  // of the name
+	labels      []string // KEY=VALUE, all of them
+}
+
+// whole reports whether every object of the class passes.
+func (f filter) whole() bool {
+	return f.id == nil && f.name == nil && f.kind == nil && f.state == nil && f.prefix == nil && len(f.labels) == 0
+}
+
+// check refuses values that no object can have: a slip would look like an empty list.
+func (a *api) check(f filter) error {
+	var faults errs.Faults
+	if kinds := a.drivers.Kinds(f.class); f.kind != nil && !slices.Contains(kinds, *f.kind) {
+		faults.Add("query parameter kind", "is %.*q; it must be one of %s%s", maxQuoted, *f.kind, strings.Join(kinds, ", "), suggest(*f.kind, kinds))
+	}
+	if states := a.bodies["create_container"].fields["state"].enum; f.state != nil && !slices.Contains(states, *f.state) {
+		faults.Add("query parameter state", "is %.*q; it must be one of %s%s", maxQuoted, *f.state, strings.Join(states, ", "), suggest(*f.state, states))
+	}
+	for _, label := range f.labels {
+		if key, _, ok := strings.Cut(label, "="); !ok || key == "" {
+			faults.Add("query parameter label", "is %.*q; it must be a name and a value, such as job=4711", maxQuoted, label)
+		}
+	}
+	return faults.Err()
 }
 
 // list writes out the objects that pass f, in the order of their ids.
@@ -199,11 +230,37 @@ func (r renderer) list(f filter) ([]driver.Object, error) {
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, o)
+		if f.labelled(o) {
+			found = append(found, o)
+		}
 	}
 	return found, nil
 }
 
 func (f filter) passes(v *state.View) bool {
-	return (f.kind == nil || *f.kind == v.Kind) && (f.state == nil || state.State(*f.state) == stateOf(v))
+	return (f.kind == nil || *f.kind == v.Kind) && (f.state == nil || state.State(*f.state) == stateOf(v)) &&
+		(f.prefix == nil || strings.HasPrefix(v.Name, *f.prefix))
+}
+
+// labelled reports whether o has all labels of f.
+func (f filter) labelled(o driver.Object) bool {
+	var labels map[string]string
+	switch {
+	case o.Attach != nil:
+		labels = o.Attach.Labels
+	case o.Mount != nil:
+		labels = o.Mount.Labels
+	case o.Container != nil:
+		labels = o.Container.Labels
+	}
+	return !slices.ContainsFunc(f.labels, func(label string) bool {
+		key, value, _ := strings.Cut(label, "=")
+		has, ok := labels[key]
+		return !ok || has != value
+	})
+}
+
+// location returns the path of an object.
+func location(class driver.Class, id int64) string {
+	return basePath + "/" + string(class) + "?id=" + strconv.FormatInt(id, 10)
 }

@@ -32,7 +32,7 @@ type Manager interface {
 	// Foresee tells what Create would do. It changes nothing.
 	Foresee(ctx context.Context, plan *driver.Plan) ([]state.Step, error)
 	// Delete removes an object. The snapshot is from before.
-	Delete(ctx context.Context, class driver.Class, id int64, force bool) (*state.Snapshot, []string, error)
+	Delete(ctx context.Context, class driver.Class, id int64, force bool, conditions ...state.Condition) (*state.Snapshot, []string, error)
 	// SetState brings a container into the state running, exited or paused.
 	SetState(ctx context.Context, id int64, want state.State) (*state.Snapshot, error)
 	// Exec runs a command in a container and returns when it has ended.
@@ -94,7 +94,7 @@ func New(spec *Specification, o Options) http.Handler {
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
 		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(pages(a.guard(health(a.life, a.meter, pendingPaths(a.route(spec.routes))))))
+	return a.observe(pages(a.guard(health(a.life, a.meter, pendingPaths(head(a.route(spec.routes)))))))
 }
 
 // route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts

@@ -10,7 +10,7 @@ import (
 
 // GET /attach
 func (a *api) listAttachments(p attachments.ListAttachmentsParams) (attachments.ListAttachmentsResponder, error) {
-	return a.answerList(filter{class: driver.Attach, id: p.ID, kind: p.Kind}, func(found []driver.Object) middleware.Responder {
+	return a.answerList(filter{class: driver.Attach, id: p.ID, kind: p.Kind, labels: p.Label}, func(found []driver.Object) middleware.Responder {
 		list := make([]*models.Attach, len(found))
 		for i, o := range found {
 			list[i] = o.Attach
@@ -29,7 +29,7 @@ func (a *api) attach(p attachments.AttachParams) (attachments.AttachResponder, e
 	if err != nil {
 		return nil, err
 	}
-	return attachments.NewAttachCreated().WithPayload(made.Attach), nil
+	return attachments.NewAttachCreated().WithLocation(location(driver.Attach, int64(made.Attach.ID))).WithPayload(made.Attach), nil
 }
 
 // DELETE /attach

@@ -11,7 +11,7 @@ import (
 
 // GET /container
 func (a *api) listContainers(p containers.ListContainersParams) (containers.ListContainersResponder, error) {
-	return a.answerList(filter{class: driver.Container, id: p.ID, name: p.Name, state: p.State}, func(found []driver.Object) middleware.Responder {
+	return a.answerList(filter{class: driver.Container, id: p.ID, name: p.Name, state: p.State, prefix: p.NamePrefix, labels: p.Label}, func(found []driver.Object) middleware.Responder {
 		list := make([]*models.Container, len(found))
 		for i, o := range found {
 			list[i] = o.Container
@@ -30,7 +30,7 @@ func (a *api) createContainer(p containers.CreateContainerParams) (containers.Cr
 	if err != nil {
 		return nil, err
 	}
-	return containers.NewCreateContainerCreated().WithPayload(made.Container), nil
+	return containers.NewCreateContainerCreated().WithLocation(location(driver.Container, int64(made.Container.ID))).WithPayload(made.Container), nil
 }
 
 // DELETE /container

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 
 	oaerrors "github.com/go-openapi/errors"
 
@@ -21,53 +22,101 @@ const statusClientGone = 499
 // ErrStopping is the cause to cancel requests with when the daemon ends: they are answered 503.
 var ErrStopping error = oaerrors.New(http.StatusServiceUnavailable, "the daemon is shutting down")
 
-// statusOf is the table of errors: what HTTP calls each class. Besides it there are only what net/http and
-// go-openapi find themselves (404 and 405 for unknown paths and methods, 406), and 403, 408, 413, 415, 429 and 503 of this package.
-func statusOf(class errs.Class) int {
+// problem is a type of errors, as programs see it. The reference has the same table.
+type problem struct {
+	slug   string
+	status int
+	retry  bool // the same request can succeed later
+}
+
+// problemOf is the table of errors.
+func problemOf(class errs.Class) problem {
 	switch class {
 	case errs.Malformed:
-		return http.StatusBadRequest
-	case errs.NotFound:
-		return http.StatusNotFound
-	case errs.Conflict:
-		return http.StatusConflict
+		return problem{"invalid", http.StatusBadRequest, false}
+	case errs.Unknown:
+		return problem{"unknown-field", http.StatusBadRequest, false}
 	case errs.Invalid:
-		return http.StatusUnprocessableEntity
+		return problem{"invalid", http.StatusUnprocessableEntity, false}
+	case errs.NotFound:
+		return problem{"not-found", http.StatusNotFound, false}
+	case errs.Conflict:
+		return problem{"conflict", http.StatusConflict, true}
+	case errs.Busy:
+		return problem{"busy", http.StatusConflict, true}
+	case errs.InUse:
+		return problem{"in-use", http.StatusConflict, true}
+	case errs.NameTaken:
+		return problem{"name-taken", http.StatusConflict, true}
+	case errs.Precondition:
+		return problem{"precondition-failed", http.StatusPreconditionFailed, false}
+	case errs.RolledBack:
+		return problem{"rolled-back", http.StatusUnprocessableEntity, false}
 	case errs.Unsupported:
-		return http.StatusNotImplemented
+		return problem{"unsupported", http.StatusNotImplemented, false}
 	case errs.Remote:
-		return http.StatusBadGateway
+		return problem{"remote-refused", http.StatusBadGateway, true}
 	case errs.Deadline:
-		return http.StatusGatewayTimeout
+		return problem{"timeout", http.StatusGatewayTimeout, true}
+	case errs.OutOfSpace:
+		return problem{"out-of-space", http.StatusInsufficientStorage, true}
 	default:
-		return http.StatusInternalServerError
+		return problem{"internal", http.StatusInternalServerError, false}
+	}
+}
+
+// problemWith is the type of an error without a class: one that net/http or go-openapi found (404 and 405 for unknown paths and methods,
+// 406), or a 403, 408, 413, 415, 429 or 503 of this package.
+func problemWith(status int) problem {
+	switch status {
+	case http.StatusForbidden:
+		return problem{"forbidden", status, false}
+	case http.StatusNotFound:
+		return problem{"not-found", status, false}
+	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
+		return problem{"timeout", status, true}
+	case http.StatusTooManyRequests:
+		return problem{"too-many-requests", status, true}
+	case http.StatusServiceUnavailable:
+		return problem{"shutting-down", status, true}
+	case http.StatusNotImplemented:
+		return problem{"unsupported", status, false}
+	case http.StatusInternalServerError:
+		return problemOf(errs.Internal)
+	default:
+		return problem{"invalid", status, false}
 	}
 }
 
 // serveError answers r with err. It has the signature that go-openapi wants.
 func serveError(w http.ResponseWriter, r *http.Request, err error) {
-	status, message := explain(r, err)
+	answer := explain(r, err)
 	if e := exchangeOf(r); e != nil {
-		e.failure = message
+		e.failure = *answer.Message
 	}
 	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
 		slices.Sort(notAllowed.Allowed)
 		w.Header().Set("Allow", allowed(notAllowed))
 	}
-	writeError(w, status, message)
+	writeError(w, answer)
 }
 
 func allowed(err *oaerrors.MethodNotAllowedError) string {
 	return strings.Join(slices.Sorted(slices.Values(err.Allowed)), ", ")
 }
 
-func writeError(w http.ResponseWriter, status int, message string) {
+func writeError(w http.ResponseWriter, answer *models.Error) {
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
+	w.WriteHeader(int(answer.Code))
 	out := json.NewEncoder(w)
 	out.SetEscapeHTML(false)
 	// The only error left is that of a client that is gone.
-	_ = out.Encode(&models.Error{Code: int64(status), Message: &message, See: docsPath + "#section/Errors/" + sectionOf(status)})
+	_ = out.Encode(answer)
+}
+
+// newError returns an error as it is answered.
+func newError(p problem, message string) *models.Error {
+	return &models.Error{Code: int64(p.status), Message: &message, See: docsPath + "#section/Errors/" + sectionOf(p.status), Type: p.slug}
 }
 
 // sectionOf names the section of the reference that tells cause and remedy of the errors with a status. docs/errors.md has one of
@@ -113,61 +162,110 @@ func sectionOf(status int) string {
 	}
 }
 
-// maxMessage is how many bytes of a message are sent. A body of a megabyte can hold a hundred thousand faults.
+// maxMessage is how many bytes of a message are sent, and maxFaults of the list of faults. A body of a megabyte can hold a hundred
+// thousand of them.
 const (
 	maxMessage = 4 << 10
+	maxFaults  = 3 << 10
 	cut        = " ... and more"
 )
 
-// explain finds status and message for err. The message is never empty.
-func explain(r *http.Request, err error) (status int, message string) {
+// explain returns the answer for err. Its message is never empty.
+func explain(r *http.Request, err error) *models.Error {
 	if cause := context.Cause(r.Context()); cause != nil && errors.Is(err, context.Canceled) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	status = statusOfError(err)
+	p, message := problemIn(err), ""
 	if err != nil {
 		message = faultsOf(err)
 	}
-	if e := exchangeOf(r); e != nil && status == http.StatusUnprocessableEntity && len(e.ignored) > 0 {
+	faults := listFaults(err, p)
+	if e := exchangeOf(r); e != nil && p.status == http.StatusUnprocessableEntity && len(e.ignored) > 0 {
 		message += "; ignored: " + strings.Join(e.ignored, ", ")
+		faults = append(faults, faultsAs(e.unknown, problemOf(errs.Unknown))...)
 	}
 	switch {
 	case message == "":
-		message = strings.ToLower(http.StatusText(status))
+		message = strings.ToLower(http.StatusText(p.status))
 	case len(message) > maxMessage:
 		message = strings.ToValidUTF8(message[:maxMessage-len(cut)], "") + cut
 	}
-	return status, message
+	answer := newError(p, message)
+	answer.Errors = bounded(faults)
+	return answer
 }
 
-func statusOfError(err error) int {
-	if own, ok := errors.AsType[*errs.Error](err); ok {
-		return statusOf(own.Class)
+// listFaults returns the places in the request that err tells of.
+func listFaults(err error, p problem) []*models.Fault {
+	if faults, ok := errors.AsType[errs.Faults](err); ok {
+		return faultsAs(faults, p)
+	}
+	if at, ok := errors.AsType[*errs.Located](err); ok {
+		return faultsAs(errs.Faults{{Path: at.Path, Text: at.Err.Error()}}, p)
 	}
 	if all, ok := errors.AsType[*oaerrors.CompositeError](err); ok {
-		return statusOfAll(all.Errors)
+		var list []*models.Fault
+		for _, one := range all.Errors {
+			list = append(list, listFaults(one, p)...)
+		}
+		return list
 	}
-	if coded, ok := errors.AsType[oaerrors.Error](err); ok {
-		return plainStatus(int(coded.Code()))
+	if rule, ok := errors.AsType[*oaerrors.Validation](err); ok && rule.Name != "" {
+		return faultsAs(errs.Faults{{Path: rule.Name, Text: rule.Error()}}, p)
 	}
-	switch {
-	case errors.Is(err, context.Canceled):
-		return statusClientGone
-	case errors.Is(err, context.DeadlineExceeded):
-		return http.StatusGatewayTimeout
-	}
-	return http.StatusInternalServerError
+	return nil
 }
 
-// statusOfAll returns the status of the first error that is not about the content, such as a wrong
-// Content-Type, else that of invalid content.
-func statusOfAll(all []error) int {
-	for _, err := range all {
-		if status := statusOfError(err); status != http.StatusUnprocessableEntity {
-			return status
+func faultsAs(faults errs.Faults, p problem) []*models.Fault {
+	list := make([]*models.Fault, len(faults))
+	for i, f := range faults {
+		list[i] = &models.Fault{Path: f.Path, Type: p.slug, Message: f.Text}
+	}
+	return list
+}
+
+// bounded returns as many faults as are sent.
+func bounded(list []*models.Fault) []*models.Fault {
+	size := 0
+	for i, f := range list {
+		if size += len(f.Path) + len(f.Message) + len(`{"path":"","type":"unknown-field","message":""},`); size > maxFaults {
+			return list[:i]
 		}
 	}
-	return http.StatusUnprocessableEntity
+	return list
+}
+
+func problemIn(err error) problem {
+	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	if own, ok := errors.AsType[*errs.Error](err); ok && (own.Class != errs.Internal || !full) {
+		return problemOf(own.Class)
+	}
+	if all, ok := errors.AsType[*oaerrors.CompositeError](err); ok {
+		return problemInAll(all.Errors)
+	}
+	if coded, ok := errors.AsType[oaerrors.Error](err); ok {
+		return problemWith(plainStatus(int(coded.Code())))
+	}
+	switch {
+	case full:
+		return problemOf(errs.OutOfSpace)
+	case errors.Is(err, context.Canceled):
+		return problem{"canceled", statusClientGone, true}
+	case errors.Is(err, context.DeadlineExceeded):
+		return problemOf(errs.Deadline)
+	}
+	return problemOf(errs.Internal)
+}
+
+// problemInAll returns the type of the first error that is not about the content, such as a wrong
+// Content-Type, else that of invalid content.
+func problemInAll(all []error) problem {
+	for _, err := range all {
+		if p := problemIn(err); p.status != http.StatusUnprocessableEntity {
+			return p
+		}
+	}
+	return problemOf(errs.Invalid)
 }
 
 // plainStatus translates go-openapi's own codes from 600 up: they tell the rule of validation that failed.

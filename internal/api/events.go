@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"regexp"
 	"slices"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/go-openapi/runtime"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/models"
@@ -33,6 +36,12 @@ const (
 
 // GET /events
 func (a *api) watchEvents(p events.WatchEventsParams) (events.WatchEventsResponder, error) {
+	kinds := slices.Concat(a.drivers.Kinds(driver.Attach), a.drivers.Kinds(driver.Mount))
+	for _, kind := range p.Kind {
+		if !slices.Contains(kinds, kind) {
+			return nil, errs.Faults{{Path: "query parameter kind", Text: fmt.Sprintf("is %.*q; it must be one of %s%s", maxQuoted, kind, strings.Join(kinds, ", "), suggest(kind, kinds))}}.Err()
+		}
+	}
 	l := &listener{api: a, request: p.HTTPRequest, filter: eventFilter{class: p.Class, kind: p.Kind, name: p.Name, id: p.ID}}
 	l.at, l.missed = a.position(a.manager.Snapshot(), p)
 	return l, nil

@@ -188,7 +188,6 @@ func TestEventsAreFiltered(t *testing.T) {
 		"class=":                         {1, 2, 3, 4, 5},
 		"kind=bind":                      {1, 4},
 		"kind=bind,local":                {1, 2, 4},
-		"kind=none":                      nil,
 		"id=3":                           {3},
 		"id=6,2":                         {2},
 		"name=c":                         {5},

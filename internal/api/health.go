@@ -10,7 +10,7 @@ import (
 // contains more than numbers, names of ours and versions. life is as in Options.
 func Monitoring(life context.Context, meter Meter) http.Handler {
 	return health(life, meter, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		writeError(w, http.StatusNotFound, "this listener serves /metrics, /healthz and /readyz only")
+		writeError(w, newError(problemWith(http.StatusNotFound), "this listener serves /metrics, /healthz and /readyz only"))
 	}))
 }
 

@@ -23,6 +23,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
+// deprecated is since when the form of version 0.1 is (RFC 9745): 1 December 2026.
+const deprecated = "@1796083200"
+
 // intake stands before the generated code and turns what clients send into what that code accepts.
 //
 // Clients echo what they were given and were written for older servers. So read-only and unknown fields are
@@ -131,7 +134,7 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 	n := normalizer{}
 	value = n.value(s.name, s, value, true)
 	n.warnAbout(r) // of what is wrong it may be the cause: a field that is missing is there by another name
-	if err := cmp.Or(n.faults.Err(), pendingFields(n.pending)); err != nil {
+	if err := cmp.Or(n.faults.Err(), n.pending.Of(errs.Unsupported)); err != nil {
 		return nil, err
 	}
 	return json.Marshal(value)
@@ -140,8 +143,10 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 // normalizer walks a body along the specification.
 type normalizer struct {
 	faults  errs.Faults
+	old     bool     // it has a form that is deprecated
 	dropped []string // what is ignored, and why
-	pending []string // fields that this version does not implement
+	unknown errs.Faults
+	pending errs.Faults // fields that this version does not implement
 }
 
 // value checks v and normalizes it in place; top tells that it is the body itself.
@@ -196,14 +201,14 @@ func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) a
 		sub := path + "." + key
 		switch {
 		case field == nil:
-			n.drop("unknown field", sub)
+			n.unknownField(sub, key, s, m)
 			delete(m, key)
 		case field.readOnly || field.shown || m[key] == nil:
 			delete(m, key)
 		default:
 			m[key] = n.value(sub, field.shape, m[key], false)
 			if isPending(s.name + "." + key) {
-				n.pending = append(n.pending, sub)
+				n.pending.Add(sub, "this version does not implement it: leave it out")
 			}
 		}
 	}
@@ -341,6 +346,7 @@ func (n *normalizer) mountOfRBD(path string, m map[string]any) {
 		n.faults.Add(path+".rbd", "is required for a mount of kind rbd")
 		return
 	}
+	n.old = true
 	device := map[string]any{"kind": "rbd"}
 	move(device, old, "rbd")
 	mount := map[string]any{"attach": device}
@@ -377,11 +383,31 @@ const (
 	maxQuoted = 128
 )
 
+// unknownField drops a field that no version had, and names the one that may be meant: not one that is given, nor one that requests
+// do not have.
+func (n *normalizer) unknownField(path, key string, s *shape, m map[string]any) {
+	var others []string
+	for name, f := range s.fields {
+		if _, given := m[name]; !given && !f.readOnly && !f.shown {
+			others = append(others, name)
+		}
+	}
+	hint := suggest(key, others)
+	n.dropped = append(n.dropped, fmt.Sprintf("unknown field %.*s%s", maxQuoted, path, hint))
+	n.unknown = append(n.unknown, errs.Fault{Path: fmt.Sprintf("%.*s", maxQuoted, path), Text: "unknown field" + hint})
+}
+
 func (n *normalizer) drop(why, path string) {
 	n.dropped = append(n.dropped, fmt.Sprintf("%s %.*s", why, maxQuoted, path))
 }
 
 func (n *normalizer) warnAbout(r *http.Request) {
+	if e := exchangeOf(r); e != nil {
+		e.unknown = n.unknown
+		if n.old {
+			e.header.Set("Deprecation", deprecated)
+		}
+	}
 	for i, text := range n.dropped {
 		if i == maxNamed {
 			warn(r, "%d more fields ignored", len(n.dropped)-maxNamed)

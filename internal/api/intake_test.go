@@ -227,7 +227,7 @@ func TestDroppedFieldsAreNamed(t *testing.T) {
 
 	// Nor is it left to a header that few look at when it may be the cause.
 	out = w.do("POST", "/attach", `{"kind":"loopback","loopback":{"pth":"/a","base":"root"}}`)
-	if got := expect[models.Error](t, out, 422); !strings.HasSuffix(*got.Message, "; ignored: unknown field attach.loopback.pth") {
+	if got := expect[models.Error](t, out, 422); !strings.HasSuffix(*got.Message, "; ignored: unknown field attach.loopback.pth: did you mean path?") {
 		t.Errorf("it says %s", *got.Message)
 	}
 

@@ -54,7 +54,10 @@ func (e *encoded) WriteResponse(w http.ResponseWriter, _ runtime.Producer) {
 // answerList answers with the objects that pass f. answer makes the generated answer out of them.
 func (a *api) answerList(f filter, answer func(found []driver.Object) middleware.Responder) (listed, error) {
 	snap := a.manager.Snapshot()
-	whole := f == filter{class: f.class}
+	if err := a.check(f); err != nil {
+		return listed{}, err
+	}
+	whole := f.whole()
 	if last := a.lists.of(f.class).Load(); whole && last != nil && last.snap == weak.Make(snap) {
 		return listed{last}, nil
 	}

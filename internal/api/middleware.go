@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // exchange is what is known about a request while it is served. Only the request's goroutine touches it.
@@ -23,6 +24,7 @@ type exchange struct {
 	object    string       // which is created, changed or removed
 	failure   string       // the message that it is answered with, if it is an error
 	ignored   []string     // what of its body was left out, and why
+	unknown   errs.Faults  // the fields of it that are not known
 	stranger  bool         // it was sent by a client that may send none
 	control   *http.ResponseController
 }
@@ -114,7 +116,7 @@ func (e *exchange) recovered(w *statusWriter, fault any) {
 	e.failure = fmt.Sprintf("panic: %v", fault)
 	e.log.Error("request: panic", "operation", e.operation, "panic", fault, "stack", string(debug.Stack()))
 	if w.status == 0 {
-		writeError(w, http.StatusInternalServerError, fmt.Sprintf("internal fault: the daemon's log tells more about request %s", e.id))
+		writeError(w, newError(problemOf(errs.Internal), fmt.Sprintf("internal fault: the daemon's log tells more about request %s", e.id)))
 	}
 }
 
@@ -123,7 +125,7 @@ func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
 	switch {
 	case status == http.StatusInternalServerError:
 		level = slog.LevelError
-	case r.Method == http.MethodGet || status == statusClientGone || e.stranger: // the listener tells of strangers
+	case r.Method == http.MethodGet || r.Method == http.MethodHead || status == statusClientGone || e.stranger: // the listener tells of strangers
 		level = slog.LevelDebug
 	}
 	if !e.log.Enabled(r.Context(), level) {

@@ -10,7 +10,7 @@ import (
 
 // GET /mount
 func (a *api) listMounts(p mounts.ListMountsParams) (mounts.ListMountsResponder, error) {
-	return a.answerList(filter{class: driver.Mount, id: p.ID, kind: p.Kind}, func(found []driver.Object) middleware.Responder {
+	return a.answerList(filter{class: driver.Mount, id: p.ID, kind: p.Kind, labels: p.Label}, func(found []driver.Object) middleware.Responder {
 		list := make([]*models.Mount, len(found))
 		for i, o := range found {
 			list[i] = o.Mount
@@ -29,7 +29,7 @@ func (a *api) mount(p mounts.MountParams) (mounts.MountResponder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return mounts.NewMountCreated().WithPayload(made.Mount), nil
+	return mounts.NewMountCreated().WithLocation(location(driver.Mount, int64(made.Mount.ID))).WithPayload(made.Mount), nil
 }
 
 // DELETE /mount

@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -117,7 +118,7 @@ func TestErrorsHaveSections(t *testing.T) {
 
 	statuses := map[int]bool{}
 	for class := errs.Internal; !strings.HasPrefix(class.String(), "class("); class++ {
-		statuses[statusOf(class)] = true
+		statuses[problemOf(class).status] = true
 	}
 	for status := 400; status < 600; status++ {
 		if status == http.StatusInternalServerError || sectionOf(status) != sectionOf(http.StatusInternalServerError) {
@@ -126,7 +127,7 @@ func TestErrorsHaveSections(t *testing.T) {
 	}
 	for status := range statuses {
 		out := httptest.NewRecorder()
-		writeError(out, status, "x")
+		writeError(out, newError(problemWith(status), "x"))
 		expectError(t, out, status, "x")
 		name := sectionOf(status)
 		if !told.MatchString(reference[name]) {
@@ -138,5 +139,42 @@ func TestErrorsHaveSections(t *testing.T) {
 	}
 	if len(reference) != len(statuses) {
 		t.Errorf("the reference has %d sections for %d statuses", len(reference), len(statuses))
+	}
+}
+
+// TestTypesOfErrorsAreDocumented: the table of the reference is that of the code.
+func TestTypesOfErrorsAreDocumented(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var doc struct{ Info struct{ Description string } }
+	if err := json.Unmarshal(w.page(t, "GET", "/swagger.json", "", "").Body.Bytes(), &doc); err != nil {
+		t.Fatal(err)
+	}
+	type row struct {
+		statuses string
+		retry    bool
+	}
+	documented := map[string]row{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\| ([0-9, ]+) \\| [^|]+ \\| (Yes|No)[,:.]").FindAllStringSubmatch(doc.Info.Description, -1) {
+		documented[m[1]] = row{m[2], m[3] == "Yes"}
+	}
+	ours := []problem{}
+	for class := errs.Internal; !strings.HasPrefix(class.String(), "class("); class++ {
+		ours = append(ours, problemOf(class))
+	}
+	for _, status := range []int{403, 404, 405, 406, 408, 413, 415, 429, 500, 501, 503} {
+		ours = append(ours, problemWith(status))
+	}
+	used := map[string]bool{}
+	for _, p := range ours {
+		used[p.slug] = true
+		if d := documented[p.slug]; !strings.Contains(d.statuses, fmt.Sprint(p.status)) || d.retry != p.retry {
+			t.Errorf("%+v is documented as %+v", p, d)
+		}
+	}
+	for slug := range documented {
+		if !used[slug] {
+			t.Errorf("%s is documented and never returned", slug)
+		}
 	}
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"net/http"
-	"strings"
 
 	"github.com/go-openapi/spec"
 
@@ -15,10 +14,7 @@ import (
 // isPending reports whether a field, as definition.field, or an operation is not implemented yet.
 func isPending(name string) bool {
 	switch name {
-	case "attach.labels",
-		"mount.labels",
-
-		"mount_attach.partition_selector",
+	case "mount_attach.partition_selector",
 
 		"mount_overlay.id_map",
 		"container.id_map",
@@ -48,12 +44,7 @@ func isPending(name string) bool {
 // isPendingParameter reports whether a parameter, as place.name, is not implemented yet.
 func isPendingParameter(name string) bool {
 	switch name {
-	case "query.label",
-		"query.name_prefix",
-
-		"header.Idempotency-Key",
-
-		"header.If-Match":
+	case "header.Idempotency-Key":
 		return true
 	}
 	return false
@@ -96,13 +87,4 @@ func checkPending(r *http.Request, op *spec.Operation) error {
 		}
 	}
 	return nil
-}
-
-// pendingFields is the error for fields of a body that are not implemented yet, or nil.
-func pendingFields(paths []string) error {
-	if len(paths) == 0 {
-		return nil
-	}
-	named := paths[:min(len(paths), maxNamed)]
-	return errs.New(errs.Unsupported, "this version does not implement %s: leave it out", strings.Join(named, ", "))
 }

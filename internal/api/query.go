@@ -1,6 +1,8 @@
 package api
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -19,19 +21,17 @@ func checkQuery(r *http.Request, op *spec.Operation) error {
 			known[p.Name] = p
 		}
 	}
-	var faults errs.Faults
-	unknown := 0
+	var faults, unknown errs.Faults
 	query := r.URL.Query()
 	for _, name := range slices.Sorted(maps.Keys(query)) {
 		p, ok := known[name]
 		value := query[name][len(query[name])-1] // the last one counts
 		switch {
-		case !ok && unknown < maxNamed:
-			unknown++
-			warn(r, "ignored: unknown query parameter %.*s", maxQuoted, name)
+		case !ok:
+			unknown.Add(fmt.Sprintf("query parameter %.*s", maxQuoted, name), "%s has no such parameter%s", op.ID, suggest(name, slices.Collect(maps.Keys(known))))
 		case ok && p.Type == "boolean" && !slices.Contains([]string{"", "true", "false", "1", "0"}, value):
 			faults.Add("query parameter "+name, "is %.*q; it must be true or false", maxQuoted, value)
 		}
 	}
-	return faults.Err()
+	return cmp.Or(unknown.Of(errs.Unknown), faults.Err())
 }

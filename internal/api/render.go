@@ -98,6 +98,7 @@ func attachOf(v *state.View) *models.Attach {
 		ID: models.ID(v.ID), Kind: v.Kind, Refs: v.Refs,
 		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
 	}
+	a.Labels, a.Generation, a.NeededBy = v.Labels, v.Generation, neededBy(v)
 	a.WaitsFor, a.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if v.Live.Device != nil {
 		a.DeviceFile = v.Live.Device.Path
@@ -110,6 +111,7 @@ func mountOf(v *state.View) *models.Mount {
 		ID: models.ID(v.ID), Kind: v.Kind, Refs: v.Refs,
 		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
 	}
+	m.Labels, m.Generation, m.NeededBy = v.Labels, v.Generation, neededBy(v)
 	m.WaitsFor, m.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if v.Live.Tree != nil {
 		m.Mountpoint = v.Live.Tree.Path
@@ -122,6 +124,7 @@ func containerOf(v *state.View) *models.Container {
 		ID: models.ID(v.ID), Name: models.Name(v.Name), Refs: v.Refs, State: models.ContainerState(stateOf(v)),
 		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
 	}
+	c.Generation = v.Generation
 	c.WaitsFor, c.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if run := v.Run; run != nil {
 		c.Pid, c.ExitCode, c.Signal = int64(run.PID), run.ExitCode, run.Signal
@@ -132,6 +135,13 @@ func containerOf(v *state.View) *models.Container {
 		}
 	}
 	return c
+}
+
+func neededBy(v *state.View) (all []*models.Holder) {
+	for _, h := range v.NeededBy {
+		all = append(all, &models.Holder{Class: string(h.Class), ID: models.ID(h.ID), Name: models.Name(h.Name)})
+	}
+	return all
 }
 
 // stateOf returns the state of a container: created, if it has never run.

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -17,7 +18,9 @@ type Plan struct {
 	Class Class
 	Kind  string
 	Unit  Unit
-	Needs []Ref // in the order in which the Unit named them
+	// Labels are those of an attachment or a mount. Containers have theirs in the Unit.
+	Labels map[string]string
+	Needs  []Ref // in the order in which the Unit named them
 }
 
 // Ref is a need of a Plan: an object that exists, or one that is made with it.
@@ -80,7 +83,7 @@ func (p *planner) object(path string, def Object, depth int) *Plan {
 	for _, f := range own {
 		p.faults = append(p.faults, errs.Fault{Path: join(path, f.Path), Text: f.Text})
 	}
-	plan := &Plan{Path: path, Class: class, Kind: kind, Unit: unit}
+	plan := &Plan{Path: path, Class: class, Kind: kind, Unit: unit, Labels: def.labels()}
 	for _, n := range needs {
 		plan.Needs = append(plan.Needs, p.need(join(path, n.Path), n.Def, depth))
 	}
@@ -99,19 +102,19 @@ func (p *planner) need(path string, def Object, depth int) Ref {
 
 func (p *planner) miss(path string, class Class, kind string) {
 	if p.unsupported == nil {
-		p.unsupported = errs.New(errs.Unsupported, "%s: this version has no %s driver of kind %q; it has these: %s", path, class, kind, p.set.kinds(class))
+		p.unsupported = errs.At(path, errs.New(errs.Unsupported, "this version has no %s driver of kind %q; it has these: %s", class, kind, strings.Join(p.set.Kinds(class), ", ")))
 	}
 }
 
-func (s Set) kinds(class Class) string {
-	var kinds []string
+// Kinds returns the kinds of a class that have a driver, sorted.
+func (s Set) Kinds(class Class) (kinds []string) {
 	for _, d := range s {
 		if d.Class() == class {
 			kinds = append(kinds, d.Kind())
 		}
 	}
 	slices.Sort(kinds)
-	return strings.Join(kinds, ", ")
+	return kinds
 }
 
 func join(path, sub string) string {
@@ -141,6 +144,17 @@ func (o Object) kind() string {
 	default:
 		return ""
 	}
+}
+
+// labels returns a copy of the labels that are no business of the driver.
+func (o Object) labels() map[string]string {
+	switch {
+	case o.Attach != nil:
+		return maps.Clone(o.Attach.Labels)
+	case o.Mount != nil:
+		return maps.Clone(o.Mount.Labels)
+	}
+	return nil
 }
 
 func (o Object) id() int64 {

@@ -21,11 +21,31 @@ const (
 	Unsupported              // the kernel or this version lacks it
 	Remote                   // a storage server refused
 	Deadline                 // it took too long
+
+	Unknown      // the request has a parameter that does not exist
+	Busy         // a Conflict: something on the node uses the object
+	InUse        // a Conflict: another object depends on the object
+	NameTaken    // a Conflict: another container has the name
+	Precondition // the object changed since the client read it
+	RolledBack   // a replace failed, and the old container runs again
+	OutOfSpace   // a file system, the memory or the cache is full
 )
+
+// general returns the class that c is a case of, or c itself.
+func (c Class) general() Class {
+	switch c {
+	case Busy, InUse, NameTaken:
+		return Conflict
+	}
+	return c
+}
 
 // String returns the class's name as it stands in logs.
 func (c Class) String() string {
-	names := [...]string{"internal", "malformed", "invalid", "not-found", "conflict", "unsupported", "remote", "deadline"}
+	names := [...]string{
+		"internal", "malformed", "invalid", "not-found", "conflict", "unsupported", "remote", "deadline",
+		"unknown", "busy", "in-use", "name-taken", "precondition", "rolled-back", "out-of-space",
+	}
 	if int(c) < len(names) {
 		return names[c]
 	}
@@ -57,8 +77,14 @@ func ClassOf(err error) Class {
 	return Internal
 }
 
-// Is tells whether err is of class c.
-func Is(err error, c Class) bool { return err != nil && ClassOf(err) == c }
+// Is reports whether err is of class c, or of a class that is a case of c.
+func Is(err error, c Class) bool {
+	if err == nil {
+		return false
+	}
+	class := ClassOf(err)
+	return class == c || class.general() == c
+}
 
 // Located is an error about one place in a definition.
 type Located struct {
@@ -89,11 +115,19 @@ func (f *Faults) Add(path, format string, args ...any) {
 	*f = append(*f, Fault{Path: path, Text: fmt.Sprintf(format, args...)})
 }
 
-// Err returns nil when there is no fault, else one error of class Invalid that names them all.
-func (f Faults) Err() error {
+// Err returns nil if there is no fault, or one error of class Invalid that names them all.
+func (f Faults) Err() error { return f.Of(Invalid) }
+
+// Of is Err with another class.
+func (f Faults) Of(c Class) error {
 	if len(f) == 0 {
 		return nil
 	}
+	return &Error{Class: c, Err: f}
+}
+
+// Error names all faults in one line.
+func (f Faults) Error() string {
 	texts := make([]string, len(f))
 	for i, fault := range f {
 		texts[i] = fault.Text
@@ -101,5 +135,5 @@ func (f Faults) Err() error {
 			texts[i] = fault.Path + ": " + fault.Text
 		}
 	}
-	return New(Invalid, "%s", strings.Join(texts, "; "))
+	return strings.Join(texts, "; ")
 }

@@ -75,6 +75,7 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 	v := &View{
 		ID: r.ID, Class: driver.Class(r.Class), Kind: r.Kind, Name: r.Name, Needs: r.Needs, Held: r.Held,
 		Phase: Phase(r.Phase), Error: r.Error, Since: r.Since, Up: r.Up,
+		Labels: r.Labels, Generation: max(1, r.Generation),
 	}
 	if v.Class == driver.Container {
 		v.Run = &Run{State: StateCreated}

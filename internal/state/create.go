@@ -88,7 +88,7 @@ func (m *Manager) admit(order []*driver.Plan) error {
 		return err
 	}
 	if most := m.opt.MaxObjects; most > 0 && len(m.objects)+len(order) > most {
-		return errs.New(errs.Conflict, "%s: there are %d objects, and may be no more than %d (--max-objects): delete some", top.Path, len(m.objects), most)
+		return errs.At(top.Path, errs.New(errs.Conflict, "there are %d objects, and may be no more than %d (--max-objects): delete some", len(m.objects), most))
 	}
 	return nil
 }
@@ -97,7 +97,7 @@ func (m *Manager) admit(order []*driver.Plan) error {
 func (m *Manager) checkPlan(plan *driver.Plan) error {
 	if u, ok := plan.Unit.(driver.ContainerUnit); ok && u.Name() != "" {
 		if id, taken := m.names[u.Name()]; taken {
-			return errs.New(errs.Conflict, "%s: the name %q is taken by container %d: choose another one, or delete that container", plan.Path, u.Name(), id)
+			return errs.At(plan.Path, errs.New(errs.NameTaken, "the name %q is taken by container %d: choose another one, or delete that container", u.Name(), id))
 		}
 	}
 	for _, ref := range plan.Needs {
@@ -109,10 +109,10 @@ func (m *Manager) checkPlan(plan *driver.Plan) error {
 		}
 		o, err := m.lookup(ref.Class, ref.ID)
 		if err != nil {
-			return fmt.Errorf("%s: %w", ref.Path, err)
+			return errs.At(ref.Path, err)
 		}
 		if o.view.Phase != Ready {
-			return errs.New(errs.Conflict, "%s: %s is %s%s", ref.Path, name(o.view), o.view.Phase, because(o.view.Error))
+			return errs.At(ref.Path, errs.New(errs.Conflict, "%s is %s%s", name(o.view), o.view.Phase, because(o.view.Error)))
 		}
 	}
 	return nil
@@ -151,7 +151,10 @@ func (c *change) add(plan *driver.Plan, needs []int64) (int64, error) {
 		return 0, fmt.Errorf("%s: %w", plan.Path, err)
 	}
 	m.nextID++
-	v := &View{ID: id, Class: plan.Class, Kind: plan.Kind, Unit: plan.Unit, Needs: needs, Phase: Pending, Since: time.Now()}
+	v := &View{
+		ID: id, Class: plan.Class, Kind: plan.Kind, Unit: plan.Unit, Needs: needs, Phase: Pending, Since: time.Now(),
+		Labels: plan.Labels, Generation: 1,
+	}
 	if u, ok := plan.Unit.(driver.ContainerUnit); ok {
 		v.Name, v.Run = u.Name(), &Run{State: StateCreated}
 		if v.Name != "" {
@@ -244,12 +247,12 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 func (m *Manager) explain(ctx context.Context, path string, err error) error {
 	path, err = located(path, err)
 	if errors.Is(context.Cause(ctx), errDeleted) {
-		return fmt.Errorf("%s: %w", path, errDeleted)
+		return errs.At(path, errDeleted)
 	}
 	if errs.ClassOf(err) == errs.Internal && errors.Is(context.Cause(ctx), errTooSlow) {
-		return errs.New(errs.Deadline, "%s: not done within %s: %w", path, m.opt.CreateTimeout, err)
+		return errs.At(path, errs.New(errs.Deadline, "not done within %s: %w", m.opt.CreateTimeout, err))
 	}
-	return fmt.Errorf("%s: %w", path, err)
+	return errs.At(path, err)
 }
 
 // located returns the place of an error about the level at path, and what is wrong there.

@@ -17,7 +17,14 @@ import (
 // It is an errs.Conflict, and nothing changes, if another object needs it, if it is a container that runs, or if anything else
 // holds it. force stops a container first, overrides containers that do not run (they are broken then and lack it), and
 // gives up data that can't be saved, which the warnings tell.
-func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, force bool) (*Snapshot, []string, error) {
+//
+// conditions are checked first, and again when nothing can change any more; if one fails nothing changes.
+func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, force bool, conditions ...Condition) (*Snapshot, []string, error) {
+	if v, ok := m.Snapshot().Get(id); ok {
+		if err := check(v, conditions); err != nil {
+			return nil, nil, err
+		}
+	}
 	if err := m.recoveredAround(ctx, id); err != nil {
 		return nil, nil, err
 	}
@@ -28,7 +35,7 @@ func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, forc
 	if err != nil {
 		return nil, nil, err
 	}
-	before, err := m.claimForDelete(class, id, force, idle)
+	before, err := m.claimForDelete(class, id, force, idle, conditions)
 	if err != nil {
 		unlock()
 		return nil, nil, err
@@ -48,6 +55,18 @@ func (m *Manager) recoveredAround(ctx context.Context, id int64) error {
 	holders := m.graph.Holders(id)
 	m.mu.Unlock()
 	return m.recovered(ctx, append(holders, id)...)
+}
+
+// Condition returns an error if an object is not as a client expects it to be.
+type Condition func(v *View) error
+
+func check(v *View, conditions []Condition) error {
+	for _, condition := range conditions {
+		if err := condition(v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // giveUp ends the create of an object that is pending, unless another object needs it, and returns the snapshot from before when it is
@@ -115,10 +134,13 @@ func idle(o *object) bool {
 }
 
 // claimForDelete checks that the object can be deleted and marks it so. overridden are idle containers, locked.
-func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overridden []int64) (before *Snapshot, err error) {
+func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overridden []int64, conditions []Condition) (before *Snapshot, err error) {
 	err = m.edit(func(c *change) error {
 		o, err := m.lookup(class, id)
 		if err != nil {
+			return err
+		}
+		if err := check(o.view, conditions); err != nil {
 			return err
 		}
 		if o.view.Phase == Pending || o.view.Phase == Stopping && o.retry == nil {
@@ -128,7 +150,7 @@ func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overr
 			return slices.Contains(overridden, h) && idle(m.objects[h])
 		})
 		if len(holders) > 0 {
-			return errs.New(errs.Conflict, "%s is needed by %s: delete what needs it first", name(o.view), m.describe(holders))
+			return errs.New(errs.InUse, "%s is needed by %s: delete what needs it first", name(o.view), m.describe(holders))
 		}
 		if o.proc != nil && !force {
 			return errs.New(errs.Conflict, "%s is %s: stop it first, or delete it with force=true", name(o.view), o.view.Run.State)

@@ -50,7 +50,7 @@ func (m *Manager) Foresee(ctx context.Context, plan *driver.Plan) ([]Step, error
 			forecast.Unknown = append(forecast.Unknown, fmt.Sprintf("whether it can be done: to look took longer than %s", m.opt.Foresight))
 		} else if err != nil {
 			path, err := located(level.Path, err)
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, errs.At(path, err)
 		}
 		f.tell(s.act, level, forecast)
 	}

@@ -233,6 +233,7 @@ func (c *change) publish() {
 	for id, v := range c.views {
 		v.Refs = int64(m.graph.Refs(id))
 		v.Held = m.graph.Held(id)
+		v.NeededBy = m.holders(id)
 		m.objects[id].view = v
 		views = append(views, v)
 	}
@@ -245,6 +246,15 @@ func (c *change) publish() {
 	c.gone = nil
 	close(m.changed)
 	m.changed = make(chan struct{})
+}
+
+// holders returns the objects that depend on id, by id; m.mu is held.
+func (m *Manager) holders(id int64) (all []Holder) {
+	for _, h := range slices.Backward(m.graph.Holders(id)) {
+		v := m.objects[h].view
+		all = append(all, Holder{v.Class, v.ID, v.Name})
+	}
+	return all
 }
 
 // record writes what the present snapshot says of ids to the journal. Since the last writer always writes what is true
@@ -284,7 +294,7 @@ func (m *Manager) note(ids ...int64) {
 func recordOf(v *View) (journal.Record, error) {
 	r := journal.Record{
 		ID: v.ID, Class: string(v.Class), Kind: v.Kind, Name: v.Name, Needs: v.Needs, Held: v.Held,
-		Phase: string(v.Phase), Up: v.Up, Error: v.Error, Since: v.Since,
+		Phase: string(v.Phase), Up: v.Up, Error: v.Error, Since: v.Since, Labels: v.Labels, Generation: v.Generation,
 	}
 	var err error
 	for _, part := range []struct {

@@ -83,15 +83,26 @@ type View struct {
 	Live  driver.Live
 	Needs []int64 // in the order of the plan
 	Refs  int64   // how many hold it, the client included
-	Held  bool    // by the client
-	Phase Phase
-	Up    bool      // Live tells what was brought about
-	Error string    // why it is broken, or still stopping
-	Since time.Time // when the phase, or the state of a container, became what it is
-	Run   *Run      // of a container
+	// NeededBy are the objects that depend on it, by id.
+	NeededBy   []Holder
+	Labels     map[string]string // of an attachment or a mount; never changed
+	Generation int64             // grows with each change of the definition, from 1
+	Held       bool              // by the client
+	Phase      Phase
+	Up         bool      // Live tells what was brought about
+	Error      string    // why it is broken, or still stopping
+	Since      time.Time // when the phase, or the state of a container, became what it is
+	Run        *Run      // of a container
 
 	WaitsFor   string    // what an act on it waits for that takes long, or empty
 	WaitsSince time.Time // since when, if it does
+}
+
+// Holder is an object that depends on another one.
+type Holder struct {
+	Class driver.Class
+	ID    int64
+	Name  string // of a container
 }
 
 // Snapshot is all objects as they were at one moment. It never changes and is read without a lock.

@@ -20,7 +20,7 @@ func (m *Manager) checkVerified(plan *driver.Plan) error {
 				return err
 			}
 		case ref.Class == driver.Mount && !m.isVerified(ref.ID):
-			return errs.New(errs.Invalid, "%s: mount %d is not verified, and this server takes only what is (--require-verity): use a mount of an attachment that has verity", ref.Path, ref.ID)
+			return errs.At(ref.Path, errs.New(errs.Invalid, "mount %d is not verified, and this server takes only what is (--require-verity): use a mount of an attachment that has verity", ref.ID))
 		}
 	}
 	switch {
@@ -29,7 +29,7 @@ func (m *Manager) checkVerified(plan *driver.Plan) error {
 	case plan.Class == driver.Container:
 		return errs.New(errs.Invalid, "%s.binds: files of the node are not verified, and this server takes only what is (--require-verity): put them into the image", plan.Path)
 	default:
-		return errs.New(errs.Invalid, "%s: it is not verified, and this server takes only what is (--require-verity): mount an attachment that has verity, or a directory in such a mount", plan.Path)
+		return errs.At(plan.Path, errs.New(errs.Invalid, "it is not verified, and this server takes only what is (--require-verity): mount an attachment that has verity, or a directory in such a mount"))
 	}
 }
 

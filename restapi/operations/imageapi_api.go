@@ -221,7 +221,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // Answers show every needed object whole, also one that was given by id. They can be sent back as they are: in a
 // request, read-only fields are ignored (except the `id` of a needed object), and so are fields that the server does
-// not know; those it names in a `Warning` header. `null` means the same as a field left out.
+// not know; those it names in a `Warning` header. Query parameters that an operation does not have return 400. `null` means the same as a field left out.
 //
 // ## Dry runs
 //
@@ -352,7 +352,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 // | `precondition-failed` | 412 | The object has another generation than `If-Match` requires. | No: read the object again. |
 // | `too-many-requests` | 429 | The client has too many requests running. | Yes, after `Retry-After` seconds. |
 // | `internal` | 500 | The server or the node is at fault. | No: see the log of the server. |
-// | `rolled-back` | 500 | A replace failed and the old container runs again. | No: correct the new image. |
+// | `rolled-back` | 422 | A replace failed and the old container runs again. | No: correct the new image. |
 // | `unsupported` | 501 | The kernel or this version lacks the feature. | No. |
 // | `remote-refused` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |
 // | `shutting-down` | 503 | The server is shutting down. | Yes, when it is back. |
@@ -363,7 +363,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 // ## 400 malformed
 //
 // **Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there
-// is no body.
+// is no body, or the operation does not have a query parameter.
 //
 // **Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with `curl --json @FILE`.
 //
@@ -441,7 +441,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // ## 500 internal
 //
-// **Cause:** a fault of the server, or of the node in a way that has no better class, such as a full run directory.
+// **Cause:** a fault of the server, or of the node in a way that has no better class.
 //
 // **Remedy:** look into the server's log for the request, which `X-Request-Id` names. If the fault is the server's, report it with that.
 //

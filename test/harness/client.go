@@ -224,6 +224,9 @@ func valid(req *http.Request, resp *http.Response, data []byte) error {
 	if resp.StatusCode < 300 && resp.StatusCode != want {
 		return fmt.Errorf("status %d, want %d", resp.StatusCode, want)
 	}
+	if req.Method == http.MethodHead {
+		return nil
+	}
 	if resp.StatusCode >= 300 {
 		return validError(resp.StatusCode, data)
 	}
@@ -285,6 +288,9 @@ func validError(status int, data []byte) error {
 	}
 	if section := fmt.Sprintf("%s/docs#section/Errors/%d-", client.DefaultBasePath, status); !strings.HasPrefix(e.See, section) {
 		return fmt.Errorf("it points to %q, not to %s", e.See, section)
+	}
+	if e.Type == "" {
+		return fmt.Errorf("the error has no type")
 	}
 	return nil
 }

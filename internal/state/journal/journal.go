@@ -51,6 +51,9 @@ type Record struct {
 	Since time.Time       `json:"since"`
 	Live  json.RawMessage `json:"live,omitempty"` // what was brought about
 	Run   json.RawMessage `json:"run,omitempty"`  // of a container
+
+	Labels     map[string]string `json:"labels,omitempty"` // of an attachment or a mount
+	Generation int64             `json:"generation,omitempty"`
 }
 
 // Entry returns the entry that puts r.

@@ -206,7 +206,7 @@ func (m Mapper) busy(id string, cause error) error {
 	if users == "" {
 		users = "somebody who can't be found has it open"
 	}
-	return errs.New(errs.Conflict, "remove /dev/%s: in use: %s", block.Name(status.Number), users)
+	return errs.New(errs.Busy, "remove /dev/%s: in use: %s", block.Name(status.Number), users)
 }
 
 // Status tells what the kernel knows of a device, or ErrNone. It waits for nothing.

@@ -87,7 +87,7 @@ func (u Unit) claim(ctx context.Context) (f *os.File, err error) {
 		if err := inUse(path, holders.OfDevice(number)); err != nil {
 			return nil, err
 		}
-		return nil, errs.New(errs.Conflict, "detach %s: %w: by a mount that no process can see, or by the kernel", path, errPassing)
+		return nil, errs.New(errs.Busy, "detach %s: %w: by a mount that no process can see, or by the kernel", path, errPassing)
 	case err != nil:
 		return nil, fmt.Errorf("claim %s: %w", path, err)
 	}
@@ -103,5 +103,5 @@ func inUse(path string, users []holders.Holder) error {
 	if len(users) == 0 {
 		return nil
 	}
-	return errs.New(errs.Conflict, "detach %s: %w: %s", path, errPassing, holders.Text(users))
+	return errs.New(errs.Busy, "detach %s: %w: %s", path, errPassing, holders.Text(users))
 }

@@ -155,9 +155,9 @@ func (l *Loop) claim(path string, id ID) (f *os.File, err error) {
 // inUse names who uses a device. Whoever can't be named may be gone in a moment.
 func inUse(path string, users []holders.Holder, how error) error {
 	if len(users) == 0 {
-		return errs.New(errs.Conflict, "detach %s: %w: by a mount that no process can see, by the kernel, or by this daemon itself", path, errPassing)
+		return errs.New(errs.Busy, "detach %s: %w: by a mount that no process can see, by the kernel, or by this daemon itself", path, errPassing)
 	}
-	return errs.New(errs.Conflict, "detach %s: %w: %s", path, how, holders.Text(users))
+	return errs.New(errs.Busy, "detach %s: %w: %s", path, how, holders.Text(users))
 }
 
 // deletePartitions deletes all partitions, or none. It looks for users before: a partition that goes and comes back

@@ -118,7 +118,7 @@ func Entry(id uint64) (kind string, readOnly bool, err error) {
 // mounted on a directory in other namespaces, Linux 3.18).
 func unheld(path string, whole bool) error {
 	if held := holders.Unnoticed(path, whole); len(held) > 0 {
-		return errs.New(errs.Conflict, "unmount %s: it is busy: %s", path, holders.Text(held))
+		return errs.New(errs.Busy, "unmount %s: it is busy: %s", path, holders.Text(held))
 	}
 	return nil
 }
@@ -216,7 +216,7 @@ func explained(point string, act func() error) error {
 	if errors.Is(err, unix.EBUSY) {
 		held := holders.OfMount(point)
 		if len(held) > 0 {
-			return errs.New(errs.Conflict, "unmount %s: %w: %s", point, unix.EBUSY, holders.Text(held))
+			return errs.New(errs.Busy, "unmount %s: %w: %s", point, unix.EBUSY, holders.Text(held))
 		}
 		err = act() // who held it has let go meanwhile
 	}
@@ -224,7 +224,7 @@ func explained(point string, act func() error) error {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 		return nil // not mounted any more
 	case errors.Is(err, unix.EBUSY):
-		return errs.New(errs.Conflict, "unmount %s: %w: by something that is not seen from here, as a thread's working directory or the kernel itself", point, unix.EBUSY)
+		return errs.New(errs.Busy, "unmount %s: %w: by something that is not seen from here, as a thread's working directory or the kernel itself", point, unix.EBUSY)
 	}
 	return err
 }

@@ -182,7 +182,7 @@ func (d Identity) held() error {
 	if slices.ContainsFunc(users, func(h holders.Holder) bool { return h.PID == 0 }) {
 		how = errLasting
 	}
-	return errs.New(errs.Conflict, "unmap /dev/%s: %w: %s", d.Name(), how, holders.Text(users))
+	return errs.New(errs.Busy, "unmap /dev/%s: %w: %s", d.Name(), how, holders.Text(users))
 }
 
 // probing is how long a living cluster may take to answer.

@@ -31,7 +31,8 @@ func NewListAttachments(ctx *middleware.Context, handler ListAttachmentsHandler)
 // # List attachments
 //
 // Answers all attachments in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
+// matches nothing gives `[]`.
 // Reading changes nothing.
 type ListAttachments struct {
 	Context *middleware.Context

@@ -31,8 +31,8 @@ func NewListContainers(ctx *middleware.Context, handler ListContainersHandler) *
 // # List containers
 //
 // Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
-// not exist is 404, both together that do not belong to one container are 422, and a `state` that matches nothing gives
-// `[]`. Reading changes nothing.
+// not exist is 404, both together that do not belong to one container are 422, and so is a `state` that no container can have.
+// One that matches nothing gives `[]`. Reading changes nothing.
 type ListContainers struct {
 	Context *middleware.Context
 	Handler ListContainersHandler

@@ -31,7 +31,8 @@ func NewListMounts(ctx *middleware.Context, handler ListMountsHandler) *ListMoun
 // # List mounts
 //
 // Answers all mounts in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that matches nothing gives `[]`.
+// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
+// matches nothing gives `[]`.
 // Reading changes nothing.
 type ListMounts struct {
 	Context *middleware.Context

@@ -277,7 +277,7 @@ func (u *unit) free(ctx context.Context, n notes) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errs.New(errs.Conflict, "detach %s: in use: %s", n.Under.Device.Path, holders.Text(users))
+			return errs.New(errs.Busy, "detach %s: in use: %s", n.Under.Device.Path, holders.Text(users))
 		case <-time.After(pause):
 		}
 	}

@@ -82,7 +82,7 @@ func partition(d *driver.Device, index int64) (driver.Partition, error) {
 // hint adds who has the device to the error that says that it is busy. A nil error stays nil.
 func hint(s source, err error) error {
 	if errors.Is(err, unix.EBUSY) {
-		return errs.New(errs.Conflict, "%w: %s", err, holders.Text(holders.OfDevice(s.number)))
+		return errs.New(errs.Busy, "%w: %s", err, holders.Text(holders.OfDevice(s.number)))
 	}
 	return err
 }

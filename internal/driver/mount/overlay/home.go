@@ -249,7 +249,9 @@ func explain(err error) error {
 		return errs.New(errs.Invalid, "it is an overlay, and the kernel takes no upper layer on one: %s", advice)
 	case e.Step == layer.Mark && e.Err == unix.EOPNOTSUPP:
 		return errs.New(errs.Invalid, "its file system takes no trusted extended attributes, without which what is removed would come back: %w: %s", e, advice)
-	case slices.Contains([]unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EPERM, unix.EACCES, unix.ENOTDIR, unix.ELOOP, unix.ENOENT, unix.EEXIST, unix.ENAMETOOLONG}, e.Err):
+	case e.Err == unix.ENOSPC, e.Err == unix.EDQUOT:
+		return errs.New(errs.OutOfSpace, "prepare the upper layer: %w", e)
+	case slices.Contains([]unix.Errno{unix.EROFS, unix.EPERM, unix.EACCES, unix.ENOTDIR, unix.ELOOP, unix.ENOENT, unix.EEXIST, unix.ENAMETOOLONG}, e.Err):
 		return errs.New(errs.Invalid, "prepare the upper layer: %w", e)
 	}
 	return fmt.Errorf("prepare the upper layer: %w", e)
