@@ -98,7 +98,7 @@ func (m *Manager) start(ctx context.Context, id int64, unit driver.ContainerUnit
 	})
 	m.waitsNoMore(id)
 	if err != nil {
-		return err
+		return m.blame(ctx, id, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -230,6 +230,9 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 		return err
 	})
 	_, left := errors.AsType[*driver.Left](err)
+	if err != nil {
+		err = m.blame(ctx, id, err)
+	}
 	told := ""
 	if err == nil {
 		told = changes(m.unit(id), live)

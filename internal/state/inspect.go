@@ -3,6 +3,7 @@ package state
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -134,6 +135,39 @@ func (s *Snapshot) standsOnBroken(v *View) error {
 		}
 	}
 	return nil
+}
+
+// blame returns why an act on an object has failed: that something which it stands on is no longer what it was, if so, else cause.
+func (m *Manager) blame(ctx context.Context, id int64, cause error) error {
+	mounts, err := mounttable.Read()
+	if _, left := errors.AsType[*driver.Left](cause); err != nil || left || ctx.Err() != nil {
+		return cause
+	}
+	for _, need := range m.Snapshot().below(id) {
+		v, ok := m.Snapshot().Get(need)
+		if ok && v.Phase == Ready && m.inspect(v, mounts) != nil {
+			m.confirm(ctx, need)
+			v, ok = m.Snapshot().Get(need)
+		}
+		if ok && v.Phase == Broken {
+			return errs.New(errs.Conflict, "%v; %s is broken: %s", cause, name(v), v.Error)
+		}
+	}
+	return cause
+}
+
+// below returns the ids of all that an object stands on, in ascending order.
+func (s *Snapshot) below(id int64) (all []int64) {
+	v, ok := s.Get(id)
+	if !ok {
+		return nil
+	}
+	for _, need := range v.Needs {
+		all = append(all, need)
+		all = append(all, s.below(need)...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // changes is what a unit shows that changes by itself, or empty.

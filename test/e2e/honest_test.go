@@ -198,3 +198,45 @@ func TestFullIsNotBroken(t *testing.T) {
 		t.Errorf("it is %s: %s", o.Phase, o.Error)
 	}
 }
+
+// A bind whose directory was removed on the node is broken, and so is what stands on it. A container on it is refused with that reason,
+// also before it was noticed.
+func TestBoundDirectoryRemoved(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for name, show := range map[string]func(m *models.Mount) *models.Mount{
+		"bind":           nil,
+		"bind in a bind": func(m *models.Mount) *models.Mount { return bindIn(m, "/") },
+		"overlay, one layer": func(m *models.Mount) *models.Mount {
+			return withUpper(overlay(m), &models.MountOverlayUpper{None: true})
+		},
+		"overlay": func(m *models.Mount) *models.Mount { return overlay(m) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := testkit.Busybox(t)
+			base := n.mount(t, bind(dir))
+			m := base
+			if show != nil {
+				m = n.mount(t, show(mountID(base.ID)))
+			}
+			must(t, os.RemoveAll(dir))
+			// At once: whether or not it has been noticed by now.
+			got := n.Must(t, http.StatusConflict, http.MethodPost, "/container", start("/bin/busybox true", mountID(m.ID)), nil)
+			if !strings.Contains(got.Message(), "removed") {
+				t.Errorf("a container on it: %s", got.Body)
+			}
+			n.becomesBroken(t, "/mount", base.ID, "was removed")
+			n.becomesBroken(t, "/mount", m.ID, "was removed")
+			for _, path := range []string{"/container", "/container?dry_run=true"} {
+				got := n.Must(t, http.StatusConflict, http.MethodPost, path, start("/bin/busybox true", mountID(m.ID)), nil)
+				if !strings.Contains(got.Message(), "was removed") {
+					t.Errorf("%s: %s", path, got.Body)
+				}
+			}
+			if m.ID != base.ID {
+				n.remove(t, http.StatusOK, "/mount", m.ID)
+			}
+			n.remove(t, http.StatusOK, "/mount", base.ID)
+		})
+	}
+}

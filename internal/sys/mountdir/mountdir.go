@@ -292,6 +292,14 @@ func (d *Dir) Ours(id int64, is func(mounttable.Entry) bool) error {
 	return err
 }
 
+// Removed is an error if the directory that a mount shows was removed. Nothing can be created in it, and no mount be attached to it.
+func Removed(path string, e mounttable.Entry) error {
+	if dir, is := strings.CutSuffix(e.Root, "//deleted"); is {
+		return errs.New(errs.Conflict, "the directory that %s shows was removed (it was %s in its file system): delete the mount and create it again", path, dir)
+	}
+	return nil
+}
+
 // Strange says that another file system is mounted at path than the one that was.
 func Strange(path string, e mounttable.Entry) error {
 	return errs.New(errs.Conflict, "another file system (%s, %q) is mounted at %s than the one that was: unmount that, then delete it", e.Type, e.Source, path)

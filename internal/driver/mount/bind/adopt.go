@@ -7,6 +7,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
 // Restore implements driver.Heir.
@@ -24,6 +25,9 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, _ driver.Live) error {
 func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Table) error {
 	e, err := u.b.Mounts.Find(mounts, site.ID)
 	if err != nil {
+		return err
+	}
+	if err := mountdir.Removed(live.Tree.Path, e); err != nil {
 		return err
 	}
 	return mount.Failed(e, live.Tree.Path, false) // the node's file systems may be made read-only as their owner likes

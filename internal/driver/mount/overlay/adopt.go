@@ -8,6 +8,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
 // Restore implements driver.Heir.
@@ -50,8 +51,11 @@ func (u *unit) Inspect(site driver.Site, _ driver.Live, mounts *mounttable.Table
 			return err
 		}
 	}
-	_, err := u.o.Mounts.Find(mounts, site.ID)
-	return err
+	e, err := u.o.Mounts.Find(mounts, site.ID)
+	if err != nil {
+		return err
+	}
+	return mountdir.Removed(u.o.Mounts.Path(site.ID), e) // of a single lower mount
 }
 
 // Sweep implements driver.Heritable: Down relies on nothing but what it finds.
