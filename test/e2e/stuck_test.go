@@ -452,3 +452,39 @@ func grown(t *testing.T, image string, mib int64) string {
 	testkit.Run(t, "resize2fs", image)
 	return image
 }
+
+// An image that a process which can't be killed may still mount stays taken, also for a later server, until that process has ended.
+func TestStuckImageStaysTaken(t *testing.T) {
+	if testkit.InGuest() {
+		t.Skip("this kernel lets direct writes to a frozen file system pass")
+	}
+	testkit.Need(t, "fsfreeze", "losetup", "ext4", "mkfs.ext4")
+	host := t.TempDir()
+	testkit.Run(t, "mount", "-o", "loop", grown(t, testkit.Ext4(t, t.TempDir()), 128), host)
+	t.Cleanup(func() { testkit.Run(t, "umount", host) })
+	image := filepath.Join(host, "image")
+	testkit.Run(t, "mkfs.ext4", "-q", image, "32M")
+	n := newHeritage(t, "--create-timeout", "4s", "--delete-timeout", "2s")
+	n.Stay()
+	first, second := n.attach(t, loopback(image)), n.attach(t, loopback(image))
+	testkit.Run(t, "fsfreeze", "--freeze", host)
+	thaw := sync.OnceFunc(func() { testkit.Run(t, "fsfreeze", "--unfreeze", host) })
+	t.Cleanup(thaw)
+
+	n.Must(t, http.StatusGatewayTimeout, http.MethodPost, "/mount", device(attachID(first.ID), "ext4"), nil)
+	left := n.list(t, "/mount")
+	if len(left) != 1 {
+		t.Fatalf("what may still come is not shown: %v", left)
+	}
+	for range 2 {
+		n.taken(t, fmt.Sprintf("mount %d ", left[0].ID), device(attachID(second.ID), "ext4"))
+		n.Kill(t)
+		n.Again(t)
+	}
+	thaw()
+	testkit.Eventually(t, "the mount that came too late is gone", func() bool { return len(n.list(t, "/mount")) == 0 })
+	n.goes(t, device(attachID(second.ID), "ext4"))
+	for _, a := range []models.Attach{first, second} {
+		n.remove(t, http.StatusOK, "/attach", a.ID)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
@@ -171,6 +172,7 @@ func (d *Daemon) start(t testing.TB) {
 	}
 	d.cmd = exec.Command(d.server, all...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	d.cmd.WaitDelay = 2 * time.Second // a helper that can't be killed has its standard error still open
 	if err := d.launch(d.cmd); err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
@@ -57,8 +58,26 @@ func (u *unit) is(e mounttable.Entry, id int64) bool {
 	return e.Type == u.FSType && (unix.Major(e.Number) == 0 || device == 0 || e.Number == device)
 }
 
-// Sweep implements driver.Heritable.
+// Sweep implements driver.Heritable. Until it is done the image stays claimed: what is left may still mount it.
 func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	if u.m.Claims.ImageOf(site.ID).Number == 0 {
+		u.reclaim(ctx, site)
+	}
+	if err := u.sweep(ctx, site); err != nil {
+		return err
+	}
+	u.m.Claims.DropImage(site.ID)
+	return nil
+}
+
+// reclaim claims the image of an earlier daemon's mount that was not made, as if it could be written. A device that is gone has none.
+func (u *unit) reclaim(ctx context.Context, site driver.Site) {
+	if source, err := u.source(ctx, site.Needs[0].Device); err == nil {
+		u.m.Claims.Enter(site.ID, source.claim(helper.FS{Type: u.FSType}))
+	}
+}
+
+func (u *unit) sweep(ctx context.Context, site driver.Site) error {
 	if d := site.Needs[0].Device; d != nil && d.Remote {
 		u.m.remote.Inherit(site.ID)
 		return u.m.remote.Detach(ctx, site)

@@ -142,6 +142,9 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, err
 	}
 	live, err := u.show(ctx, site.ID, source, fs, device.Remote)
+	if helper.AsStuck(err) != nil { // it may still mount: the claim stays until Sweep
+		return driver.Live{}, &driver.Left{Err: err}
+	}
 	if err != nil {
 		u.m.Claims.DropImage(site.ID)
 		return driver.Live{}, err

@@ -58,7 +58,26 @@ func (u *unit) Inspect(site driver.Site, _ driver.Live, mounts *mounttable.Table
 	return mountdir.Removed(u.o.Mounts.Path(site.ID), e) // of a single lower mount
 }
 
-// Sweep implements driver.Heritable: Down relies on nothing but what it finds.
+// Sweep implements driver.Heritable. What an earlier daemon has left may still mount the layers, which stay claimed until it has ended.
+// For the rest, Down relies on nothing but what it finds.
 func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	if anyRemote(site.Needs) {
+		u.reclaim(site)
+		u.o.remote.Inherit(site.ID)
+		if err := u.o.remote.Settle(ctx, site.ID); err != nil {
+			return err
+		}
+	}
 	return u.Down(ctx, site, driver.Live{})
+}
+
+// reclaim claims the layers that an earlier daemon was to mount, if nobody has them.
+func (u *unit) reclaim(site driver.Site) {
+	var h *home
+	if u.Upper.Sort == inMount && site.Needs[u.Lower].Tree.Made() {
+		h = &home{path: filepath.Join(site.Needs[u.Lower].Tree.Path, u.Upper.Path)}
+	}
+	if l, err := u.layers(site, h); err == nil {
+		_ = u.o.Claims.TakeLayers(site.ID, l)
+	}
 }

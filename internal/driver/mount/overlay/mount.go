@@ -56,7 +56,7 @@ func (o *overlayer) show(ctx context.Context, id int64, l layers) (string, error
 		return o.showClassic(ctx, id, l)
 	}
 	if l.remote {
-		tree, err := o.Helper.Mount(ctx, l.fs())
+		tree, err := o.remote.Helper(id).Mount(ctx, l.fs())
 		if err != nil {
 			return "", err
 		}
@@ -171,7 +171,7 @@ func (o *overlayer) showClassic(ctx context.Context, id int64, l layers) (string
 	}
 	return o.Mounts.AttachWith(id, func(path string) error {
 		if l.remote {
-			return o.Helper.Classic(ctx, l.fs(), names, path, data)
+			return o.remote.Helper(id).Classic(ctx, l.fs(), names, path, data)
 		}
 		return mount.Classic(o.Gate, names, "overlay", "overlay", speaker, path, l.attr(), data)
 	})

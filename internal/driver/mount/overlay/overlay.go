@@ -143,6 +143,9 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, errors.Join(err, u.dropUpper(context.WithoutCancel(ctx), site.ID))
 	}
 	path, err := u.o.show(ctx, site.ID, l)
+	if helper.AsStuck(err) != nil { // it may still mount the layers, which stay as they are until Sweep
+		return driver.Live{}, &driver.Left{Err: err}
+	}
 	if err != nil {
 		l.upper.close() // it would be busy
 		return driver.Live{}, errors.Join(err, u.o.removeNames(site.ID), u.dropUpper(context.WithoutCancel(ctx), site.ID))
