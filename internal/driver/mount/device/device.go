@@ -16,6 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
@@ -158,6 +159,10 @@ func (u *unit) show(ctx context.Context, id int64, source source, fs helper.FS, 
 	tree, err := u.mount(ctx, id, fs, remote)
 	if err != nil {
 		return driver.Live{}, hint(source, err)
+	}
+	// The device was found by its number, which another one can have got meanwhile. From now on the file system holds it.
+	if err := block.Check(source.number, source.sequence); err != nil {
+		return driver.Live{}, errors.Join(fmt.Errorf("mount %s: %w", source.path, err), u.discard(ctx, tree, remote))
 	}
 	// Only now: what the kernel says of an option comes first.
 	if err := u.m.Claims.Take(id, source.claim(fs)); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -203,6 +204,31 @@ func TestPartition(t *testing.T) {
 	if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "no partition 2: it has 1, 5") {
 		t.Errorf("partition 2: %v", err)
 	}
+}
+
+// A device that another program attaches again between the look at it and its mount is not shown as what was attached.
+func TestReplacedBeforeMount(t *testing.T) {
+	w := mounttest.New(t)
+	on := mounttest.Attached(t, testkit.Ext4(t, mounttest.Files(t, map[string]string{"file": "x"})))
+	other := testkit.Ext4(t, mounttest.Files(t, map[string]string{"file": "of another"}))
+	w.Gate(func(act string, perform func() error) error {
+		if act == "mount create" {
+			testkit.Run(t, "losetup", "--detach", on.Device.Path)
+			testkit.Eventually(t, "the device is used again", func() bool { return exec.Command("losetup", on.Device.Path, other).Run() == nil })
+		}
+		return perform()
+	})
+	u, _ := drivertest.Plan(t, device.New(device.Options{Gate: w.Pass, Mounts: w.Mounts}), def(`"fs_type":"ext4"`))
+	site := driver.Site{ID: 78, Needs: []driver.Live{on}}
+	before := testkit.Snapshot(t, w.Scope())
+	live, err := u.Up(context.Background(), site)
+	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another one now") {
+		t.Errorf("up: %+v, %v", live, err)
+	}
+	if err == nil {
+		testkit.Eventually(t, "the mount comes down", func() bool { return u.Down(context.Background(), site, live) == nil })
+	}
+	before.Same(t)
 }
 
 // A second mount of a device with other options would get those of the first.

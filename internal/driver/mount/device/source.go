@@ -24,6 +24,7 @@ import (
 type source struct {
 	path     string
 	number   uint64 // st_rdev
+	sequence uint64 // of the disk: see driver.Device
 	readOnly bool
 	content  extent.Content
 }
@@ -54,7 +55,7 @@ func (u *unit) source(ctx context.Context, d *driver.Device) (source, error) {
 	if err != nil {
 		return source{}, fmt.Errorf("mount %s: %w", path, err)
 	}
-	return source{path: path, number: number, readOnly: d.ReadOnly || info.ReadOnly, content: content}, nil
+	return source{path: path, number: number, sequence: d.Sequence, readOnly: d.ReadOnly || info.ReadOnly, content: content}, nil
 }
 
 // claim is what a mount of source in a way claims.
