@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -120,17 +121,37 @@ func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 		err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), socketMode) })
 		return errors.Join(err, failed)
 	}}
-	l, err := config.Listen(ctx, "unix", path)
+	opened, err := config.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}
-	if gid < 0 {
-		return l, nil
+	l := &unixListener{UnixListener: opened.(*net.UnixListener), path: path}
+	l.SetUnlinkOnClose(false)
+	if l.file, err = os.Lstat(path); err == nil && gid >= 0 {
+		err = errors.Join(os.Lchown(path, -1, gid), os.Chmod(path, socketGroupMode))
 	}
-	if err := errors.Join(os.Lchown(path, -1, gid), os.Chmod(path, socketGroupMode)); err != nil {
-		return nil, errors.Join(fmt.Errorf("let group %s use the unix socket: %w", group, err), l.Close())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare unix socket %s: %w", path, err), l.Close())
 	}
 	return l, nil
+}
+
+// unixListener removes the file of its socket when it is closed, but not one that another server has put in its place.
+type unixListener struct {
+	*net.UnixListener
+	path string
+	file os.FileInfo
+	once sync.Once
+}
+
+// Close removes the file while the socket still answers: until then no other server takes its place.
+func (l *unixListener) Close() error {
+	l.once.Do(func() {
+		if now, err := os.Lstat(l.path); err == nil && l.file != nil && os.SameFile(now, l.file) {
+			_ = os.Remove(l.path) // the next server replaces it
+		}
+	})
+	return l.UnixListener.Close()
 }
 
 // removeStale removes a socket that nobody listens on, which a daemon that was killed leaves. It never removes one
@@ -152,6 +173,9 @@ func removeStale(path string) error {
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("listen on unix socket: %w", err)
+	}
+	if now, err := os.Lstat(path); err != nil || !os.SameFile(now, info) {
+		return fmt.Errorf("listen on unix socket %s: %w", path, occupied("another server is about to answer there"))
 	}
 	return os.Remove(path)
 }

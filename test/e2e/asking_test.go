@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -354,5 +355,21 @@ func TestMonitoring(t *testing.T) {
 		if strings.Contains(text, secret) {
 			t.Errorf("the metrics contain %q", secret)
 		}
+	}
+}
+
+// A server that ends removes its own socket and not the one that another server has put in its place.
+func TestSocketOfAnotherServerStays(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t)
+	must(t, os.Remove(d.Socket))
+	other, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.Socket, Net: "unix"})
+	must(t, err)
+	defer other.Close() // and its file
+	before, err := os.Stat(d.Socket)
+	must(t, err)
+	d.Stop(t)
+	if after, err := os.Stat(d.Socket); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the other server's socket is gone: %v", err)
 	}
 }
