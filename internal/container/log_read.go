@@ -23,7 +23,7 @@ func (u *unit) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 		case err == nil:
 			return l, nil
 		case errors.Is(err, os.ErrNotExist):
-			return nil, errs.New(errs.NotFound, "read log: the container is gone")
+			return nil, errs.New(errs.NotFound, "read log: %w", err)
 		case !errors.Is(err, errRotated):
 			return nil, fmt.Errorf("read log: %w", err)
 		}

@@ -51,5 +51,12 @@ func (m *Manager) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 	case v.Phase == Pending:
 		return nil, errs.New(errs.Conflict, "%s is pending: it has no log yet", name(v))
 	}
-	return unit.OpenLog(id, query)
+	log, err := unit.OpenLog(id, query)
+	if errs.Is(err, errs.NotFound) {
+		// The log of a container goes only while it is torn down.
+		if now, ok := m.Snapshot().Get(id); ok && now.Phase != Stopping {
+			return nil, errs.New(errs.Conflict, "%s: its log file was removed outside ImageAPI: its output is lost until it is started again, which begins a new one (%w)", name(v), err)
+		}
+	}
+	return log, err
 }

@@ -228,9 +228,17 @@ func (d *Dir) AttachWith(id int64, put func(path string) error) (string, error) 
 		return "", &os.PathError{Op: "mkdir", Path: path, Err: err}
 	}
 	if err := put(path); err != nil {
-		return "", errors.Join(err, d.remove(path))
+		return "", errors.Join(d.unlessGone(err), d.remove(path))
 	}
 	return path, nil
+}
+
+// unlessGone returns err, which came of mounting in the directory, or what explains it: that the directory itself was unmounted.
+func (d *Dir) unlessGone(err error) error {
+	if there, failed := d.mounted(); failed != nil || there {
+		return err
+	}
+	return errs.New(errs.Conflict, "the directory of mountpoints %s was unmounted outside ImageAPI: restart imageapi-server, which mounts it again (%w)", d.path, err)
 }
 
 // Detach unmounts what is mounted at the mountpoint of id, as [mount.Unmount] does, and removes the mountpoint. What
