@@ -1,0 +1,122 @@
+// Package wire is the form of the messages between the daemon and the processes that it starts.
+//
+// They go over sockets of type SOCK_SEQPACKET (unix(7)), one message a packet. A message is its kind, one byte, and its fields, each ended
+// by a NUL. Descriptors travel with a message as SCM_RIGHTS.
+//
+// Daemon and keeper may be of different versions: an upgrade replaces the one and not the other. Between versions the meaning of a kind or
+// a field never changes; a message may get further fields at its end, and a receiver ignores kinds and fields that it does not know.
+package wire
+
+import (
+	"errors"
+	"io"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kind is the first byte of a message.
+type Kind byte
+
+// MaxSize is how long a message may be, in bytes. The kernel's default send buffer takes one of this size.
+const MaxSize = 160 << 10
+
+// mostFiles is how many descriptors one message carries at most.
+const mostFiles = 8
+
+var errMalformed = errors.New("malformed message")
+
+// Message is one message.
+type Message struct {
+	Kind   Kind
+	Fields []string // none holds a NUL
+	Files  []int    // descriptors; received ones are close-on-exec and belong to the receiver
+}
+
+// Field returns a field, or nothing if the sender does not know it.
+func (m Message) Field(n int) string {
+	if n >= len(m.Fields) {
+		return ""
+	}
+	return m.Fields[n]
+}
+
+// Close closes the descriptors of a message that nobody wants.
+func (m Message) Close() {
+	for _, fd := range m.Files {
+		unix.Close(fd)
+	}
+}
+
+// Encode returns the bytes of a message.
+func (m Message) Encode() []byte {
+	size := 1
+	for _, f := range m.Fields {
+		size += len(f) + 1
+	}
+	b := append(make([]byte, 0, size), byte(m.Kind))
+	for _, f := range m.Fields {
+		b = append(append(b, f...), 0)
+	}
+	return b
+}
+
+// Decode reads the bytes of a message.
+func Decode(b []byte) (Message, error) {
+	switch {
+	case len(b) == 0 || len(b) > 1 && b[len(b)-1] != 0:
+		return Message{}, errMalformed
+	case len(b) == 1:
+		return Message{Kind: Kind(b[0])}, nil
+	}
+	return Message{Kind: Kind(b[0]), Fields: strings.Split(string(b[1:len(b)-1]), "\x00")}, nil
+}
+
+// Send sends a message over a socket. On a socket that does not block and whose buffer is full the error is EAGAIN.
+func Send(socket int, m Message) error {
+	b := m.Encode()
+	if len(b) > MaxSize || len(m.Files) > mostFiles {
+		return unix.EMSGSIZE
+	}
+	var rights []byte
+	if len(m.Files) > 0 {
+		rights = unix.UnixRights(m.Files...)
+	}
+	for {
+		if err := unix.Sendmsg(socket, b, rights, nil, unix.MSG_NOSIGNAL); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// Receive waits for a message. When the other side is gone the error is io.EOF.
+func Receive(socket int) (Message, error) {
+	b, control := make([]byte, MaxSize), make([]byte, unix.CmsgSpace(4*mostFiles))
+	n, oobn, flags, _, err := unix.Recvmsg(socket, b, control, unix.MSG_CMSG_CLOEXEC)
+	for errors.Is(err, unix.EINTR) {
+		n, oobn, flags, _, err = unix.Recvmsg(socket, b, control, unix.MSG_CMSG_CLOEXEC)
+	}
+	switch {
+	case errors.Is(err, unix.ECONNRESET), err == nil && n == 0 && oobn == 0: // reset: it left a message of ours unread
+		return Message{}, io.EOF
+	case err != nil:
+		return Message{}, err
+	}
+	files, err := rights(control[:oobn])
+	m, malformed := Decode(b[:n])
+	m.Files = files
+	if err = errors.Join(err, malformed); err != nil || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		m.Close()
+		return Message{}, errors.Join(errMalformed, err)
+	}
+	return m, nil
+}
+
+func rights(control []byte) (files []int, err error) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		some, failed := unix.ParseUnixRights(&m)
+		files, err = append(files, some...), errors.Join(err, failed)
+	}
+	return files, err
+}
