@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -173,9 +172,6 @@ func (l *listener) show(e state.Event) *models.Event {
 	}
 }
 
-// onlyID is how an object that is given by its id is encoded: refs, which is never left out elsewhere, means nothing there.
-var onlyID = regexp.MustCompile(`\{"id":(\d+),"refs":0\}`)
-
 // send writes one event.
 func (l *listener) send(out *streamWriter, e *models.Event) error {
 	var data bytes.Buffer
@@ -184,8 +180,11 @@ func (l *listener) send(out *streamWriter, e *models.Event) error {
 	if err := enc.Encode(e); err != nil {
 		return err
 	}
-	line := onlyID.ReplaceAll(printable.JSON(data.Bytes()), []byte(`{"id":$1}`))
-	return out.write(slices.Concat([]byte("event: "+e.Type+"\nid: "+e.EventID+"\ndata: "), line, []byte("\n")))
+	line, err := withIDsAlone(data.Bytes())
+	if err != nil {
+		return err
+	}
+	return out.write(slices.Concat([]byte("event: "+e.Type+"\nid: "+e.EventID+"\ndata: "), printable.JSON(line), []byte("\n")))
 }
 
 // eventFilter says which objects to tell of; an empty list does not matter.

@@ -92,22 +92,29 @@ func (l *logAnswer) copy(ctx context.Context, out *streamWriter) error {
 	}
 	buf := make([]byte, 32<<10)
 	for {
-		snap := l.api.manager.Snapshot()
-		view, there := snap.Get(l.id)
+		there, over, stale := l.look() // before the log is read: nothing comes after the end
 		if !there {
 			out.hurry()
 		}
-		last := !l.follow || !there || ended(view) // looked at before the log is read: nothing comes after that
+		last := !l.follow || over
 		if err := l.drain(ctx, out, buf); err != nil || last {
 			return err
 		}
 		select {
 		case <-l.log.More():
-		case <-snap.Stale():
+		case <-stale:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// look tells whether the container is there, whether its log has its end, and what is closed when that may be different. It keeps no snapshot,
+// which would keep all later ones for as long as a slow client takes to read.
+func (l *logAnswer) look() (there, over bool, stale <-chan struct{}) {
+	snap := l.api.manager.Snapshot()
+	view, there := snap.Get(l.id)
+	return there, !there || ended(view), snap.Stale()
 }
 
 // ended tells whether a container has run and does not go on by itself.

@@ -31,6 +31,11 @@ func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot
 	if err := m.recovered(ctx, id); err != nil {
 		return nil, err
 	}
+	ctx, end, err := m.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	unlock, err := m.lock(ctx, id)
 	if err != nil {
 		return nil, err

@@ -13,6 +13,9 @@ import (
 
 var errTooSlow = errors.New("it took too long")
 
+// errClosing is why nothing new is let in any more.
+var errClosing = errs.New(errs.Conflict, "the daemon is shutting down")
+
 // errDeleted is why a create is given up.
 var errDeleted = errs.New(errs.Conflict, "it was deleted before it was ready")
 
@@ -31,8 +34,7 @@ func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int
 	if err != nil {
 		return nil, 0, err
 	}
-	m.work.Add(1) // Close waits for us
-	defer m.work.Done()
+	defer m.work.Done() // reserve has added to it
 	var snap *Snapshot
 	if err = m.record(stack...); err == nil {
 		err = m.bringUp(ctx, order, stack)
@@ -70,6 +72,7 @@ func (m *Manager) reserve(order []*driver.Plan, giveUp context.CancelCauseFunc) 
 		top := stack[len(stack)-1]
 		m.objects[top].giveUp = giveUp
 		c.hold(top, true)
+		m.work.Add(1) // Close waits for the create
 		return nil
 	})
 	return stack, err
@@ -78,7 +81,7 @@ func (m *Manager) reserve(order []*driver.Plan, giveUp context.CancelCauseFunc) 
 // admit makes sure that a plan with these levels may be made now; m.mu is held.
 func (m *Manager) admit(order []*driver.Plan) error {
 	if m.closing {
-		return errs.New(errs.Conflict, "the daemon is shutting down")
+		return errClosing
 	}
 	top := order[len(order)-1]
 	if err := m.checkPlan(top); err != nil {
@@ -273,7 +276,7 @@ func (m *Manager) commit(ctx context.Context, stack []int64) (snap *Snapshot, er
 			return fmt.Errorf("%s: given up before it was ready: %w", m.objects[stack[len(stack)-1]].path, err)
 		}
 		if m.closing {
-			return errs.New(errs.Conflict, "the daemon is shutting down")
+			return errClosing
 		}
 		for _, id := range stack {
 			c.phase(id, Ready, "")

@@ -41,7 +41,8 @@ func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, forc
 		return nil, nil, err
 	}
 	m.note(id)
-	own, cascade := m.removeBehind(id, before, idle, force, unlock)
+	was, _ := before.Get(id) // it was there to be claimed
+	own, cascade := m.removeBehind(was, idle, force, unlock)
 	return m.await(id, before, own, cascade)
 }
 
@@ -155,6 +156,10 @@ func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overr
 		if o.proc != nil && !force {
 			return errs.New(errs.Conflict, "%s is %s: stop it first, or delete it with force=true", name(o.view), o.view.Run.State)
 		}
+		if m.closing {
+			return errClosing
+		}
+		m.work.Add(1) // removeBehind is done
 		before = m.Snapshot()
 		c.claim(id)
 		if o.proc != nil {
@@ -190,48 +195,48 @@ type removal struct {
 }
 
 // removeBehind does the deletion, whether or not somebody waits for it, and unlocks in the end. own gets the object's own
-// result, cascade what was lost when what it held alone has been seen to as well.
-func (m *Manager) removeBehind(id int64, before *Snapshot, idle []int64, force bool, unlock func()) (own <-chan removal, cascade <-chan []string) {
+// result, cascade what was lost when what it held alone has been seen to as well. It may take for ever: it must keep no snapshot, which
+// would keep all later ones.
+func (m *Manager) removeBehind(was *View, idle []int64, force bool, unlock func()) (own <-chan removal, cascade <-chan []string) {
 	result, done := make(chan removal, 1), make(chan []string, 1)
-	m.work.Go(func() {
+	go func() {
+		defer m.work.Done()
 		var lost []string
 		defer func() { done <- lost }()
-		orphans, r := m.removeOne(id, before, idle, force)
+		orphans, r := m.removeOne(was, idle, force)
 		unlock()
 		result <- r
 		if r.err == nil {
 			<-m.collectWarning(orphans, func(text string) { lost = append(lost, text) })
 		}
-	})
+	}()
 	return result, done
 }
 
-func (m *Manager) removeOne(id int64, before *Snapshot, idle []int64, force bool) (orphans []int64, r removal) {
+func (m *Manager) removeOne(was *View, idle []int64, force bool) (orphans []int64, r removal) {
+	id := was.ID
 	if proc := m.process(id); proc != nil {
 		proc.Stop()
 		_ = waitForEnd(m.watch(context.Background(), id), proc) // it kills what does not stop; what can't be killed keeps the object stopping
 	}
 	warnings, err := m.takeDown(id, force)
 	if errs.Is(err, errs.Conflict) {
-		m.restore(id, before)
-		return nil, removal{err: fmt.Errorf("%s: %w", nameIn(before, id), err)}
+		m.restore(was)
+		return nil, removal{err: fmt.Errorf("%s: %w", name(was), err)}
 	}
 	for _, holder := range idle {
 		m.lose(holder, id)
 	}
 	if err != nil {
 		phase := m.breakDown(id, err)
-		return nil, removal{err: fmt.Errorf("%s is kept as %s and will be tried again: %w", nameIn(before, id), phase, err)}
+		return nil, removal{err: fmt.Errorf("%s is kept as %s and will be tried again: %w", name(was), phase, err)}
 	}
 	return m.forget(id), removal{warnings: warnings}
 }
 
 // restore makes an object again what it was before a deletion that changed nothing.
-func (m *Manager) restore(id int64, before *Snapshot) {
-	was, ok := before.Get(id)
-	if !ok {
-		return
-	}
+func (m *Manager) restore(was *View) {
+	id := was.ID
 	_ = m.edit(func(c *change) error {
 		v := c.touch(id)
 		v.Phase, v.Error, v.Since = was.Phase, was.Error, was.Since

@@ -14,6 +14,11 @@ func (m *Manager) Exec(ctx context.Context, id int64, command driver.Command) (d
 	if err := m.recovered(ctx, id); err != nil {
 		return driver.Output{}, err
 	}
+	ctx, end, err := m.enter(ctx)
+	if err != nil {
+		return driver.Output{}, err
+	}
+	defer end()
 	v, err := m.runnable(id)
 	if err != nil {
 		return driver.Output{}, err

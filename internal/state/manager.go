@@ -54,8 +54,8 @@ type Manager struct {
 
 	snap     atomic.Pointer[Snapshot]
 	events   history
-	work     sync.WaitGroup  // background teardowns and watchers
-	restarts sync.WaitGroup  // starts that nobody asked for; added to under mu, while closing is not set
+	work     sync.WaitGroup  // background teardowns and watchers; added to under mu while closing is not set, or by what is in a group itself
+	restarts sync.WaitGroup  // starts of containers, and what else is done with one; added to under mu, while closing is not set
 	life     context.Context // ends when nothing new is let in any more
 	end      context.CancelFunc
 	notes    sync.Mutex // makes journal writes take turns; taken after mu was left

@@ -130,7 +130,22 @@ func (m *Manager) restart(id int64) {
 	}
 }
 
-// begin counts the caller among those that start containers by themselves, unless nothing new is let in any more.
+// enter is begin for what a client asks of a container. The caller calls end when it is done; the context it returns ends too when nothing new is
+// let in any more.
+func (m *Manager) enter(ctx context.Context) (_ context.Context, end func(), err error) {
+	if !m.begin() {
+		return nil, nil, errClosing
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(m.life, func() { cancel(errClosing) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		m.restarts.Done()
+	}, nil
+}
+
+// begin counts the caller among those that start containers, or do something with one, unless nothing new is let in any more.
 func (m *Manager) begin() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -149,8 +164,8 @@ func (m *Manager) launch(ctx context.Context, v *View, restarts int64) error {
 	}
 	_ = m.edit(func(c *change) error {
 		m.objects[v.ID].restart = nil
-		if err != nil && restarts > 0 && m.closing {
-			return nil // it was cut short, and waits as before
+		if err != nil && m.closing {
+			return nil // it was cut short, and is what it was before
 		}
 		if err != nil {
 			now := time.Now()

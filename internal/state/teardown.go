@@ -154,12 +154,14 @@ func (m *Manager) tryAgain(id int64) {
 	claimed := false
 	_ = m.edit(func(c *change) error {
 		o := m.objects[id]
-		if claimed = o != nil && o.retry != nil && o.view.Refs == 0; claimed {
+		if claimed = o != nil && o.retry != nil && o.view.Refs == 0 && !isClosed(m.leaving); claimed {
 			c.claim(id)
+			m.work.Add(1)
 		}
 		return nil
 	})
 	if claimed {
+		defer m.work.Done()
 		m.collect([]int64{id})
 	}
 }
@@ -227,14 +229,15 @@ func (m *Manager) Leave(ctx context.Context) error {
 		for _, o := range m.objects {
 			if o.retry != nil {
 				o.retry.Stop()
+				o.retry = nil // one that has fired already finds that it is not to be
 			}
 			if o.restart != nil {
 				o.restart.Stop()
 			}
 		}
+		close(m.leaving)
 		return nil
 	})
-	close(m.leaving)
 	done := make(chan struct{})
 	go func() {
 		m.work.Wait()
@@ -252,7 +255,7 @@ func (m *Manager) all() []int64 {
 	return m.graph.All()
 }
 
-// refuse lets nothing new in and ends the starts that nobody asked for: when it returns no container comes to run by itself.
+// refuse lets nothing new in, and ends the starts of containers and the commands in them: when it returns no container comes to run.
 func (m *Manager) refuse() {
 	m.mu.Lock()
 	m.closing = true

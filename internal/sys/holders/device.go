@@ -32,11 +32,9 @@ func OfDevice(rdev uint64) []Holder {
 	return s.found
 }
 
-const builtOnIt = "the block device %s is built on it"
-
 // But leaves out of the holders of a device the block device of a name, the kernel's, that is built on it.
 func But(all []Holder, name string) []Holder {
-	return slices.DeleteFunc(all, func(h Holder) bool { return h.PID == 0 && h.What == fmt.Sprintf(builtOnIt, name) })
+	return slices.DeleteFunc(all, func(h Holder) bool { return h.Device == name })
 }
 
 func newDevice(rdev uint64) device {
@@ -98,7 +96,7 @@ func (s *scan) deviceUsers(d device) {
 	for _, number := range d.numbers {
 		users, _ := os.ReadDir(filepath.Join(sysfs(number), "holders"))
 		for _, user := range users {
-			s.addKernel(builtOnIt, user.Name())
+			s.note(Holder{What: fmt.Sprintf("the block device %s is built on it", user.Name()), Device: user.Name()})
 		}
 	}
 	s.backing(func(file string) bool { return strings.HasPrefix(file, "/dev/") && d.named(file) })

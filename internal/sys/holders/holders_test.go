@@ -43,12 +43,13 @@ func TestText(t *testing.T) {
 	}
 }
 
+// TestBut: what is left out is known by its device, however the message says it.
 func TestBut(t *testing.T) {
 	all := []holders.Holder{
-		{What: "the block device dm-1 is built on it"}, {What: "the block device dm-12 is built on it"},
+		{What: "dm-1 holds it", Device: "dm-1"}, {What: "the block device dm-12 is built on it", Device: "dm-12"},
 		{PID: 7, Command: "sh", What: "the block device dm-1 is built on it"}, {What: "it is mounted at /x"},
 	}
-	if got := holders.But(all, "dm-1"); len(got) != 3 || got[0].What != "the block device dm-12 is built on it" {
+	if got := holders.But(all, "dm-1"); len(got) != 3 || got[0].Device != "dm-12" {
 		t.Errorf("left are %v", got)
 	}
 }

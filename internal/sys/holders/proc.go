@@ -110,14 +110,16 @@ func (s *scan) add(p process, format string, args ...any) {
 	if p.ns != s.self.ns {
 		h.MountNS = p.ns
 	}
-	if !s.full() && !slices.Contains(s.found, h) {
-		s.found = append(s.found, h)
-	}
+	s.note(h)
 }
 
 // addKernel notes something that belongs to no process.
 func (s *scan) addKernel(format string, args ...any) {
-	h := Holder{What: fmt.Sprintf(format, args...)}
+	s.note(Holder{What: fmt.Sprintf(format, args...)})
+}
+
+// note notes a holder once.
+func (s *scan) note(h Holder) {
 	if !s.full() && !slices.Contains(s.found, h) {
 		s.found = append(s.found, h)
 	}
