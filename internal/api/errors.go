@@ -2,13 +2,11 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
-	"syscall"
 
 	oaerrors "github.com/go-openapi/errors"
 
@@ -60,6 +58,8 @@ func problemOf(class errs.Class) problem {
 		return problem{"timeout", http.StatusGatewayTimeout, true}
 	case errs.OutOfSpace:
 		return problem{"out-of-space", http.StatusInsufficientStorage, true}
+	case errs.Exhausted:
+		return problem{"exhausted", http.StatusServiceUnavailable, true}
 	default:
 		return problem{"internal", http.StatusInternalServerError, false}
 	}
@@ -108,10 +108,8 @@ func allowed(err *oaerrors.MethodNotAllowedError) string {
 func writeError(w http.ResponseWriter, answer *models.Error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(int(answer.Code))
-	out := json.NewEncoder(w)
-	out.SetEscapeHTML(false)
 	// The only error left is that of a client that is gone.
-	_ = out.Encode(answer)
+	_ = jsonProducer().Produce(w, answer)
 }
 
 // newError returns an error as it is answered.
@@ -152,7 +150,7 @@ func sectionOf(status int) string {
 	case http.StatusBadGateway:
 		return "502-remote"
 	case http.StatusServiceUnavailable:
-		return "503-shutting-down"
+		return "503-unavailable"
 	case http.StatusGatewayTimeout:
 		return "504-deadline"
 	case http.StatusInsufficientStorage:
@@ -236,9 +234,9 @@ func bounded(list []*models.Fault) []*models.Fault {
 }
 
 func problemIn(err error) problem {
-	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-	if own, ok := errors.AsType[*errs.Error](err); ok && (own.Class != errs.Internal || !full) {
-		return problemOf(own.Class)
+	class := errs.ClassOf(err)
+	if _, own := errors.AsType[*errs.Error](err); own || class != errs.Internal {
+		return problemOf(class)
 	}
 	if all, ok := errors.AsType[*oaerrors.CompositeError](err); ok {
 		return problemInAll(all.Errors)
@@ -247,8 +245,6 @@ func problemIn(err error) problem {
 		return problemWith(plainStatus(int(coded.Code())))
 	}
 	switch {
-	case full:
-		return problemOf(errs.OutOfSpace)
 	case errors.Is(err, context.Canceled):
 		return problem{"canceled", statusClientGone, true}
 	case errors.Is(err, context.DeadlineExceeded):

@@ -19,8 +19,11 @@ import (
 // cgroup, or in its parent if it has left that: until a process is reaped nobody else gets its number.
 func (c *command) openFirst(config *proto.Config) (err error) {
 	pid := c.of.pid
-	if c.first, err = unix.PidfdOpen(pid, 0); err != nil {
+	switch c.first, err = unix.PidfdOpen(pid, 0); {
+	case err == unix.ESRCH:
 		return errs.New(errs.Conflict, "%w", errEnded)
+	case err != nil:
+		return os.NewSyscallError("pidfd_open", err)
 	}
 	inside := c.of.holds(pid) || c.of.supervised(pid)
 	takeOpenFiles(config, pid)

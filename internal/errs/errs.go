@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 )
 
 // Class is what kind of fault an error is. The zero value is Internal: an error nobody classified is ours.
@@ -29,6 +30,7 @@ const (
 	Precondition // the object changed since the client read it
 	RolledBack   // a replace failed, and the old container runs again
 	OutOfSpace   // a file system, the memory or the cache is full
+	Exhausted    // the server or the node has no free file descriptors
 )
 
 // general returns the class that c is a case of, or c itself.
@@ -44,7 +46,7 @@ func (c Class) general() Class {
 func (c Class) String() string {
 	names := [...]string{
 		"internal", "malformed", "invalid", "not-found", "conflict", "unsupported", "remote", "deadline",
-		"unknown", "busy", "in-use", "name-taken", "precondition", "rolled-back", "out-of-space",
+		"unknown", "busy", "in-use", "name-taken", "precondition", "rolled-back", "out-of-space", "exhausted",
 	}
 	if int(c) < len(names) {
 		return names[c]
@@ -69,12 +71,20 @@ func New(c Class, format string, args ...any) error {
 	return &Error{Class: c, Err: fmt.Errorf(format, args...)}
 }
 
-// ClassOf returns the class of err: that of the outermost *Error in its chain, else Internal.
+// ClassOf returns the class of err: that of the outermost *Error in its chain, else Internal. An error that nobody else is to blame for
+// is OutOfSpace or Exhausted if that is what the kernel said, wherever it came from.
 func ClassOf(err error) Class {
+	class := Internal
 	if e, ok := errors.AsType[*Error](err); ok {
-		return e.Class
+		class = e.Class
 	}
-	return Internal
+	switch {
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return Exhausted // it is never the fault of a request or a storage server
+	case class == Internal && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.ENOMEM)):
+		return OutOfSpace
+	}
+	return class
 }
 
 // Is reports whether err is of class c, or of a class that is a case of c.

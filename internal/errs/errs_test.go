@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"syscall"
 	"testing"
 )
 
@@ -20,6 +22,14 @@ func TestClassOf(t *testing.T) {
 		"reclassed": {New(Remote, "attach: %w", inner), Remote},
 		"located":   {At("a.b", inner), NotFound},
 		"joined":    {errors.Join(io.EOF, inner), NotFound},
+
+		"descriptors":             {usedUp(syscall.EMFILE), Exhausted},
+		"descriptors of the node": {usedUp(syscall.ENFILE), Exhausted},
+		"descriptors, elsewhere":  {New(Remote, "dial: %w", usedUp(syscall.EMFILE)), Exhausted},
+		"space":                   {usedUp(syscall.ENOSPC), OutOfSpace},
+		"quota":                   {New(Internal, "write: %w", usedUp(syscall.EDQUOT)), OutOfSpace},
+		"memory":                  {usedUp(syscall.ENOMEM), OutOfSpace},
+		"space, of a value":       {New(Invalid, "set: %w", usedUp(syscall.ENOSPC)), Invalid},
 	} {
 		if got := ClassOf(c.err); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
@@ -31,6 +41,10 @@ func TestClassOf(t *testing.T) {
 	if Is(nil, Internal) {
 		t.Error("no error has a class")
 	}
+}
+
+func usedUp(errno syscall.Errno) error {
+	return errors.Join(io.EOF, &os.PathError{Op: "open", Path: "x", Err: errno})
 }
 
 func TestFaults(t *testing.T) {

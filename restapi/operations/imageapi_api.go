@@ -355,6 +355,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 // | `rolled-back` | 422 | A replace failed and the old container runs again. | No: correct the new image. |
 // | `unsupported` | 501 | The kernel or this version lacks the feature. | No. |
 // | `remote-refused` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |
+// | `exhausted` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |
 // | `shutting-down` | 503 | The server is shutting down. | Yes, when it is back. |
 // | `out-of-space` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |
 //
@@ -457,11 +458,13 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // **Remedy:** look at that server, its address, what it exports to this node, and the credentials.
 //
-// ## 503 shutting down
+// ## 503 unavailable
 //
-// **Cause:** the server is ending and has cancelled the request. What it had begun is undone.
+// **Cause:** the server is ending and has cancelled the request, or the server or the node has no free file descriptors
+// (`too many open files`). What it had begun is undone.
 //
-// **Remedy:** send it again when the server is back.
+// **Remedy:** send it again when the server is back, or when other requests have ended. If descriptors run out often, raise the
+// server's limit (`LimitNOFILE` of its unit) or `fs.file-max` of the node.
 //
 // ## 504 deadline
 //

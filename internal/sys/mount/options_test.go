@@ -86,9 +86,9 @@ func TestError(t *testing.T) {
 			"mount ext4 /dev/loop3 (ro,nosuid,nodev): invalid argument; the kernel says: one; two", errs.Invalid,
 		},
 		{Error{Op: "mount", Type: "xfs", Option: "a=b", Err: unix.EINVAL}, `mount xfs: option "a=b": invalid argument`, errs.Invalid},
-		{Error{Op: "unmount", Target: "/x", Err: unix.EBUSY}, "unmount at /x: device or resource busy", errs.Conflict},
+		{Error{Op: "unmount", Target: "/x", Err: unix.EBUSY}, "unmount at /x: device or resource busy", errs.Busy},
 		{Error{Op: "mount", Type: "xfs", Err: unix.EOPNOTSUPP}, "mount xfs: operation not supported", errs.Unsupported},
-		{Error{Op: "mount", Err: unix.ENOMEM}, "mount: cannot allocate memory", errs.Internal},
+		{Error{Op: "mount", Err: unix.ENOMEM}, "mount: cannot allocate memory", errs.OutOfSpace},
 		{Error{Op: "mount", Flags: 1 << 40, Err: unix.EIO}, "mount (0x10000000000): input/output error", errs.Invalid},
 		{Error{Op: "mount", Err: errors.New("other")}, "mount: other", errs.Internal},
 	} {

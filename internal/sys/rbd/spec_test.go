@@ -112,7 +112,7 @@ func TestExplain(t *testing.T) {
 		{unix.EROFS, []string{"rbd: rbd1: peer will not release lock"}, errs.Conflict, "keeps it"},
 		{unix.ETIMEDOUT, []string{"libceph: mon0 (2)192.0.2.7:6789 server is speaking msgr1 protocol"}, errs.Deadline, "speaking msgr1"},
 		{unix.EINVAL, []string{"rbd: rbd0: exclusive-lock feature is not enabled"}, errs.Invalid, "exclusive-lock feature is not enabled"},
-		{unix.ENOMEM, nil, errs.Internal, "cannot allocate memory"},
+		{unix.ENOMEM, nil, errs.OutOfSpace, "cannot allocate memory"},
 		{errs.New(errs.Deadline, "write add: not done in time: %w", context.DeadlineExceeded), []string{"a line"}, errs.Deadline, "not done in time: context deadline exceeded (kernel: a line)"},
 	} {
 		err := s.explain(fmt.Errorf("write: %w", test.err), test.words)
