@@ -70,6 +70,16 @@ func TestImageMountedByHand(t *testing.T) {
 	t.Run("idle", func(t *testing.T) {
 		n.taken(t, loopByHand(t, image), device(loopback(image), "ext4"))
 	})
+	t.Run("our device", func(t *testing.T) {
+		ours, other := n.attach(t, loopback(image)), n.attach(t, loopback(image))
+		t.Run("mounted", func(t *testing.T) {
+			mountByHand(t, ours.DeviceFile, "rw")
+			n.taken(t, ours.DeviceFile, device(attachID(other.ID), "ext4"))
+		})
+		n.goes(t, device(attachID(other.ID), "ext4"))
+		n.remove(t, http.StatusOK, "/attach", ours.ID)
+		n.remove(t, http.StatusOK, "/attach", other.ID)
+	})
 	t.Run("SquashFS", func(t *testing.T) {
 		loopByHand(t, n.image) // whether or not the device is writable, nobody writes to this
 		n.goes(t, squash(n.image))

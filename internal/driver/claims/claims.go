@@ -25,18 +25,19 @@ import (
 type Claims struct {
 	finder extent.Finder
 
-	mu      sync.Mutex       // protects what follows
-	marks   map[string]bool  // of the loop devices that we attached
-	devices map[uint64]int64 // the attachment that has a device of the node, by st_rdev
-	images  map[int64]Image  // by mounts
-	layers  map[int64]Layers // by overlays
+	mu      sync.Mutex        // protects what follows
+	marks   map[string]uint64 // of the loop devices that we attach, with their st_rdev; 0 until that is known
+	loops   map[uint64]uint64 // their sequence numbers by st_rdev
+	devices map[uint64]int64  // the attachment that has a device of the node, by st_rdev
+	images  map[int64]Image   // by mounts
+	layers  map[int64]Layers  // by overlays
 }
 
 // New returns an empty Claims. The helper, which may be nil, asks for files whose server may be gone.
 func New(g gate.Gate, h *helper.Runner) *Claims {
 	c := &Claims{
 		finder: extent.Finder{Loop: loop.Loop{Gate: g, Nodes: block.Nodes{Gate: g}}, Mapper: dm.Mapper{Gate: g, Helper: h}},
-		marks:  map[string]bool{}, devices: map[uint64]int64{}, images: map[int64]Image{}, layers: map[int64]Layers{},
+		marks:  map[string]uint64{}, loops: map[uint64]uint64{}, devices: map[uint64]int64{}, images: map[int64]Image{}, layers: map[int64]Layers{},
 	}
 	if h != nil {
 		c.finder.Loop.Helper = h
@@ -61,13 +62,21 @@ func (c *Claims) Content(ctx context.Context, number uint64, mayHang bool) (exte
 func (c *Claims) Own(mark string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.marks[mark] = true
+	c.marks[mark] = 0
 }
 
-// Disown is the opposite of Own.
+// Attached completes Own with the device, which then need not be asked for its mark.
+func (c *Claims) Attached(mark string, number, sequence uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.marks[mark], c.loops[number] = number, sequence
+}
+
+// Disown is the opposite of Own and Attached.
 func (c *Claims) Disown(mark string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.loops, c.marks[mark])
 	delete(c.marks, mark)
 }
 
@@ -207,17 +216,25 @@ func (c *Claims) agree(want Image) error {
 func (c *Claims) marked(mark string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return mark != "" && c.marks[mark]
+	_, is := c.marks[mark]
+	return is
 }
 
-// mounted reports whether we have mounted a device.
-func (c *Claims) mounted(number uint64) bool {
+// known reports the same of a device by its number, for most of them.
+func (c *Claims) known(number uint64) bool {
+	c.mu.Lock()
+	sequence := c.loops[number]
+	c.mu.Unlock()
+	return sequence != 0 && sequence == block.Sequence(number)
+}
+
+// mounted returns the devices that we have mounted.
+func (c *Claims) mounted() map[uint64]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	all := make(map[uint64]bool, len(c.images))
 	for _, image := range c.images {
-		if image.Number == number {
-			return true
-		}
+		all[image.Number] = true
 	}
-	return false
+	return all
 }

@@ -2,7 +2,6 @@ package claims
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -42,7 +41,7 @@ func (c *Claims) others(ctx context.Context, want Image) error {
 		if err != nil {
 			return err
 		}
-		ours := c.mounted(s.number) || len(s.at) == 0 && c.marked(shows.Mark)
+		ours := len(s.at) == 0 && c.marked(shows.Mark)
 		if extent.Overlap(shows.Extents, want.Extents) && !ours {
 			return errs.New(errs.Conflict, "%s, which ImageAPI did not create, shows the same image, and one of the two could write to it, which destroys the image: "+
 				"detach it, mount both read-only, or use that device by an attachment of kind \"local\"", s)
@@ -67,10 +66,10 @@ func (c *Claims) strangers(want Image) ([]stranger, error) {
 	if err != nil {
 		return nil, err
 	}
-	by := map[uint64]*stranger{}
+	ours, by := c.mounted(), map[uint64]*stranger{}
 	for path, e := range table.All {
 		number := deviceOf(e)
-		if number == 0 || number == want.Number || c.mounted(number) {
+		if number == 0 || number == want.Number || ours[number] {
 			continue
 		}
 		if by[number] == nil {
@@ -84,9 +83,13 @@ func (c *Claims) strangers(want Image) ([]stranger, error) {
 		return nil, err
 	}
 	for _, number := range bound {
-		if by[number] == nil && !slices.Contains(want.Through, number) {
+		if by[number] != nil || ours[number] || slices.Contains(want.Through, number) || c.known(number) {
+			continue
+		}
+		by[number] = &stranger{number: number}
+		if !want.Packed {
 			info, err := block.Find(number)
-			by[number] = &stranger{number: number, writable: err == nil && !info.ReadOnly && !want.Packed}
+			by[number].writable = err == nil && !info.ReadOnly
 		}
 	}
 	var all []stranger
@@ -113,14 +116,17 @@ func deviceOf(e mounttable.Entry) uint64 {
 // patience is how long a device may take to tell what it shows.
 const patience = 2 * time.Second
 
-// shows returns what a stranger shows. One that is gone by now, or whose server does not say, shows nothing: it would keep all images
-// from being mounted.
+// shows returns what a stranger shows. One that is gone by now, that can't be asked, or whose server does not reply shows nothing: it
+// would keep all images from being mounted.
 func (c *Claims) shows(ctx context.Context, number uint64) (extent.Content, error) {
 	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	content, err := c.finder.Of(asking, number, true)
-	if err != nil && ctx.Err() == nil && (errs.Is(err, errs.Deadline) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT)) {
-		return extent.Content{}, nil
+	if err == nil {
+		return content, nil
 	}
-	return content, err
+	if ctx.Err() != nil {
+		return extent.Content{}, errs.New(errs.Deadline, "look for other users of the image: %w", ctx.Err())
+	}
+	return extent.Content{}, nil
 }

@@ -18,7 +18,7 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 
 // Adopt makes sure that the device is still the one that was attached.
 func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	u.driver.claims.Own(u.tag(site.ID))
+	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number, live.Device.Sequence)
 	return u.Inspect(site, live, nil)
 }
 
