@@ -19,7 +19,7 @@ import (
 // swagger:model info_driver
 type InfoDriver struct {
 
-	// The server found nothing that prevents it on this node.
+	// Whether the node can create such objects. If some features are missing, others can still be used.
 	Available bool `json:"available"`
 
 	// Class of the objects.

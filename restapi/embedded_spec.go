@@ -1547,6 +1547,54 @@ func init() {
             "description": "The server and the node.",
             "schema": {
               "$ref": "#/definitions/info"
+            },
+            "examples": {
+              "application/json": {
+                "api_version": "0.3.0",
+                "architecture": "amd64",
+                "drivers": [
+                  {
+                    "available": true,
+                    "class": "attach",
+                    "kind": "loopback"
+                  },
+                  {
+                    "available": false,
+                    "class": "attach",
+                    "kind": "rbd",
+                    "missing": [
+                      "load kernel module rbd: /sbin/modprobe: exit status 1: modprobe: FATAL: Module rbd not found in directory /lib/modules/6.12.0"
+                    ]
+                  },
+                  {
+                    "available": true,
+                    "class": "container",
+                    "missing": [
+                      "enable the controller memory below /sys/fs/cgroup: the group does not have this controller"
+                    ]
+                  }
+                ],
+                "kernel": "6.12.0",
+                "limits": {
+                  "body": 1048576,
+                  "client_requests": 256,
+                  "create_timeout": 25,
+                  "delete_timeout": 20,
+                  "log_size": 16777216,
+                  "nesting": 128,
+                  "objects": 10000,
+                  "stop_timeout": 10
+                },
+                "space": [
+                  {
+                    "free": 1073000000,
+                    "path": "/run/imageapi",
+                    "size": 1073741824
+                  }
+                ],
+                "started_at": "2026-05-04T10:15:00.000Z",
+                "version": "0.3.0"
+              }
             }
           },
           "default": {
@@ -4007,7 +4055,7 @@ func init() {
       "type": "object",
       "properties": {
         "available": {
-          "description": "The server found nothing that prevents it on this node.",
+          "description": "Whether the node can create such objects. If some features are missing, others can still be used.",
           "type": "boolean",
           "x-omitempty": false
         },
@@ -6782,6 +6830,54 @@ func init() {
             "description": "The server and the node.",
             "schema": {
               "$ref": "#/definitions/info"
+            },
+            "examples": {
+              "application/json": {
+                "api_version": "0.3.0",
+                "architecture": "amd64",
+                "drivers": [
+                  {
+                    "available": true,
+                    "class": "attach",
+                    "kind": "loopback"
+                  },
+                  {
+                    "available": false,
+                    "class": "attach",
+                    "kind": "rbd",
+                    "missing": [
+                      "load kernel module rbd: /sbin/modprobe: exit status 1: modprobe: FATAL: Module rbd not found in directory /lib/modules/6.12.0"
+                    ]
+                  },
+                  {
+                    "available": true,
+                    "class": "container",
+                    "missing": [
+                      "enable the controller memory below /sys/fs/cgroup: the group does not have this controller"
+                    ]
+                  }
+                ],
+                "kernel": "6.12.0",
+                "limits": {
+                  "body": 1048576,
+                  "client_requests": 256,
+                  "create_timeout": 25,
+                  "delete_timeout": 20,
+                  "log_size": 16777216,
+                  "nesting": 128,
+                  "objects": 10000,
+                  "stop_timeout": 10
+                },
+                "space": [
+                  {
+                    "free": 1073000000,
+                    "path": "/run/imageapi",
+                    "size": 1073741824
+                  }
+                ],
+                "started_at": "2026-05-04T10:15:00.000Z",
+                "version": "0.3.0"
+              }
             }
           },
           "default": {
@@ -9253,7 +9349,7 @@ func init() {
       "type": "object",
       "properties": {
         "available": {
-          "description": "The server found nothing that prevents it on this node.",
+          "description": "Whether the node can create such objects. If some features are missing, others can still be used.",
           "type": "boolean",
           "x-omitempty": false
         },

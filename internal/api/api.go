@@ -18,11 +18,13 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/restapi/operations"
 	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
 	"github.com/kraken-hpc/imageapi/restapi/operations/events"
 	"github.com/kraken-hpc/imageapi/restapi/operations/mounts"
+	nodeops "github.com/kraken-hpc/imageapi/restapi/operations/node"
 )
 
 // Manager is what the API needs of the state manager; see package state.
@@ -60,6 +62,8 @@ type Options struct {
 	Life         context.Context // ends when the daemon begins to shut down: requests that only wait end then
 	WriteTimeout time.Duration   // for a client to take a piece of a log, or some events; 0 for any time
 	Meter        Meter           // nil for none
+	// Info describes the server and the node, but for the version of the interface; nil if nobody asks.
+	Info func(ctx context.Context) *models.Info
 }
 
 // Meter counts requests, and tells what it has counted.
@@ -82,6 +86,8 @@ type api struct {
 	life     context.Context
 	patience time.Duration
 	meter    Meter
+	info     func(ctx context.Context) *models.Info
+	version  string            // of the interface
 	bodies   map[string]*shape // of the operations that have one, by their ids
 	lists    lists
 	name     string        // of this API: requests and events are named by it and a number
@@ -92,7 +98,7 @@ type api struct {
 func New(spec *Specification, o Options) http.Handler {
 	a := &api{
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
-		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
+		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, info: o.Info, version: spec.Version, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
 	}
 	return a.observe(pages(a.guard(health(a.life, a.meter, pendingPaths(head(a.route(spec.routes)))))))
 }
@@ -124,6 +130,7 @@ func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(a.readContainerLog)
 	o.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(a.waitForContainer)
 	o.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(a.execInContainer)
+	o.NodeGetInfoHandler = nodeops.GetInfoHandlerFunc(a.getInfo)
 	o.EventsWatchEventsHandler = events.WatchEventsHandlerFunc(a.watchEvents)
 	return o
 }

@@ -33,9 +33,7 @@ func isPending(name string) bool {
 
 		"replace_container",
 		"rollback_container",
-		"update_container",
-
-		"get_info":
+		"update_container":
 		return true
 	}
 	return false

@@ -15,6 +15,9 @@ type Specification struct {
 	routes *loads.Document   // operations with their parameters, and of the definitions no more than the names
 	shapes map[string]*shape // by definition
 	bodies map[string]*shape // of the operations that have one, by their ids
+
+	// Version is that of the interface.
+	Version string
 }
 
 // ReadSpecification reads the specification that is built in. The library of the router takes longer to read a schema than
@@ -22,6 +25,7 @@ type Specification struct {
 // rules of bodies itself. So that library sees no schema.
 func ReadSpecification() (*Specification, error) {
 	var doc struct {
+		Info        json.RawMessage                       `json:"info,omitempty"`
 		Swagger     string                                `json:"swagger"`
 		BasePath    string                                `json:"basePath"`
 		Consumes    []string                              `json:"consumes"`
@@ -49,6 +53,11 @@ func ReadSpecification() (*Specification, error) {
 			path[method] = o.text
 		}
 	}
+	var info struct{ Version string }
+	if err := json.Unmarshal(doc.Info, &info); err != nil {
+		return nil, fmt.Errorf("specification: %w", err)
+	}
+	doc.Info = nil
 	for name := range doc.Definitions {
 		doc.Definitions[name] = json.RawMessage(`{}`)
 	}
@@ -60,7 +69,7 @@ func ReadSpecification() (*Specification, error) {
 	if err != nil {
 		return nil, fmt.Errorf("specification: %w", err)
 	}
-	return &Specification{routes: loaded, shapes: shapes, bodies: bodies}, nil
+	return &Specification{routes: loaded, shapes: shapes, bodies: bodies, Version: info.Version}, nil
 }
 
 // operation is an operation of the specification, as far as it is needed.

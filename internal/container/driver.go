@@ -166,6 +166,21 @@ func (d *Driver) Class() driver.Class { return driver.Container }
 // Kind returns "": there is one kind of container.
 func (d *Driver) Kind() string { return "" }
 
+// Survey looks for namespaces, and for the controllers of cgroup v2 that limit what a container uses. Containers run without them.
+func (d *Driver) Survey(context.Context) (s driver.Survey) {
+	for _, controller := range []string{cgroup.CPU, cgroup.CPUSet, cgroup.Memory, cgroup.PIDs} {
+		if err := d.parent.CanEnable(controller); err != nil {
+			s.Missing = append(s.Missing, err.Error())
+		}
+	}
+	for _, namespace := range []string{"cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"} {
+		if _, err := os.Stat("/proc/self/ns/" + namespace); err != nil {
+			s.Missing = append(s.Missing, "the kernel has no namespace "+namespace)
+		}
+	}
+	return s
+}
+
 // Plan implements driver.Driver.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	c := def.Container

@@ -21,7 +21,7 @@ type Options struct {
 	Reload <-chan os.Signal // asks for the certificates to be read anew; nil for never
 	Gate   gate.Gate        // nil in the product
 
-	Version string  // for metrics
+	Version string  // for metrics and /info
 	Service Service // what a service manager has given
 }
 
@@ -75,7 +75,7 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	handler := api.New(spec, api.Options{
 		Meter: meter, Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
 		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
-		Life: ctx, WriteTimeout: cfg.Limits.Write,
+		Life: ctx, WriteTimeout: cfg.Limits.Write, Info: newInformant(cfg, opt.Version, node.drivers).info,
 	})
 	for i, l := range listeners {
 		if l.scheme == schemeMetrics {

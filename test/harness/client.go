@@ -243,6 +243,8 @@ func valid(req *http.Request, resp *http.Response, data []byte) error {
 		one = func() validated { return new(models.Container) }
 	case "/container/wait":
 		return validObject(new(models.Container), data)
+	case "/info":
+		return validObject(new(models.Info), data)
 	case "/container/exec":
 		return validObject(new(models.ContainerResult), data)
 	default:

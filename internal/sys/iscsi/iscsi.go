@@ -110,6 +110,14 @@ func (e Env) Find(ctx context.Context, c Config) error {
 	if _, err := os.Stat(transport); err == nil {
 		return c.checkFree()
 	}
+	return e.Available(ctx)
+}
+
+// Available returns an error if the node lacks the initiator. It loads nothing.
+func (e Env) Available(ctx context.Context) error {
+	if _, err := os.Stat(transport); err == nil {
+		return nil
+	}
 	return module.Find(ctx, e.Gate, moduleName)
 }
 

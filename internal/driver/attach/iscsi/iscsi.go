@@ -2,6 +2,7 @@
 package iscsi
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
@@ -70,6 +71,11 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 
 // Kind is "iscsi".
 func (d *Driver) Kind() string { return models.AttachKindIscsi }
+
+// Survey looks for the kernel's initiator.
+func (d *Driver) Survey(ctx context.Context) driver.Survey {
+	return driver.Lacks(d.pool.env.Available(ctx))
+}
 
 // Plan checks the definition's form. Whether the target is there, and knows us, shows in Up.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {

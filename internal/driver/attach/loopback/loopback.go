@@ -2,6 +2,7 @@
 package loopback
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"log/slog"
@@ -66,6 +67,9 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 
 // Kind is "loopback".
 func (d *Driver) Kind() string { return models.AttachKindLoopback }
+
+// Survey looks for the kernel's loop devices.
+func (d *Driver) Survey(ctx context.Context) driver.Survey { return driver.Lacks(d.loop.Find(ctx)) }
 
 // Plan checks the definition's form; the file itself is only looked at in Up.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {

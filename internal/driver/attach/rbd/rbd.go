@@ -2,6 +2,7 @@
 package rbd
 
 import (
+	"context"
 	"log/slog"
 	"net"
 
@@ -49,6 +50,9 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 
 // Kind is "rbd".
 func (d *Driver) Kind() string { return models.AttachKindRbd }
+
+// Survey looks for the kernel's RBD client.
+func (d *Driver) Survey(ctx context.Context) driver.Survey { return driver.Lacks(d.bus.Find(ctx)) }
 
 var (
 	_ driver.Driver = (*Driver)(nil)

@@ -5,6 +5,7 @@
 package verity
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -53,6 +54,17 @@ func Over(below driver.Heir, o Options) *Driver {
 		Heir: below, mapper: dm.Mapper{Gate: o.Gate, Helper: o.Helper}, helper: o.Helper, nodes: block.Nodes{Gate: o.Gate}, log: o.Log,
 		corrupted: map[string]bool{}, stranded: map[int64]driver.Live{},
 	}
+}
+
+// Survey is that of the driver below, and names the device mapper if the kernel lacks it: without it there is no verity, and all else works.
+func (d *Driver) Survey(ctx context.Context) (s driver.Survey) {
+	if below, ok := d.Heir.(driver.Surveyor); ok {
+		s = below.Survey(ctx)
+	}
+	if err := d.mapper.Find(ctx); err != nil {
+		s.Missing = append(s.Missing, "verity: "+err.Error())
+	}
+	return s
 }
 
 // Plan checks the definition's form. Whether the hash is that of the device shows in Up.

@@ -65,6 +65,17 @@ func (*mounter) Class() driver.Class { return driver.Mount }
 
 func (*mounter) Kind() string { return "attach" }
 
+// Survey looks for each file system that may be mounted. One is enough.
+func (m *mounter) Survey(ctx context.Context) (s driver.Survey) {
+	for _, fsType := range m.allowed {
+		if err := mount.Find(ctx, m.Gate, fsType); err != nil {
+			s.Missing = append(s.Missing, err.Error())
+		}
+	}
+	s.Unusable = len(s.Missing) == len(m.allowed)
+	return s
+}
+
 func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	d := def.Mount.Attach
 	if d == nil {

@@ -49,6 +49,11 @@ func (*mounter) Class() driver.Class { return driver.Mount }
 
 func (*mounter) Kind() string { return "nfs" }
 
+// Survey looks for the kernel's client.
+func (*mounter) Survey(ctx context.Context) driver.Survey {
+	return driver.Lacks(mount.Find(ctx, nil, "nfs"))
+}
+
 func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	d := def.Mount.Nfs
 	if d == nil {

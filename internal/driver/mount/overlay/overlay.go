@@ -19,6 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
+	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/rmtree"
 	"github.com/kraken-hpc/imageapi/models"
@@ -63,6 +64,11 @@ func New(o Options) driver.Driver {
 func (*overlayer) Class() driver.Class { return driver.Mount }
 
 func (*overlayer) Kind() string { return "overlay" }
+
+// Survey looks for overlayfs.
+func (o *overlayer) Survey(ctx context.Context) driver.Survey {
+	return driver.Lacks(mount.Find(ctx, o.Gate, "overlay"))
+}
 
 func (o *overlayer) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	d := def.Mount.Overlay
