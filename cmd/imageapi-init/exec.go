@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,7 @@ func execute() int {
 // run starts the command, waits for its end and tells how it went.
 func (c *command) run() {
 	defer close(c.reaped)
+	runtime.LockOSThread() // and with that this goroutine ends
 	exit, failure := c.live()
 	close(c.ended) // before it is told: from then on nobody may kill what it left running
 	message := exit.Message()
@@ -107,6 +109,10 @@ func (c *command) live() (exit proto.Exit, failure *proto.Failure) {
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return exit, failed("become a subreaper", "", err)
+	}
+	// The copy inherits what this thread has, and inside no file of the image is to be trusted for that.
+	if failure := forget(); failure != nil {
+		return exit, failure
 	}
 	// 2. The descriptors that the inside starts with. Only this process and its copies have them.
 	status, failure := arrange()

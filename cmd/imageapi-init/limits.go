@@ -86,8 +86,8 @@ func cannotEnter(path string, err error) *proto.Failure {
 	return f
 }
 
-// limit sets resource limits. Those that are not named are what the daemon was started with: that Go has raised the soft
-// one of open files is undone by syscall.Exec, and not undone by it once it was set here.
+// limit sets resource limits. Those that are not named are those of forget: that Go has raised the soft one of open files is undone by
+// syscall.Exec, and not undone by it once it was set.
 func limit(limits []proto.Rlimit) *proto.Failure {
 	for i, l := range limits {
 		if err := unix.Prlimit(0, l.Resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {

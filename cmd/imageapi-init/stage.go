@@ -13,7 +13,10 @@ func stage() int {
 		send(proto.InitStatus, failed("read the configuration", "", err).Message())
 		return 1
 	}
-	failure := inside(config)
+	failure := forget()
+	if failure == nil {
+		failure = inside(config)
+	}
 	if failure == nil {
 		failure = confine(&config)
 	}

@@ -107,6 +107,9 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if d.nursery, err = nursery.Open(d.opt.Gate, d.leaveLegacy); err != nil {
 		return err
 	}
+	if err := d.watcher.Hold(); err != nil { // a container may have taken all before this server was started
+		d.opt.Log.Warn("inotify instance not available, followed logs are polled", "error", err)
+	}
 	d.count()
 	return nil
 }
@@ -134,6 +137,7 @@ func (d *Driver) count() {
 func (d *Driver) Close() error {
 	d.leave()
 	d.watches.Wait()
+	d.watcher.Release()
 	if d.nursery != nil {
 		d.nursery.Close()
 	}

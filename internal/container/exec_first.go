@@ -33,8 +33,8 @@ func (c *command) openFirst(config *proto.Config) (err error) {
 	return nil
 }
 
-// takeOpenFiles gives a command the limit of open files of a process, unless it has one: Go raises it in each program anew. All
-// other limits are inherited from the daemon, as the first process did.
+// takeOpenFiles gives a command the limit of open files of a process, unless it has one: that process may have been started by a daemon
+// that had others, and it is the one limit that is often changed. All others are those that imageapi-init gives the first process.
 func takeOpenFiles(config *proto.Config, pid int) {
 	if slices.ContainsFunc(config.Rlimits, func(l proto.Rlimit) bool { return l.Resource == unix.RLIMIT_NOFILE }) {
 		return

@@ -27,7 +27,7 @@ func Root(t testing.TB) {
 	if os.Geteuid() != 0 {
 		lack(t, "needs root")
 	}
-	if !capable(unix.CAP_SYS_ADMIN) {
+	if !Capable(unix.CAP_SYS_ADMIN) {
 		lack(t, "needs CAP_SYS_ADMIN")
 	}
 	bound(t)
@@ -68,8 +68,8 @@ func has(thing string) bool {
 	return true
 }
 
-// capable tells whether the process has a capability in its effective set.
-func capable(capability uint) bool {
+// Capable tells whether the process has a capability in its effective set.
+func Capable(capability uint) bool {
 	status, err := os.ReadFile("/proc/thread-self/status")
 	if err != nil {
 		return false

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
@@ -569,4 +571,35 @@ func supervisorMemory(t *testing.T, pid int64) (kib int) {
 		t.Fatal(err)
 	}
 	return kib
+}
+
+// A container of root that takes all instances of inotify that root may have keeps nobody from following a log: neither at a server that
+// was there before nor at one that is started now.
+func TestFollowWithoutInotify(t *testing.T) {
+	t.Parallel()
+	testkit.NotInGuest(t, "tail", "ldd")
+	n := newHeritage(t)
+	s := studio{n, n.baseOf(t, func(dir string) { program(t, dir, "tail") })} // that of busybox uses no inotify
+	w := n.tell(t)
+	greedy := s.create(t, s.shell("touch /dev/shm/file; while :; do /usr/bin/tail -n 0 -F /dev/shm/file >/dev/null 2>&1 & i=$((i+1)); [ $i -lt 140 ] || break; done; echo taken; wait"))
+	s.says(t, greedy, "taken")
+	testkit.Eventually(t, "no instance of inotify is left", func() bool {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+		if err == nil {
+			_ = unix.Close(fd)
+		}
+		return err == unix.EMFILE
+	})
+	for _, round := range []string{"before", "after"} {
+		if round == "after" {
+			n.Kill(t)
+			n.Again(t)
+		}
+		lines := bufio.NewReader(n.follow(t.Context(), t, w.ID, "&tail=0"))
+		w.order(t, "echo "+round)
+		if line, err := lines.ReadString('\n'); err != nil || line != round+"\n" {
+			t.Errorf("%s: %q, %v", round, line, err)
+		}
+	}
+	n.remove(t, http.StatusOK, "/container", greedy.ID, "&force=true")
 }

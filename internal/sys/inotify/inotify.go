@@ -1,21 +1,25 @@
-// Package inotify tells when files change. Any number of files share one instance of inotify(7), of which a user may have
-// no more than 128; there is none, and no goroutine, while nobody watches.
+// Package inotify tells when files change. Any number of files share one instance of inotify(7). A user may have no more than 128 of them,
+// and root in a container is the same user: Hold takes one in advance. Where the kernel grants no instance or no watch, files are polled.
 package inotify
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Watcher watches files. The zero value is ready for use; it is safe for concurrent use.
 type Watcher struct {
-	mu  sync.Mutex // held for no longer than inotify_add_watch takes
-	now *instance  // nil while nobody watches
+	mu   sync.Mutex // held for no longer than inotify_add_watch takes
+	now  *instance  // nil while nobody watches, unless it is held
+	held bool       // also while nobody watches
 }
 
 // instance is one instance of inotify(7). Watcher.mu protects its bells.
@@ -31,22 +35,52 @@ type Bell struct {
 	watcher  *Watcher
 	instance *instance
 	watch    int32
+	stop     func() // ends polling; nil unless it polls
 }
+
+// pollEvery is how often a bell rings that the kernel rings for nothing.
+const pollEvery = 250 * time.Millisecond
 
 // changes are the events that ring: what was written, truncated, and changes of the mode or of the number of names.
 const changes = unix.IN_MODIFY | unix.IN_ATTRIB
+
+// Hold takes an instance and keeps it until Release, so that nobody can use up the last one.
+func (w *Watcher) Hold() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.open(); err != nil {
+		return err
+	}
+	w.held = true
+	return nil
+}
+
+// Release gives back what Hold took as soon as nobody watches.
+func (w *Watcher) Release() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = false
+	if w.now != nil {
+		w.closeUnused(w.now)
+	}
+}
 
 // Watch watches the file that f has open, whatever its name is or becomes. f must stay open until the bell is closed.
 func (w *Watcher) Watch(f *os.File) (*Bell, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.open(); err != nil {
+	if err := w.open(); errors.Is(err, unix.EMFILE) {
+		return poll(), nil
+	} else if err != nil {
 		return nil, err
 	}
 	i := w.now
 	watch, err := unix.InotifyAddWatch(i.fd, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), changes)
 	if err != nil {
 		w.closeUnused(i)
+		if err == unix.ENOSPC {
+			return poll(), nil
+		}
 		return nil, fmt.Errorf("watch %s: %w", f.Name(), err)
 	}
 	b := &Bell{rings: make(chan struct{}, 1), watcher: w, instance: i, watch: int32(watch)}
@@ -55,6 +89,25 @@ func (w *Watcher) Watch(f *os.File) (*Bell, error) {
 	}
 	i.bells[b.watch][b] = struct{}{}
 	return b, nil
+}
+
+// poll returns a bell that rings from time to time, changed or not.
+func poll() *Bell {
+	ctx, stop := context.WithCancel(context.Background())
+	b := &Bell{rings: make(chan struct{}, 1), stop: stop}
+	go func() {
+		ticker := time.NewTicker(pollEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				ringAll(map[*Bell]struct{}{b: {}})
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return b
 }
 
 // open makes an instance if there is none; w.mu is held.
@@ -71,19 +124,23 @@ func (w *Watcher) open() error {
 	return nil
 }
 
-// closeUnused ends an instance that has no bell left; w.mu is held.
+// closeUnused ends an instance that has no bell left and is not held; w.mu is held.
 func (w *Watcher) closeUnused(i *instance) {
-	if len(i.bells) == 0 && w.now == i {
+	if len(i.bells) == 0 && w.now == i && !w.held {
 		w.now = nil
 		_ = i.file.Close() // it ends run
 	}
 }
 
-// Rings is received from after the file has changed, once for any number of changes.
+// Rings is received from after the file has changed, once for any number of changes, and sometimes where it has not.
 func (b *Bell) Rings() <-chan struct{} { return b.rings }
 
 // Close ends the watch. Further calls change nothing.
 func (b *Bell) Close() {
+	if b.stop != nil {
+		b.stop()
+		return
+	}
 	w, i := b.watcher, b.instance
 	w.mu.Lock()
 	defer w.mu.Unlock()

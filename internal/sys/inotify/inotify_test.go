@@ -115,3 +115,32 @@ func TestLostEvents(t *testing.T) {
 		rings(t, b)
 	}
 }
+
+// TestPolledBellRings: where the kernel grants no watch, a bell rings all the same, until it is closed.
+func TestPolledBellRings(t *testing.T) {
+	testkit.Unchanged(t, testkit.Scope{Goroutines: true})
+	b := poll()
+	rings(t, b)
+	rings(t, b)
+	b.Close()
+	b.Close()
+}
+
+// TestHeldInstanceStays: it is there while nobody watches, and gone when it is released.
+func TestHeldInstanceStays(t *testing.T) {
+	testkit.Unchanged(t, testkit.Scope{PID: os.Getpid(), Goroutines: true})
+	var w Watcher
+	if err := w.Hold(); err != nil {
+		t.Fatal(err)
+	}
+	watch(t, &w, file(t)).Close()
+	if w.now == nil {
+		t.Error("it is gone while it is held")
+	}
+	b := watch(t, &w, file(t))
+	w.Release()
+	b.Close()
+	if w.now != nil {
+		t.Error("it is there when nobody watches any more")
+	}
+}
