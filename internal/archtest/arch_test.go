@@ -53,7 +53,7 @@ var layers = map[string][]string{
 	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/sys/gate", "internal/waits"},
 	"internal/state/":                 {"internal/state/"},
 	"internal/proc/":                  {"internal/errs", "internal/proc/", "internal/sys/"},
-	"internal/web/":                   {"internal/web/"},
+	"internal/web/":                   {"internal/errs", "internal/web/"},
 	"docs/api":                        {},
 	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/printable", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},

@@ -1,0 +1,422 @@
+// Package cache keeps whole objects in a directory, each under the digest of its content, within a bound on space.
+//
+// An entry is complete or absent: it is written under another name, synced, compared with the digest that was asked for, and renamed. An
+// entry from before the last boot is read and compared again before it is used. Entries that nobody uses go, the one used least recently
+// first, when space is needed.
+package cache
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+const (
+	algorithm = "sha256:"
+	partial   = "part-" // an object under way; the last writer is gone if one is found at the start
+	marked    = ".boot" // beside an entry: the boot in which it was last compared with its digest
+	lockName  = "lock"
+)
+
+// Cache is one directory. It is safe for concurrent use.
+type Cache struct {
+	dir  string
+	size int64
+	boot string
+	lock *os.File
+
+	mu      sync.Mutex // protects what follows
+	entries map[string]*entry
+	used    int64 // bytes of entries, and of objects under way
+}
+
+// entry is an object, or one that is being fetched.
+type entry struct {
+	size  int64
+	users int
+	last  time.Time
+	ready chan struct{} // closed when it is there, or its fetch failed
+	err   error
+}
+
+// Open opens a cache of at most size bytes, and removes objects that an earlier process did not complete. The directory is made if it is
+// missing; one that is not root's alone is refused. boot identifies the node's boot.
+func Open(dir string, size int64, boot string) (*Cache, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the cache: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return nil, &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != uint32(os.Geteuid()) || st.Mode&0o077 != 0 {
+		return nil, errs.New(errs.Invalid, "use the cache %s: it must be a directory of root's with mode 0700, and no symbolic link", dir)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the cache: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, errs.New(errs.Conflict, "lock the cache %s: another server uses it: %w", dir, err)
+	}
+	c := &Cache{dir: dir, size: size, boot: boot, lock: lock, entries: map[string]*entry{}}
+	if err := c.load(); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close unlocks the directory. Files in use stay in use.
+func (c *Cache) Close() error { return c.lock.Close() }
+
+// load takes stock of the directory.
+func (c *Cache) load() error {
+	files, err := os.ReadDir(c.dir)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		info, err := file.Info()
+		name := file.Name()
+		switch {
+		case err != nil:
+			return err
+		case strings.HasPrefix(name, partial):
+			if err := os.Remove(filepath.Join(c.dir, name)); err != nil {
+				return fmt.Errorf("remove an incomplete object: %w", err)
+			}
+		case isDigest(algorithm+name) && info.Mode().IsRegular():
+			ready := make(chan struct{})
+			close(ready)
+			c.entries[algorithm+name] = &entry{size: info.Size(), last: info.ModTime(), ready: ready}
+			c.used += info.Size()
+		}
+	}
+	return nil
+}
+
+// isDigest tells whether a text is sha256: and 64 digits.
+func isDigest(text string) bool {
+	digits, ok := strings.CutPrefix(text, algorithm)
+	raw, err := hex.DecodeString(digits)
+	return ok && err == nil && len(raw) == sha256.Size && strings.ToLower(digits) == digits
+}
+
+func (c *Cache) path(digest string) string {
+	return filepath.Join(c.dir, strings.TrimPrefix(digest, algorithm))
+}
+
+// Object is an entry in use. Release ends that.
+type Object struct {
+	Path   string
+	Digest string
+	Size   int64
+	Cached bool // it was there before
+
+	cache *Cache
+	once  sync.Once
+}
+
+// Release gives the object back: it may go when space is needed.
+func (o *Object) Release() {
+	o.once.Do(func() {
+		o.cache.mu.Lock()
+		defer o.cache.mu.Unlock()
+		if e := o.cache.entries[o.Digest]; e != nil {
+			e.users--
+			e.last = time.Now()
+		}
+	})
+}
+
+// Use returns an entry that exists, for an object that a process before this one fetched.
+func (c *Cache) Use(digest string) (*Object, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[digest]
+	if e == nil {
+		return nil, errs.New(errs.NotFound, "the cache has no object %s", digest)
+	}
+	e.users++
+	return &Object{Path: c.path(digest), Digest: digest, Size: e.size, Cached: true, cache: c}, nil
+}
+
+// Fetch writes an object into w. It calls w.Restart when it begins again.
+type Fetch func(ctx context.Context, w *Writer) error
+
+// Get returns the object of a digest, and fetches it if it is missing: once, however many ask at a time. With an empty digest it always
+// fetches, and finds out the digest.
+func (c *Cache) Get(ctx context.Context, digest string, fetch Fetch) (*Object, error) {
+	if digest == "" {
+		return c.fetch(ctx, "", fetch)
+	}
+	if !isDigest(digest) {
+		return nil, errs.New(errs.Invalid, "digest %q: it must be sha256: and 64 hexadecimal digits in lower case", digest)
+	}
+	for {
+		c.mu.Lock()
+		e := c.entries[digest]
+		if e == nil {
+			e = &entry{ready: make(chan struct{})}
+			c.entries[digest] = e
+			c.mu.Unlock()
+			o, err := c.fetch(ctx, digest, fetch)
+			if err != nil {
+				c.mu.Lock()
+				e.err = err
+				delete(c.entries, digest)
+				c.mu.Unlock()
+			}
+			close(e.ready)
+			return o, err
+		}
+		c.mu.Unlock()
+		select {
+		case <-e.ready:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		if e.err != nil {
+			continue // the other's fetch failed; ours may not
+		}
+		if o, err := c.Use(digest); err == nil {
+			if c.intact(ctx, o) {
+				return o, nil
+			}
+			o.Release()
+			c.discard(digest)
+		}
+	}
+}
+
+// intact compares an entry with its digest, unless that was done since the node's boot.
+func (c *Cache) intact(ctx context.Context, o *Object) bool {
+	mark := o.Path + marked
+	if boot, err := os.ReadFile(mark); err == nil && string(boot) == c.boot {
+		return true
+	}
+	file, err := os.OpenFile(o.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, &interruptible{ctx, file}); err != nil || algorithm+hex.EncodeToString(sum.Sum(nil)) != o.Digest {
+		return false
+	}
+	return os.WriteFile(mark, []byte(c.boot), 0o600) == nil
+}
+
+type interruptible struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (i *interruptible) Read(p []byte) (int, error) {
+	if err := i.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return i.Reader.Read(p)
+}
+
+// discard removes an entry that nobody uses; false if somebody does.
+func (c *Cache) discard(digest string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[digest]
+	if e == nil || e.users > 0 {
+		return false
+	}
+	if err := os.Remove(c.path(digest)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	_ = os.Remove(c.path(digest) + marked) // a mark without an entry means nothing
+	c.used -= e.size
+	delete(c.entries, digest)
+	return true
+}
+
+// reserve makes room for n bytes more.
+func (c *Cache) reserve(n int64) error {
+	for {
+		c.mu.Lock()
+		if c.used+n <= c.size {
+			c.used += n
+			c.mu.Unlock()
+			return nil
+		}
+		oldest := c.idle()
+		c.mu.Unlock()
+		if oldest == "" || !c.discard(oldest) {
+			return errs.New(errs.OutOfSpace, "the image cache is full (%d bytes, all in use): delete attachments that use it, or restart the server with a larger --cache-size", c.size)
+		}
+	}
+}
+
+// idle returns the digest of the entry that was used least recently, of those that nobody uses. c.mu is held.
+func (c *Cache) idle() string {
+	var found string
+	for digest, e := range c.entries {
+		select {
+		case <-e.ready:
+		default:
+			continue
+		}
+		if e.users == 0 && (found == "" || e.last.Before(c.entries[found].last)) {
+			found = digest
+		}
+	}
+	return found
+}
+
+// fetch fills a file and makes it an entry in use.
+func (c *Cache) fetch(ctx context.Context, digest string, fetch Fetch) (_ *Object, err error) {
+	file, err := os.CreateTemp(c.dir, partial)
+	if err != nil {
+		return nil, fmt.Errorf("cache an object: %w", err)
+	}
+	w := &Writer{cache: c, file: file, sum: sha256.New()}
+	defer func() {
+		file.Close()
+		if err != nil {
+			_ = os.Remove(file.Name()) // the next start does it otherwise
+			c.mu.Lock()
+			c.used -= w.size
+			c.mu.Unlock()
+		}
+	}()
+	if err := fetch(ctx, w); err != nil {
+		return nil, err
+	}
+	found := algorithm + hex.EncodeToString(w.sum.Sum(nil))
+	if digest != "" && found != digest {
+		return nil, errs.New(errs.Remote, "the object has the digest %s, not %s: the image changed, or digest names another one", found, digest)
+	}
+	if err := file.Sync(); err != nil {
+		return nil, fmt.Errorf("cache an object: %w", err)
+	}
+	return c.keep(w, found, digest == "")
+}
+
+// keep renames a complete file into its place.
+func (c *Cache) keep(w *Writer, digest string, isNew bool) (*Object, error) {
+	o := &Object{Path: c.path(digest), Digest: digest, Size: w.size, cache: c}
+	if err := os.WriteFile(o.Path+marked, []byte(c.boot), 0o600); err != nil {
+		return nil, fmt.Errorf("cache an object: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[digest]
+	if isNew && e != nil { // the same content is here, or on its way, under its digest
+		select {
+		case <-e.ready:
+			_ = os.Remove(w.file.Name())
+			c.used -= w.size
+			e.users++
+			o.Size = e.size
+			return o, nil
+		default:
+		}
+	}
+	if err := os.Rename(w.file.Name(), o.Path); err != nil {
+		return nil, fmt.Errorf("cache an object: %w", err)
+	}
+	if isNew {
+		ready := make(chan struct{})
+		close(ready)
+		e = &entry{ready: ready}
+		c.entries[digest] = e
+	}
+	e.size, e.last = w.size, time.Now()
+	e.users++
+	return o, syncDir(c.dir)
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// Digests lists the entries, sorted.
+func (c *Cache) Digests() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []string
+	for digest := range c.entries {
+		all = append(all, digest)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// Space returns the bytes in use and the bound on them.
+func (c *Cache) Space() (used, size int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.used, c.size
+}
+
+// Writer takes an object, in order. It implements source.Sink.
+type Writer struct {
+	cache *Cache
+	file  *os.File
+	sum   hash.Hash
+	size  int64
+}
+
+// Write appends to the object. When the cache is full the error is an errs.OutOfSpace.
+func (w *Writer) Write(p []byte) (int, error) {
+	if err := w.cache.reserve(int64(len(p))); err != nil {
+		return 0, err
+	}
+	w.size += int64(len(p))
+	n, err := w.file.Write(p)
+	w.sum.Write(p[:n])
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = errs.New(errs.OutOfSpace, "write to the image cache: %w", err)
+	}
+	return n, err
+}
+
+// Restart forgets what was written.
+func (w *Writer) Restart() error {
+	if err := w.file.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := w.file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	w.cache.mu.Lock()
+	defer w.cache.mu.Unlock()
+	w.cache.used -= w.size
+	w.size = 0
+	w.sum.Reset()
+	return nil
+}
+
+// Boot reads the id of the node's boot.
+func Boot() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return string(bytes.TrimSpace(id)), err
+}
