@@ -210,7 +210,13 @@ func TestClientsWithoutDiag(t *testing.T) {
 // httpsNode starts a server that serves https to clients with a certificate of one authority too, and returns its address and that certificate.
 func httpsNode(t *testing.T, flags ...string) (n *node, address string, own tls.Certificate) {
 	t.Helper()
-	dir, port := t.TempDir(), freePort(t)
+	return httpsNodeIn(t, t.TempDir(), flags...)
+}
+
+// httpsNodeIn is httpsNode with a directory for the certificate.
+func httpsNodeIn(t *testing.T, dir string, flags ...string) (n *node, address string, own tls.Certificate) {
+	t.Helper()
+	port := freePort(t)
 	certificate(t, dir)
 	crt, key := filepath.Join(dir, "crt"), filepath.Join(dir, "key")
 	own, err := tls.LoadX509KeyPair(crt, key)
@@ -371,5 +377,28 @@ func TestSocketOfAnotherServerStays(t *testing.T) {
 	d.Stop(t)
 	if after, err := os.Stat(d.Socket); err != nil || !os.SameFile(before, after) {
 		t.Errorf("the other server's socket is gone: %v", err)
+	}
+}
+
+// A client whose authority is taken away does not get in again by a session of before.
+func TestSessionsOfFormerClients(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n, address, own := httpsNodeIn(t, dir)
+	config := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{own}, ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	get := func() int {
+		conn, err := dialFrom(0, 0, address)
+		must(t, err)
+		status, _ := page(t, tls.Client(conn, config), "/imageapi/v1/mount")
+		return status
+	}
+	if status := get(); status != http.StatusOK {
+		t.Fatalf("a client: %d", status)
+	}
+	certificate(t, dir)
+	n.Signal(t, syscall.SIGHUP)
+	testkit.Eventually(t, "the authorities are read again", func() bool { return strings.Contains(n.Log(), "read the certificates anew") })
+	if status := get(); status == http.StatusOK {
+		t.Error("it is let in again")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 )
 
@@ -91,7 +92,11 @@ func (u Unit) claim(ctx context.Context) (f *os.File, err error) {
 	case err != nil:
 		return nil, fmt.Errorf("claim %s: %w", path, err)
 	}
-	if err := inUse(path, holders.OfDevice(number)); err != nil {
+	err = inUse(path, holders.OfDevice(number))
+	if opened, failed := block.Number(f); err == nil && (failed != nil || opened != number || !u.Is(number, 0)) {
+		err = errs.New(errs.Conflict, "detach %s: it is no longer the disk of LUN %d of target %s", path, u.LUN, u.Session.conf.Target)
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}

@@ -30,8 +30,14 @@ type Unit struct {
 	Helper  Helper
 }
 
-// dir is where sysfs tells about the device. A session has a SCSI host of its own with one target.
-func (u Unit) dir() string { return filepath.Join("/sys/class/scsi_device", u.address(), "device") }
+// dir is where sysfs tells about the device. A session has a SCSI host of its own with one target. The path goes through the session, whose
+// number the kernel gives out once: when the session has ended, the number of its host can be that of another program's disk.
+func (u Unit) dir() string { return u.Session.target() + "/" + u.address() }
+
+// target is where sysfs tells about the session's target.
+func (s *Session) target() string {
+	return fmt.Sprintf("%s/device/target%d:0:0", sessionDir(s.conn.session), s.conn.host)
+}
 
 func (u Unit) address() string { return fmt.Sprintf("%d:0:0:%d", u.Session.conn.host, u.LUN) }
 
@@ -196,7 +202,7 @@ func (u Unit) Remove(ctx context.Context) error {
 
 // Units returns the LUNs that the session has devices for, those that others have scanned in included.
 func (s *Session) Units() []int {
-	prefix := fmt.Sprintf("/sys/class/scsi_device/%d:0:0:", s.conn.host)
+	prefix := fmt.Sprintf("%s/%d:0:0:", s.target(), s.conn.host)
 	dirs, _ := filepath.Glob(prefix + "*")
 	var luns []int
 	for _, dir := range dirs {

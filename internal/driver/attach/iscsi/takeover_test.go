@@ -358,6 +358,50 @@ func TestAdoptChanged(t *testing.T) {
 	}
 }
 
+// The disk of another program whose SCSI host has the number of ours, after our session was ended behind our back, is not taken away.
+func TestHostNumberOfAnother(t *testing.T) {
+	n := newNode(t)
+	target, other := testkit.StartTarget(t, "ours").IQN, testkit.StartTarget(t, "theirs", "-p", "3290").IQN
+	site := driver.Site{ID: 1}
+	u, _ := drivertest.Plan(t, n.driver(nil), def(target, ""))
+	live, err := u.Up(within(t, time.Minute), site)
+	must(t, err)
+	host := hostOf(t, live.Device.Path)
+	h := n.next(t, u)[0]
+	must(t, h.Adopt(within(t, time.Minute), site, live))
+	must(t, h.Down(within(t, time.Minute), site, live))
+	testkit.Need(t, "iscsistart")
+	testkit.Run(t, "iscsistart", "-i", initiator, "-t", other, "-g", "1", "-a", "127.0.0.1", "-p", "3290")
+	t.Cleanup(func() {
+		iscsid(t)
+		testkit.Eventually(t, "iscsid logs out", func() bool { return exec.Command("iscsiadm", "-m", "session", "-u").Run() == nil })
+	})
+	theirs := ""
+	testkit.Eventually(t, "their disk is there", func() bool {
+		disks, _ := filepath.Glob(sessions()[0] + "/device/target*/*:0:0:0/block/*")
+		if len(disks) == 1 {
+			theirs = "/dev/" + filepath.Base(disks[0])
+		}
+		return theirs != ""
+	})
+	if got := hostOf(t, theirs); got != host {
+		t.Fatalf("their host is %s and ours was %s: this test shows nothing", got, host)
+	}
+	_ = u.Down(within(t, time.Minute), site, live)
+	if _, err := os.Stat("/sys/block/" + filepath.Base(theirs)); err != nil {
+		t.Errorf("their disk was taken away: %v", err)
+	}
+}
+
+// hostOf returns the name of the SCSI host of a disk.
+func hostOf(t *testing.T, disk string) string {
+	t.Helper()
+	device, err := filepath.EvalSymlinks("/sys/block/" + filepath.Base(disk) + "/device")
+	must(t, err)
+	number, _, _ := strings.Cut(filepath.Base(device), ":")
+	return number
+}
+
 // What a daemon with another run directory has is not ours: it is neither adopted nor swept away.
 func TestOtherRunDirectory(t *testing.T) {
 	n, other := newNode(t), newNode(t)
