@@ -73,8 +73,22 @@ func (b *Bus) Devices() ([]Device, error) {
 // gone tells whether err is that of a device that is just coming or going.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
-// device reads what sysfs says about one.
+// device reads what sysfs says about one. Another image can get its number while the files are read: they count when they say the same twice.
 func (b *Bus) device(id int) (Device, error) {
+	const tries = 10
+	before, err := b.read(id)
+	for range tries {
+		now, again := b.read(id)
+		if err == nil && again == nil && now == before || err != nil && again != nil {
+			return now, again
+		}
+		before, err = now, again
+	}
+	return Device{}, fmt.Errorf("look at mapped image %s: it is mapped and unmapped all the time", before.Name())
+}
+
+// read reads the files of one once.
+func (b *Bus) read(id int) (Device, error) {
 	d := Device{Identity: Identity{ID: id}}
 	var number, sequence, readOnly, config string
 	own := filepath.Join(dir, "devices", strconv.Itoa(id))
