@@ -82,6 +82,8 @@ func act(message []byte) (int, *wire.Failure) {
 		return write(fields[0], fields[1])
 	case kind == wire.Keyed && len(fields) == 5:
 		return writeWithKey(fields[0], fields[1], fields[2], fields[3], fields[4])
+	case kind == wire.Ask && len(fields) > 1:
+		return ask(fields[0], fields[1:])
 	case kind == wire.Ioctl && len(fields) == 2:
 		return none("ioctl", ioctl(fields[0], fields[1]))
 	case kind == wire.Close && len(fields) == 0:
@@ -262,14 +264,19 @@ func read(fields []string) (int, *wire.Failure) {
 	if err != nil {
 		return -1, refused("read", err)
 	}
-	memory, err := unix.MemfdCreate("read", unix.MFD_CLOEXEC)
+	return memory(data[:n])
+}
+
+// memory returns a descriptor of memory that holds data.
+func memory(data []byte) (int, *wire.Failure) {
+	fd, err := unix.MemfdCreate("read", unix.MFD_CLOEXEC)
 	if err != nil {
 		return -1, refused("memfd_create", err)
 	}
-	if _, err := unix.Write(memory, data[:n]); err != nil {
+	if _, err := unix.Write(fd, data); err != nil {
 		return -1, refused("write", err)
 	}
-	return memory, nil
+	return fd, nil
 }
 
 func ioctl(request, argument string) error {

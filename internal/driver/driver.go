@@ -191,6 +191,9 @@ type Device struct {
 	Partitions []Partition `json:"partitions,omitempty"`
 	// Content is what the device will show, as far as a forecast knows it. Of a device that is there, ask package claims.
 	Content []extent.Extent `json:"-"`
+	// Fail is a file in sysfs: to write 1 to it takes the device away, whoever uses it, and has all its I/O fail, what waits
+	// included. Empty: the kernel can't do that.
+	Fail string `json:"fail,omitempty"`
 }
 
 // Partition is a part of a Device with a device node of its own.

@@ -3,6 +3,7 @@ package mounttable
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -40,6 +41,18 @@ func Read() (*Table, error) {
 
 // At returns what is mounted at path, which has no symbolic links, one over the other; the topmost is the last.
 func (t *Table) At(path string) []Entry { return t.at[path] }
+
+// Over returns what is mounted where a path without symbolic links is.
+func (t *Table) Over(path string) (e Entry, ok bool) {
+	for ; ; path = filepath.Dir(path) {
+		if entries := t.at[path]; len(entries) > 0 {
+			return entries[len(entries)-1], true
+		}
+		if path == "/" || path == "." {
+			return Entry{}, false
+		}
+	}
+}
 
 // All yields each mount with its mountpoint.
 func (t *Table) All(yield func(path string, e Entry) bool) {

@@ -284,7 +284,7 @@ func (m *Manager) await(id int64, before *Snapshot, own <-chan removal, cascade 
 	if left := m.leftOf(below(before, id)); left != "" {
 		warnings = append(warnings, left)
 	}
-	return before, warnings, nil
+	return before.beforeTeardown(id), warnings, nil
 }
 
 func nameIn(snap *Snapshot, id int64) string {

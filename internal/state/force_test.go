@@ -144,8 +144,12 @@ func TestForceOfWhatWaitsForARetry(t *testing.T) {
 		t.Fatalf("the answer is %v", err)
 	}
 	eventually(t, m, "it waits", func(s *Snapshot) bool { v, _ := s.Get(id); return v.Phase == Stopping && v.Error != "" })
-	if _, warnings, err := m.Delete(context.Background(), driver.Mount, id, true); err != nil || len(warnings) != 1 {
-		t.Errorf("the answer is %q, %v", warnings, err)
+	before, warnings, err := m.Delete(context.Background(), driver.Mount, id, true)
+	if err != nil || len(warnings) != 1 {
+		t.Fatalf("the answer is %q, %v", warnings, err)
+	}
+	if v, ok := before.Get(id); !ok || v.Phase != Ready || v.Error != "" {
+		t.Errorf("it is shown as %+v", v)
 	}
 }
 

@@ -2,6 +2,7 @@ package state
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -128,6 +129,20 @@ func (s *Snapshot) Empty() bool {
 		}
 	}
 	return true
+}
+
+// beforeTeardown returns s with an object as it was before an earlier teardown of it began, which had not ended yet.
+func (s *Snapshot) beforeTeardown(id int64) *Snapshot {
+	v, ok := s.Get(id)
+	if !ok || v.Phase != Stopping {
+		return s
+	}
+	was := *v
+	was.Phase, was.Error, was.WaitsFor, was.WaitsSince = Ready, "", "", time.Time{}
+	lists := maps.Clone(s.lists)
+	lists[v.Class] = slices.Clone(lists[v.Class])
+	lists[v.Class][slices.Index(lists[v.Class], v)] = &was
+	return newSnapshot(lists)
 }
 
 // Get returns the object with an id.

@@ -220,19 +220,36 @@ func (r *Runner) Reopen(ctx context.Context, file *os.File, flags int) (*os.File
 func (r *Runner) Read(ctx context.Context, path string, flags int, offset, length int64) ([]byte, error) {
 	what := fmt.Sprintf("read %d bytes of %s at %d", length, path, offset)
 	request := wire.Encode(wire.Read, path, strconv.Itoa(flags), strconv.FormatInt(offset, 10), strconv.FormatInt(length, 10))
-	file, failure, err := r.do(ctx, act{name: "helper read", what: what, request: request})
+	return r.memory(ctx, act{name: "helper read", what: what, request: request}, int(length))
+}
+
+// Ask sends SCSI commands that read, of 6 to 16 bytes, to the device at path, and returns their answers one after the other. Each is 4
+// bytes, which are its status, sense key, additional sense code and qualifier, and the data, filled up with zeros to its length.
+func (r *Runner) Ask(ctx context.Context, path string, commands [][]byte, lengths []int) ([]byte, error) {
+	what := "ask " + path
+	fields, total := []string{path}, 0
+	for i, c := range commands {
+		fields = append(fields, wire.Hex(c), strconv.Itoa(lengths[i]))
+		total += wire.AskHead + lengths[i]
+	}
+	return r.memory(ctx, act{name: "helper ask", what: what, request: wire.Encode(wire.Ask, fields...)}, total)
+}
+
+// memory is an act that returns a descriptor of memory with length bytes.
+func (r *Runner) memory(ctx context.Context, a act, length int) ([]byte, error) {
+	file, failure, err := r.do(ctx, a)
 	switch {
 	case err != nil:
 		return nil, err
 	case failure != nil:
-		return nil, fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
+		return nil, fmt.Errorf("%s: %s: %w", a.what, failure.Step, failure.Errno)
 	case file == nil:
-		return nil, fmt.Errorf("%s: the helper returned no descriptor", what)
+		return nil, fmt.Errorf("%s: the helper returned no descriptor", a.what)
 	}
 	defer file.Close()
 	data := make([]byte, length)
 	if _, err := file.ReadAt(data, 0); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, io.ErrUnexpectedEOF)
+		return nil, fmt.Errorf("%s: %w", a.what, io.ErrUnexpectedEOF)
 	}
 	return data, nil
 }

@@ -44,6 +44,12 @@ func listen() (*events, error) {
 
 func (e *events) close() { e.file.Close() }
 
+// replace has e read from the socket of another one, which is not used any more.
+func (e *events) replace(other *events) {
+	e.file.Close()
+	e.file = other.file
+}
+
 // next waits for the next event of the session. Its error is ctx's cause if ctx ends first.
 func (e *events) next(ctx context.Context) (event, error) {
 	defer expire(ctx, e.file)()

@@ -93,7 +93,8 @@ type Env struct {
 	// Backoff is the time between attempts to log in again: it begins with Min, doubles up to Max, and is jittered
 	// by half, so that the nodes of a cluster do not all come at once when a target is back.
 	Backoff struct{ Min, Max time.Duration }
-	Changed func() // is told when the state of a session has changed; may be nil. It must not wait.
+	Changed func() // is told when the state of a session or of one of its units has changed; may be nil. It must not wait.
+	Helper  Helper // does what can hang
 }
 
 // load loads a kernel module unless what it brings is there. The kernel loads most others by itself.

@@ -14,7 +14,6 @@ import (
 
 // keep logs in again whenever the connection is lost, until ctx ends.
 func (s *Session) keep(ctx context.Context) {
-	defer close(s.ended)
 	defer func() {
 		if !s.exists() {
 			s.lose()
@@ -23,11 +22,18 @@ func (s *Session) keep(ctx context.Context) {
 	for {
 		if s.State() == LoggedIn {
 			why, err := s.watch(ctx)
-			if err != nil {
-				if ctx.Err() == nil {
-					s.env.Log.Error("a session can't be watched any more", "target", s.conf.Target, "err", err)
-				}
+			switch {
+			case ctx.Err() != nil, errors.Is(err, errDestroyed):
 				return
+			case err != nil:
+				s.env.Log.Error("session events lost", "target", s.conf.Target, "error", err)
+				if !s.listenAgain(ctx) {
+					return
+				}
+				if !s.down() {
+					continue
+				}
+				why = "found so"
 			}
 			s.env.Log.Warn("the connection to an iSCSI target is lost", "target", s.conf.Target, "why", why)
 			s.setState(Recovering)
@@ -56,6 +62,24 @@ func (s *Session) watch(ctx context.Context) (why string, err error) {
 		case e.missed && s.down():
 			return "found so", nil
 		}
+	}
+}
+
+// listenAgain replaces the socket of the events after a failure. It tries as long as it takes, and tells whether it did before ctx ended:
+// without events a lost connection is not noticed.
+func (s *Session) listenAgain(ctx context.Context) bool {
+	for wait := s.env.Backoff.Min; ; wait = min(2*wait, s.env.Backoff.Max) {
+		select {
+		case <-time.After(jitter(wait)):
+		case <-ctx.Done():
+			return false
+		}
+		news, err := listen()
+		if err == nil {
+			s.events.replace(news)
+			return s.exists()
+		}
+		s.env.Log.Error("session events not available yet", "target", s.conf.Target, "error", err)
 	}
 }
 
@@ -120,13 +144,31 @@ func (s *Session) again(ctx context.Context) error {
 	if err := s.conn.stop(stopAWhile); err != nil {
 		return err
 	}
+	s.remember()
 	return s.conf.reach(ctx, func(ctx context.Context, tcp *net.TCPConn) error {
-		err := s.connect(ctx, tcp)
-		if err != nil {
-			_ = s.conn.stop(stopAWhile) // or the next one can't be bound
+		if len(s.right()) == 0 {
+			return s.reconnect(ctx, tcp)
 		}
-		return err
+		if err := s.verify(ctx, tcp); err != nil {
+			return err
+		}
+		tcp.Close() // logged out: the target, too, is about to close it
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "tcp", tcp.RemoteAddr().String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close() // the kernel has a reference of its own
+		return s.reconnect(ctx, conn.(*net.TCPConn))
 	})
+}
+
+func (s *Session) reconnect(ctx context.Context, tcp *net.TCPConn) error {
+	err := s.connect(ctx, tcp)
+	if err != nil {
+		_ = s.conn.stop(stopAWhile) // or the next one can't be bound
+	}
+	return err
 }
 
 const sessionPrefix = "/sys/class/iscsi_session/session"

@@ -66,7 +66,6 @@ func (l Left) Finish(env Env) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	close(s.ended)
 	s.closed.kept = true
 	if s.State() == Recovering {
 		s.setState(Failed) // nobody logs in again

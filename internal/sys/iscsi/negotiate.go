@@ -103,7 +103,7 @@ func takeDigest(p pair, demanded bool) (bool, error) {
 	case p.value == "None" && !demanded:
 		return false, nil
 	case demanded && (p.value == "Reject" || p.value == "None"):
-		return false, fmt.Errorf("the target does not do %s=CRC32C: leave the digest out, or turn it on there", p.key)
+		return false, fmt.Errorf("the target does not offer %s=CRC32C: leave the digest out, or turn it on there", p.key)
 	}
 	return false, chooses(p)
 }

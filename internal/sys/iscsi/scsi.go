@@ -21,6 +21,7 @@ type Helper interface {
 	WriteFile(ctx context.Context, path string, data []byte) error
 	// Open opens a device below root, which is "/", with the flags of open(2).
 	Open(ctx context.Context, root, path string, flags int) (*os.File, error)
+	Asker
 }
 
 // Unit is a logical unit of a session: a SCSI device.
@@ -190,10 +191,13 @@ func after(s, sep string) string {
 	return rest
 }
 
+// Delete is the file by which the device is taken away.
+func (u Unit) Delete() string { return filepath.Join(u.dir(), "delete") }
+
 // Remove takes the device away. The kernel writes back what it has in memory and has the target do the same with its
 // cache. What is gone already is fine. Nobody may use the device: the kernel would take it from them.
 func (u Unit) Remove(ctx context.Context) error {
-	err := u.Helper.WriteFile(ctx, filepath.Join(u.dir(), "delete"), []byte("1"))
+	err := u.Helper.WriteFile(ctx, u.Delete(), []byte("1"))
 	if err != nil && !u.Exists() {
 		return nil
 	}

@@ -24,10 +24,12 @@ type Session struct {
 	events *events
 
 	state  atomic.Int32
-	end    context.CancelFunc // of keep
-	ended  chan struct{}      // closed when keep has ended
-	mu     sync.Mutex         // protects change
+	end    context.CancelFunc // of what work does
+	work   sync.WaitGroup     // keep and guard
+	look   chan struct{}      // has a token if the units are to be looked at
+	mu     sync.Mutex         // protects change and units
 	change chan struct{}      // closed when state changes
+	units  map[int]*guarded   // by LUN
 	closed progress
 }
 
@@ -64,14 +66,15 @@ func Open(ctx context.Context, env Env, conf Config) (*Session, error) {
 }
 
 func newSession(env Env, conf Config, mark string) *Session {
-	return &Session{env: env, conf: conf, mark: mark, ended: make(chan struct{}), change: make(chan struct{})}
+	return &Session{env: env, conf: conf, mark: mark, look: make(chan struct{}, 1), change: make(chan struct{}), units: map[int]*guarded{}}
 }
 
 // begin has the session log in again by itself, until Close.
 func (s *Session) begin(ctx context.Context) {
 	keep, end := context.WithCancel(context.WithoutCancel(ctx))
 	s.end = end
-	go s.keep(keep)
+	s.work.Go(func() { s.keep(keep) })
+	s.work.Go(func() { s.guard(keep) })
 }
 
 // first makes the session in the kernel and logs in, or leaves nothing.
@@ -211,6 +214,13 @@ func (s *Session) State() State {
 	return state
 }
 
+// Digests tells whether headers and data have a CRC32C in the session as it is now. ok is false if the kernel does not tell.
+func (s *Session) Digests() (header, data, ok bool) {
+	dir := fmt.Sprintf("/sys/class/iscsi_connection/connection%d:%d", s.conn.session, theConn)
+	h, d := attribute(dir, "header_digest"), attribute(dir, "data_digest")
+	return h == "1", d == "1", h != "" && d != ""
+}
+
 func (s *Session) setState(to State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,7 +276,7 @@ func (s *Session) Close(ctx context.Context) error {
 	done := &s.closed
 	if !done.kept {
 		s.end()
-		<-s.ended
+		s.work.Wait()
 		done.kept = true
 	}
 	if !done.loggedOut {

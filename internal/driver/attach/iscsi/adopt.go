@@ -35,7 +35,11 @@ func (u *unit) Adopt(ctx context.Context, site driver.Site, live driver.Live) er
 	if err != nil {
 		return err
 	}
-	return errors.Join(u.stands(session, live), unknown)
+	stands := u.stands(session, live)
+	if n, err := notesOf(live); stands == nil && err == nil && n.Unit != nil {
+		session.Guard(int(u.LUN), *n.Unit)
+	}
+	return errors.Join(stands, unknown)
 }
 
 // stands tells what has become of the disk, if it is not what it was.
@@ -48,6 +52,11 @@ func (u *unit) stands(session *iscsi.Session, live driver.Live) error {
 
 // Inspect implements driver.Inspector. What has become of the session is told by session_state.
 func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
+	if session, ok := u.driver.pool.session(u.names()); ok {
+		if err := session.Wrong(int(u.LUN)); err != nil {
+			return err
+		}
+	}
 	if err := block.Check(live.Device.Number, live.Device.Sequence); err != nil {
 		return fmt.Errorf("%s, LUN %d of target %s: %w", live.Device.Path, u.LUN, u.Target, err)
 	}

@@ -54,7 +54,7 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	env := iscsi.Env{Gate: o.Gate, Log: o.Log, Dir: o.RunDir, Changed: o.Changed}
+	env := iscsi.Env{Gate: o.Gate, Log: o.Log, Dir: o.RunDir, Changed: o.Changed, Helper: o.Helper}
 	env.Backoff.Min, env.Backoff.Max = backoffMin, backoffMax
 	return &Driver{
 		pool:    newPool(env, o.Helper),

@@ -183,12 +183,21 @@ func (p *pool) find(n names, lun int, id int64) (*shared, *iscsi.Session) {
 
 // state tells what a session does, if there is one. It does not wait.
 func (p *pool) state(n names) (iscsi.State, bool) {
+	s, ok := p.session(n)
+	if !ok {
+		return 0, false
+	}
+	return s.State(), true
+}
+
+// session returns a session, if there is one. It does not wait.
+func (p *pool) session(n names) (*iscsi.Session, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s := p.all[n]; s != nil && s.session != nil {
-		return s.session.State(), true
+		return s.session, true
 	}
-	return 0, false
+	return nil, false
 }
 
 // leave lets a user go whose device is gone. The last one logs out. If that fails it stays a user and can try again, unless it

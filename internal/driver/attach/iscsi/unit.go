@@ -49,7 +49,15 @@ type unit struct {
 
 // notes is what Down needs beyond the device.
 type notes struct {
-	MadeNode bool `json:"made_node,omitempty"` // whether the device node is ours to remove
+	MadeNode bool            `json:"made_node,omitempty"` // whether the device node is ours to remove
+	Unit     *iscsi.Identity `json:"unit,omitempty"`      // what the unit was when it was attached; nil: an earlier version did not ask
+}
+
+func notesOf(live driver.Live) (n notes, err error) {
+	if err = json.Unmarshal(live.Notes, &n); err != nil {
+		err = fmt.Errorf("read its notes: %w", err)
+	}
+	return n, err
 }
 
 func (u *unit) names() names { return names{u.Initiator, u.Target} }
@@ -114,14 +122,37 @@ func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Live,
 		return driver.Live{}, err
 	}
 	d := &driver.Device{Path: path, Number: number, Remote: true}
-	text, err := json.Marshal(notes{MadeNode: made})
+	d.Fail = lu.Delete()
+	identity := u.identify(ctx, lu)
+	text, err := json.Marshal(notes{MadeNode: made, Unit: &identity})
 	if err == nil {
 		err = errors.Join(lu.SetQueueDepth(ctx, int(u.QueueDepth)), lu.SetScheduler(ctx, u.Scheduler))
 	}
 	if err == nil {
 		err = u.describe(ctx, d)
 	}
-	return driver.Live{Device: d, Notes: text}, err
+	if err == nil {
+		session.Guard(int(u.LUN), identity)
+	}
+	return driver.Live{Device: d, Notes: text, Warnings: u.surprises(d)}, err
+}
+
+// identify returns what the unit is. If it does not take the questions, what the kernel has found out must do.
+func (u *unit) identify(ctx context.Context, lu iscsi.Unit) iscsi.Identity {
+	identity, err := lu.Identify(ctx)
+	if err != nil {
+		u.driver.log.Warn("logical unit not identified", "target", u.Target, "lun", u.LUN, "error", err)
+		return lu.Remembered()
+	}
+	return identity
+}
+
+// surprises tells of what is not as the client may expect.
+func (u *unit) surprises(d *driver.Device) []string {
+	if u.ReadOnly || !d.ReadOnly {
+		return nil
+	}
+	return []string{fmt.Sprintf("iscsi.ro: LUN %d of target %s is write-protected there: the device is read-only", u.LUN, u.Target)}
 }
 
 // describe makes the disk read-only if asked, and finds out what it is like.
@@ -148,16 +179,43 @@ func (u *unit) describe(ctx context.Context, d *driver.Device) error {
 }
 
 // Down takes the disk away unless somebody uses it. The last unit of a session logs out. A disk that was not written to
-// does not wait for a target that is gone: there is nothing to lose.
+// does not wait for a target that is gone: there is nothing to lose. Nor does one whose I/O fails anyway.
 func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	return u.detach(ctx, site.ID, live, live.Device != nil && live.Device.ReadOnly)
+	lost := u.lost(site.ID, live)
+	if err := u.detach(ctx, site.ID, live, lost != "" || live.Device != nil && live.Device.ReadOnly); err != nil {
+		return err
+	}
+	if lost != "" {
+		site.Lost("%s", lost)
+	}
+	return nil
+}
+
+// lost says what becomes of what was written to a disk whose I/O fails for good, or is empty.
+func (u *unit) lost(id int64, live driver.Live) string {
+	_, session := u.driver.pool.find(u.names(), int(u.LUN), id)
+	if session == nil || live.Device == nil || live.Device.ReadOnly {
+		return ""
+	}
+	const text = "%s was detached, but what was written to it last is lost or went to another volume: %v"
+	switch wrong := session.Wrong(int(u.LUN)); {
+	case wrong != nil:
+		return fmt.Sprintf(text, live.Device.Path, wrong)
+	case u.of(session).Failed():
+		return fmt.Sprintf(text, live.Device.Path, "the kernel has it offline")
+	}
+	return ""
 }
 
 // ForceDown is Down that does not wait for a target that is gone.
 func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
 	state, _ := u.driver.pool.state(u.names())
+	lost := u.lost(site.ID, live)
 	if err := u.detach(ctx, site.ID, live, true); err != nil {
 		return "", err
+	}
+	if lost != "" {
+		return lost, nil
 	}
 	if state != iscsi.LoggedIn && live.Device != nil && !live.Device.ReadOnly {
 		warning = fmt.Sprintf("%s was taken away while target %s could not be reached: what was written and not yet saved there is lost", live.Device.Path, u.Target)
@@ -185,6 +243,7 @@ func (u *unit) quit(ctx context.Context, s *shared, session *iscsi.Session, forc
 		if err != nil {
 			return err
 		}
+		session.Release(int(u.LUN))
 	}
 	return u.driver.pool.leave(ctx, s, int(u.LUN), false)
 }
@@ -194,6 +253,7 @@ func (u *unit) undo(ctx context.Context, id int64, live driver.Live) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	s, session := u.driver.pool.find(u.names(), int(u.LUN), id)
+	session.Release(int(u.LUN))
 	return errors.Join(u.of(session).Detach(ctx, true), u.driver.pool.leave(ctx, s, int(u.LUN), true), u.removeNode(live), u.driver.secrets.forget(id))
 }
 
@@ -219,9 +279,22 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 	}
 	if live.Device != nil {
 		m.Ro = new(live.Device.ReadOnly)
-		m.SessionState = u.Changes(live)
+		u.showSession(m)
 	}
 	out.Attach.Iscsi = m
+}
+
+// showSession shows what the session does, and the digests that the two sides have agreed on.
+func (u *unit) showSession(m *models.AttachIscsi) {
+	session, ok := u.driver.pool.session(u.names())
+	if !ok {
+		return
+	}
+	m.SessionState = session.State().String()
+	if header, data, ok := session.Digests(); ok {
+		word := map[bool]string{false: digestNone, true: digestCRC32C}
+		m.HeaderDigest, m.DataDigest = new(word[header]), new(word[data])
+	}
 }
 
 // Changes is the state of the session, or empty: driver.Changing.

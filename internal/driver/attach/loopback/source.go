@@ -181,10 +181,15 @@ func (u *unit) isBuffered(ctx context.Context, place *os.File, remote bool) (boo
 	return false, f.Close()
 }
 
-func (u *unit) reopen(ctx context.Context, place *os.File, remote bool, flags int) (*os.File, error) {
+func (u *unit) reopen(ctx context.Context, place *os.File, onServer bool, flags int) (*os.File, error) {
 	flags |= unix.O_NONBLOCK | unix.O_CLOEXEC // somebody may hold a lease on the file
-	f, err := u.again(ctx, place, remote, flags)
+	f, err := u.again(ctx, place, onServer, flags)
+	if at, atErr := location(place); err != nil && onServer && atErr == nil {
+		err = remote.Denied(err, at)
+	}
 	switch {
+	case errs.Is(err, errs.Remote):
+		return nil, err
 	case errors.Is(err, unix.EWOULDBLOCK):
 		return nil, errs.New(errs.Conflict, "open %q: another program has a lease on it: %w", u.Path, err)
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOMEDIUM), errors.Is(err, unix.EACCES):

@@ -67,11 +67,15 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, fmt.Errorf("map %s: %w", u.name(), err)
 	}
-	if err := u.ask(ctx, spec); err != nil {
+	users, err := u.ask(ctx, spec)
+	if err != nil {
 		return driver.Live{}, fmt.Errorf("map %s: %w", u.name(), err)
 	}
 	spec.Options = append(spec.Options, u.limits(ctx)...)
 	device, err := u.driver.bus.Map(ctx, spec, key, u.keys(site.ID)+rand.Text())
+	if err != nil && users != "" && errs.Is(err, errs.Conflict) {
+		err = errs.New(errs.Conflict, "%w; its clients: %s", err, users)
+	}
 	if err != nil {
 		return driver.Live{}, u.undo(site.ID, err)
 	}
@@ -222,14 +226,14 @@ func (u *unit) messenger() int {
 	return 1
 }
 
-// ask asks the cluster about the image, if this build can.
-func (u *unit) ask(ctx context.Context, s rbd.Spec) error {
+// ask asks the cluster about the image, if this build can, and returns who uses it.
+func (u *unit) ask(ctx context.Context, s rbd.Spec) (users string, err error) {
 	if !cluster.Available {
-		return nil
+		return "", nil
 	}
 	known, err := u.driver.bus.Features()
 	if err != nil {
-		return err
+		return "", err
 	}
 	answer, err := cluster.Look(ctx, cluster.Query{
 		Monitors: s.Monitors, Messenger: u.messenger(), User: u.User, Secret: string(*u.secret),
@@ -237,9 +241,18 @@ func (u *unit) ask(ctx context.Context, s rbd.Spec) error {
 		Timeout: u.patience(),
 	})
 	if err != nil {
-		return err
+		return "", err
 	}
-	return u.judge(answer, known)
+	return usersOf(answer), u.judge(answer, known)
+}
+
+// usersOf names the clients of an image.
+func usersOf(a cluster.Answer) string {
+	texts := make([]string, len(a.Users))
+	for i, user := range a.Users {
+		texts[i] = fmt.Sprintf("%s at %s %s", user.Client, user.Address, user.How)
+	}
+	return strings.Join(texts, "; ")
 }
 
 // migrating is the one feature without which an image can't even be read.
@@ -257,9 +270,5 @@ func (u *unit) judge(a cluster.Answer, known uint64) error {
 	if u.readOnly() || u.Options.Exclusive || len(a.Users) == 0 {
 		return nil
 	}
-	texts := make([]string, len(a.Users))
-	for i, user := range a.Users {
-		texts[i] = fmt.Sprintf("%s at %s %s", user.Client, user.Address, user.How)
-	}
-	return errs.New(errs.Conflict, "the image is in use: %s: unmap it there, or map it with ro, or with exclusive if its users share it", strings.Join(texts, "; "))
+	return errs.New(errs.Conflict, "the image is in use: %s: unmap it there, or map it with ro, or with exclusive if its users share it", usersOf(a))
 }

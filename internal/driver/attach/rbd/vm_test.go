@@ -224,6 +224,11 @@ func TestRefusals(t *testing.T) {
 	w.Image(t, "one")
 	w.Image(t, "plain", "--image-feature", "layering")
 	w.Image(t, "journaled", "--image-feature", "exclusive-lock,journaling")
+	w.Image(t, "locked", "--image-feature", "exclusive-lock")
+	w.RBD(t, "lock", "add", "locked", "mine")
+	t.Cleanup(func() {
+		testkit.Run(t, "sh", "-c", `timeout 60 rbd lock rm locked mine "$(timeout 60 rbd lock ls locked | awk '$2 == "mine" {print $1}')"`)
+	})
 	const wrong = `,"secret":"AQAAAAAAAAAAABAAQ0FOQVJZQ0FOQVJZQ0FOQQ=="`
 	for name, c := range map[string]struct {
 		def         string
@@ -239,6 +244,7 @@ func TestRefusals(t *testing.T) {
 		"wrong fsid":       {w.def("one", "", `,"fsid":"00000000-0000-0000-0000-000000000001"`), errs.Invalid, "not of fsid 00000000", "not of fsid 00000000"},
 		"features":         {w.def("journaled", "", ""), errs.Unsupported, "unsupported features: 0x40, journaling", "lacks: journaling"},
 		"no lock":          {w.def("plain", "", `,"exclusive":true`), errs.Invalid, "exclusive-lock feature is not enabled", "exclusive-lock feature is not enabled"},
+		"locked":           {w.def("locked", "", `,"exclusive":true,"lock_timeout":3`), errs.Conflict, "another client has locked the image", "locks it"},
 		"no monitor":       {w.def("one", `,"monitors":["127.0.0.1:6790"]`, `,"mount_timeout":2`), errs.Deadline, "127.0.0.1:6790 socket error", "no monitor"},
 		"no monitor, IPv6": {w.def("one", `,"monitors":["[::1]:6790"]`, `,"mount_timeout":2`), errs.Deadline, "[::1]:6790 socket error", "no monitor"},
 		"wrong port":       {w.def("one", `,"monitors":["127.0.0.1:6789"]`, `,"mount_timeout":2,"ms_mode":"crc"`), errs.Deadline, "msgr1 protocol", "no monitor"},

@@ -58,6 +58,9 @@ type mounter struct {
 // New returns the driver.
 func New(o Options) driver.Driver {
 	o.Claims = claims.OrNew(o.Claims, o.Gate, o.Helper)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
 	return &mounter{Options: o, allowed: slices.Concat(defaultTypes, o.FSTypes), remote: remote.New(o.Mounts, o.Helper, o.Log)}
 }
 

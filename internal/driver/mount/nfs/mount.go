@@ -3,6 +3,7 @@ package nfs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -99,7 +100,11 @@ var refusals = []struct {
 	text   string
 }{
 	{
-		[]error{unix.ENOENT, unix.EACCES, unix.EPERM, unix.ENOTDIR, unix.ESTALE}, false, errs.Remote,
+		[]error{unix.ENOTDIR}, false, errs.Remote,
+		"the path is a file there, not a directory: mount the directory that it is in, and give the file to an attachment of kind loopback",
+	},
+	{
+		[]error{unix.ENOENT, unix.EACCES, unix.EPERM, unix.ESTALE}, false, errs.Remote,
 		"the server has no such export, or does not let this node use it: look at `exportfs -v` on the server",
 	},
 	{
@@ -129,6 +134,9 @@ func (u *unit) explain(addr netip.Addr, err error) error {
 		return err // it is named
 	case ok && slices.Contains(e.Words, "NFS: Version unavailable"):
 		return errs.New(errs.Unsupported, "%w; the kernel of this node does not have version %s of NFS: load its module (modprobe nfsv%.1s)", err, u.Version, u.Version)
+	}
+	if u.options.kerberos {
+		err = fmt.Errorf("%w; Kerberos (the option sec) needs rpc.gssd and a key of this node in /etc/krb5.keytab, the module rpcsec_gss_krb5, and a server that exports with it", err)
 	}
 	at := ""
 	if addr.String() != u.address() {

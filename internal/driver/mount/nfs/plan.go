@@ -24,6 +24,7 @@ type options struct {
 	mount.Options
 	network   string // of the server's address, as package net calls it: "ip", "ip4" or "ip6"
 	mountHost string // for version 3: who is asked for the export, if it is not the server
+	kerberos  bool   // the client wants the server and itself to prove who they are
 	locks     bool   // for version 3: the client has said how files are locked
 }
 
@@ -129,6 +130,8 @@ func (o *options) take(p mount.Param) bool {
 		}
 	case "tcp", "udp", "rdma":
 		o.network = networks[p.Key]
+	case "sec":
+		o.kerberos = strings.Contains(p.Value, "krb5")
 	case "lock", "nolock", "local_lock":
 		o.locks = true
 	case "mounthost":

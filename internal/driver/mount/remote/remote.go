@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -164,7 +165,8 @@ func (m *Mounts) outlive(ctx context.Context, id int64) error {
 // Open opens a path that a client or an image chose inside a tree, as rootpath.Open does, in the way that the tree needs.
 func Open(ctx context.Context, h *helper.Runner, tree *driver.Tree, unsafePath string, flags int) (*os.File, error) {
 	if tree.Remote {
-		return h.Open(ctx, tree.Path, unsafePath, flags)
+		f, err := h.Open(ctx, tree.Path, unsafePath, flags)
+		return f, Denied(err, filepath.Join(tree.Path, filepath.Join("/", unsafePath)))
 	}
 	return rootpath.Open(tree.Path, unsafePath, flags)
 }
@@ -178,7 +180,8 @@ func OpenOnNode(ctx context.Context, h *helper.Runner, unsafePath string, flags 
 	if h == nil {
 		return rootpath.Open("/", unsafePath, flags|unix.O_PATH)
 	}
-	return h.Open(ctx, "/", unsafePath, flags|unix.O_PATH)
+	f, err = h.Open(ctx, "/", unsafePath, flags|unix.O_PATH)
+	return f, Denied(err, unsafePath)
 }
 
 // MayHang tells whether a server, or a device that can be suspended, has to answer for what is in a directory or file of the node.

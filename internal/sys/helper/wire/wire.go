@@ -40,6 +40,7 @@ const (
 	Read    Kind = 'r' // path, flags (open(2)), offset, length: read a part of a file, which comes back in a descriptor of memory
 	Write   Kind = 'W' // path, data: write to a file that exists, in one call of write(2)
 	Keyed   Kind = 'K' // type, description and payload (Hex) of a key, then as Write: write while this process alone has the key
+	Ask     Kind = 'Q' // path, then for each SCSI command the command (Hex) and how many bytes it reads: the answers come back in a descriptor of memory
 	Ioctl   Kind = 'I' // request, argument (Hex): ioctl(2) of descriptor Inherited
 	Close   Kind = 'C' // close descriptor Inherited, which the daemon has closed before
 
@@ -56,6 +57,9 @@ const (
 	Program   = 4 // this program
 	Inherited = 5 // what Close, Reopen and Ioctl are about; of other acts there is none
 )
+
+// AskHead is the length of an answer to Ask without its data: status, sense key, additional sense code and qualifier, a byte each.
+const AskHead = 4
 
 // Mode is what argument 1 of imageapi-init says if it shall be a helper. Argument 2, if there is one, says what the act is
 // about: for those who look for the helper later.

@@ -1,0 +1,302 @@
+package iscsi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// An address says nothing about whose disk is behind it: a target can give a number to another volume at any time, and the kernel does
+// not care. So the identity of each unit is compared with that of its attach:
+//
+//  1. at each login after the first, before I/O is let through;
+//  2. when the unit tells that something about it has changed (unit attention);
+//  3. now and then.
+//
+// The device of a unit that is not what it was is set offline: all its I/O fails from then on.
+
+// guarded is a unit whose identity is compared.
+type guarded struct {
+	want  Identity
+	wrong error // what was found, if it is not what it was
+}
+
+const (
+	// lookEvery is the time between two looks at the units, jittered by half. A unit that is replaced while the connection stands
+	// is written to for that long at most.
+	lookEvery = 10 * time.Second
+	// lookTime is how long a look at one may take.
+	lookTime = 10 * time.Second
+)
+
+// Guard has a unit compared with what it must be from now on.
+func (s *Session) Guard(lun int, want Identity) {
+	s.mu.Lock()
+	if g := s.units[lun]; g != nil { // remembered, and perhaps found to be wrong already
+		g.want = want
+	} else {
+		s.units[lun] = &guarded{want: want}
+	}
+	s.mu.Unlock()
+	s.hurry()
+}
+
+// remember guards the units that nobody has asked to be guarded, such as those that a later server is just about to take over, by what
+// the kernel has read when it found them.
+func (s *Session) remember() {
+	for _, lun := range s.Units() {
+		want := s.unit(lun).Remembered()
+		s.mu.Lock()
+		if s.units[lun] == nil {
+			s.units[lun] = &guarded{want: want}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// Release ends that.
+func (s *Session) Release(lun int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.units, lun)
+}
+
+// Wrong says what a unit is now, if it is not what it was. It never waits.
+func (s *Session) Wrong(lun int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g := s.units[lun]; g != nil {
+		return g.wrong
+	}
+	return nil
+}
+
+// hurry has the units looked at now.
+func (s *Session) hurry() {
+	select {
+	case s.look <- struct{}{}:
+	default:
+	}
+}
+
+// right returns the numbers of the guarded units that are what they were.
+func (s *Session) right() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.units)), func(lun int) bool { return s.units[lun].wrong != nil })
+}
+
+// verify asks the target over a connection of its own who the guarded units are, while I/O waits. Those that are not what they were are
+// offline afterwards. A unit that the target does not have may yet come, until I/O fails anyway.
+func (s *Session) verify(ctx context.Context, tcp net.Conn) error {
+	found, absent, err := s.conf.probe(ctx, tcp, s.right())
+	if err != nil {
+		return err
+	}
+	for lun := range absent {
+		if s.State() != Failed {
+			return errs.New(errs.Remote, "LUN %d: %w", lun, ErrAbsent)
+		}
+		err = errors.Join(err, s.condemn(ctx, lun, ErrAbsent.Error()))
+	}
+	for lun, now := range found {
+		err = errors.Join(err, s.judge(ctx, lun, now))
+	}
+	return err
+}
+
+// judge compares a unit with what it must be. With an error its I/O could not be stopped.
+func (s *Session) judge(ctx context.Context, lun int, now Identity) error {
+	s.mu.Lock()
+	g := s.units[lun]
+	if g == nil || g.wrong != nil {
+		s.mu.Unlock()
+		return nil
+	}
+	why := g.want.changed(now)
+	if why == "" {
+		g.want.Size = now.Size
+	}
+	s.mu.Unlock()
+	if why == "" {
+		return nil
+	}
+	return s.condemn(ctx, lun, why)
+}
+
+// condemn ends the I/O of a unit.
+func (s *Session) condemn(ctx context.Context, lun int, why string) error {
+	wrong := errs.New(errs.Conflict, "LUN %d of target %s: %s; its I/O fails since that was noticed", lun, s.conf.Target, why)
+	err := s.unit(lun).fail(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.units[lun]
+	if g == nil || g.wrong != nil {
+		return nil
+	}
+	s.env.Log.Error("logical unit changed", "target", s.conf.Target, "lun", lun, "reason", why, "error", err)
+	if err != nil {
+		return fmt.Errorf("stop the I/O of LUN %d, which %s: %w", lun, why, err)
+	}
+	g.wrong = wrong
+	if s.env.Changed != nil {
+		s.env.Changed()
+	}
+	return nil
+}
+
+func (s *Session) unit(lun int) Unit { return Unit{Session: s, LUN: lun, Helper: s.env.Helper} }
+
+// guard looks at the units until ctx ends.
+func (s *Session) guard(ctx context.Context) {
+	s.work.Go(func() { s.attentions(ctx) })
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.look:
+		case <-time.After(jitter(lookEvery)):
+		}
+		for _, lun := range s.right() {
+			if s.State() == LoggedIn && ctx.Err() == nil {
+				s.inspect(ctx, lun)
+			}
+		}
+	}
+}
+
+// inspect looks at one unit by way of the kernel. What can't be found out now is found out the next time, or before the next login.
+func (s *Session) inspect(ctx context.Context, lun int) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	u := s.unit(lun)
+	now, err := u.Identify(ctx)
+	switch {
+	case errors.Is(err, ErrAbsent):
+		err = s.condemn(ctx, lun, ErrAbsent.Error())
+	case err == nil:
+		if err = s.judge(ctx, lun, now); err == nil && s.Wrong(lun) == nil {
+			err = u.resize(ctx, now.Size)
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		s.env.Log.Debug("logical unit not verified", "target", s.conf.Target, "lun", lun, "error", err)
+	}
+}
+
+// attentions has the units looked at when one reports that something has changed: a uevent with SDEV_UA.
+func (s *Session) attentions(ctx context.Context) {
+	news, err := listenDevices()
+	if err != nil {
+		s.env.Log.Warn("changes of logical units are noticed late", "error", err)
+		return
+	}
+	defer news.Close()
+	defer expire(ctx, news)()
+	buffer, host := make([]byte, 16<<10), fmt.Sprintf("/host%d/", s.conn.host)
+	for ctx.Err() == nil {
+		n, from, err := receive(news, buffer)
+		text := string(buffer[:n])
+		switch {
+		case errors.Is(err, unix.ENOBUFS): // what was lost may be ours
+		case err != nil:
+			return
+		case !fromKernel(from) || !strings.Contains(text, "\x00SDEV_UA=") || !strings.Contains(text, host):
+			continue
+		}
+		s.hurry()
+	}
+}
+
+// Asker asks a SCSI device, in a process that can be killed.
+type Asker interface {
+	// Ask sends commands to the device at path and returns the answers one after the other, as Answer tells.
+	Ask(ctx context.Context, path string, commands [][]byte, lengths []int) ([]byte, error)
+}
+
+// Identify asks the unit's device who it is.
+func (u Unit) Identify(ctx context.Context) (id Identity, err error) {
+	for range theTries {
+		var answers []Answer
+		if answers, err = u.ask(ctx); err != nil {
+			return id, err
+		}
+		id, err = parseIdentity(answers)
+		if !slices.ContainsFunc(answers, Answer.passing) {
+			break
+		}
+	}
+	return id, err
+}
+
+func (u Unit) ask(ctx context.Context) (answers []Answer, err error) {
+	var commands [][]byte
+	var lengths []int
+	for _, q := range questions() {
+		commands, lengths = append(commands, q.Command), append(lengths, q.Length)
+	}
+	data, err := u.Helper.Ask(ctx, u.path(), commands, lengths)
+	if err != nil {
+		return nil, err
+	}
+	for _, length := range lengths {
+		if len(data) < AnswerHead+length {
+			return nil, errors.New("the answers are cut off")
+		}
+		answers = append(answers, Answer{data[0], data[1], data[2], data[3], data[AnswerHead:][:length]})
+		data = data[AnswerHead+length:]
+	}
+	return answers, nil
+}
+
+// Remembered is what the kernel has read when it found the unit.
+func (u Unit) Remembered() Identity {
+	read := func(name string) []byte {
+		data, _ := os.ReadFile(filepath.Join(u.dir(), name))
+		return data
+	}
+	disk := filepath.Join(u.dir(), "block", u.Disk())
+	sectors, _ := strconv.ParseInt(attribute(disk, "size"), 10, 64)
+	block, _ := strconv.ParseInt(attribute(disk, "queue/logical_block_size"), 10, 64)
+	return Identity{Names: parseNames(read("vpd_pg83")), Serial: serialOf(read("vpd_pg80")), Size: sectors * sector, Block: block}
+}
+
+// sector is the unit of sizes in sysfs.
+const sector = 512
+
+// offline is the state of a device whose I/O fails.
+const offline = "offline"
+
+// Failed tells whether all I/O of the device fails for good.
+func (u Unit) Failed() bool { return attribute(u.dir(), "state") == offline }
+
+// fail makes all I/O of the device fail, also what waits for the connection, once that is back. A device that is gone has none.
+func (u Unit) fail(ctx context.Context) error {
+	err := u.Helper.WriteFile(ctx, filepath.Join(u.dir(), "state"), []byte(offline))
+	if err != nil && (!u.Exists() || u.Failed()) {
+		return nil
+	}
+	return err
+}
+
+// resize has the kernel notice that the unit has grown.
+func (u Unit) resize(ctx context.Context, size int64) error {
+	known, err := strconv.ParseInt(attribute(filepath.Join(u.dir(), "block", u.Disk()), "size"), 10, 64)
+	if err != nil || known*sector == size {
+		return nil
+	}
+	u.Session.env.Log.Info("logical unit resized", "target", u.Session.conf.Target, "lun", u.LUN, "bytes", size)
+	return u.Helper.WriteFile(ctx, filepath.Join(u.dir(), "rescan"), []byte("1"))
+}
