@@ -25,7 +25,7 @@ import (
 //  2. when the unit tells that something about it has changed (unit attention);
 //  3. now and then.
 //
-// The device of a unit that is not what it was is set offline: all its I/O fails from then on.
+// All I/O of a unit that is not what it was fails from then on.
 
 // guarded is a unit whose identity is compared.
 type guarded struct {
@@ -98,8 +98,8 @@ func (s *Session) right() []int {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.units)), func(lun int) bool { return s.units[lun].wrong != nil })
 }
 
-// verify asks the target over a connection of its own who the guarded units are, while I/O waits. Those that are not what they were are
-// offline afterwards. A unit that the target does not have may yet come, until I/O fails anyway.
+// verify asks the target over a connection of its own who the guarded units are, while I/O waits. That of units that are not what they
+// were has failed afterwards. A unit that the target does not have may yet come, until I/O fails anyway.
 func (s *Session) verify(ctx context.Context, tcp net.Conn) error {
 	found, absent, err := s.conf.probe(ctx, tcp, s.right())
 	if err != nil {
@@ -282,9 +282,14 @@ const offline = "offline"
 // Failed tells whether all I/O of the device fails for good.
 func (u Unit) Failed() bool { return attribute(u.dir(), "state") == offline }
 
-// fail makes all I/O of the device fail, also what waits for the connection, once that is back. A device that is gone has none.
+// fail makes all I/O of the device fail. While the connection is lost the kernel refuses to set a device offline: then the device is
+// removed, with which the I/O that waits fails at once. With the connection that would write to the unit once more.
 func (u Unit) fail(ctx context.Context) error {
-	err := u.Helper.WriteFile(ctx, filepath.Join(u.dir(), "state"), []byte(offline))
+	file, word := u.Delete(), "1"
+	if attribute(u.dir(), "state") == "running" {
+		file, word = filepath.Join(u.dir(), "state"), offline
+	}
+	err := u.Helper.WriteFile(ctx, file, []byte(word))
 	if err != nil && (!u.Exists() || u.Failed()) {
 		return nil
 	}

@@ -306,7 +306,7 @@ func TestLoginRefused(t *testing.T) {
 		"knows no CHAP":      {withCHAP(), []func(request, []pair) answer{says(pair{"AuthMethod", "None"})}, errs.Remote, "does not do CHAP"},
 		"unknown status":     {conf(), []func(request, []pair) answer{refuses(status{9, 9})}, errs.Remote, "not known (status 0909)"},
 		"no mutual":          {withMutual(), mute(), errs.Remote, "does not prove who it is"},
-		"digest":             {demand, []func(request, []pair) answer{goesOn(), goesOn(pair{"DataDigest", "None"})}, errs.Remote, "does not do DataDigest=CRC32C"},
+		"digest":             {demand, []func(request, []pair) answer{goesOn(), goesOn(pair{"DataDigest", "None"})}, errs.Remote, "does not offer DataDigest=CRC32C"},
 		"more than offered":  {conf(), []func(request, []pair) answer{goesOn(), goesOn(pair{"MaxBurstLength", "16777215"})}, errs.Remote, "which was not offered"},
 		"no number":          {conf(), []func(request, []pair) answer{goesOn(), goesOn(pair{"MaxBurstLength", "many"})}, errs.Remote, "which was not offered"},
 		"no end":             {conf(), []func(request, []pair) answer{says()}, errs.Remote, "does not end the login"},
