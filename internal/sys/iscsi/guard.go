@@ -41,6 +41,9 @@ const (
 	lookTime = 10 * time.Second
 )
 
+// removed is why a unit is wrong that its target does not have any more.
+const removed = "does not exist any more"
+
 // Guard has a unit compared with what it must be from now on.
 func (s *Session) Guard(lun int, want Identity) {
 	s.mu.Lock()
@@ -109,7 +112,7 @@ func (s *Session) verify(ctx context.Context, tcp net.Conn) error {
 		if s.State() != Failed {
 			return errs.New(errs.Remote, "LUN %d: %w", lun, ErrAbsent)
 		}
-		err = errors.Join(err, s.condemn(ctx, lun, ErrAbsent.Error()))
+		err = errors.Join(err, s.condemn(ctx, lun, removed))
 	}
 	for lun, now := range found {
 		err = errors.Join(err, s.judge(ctx, lun, now))
@@ -138,23 +141,26 @@ func (s *Session) judge(ctx context.Context, lun int, now Identity) error {
 
 // condemn ends the I/O of a unit.
 func (s *Session) condemn(ctx context.Context, lun int, why string) error {
-	wrong := errs.New(errs.Conflict, "LUN %d of target %s: %s; its I/O fails since that was noticed", lun, s.conf.Target, why)
+	// Before the device: the attachment must not be found without it and without this reason.
+	s.setWrong(lun, errs.New(errs.Conflict, "LUN %d of target %s %s; its I/O fails since that was noticed", lun, s.conf.Target, why))
 	err := s.unit(lun).fail(ctx)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	g := s.units[lun]
-	if g == nil || g.wrong != nil {
-		return nil
-	}
 	s.env.Log.Error("logical unit changed", "target", s.conf.Target, "lun", lun, "reason", why, "error", err)
 	if err != nil {
+		s.setWrong(lun, nil) // it is looked at again
 		return fmt.Errorf("stop the I/O of LUN %d, which %s: %w", lun, why, err)
 	}
-	g.wrong = wrong
+	return nil
+}
+
+func (s *Session) setWrong(lun int, wrong error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g := s.units[lun]; g != nil {
+		g.wrong = wrong
+	}
 	if s.env.Changed != nil {
 		s.env.Changed()
 	}
-	return nil
 }
 
 func (s *Session) unit(lun int) Unit { return Unit{Session: s, LUN: lun, Helper: s.env.Helper} }
@@ -185,7 +191,7 @@ func (s *Session) inspect(ctx context.Context, lun int) {
 	now, err := u.Identify(ctx)
 	switch {
 	case errors.Is(err, ErrAbsent):
-		err = s.condemn(ctx, lun, ErrAbsent.Error())
+		err = s.condemn(ctx, lun, removed)
 	case err == nil:
 		if err = s.judge(ctx, lun, now); err == nil && s.Wrong(lun) == nil {
 			err = u.resize(ctx, now.Size)
