@@ -53,7 +53,6 @@ func (s *Session) Guard(lun int, want Identity) {
 		s.units[lun] = &guarded{want: want}
 	}
 	s.mu.Unlock()
-	s.hurry()
 }
 
 // remember guards the units that nobody has asked to be guarded, such as those that a later server is just about to take over, by what
@@ -86,8 +85,8 @@ func (s *Session) Wrong(lun int) error {
 	return nil
 }
 
-// hurry has the units looked at now.
-func (s *Session) hurry() {
+// Verify has the units looked at now, in the background.
+func (s *Session) Verify() {
 	select {
 	case s.look <- struct{}{}:
 	default:
@@ -222,7 +221,7 @@ func (s *Session) attentions(ctx context.Context) {
 		case !fromKernel(from) || !strings.Contains(text, "\x00SDEV_UA=") || !strings.Contains(text, host):
 			continue
 		}
-		s.hurry()
+		s.Verify()
 	}
 }
 

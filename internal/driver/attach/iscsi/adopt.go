@@ -38,6 +38,7 @@ func (u *unit) Adopt(ctx context.Context, site driver.Site, live driver.Live) er
 	stands := u.stands(session, live)
 	if n, err := notesOf(live); stands == nil && err == nil && n.Unit != nil {
 		session.Guard(int(u.LUN), *n.Unit)
+		session.Verify()
 	}
 	return errors.Join(stands, unknown)
 }
