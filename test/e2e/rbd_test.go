@@ -354,3 +354,27 @@ func keys(t *testing.T, uid int) string {
 	}
 	return string(out)
 }
+
+// A mapping stays that of its image, whatever has the image's name later.
+func TestRBDAnotherImage(t *testing.T) {
+	n := newCephNode(t)
+	n.Image(t, "moved")
+	a := n.attach(t, n.rbd("moved"))
+	testkit.Run(t, "sh", "-c", "printf mine | dd of="+a.DeviceFile+" bs=512 conv=sync,fsync status=none")
+	n.RBD(t, "rename", "moved", "kept")
+	n.removeImage(t, "kept")
+	n.Image(t, "moved")
+	must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+	if got := testkit.Run(t, "head", "-c", "4", a.DeviceFile); got != "mine" {
+		t.Errorf("it reads %q", got)
+	}
+	n.remove(t, http.StatusOK, "/attach", a.ID)
+}
+
+// removeImage removes an image after the test.
+func (n cephNode) removeImage(t *testing.T, name string) {
+	t.Helper()
+	t.Cleanup(func() {
+		testkit.Run(t, "timeout", "90", "sh", "-c", "until rbd rm --no-progress "+name+" 2>/dev/null; do sleep 1; done")
+	})
+}
