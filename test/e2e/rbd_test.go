@@ -358,11 +358,11 @@ func keys(t *testing.T, uid int) string {
 // A mapping stays that of its image, whatever has the image's name later.
 func TestRBDAnotherImage(t *testing.T) {
 	n := newCephNode(t)
-	n.Image(t, "moved")
+	n.RBD(t, "create", "--size", "16M", "moved")
+	n.removeImage(t, "kept")
 	a := n.attach(t, n.rbd("moved"))
 	testkit.Run(t, "sh", "-c", "printf mine | dd of="+a.DeviceFile+" bs=512 conv=sync,fsync status=none")
 	n.RBD(t, "rename", "moved", "kept")
-	n.removeImage(t, "kept")
 	n.Image(t, "moved")
 	must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
 	if got := testkit.Run(t, "head", "-c", "4", a.DeviceFile); got != "mine" {
