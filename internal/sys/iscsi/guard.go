@@ -292,7 +292,7 @@ func (u Unit) Failed() bool { return attribute(u.dir(), "state") == offline }
 func (u Unit) fail(ctx context.Context) error {
 	file, word := u.Delete(), "1"
 	if attribute(u.dir(), "state") == "running" {
-		file, word = filepath.Join(u.dir(), "state"), offline
+		file, word = filepath.Join(u.dir(), "state"), offline+"\n" // the kernel insists on the line's end
 	}
 	err := u.Helper.WriteFile(ctx, file, []byte(word))
 	if err != nil && (!u.Exists() || u.Failed()) {

@@ -144,6 +144,9 @@ func (a *Auth) check(ours challenge, pairs []pair) error {
 // operate is the operational stage.
 func (l *login) operate(ctx context.Context) error {
 	pairs, over, err := l.round(ctx, operational, true, l.conf.offer())
+	if errs.Is(err, errs.Remote) && (l.conf.HeaderDigest || l.conf.DataDigest) {
+		return fmt.Errorf("%w: it probably does not offer the digests that are demanded (header_digest, data_digest)", err)
+	}
 	if err != nil {
 		return err
 	}
