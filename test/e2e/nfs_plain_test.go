@@ -36,10 +36,10 @@ func TestNFSPlain(t *testing.T) {
 		"unreadable directory": {"/attach", loopbackIn(nfs(squashed), "/private/image"), http.StatusBadGateway,
 			[]string{"permission denied", "NFS server 127.0.0.1", "export " + squashed, "root_squash"}},
 		"bind":   {"/mount", bindIn(nfs(squashed), "/private/image"), http.StatusBadGateway, []string{"NFS server 127.0.0.1", "root_squash"}},
-		"a file": {"/mount", nfs(n.dir + "/image"), http.StatusBadGateway, []string{"the path is a file there, not a directory"}},
-		"a file, 3": {"/mount", nfs(n.dir+"/image", func(d *models.MountNfs) { d.Version = to("3") }), http.StatusBadGateway,
-			[]string{"the path is a file there, not a directory"}},
-		"kerberos": {"/mount", nfs(n.dir, func(d *models.MountNfs) { d.Options = []string{"sec=krb5"} }), http.StatusBadGateway,
+		"a file": {"/mount", nfs(n.dir + "/image"), http.StatusUnprocessableEntity, []string{"nfs.path", "the path is a file on the server, not a directory"}},
+		"a file, 3": {"/mount", nfs(n.dir+"/image", func(d *models.MountNfs) { d.Version = to("3") }), http.StatusUnprocessableEntity,
+			[]string{"the path is a file on the server, not a directory"}},
+		"kerberos": {"/mount", nfs(n.dir, func(d *models.MountNfs) { d.Options = []string{"sec=krb5"} }), http.StatusNotImplemented,
 			[]string{"Kerberos", "rpc.gssd", "/etc/krb5.keytab"}},
 	} {
 		t.Run(name, func(t *testing.T) {

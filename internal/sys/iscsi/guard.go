@@ -140,14 +140,18 @@ func (s *Session) judge(ctx context.Context, lun int, now Identity) error {
 
 // condemn ends the I/O of a unit.
 func (s *Session) condemn(ctx context.Context, lun int, why string) error {
-	// Before the device: the attachment must not be found without it and without this reason.
-	s.setWrong(lun, errs.New(errs.Conflict, "LUN %d of target %s %s; its I/O fails since that was noticed", lun, s.conf.Target, why))
-	err := s.unit(lun).fail(ctx)
+	u := s.unit(lun)
+	wrong := errs.New(errs.Conflict, "LUN %d of target %s %s; its I/O fails since that was noticed", lun, s.conf.Target, why)
+	if !u.running() {
+		s.setWrong(lun, wrong) // or the attachment is found without its device and without this reason
+	}
+	err := u.fail(ctx)
 	s.env.Log.Error("logical unit changed", "target", s.conf.Target, "lun", lun, "reason", why, "error", err)
 	if err != nil {
 		s.setWrong(lun, nil) // it is looked at again
 		return fmt.Errorf("stop the I/O of LUN %d, which %s: %w", lun, why, err)
 	}
+	s.setWrong(lun, wrong)
 	return nil
 }
 
@@ -287,11 +291,14 @@ const offline = "offline"
 // Failed tells whether all I/O of the device fails for good.
 func (u Unit) Failed() bool { return attribute(u.dir(), "state") == offline }
 
+// running tells whether the device can do I/O.
+func (u Unit) running() bool { return attribute(u.dir(), "state") == "running" }
+
 // fail makes all I/O of the device fail. While the connection is lost the kernel refuses to set a device offline: then the device is
 // removed, with which the I/O that waits fails at once. With the connection that would write to the unit once more.
 func (u Unit) fail(ctx context.Context) error {
 	file, word := u.Delete(), "1"
-	if attribute(u.dir(), "state") == "running" {
+	if u.running() {
 		file, word = filepath.Join(u.dir(), "state"), offline+"\n" // the kernel insists on the line's end
 	}
 	err := u.Helper.WriteFile(ctx, file, []byte(word))

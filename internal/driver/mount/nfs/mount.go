@@ -3,7 +3,6 @@ package nfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -101,7 +100,7 @@ var refusals = []struct {
 }{
 	{
 		[]error{unix.ENOTDIR}, false, errs.Remote,
-		"the path is a file there, not a directory: mount the directory that it is in, and give the file to an attachment of kind loopback",
+		"a part of the path is a file on the server, not a directory",
 	},
 	{
 		[]error{unix.ENOENT, unix.EACCES, unix.EPERM, unix.ESTALE}, false, errs.Remote,
@@ -136,7 +135,11 @@ func (u *unit) explain(addr netip.Addr, err error) error {
 		return errs.New(errs.Unsupported, "%w; the kernel of this node does not have version %s of NFS: load its module (modprobe nfsv%.1s)", err, u.Version, u.Version)
 	}
 	if u.options.kerberos {
-		err = fmt.Errorf("%w; Kerberos (the option sec) needs rpc.gssd and a key of this node in /etc/krb5.keytab, the module rpcsec_gss_krb5, and a server that exports with it", err)
+		class := errs.ClassOf(err)
+		if errors.Is(err, unix.EINVAL) {
+			class = errs.Unsupported
+		}
+		err = errs.New(class, "%w; Kerberos (the option sec) needs rpc.gssd and a key of this node in /etc/krb5.keytab, the module rpcsec_gss_krb5, and a server that exports with it", err)
 	}
 	at := ""
 	if addr.String() != u.address() {

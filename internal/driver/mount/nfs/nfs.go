@@ -9,7 +9,10 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
@@ -98,6 +101,9 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, err
 	}
+	if err := u.checkDirectory(ctx, tree); err != nil {
+		return driver.Live{}, err
+	}
 	path, err := u.m.mounts.Attach(ctx, site.ID, tree)
 	if err != nil {
 		return driver.Live{}, err
@@ -108,6 +114,19 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	}
 	live := driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}, Notes: notes, Warnings: namesakes(u.Version, hostName(), identifiers)}
 	return live, nil
+}
+
+// checkDirectory discards a mount whose root is a file: the kernel makes it, but it can be attached to no directory.
+func (u *unit) checkDirectory(ctx context.Context, tree *os.File) error {
+	st, err := remote.Stat(tree)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return nil
+	}
+	if err == nil {
+		err = errs.At("nfs.path", errs.New(errs.Invalid, "mount nfs %s: the path is a file on the server, not a directory: "+
+			"mount the directory that it is in, and give the file to an attachment of kind loopback", u.source))
+	}
+	return errors.Join(err, remote.Discard(ctx, u.m.Helper, tree))
 }
 
 // Check implements driver.Checker. The server is not asked.
