@@ -73,7 +73,10 @@ func newSession(env Env, conf Config, mark string) *Session {
 func (s *Session) begin(ctx context.Context) {
 	keep, end := context.WithCancel(context.WithoutCancel(ctx))
 	s.end = end
-	s.work.Go(func() { s.keep(keep) })
+	s.work.Go(func() {
+		defer end() // of a session that another program has ended there is nothing to guard
+		s.keep(keep)
+	})
 	s.work.Go(func() { s.guard(keep) })
 }
 
