@@ -208,3 +208,19 @@ func TestISCSIPlain(t *testing.T) {
 	n.warns(t, answer.Header, "write-protected")
 	n.remove(t, http.StatusOK, "/attach", a.ID)
 }
+
+// A volume that the target shows under two numbers is attached for writing once.
+func TestISCSISameVolumeTwice(t *testing.T) {
+	n := newISCSINode(t, 2)
+	n.target.Link(t, 1, 0)
+	a := n.attach(t, n.lun(0))
+	answer := n.Must(t, http.StatusConflict, http.MethodPost, "/attach", n.lun(1), nil)
+	if want := "as " + a.DeviceFile + " of this node"; !strings.Contains(answer.Message(), want) {
+		t.Errorf("%s; want %q", answer.Message(), want)
+	}
+	reads := n.attach(t, n.lun(1, unwritten))
+	n.remove(t, http.StatusOK, "/attach", a.ID)
+	writes := n.attach(t, n.lun(0)) // nothing but a reader is left
+	n.remove(t, http.StatusOK, "/attach", reads.ID)
+	n.remove(t, http.StatusOK, "/attach", writes.ID)
+}

@@ -282,6 +282,30 @@ func (u Unit) Remembered() Identity {
 	return Identity{Names: parseNames(read("vpd_pg83")), Serial: serialOf(read("vpd_pg80")), Size: sectors * sector, Block: block}
 }
 
+// Rival returns the name of a disk of this node that is the same unit by another way, can be written to, and was there before. A unit
+// without a name that is unique in the world has none.
+func (u Unit) Rival(id Identity) (disk string) {
+	id.Names = slices.DeleteFunc(slices.Clone(id.Names), func(n string) bool {
+		return strings.HasPrefix(n, "t10.") || strings.HasPrefix(n, "name.")
+	})
+	sequence := func(disk string) int {
+		n, _ := strconv.Atoi(attribute(disk, "diskseq")) // 0 on a kernel that has none: then each is the other's rival
+		return n
+	}
+	own := filepath.Join(u.dir(), "block", u.Disk())
+	disks, _ := filepath.Glob("/sys/class/scsi_device/*/device/block/*")
+	for _, other := range disks {
+		data, err := os.ReadFile(filepath.Join(other, "../../vpd_pg83"))
+		if err != nil || other == own || attribute(other, "ro") == "1" || sequence(other) > sequence(own) {
+			continue
+		}
+		if slices.ContainsFunc(parseNames(data), func(n string) bool { return slices.Contains(id.Names, n) }) {
+			return filepath.Base(other)
+		}
+	}
+	return ""
+}
+
 // sector is the unit of sizes in sysfs.
 const sector = 512
 
