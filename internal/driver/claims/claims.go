@@ -27,7 +27,7 @@ type Claims struct {
 
 	mu      sync.Mutex        // protects what follows
 	marks   map[string]uint64 // of the loop devices that we attach, with their st_rdev; 0 until that is known
-	loops   map[uint64]uint64 // their sequence numbers by st_rdev
+	loops   map[uint64]bool   // these numbers
 	devices map[uint64]int64  // the attachment that has a device of the node, by st_rdev
 	images  map[int64]Image   // by mounts
 	layers  map[int64]Layers  // by overlays
@@ -37,7 +37,7 @@ type Claims struct {
 func New(g gate.Gate, h *helper.Runner) *Claims {
 	c := &Claims{
 		finder: extent.Finder{Loop: loop.Loop{Gate: g, Nodes: block.Nodes{Gate: g}}, Mapper: dm.Mapper{Gate: g, Helper: h}},
-		marks:  map[string]uint64{}, loops: map[uint64]uint64{}, devices: map[uint64]int64{}, images: map[int64]Image{}, layers: map[int64]Layers{},
+		marks:  map[string]uint64{}, loops: map[uint64]bool{}, devices: map[uint64]int64{}, images: map[int64]Image{}, layers: map[int64]Layers{},
 	}
 	if h != nil {
 		c.finder.Loop.Helper = h
@@ -66,10 +66,10 @@ func (c *Claims) Own(mark string) {
 }
 
 // Attached completes Own with the device, which then need not be asked for its mark.
-func (c *Claims) Attached(mark string, number, sequence uint64) {
+func (c *Claims) Attached(mark string, number uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.marks[mark], c.loops[number] = number, sequence
+	c.marks[mark], c.loops[number] = number, true
 }
 
 // Disown is the opposite of Own and Attached.
@@ -220,12 +220,11 @@ func (c *Claims) marked(mark string) bool {
 	return is
 }
 
-// known reports the same of a device by its number, for most of them.
+// known reports the same of a device by its number, for those that Attached knows.
 func (c *Claims) known(number uint64) bool {
 	c.mu.Lock()
-	sequence := c.loops[number]
-	c.mu.Unlock()
-	return sequence != 0 && sequence == block.Sequence(number)
+	defer c.mu.Unlock()
+	return c.loops[number]
 }
 
 // mounted returns the devices that we have mounted.

@@ -1,6 +1,7 @@
 package claims
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -78,27 +79,29 @@ func (c *Claims) strangers(want Image) ([]stranger, error) {
 		by[number].at = append(by[number].at, path)
 		by[number].writable = by[number].writable || !e.Has("ro")
 	}
-	bound, err := loop.Bound()
+	if want.Packed { // an idle device does not write to it
+		return sorted(by), nil
+	}
+	bound, err := loop.Bound(func(number uint64) bool {
+		return by[number] != nil || ours[number] || slices.Contains(want.Through, number) || c.known(number)
+	})
 	if err != nil {
 		return nil, err
 	}
 	for _, number := range bound {
-		if by[number] != nil || ours[number] || slices.Contains(want.Through, number) || c.known(number) {
-			continue
-		}
-		by[number] = &stranger{number: number}
-		if !want.Packed {
-			info, err := block.Find(number)
-			by[number].writable = err == nil && !info.ReadOnly
-		}
+		readOnly, err := block.Attribute(block.Sysfs(number), "ro")
+		by[number] = &stranger{number: number, writable: err == nil && readOnly == 0}
 	}
-	var all []stranger
+	return sorted(by), nil
+}
+
+func sorted(by map[uint64]*stranger) (all []stranger) {
 	for _, s := range by {
 		slices.Sort(s.at)
 		all = append(all, *s)
 	}
-	slices.SortFunc(all, func(a, b stranger) int { return strings.Compare(a.String(), b.String()) })
-	return all, nil
+	slices.SortFunc(all, func(a, b stranger) int { return cmp.Compare(a.number, b.number) })
+	return all
 }
 
 // deviceOf returns the device of a mount, or 0. A btrfs has a number of its own.

@@ -20,14 +20,14 @@ func Check(number, sequence uint64) error {
 	if size == 0 {
 		return errs.New(errs.Conflict, "there is nothing behind the device any more: delete it and make it anew")
 	}
-	if now := Sequence(number); sequence != 0 && now != 0 && now != sequence {
+	if now := sequenceOf(number); sequence != 0 && now != 0 && now != sequence {
 		return errs.New(errs.Conflict, "the device is another one now than the one that was attached: delete it and make it anew")
 	}
 	return nil
 }
 
-// Sequence is Info.Sequence by sysfs.
-func Sequence(number uint64) uint64 {
+// sequenceOf is Info.Sequence by sysfs.
+func sequenceOf(number uint64) uint64 {
 	dir := Sysfs(number)
 	n, err := Attribute(dir, "diskseq")
 	if err != nil {

@@ -33,7 +33,7 @@ func Find(number uint64) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	info.Sequence = Sequence(number)
+	info.Sequence = sequenceOf(number)
 	info.Size, info.ReadOnly, info.Sector = size*sizeUnit, readOnly != 0, int(sector)
 	return info, nil
 }

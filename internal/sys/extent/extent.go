@@ -7,6 +7,7 @@ package extent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"sync"
 
@@ -67,11 +68,11 @@ const maxDepth = 32
 // the file, and if it gets no answer before ctx ends the error is errs.Deadline.
 func (f *Finder) Of(ctx context.Context, number uint64, mayHang bool) (Content, error) {
 	var c Content
-	info, err := block.Find(number)
+	size, err := block.Attribute(block.Sysfs(number), "size")
 	if err != nil {
-		return c, err
+		return c, fmt.Errorf("find block device %d:%d: %w", unix.Major(number), unix.Minor(number), unix.ENXIO)
 	}
-	err = f.look(ctx, &c, Extent{Dev: number, End: info.Size}, mayHang)
+	err = f.look(ctx, &c, Extent{Dev: number, End: size * sector}, mayHang)
 	return c, err
 }
 
@@ -93,7 +94,8 @@ func (f *Finder) look(ctx context.Context, c *Content, e Extent, mayHang bool) e
 		return f.look(ctx, c, e.on(disk, start*sector), mayHang)
 	}
 	if offset, err := block.Attribute(dir, "loop/offset"); err == nil {
-		return f.lookThroughLoop(ctx, c, e, offset, mayHang)
+		sequence, _ := block.Attribute(dir, "diskseq") // 0 before Linux 5.15
+		return f.lookThroughLoop(ctx, c, e, offset, uint64(sequence), mayHang)
 	}
 	if _, err := block.Attribute(dir, "dm/suspended"); err == nil {
 		return f.lookThroughMapper(ctx, c, e, mayHang)
@@ -110,8 +112,8 @@ func (e Extent) on(dev uint64, offset int64) Extent {
 	return Extent{Dev: dev, Start: e.Start + offset, End: e.End + offset}
 }
 
-func (f *Finder) lookThroughLoop(ctx context.Context, c *Content, e Extent, offset int64, mayHang bool) error {
-	b, err := f.backing(ctx, e.Dev, mayHang)
+func (f *Finder) lookThroughLoop(ctx context.Context, c *Content, e Extent, offset int64, sequence uint64, mayHang bool) error {
+	b, err := f.backing(ctx, e.Dev, sequence, mayHang)
 	switch {
 	case err != nil:
 		return err
@@ -128,15 +130,11 @@ func (f *Finder) lookThroughLoop(ctx context.Context, c *Content, e Extent, offs
 }
 
 // backing returns the file of a loop device, and asks the kernel for it once.
-func (f *Finder) backing(ctx context.Context, number uint64, mayHang bool) (loop.Backing, error) {
-	info, err := block.Find(number)
-	if err != nil {
-		return loop.Backing{}, err
-	}
+func (f *Finder) backing(ctx context.Context, number, sequence uint64, mayHang bool) (loop.Backing, error) {
 	f.mu.Lock()
 	has, ok := f.known[number]
 	f.mu.Unlock()
-	if ok && has.sequence == info.Sequence && info.Sequence != 0 {
+	if ok && has.sequence == sequence && sequence != 0 {
 		return has.Backing, nil
 	}
 	b, err := f.Loop.Backing(ctx, number, mayHang)
@@ -148,7 +146,7 @@ func (f *Finder) backing(ctx context.Context, number uint64, mayHang bool) (loop
 	if f.known == nil {
 		f.known = map[uint64]file{}
 	}
-	f.known[number] = file{info.Sequence, b}
+	f.known[number] = file{sequence, b}
 	return b, nil
 }
 

@@ -4,11 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kraken-hpc/imageapi/internal/sys/block"
 )
 
 // Backing is the file of a loop device.
@@ -19,15 +18,18 @@ type Backing struct {
 	Mark   string // as in Options
 }
 
-// Bound returns the numbers of all loop devices that have a file.
-func Bound() ([]uint64, error) {
-	dirs, err := filepath.Glob("/sys/block/loop*/loop") // exists while the device has a file
+// Bound returns the numbers of all loop devices that have a file, but for those that skip tells.
+func Bound(skip func(number uint64) bool) ([]uint64, error) {
+	const dir, major = "/sys/dev/block", 7
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("list loop devices: %w", err)
 	}
 	var all []uint64
-	for _, dir := range dirs {
-		if number, err := block.NumberOf(filepath.Dir(dir)); err == nil { // else it was removed meanwhile
+	for _, e := range entries {
+		minor, is := strings.CutPrefix(e.Name(), strconv.Itoa(major)+":")
+		n, err := strconv.ParseUint(minor, 10, 32)
+		if number := unix.Mkdev(major, uint32(n)); is && err == nil && !skip(number) && bound(number) {
 			all = append(all, number)
 		}
 	}

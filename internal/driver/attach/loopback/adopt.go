@@ -18,18 +18,19 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 
 // Adopt makes sure that the device is still the one that was attached.
 func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number, live.Device.Sequence)
+	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number)
 	return u.Inspect(site, live, nil)
 }
 
 // Inspect implements driver.Inspector. It opens no device that has a sequence number: whoever detaches it may find it in use.
-func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
+func (u *unit) Inspect(site driver.Site, live driver.Live, _ *mounttable.Table) error {
 	var n notes
 	if err := json.Unmarshal(live.Notes, &n); err != nil {
 		return fmt.Errorf("look at %s: read its notes: %w", live.Device.Path, err)
 	}
 	is, err := u.driver.loop.Lives(live.Device.Path, n.Loop)
 	if err == nil && !is {
+		u.driver.claims.Disown(u.tag(site.ID)) // the number may be another's by now
 		err = errs.New(errs.Conflict, "%s is no longer attached to %s: somebody has detached it; delete it and make it anew", live.Device.Path, u.Path)
 	}
 	return err

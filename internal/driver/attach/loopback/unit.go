@@ -60,7 +60,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, err
 	}
 	device.Close()
-	u.driver.claims.Attached(o.Mark, device.Number, device.Sequence)
+	u.driver.claims.Attached(o.Mark, device.Number)
 	u.driver.log.Debug("attach file", "id", site.ID, "path", u.Path, "device", device.Path, "ro", device.Info.ReadOnly)
 	return live, nil
 }
