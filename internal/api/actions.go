@@ -124,7 +124,11 @@ func (a *api) setState(r *http.Request, t target, want state.State) (driver.Obje
 	if err != nil {
 		return driver.Object{}, err
 	}
-	return render(snap, id)
+	o, err := render(snap, id)
+	if v, ok := snap.Get(id); ok && err == nil && want == state.StateExited {
+		o.Container.State = models.ContainerState(stateOf(v)) // here alone a container that was asked to stop reads stopping
+	}
+	return o, err
 }
 
 // target names one object: by id, by name, or by both if they agree. An id of 0 and an empty name mean none.
@@ -238,7 +242,7 @@ func (r renderer) list(f filter) ([]driver.Object, error) {
 }
 
 func (f filter) passes(v *state.View) bool {
-	return (f.kind == nil || *f.kind == v.Kind) && (f.state == nil || state.State(*f.state) == stateOf(v)) &&
+	return (f.kind == nil || *f.kind == v.Kind) && (f.state == nil || isIn(v, state.State(*f.state))) &&
 		(f.prefix == nil || strings.HasPrefix(v.Name, *f.prefix))
 }
 
@@ -263,4 +267,10 @@ func (f filter) labelled(o driver.Object) bool {
 // location returns the path of an object.
 func location(class driver.Class, id int64) string {
 	return basePath + "/" + string(class) + "?id=" + strconv.FormatInt(id, 10)
+}
+
+// isIn tells whether a container is shown in a state. Stopping is only a phase of a container: it selects by that.
+func isIn(v *state.View, want state.State) bool {
+	shown, phase := v.Shown()
+	return shown == want || want == state.StateStopping && phase == state.Stopping
 }

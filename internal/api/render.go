@@ -120,9 +120,10 @@ func mountOf(v *state.View) *models.Mount {
 }
 
 func containerOf(v *state.View) *models.Container {
+	shown, phase := v.Shown()
 	c := &models.Container{
-		ID: models.ID(v.ID), Name: models.Name(v.Name), Refs: v.Refs, State: models.ContainerState(stateOf(v)),
-		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
+		ID: models.ID(v.ID), Name: models.Name(v.Name), Refs: v.Refs, State: models.ContainerState(shown),
+		Phase: string(phase), Error: v.Error, Since: dateTime(v.Since),
 	}
 	c.Generation = v.Generation
 	c.WaitsFor, c.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
@@ -130,6 +131,10 @@ func containerOf(v *state.View) *models.Container {
 		c.Pid, c.ExitCode, c.Signal = int64(run.PID), run.ExitCode, run.Signal
 		c.StartedAt, c.FinishedAt, c.NextStartAt = dateTime(run.StartedAt), dateTime(run.FinishedAt), dateTime(run.NextStartAt)
 		c.Cgroup, c.Ready, c.ExitReason, c.OomKilled, c.Restarts = run.Cgroup, &run.Ready, string(run.Reason), run.OOM, run.Restarts
+		c.StoppingSince = dateTime(run.StoppingSince)
+		if v.Phase != state.Stopping { // a deletion has no deadline
+			c.StopDeadline = dateTime(run.StopDeadline)
+		}
 		if c.Error == "" {
 			c.Error = run.Error
 		}
@@ -144,7 +149,7 @@ func neededBy(v *state.View) (all []*models.Holder) {
 	return all
 }
 
-// stateOf returns the state of a container: created, if it has never run.
+// stateOf returns the state of a container: created, if it has never run. Clients are shown v.Shown instead.
 func stateOf(v *state.View) state.State {
 	if v.Run == nil {
 		return state.StateCreated

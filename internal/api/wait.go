@@ -104,7 +104,9 @@ func (g goal) String() string {
 // ended.
 func (g goal) reached(v *state.View) (bool, error) {
 	now := stateOf(v)
-	if g == nil && v.Run != nil && v.Run.Ready || slices.Contains(g, now) {
+	switch {
+	case g == nil && v.Run != nil && v.Run.Ready && now != state.StateStopping,
+		slices.Contains(g, now), slices.Contains(g, state.StateStopping) && isIn(v, state.StateStopping):
 		return true, nil
 	}
 	switch {

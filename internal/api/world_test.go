@@ -226,6 +226,8 @@ func (p *process) Cgroup() string               { return "" }
 func (p *process) Ready() <-chan struct{}       { return nil }
 func (p *process) Stop()                        { p.once.Do(func() { close(p.done) }) }
 func (p *process) Kill()                        { p.Stop() }
+func (p *process) StopTimeout() time.Duration   { return time.Minute }
+func (p *process) Survivors() string            { return "" }
 func (p *process) Freeze(context.Context) error { return nil }
 func (p *process) Thaw(context.Context) error   { return nil }
 

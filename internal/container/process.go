@@ -86,6 +86,32 @@ func (p *process) Stop() {
 	p.enforce(p.config.StopTimeout + supervisorTime)
 }
 
+// StopTimeout implements driver.Process.
+func (p *process) StopTimeout() time.Duration { return p.config.StopTimeout }
+
+// Survivors implements driver.Process.
+func (p *process) Survivors() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone {
+		return ""
+	}
+	pids, _ := p.group.Processes() // of a group that is gone there are none
+	const most = 8
+	var text strings.Builder
+	for i, pid := range pids[:min(len(pids), most)] {
+		if i > 0 {
+			text.WriteString(", ")
+		}
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)) // it may have ended
+		fmt.Fprintf(&text, "%d (%s)", pid, strings.TrimSpace(string(name)))
+	}
+	if more := len(pids) - most; more > 0 {
+		fmt.Fprintf(&text, " and %d more", more)
+	}
+	return text.String()
+}
+
 // Freeze implements driver.Process.
 func (p *process) Freeze(ctx context.Context) error {
 	if err := p.change(p.group.Freeze); err != nil {

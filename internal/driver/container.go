@@ -55,8 +55,12 @@ type Process interface {
 	// Stop asks the first process to end and kills whatever is left after the stop timeout. It does not wait.
 	// A frozen container is thawed first. Further calls change nothing.
 	Stop()
+	// StopTimeout is how long after Stop the processes are killed.
+	StopTimeout() time.Duration
 	// Kill ends all processes at once. It does not wait.
 	Kill()
+	// Survivors names the processes that the container has, or is empty if it has none.
+	Survivors() string
 	// Freeze returns when no process of the container runs any more; Thaw lets them run again.
 	Freeze(ctx context.Context) error
 	Thaw(ctx context.Context) error

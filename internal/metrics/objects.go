@@ -48,10 +48,11 @@ func (o *objects) Collect(metrics chan<- prometheus.Metric) {
 	states := map[state.State]int{}
 	for _, v := range s.List(driver.Container) {
 		if v.Run != nil {
-			states[v.Run.State]++
+			shown, _ := v.Shown()
+			states[shown]++
 		}
 	}
-	for _, name := range []state.State{state.StateCreated, state.StateRunning, state.StatePaused, state.StateStopping, state.StateExited, state.StateDead} {
+	for _, name := range []state.State{state.StateCreated, state.StateRunning, state.StatePaused, state.StateExited, state.StateDead} {
 		metrics <- prometheus.MustNewConstMetric(o.containers, prometheus.GaugeValue, float64(states[name]), string(name))
 	}
 }
@@ -62,7 +63,8 @@ func (o *objects) collect(metrics chan<- prometheus.Metric, k kind, all []*state
 		if v.Kind != k.name {
 			continue
 		}
-		phases[v.Phase]++
+		_, phase := v.Shown()
+		phases[phase]++
 		if v.WaitsFor != "" {
 			waiting++
 		}

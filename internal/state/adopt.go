@@ -203,11 +203,15 @@ func (c *change) rejoined(id int64, found driver.Found) {
 	}
 	c.run(id, func(r *Run) {
 		r.begin(found.Since)
-		if m.objects[id].asked {
-			r.State = StateStopping
-		}
 		r.PID, r.Cgroup, r.Ready = proc.PID(), proc.Cgroup(), ready == nil
 	})
+	if m.objects[id].asked {
+		since := c.touch(id).Run.StoppingSince
+		if since.IsZero() || !found.Asked { // its supervisor is asked again, and gives it all its time from then on
+			since = time.Now()
+		}
+		c.stopping(id, since)
+	}
 	m.work.Go(func() { m.attend(id, proc, ready) })
 }
 

@@ -171,7 +171,7 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 		if o == nil || o.proc != proc {
 			return nil
 		}
-		o.proc = nil
+		o.proc, o.stopping = nil, nil
 		c.run(id, func(r *Run) { conclude(r, exit, o.asked) })
 		if err := m.Snapshot().standsOnBroken(o.view); err != nil && o.view.Phase == Ready { // while it ran it could go on
 			c.phase(id, Broken, err.Error())
@@ -193,6 +193,7 @@ func conclude(r *Run, exit driver.Exit, asked bool) {
 		defer func(text string) { r.State, r.Reason, r.Error = StateDead, ReasonCorrupted, text }(r.Error)
 	}
 	r.PID, r.Cgroup, r.Ready, r.FinishedAt, r.Signal, r.ExitCode, r.OOM = 0, "", false, exit.At, 0, nil, exit.OOM
+	r.Error, r.StoppingSince, r.StopDeadline, r.Survives = "", time.Time{}, time.Time{}, false
 	switch r.Reason = reason(exit); r.Reason {
 	case ReasonSignalled, ReasonOOM:
 		r.Signal = int64(exit.Signal)
@@ -258,7 +259,64 @@ func (m *Manager) toExited(v *View) {
 // askToStop shows a container as stopping. Whatever its status, it ends in exited.
 func (c *change) askToStop(id int64) {
 	c.m.objects[id].asked = true
-	c.run(id, func(r *Run) { r.State = StateStopping })
+	c.stopping(id, time.Now())
+}
+
+// stopping shows that a container is being stopped since a time, unless it is shown already.
+func (c *change) stopping(id int64, since time.Time) {
+	m, o := c.m, c.m.objects[id]
+	proc := o.proc
+	if o.stopping == proc {
+		return
+	}
+	o.stopping = proc
+	deadline := since.Add(proc.StopTimeout())
+	c.run(id, func(r *Run) {
+		r.State, r.StoppingSince, r.StopDeadline, r.Survives = StateStopping, since, deadline, false
+	})
+	m.work.Go(func() { m.outlast(id, proc, deadline) })
+}
+
+// killGrace is how long after the deadline of a stop the processes of a container may take to be killed and to end.
+const killGrace = 4 * time.Second
+
+// outlast shows a container as broken whose processes have not ended although they were killed at the deadline of a stop.
+func (m *Manager) outlast(id int64, proc driver.Process, deadline time.Time) {
+	survivors := ""
+	for limit := time.Until(deadline) + killGrace; survivors == ""; limit = killGrace {
+		if m.endsWithin(proc, limit) {
+			return
+		}
+		survivors = proc.Survivors() // if there are none its supervisor takes its time
+	}
+	shown := false
+	_ = m.edit(func(c *change) error {
+		if o := m.objects[id]; o != nil && o.proc == proc {
+			c.run(id, func(r *Run) {
+				r.Survives = true
+				r.Error = fmt.Sprintf("stop container: these processes were sent SIGKILL and have not ended: %s: they wait for a device or a server, and end when that answers", survivors)
+			})
+			shown = true
+		}
+		return nil
+	})
+	if shown {
+		m.note(id)
+		m.log.Error("container cannot be killed", "container", id, "processes", survivors)
+	}
+}
+
+// endsWithin waits for the end of a run. It is true also when the daemon leaves it to the next one.
+func (m *Manager) endsWithin(proc driver.Process, limit time.Duration) bool {
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	select {
+	case <-proc.Done():
+	case <-m.leaving:
+	case <-late.C:
+		return false
+	}
+	return true
 }
 
 func (m *Manager) toPaused(ctx context.Context, v *View) error {

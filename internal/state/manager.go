@@ -73,15 +73,16 @@ type Manager struct {
 
 // object is what changes about an object, protected by Manager.mu.
 type object struct {
-	path    string         // where it stood in its request, for messages
-	view    *View          // as the last snapshot shows it
-	sweep   bool           // it did not come up, or an earlier daemon was making it: something of it may be there
-	proc    driver.Process // of a container that was started, until its end was noted
-	asked   bool           // the container was asked to stop
-	restart *time.Timer    // of a container that waits to be started again
-	retry   *time.Timer    // of an object whose teardown failed, until it is tried again
-	delay   time.Duration  // before the next retry
-	told    string         // what changes by itself (driver.Changing), as clients have been told of it last
+	path     string         // where it stood in its request, for messages
+	view     *View          // as the last snapshot shows it
+	sweep    bool           // it did not come up, or an earlier daemon was making it: something of it may be there
+	proc     driver.Process // of a container that was started, until its end was noted
+	asked    bool           // the container was asked to stop
+	stopping driver.Process // the run that is shown as stopping, or nil
+	restart  *time.Timer    // of a container that waits to be started again
+	retry    *time.Timer    // of an object whose teardown failed, until it is tried again
+	delay    time.Duration  // before the next retry
+	told     string         // what changes by itself (driver.Changing), as clients have been told of it last
 
 	giveUp    context.CancelCauseFunc // ends the create of one that was asked for, or nil
 	interrupt context.CancelCauseFunc // ends the teardown that is under way, or nil

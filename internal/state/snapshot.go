@@ -34,6 +34,10 @@ type Run struct {
 	FinishedAt time.Time `json:"finished_at,omitzero"`
 	Error      string    `json:"error,omitempty"` // why it is dead, or waits
 
+	StoppingSince time.Time `json:"stopping_since,omitzero"` // while it is StateStopping
+	StopDeadline  time.Time `json:"stop_deadline,omitzero"`  // when its processes are killed, while it is StateStopping
+	Survives      bool      `json:"survives,omitempty"`      // its processes were killed and have not ended; Error names them
+
 	Restarts    int64     `json:"restarts,omitempty"`     // how often in a row it was started by itself
 	NextStartAt time.Time `json:"next_start_at,omitzero"` // while it waits to be started again; it is StateCreated then
 
@@ -104,6 +108,22 @@ type Holder struct {
 	Class driver.Class
 	ID    int64
 	Name  string // of a container
+}
+
+// Shown returns the state and the phase that clients are shown. A container that was asked to stop is running, in the phase stopping,
+// until all its processes have ended: Kraken's module lists containers once a second and takes any other state for the end of the stop.
+func (v *View) Shown() (State, Phase) {
+	switch {
+	case v.Run == nil:
+		return StateCreated, v.Phase
+	case v.Run.State != StateStopping:
+		return v.Run.State, v.Phase
+	case v.Phase == Ready && v.Run.Survives:
+		return StateRunning, Broken
+	case v.Phase == Ready:
+		return StateRunning, Stopping
+	}
+	return StateRunning, v.Phase
 }
 
 // Snapshot is all objects as they were at one moment. It never changes and is read without a lock.

@@ -210,6 +210,8 @@ func (p *proc) PID() int                     { return 4242 }
 func (p *proc) Cgroup() string               { return "/sys/fs/cgroup/imageapi/1" }
 func (p *proc) Ready() <-chan struct{}       { return p.ready }
 func (p *proc) Kill()                        { p.end(driver.Exit{Signal: 9}) }
+func (p *proc) StopTimeout() time.Duration   { return time.Minute }
+func (p *proc) Survivors() string            { return "" }
 func (p *proc) Freeze(context.Context) error { return p.freezes("freeze", true) }
 func (p *proc) Thaw(context.Context) error   { return p.freezes("thaw", false) }
 func (p *proc) Exec(_ context.Context, c driver.Command) (driver.Output, error) {

@@ -79,10 +79,13 @@ func (s *server) lists() (objects, error) {
 	return out, nil
 }
 
+// stopping tells whether a container was asked to stop and has not ended.
+func (o object) stopping() bool { return o.State == "running" && o.Phase == "stopping" }
+
 // calm tells whether nothing is under way.
 func (all objects) calm() bool {
 	for _, o := range all {
-		if o.Phase != "ready" || o.State == "stopping" || o.NextStart != "" {
+		if o.Phase != "ready" || o.NextStart != "" {
 			return false
 		}
 	}

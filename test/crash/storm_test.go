@@ -206,9 +206,9 @@ func (c *client) compare(now objects) {
 		switch {
 		case !ok:
 			c.Errorf("lost: %s %d %s", p.path, id, p.name)
-		case o.Phase != "ready" || o.Name != p.name || o.Path != p.path:
+		case o.Phase != "ready" && !o.stopping() || o.Name != p.name || o.Path != p.path:
 			c.Errorf("%v was promised as %s %s", o, p.path, p.name)
-		case p.states != nil && o.State != "stopping" && !slices.Contains(p.states, o.State):
+		case p.states != nil && !o.stopping() && !slices.Contains(p.states, o.State):
 			c.Errorf("%v may be %q", o, p.states)
 		}
 	}

@@ -94,7 +94,6 @@ func TestPatch(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "--stop-timeout", "2s")
 	base := n.mount(t, squash(n.image))
-	const stubborn = `/bin/sh -c "trap '' TERM; while :; do sleep 1000; done"`
 	from := map[string]func(t *testing.T) models.ID{
 		"created": func(t *testing.T) models.ID {
 			return n.create(t, &models.Container{Command: to(forever), Mount: overlay(mountID(base.ID))}).ID

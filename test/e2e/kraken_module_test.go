@@ -340,12 +340,11 @@ func (k *kraken) last(name string) (failed int, code int64) {
 // follows are the states that can follow each other in lists that are read without a pause, but for those that are passed in less
 // than the time between two.
 var follows = map[string][]string{
-	"none":     {"created", "running"},
-	"created":  {"running", "none"},
-	"running":  {"stopping", "exited", "dead"},
-	"stopping": {"exited"},
-	"exited":   {"none"},
-	"dead":     {"none"},
+	"none":    {"created", "running"},
+	"created": {"running", "none"},
+	"running": {"exited", "dead"},
+	"exited":  {"none"},
+	"dead":    {"none"},
 }
 
 // inOrder holds what a poller has seen against that.

@@ -89,7 +89,6 @@ func TestKraken(t *testing.T) {
 	n := newNode(t, "--stop-timeout", "2s")
 	c := n.TCP(t)
 	p := poll(t, n.TCP(t), "kraken-1.img_A")
-	const stubborn = `/bin/sh -c "trap '' TERM; while :; do sleep 1000; done"`
 	for round := range 3 {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			begin := time.Now()

@@ -134,13 +134,13 @@ func TestWaitSeesEveryState(t *testing.T) {
 	for _, state := range []string{"running", "paused", "running", "exited"} {
 		setState(t, n, http.StatusOK, c.ID, state)
 	}
-	for i, want := range []string{"running", "running", "paused", "stopping", "exited", "409"} {
+	for i, want := range []string{"running ready", "running ready", "paused ready", "running stopping", "exited ready", "409"} {
 		a := answers()[i]
 		var got models.Container
 		if a.Status == http.StatusOK {
 			decode(t, a.Body, &got)
 		}
-		if string(got.State) != want && fmt.Sprint(a.Status) != want {
+		if fmt.Sprint(got.State, " ", got.Phase) != want && fmt.Sprint(a.Status) != want {
 			t.Errorf("the wait %q gets %d %s, want %s", queries[i], a.Status, a.Body, want)
 		}
 	}

@@ -161,6 +161,9 @@ func (d Dir) killOne(pid int, match func(pid int) bool) error {
 	return nil
 }
 
+// Processes lists the living processes of the group and those below it.
+func (d Dir) Processes() ([]int, error) { return d.processes() }
+
 // processes lists the processes of the group and those below it.
 func (d Dir) processes() ([]int, error) {
 	var pids []int
