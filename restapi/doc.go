@@ -96,19 +96,28 @@
 //	|---|---|
 //	| `pending` | it is being made; using it is 409 |
 //	| `ready` | it is there |
-//	| `stopping` | it is being taken down; with an `error` it could not be done in time and is tried again |
-//	| `broken` | taking it down failed and is tried again, or the kernel's side of it is gone; `error` tells why |
+//	| `stopping` | it is being taken down; with an `error` it could not be done in time and is tried again. A container: also while it stops |
+//	| `broken` | taking it down failed and is tried again, or the kernel's side of it is gone; `error` tells why. A container: also if its processes survive SIGKILL |
 //
 //	## States of a container
 //
 //	| `state` | meaning | next |
 //	|---|---|---|
 //	| `created` | never started, or waits to be started again (`restart`) | `running` |
-//	| `running` | its processes run | `paused`, `stopping`, `exited`, `dead` |
-//	| `paused` | its processes are frozen and keep their memory | `running`, `stopping` |
-//	| `stopping` | it was asked to end; what is left after its `stop_timeout` is killed | `exited` |
+//	| `running` | it has processes | `paused`, `exited`, `dead` |
+//	| `paused` | its processes are frozen and keep their memory | `running` |
 //	| `exited` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | `running` |
 //	| `dead` | its command failed, was killed by something else, or could not be started; `error` and `exit_code` or `signal` tell | `running` |
+//
+//	A container that stops is `running`, in the phase `stopping`, until all its processes have ended. `stopping_since` is the time of the
+//	request, and at `stop_deadline` the server kills the processes. The state `stopping` itself is only in the answer to PATCH, and
+//	in queries: there it selects containers in the phase `stopping`.
+//
+//	## After a restart of the server
+//
+//	The server answers as soon as it has read its journal. The first list already contains every object, in its last recorded state.
+//	The server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,
+//	and returns 504 after that. A POST waits for the recovery of all attachments and mounts.
 //
 //	## Time limits
 //

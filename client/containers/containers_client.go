@@ -230,7 +230,7 @@ func (a *Client) CreateContainerContext(ctx context.Context, params *CreateConta
 // DeleteContainer deletes a container.
 //
 // Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
-// A container that is `running`, `paused` or `stopping` is 409 unless `force=true`, which stops it first.
+// A container that is `running` or `paused` is 409 unless `force=true`, which stops it first.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
@@ -252,7 +252,7 @@ func (a *Client) DeleteContainer(params *DeleteContainerParams, opts ...ClientOp
 // DeleteContainerContext deletes a container.
 //
 // Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
-// A container that is `running`, `paused` or `stopping` is 409 unless `force=true`, which stops it first.
+// A container that is `running` or `paused` is 409 unless `force=true`, which stops it first.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
@@ -375,7 +375,7 @@ func (a *Client) ExecInContainerContext(ctx context.Context, params *ExecInConta
 
 // GetContainerStats tells what a container uses.
 //
-// Answers what the container uses of the node at this moment. It must be `running`, `paused` or `stopping`.
+// Answers what the container uses of the node at this moment. It must be `running` or `paused`.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
@@ -396,7 +396,7 @@ func (a *Client) GetContainerStats(params *GetContainerStatsParams, opts ...Clie
 
 // GetContainerStatsContext tells what a container uses.
 //
-// Answers what the container uses of the node at this moment. It must be `running`, `paused` or `stopping`.
+// Answers what the container uses of the node at this moment. It must be `running` or `paused`.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 // .
 //
@@ -760,10 +760,12 @@ func (a *Client) RollbackContainerContext(ctx context.Context, params *RollbackC
 // | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
 // | `running` | nothing to do: 200 | stops it | freezes it |
 // | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
-// | `stopping` | 409 | nothing to do: 200 | 409 |
+// | in the phase `stopping` | 409 | nothing to do: 200 | 409 |
 //
-// Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
-// or its `stop_signal` (a `systemd` one signal 37), and what is left after its `stop_timeout` is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// Stopping answers at once, with the state `stopping`, and goes on in the background. The command is sent SIGTERM
+// or its `stop_signal` (a `systemd` one signal 37), and processes that are left after its `stop_timeout` are killed. Everywhere
+// else the container is `running`, in the phase `stopping`, until all its processes have ended. If they survive SIGKILL its phase is
+// `broken`, and `error` names them. Starting answers when the command is running; if it can't be started, the answer is an error and
 // the container is `dead` with the reason in `error`.
 //
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
@@ -794,10 +796,12 @@ func (a *Client) SetContainerState(params *SetContainerStateParams, opts ...Clie
 // | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
 // | `running` | nothing to do: 200 | stops it | freezes it |
 // | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
-// | `stopping` | 409 | nothing to do: 200 | 409 |
+// | in the phase `stopping` | 409 | nothing to do: 200 | 409 |
 //
-// Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
-// or its `stop_signal` (a `systemd` one signal 37), and what is left after its `stop_timeout` is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// Stopping answers at once, with the state `stopping`, and goes on in the background. The command is sent SIGTERM
+// or its `stop_signal` (a `systemd` one signal 37), and processes that are left after its `stop_timeout` are killed. Everywhere
+// else the container is `running`, in the phase `stopping`, until all its processes have ended. If they survive SIGKILL its phase is
+// `broken`, and `error` names them. Starting answers when the command is running; if it can't be started, the answer is an error and
 // the container is `dead` with the reason in `error`.
 //
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.

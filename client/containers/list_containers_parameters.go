@@ -88,7 +88,7 @@ type ListContainersParams struct {
 
 	// State.
 	//
-	// Only containers in this state: `created`, `running`, `paused`, `stopping`, `exited` or `dead`.
+	// Only containers in this state: `created`, `running`, `paused`, `exited` or `dead`. `stopping` selects containers in the phase `stopping`, which are also `running`.
 	State *string
 
 	HTTPClient *http.Client

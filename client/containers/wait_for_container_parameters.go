@@ -83,7 +83,7 @@ type WaitForContainerParams struct {
 
 	// State.
 	//
-	// The states, such as `exited,dead`, which are the default.
+	// The states, such as `exited,dead`, which are the default. `stopping` waits for the phase.
 	State []string
 
 	// Timeout.

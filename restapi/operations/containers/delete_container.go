@@ -31,7 +31,7 @@ func NewDeleteContainer(ctx *middleware.Context, handler DeleteContainerHandler)
 // # Delete a container
 //
 // Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
-// A container that is `running`, `paused` or `stopping` is 409 unless `force=true`, which stops it first.
+// A container that is `running` or `paused` is 409 unless `force=true`, which stops it first.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 type DeleteContainer struct {
 	Context *middleware.Context

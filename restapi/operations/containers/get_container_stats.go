@@ -30,7 +30,7 @@ func NewGetContainerStats(ctx *middleware.Context, handler GetContainerStatsHand
 //
 // # Tell what a container uses
 //
-// Answers what the container uses of the node at this moment. It must be `running`, `paused` or `stopping`.
+// Answers what the container uses of the node at this moment. It must be `running` or `paused`.
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.
 type GetContainerStats struct {
 	Context *middleware.Context

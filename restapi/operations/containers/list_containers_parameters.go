@@ -40,7 +40,7 @@ type ListContainersParams struct {
 	// Only containers whose names begin like this.
 	// In: query
 	NamePrefix *string
-	// Only containers in this state: `created`, `running`, `paused`, `stopping`, `exited` or `dead`.
+	// Only containers in this state: `created`, `running`, `paused`, `exited` or `dead`. `stopping` selects containers in the phase `stopping`, which are also `running`.
 	// In: query
 	State *string
 }

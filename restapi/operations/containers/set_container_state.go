@@ -37,10 +37,12 @@ func NewSetContainerState(ctx *middleware.Context, handler SetContainerStateHand
 // | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
 // | `running` | nothing to do: 200 | stops it | freezes it |
 // | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
-// | `stopping` | 409 | nothing to do: 200 | 409 |
+// | in the phase `stopping` | 409 | nothing to do: 200 | 409 |
 //
-// Stopping answers at once, with the state `stopping`, and goes on in the background: the command is sent SIGTERM
-// or its `stop_signal` (a `systemd` one signal 37), and what is left after its `stop_timeout` is killed. Starting answers when the command is running; if it can't be started, the answer is an error and
+// Stopping answers at once, with the state `stopping`, and goes on in the background. The command is sent SIGTERM
+// or its `stop_signal` (a `systemd` one signal 37), and processes that are left after its `stop_timeout` are killed. Everywhere
+// else the container is `running`, in the phase `stopping`, until all its processes have ended. If they survive SIGKILL its phase is
+// `broken`, and `error` names them. Starting answers when the command is running; if it can't be started, the answer is an error and
 // the container is `dead` with the reason in `error`.
 //
 // One of `id` and `name` is needed; if both are given they must name the same container, else 422.

@@ -51,7 +51,7 @@ type WaitForContainerParams struct {
 	// In: query
 	// Default: false
 	Ready *bool
-	// The states, such as `exited,dead`, which are the default.
+	// The states, such as `exited,dead`, which are the default. `stopping` waits for the phase.
 	// In: query
 	// Collection Format: csv
 	State []string
