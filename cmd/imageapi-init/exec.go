@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 	"runtime"
 	"sync"
 
@@ -34,6 +35,9 @@ func execute() int {
 	go c.run()
 	c.obey()
 	<-c.ended
+	if len(os.Args) > 3 && os.Args[3] == proto.ExecSupervised {
+		return 0 // what it has left running is the supervisor's
+	}
 	// What it has left running goes on, and its cgroup can go when that has ended. At the latest the daemon ends this process.
 	discard(proto.ExecOutputEnd, proto.ExecErrorsEnd)
 	_ = c.group.WaitEmpty(context.Background()) // it fails if the group is gone

@@ -86,18 +86,23 @@ func (l *link) last(message []byte) {
 	send(l.socket, message)
 }
 
-// listen closes stop at the first Stop of any daemon. It ends when no other daemon can come.
-func (l *link) listen(stop chan<- struct{}) {
+// listen closes stop at the first Stop of any daemon, and gives launch the descriptors of each command. It ends when no other daemon can come.
+func (l *link) listen(stop chan<- struct{}, launch func(files []int)) {
 	for buf, socket := make([]byte, 64), l.socket; ; {
-		n, err := unix.Read(socket, buf)
+		kind, _, files, err := receiveFiles(socket, buf)
 		switch {
-		case err == unix.EINTR:
-		case err != nil || n == 0:
+		case err != nil || kind == 0 && len(files) == 0:
 			if socket = l.next(); socket < 0 {
 				return
 			}
-		case proto.Kind(buf[0]) == proto.Stop && l.asked():
+		case kind == proto.Launch && len(files) == proto.ExecFiles:
+			launch(files)
+			files = nil
+		case kind == proto.Stop && l.asked():
 			close(stop)
+		}
+		for _, file := range files {
+			unix.Close(file)
 		}
 	}
 }

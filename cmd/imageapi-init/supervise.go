@@ -22,6 +22,8 @@ type supervisor struct {
 	log    *pump
 	daemon *link
 
+	commands commands
+
 	// With Config.Systemd only, else -1.
 	terminal int // keeps the console from being at its end while nothing in the container has it open
 	notify   int // the socket of sd_notify(3)
@@ -37,7 +39,7 @@ func supervise() int {
 	s := &supervisor{config: config, group: cgroup.Dir(proto.SupervisorCgroup), terminal: -1, notify: -1}
 	s.daemon = newLink(config)
 	stop := make(chan struct{})
-	go s.daemon.listen(stop)
+	go s.daemon.listen(stop, s.commands.launch)
 	if failure := s.start(); failure != nil {
 		s.daemon.last(failure.Message())
 		return 1
@@ -200,5 +202,6 @@ func (s *supervisor) reapAll(ended chan<- proto.Exit, reaped chan<- struct{}) {
 		if pid == s.pid {
 			ended <- exitOf(status)
 		}
+		s.commands.reaped(pid)
 	}
 }

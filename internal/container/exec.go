@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -28,9 +29,10 @@ type command struct {
 	of             *process
 	first          int // a pidfd of the first process, or -1
 	parent         *cgroup.Parent
+	name           string        // of its group
 	group          *cgroup.Group // of what the command starts, in that of the container
 	stdout, stderr *stream
-	agent          *os.Process // imageapi-init, the command's parent
+	agent          *os.Process // imageapi-init, the command's parent, unless the supervisor has started it
 	control        *os.File    // the socket to it
 }
 
@@ -94,9 +96,14 @@ func (c *command) prepare(config *proto.Config) (err error) {
 	if c.parent, err = c.of.group.Below(); err != nil {
 		return err
 	}
+	if err := c.of.tidy(); err != nil {
+		c.of.log.Warn("remove the cgroups of earlier commands", "container", c.of.id, "error", err)
+	}
 	// A group of its own, since one that has others below it, as systemd makes them, may not have processes (cgroups(7)).
 	for c.group == nil {
-		c.group, err = c.parent.Create(commandPrefix + strconv.FormatInt(c.of.execs.Add(1), 10))
+		c.name = commandPrefix + strconv.FormatInt(c.of.execs.Add(1), 10)
+		c.of.use(c.name, true)
+		c.group, err = c.parent.Create(c.name)
 		if err != nil && !errors.Is(err, cgroup.ErrBusy) { // left by a command of an earlier daemon
 			return err
 		}
@@ -131,6 +138,13 @@ func (c *command) spawn() error {
 	files[proto.ExecCgroup] = c.group.File()
 	files[proto.ExecOutput], files[proto.ExecOutputEnd] = c.stdout.writer, c.stdout.reader
 	files[proto.ExecErrors], files[proto.ExecErrorsEnd] = c.stderr.writer, c.stderr.reader
+	if c.of.version >= proto.VersionLaunch {
+		err := d.opt.Gate.Do("command start", func() error { return c.of.sendFiles(proto.Encode(proto.Launch), files[proto.ExecProgram:]) })
+		if err != nil {
+			return fmt.Errorf("have imageapi-init started: %w", err)
+		}
+		return nil
+	}
 	err = d.opt.Gate.Do("command start", func() (err error) {
 		c.agent, err = d.nursery.Start("/proc/self/fd/"+strconv.Itoa(proto.ExecProgram),
 			[]string{"imageapi-init", proto.ModeExec, groupName(c.of.id)},
@@ -147,12 +161,38 @@ func (c *command) spawn() error {
 	return nil
 }
 
-// retire sees to the end of the command's parent, which comes when nobody is left who could write to the command's pipes.
+// sendFiles sends a message with descriptors to the supervisor; those that are nil are left out.
+func (p *process) sendFiles(message []byte, files []*os.File) error {
+	var fds []int
+	for _, f := range files {
+		if f != nil {
+			fds = append(fds, int(f.Fd()))
+		}
+	}
+	conn, err := p.control.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = conn.Write(func(fd uintptr) bool {
+		failed = unix.Sendmsg(int(fd), message, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		return failed != unix.EAGAIN
+	})
+	runtime.KeepAlive(files)
+	return errors.Join(err, os.NewSyscallError("sendmsg", failed))
+}
+
+// retire sees to the end of the command's parent. One that the supervisor has started ends at once, others when nobody is left who could
+// write to the command's pipes.
 func (c *command) retire() {
 	defer c.of.commands.Done()
 	defer c.close()
 	// Somebody may have left the container's cgroup with a pipe.
-	defer context.AfterFunc(c.of.over, func() { _ = c.agent.Kill() })()
+	defer context.AfterFunc(c.of.over, func() {
+		if c.agent != nil {
+			_ = c.agent.Kill()
+		}
+	})()
 	_ = c.control.SetReadDeadline(time.Time{})
 	// Without us it goes on, and ends by itself.
 	defer context.AfterFunc(c.of.driver.leaving, func() { _ = c.control.SetReadDeadline(time.Unix(1, 0)) })()
@@ -160,7 +200,7 @@ func (c *command) retire() {
 	for err == nil {
 		_, _, err = receive(c.control)
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.Is(err, os.ErrDeadlineExceeded) || c.agent == nil {
 		return
 	}
 	if _, err := c.agent.Wait(); err != nil {
@@ -177,6 +217,7 @@ func (c *command) close() {
 		}
 		c.group.Close()
 	}
+	c.of.use(c.name, false)
 	if c.parent != nil {
 		_ = c.parent.Close() // it has made nothing itself
 	}

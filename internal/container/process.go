@@ -30,6 +30,8 @@ type process struct {
 	control    *os.File    // the socket to the supervisor
 	log        *slog.Logger
 
+	version  int             // of the supervisor (proto.Hello)
+	inUse    map[string]bool // the groups of commands that have not ended, by name; under mu
 	driver   *Driver
 	config   proto.Config       // as it was started with
 	commands sync.WaitGroup     // that run beside its first process; added to under mu while it shall live

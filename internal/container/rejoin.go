@@ -90,6 +90,7 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.
 		p.letGo()
 		return nil, hello, err
 	}
+	p.version = hello.Version
 	p.run(p.config)
 	if hello.Up {
 		p.up.Do(func() { close(p.ready) })
@@ -104,7 +105,24 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.
 	return p, hello, nil
 }
 
-// tidy removes what the commands of an earlier daemon have left; what still runs keeps its group until the container ends.
+// use notes whether a command needs its group.
+func (p *process) use(group string, used bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if used {
+		p.inUse[group] = true
+	} else {
+		delete(p.inUse, group)
+	}
+}
+
+func (p *process) uses(group string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inUse[group]
+}
+
+// tidy removes the groups that ended commands have left; what still runs keeps its group until then, or until the container ends.
 func (p *process) tidy() error {
 	below, err := p.group.Below()
 	if err != nil {
@@ -113,7 +131,7 @@ func (p *process) tidy() error {
 	defer below.Close()
 	names, err := below.Names()
 	for _, name := range names {
-		if strings.HasPrefix(name, commandPrefix) {
+		if strings.HasPrefix(name, commandPrefix) && !p.uses(name) {
 			if failed := below.Remove(name); !errors.Is(failed, cgroup.ErrBusy) {
 				err = errors.Join(err, failed)
 			}

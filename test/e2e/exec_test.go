@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -356,6 +358,39 @@ func TestExecLeavesRunning(t *testing.T) {
 	n.shows(t, c.ID, "/ended")
 	// And it ends with the container.
 	n.exec(t, c.ID, shell("trap '' TERM; sleep 1000 & sleep 1000 > /dev/null 2>&1 & yes & exit 3"))
+	n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
+}
+
+// For what commands leave running the server keeps neither processes nor descriptors, however many there are.
+func TestExecKeepsNothingForWhatRunsOn(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := n.create(t, start(forever, n.root()))
+	n.sh(t, c.ID, "true")
+	supervisor := strconv.FormatInt(parent(t, c.Pid), 10)
+	ours := func() (count int) { // what brings commands in has the name of a supervisor, and is its child or the server's
+		all, err := filepath.Glob("/proc/[0-9]*/stat")
+		must(t, err)
+		for _, path := range all {
+			stat, _ := os.ReadFile(path)
+			_, rest, found := strings.Cut(string(stat), "(imageapi-init) ")
+			if fields := strings.Fields(rest); found && (fields[1] == strconv.Itoa(n.PID) || fields[1] == supervisor) {
+				count++
+			}
+		}
+		return count
+	}
+	before := n.descriptors()
+	was := ours()
+	const many = 20
+	for range many {
+		n.exec(t, c.ID, shell("sleep 4322 & echo"))
+	}
+	testkit.Eventually(t, "no process of the server is left", func() bool { return ours() == was })
+	testkit.Eventually(t, "no descriptor of the server is left", func() bool { return n.descriptors() <= before })
+	if got := n.sh(t, c.ID, "ps -o args | grep -c '^sleep 4322'"); got != strconv.Itoa(many)+"\n" {
+		t.Errorf("%s run on", got)
+	}
 	n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
 }
 

@@ -1,7 +1,8 @@
 package proto
 
 // A command that runs beside the first process of a container is started by a program of its own, in mode ModeExec, which
-// then goes on as its parent:
+// then goes on as its parent. The supervisor starts that program, with the descriptors that come with Launch; for a supervisor of version 1
+// the daemon does:
 //
 //	daemon                      exec                          inside
 //	  |-- spawn, descriptors ------>|                             |
@@ -15,8 +16,10 @@ package proto
 //	  |-- Stop -------------------->|  SIGKILL to all that it has started
 //	  |<-- Exited (Exit) -----------|
 //	  |-- Release ----------------->|  the daemon has read what it wrote
-//	  |                             |  what the rest still writes is read and thrown away, until nobody is left who could
 //	  |<-- end of file -------------|
+//
+// What the command has left running is then a child of the supervisor, which reads and throws away what that still writes. A program that the daemon
+// has started does so itself, and ends when nobody is left who could write.
 //
 // If it can't be started, Failed (Failure) comes instead of Exited. End of file without either means that the program died.
 // Without the daemon the command is killed.
@@ -29,6 +32,12 @@ const (
 	ModeExec   = "exec"
 	ModeInside = "inside"
 )
+
+// ExecSupervised is argument 3 of a program in mode ModeExec that the supervisor has started: what the command leaves running is the supervisor's.
+const ExecSupervised = "supervised"
+
+// ExecFiles is how many descriptors come with Launch: those below but the one that is left free.
+const ExecFiles = 8
 
 // Descriptors that a program in mode ModeExec is started with; 0, 1 and 2 are /dev/null, and InitStatus is left free for the
 // one inside, which starts with InitStatus, standard output and standard error.

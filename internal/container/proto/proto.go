@@ -63,6 +63,7 @@ const (
 	Failed  Kind = 'F' // with a Failure
 	Up      Kind = 'U' // the first process says that the container is ready
 	Stop    Kind = 'T' // ask the first process to end
+	Launch  Kind = 'X' // start a program in mode ModeExec, with its descriptors in order
 	Exited  Kind = 'E' // with an Exit
 	Losing  Kind = 'L' // the log can't be written, and output begins to be lost: with the reason
 

@@ -8,7 +8,10 @@ import (
 )
 
 // Version is what the supervisors of this version can be asked for. It grows when there is more.
-const Version = 1
+const Version = 2
+
+// VersionLaunch is the first version whose supervisors start commands (Launch).
+const VersionLaunch = 2
 
 // ExitNew is added to Config.ExitName while that file is being written.
 const ExitNew = ".new"
