@@ -42,6 +42,11 @@ func (s *Session) target() string {
 
 func (u Unit) address() string { return fmt.Sprintf("%d:0:0:%d", u.Session.conn.host, u.LUN) }
 
+// scan is the file by which the kernel looks for units of the session.
+func (s *Session) scan() string {
+	return fmt.Sprintf("%s/device/../scsi_host/host%d/scan", sessionDir(s.conn.session), s.conn.host)
+}
+
 // Exists tells whether there is a device.
 func (u Unit) Exists() bool {
 	_, err := os.Stat(u.dir())
@@ -65,8 +70,7 @@ func (u Unit) Add(ctx context.Context) (disk string, err error) {
 		return "", err
 	}
 	defer news.Close()
-	scan := fmt.Sprintf("/sys/class/scsi_host/host%d/scan", u.Session.conn.host)
-	err = u.Helper.WriteFile(ctx, scan, fmt.Appendf(nil, "0 0 %d", u.LUN))
+	err = u.Helper.WriteFile(ctx, u.Session.scan(), fmt.Appendf(nil, "0 0 %d", u.LUN))
 	if err == nil {
 		disk, err = u.wait(ctx, news)
 	}
@@ -84,7 +88,7 @@ const undoTime = 10 * time.Second
 // AwaitScan waits until the kernel looks for no unit of the session: a helper that outlived its daemon may still have it do
 // so. The kernel does one scan of a session at a time; this one is of a target that there is not.
 func (s *Session) AwaitScan(ctx context.Context, h Helper) error {
-	return h.WriteFile(ctx, fmt.Sprintf("/sys/class/scsi_host/host%d/scan", s.conn.host), []byte("0 1 0"))
+	return h.WriteFile(ctx, s.scan(), []byte("0 1 0"))
 }
 
 // wait returns the disk when the kernel has announced it.
