@@ -186,6 +186,17 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = parse(b) })
 }
 
+// FuzzScan proves that no table makes us read past its end, or find a socket at other addresses.
+func FuzzScan(f *testing.F) {
+	f.Add("   0: 0100007F:0001 0100007F:0002 01 00000000:00000000 00:00000000 00000000     7        0 5 1 0 20 4 30 10 -1\n")
+	from, to := netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2")
+	f.Fuzz(func(t *testing.T, table string) {
+		if _, err := scan(strings.NewReader(table), Socket{}, ErrNone, from, to); err == nil && !strings.Contains(table, ":0001 ") {
+			t.Errorf("found one in %q", table)
+		}
+	})
+}
+
 func BenchmarkLookup(b *testing.B) {
 	nobody := netip.MustParseAddrPort("127.0.0.1:1")
 	for b.Loop() {
