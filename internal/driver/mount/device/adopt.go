@@ -70,8 +70,12 @@ func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
 	return nil
 }
 
-// reclaim claims the image of an earlier daemon's mount that was not made, as if it could be written. A device that is gone has none.
+// reclaim claims the image of an earlier daemon's mount that was not made, as if it could be written. A device that is gone, or was not
+// attached yet, has none.
 func (u *unit) reclaim(ctx context.Context, site driver.Site) {
+	if site.Needs[0].Device == nil {
+		return
+	}
 	if source, err := u.source(ctx, site.Needs[0].Device); err == nil {
 		u.m.Claims.Enter(site.ID, source.claim(helper.FS{Type: u.FSType}))
 	}
