@@ -31,6 +31,8 @@ import (
 type Manager interface {
 	// Create makes a stack, all or nothing. The snapshot holds the new object and everything below it.
 	Create(ctx context.Context, plan *driver.Plan) (*state.Snapshot, int64, error)
+	// CreateOnce is Create for a client that may ask again.
+	CreateOnce(ctx context.Context, plan *driver.Plan, once state.Once) (answer []byte, again bool, id int64, err error)
 	// Foresee tells what Create would do. It changes nothing.
 	Foresee(ctx context.Context, plan *driver.Plan) ([]state.Step, error)
 	// Delete removes an object. The snapshot is from before.

@@ -25,6 +25,9 @@ func (a *api) attach(p attachments.AttachParams) (attachments.AttachResponder, e
 	if isSet(p.DryRun) {
 		return a.foresee(p.HTTPRequest, def)
 	}
+	if key := p.IdempotencyKey; key != nil && *key != "" {
+		return a.createOnce(p.HTTPRequest, def, *key)
+	}
 	made, err := a.create(p.HTTPRequest, def)
 	if err != nil {
 		return nil, err

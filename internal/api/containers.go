@@ -26,6 +26,9 @@ func (a *api) createContainer(p containers.CreateContainerParams) (containers.Cr
 	if isSet(p.DryRun) {
 		return a.foresee(p.HTTPRequest, def)
 	}
+	if key := p.IdempotencyKey; key != nil && *key != "" {
+		return a.createOnce(p.HTTPRequest, def, *key)
+	}
 	made, err := a.create(p.HTTPRequest, def)
 	if err != nil {
 		return nil, err

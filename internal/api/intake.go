@@ -38,7 +38,7 @@ func (a *api) intake(next http.Handler) http.Handler {
 		route := middleware.MatchedRouteFrom(r)
 		e := exchangeOf(r)
 		e.operation, e.known = route.Operation.ID, true
-		if err := cmp.Or(checkPending(r, route.Operation), checkQuery(r, route.Operation)); err != nil {
+		if err := cmp.Or(checkPending(route.Operation), checkQuery(r, route.Operation)); err != nil {
 			serveError(w, r, err)
 			return
 		}
@@ -136,6 +136,9 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 	n.warnAbout(r) // of what is wrong it may be the cause: a field that is missing is there by another name
 	if err := cmp.Or(n.faults.Err(), n.pending.Of(errs.Unsupported)); err != nil {
 		return nil, err
+	}
+	if e := exchangeOf(r); e != nil && r.Header.Get(idempotencyKey) != "" {
+		e.digest = digestOf(value)
 	}
 	return json.Marshal(value)
 }

@@ -25,6 +25,7 @@ type exchange struct {
 	failure   string       // the message that it is answered with, if it is an error
 	ignored   []string     // what of its body was left out, and why
 	unknown   errs.Faults  // the fields of it that are not known
+	digest    string       // of its body, if it has a key that makes it happen once
 	stranger  bool         // it was sent by a client that may send none
 	control   *http.ResponseController
 }

@@ -57,7 +57,7 @@ func openNode(ctx context.Context, cfg Config, dir *runDir, opt Options, observe
 	})
 	next := n.reportStrays(cfg.Node, knownTo(found.Records))
 	n.manager = state.New(state.Options{
-		Gate: opt.Gate, Journal: n.journal, NextID: max(found.NextID, next), Log: opt.Log, MaxObjects: cfg.Limits.Objects, Observe: observe,
+		Gate: opt.Gate, Journal: n.journal, Entries: found.Entries, NextID: max(found.NextID, next), Log: opt.Log, MaxObjects: cfg.Limits.Objects, Observe: observe,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout, RequireVerity: cfg.Node.RequireVerity,
 	})
 	n.manager.Load(found.Records, n.drivers)

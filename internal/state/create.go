@@ -9,6 +9,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state/journal"
 )
 
 var errTooSlow = errors.New("it took too long")
@@ -22,6 +23,11 @@ var errDeleted = errs.New(errs.Conflict, "it was deleted before it was ready")
 // Create makes what plan says, with everything below it, or nothing. The snapshot it returns holds the new object, whose
 // id it returns too. If ctx ends before the commit, all is undone.
 func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int64, error) {
+	return m.create(ctx, plan, func(*Snapshot, int64) []journal.Entry { return nil })
+}
+
+// create is Create. What done returns for the new object goes into the journal together with it.
+func (m *Manager) create(ctx context.Context, plan *driver.Plan, done func(s *Snapshot, id int64) []journal.Entry) (*Snapshot, int64, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
 	ctx, giveUp := context.WithCancelCause(ctx)
@@ -45,8 +51,9 @@ func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int
 	if err != nil {
 		return nil, 0, m.undo(stack, err)
 	}
-	m.note(stack...)
-	return snap, stack[len(stack)-1], nil
+	id := stack[len(stack)-1]
+	m.noteWith(done(snap, id), stack...)
+	return snap, id, nil
 }
 
 // levels lists plan and all that is made with it, lowest level first: the order in which it comes up. The last one is plan.

@@ -32,16 +32,17 @@ import (
 type Options struct {
 	Gate          gate.Gate
 	Journal       *journal.Journal
-	NextID        int64         // the smallest id never given out, as the journal found it
-	MaxObjects    int           // that there may be; 0 for any number
-	RequireVerity bool          // refuse mounts and containers that are not verified
-	CreateTimeout time.Duration // for a create, the sum of its levels; 25 s
-	DeleteTimeout time.Duration // how long a delete waits for its cascade; 20 s
-	Foresight     time.Duration // how long a dry run looks at what may wait for a server; 5 s
-	RetryMin      time.Duration // before a failed teardown is tried again, doubling; 1 s
-	RetryMax      time.Duration // the longest wait between tries; 1 min
-	RestartMin    time.Duration // before a container is started again for the first time, doubling; 1 s
-	RestartMax    time.Duration // the longest such wait, and how long a run counts as a new beginning; 1 min
+	Entries       []journal.Entry // other than records, as the journal found them
+	NextID        int64           // the smallest id never given out, as the journal found it
+	MaxObjects    int             // that there may be; 0 for any number
+	RequireVerity bool            // refuse mounts and containers that are not verified
+	CreateTimeout time.Duration   // for a create, the sum of its levels; 25 s
+	DeleteTimeout time.Duration   // how long a delete waits for its cascade; 20 s
+	Foresight     time.Duration   // how long a dry run looks at what may wait for a server; 5 s
+	RetryMin      time.Duration   // before a failed teardown is tried again, doubling; 1 s
+	RetryMax      time.Duration   // the longest wait between tries; 1 min
+	RestartMin    time.Duration   // before a container is started again for the first time, doubling; 1 s
+	RestartMax    time.Duration   // the longest such wait, and how long a run counts as a new beginning; 1 min
 	Log           *slog.Logger
 	Observe       func(Act) // is told of acts that have ended; nil for nobody
 }
@@ -54,6 +55,7 @@ type Manager struct {
 
 	snap     atomic.Pointer[Snapshot]
 	events   history
+	results  results
 	work     sync.WaitGroup  // background teardowns and watchers; added to under mu while closing is not set, or by what is in a group itself
 	restarts sync.WaitGroup  // starts of containers, and what else is done with one; added to under mu, while closing is not set
 	life     context.Context // ends when nothing new is let in any more
@@ -120,6 +122,7 @@ func New(opt Options) *Manager {
 	}
 	m.life, m.end = context.WithCancel(context.Background())
 	m.snap.Store(newSnapshot(nil))
+	m.results.load(opt.Entries)
 	return m
 }
 
@@ -260,7 +263,10 @@ func (m *Manager) holders(id int64) (all []Holder) {
 
 // record writes what the present snapshot says of ids to the journal. Since the last writer always writes what is true
 // then, it does not matter who of two comes first.
-func (m *Manager) record(ids ...int64) error {
+func (m *Manager) record(ids ...int64) error { return m.recordWith(nil, ids...) }
+
+// recordWith is record with further entries.
+func (m *Manager) recordWith(others []journal.Entry, ids ...int64) error {
 	m.notes.Lock()
 	defer m.notes.Unlock()
 	m.mu.Lock()
@@ -282,12 +288,15 @@ func (m *Manager) record(ids ...int64) error {
 			return fmt.Errorf("write journal: %s: %w", name(v), err)
 		}
 	}
-	return m.opt.Gate.Do("journal write", func() error { return m.opt.Journal.Write(next, entries...) })
+	return m.opt.Gate.Do("journal write", func() error { return m.opt.Journal.Write(next, append(entries, others...)...) })
 }
 
 // note is record where there is no turning back: a journal that can't be written is told to the log.
-func (m *Manager) note(ids ...int64) {
-	if err := m.record(ids...); err != nil {
+func (m *Manager) note(ids ...int64) { m.noteWith(nil, ids...) }
+
+// noteWith is note with further entries.
+func (m *Manager) noteWith(others []journal.Entry, ids ...int64) {
+	if err := m.recordWith(others, ids...); err != nil {
 		m.log.Error("the journal falls behind: free space in the run directory", "objects", ids, "err", err)
 	}
 }

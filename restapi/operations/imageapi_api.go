@@ -310,7 +310,7 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //   - `Idempotency-Key` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the
 //     same request with the same key, and the server returns the first response instead of creating a second object. Another body under the
 //     same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and
-//     keeps at most 1,000 of them. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.
+//     keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.
 //   - `If-Match: "3"` on a DELETE or a change: the server acts only if the `generation` of the object is 3. Otherwise it returns 412
 //     and changes nothing. `generation` is an integer that changes only when the definition of the object changes.
 //   - A 201 response contains the path of the new object in the header `Location`.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/kraken-hpc/imageapi/client"
 	"github.com/kraken-hpc/imageapi/models"
@@ -284,4 +287,62 @@ func TestIfMatchGuardsADelete(t *testing.T) {
 	if a := send(`"7", "1"`); a.Status != http.StatusOK {
 		t.Errorf("the right generation: %d %s", a.Status, a.Body)
 	}
+}
+
+// TestIdempotencyKeyCreatesOnce: a request that is sent again, also to a later server, returns what the first one returned, and nothing
+// more is created. One that failed can be sent again.
+func TestIdempotencyKeyCreatesOnce(t *testing.T) {
+	t.Parallel()
+	n := newHeritage(t)
+	send := func(path, key string, def any) harness.Answer {
+		t.Helper()
+		body, err := json.Marshal(def)
+		must(t, err)
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://localhost"+client.DefaultBasePath+path, bytes.NewReader(body))
+		must(t, err)
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Idempotency-Key", key)
+		a, err := n.Send(r)
+		must(t, err)
+		return a
+	}
+	image := filepath.Join(t.TempDir(), "late")
+	late := squash(image)
+	if a := send("/mount", "late", late); a.Status != http.StatusUnprocessableEntity {
+		t.Errorf("an image that is not there: %d %s", a.Status, a.Body)
+	}
+	must(t, os.Link(n.image, image))
+	if a := send("/mount", "late", late); a.Status != http.StatusCreated {
+		t.Errorf("the same key when the image is there: %d %s", a.Status, a.Body)
+	}
+
+	app := n.simple("app", forever)
+	app.State = models.ContainerStateRunning
+	first := send("/container", "k1", app)
+	if first.Status != http.StatusCreated {
+		t.Fatalf("%d %s", first.Status, first.Body)
+	}
+	check := func(when string) {
+		t.Helper()
+		again := send("/container", "k1", app)
+		var one, two any
+		must(t, json.Unmarshal(first.Body, &one))
+		must(t, json.Unmarshal(again.Body, &two))
+		if diff := cmp.Diff(one, two); again.Status != http.StatusCreated || diff != "" || again.Header.Get("Location") != first.Header.Get("Location") {
+			t.Errorf("%s: %d, %v\n%s", when, again.Status, again.Header, diff)
+		}
+		if a := send("/container", "k1", n.simple("app", "/bin/true")); a.Status != http.StatusUnprocessableEntity {
+			t.Errorf("%s, with another body: %d %s", when, a.Status, a.Body)
+		}
+		if a := send("/container", "k2", app); a.Status != http.StatusConflict || failed(t, a).Type != "name-taken" {
+			t.Errorf("%s, with another key: %d %s", when, a.Status, a.Body)
+		}
+		if list := n.list(t, "/container"); len(list) != 1 {
+			t.Errorf("%s: %+v", when, list)
+		}
+	}
+	check("at once")
+	n.Kill(t)
+	n.Again(t)
+	check("after the server was killed")
 }
