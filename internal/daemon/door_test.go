@@ -208,6 +208,58 @@ func TestProcessesInContainers(t *testing.T) {
 	}
 }
 
+// Where the kernel does not show the cgroup of a socket, that of each process counts which has it: none may be in a container, and one must be there.
+func TestSocketSharedWithContainer(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	p, err := cgroup.Open(nil, fmt.Sprintf("/imageapi-shared-%d", os.Getpid()), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	g, err := p.Create("1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Remove()
+	client, conn := meet(t, tcp(t, "127.0.0.1:0"), "127.0.0.1", 0)
+	socket, err := sockdiag.Scan(addressOf(conn.RemoteAddr()), addressOf(conn.LocalAddr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := loopbackClients{users: []uint32{0}, ours: groups{p}}
+	if why := k.inContainer(socket); why != "" {
+		t.Errorf("of a process beside containers: %s", why)
+	}
+	file, err := client.(*net.TCPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	cmd := exec.Command("cat")
+	cmd.ExtraFiles = []*os.File{file}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(g.File().Fd())}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if why := k.inContainer(socket); !strings.Contains(why, "--allow-containers") {
+		t.Errorf("shared with a process in a container: %q", why)
+	}
+	_, _ = in.Close(), cmd.Wait()
+	_, _ = file.Close(), client.Close()
+	if why := k.inContainer(socket); !strings.Contains(why, "no process has your socket") {
+		t.Errorf("of no process: %q", why)
+	}
+}
+
 // groups are those of a daemon's containers.
 type groups struct{ *cgroup.Parent }
 
