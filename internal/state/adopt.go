@@ -143,7 +143,7 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableCon
 			c.rejoined(id, found)
 		case err != nil: // whether it runs is not known
 			c.phase(id, Broken, fmt.Sprintf("look for its processes: %v: start the server again", err))
-		case found.Ended != nil && (run.State.alive() || found.Ended.At.After(run.FinishedAt)):
+		case found.Ended != nil && run.endsWith(found.Ended.At):
 			c.run(id, func(r *Run) {
 				r.begin(found.Since)
 				conclude(r, *found.Ended, asked)
@@ -213,6 +213,12 @@ func (c *change) rejoined(id int64, found driver.Found) {
 		c.stopping(id, since)
 	}
 	m.work.Go(func() { m.attend(id, proc, ready) })
+}
+
+// endsWith reports whether an end that was found is that of r, or of a later run that the journal does not know. The wall clock may
+// have been set back since, so an end of another time is a later one. Only of a start that failed an earlier run may have left its end.
+func (r *Run) endsWith(at time.Time) bool {
+	return r.State.alive() || at.After(r.FinishedAt) || r.Reason != ReasonStartFailed && !at.Equal(r.FinishedAt)
 }
 
 // begin makes r a run that was found. If the journal knows only of an earlier one this is another.

@@ -405,6 +405,48 @@ func TestTakeOverOfWhatTheJournalDoesNotKnow(t *testing.T) {
 	}
 }
 
+// TestTakeOverAfterTheClockWasSet: the wall clock is set back by an hour, then a container starts again and ends, and the journal knows
+// neither. Its last run counts, not the one before.
+func TestTakeOverAfterTheClockWasSet(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	first := begin(t, w, "")
+	_, id, err := first.Create(t.Context(), w.container("twice", true, whole(w.level(driver.Mount, "root"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.endRun(t, id, driver.Exit{})
+	eventually(t, first.Manager, "its end", func(s *Snapshot) bool { return run(s, id).State == StateExited })
+	if err := first.record(id); err != nil { // the note of its end may be under way
+		t.Fatal(err)
+	}
+	left := filepath.Join(t.TempDir(), "journal")
+	data, err := os.ReadFile(first.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(left, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.SetState(t.Context(), id, StateRunning); err != nil {
+		t.Fatal(err)
+	}
+	w.endRun(t, id, driver.Exit{Code: 7})
+	if err := first.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	exit := w.exits[id]
+	exit.At = exit.At.Add(-time.Hour)
+	w.exits[id] = exit
+	w.mu.Unlock()
+	second := begin(t, w, left)
+	if r := run(second.Snapshot(), id); r.State != StateDead || *r.ExitCode != 7 {
+		t.Errorf("the container is %+v", r)
+	}
+	second.end(t, w)
+}
+
 // What is not as it was is broken and says so, and can be deleted.
 func TestTakeOverOfWhatIsGone(t *testing.T) {
 	t.Parallel()
