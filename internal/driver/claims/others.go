@@ -44,7 +44,7 @@ func (c *Claims) others(ctx context.Context, want Image) error {
 		}
 		ours := len(s.at) == 0 && c.marked(shows.Mark)
 		if extent.Overlap(shows.Extents, want.Extents) && !ours {
-			return errs.New(errs.Conflict, "%s, which ImageAPI did not create, shows the same image, and one of the two could write to it, which destroys the image: "+
+			return errs.New(errs.Conflict, "%s shows the same image to another program, and one of the two could write to it, which destroys the image: "+
 				"detach it, mount both read-only, or use that device by an attachment of kind \"local\"", s)
 		}
 	}
