@@ -6,8 +6,8 @@
 package claims
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -134,15 +134,23 @@ func (i Image) clash(o Image) bool {
 // Reserve enters a mount before the kernel looks at its device, since that may write to it already. It fails with errs.Conflict if
 // another mount of ours, or a device or mount of somebody else, shows some of the same bytes, and one of the two can write to them.
 func (c *Claims) Reserve(ctx context.Context, id int64, want Image) error {
-	if err := c.others(ctx, want); err != nil {
+	want.How = ""
+	if err := c.reserve(id, want); err != nil { // first: a mount of ours says more than the devices that it stands on
 		return err
 	}
+	if err := c.others(ctx, want); err != nil {
+		c.DropImage(id)
+		return err
+	}
+	return nil
+}
+
+func (c *Claims) reserve(id int64, want Image) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.alone(want); err != nil {
 		return err
 	}
-	want.How = ""
 	c.images[id] = want
 	return nil
 }
@@ -161,12 +169,15 @@ func (c *Claims) Take(id int64, want Image) error {
 
 // Check tells whether Reserve and Take would enter a mount.
 func (c *Claims) Check(ctx context.Context, want Image) error {
-	if err := c.others(ctx, want); err != nil {
-		return err
+	c.mu.Lock()
+	err := c.alone(want)
+	c.mu.Unlock()
+	if err == nil {
+		err = c.others(ctx, want)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return errors.Join(c.alone(want), c.agree(want))
+	return cmp.Or(err, c.agree(want))
 }
 
 // Enter enters a mount of an earlier daemon.
