@@ -2,13 +2,18 @@ package state
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 )
 
 // Results are kept for an hour, a thousand of them and a number of bytes; what goes is deleted from the journal by the same write.
@@ -66,5 +71,47 @@ func TestResultsOfKeysComeBack(t *testing.T) {
 	k.end("old")
 	if _, found, err := k.begin(Once{Key: "old", Digest: "d"}); err != nil || found {
 		t.Errorf("a key whose request has failed: %v, %v", found, err)
+	}
+}
+
+// A daemon that ends before the write that makes an object ready has kept neither it nor its key, and one that ends after it both.
+func TestKeyAndObjectAreKeptTogether(t *testing.T) {
+	t.Parallel()
+	for last := 1; ; last++ { // how many writes there are before the end
+		w := newWorld()
+		path := filepath.Join(t.TempDir(), "journal")
+		j, _, err := journal.Open(path, "boot", slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		writes := 0
+		m := New(Options{Journal: j, Log: slog.New(slog.DiscardHandler), Gate: gate.Ask(func(act string) error {
+			if act == "journal write" {
+				if writes++; writes > last {
+					return errors.New("the daemon has ended")
+				}
+			}
+			return nil
+		})})
+		once := Once{Key: "k", Digest: "d", Answer: func(*Snapshot, int64) ([]byte, error) { return []byte(`{}`), nil }}
+		_, _, _, err = m.CreateOnce(t.Context(), w.level(driver.Attach, "a"), once)
+		if e := j.Close(); e != nil {
+			t.Error(e)
+		}
+		again, found, e := journal.Open(path, "boot", slog.New(slog.DiscardHandler))
+		if e != nil {
+			t.Fatal(e)
+		}
+		_ = again.Close()
+		ready, kept := len(found.Records) == 1 && found.Records[0].Phase == string(Ready), len(found.Entries) == 1
+		if ready != kept {
+			t.Errorf("after %d writes (%v): the object is ready: %v, its key is kept: %v", last, err, ready, kept)
+		}
+		if ready {
+			return
+		}
+		if last > 10 {
+			t.Fatal("it never becomes ready")
+		}
 	}
 }

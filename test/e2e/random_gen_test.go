@@ -75,10 +75,15 @@ func (g *generator) request(d *rand.Rand) []byte {
 	op := pick(d, g.operations)
 	query := url.Values{}
 	var body []byte
+	more := ""
 	for _, p := range op.parameters {
 		switch {
 		case p.In == "body":
 			body, _ = json.Marshal(g.value(d, p.Name, *p.Schema, 0))
+		case p.In == "header":
+			if oneIn(d, 6) {
+				more += fmt.Sprintf("%s: %s\r\n", p.Name, pick(d, []string{"", `"1"`, `"2"`, "*", "a", "b", strings.Repeat("k", 300)}))
+			}
 		case p.Required || oneIn(d, 3) || p.Name == "id" && !oneIn(d, 3):
 			query.Set(p.Name, g.parameter(d, p))
 		}
@@ -96,7 +101,7 @@ func (g *generator) request(d *rand.Rand) []byte {
 	if oneIn(d, 40) {
 		op.method = pick(d, []string{"PUT", "HEAD", "OPTIONS", "TRACE", "BREW", "get"})
 	}
-	raw := fmt.Appendf(nil, "%s %s?%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%s\r\n%s", op.method, target, query.Encode(), g.headers(d, body), body)
+	raw := fmt.Appendf(nil, "%s %s?%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%s\r\n%s", op.method, target, query.Encode(), g.headers(d, body)+more, body)
 	if oneIn(d, 40) {
 		raw = spoil(d, raw)
 	}
