@@ -124,7 +124,7 @@ func (j *Journal) read() (Found, error) {
 	f, entries, err := load(j.path)
 	found := Found{NextID: f.head.Next}
 	if err == nil && f.head.Boot != j.boot {
-		err = fmt.Errorf("it is of another boot, %q", f.head.Boot)
+		err = fmt.Errorf("the journal is of another boot, %q", f.head.Boot)
 	}
 	if err == nil {
 		found.Records, found.Entries, err = entries.split()
