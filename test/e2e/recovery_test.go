@@ -2,10 +2,16 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/kraken-hpc/imageapi/models"
 )
 
 // binds creates bind mounts until a node has so many, several at a time.
@@ -95,5 +101,115 @@ func TestRecoveryIsLinear(t *testing.T) {
 	}
 	if limit := small.create * times * 2; large.create > limit {
 		t.Errorf("the first creation takes %v and %v", small.create, large.create)
+	}
+}
+
+// containers creates as many running containers over one base, several at a time, and returns them by id.
+func (n *node) containers(t *testing.T, count int) map[int64]models.Container {
+	t.Helper()
+	base := n.mount(t, squash(n.image))
+	made := make([]models.Container, count)
+	var all sync.WaitGroup
+	for worker := range 4 {
+		all.Go(func() {
+			for i := worker; i < count; i += 4 {
+				c := start(forever, overlay(mountID(base.ID)))
+				c.Name = models.Name(fmt.Sprintf("c-%d", i))
+				a, err := n.Do(t.Context(), http.MethodPost, "/container", c)
+				if err != nil || a.Status != http.StatusCreated {
+					t.Errorf("container: %v %s", err, a.Body)
+					return
+				}
+				decode(t, a.Body, &made[i])
+			}
+		})
+	}
+	all.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	byID := map[int64]models.Container{}
+	for _, c := range made {
+		byID[int64(c.ID)] = c
+	}
+	return byID
+}
+
+// The first list after a start has every container of the journal, running as it was, also if one server after the other is killed
+// while it recovers them. None is lost or started again.
+func TestKilledDuringRecovery(t *testing.T) {
+	t.Parallel()
+	n := newHeritage(t)
+	made := n.containers(t, 100)
+	complete := func(list []object) {
+		t.Helper()
+		if len(list) != len(made) {
+			t.Fatalf("the list has %d containers, want %d", len(list), len(made))
+		}
+		for _, o := range list {
+			if _, known := made[o.ID]; !known || o.State != "running" || o.Phase != "ready" {
+				t.Fatalf("the list has %+v", o)
+			}
+		}
+	}
+	for round := range 6 {
+		n.Kill(t)
+		n.Launch(t)
+		complete(n.first(t, "/container"))
+		for range round * 3 { // the later the round, the further the recovery
+			complete(n.list(t, "/container"))
+		}
+	}
+	n.Kill(t)
+	n.Again(t)
+	for _, o := range n.list(t, "/container") {
+		if c := n.container(t, models.ID(o.ID)); c.Pid != made[o.ID].Pid || c.State != "running" || time.Time(*c.StartedAt) != time.Time(*made[o.ID].StartedAt) {
+			t.Errorf("container %d is %s with process %d since %v, was %d since %v", c.ID, c.State, c.Pid, c.StartedAt, made[o.ID].Pid, made[o.ID].StartedAt)
+		}
+	}
+	for id := range made { // all stop at the same time
+		setState(t, n, http.StatusOK, models.ID(id), "exited")
+	}
+}
+
+// Supervisors that do not answer delay neither the first list nor requests about other containers, and all of them together cost the time
+// of one.
+func TestRecoveryWithoutSupervisors(t *testing.T) {
+	t.Parallel()
+	n := newHeritage(t)
+	made := n.containers(t, 8)
+	var healthy, mute []models.Container
+	for _, id := range slices.Sorted(maps.Keys(made)) {
+		if len(mute) < 6 {
+			mute = append(mute, made[id])
+			stopSupervisor(t, made[id])
+		} else {
+			healthy = append(healthy, made[id])
+		}
+	}
+	n.Kill(t)
+	n.Launch(t)
+	begin := time.Now()
+	if list := n.first(t, "/container"); len(list) != len(made) || slices.ContainsFunc(list, func(o object) bool { return o.State != "running" }) {
+		t.Fatalf("the first list is %+v", list)
+	}
+	for _, c := range healthy {
+		setState(t, n, http.StatusOK, c.ID, "paused")
+	}
+	for _, c := range mute {
+		if now := n.container(t, c.ID); now.State != "running" {
+			t.Errorf("container %d is %s before the supervisor's time is up", c.ID, now.State)
+		}
+	}
+	n.remove(t, http.StatusOK, "/container", mute[0].ID, "&force=true") // which waits for its recovery
+	for _, c := range mute[1:] {
+		a := n.wait(t, c.ID, "&timeout=60")
+		if a.Status != http.StatusOK || !strings.Contains(string(a.Body), `"dead"`) {
+			t.Errorf("container %d: %d %s", c.ID, a.Status, a.Body)
+		}
+	}
+	// One after the other would take 10 s each.
+	if took := time.Since(begin); took > 40*time.Second {
+		t.Errorf("%d supervisors that do not answer took %v", len(mute), took)
 	}
 }

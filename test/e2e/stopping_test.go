@@ -181,6 +181,7 @@ func stopSupervisor(t *testing.T, c models.Container) {
 	p, err := os.FindProcess(pid)
 	must(t, err)
 	must(t, p.Signal(unix.SIGSTOP))
+	testkit.Eventually(t, "the supervisor stops", func() bool { return stateOf(int64(pid)) == "T" })
 	t.Cleanup(func() { _ = p.Signal(unix.SIGCONT) }) // it has ended, if the test is well
 }
 
