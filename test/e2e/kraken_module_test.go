@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -24,8 +25,23 @@ import (
 const (
 	fateNone   = ""
 	fateActive = "active"
+	fateIdle   = "idle"
 	fateError  = "error" // it will try again
 	fateFatal  = "fatal" // it has given up
+)
+
+// What a kraken does with an image until it has succeeded or failed. It ignores an action that is under way already.
+const (
+	actionNone   = ""
+	actionCreate = "create"
+	actionReload = "reload"
+	actionDelete = "delete"
+)
+
+// What an event is about: the state of a container, or the image as a whole, whose container is new or gone.
+const (
+	eventState = "/Container/State"
+	eventImage = ""
 )
 
 // gone is what a kraken takes for the state of a container that no list has.
@@ -42,6 +58,10 @@ type kraken struct {
 	quit chan struct{}
 
 	mu       sync.Mutex
+	idle     bool                         // the images shall be deleted, although they are configured
+	cut      bool                         // the server may be down: that a request finds no server is no fault of the test
+	asked    map[string]string            // the action that an image needs, as the module notes it
+	doing    map[string]string            // the action that is under way
 	config   map[string]*models.Container // the images that shall run
 	shown    map[string]state             // of the last list
 	fates    map[string]string
@@ -72,7 +92,8 @@ func module(t *testing.T, n *node) *kraken {
 	plain := &http.Transport{}
 	k := &kraken{
 		t: t, quit: make(chan struct{}), back: func(retries int) time.Duration { return krakenPoll / 4 << retries },
-		api:    client.New(httptransport.NewWithClient(n.Address, client.DefaultBasePath, []string{"http"}, &http.Client{Transport: plain}), strfmt.Default),
+		api:   client.New(httptransport.NewWithClient(n.Address, client.DefaultBasePath, []string{"http"}, &http.Client{Transport: plain}), strfmt.Default),
+		asked: map[string]string{}, doing: map[string]string{},
 		config: map[string]*models.Container{}, shown: map[string]state{}, fates: map[string]string{}, tried: map[string]int{},
 		creating: map[string]bool{}, failures: map[string]int{}, lasts: map[string]int64{}, triggers: map[string]map[string][]func(){},
 	}
@@ -104,7 +125,9 @@ func (k *kraken) discover() {
 		k.t.Errorf("a list took %v", took)
 	}
 	if err != nil {
-		k.t.Errorf("list containers: %v", err)
+		if !k.mayBeDown() {
+			k.t.Errorf("list containers: %v", err)
+		}
 		return
 	}
 	now := map[string]string{}
@@ -118,25 +141,45 @@ func (k *kraken) discover() {
 		names[name] = nil
 	}
 	for name := range names {
-		if before, known := k.shown[name]; !known || before.name != now[name] {
-			k.shown[name] = state{now[name], begin}
-			k.work.Go(func() { k.changed(name, now[name]) })
+		before, known := k.shown[name]
+		if known && before.name == now[name] {
+			continue
 		}
+		about := eventState
+		if !known || before.name == gone || now[name] == gone {
+			about = eventImage
+		}
+		k.shown[name] = state{now[name], begin}
+		k.work.Go(func() { k.changed(name, about, now[name]) })
 	}
 }
 
-// changed does what was to be done in this state; if nothing was, the change was not expected.
-func (k *kraken) changed(name, now string) {
+func (k *kraken) mayBeDown() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.cut
+}
+
+// changed does what was to be done in this state; if nothing was, the change was not expected. With an event about the whole image its
+// action may have changed, too.
+func (k *kraken) changed(name, about, now string) {
+	if about == eventImage {
+		k.activate(name)
+	}
 	k.mu.Lock()
 	due := k.triggers[name][now]
 	delete(k.triggers[name], now)
 	wanted := k.config[name] != nil && (now != gone || k.fates[name] != fateError && k.fates[name] != fateFatal)
+	idle := k.idle
 	k.mu.Unlock()
 	for _, do := range due {
 		do()
 	}
 	switch {
-	case len(due) > 0 || !wanted:
+	case len(due) > 0:
+	case idle && now != gone: // whatever it is: it has to go
+		k.remove(name)
+	case idle || !wanted:
 	case now == "dead" || now == "exited":
 		k.raise(name, 0)
 	case now == gone:
@@ -235,7 +278,11 @@ func (k *kraken) failed(name string, err error) {
 	case *containers.DeleteContainerDefault:
 		payload = e.Payload
 	default:
-		k.t.Errorf("%s: not an error of the API: %v", name, err)
+		if k.mayBeDown() {
+			k.raise(name, 0)
+		} else {
+			k.t.Errorf("%s: not an error of the API: %v", name, err)
+		}
 		return
 	}
 	if *payload.Message == "" {
@@ -257,6 +304,8 @@ func (k *kraken) raise(name string, code int64) {
 		k.fates[name] = fateFatal
 	}
 	clear(k.triggers[name])
+	delete(k.doing, name)
+	delete(k.asked, name) // until it tries again
 	k.mu.Unlock()
 	if tried > krakenRetries || !wanted {
 		return
@@ -264,7 +313,12 @@ func (k *kraken) raise(name string, code int64) {
 	k.work.Go(func() {
 		select {
 		case <-time.After(k.back(tried)):
-			k.reload(name)
+			k.mu.Lock()
+			if k.config[name] != nil {
+				k.asked[name] = actionReload
+			}
+			k.mu.Unlock()
+			k.activate(name)
 		case <-k.quit:
 		}
 	})
@@ -274,6 +328,43 @@ func (k *kraken) settle(name, fate string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.fates[name], k.tried[name] = fate, 0
+	k.asked[name], k.doing[name] = actionNone, actionNone
+}
+
+// activate does what an image needs, unless it is being done.
+func (k *kraken) activate(name string) {
+	k.mu.Lock()
+	action := k.asked[name]
+	if k.idle || action == actionNone || action == k.doing[name] {
+		k.mu.Unlock()
+		return
+	}
+	k.doing[name] = action
+	k.mu.Unlock()
+	switch action {
+	case actionCreate:
+		k.create(name)
+	case actionReload:
+		k.reload(name)
+	case actionDelete:
+		k.expect(name, gone, func() { k.settle(name, fateNone) })
+		k.remove(name)
+	}
+}
+
+// rest deletes all images, as the target IDLE asks for.
+func (k *kraken) rest() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.idle = true
+	clear(k.triggers)
+	clear(k.doing)
+	for name := range k.config {
+		k.work.Go(func() {
+			k.expect(name, gone, func() { k.settle(name, fateIdle) })
+			k.remove(name)
+		})
+	}
 }
 
 // define changes the configuration of an image: it is made, or made anew; nil takes it away.
@@ -287,13 +378,16 @@ func (k *kraken) define(name string, def *models.Container) {
 		k.config[name] = &sent
 	}
 	k.fates[name], k.tried[name] = fateNone, 0
-	k.mu.Unlock()
 	switch {
 	case def == nil:
-		k.work.Go(func() { k.remove(name) })
+		k.asked[name] = actionDelete
 	case before != nil:
-		k.work.Go(func() { k.reload(name) })
+		k.asked[name] = actionReload
+	default:
+		k.asked[name] = actionCreate
 	}
+	k.mu.Unlock()
+	k.work.Go(func() { k.activate(name) })
 }
 
 // until waits for what a kraken comes to know; each of its own steps may take a minute.
@@ -477,4 +571,105 @@ func TestKrakenHangingCreate(t *testing.T) {
 	k.becomes(t, "slow", fateActive)
 	k.define("slow", nil)
 	k.forgets(t, "slow")
+}
+
+// smooth fails the test if an image has failed.
+func (k *kraken) smooth(t *testing.T, name string) {
+	t.Helper()
+	if failed, code := k.last(name); failed > 0 {
+		t.Errorf("%s has failed %d times, last with %d", name, failed, code)
+	}
+}
+
+// beginsToStop waits until the server is stopping a container.
+func (n *node) beginsToStop(t *testing.T, name string) {
+	t.Helper()
+	testkit.Eventually(t, name+" is being stopped", func() bool { return n.named(t, name).StoppingSince != nil })
+}
+
+// Images that need more than the second between two lists to stop are reloaded and deleted without an error, also if they are changed again
+// meanwhile.
+func TestKrakenSlowStop(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "--stop-timeout", "4s")
+	k := module(t, n)
+	k.define("app", n.simple("", stubborn))
+	k.define("data", n.simple("", stubborn))
+	k.becomes(t, "app", fateActive)
+	k.becomes(t, "data", fateActive)
+	k.define("app", n.simple("", forever))
+	n.beginsToStop(t, "app")
+	last := n.simple("", stubborn)
+	k.define("app", last)
+	k.becomes(t, "app", fateActive)
+	if c := n.named(t, "app"); *c.Command != stubborn {
+		t.Errorf("the container runs %q", *c.Command)
+	}
+	k.smooth(t, "app")
+	k.rest()
+	k.becomes(t, "app", fateIdle)
+	k.becomes(t, "data", fateIdle)
+	k.smooth(t, "app")
+	k.smooth(t, "data")
+	k.until(t, "nothing is left", func() bool { return n.everything(t.Context(), t) == "[] [] []" })
+}
+
+// A server that is killed during a stop, or while it recovers, is started again: images that run are left alone, and the one that stops is
+// reloaded.
+func TestKrakenAndKilledServers(t *testing.T) {
+	t.Parallel()
+	n := newHeritage(t, "--stop-timeout", "4s")
+	k := module(t, n)
+	k.define("app", n.simple("", stubborn))
+	k.define("data", n.simple("", forever))
+	k.becomes(t, "app", fateActive)
+	k.becomes(t, "data", fateActive)
+	data := n.named(t, "data")
+	k.mu.Lock()
+	k.cut = true
+	k.mu.Unlock()
+	k.define("app", n.simple("", forever))
+	n.beginsToStop(t, "app")
+	n.Kill(t)
+	for range 3 {
+		n.Launch(t)
+		if list := n.first(t, "/container"); len(list) != 2 {
+			t.Errorf("the first list is %+v", list)
+		}
+		n.Kill(t)
+	}
+	n.Again(t)
+	k.becomes(t, "app", fateActive)
+	if c := n.named(t, "app"); *c.Command != forever {
+		t.Errorf("the container runs %q", *c.Command)
+	}
+	if c := n.named(t, "data"); c.ID != data.ID || c.Pid != data.Pid {
+		t.Errorf("the container %d with process %d is now %d with %d", data.ID, data.Pid, c.ID, c.Pid)
+	}
+	k.smooth(t, "data")
+}
+
+// A container that cannot be killed keeps its image waiting without an error, and is deleted when its processes have ended.
+func TestKrakenAndWhatCannotBeKilled(t *testing.T) {
+	t.Parallel()
+	testkit.Root(t)
+	testkit.Need(t, "fsfreeze")
+	n := newNode(t)
+	k := module(t, n)
+	root := device(loopback(testkit.Ext4(t, testkit.Busybox(t))), "ext4")
+	k.define("app", &models.Container{Command: to(`/bin/sh -c "while :; do echo 1 > /file; done"`), Mount: root})
+	k.becomes(t, "app", fateActive)
+	c := n.named(t, "app")
+	testkit.Run(t, "fsfreeze", "-f", c.Mount.Mountpoint)
+	thaw := sync.OnceFunc(func() { _ = exec.Command("fsfreeze", "-u", c.Mount.Mountpoint).Run() })
+	t.Cleanup(thaw)
+	testkit.Eventually(t, "it hangs", func() bool { return stateOf(c.Pid) == "D" })
+	k.define("app", nil)
+	k.until(t, "it is broken", func() bool { return n.named(t, "app").Phase == "broken" })
+	if now := n.named(t, "app"); now.State != "running" || now.Error == "" {
+		t.Errorf("it is %s: %q", now.State, now.Error)
+	}
+	thaw()
+	k.forgets(t, "app")
+	k.smooth(t, "app")
 }
