@@ -2,6 +2,7 @@ package container
 
 import (
 	"errors"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -88,6 +89,32 @@ func (p *process) killSupervisor() {
 	if err != nil {
 		p.log.Error("kill supervisor", "id", p.id, "error", err)
 	}
+}
+
+// holdFirst opens the first process while its supervisor lives: afterwards nothing would tell it from another one, if it has left the cgroup.
+func (p *process) holdFirst() {
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if err != nil {
+		return // it has ended
+	}
+	first := os.NewFile(uintptr(fd), "pidfd")
+	if !p.holds(p.pid) && !p.supervised(p.pid) {
+		first.Close()
+		return
+	}
+	p.first = first
+}
+
+// killFirst kills the first process, and with it its pid namespace.
+func (p *process) killFirst() error {
+	if p.first == nil {
+		return nil
+	}
+	err := p.driver.opt.Gate.Do("first process kill", func() error { return unix.PidfdSendSignal(int(p.first.Fd()), unix.SIGKILL, nil, 0) })
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
 }
 
 // isEmpty tells whether nothing is in the cgroup.

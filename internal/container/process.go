@@ -26,6 +26,7 @@ type process struct {
 	id         int64
 	pid        int
 	group      *cgroup.Group
+	first      *os.File    // a pidfd of the first process, or nil if that had ended
 	supervisor *os.Process // nil if an earlier daemon started it
 	control    *os.File    // the socket to the supervisor
 	log        *slog.Logger
@@ -227,7 +228,7 @@ func (p *process) attend() bool {
 	// 2. Nothing of the container lives on: the supervisor has seen to that, or can't any more.
 	if !told {
 		p.exit = driver.Exit{At: time.Now(), Lost: how}
-		p.exit.Left = p.group.Kill()
+		p.exit.Left = errors.Join(p.group.Kill(), p.killFirst())
 	}
 	p.dismiss() // what the commands beside it were, too
 	err := p.group.WaitEmpty(p.driver.leaving)
@@ -262,6 +263,7 @@ func (p *process) letGo() {
 	p.gone = true
 	p.group.Close()
 	p.control.Close()
+	p.first.Close() // nil is fine
 }
 
 // hear takes down what the supervisor tells, and whether it told how the container ended.

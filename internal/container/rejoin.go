@@ -90,6 +90,7 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.
 		p.letGo()
 		return nil, hello, err
 	}
+	p.holdFirst()
 	p.version = hello.Version
 	p.run(p.config)
 	if hello.Up {

@@ -204,6 +204,7 @@ func (p *process) launch(ctx context.Context, config proto.Config) error {
 		return fmt.Errorf("talk to supervisor: %w", err)
 	}
 	p.pid = started.PID
+	p.holdFirst()
 	return nil
 }
 
@@ -211,6 +212,7 @@ func (p *process) launch(ctx context.Context, config proto.Config) error {
 // the cgroup was killed.
 func (p *process) undo() error {
 	defer p.group.Close()
+	defer p.first.Close() // nil is fine
 	if p.control != nil {
 		defer p.control.Close()
 	}

@@ -189,7 +189,22 @@ func (n *node) escaped(t *testing.T, def *models.Container, shelter string, end 
 	testkit.Eventually(t, "no process is left in the shelter", func() bool { return len(inside()) == 0 })
 }
 
-// So is one that has the node's devices, and one with systemd, to which the node's tree was bound.
+// One whose supervisor is killed is killed too, wherever it is.
+func TestLeavesItsCgroupAndLosesItsSupervisor(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	shelter := shelter(t)
+	def := start(outside("mkdir /tree && mount -t cgroup2 none /tree", "/tree"+shelter), n.root())
+	def.Namespaces = []models.ContainerNamespace{models.ContainerNamespacePid}
+	n.escaped(t, def, shelter, func(t *testing.T, c models.Container) {
+		kill(t, parent(t, c.Pid))
+		n.reaches(t, c.ID, models.ContainerStateDead)
+		hasEnded(t, c.Pid)
+		n.remove(t, http.StatusOK, "/container", c.ID)
+	})
+}
+
+// So is stopped one that has the node's devices, and one with systemd, to which the node's tree was bound.
 func TestLeavesItsCgroupWithMore(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
