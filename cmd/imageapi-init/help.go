@@ -66,6 +66,8 @@ func act(message []byte) (int, *wire.Failure) {
 		return none("mount", mountClassic(fields))
 	case kind == wire.Unmount && len(fields) == 2:
 		return none("umount2", unmount(fields[0], fields[1]))
+	case kind == wire.Revive && len(fields) == 1:
+		return revive(fields[0])
 	case kind == wire.Sync && len(fields) == 1:
 		return syncAt(fields[0])
 	case kind == wire.Flush && len(fields) == 1:
@@ -182,6 +184,19 @@ func flush(path string) (int, *wire.Failure) {
 		return -1, refused("fspick", err)
 	}
 	defer unix.Close(fs)
+	return none("reconfigure", unix.FsconfigReconfigure(fs))
+}
+
+// revive makes a file system writable that was remounted read-only. The kernel refuses that for one with errors.
+func revive(path string) (int, *wire.Failure) {
+	fs, err := unix.Fspick(unix.AT_FDCWD, path, unix.FSPICK_CLOEXEC|unix.FSPICK_SYMLINK_NOFOLLOW|unix.FSPICK_NO_AUTOMOUNT)
+	if err != nil {
+		return -1, refused("fspick", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigSetFlag(fs, "rw"); err != nil {
+		return -1, refused("set rw", err)
+	}
 	return none("reconfigure", unix.FsconfigReconfigure(fs))
 }
 

@@ -35,6 +35,7 @@ type process struct {
 	inUse    map[string]bool // the groups of commands that have not ended, by name; under mu
 	driver   *Driver
 	config   proto.Config       // as it was started with
+	shares   writables          // with the node
 	commands sync.WaitGroup     // that run beside its first process; added to under mu while it shall live
 	execs    atomic.Int64       // how many commands there were
 	over     context.Context    // done when the first process has ended
@@ -239,7 +240,7 @@ func (p *process) attend() bool {
 	if p.exit.OOM == nil {
 		p.exit.OOM = starved(p.group)
 	}
-	p.exit.Left = errors.Join(p.exit.Left, err, p.group.Remove(), p.driver.unlisten(p.id))
+	p.exit.Left = errors.Join(p.exit.Left, err, p.driver.revive(p.shares), p.group.Remove(), p.driver.unlisten(p.id))
 	return true
 }
 

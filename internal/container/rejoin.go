@@ -50,6 +50,11 @@ func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (dri
 	p, hello, err := u.driver.rejoin(ctx, site.ID)
 	switch {
 	case err == nil:
+		if len(site.Needs) == 1 && site.Needs[0].Tree != nil {
+			if p.shares, err = findWritables(u.shared(site.Needs[0].Tree.Path)); err != nil {
+				u.driver.opt.Log.Warn("mount table not read, a remounted file system stays read-only", "container", site.ID, "error", err)
+			}
+		}
 		u.driver.watches.Go(p.watch)
 		return driver.Found{Process: p, Since: hello.Since, Asked: hello.Asked}, nil
 	case errors.Is(err, errAlone):

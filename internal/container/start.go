@@ -23,7 +23,7 @@ import (
 const undoTimeout = 10 * time.Second
 
 // start runs a container: the order of bring-up on the daemon's side.
-func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given trees, limits *resources, config proto.Config) (_ *process, err error) {
+func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given trees, shares writables, limits *resources, config proto.Config) (_ *process, err error) {
 	// 1. The log.
 	config.LogName, config.LogSize, config.ExitName = logName(id), d.opt.LogSize, exitName(id)
 	logs, err := d.openLogs()
@@ -52,6 +52,7 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given t
 	}
 	p := d.newProcess(id, group)
 	p.run(config)
+	p.shares = shares
 	if err := d.restrict(group, limits, config.Systemd); err != nil {
 		return nil, errors.Join(err, p.undo())
 	}

@@ -132,7 +132,11 @@ func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driv
 		return nil, err
 	}
 	defer given.close()
-	p, err := u.driver.start(ctx, site.ID, site.Needs[0].Tree, given, u.Resources, config)
+	shares, err := findWritables(u.shared(site.Needs[0].Tree.Path))
+	if err != nil {
+		return nil, err
+	}
+	p, err := u.driver.start(ctx, site.ID, site.Needs[0].Tree, given, shares, u.Resources, config)
 	if err != nil {
 		return nil, err
 	}

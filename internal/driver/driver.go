@@ -112,6 +112,13 @@ type Inspector interface {
 	Inspect(site Site, live Live, mounts *mounttable.Table) error
 }
 
+// Reviver is a Unit that can make its file system writable again after a container has remounted it read-only, as an image does that powers
+// off. It fails where the kernel has made it read-only, after errors.
+type Reviver interface {
+	Unit
+	Revive(ctx context.Context, live Live) error
+}
+
 // Condemner is a Unit that can end the containers that stand on it.
 type Condemner interface {
 	Unit

@@ -2,6 +2,7 @@
 package mounttable
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,9 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
+
+// ErrReadOnly is what has become of a file system that was mounted for writing.
+var ErrReadOnly = errors.New("has become read-only")
 
 // Table is the mount table of this process's mount namespace as it was when it was read. It never changes.
 type Table struct {

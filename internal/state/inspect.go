@@ -197,7 +197,7 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 		return
 	}
 	cause := m.inspect(v, mounts)
-	if cause == nil {
+	if cause == nil || errors.Is(cause, mounttable.ErrReadOnly) && m.revive(ctx, v) {
 		return
 	}
 	lost, condemned := false, v.Run != nil && m.Snapshot().condemned(v)
@@ -226,6 +226,33 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 		m.log.Error("a container is stopped for what it stands on", "container", name(v), "err", cause)
 		proc.Stop()
 	}
+}
+
+// revive makes a file system writable again if it may have been a container that remounted it read-only: one that stands on it and was
+// started. It is false if that was not so, or can't be undone.
+func (m *Manager) revive(ctx context.Context, v *View) bool {
+	unit, ok := v.Unit.(driver.Reviver)
+	if !ok || !m.Snapshot().carries(v.ID) {
+		return false
+	}
+	if err := m.guard(actInspect, v.ID, func() error { return unit.Revive(ctx, v.Live) }); err != nil {
+		m.log.Warn("file system stays read-only", "object", name(v), "error", err)
+		return false
+	}
+	m.log.Info("file system made writable again after a container", "object", name(v))
+	return true
+}
+
+// carries tells whether a container that was ever started stands on an object.
+func (s *Snapshot) carries(id int64) bool {
+	for _, list := range s.lists {
+		for _, v := range list {
+			if slices.Contains(v.Needs, id) && (v.Run != nil && !v.Run.StartedAt.IsZero() || s.carries(v.ID)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // condemned tells whether an object stands on one that is broken and lets no container go on.

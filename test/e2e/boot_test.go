@@ -25,6 +25,7 @@ import (
 type bootedNode struct {
 	studio
 	swap string // a swap of the node
+	dir  string // of the node, with file systems of the node
 }
 
 // network gives the server an interface with addresses and routes, as that of a real node.
@@ -49,7 +50,7 @@ func newBootedNode(t *testing.T, flags ...string) bootedNode {
 	script := "#!/bin/sh\nexec unshare --net sh -ec '" + network + `exec "$0" "$@"' '` + harness.Server(t) + "' \"$@\"\n"
 	must(t, os.WriteFile(wrapper, []byte(script), 0o755))
 	d := harness.Restart(t, wrapper, testkit.RunDir(t), flags...)
-	m := bootedNode{studio: studio{node: &node{Daemon: d, Client: d.Unix(t), image: testkit.BusyboxImage(t)}}, swap: newSwap(t)}
+	m := bootedNode{studio: studio{node: &node{Daemon: d, Client: d.Unix(t), image: testkit.BusyboxImage(t)}}, swap: newSwap(t), dir: testkit.RunDir(t)}
 	t.Cleanup(func() { m.clear(t) })
 	return m
 }
@@ -110,7 +111,7 @@ func (m bootedNode) picture(t *testing.T) map[string][]string {
 	}
 	for _, line := range read("/proc/self/mountinfo") {
 		fields := strings.Fields(line)
-		if point := fields[4]; strings.HasPrefix(point, m.RunDir) || !strings.HasPrefix(point, "/run/iat-") && !strings.HasPrefix(point, "/tmp") {
+		if point := fields[4]; strings.HasPrefix(point, m.RunDir) || strings.HasPrefix(point, m.dir) || !strings.HasPrefix(point, "/run/iat-") && !strings.HasPrefix(point, "/tmp") {
 			p["mounts"] = append(p["mounts"], strings.Join(fields[3:], " ")) // without its numbers
 		}
 	}
@@ -262,9 +263,28 @@ func TestBootsChangeNothing(t *testing.T) {
 		const boot = "#!/bin/sh\nmount -a\nifconfig eth0 192.0.2.99\nbusybox sysctl -w vm.swappiness=61\nbusybox dmesg -n 1\nbusybox hwclock -t\ntouch /booted\n"
 		must(t, os.WriteFile(filepath.Join(dir, "etc/init.d/rcS"), []byte(boot), 0o755))
 		must(t, os.WriteFile(filepath.Join(dir, "etc/inittab"), []byte("::sysinit:/etc/init.d/rcS\n::shutdown:/bin/busybox ifconfig eth0 down\n::shutdown:/bin/busybox swapoff -a\n::shutdown:/bin/umount -a -r\n"), 0o644))
-		root := m.mount(t, squash(testkit.Squashfs(t, dir)))
-		for _, verb := range verbs {
-			m.unchangedBy(t, &models.Container{Command: to("/sbin/init"), Mount: overlay(mountID(root.ID)), State: models.ContainerStateRunning}, verb)
+		image := testkit.Ext4(t, dir)
+		base := m.mount(t, squash(testkit.Squashfs(t, dir)))
+		// Their roots are file systems that each can remount for everybody: on a device, an overlay that stays, and the node's own.
+		own := filepath.Join(m.dir, "own")
+		must(t, os.Mkdir(own, 0o755))
+		testkit.Run(t, "mount", "-o", "loop", testkit.Ext4(t, dir), own)
+		t.Cleanup(func() { testkit.Run(t, "umount", own) })
+		given := filepath.Join(m.dir, "given")
+		tmpfs(t, given)
+		roots := []models.ID{
+			m.mount(t, device(loopback(image), "ext4")).ID, m.mount(t, overlay(mountID(base.ID))).ID, m.mount(t, bind(own)).ID,
+		}
+		for i, root := range roots {
+			for n, verb := range verbs {
+				if !full && n != i {
+					continue
+				}
+				c := &models.Container{Command: to("/sbin/init"), Mount: mountID(root), State: models.ContainerStateRunning}
+				binding(given, "/mnt")(c)
+				m.unchangedBy(t, c, verb)
+				m.sameRoot(t, root)
+			}
 		}
 	})
 	t.Run("systemd", func(t *testing.T) {
@@ -290,6 +310,16 @@ func (m bootedNode) unchangedBy(t *testing.T, definition *models.Container, verb
 	before := m.picture(t)
 	c := m.booted(t, definition)
 	m.goesDown(t, c, verb, verb, before)
+}
+
+// sameRoot fails the test unless a mount can still be written to, and removes what tells that it was booted.
+func (m bootedNode) sameRoot(t *testing.T, id models.ID) {
+	t.Helper()
+	o := m.get(t, "/mount", int64(id))
+	if o.Phase != "ready" {
+		t.Errorf("mount %d is %s: %s", id, o.Phase, o.Error)
+	}
+	must(t, os.Remove(filepath.Join(o.Mountpoint, "booted")))
 }
 
 func (m bootedNode) goesDown(t *testing.T, c models.Container, command, verb string, before map[string][]string) {

@@ -156,6 +156,16 @@ func (r *Runner) Flush(ctx context.Context, path string) error {
 	return err
 }
 
+// Revive makes the file system mounted at path writable again after somebody has remounted it read-only. The kernel refuses that for one
+// that it has made read-only itself, after errors.
+func (r *Runner) Revive(ctx context.Context, path string) error {
+	_, failure, err := r.do(ctx, act{name: "helper revive", what: "remount " + path, request: wire.Encode(wire.Revive, path)})
+	if failure != nil {
+		return fmt.Errorf("remount %s for writing: %s: %w", path, failure.Step, failure.Errno)
+	}
+	return err
+}
+
 // Open is rootpath.Open.
 func (r *Runner) Open(ctx context.Context, root, unsafePath string, flags int) (*os.File, error) {
 	what := fmt.Sprintf("open %q inside %s", unsafePath, root)

@@ -19,7 +19,7 @@ func Failed(e mounttable.Entry, path string, writable bool) error {
 	case e.Has("shutdown"), e.Has("emergency_ro"), e.Type == "xfs" && isShutDown(path):
 		return errs.New(errs.Conflict, "the kernel has shut down the file system (%s) at %s, and its log says why: delete it and make it anew when that is mended", e.Type, path)
 	case writable && e.Has("ro"):
-		return errs.New(errs.Conflict, "the file system (%s) at %s has become read-only, by an error that the kernel's log tells or by somebody's hand: delete it and make it anew when that is mended", e.Type, path)
+		return errs.New(errs.Conflict, "the file system (%s) at %s %w, by an error that the kernel's log tells or by somebody's hand: delete it and make it anew when that is mended", e.Type, path, mounttable.ErrReadOnly)
 	}
 	return nil
 }

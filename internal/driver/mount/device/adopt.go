@@ -52,6 +52,11 @@ func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Ta
 	return mount.Failed(e, live.Tree.Path, !live.Tree.ReadOnly)
 }
 
+// Revive implements driver.Reviver.
+func (u *unit) Revive(ctx context.Context, live driver.Live) error {
+	return u.m.Helper.Revive(ctx, live.Tree.Path)
+}
+
 // is tells whether e is the mount that was made. Some file systems, such as btrfs, have a number of their own, without a major part.
 func (u *unit) is(e mounttable.Entry, id int64) bool {
 	device := u.m.Claims.ImageOf(id).Number

@@ -34,6 +34,7 @@ const (
 	Unmount Kind = 'U' // path, flags (umount2(2)); the path's last element is not followed
 	Sync    Kind = 'S' // path: write back all that a file system has in memory (syncfs(2)); it is busy meanwhile
 	Flush   Kind = 'L' // path: write back all that a file system has in memory, without asking its server anything before
+	Revive  Kind = 'V' // path: make the file system that is mounted there writable again
 	Open    Kind = 'O' // root directory, path, flags (open(2)): open a path that stays inside the root
 	Layer   Kind = 'Y' // root directory, path, owner, group, mode: package layer
 	Reopen  Kind = 'R' // flags: open what descriptor Inherited stands for once more, and read the beginning of a file
