@@ -45,7 +45,7 @@ var layers = map[string][]string{
 	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/mounttable", "internal/sys/", "internal/waits", "models"},
 	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/sys/"},
 
-	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/sys/", "models"},
+	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/mounttable", "internal/sys/", "models"},
 	"internal/container/":             {"internal/container/", "internal/errs", "internal/sys/"},
 	"internal/container/proto":        {},
 	"internal/container/executable":   {"internal/container/proto"},

@@ -345,6 +345,7 @@ func TestGate(t *testing.T) {
 		"helper unmount": r.Unmount(t.Context(), dir, 0),
 		"helper sync":    r.Sync(t.Context(), dir),
 		"helper flush":   r.Flush(t.Context(), dir),
+		"helper revive":  r.Revive(t.Context(), dir),
 		"helper write":   r.WriteFile(t.Context(), dir, nil),
 		"helper ioctl":   r.Ioctl(t.Context(), null, unix.BLKROSET, []byte{0}),
 		"helper close":   r.Discard(t.Context(), null),
