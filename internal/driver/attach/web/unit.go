@@ -1,0 +1,205 @@
+package web
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/sys/loop"
+	"github.com/kraken-hpc/imageapi/internal/web/cache"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// unit is one attachment of an image on a web server.
+type unit struct {
+	driver          *Driver
+	Mark            string   `json:"mark"` // random: tells our loop devices from those of another daemon
+	URLs            []string `json:"urls"` // without their queries
+	Headers         []string `json:"headers,omitempty"`
+	Mode            string   `json:"mode"`
+	Size            int64    `json:"size,omitempty"`
+	Digest          string   `json:"digest,omitempty"`
+	ETag            string   `json:"etag,omitempty"`
+	CAFile          string   `json:"ca_file,omitempty"`
+	CertificateFile string   `json:"client_certificate_file,omitempty"`
+	KeyFile         string   `json:"client_key_file,omitempty"`
+	Proxy           string   `json:"proxy,omitempty"`
+	RetryTimeout    int64    `json:"retry_timeout,omitempty"`
+	Connections     int64    `json:"connections"`
+	ReadAhead       int64    `json:"read_ahead,omitempty"`
+	User            string   `json:"user,omitempty"` // the parts of auth that are no secret
+
+	secrets secrets
+}
+
+// notes is what Down and a later daemon need beyond the device.
+type notes struct {
+	Loop     loop.ID `json:"loop"`
+	Digest   string  `json:"digest"`
+	URL      string  `json:"url"`
+	Size     int64   `json:"size"`
+	ETag     string  `json:"etag,omitempty"`
+	Requests int64   `json:"requests,omitempty"`
+	Fetched  int64   `json:"fetched,omitempty"`
+}
+
+func (u *unit) tag(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
+
+// Up downloads the image unless the cache has it, and attaches the file.
+func (u *unit) Up(ctx context.Context, site driver.Site) (_ driver.Live, err error) {
+	if u.Mode == models.AttachHTTPModeOnDemand {
+		return driver.Live{}, errs.New(errs.Unsupported, "http.mode: this version does not read on demand: use %q", models.AttachHTTPModeWhole)
+	}
+	object, n, err := u.image(ctx, site.ID)
+	if err != nil {
+		return driver.Live{}, err
+	}
+	device, err := u.attach(ctx, site.ID, object)
+	if err != nil {
+		object.Release()
+		return driver.Live{}, err
+	}
+	defer device.Close()
+	n.Loop = device.ID
+	data, err := json.Marshal(n)
+	u.driver.log.Debug("attach image", "id", site.ID, "url", n.URL, "device", device.Path, "cached", object.Cached)
+	live := driver.Live{Notes: data, Device: &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: true}}
+	if u.Mode == models.AttachHTTPModeAuto {
+		live.Warnings = append(live.Warnings, `http.mode: "auto" chose "whole": this version does not read on demand`)
+	}
+	if u.Digest == "" {
+		live.Warnings = append(live.Warnings, "http.digest is not given: without it, and without verity, nothing checks the bytes of the image")
+	}
+	return live, err
+}
+
+// attach makes the loop device.
+func (u *unit) attach(ctx context.Context, id int64, object *cache.Object) (*loop.Device, error) {
+	file, err := os.OpenFile(object.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the cached image: %w", err)
+	}
+	defer file.Close()
+	const sector = 512
+	if object.Size < sector {
+		return nil, errs.New(errs.Invalid, "the image at %s has %d bytes; a device has at least %d", u.URLs[0], object.Size, sector)
+	}
+	tag := u.tag(id)
+	u.driver.claims.Own(tag)
+	device, err := u.driver.loop.Attach(ctx, file, loop.Options{ReadOnly: true, Mark: tag})
+	if err != nil {
+		u.driver.claims.Disown(tag)
+		return nil, err
+	}
+	return device, nil
+}
+
+// Down detaches the file. The image stays in the cache until its space is needed.
+func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+	if live.Device == nil {
+		return nil
+	}
+	n, err := u.read(live)
+	if err != nil {
+		return err
+	}
+	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop); err != nil {
+		return err
+	}
+	u.driver.claims.Disown(u.tag(site.ID))
+	u.driver.downloads.release(site.ID)
+	return nil
+}
+
+func (u *unit) read(live driver.Live) (n notes, err error) {
+	if err := json.Unmarshal(live.Notes, &n); err != nil {
+		return n, fmt.Errorf("detach the image of %s: read its notes: %w", u.URLs[0], err)
+	}
+	return n, nil
+}
+
+// Restore implements driver.Heir.
+func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+	u := &unit{driver: d}
+	if err := json.Unmarshal(data, u); err != nil {
+		return nil, err
+	}
+	if len(u.URLs) == 0 {
+		return nil, errors.New("it has no URL")
+	}
+	return u, nil
+}
+
+// Adopt makes sure that the device is still the one that was attached, and keeps its image in the cache.
+func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
+	n, err := u.read(live)
+	if err != nil {
+		return err
+	}
+	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number, live.Device.Sequence)
+	c, err := u.driver.cache.Open()
+	if err != nil {
+		return err
+	}
+	if object, err := c.Use(n.Digest); err == nil {
+		u.driver.downloads.keep(site.ID, object) // where its file was removed, the device still has it
+	}
+	return u.Inspect(site, live, nil)
+}
+
+// Inspect implements driver.Inspector.
+func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
+	n, err := u.read(live)
+	if err != nil {
+		return err
+	}
+	is, err := u.driver.loop.Lives(live.Device.Path, n.Loop)
+	if err == nil && !is {
+		err = errs.New(errs.Conflict, "%s is no longer attached to the image of %s: a program detached it; delete the attachment and create it again", live.Device.Path, n.URL)
+	}
+	return err
+}
+
+// Sweep detaches a device that an interrupted Up left.
+func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	path, id, err := u.driver.loop.Marked(ctx, u.tag(site.ID))
+	if err != nil || path == "" {
+		return err
+	}
+	return u.driver.loop.Detach(ctx, path, id)
+}
+
+// Show writes the definition, and the state of the image.
+func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
+	h := &models.AttachHTTP{
+		Urls: u.URLs, Mode: new(u.Mode), Size: u.Size, Digest: u.Digest, Etag: u.ETag, CaFile: u.CAFile, ClientCertificateFile: u.CertificateFile,
+		ClientKeyFile: u.KeyFile, Proxy: u.Proxy, RetryTimeout: u.RetryTimeout, Connections: new(u.Connections), ReadAhead: u.ReadAhead,
+	}
+	out.Attach.HTTP = h
+	if live.Device == nil {
+		return
+	}
+	n, err := u.read(live)
+	if err != nil {
+		return // Inspect reports it
+	}
+	h.Mode, h.URL, h.Digest, h.Size, h.Etag = new(models.AttachHTTPModeWhole), n.URL, n.Digest, n.Size, n.ETag
+	h.Fetched, h.Requests, h.Progress = new(n.Fetched), new(n.Requests), new(int64(100))
+}
+
+// IsStill implements driver.Still.
+func (*unit) IsStill(driver.Live) bool { return true }
+
+var (
+	_ driver.Heritable = (*unit)(nil)
+	_ driver.Inspector = (*unit)(nil)
+	_ driver.Still     = (*unit)(nil)
+)

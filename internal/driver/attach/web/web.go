@@ -1,0 +1,112 @@
+// Package web is the driver of attachments of kind "http": an image on a web server as a read-only block device.
+//
+// The image is downloaded into the cache of the node (package web/cache), checked, and attached to a loop device.
+package web
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/claims"
+	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/block"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/loop"
+	"github.com/kraken-hpc/imageapi/internal/web/cache"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// Options are the driver's dependencies.
+type Options struct {
+	Gate   gate.Gate
+	Helper *helper.Runner // reads files with secrets
+	Claims *claims.Claims // shared with the other drivers; default: its own
+	Cache  Cache
+	// Changed is called when the progress of a download changed.
+	Changed func()
+	Log     *slog.Logger // default: none
+}
+
+// Cache opens the node's cache when it is needed first.
+type Cache interface {
+	Open() (*cache.Cache, error)
+}
+
+// Driver is the driver of images on web servers.
+type Driver struct {
+	loop    loop.Loop
+	secrets secretfile.Helper
+	claims  *claims.Claims
+	cache   Cache
+	changed func()
+	log     *slog.Logger
+
+	downloads downloads
+}
+
+// New makes the driver.
+func New(o Options) *Driver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Changed == nil {
+		o.Changed = func() {}
+	}
+	return &Driver{
+		loop:    loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}},
+		secrets: o.Helper,
+		claims:  claims.OrNew(o.Claims, o.Gate, o.Helper),
+		cache:   o.Cache, changed: o.Changed, log: o.Log,
+		downloads: downloads{byID: map[int64]*download{}},
+	}
+}
+
+// Class is that of attachments.
+func (d *Driver) Class() driver.Class { return driver.Attach }
+
+// Kind is "http".
+func (d *Driver) Kind() string { return models.AttachKindHTTP }
+
+// Survey looks for the kernel's loop devices.
+func (d *Driver) Survey(ctx context.Context) driver.Survey { return driver.Lacks(d.loop.Find(ctx)) }
+
+// Plan checks the definition's form. It connects to no server.
+func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
+	if def.Attach == nil || def.Attach.HTTP == nil {
+		faults.Add("http", "is required for an attachment of kind http")
+		return nil, nil
+	}
+	h := def.Attach.HTTP
+	var own errs.Faults
+	u := &unit{
+		driver: d, Mark: rand.Text(), URLs: addresses(h.Urls, &own), Mode: value(h.Mode, models.AttachHTTPModeAuto),
+		Size: h.Size, Digest: h.Digest, ETag: h.Etag, CAFile: h.CaFile, CertificateFile: h.ClientCertificateFile, KeyFile: h.ClientKeyFile,
+		Proxy: h.Proxy, RetryTimeout: h.RetryTimeout, Connections: value(h.Connections, 4), ReadAhead: h.ReadAhead,
+		secrets: secrets{urls: h.Urls, headers: h.Headers, auth: h.Auth},
+	}
+	u.Headers = headerNames(h.Headers, &own)
+	u.check(&own)
+	if len(own) > 0 {
+		*faults = append(*faults, own...)
+		return nil, nil
+	}
+	return u, nil
+}
+
+// value returns the target of p, or a default.
+func value[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
+	}
+	return *p
+}
+
+var (
+	_ driver.Driver   = (*Driver)(nil)
+	_ driver.Heir     = (*Driver)(nil)
+	_ driver.Surveyor = (*Driver)(nil)
+)

@@ -1,0 +1,99 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/waits"
+	"github.com/kraken-hpc/imageapi/internal/web/cache"
+	"github.com/kraken-hpc/imageapi/internal/web/source"
+)
+
+// downloads are the images that attachments use, by the id of the attachment.
+type downloads struct {
+	mu   sync.Mutex
+	byID map[int64]*download
+}
+
+type download struct{ object *cache.Object }
+
+func (d *downloads) keep(id int64, object *cache.Object) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.byID[id] = &download{object}
+}
+
+func (d *downloads) release(id int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if one := d.byID[id]; one != nil {
+		one.object.Release()
+		delete(d.byID, id)
+	}
+}
+
+// image returns the image in the cache. It is in use until the attachment is gone.
+func (u *unit) image(ctx context.Context, id int64) (*cache.Object, notes, error) {
+	n := notes{URL: u.URLs[0], ETag: u.ETag}
+	c, err := u.driver.cache.Open()
+	if err != nil {
+		return nil, n, err
+	}
+	config, err := u.sourceConfig(ctx)
+	if err != nil {
+		return nil, n, err
+	}
+	object, err := c.Get(ctx, u.Digest, func(ctx context.Context, w *cache.Writer) error { return u.fetch(ctx, config, w, &n) })
+	if err != nil {
+		return nil, n, u.explain(err)
+	}
+	if u.Size != 0 && object.Size != u.Size {
+		object.Release()
+		return nil, n, errs.New(errs.Remote, "the image at %s has %d bytes, not %d: it changed, or size is that of another image", n.URL, object.Size, u.Size)
+	}
+	n.Digest, n.Size = object.Digest, object.Size
+	u.driver.downloads.keep(id, object)
+	return object, n, nil
+}
+
+// fetch downloads the image into the cache.
+func (u *unit) fetch(ctx context.Context, config source.Config, w *cache.Writer, n *notes) error {
+	config.Waiting = u.waiting(ctx)
+	identity, err := source.Download(ctx, config, w, func(done, _ int64) { n.Fetched = done })
+	if err != nil {
+		return err
+	}
+	n.URL, n.ETag = u.URLs[identity.URL], identity.ETag
+	if u.ETag != "" && identity.ETag != u.ETag {
+		return errs.New(errs.Remote, "the image at %s has the entity tag %s, not %s: it changed, or etag is that of another image", n.URL, identity.ETag, u.ETag)
+	}
+	return nil
+}
+
+// waiting reports what a download waits for, until it does not.
+func (u *unit) waiting(ctx context.Context) func(reason string) {
+	var end func(bool)
+	return func(reason string) {
+		if end != nil {
+			end(false)
+			end = nil
+		}
+		if reason != "" {
+			end = waits.Begin(waits.On(ctx, title(u.URLs[0])), reason)
+		}
+	}
+}
+
+// explain gives an error of a download its class.
+func (u *unit) explain(err error) error {
+	if errs.ClassOf(err) != errs.Internal {
+		return err
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return errs.New(errs.Deadline, "download the image of %s: not complete in time: %w", u.URLs[0], err)
+	}
+	return errs.New(errs.Remote, "%w", fmt.Errorf("download the image: %w", err))
+}
