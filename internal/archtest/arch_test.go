@@ -42,7 +42,7 @@ var layers = map[string][]string{
 	"internal/sys/":       {"internal/errs", "internal/mounttable", "internal/sys/", "internal/waits"},
 
 	"internal/driver":         {"internal/errs", "internal/mounttable", "internal/sys/extent", "models"},
-	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/mounttable", "internal/sys/", "internal/waits", "models"},
+	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/mounttable", "internal/sys/", "internal/waits", "internal/web/", "models"},
 	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/sys/"},
 
 	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/mounttable", "internal/sys/", "models"},
@@ -53,7 +53,7 @@ var layers = map[string][]string{
 	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/mounttable", "internal/state/", "internal/sys/gate", "internal/waits"},
 	"internal/state/":                 {"internal/state/"},
 	"internal/proc/":                  {"internal/errs", "internal/proc/", "internal/sys/"},
-	"internal/web/":                   {"internal/errs", "internal/web/"},
+	"internal/web/":                   {"internal/errs", "internal/sys/gate", "internal/web/"},
 	"docs/api":                        {},
 	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/printable", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},
@@ -74,7 +74,7 @@ var helpers = []string{"internal/driver/drivertest", "internal/driver/mount/moun
 
 // only tells which packages may be imported in a few places only, and where.
 var only = map[string][]string{
-	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "internal/metrics", "internal/web/", "test/"},
+	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "internal/driver/attach/web", "internal/metrics", "internal/web/", "test/"},
 	"testing":                                  helpers,
 	module + "internal/testkit":                helpers,
 	module + "internal/driver/drivertest":      helpers,

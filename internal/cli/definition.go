@@ -134,7 +134,7 @@ func classOf(definition []byte) (class, error) {
 		return classContainer, nil
 	case kind == "rbd" && old.FsType != nil:
 		return classMount, nil
-	case slices.Contains([]string{"iscsi", "local", "loopback", "rbd"}, kind):
+	case slices.Contains([]string{"http", "iscsi", "local", "loopback", "nvme", "oci", "rbd"}, kind):
 		return classAttach, nil
 	case probe.Kind != nil:
 		return classMount, nil

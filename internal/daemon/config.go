@@ -80,6 +80,8 @@ type Node struct {
 	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create may take, all its levels together, before it is undone"`
 	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for what it takes away; the rest goes on behind its answer"`
 	Teardown      bool          `long:"teardown" description:"on SIGTERM and SIGINT stop all containers and take everything down; without it everything stays, for a later server to take over"`
+	CacheDir      string        `long:"cache-dir" value-name:"DIR" description:"directory for images from web servers and registries, kept over restarts and boots (default: in memory)"`
+	CacheSize     Size          `long:"cache-size" value-name:"SIZE" default:"4GiB" description:"size of that cache"`
 	LogSize       Size          `long:"log-size" value-name:"SIZE" default:"16MiB" description:"how much of the output of each container is kept, at least 64KiB; the older half of it goes when it is full"`
 }
 

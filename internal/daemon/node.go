@@ -12,6 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container"
 	"github.com/kraken-hpc/imageapi/internal/container/initbin"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
@@ -28,6 +29,7 @@ type node struct {
 	journal  *journal.Journal
 	heritage bool // there are objects of an earlier server
 	mounts   *mountdir.Dir
+	images   *web.Store
 	program  *os.File // imageapi-init
 	helpers  *helper.Runner
 	runner   *container.Driver
@@ -51,8 +53,9 @@ func openNode(ctx context.Context, cfg Config, dir *runDir, opt Options, observe
 	if n.watcher, err = watch.Open(); err != nil {
 		return n, err
 	}
+	n.images = &web.Store{Gate: opt.Gate, Dir: cfg.Node.CacheDir, Size: int64(cfg.Node.CacheSize), Mounts: n.mounts}
 	n.drivers = builtin.Drivers(builtin.Env{
-		Gate: opt.Gate, Mounts: n.mounts, Containers: n.runner, Helper: n.helpers,
+		Gate: opt.Gate, Mounts: n.mounts, Containers: n.runner, Helper: n.helpers, Images: n.images,
 		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Changed: n.watcher.Wake, Log: opt.Log,
 	})
 	next := n.reportStrays(cfg.Node, knownTo(found.Records))
@@ -180,9 +183,14 @@ func (n *node) end(teardown bool) error {
 
 // closeMounts takes away the directory of mounts if no object is left.
 func (n *node) closeMounts() error {
-	if n.manager == nil && n.heritage || n.manager != nil && !n.manager.Snapshot().Empty() {
-		n.mounts.Leave()
-		return nil
+	remain := n.manager == nil && n.heritage || n.manager != nil && !n.manager.Snapshot().Empty()
+	var err error
+	if n.images != nil {
+		err = n.images.Close(!remain)
 	}
-	return n.mounts.Close()
+	if remain {
+		n.mounts.Leave()
+		return err
+	}
+	return errors.Join(err, n.mounts.Close())
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/verity"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
@@ -29,6 +30,7 @@ type Env struct {
 	Mounts     *mountdir.Dir
 	Containers *container.Driver
 	Helper     *helper.Runner
+	Images     *web.Store // the cache of images from web servers
 	RunDir     string
 	FSTypes    []string // file systems that may be mounted besides the default ones
 	Changed    func()   // is told when something has changed by itself that drivers show; nil: nobody wants to know
@@ -46,6 +48,7 @@ func Drivers(env Env) driver.Set {
 	c := claims.New(env.Gate, env.Helper)
 	return driver.Set{
 		verified(iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
+		verified(web.New(web.Options{Gate: env.Gate, Helper: env.Helper, Claims: c, Cache: env.Images, Log: env.Log})),
 		verified(local.New(local.Options{Helper: env.Helper, Claims: c, Log: env.Log})),
 		verified(loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Claims: c, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
 		verified(rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})),

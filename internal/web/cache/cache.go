@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 )
 
 const (
@@ -39,6 +40,7 @@ type Cache struct {
 	size int64
 	boot string
 	lock *os.File
+	gate gate.Gate
 
 	mu      sync.Mutex // protects what follows
 	entries map[string]*entry
@@ -56,31 +58,41 @@ type entry struct {
 
 // Open opens a cache of at most size bytes, and removes objects that an earlier process did not complete. The directory is made if it is
 // missing; one that is not root's alone is refused. boot identifies the node's boot.
-func Open(dir string, size int64, boot string) (*Cache, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the cache: %w", err)
+func Open(dir string, size int64, boot string, g gate.Gate) (*Cache, error) {
+	c := &Cache{dir: dir, size: size, boot: boot, gate: g, entries: map[string]*entry{}}
+	if err := g.Do("cache open", c.open); err != nil {
+		return nil, err
 	}
-	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return nil, &os.PathError{Op: "lstat", Path: dir, Err: err}
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != uint32(os.Geteuid()) || st.Mode&0o077 != 0 {
-		return nil, errs.New(errs.Invalid, "use the cache %s: it must be a directory of root's with mode 0700, and no symbolic link", dir)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the cache: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		return nil, errs.New(errs.Conflict, "lock the cache %s: another server uses it: %w", dir, err)
-	}
-	c := &Cache{dir: dir, size: size, boot: boot, lock: lock, entries: map[string]*entry{}}
 	if err := c.load(); err != nil {
-		lock.Close()
+		c.lock.Close()
 		return nil, err
 	}
 	return c, nil
+}
+
+// open makes the directory and locks it.
+func (c *Cache) open() error {
+	dir := c.dir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the cache: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != uint32(os.Geteuid()) || st.Mode&0o077 != 0 {
+		return errs.New(errs.Invalid, "use the cache %s: it must be a directory of root's with mode 0700, and no symbolic link", dir)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("lock the cache: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return errs.New(errs.Conflict, "lock the cache %s: another server uses it: %w", dir, err)
+	}
+	c.lock = lock
+	return nil
 }
 
 // Close unlocks the directory. Files in use stay in use.
@@ -99,7 +111,7 @@ func (c *Cache) load() error {
 		case err != nil:
 			return err
 		case strings.HasPrefix(name, partial):
-			if err := os.Remove(filepath.Join(c.dir, name)); err != nil {
+			if err := c.remove(filepath.Join(c.dir, name)); err != nil {
 				return fmt.Errorf("remove an incomplete object: %w", err)
 			}
 		case isDigest(algorithm+name) && info.Mode().IsRegular():
@@ -208,8 +220,7 @@ func (c *Cache) Get(ctx context.Context, digest string, fetch Fetch) (*Object, e
 
 // intact compares an entry with its digest, unless that was done since the node's boot.
 func (c *Cache) intact(ctx context.Context, o *Object) bool {
-	mark := o.Path + marked
-	if boot, err := os.ReadFile(mark); err == nil && string(boot) == c.boot {
+	if boot, err := os.ReadFile(o.Path + marked); err == nil && string(boot) == c.boot {
 		return true
 	}
 	file, err := os.OpenFile(o.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
@@ -221,7 +232,22 @@ func (c *Cache) intact(ctx context.Context, o *Object) bool {
 	if _, err := io.Copy(sum, &interruptible{ctx, file}); err != nil || algorithm+hex.EncodeToString(sum.Sum(nil)) != o.Digest {
 		return false
 	}
-	return os.WriteFile(mark, []byte(c.boot), 0o600) == nil
+	return c.mark(o.Path) == nil
+}
+
+// mark notes that an entry was compared with its digest in this boot.
+func (c *Cache) mark(path string) error {
+	return c.gate.Do("cache mark", func() error { return os.WriteFile(path+marked, []byte(c.boot), 0o600) })
+}
+
+// remove removes a file, which may be gone already.
+func (c *Cache) remove(path string) error {
+	return c.gate.Do("cache remove", func() error {
+		if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
 }
 
 type interruptible struct {
@@ -244,10 +270,10 @@ func (c *Cache) discard(digest string) bool {
 	if e == nil || e.users > 0 {
 		return false
 	}
-	if err := os.Remove(c.path(digest)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := c.remove(c.path(digest)); err != nil {
 		return false
 	}
-	_ = os.Remove(c.path(digest) + marked) // a mark without an entry means nothing
+	_ = c.remove(c.path(digest) + marked) // a mark without an entry means nothing
 	c.used -= e.size
 	delete(c.entries, digest)
 	return true
@@ -288,7 +314,11 @@ func (c *Cache) idle() string {
 
 // fetch fills a file and makes it an entry in use.
 func (c *Cache) fetch(ctx context.Context, digest string, fetch Fetch) (_ *Object, err error) {
-	file, err := os.CreateTemp(c.dir, partial)
+	var file *os.File
+	err = c.gate.Do("cache create", func() (err error) {
+		file, err = os.CreateTemp(c.dir, partial)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("cache an object: %w", err)
 	}
@@ -296,7 +326,7 @@ func (c *Cache) fetch(ctx context.Context, digest string, fetch Fetch) (_ *Objec
 	defer func() {
 		file.Close()
 		if err != nil {
-			_ = os.Remove(file.Name()) // the next start does it otherwise
+			_ = c.remove(file.Name()) // the next start does it otherwise
 			c.mu.Lock()
 			c.used -= w.size
 			c.mu.Unlock()
@@ -309,16 +339,17 @@ func (c *Cache) fetch(ctx context.Context, digest string, fetch Fetch) (_ *Objec
 	if digest != "" && found != digest {
 		return nil, errs.New(errs.Remote, "the object has the digest %s, not %s: the image changed, or digest names another one", found, digest)
 	}
-	if err := file.Sync(); err != nil {
-		return nil, fmt.Errorf("cache an object: %w", err)
-	}
 	return c.keep(w, found, digest == "")
 }
 
 // keep renames a complete file into its place.
 func (c *Cache) keep(w *Writer, digest string, isNew bool) (*Object, error) {
 	o := &Object{Path: c.path(digest), Digest: digest, Size: w.size, cache: c}
-	if err := os.WriteFile(o.Path+marked, []byte(c.boot), 0o600); err != nil {
+	err := c.gate.Do("cache sync", w.file.Sync)
+	if err == nil {
+		err = c.mark(o.Path)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("cache an object: %w", err)
 	}
 	c.mu.Lock()
@@ -327,7 +358,7 @@ func (c *Cache) keep(w *Writer, digest string, isNew bool) (*Object, error) {
 	if isNew && e != nil { // the same content is here, or on its way, under its digest
 		select {
 		case <-e.ready:
-			_ = os.Remove(w.file.Name())
+			_ = c.remove(w.file.Name()) // the next start does it otherwise
 			c.used -= w.size
 			e.users++
 			o.Size = e.size
@@ -335,7 +366,8 @@ func (c *Cache) keep(w *Writer, digest string, isNew bool) (*Object, error) {
 		default:
 		}
 	}
-	if err := os.Rename(w.file.Name(), o.Path); err != nil {
+	err = c.gate.Do("cache keep", func() error { return os.Rename(w.file.Name(), o.Path) })
+	if err != nil {
 		return nil, fmt.Errorf("cache an object: %w", err)
 	}
 	if isNew {
@@ -346,16 +378,7 @@ func (c *Cache) keep(w *Writer, digest string, isNew bool) (*Object, error) {
 	}
 	e.size, e.last = w.size, time.Now()
 	e.users++
-	return o, syncDir(c.dir)
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return o, nil
 }
 
 // Digests lists the entries, sorted.
@@ -401,7 +424,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 
 // Restart forgets what was written.
 func (w *Writer) Restart() error {
-	if err := w.file.Truncate(0); err != nil {
+	if err := w.cache.gate.Do("cache truncate", func() error { return w.file.Truncate(0) }); err != nil {
 		return err
 	}
 	if _, err := w.file.Seek(0, io.SeekStart); err != nil {

@@ -25,7 +25,7 @@ func private(t *testing.T) string { return filepath.Join(t.TempDir(), "cache") }
 
 func open(t *testing.T, dir string, size int64, boot string) *cache.Cache {
 	t.Helper()
-	c, err := cache.Open(dir, size, boot)
+	c, err := cache.Open(dir, size, boot, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,13 +197,13 @@ func TestUnsafeDirectories(t *testing.T) {
 		if err := make(dir); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := cache.Open(dir, 1, "b"); err == nil {
+		if _, err := cache.Open(dir, 1, "b", nil); err == nil {
 			t.Errorf("%s: opened", name)
 		}
 	}
 	dir := private(t)
 	open(t, dir, 1, "b")
-	if _, err := cache.Open(dir, 1, "b"); !errs.Is(err, errs.Conflict) {
+	if _, err := cache.Open(dir, 1, "b", nil); !errs.Is(err, errs.Conflict) {
 		t.Errorf("a second server: %v", err)
 	}
 }

@@ -120,7 +120,8 @@ func known(err error) bool {
 	_, refusal := errors.AsType[*Refusal](err)
 	_, ranges := errors.AsType[*noRanges](err)
 	_, later := errors.AsType[*overloaded](err)
-	return changed || refusal || ranges || later
+	_, own := errors.AsType[failed](err)
+	return changed || refusal || ranges || later || own
 }
 
 // follow sends the request, to the target of an earlier redirect if there is one, and follows redirects.

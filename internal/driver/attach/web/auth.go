@@ -23,9 +23,8 @@ import (
 
 // secrets are the parts of a definition that are written nowhere. They are needed until the image is there.
 type secrets struct {
-	urls    []string // with their queries, which may be signatures
-	headers map[string]string
-	auth    *models.RemoteAuth
+	urls []string // with their queries, which may be signatures
+	auth *models.RemoteAuth
 }
 
 // sourceConfig is how to reach the image.
@@ -33,7 +32,7 @@ func (u *unit) sourceConfig(ctx context.Context) (source.Config, error) {
 	c := source.Config{
 		URLs: u.secrets.urls, Header: http.Header{}, Connections: int(u.Connections), RetryTimeout: time.Duration(u.RetryTimeout) * time.Second,
 	}
-	for name, text := range u.secrets.headers {
+	for name, text := range u.Headers {
 		c.Header.Set(name, text)
 	}
 	var err error
@@ -81,6 +80,21 @@ func (u *unit) tlsConfig(ctx context.Context) (*tls.Config, error) {
 		c.Certificates = []tls.Certificate{pair}
 	}
 	return c, nil
+}
+
+// withoutSecrets returns the parts of credentials that a response may contain.
+func withoutSecrets(a *models.RemoteAuth) *models.RemoteAuth {
+	if a == nil {
+		return nil
+	}
+	shown := *a
+	shown.Password, shown.Bearer = nil, nil
+	if a.S3 != nil {
+		s3 := *a.S3
+		s3.SecretKey, s3.SessionToken = nil, nil
+		shown.S3 = &s3
+	}
+	return &shown
 }
 
 // readFile reads a file of the node, whose server may not answer.

@@ -53,10 +53,9 @@ func addresses(urls []string, faults *errs.Faults) []string {
 	return shown
 }
 
-// headerNames checks further headers and returns their names, sorted. Their values can be secrets.
-func headerNames(headers map[string]string, faults *errs.Faults) []string {
-	names := slices.Sorted(maps.Keys(headers))
-	for _, name := range names {
+// checkHeaders notes the faults of further headers.
+func checkHeaders(headers map[string]string, faults *errs.Faults) {
+	for _, name := range slices.Sorted(maps.Keys(headers)) {
 		at := "http.headers." + name
 		switch canonical := textproto.CanonicalMIMEHeaderKey(name); {
 		case !tokenForm.MatchString(name):
@@ -72,7 +71,6 @@ func headerNames(headers map[string]string, faults *errs.Faults) []string {
 			faults.Add(at, "has a control character in its value")
 		}
 	}
-	return names
 }
 
 // check notes the faults of the fields that stand alone.

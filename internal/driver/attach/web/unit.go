@@ -21,21 +21,21 @@ import (
 // unit is one attachment of an image on a web server.
 type unit struct {
 	driver          *Driver
-	Mark            string   `json:"mark"` // random: tells our loop devices from those of another daemon
-	URLs            []string `json:"urls"` // without their queries
-	Headers         []string `json:"headers,omitempty"`
-	Mode            string   `json:"mode"`
-	Size            int64    `json:"size,omitempty"`
-	Digest          string   `json:"digest,omitempty"`
-	ETag            string   `json:"etag,omitempty"`
-	CAFile          string   `json:"ca_file,omitempty"`
-	CertificateFile string   `json:"client_certificate_file,omitempty"`
-	KeyFile         string   `json:"client_key_file,omitempty"`
-	Proxy           string   `json:"proxy,omitempty"`
-	RetryTimeout    int64    `json:"retry_timeout,omitempty"`
-	Connections     int64    `json:"connections"`
-	ReadAhead       int64    `json:"read_ahead,omitempty"`
-	User            string   `json:"user,omitempty"` // the parts of auth that are no secret
+	Mark            string             `json:"mark"` // random: tells our loop devices from those of another daemon
+	URLs            []string           `json:"urls"` // without their queries
+	Headers         map[string]string  `json:"headers,omitempty"`
+	Mode            string             `json:"mode"`
+	Size            int64              `json:"size,omitempty"`
+	Digest          string             `json:"digest,omitempty"`
+	ETag            string             `json:"etag,omitempty"`
+	CAFile          string             `json:"ca_file,omitempty"`
+	CertificateFile string             `json:"client_certificate_file,omitempty"`
+	KeyFile         string             `json:"client_key_file,omitempty"`
+	Proxy           string             `json:"proxy,omitempty"`
+	RetryTimeout    int64              `json:"retry_timeout,omitempty"`
+	Connections     int64              `json:"connections"`
+	ReadAhead       int64              `json:"read_ahead,omitempty"`
+	Auth            *models.RemoteAuth `json:"auth,omitempty"` // without secrets
 
 	secrets secrets
 }
@@ -56,9 +56,9 @@ func (u *unit) tag(id int64) string { return "imageapi-" + strconv.FormatInt(id,
 // Up downloads the image unless the cache has it, and attaches the file.
 func (u *unit) Up(ctx context.Context, site driver.Site) (_ driver.Live, err error) {
 	if u.Mode == models.AttachHTTPModeOnDemand {
-		return driver.Live{}, errs.New(errs.Unsupported, "http.mode: this version does not read on demand: use %q", models.AttachHTTPModeWhole)
+		return driver.Live{}, errOnDemand()
 	}
-	object, n, err := u.image(ctx, site.ID)
+	object, n, err := u.image(ctx)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -68,6 +68,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (_ driver.Live, err err
 		return driver.Live{}, err
 	}
 	defer device.Close()
+	u.driver.images.keep(site.ID, object)
 	n.Loop = device.ID
 	data, err := json.Marshal(n)
 	u.driver.log.Debug("attach image", "id", site.ID, "url", n.URL, "device", device.Path, "cached", object.Cached)
@@ -99,6 +100,7 @@ func (u *unit) attach(ctx context.Context, id int64, object *cache.Object) (*loo
 		u.driver.claims.Disown(tag)
 		return nil, err
 	}
+	u.driver.claims.Attached(tag, device.Number)
 	return device, nil
 }
 
@@ -115,7 +117,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 		return err
 	}
 	u.driver.claims.Disown(u.tag(site.ID))
-	u.driver.downloads.release(site.ID)
+	u.driver.images.release(site.ID)
 	return nil
 }
 
@@ -144,25 +146,26 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 	if err != nil {
 		return err
 	}
-	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number, live.Device.Sequence)
+	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number)
 	c, err := u.driver.cache.Open()
 	if err != nil {
 		return err
 	}
 	if object, err := c.Use(n.Digest); err == nil {
-		u.driver.downloads.keep(site.ID, object) // where its file was removed, the device still has it
+		u.driver.images.keep(site.ID, object) // where its file was removed, the device still has it
 	}
 	return u.Inspect(site, live, nil)
 }
 
 // Inspect implements driver.Inspector.
-func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
+func (u *unit) Inspect(site driver.Site, live driver.Live, _ *mounttable.Table) error {
 	n, err := u.read(live)
 	if err != nil {
 		return err
 	}
 	is, err := u.driver.loop.Lives(live.Device.Path, n.Loop)
 	if err == nil && !is {
+		u.driver.claims.Disown(u.tag(site.ID)) // the number may be that of another device by now
 		err = errs.New(errs.Conflict, "%s is no longer attached to the image of %s: a program detached it; delete the attachment and create it again", live.Device.Path, n.URL)
 	}
 	return err
@@ -180,7 +183,7 @@ func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
 // Show writes the definition, and the state of the image.
 func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 	h := &models.AttachHTTP{
-		Urls: u.URLs, Mode: new(u.Mode), Size: u.Size, Digest: u.Digest, Etag: u.ETag, CaFile: u.CAFile, ClientCertificateFile: u.CertificateFile,
+		Urls: u.URLs, Headers: u.Headers, Auth: u.Auth, Mode: new(u.Mode), Size: u.Size, Digest: u.Digest, Etag: u.ETag, CaFile: u.CAFile, ClientCertificateFile: u.CertificateFile,
 		ClientKeyFile: u.KeyFile, Proxy: u.Proxy, RetryTimeout: u.RetryTimeout, Connections: new(u.Connections), ReadAhead: u.ReadAhead,
 	}
 	out.Attach.HTTP = h
@@ -201,5 +204,6 @@ func (*unit) IsStill(driver.Live) bool { return true }
 var (
 	_ driver.Heritable = (*unit)(nil)
 	_ driver.Inspector = (*unit)(nil)
+	_ driver.Checker   = (*unit)(nil)
 	_ driver.Still     = (*unit)(nil)
 )

@@ -26,9 +26,7 @@ type Options struct {
 	Helper *helper.Runner // reads files with secrets
 	Claims *claims.Claims // shared with the other drivers; default: its own
 	Cache  Cache
-	// Changed is called when the progress of a download changed.
-	Changed func()
-	Log     *slog.Logger // default: none
+	Log    *slog.Logger // default: none
 }
 
 // Cache opens the node's cache when it is needed first.
@@ -42,10 +40,9 @@ type Driver struct {
 	secrets secretfile.Helper
 	claims  *claims.Claims
 	cache   Cache
-	changed func()
 	log     *slog.Logger
 
-	downloads downloads
+	images images
 }
 
 // New makes the driver.
@@ -53,15 +50,12 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Changed == nil {
-		o.Changed = func() {}
-	}
 	return &Driver{
 		loop:    loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}},
 		secrets: o.Helper,
 		claims:  claims.OrNew(o.Claims, o.Gate, o.Helper),
-		cache:   o.Cache, changed: o.Changed, log: o.Log,
-		downloads: downloads{byID: map[int64]*download{}},
+		cache:   o.Cache, log: o.Log,
+		images: images{byID: map[int64]*cache.Object{}},
 	}
 }
 
@@ -86,9 +80,9 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		driver: d, Mark: rand.Text(), URLs: addresses(h.Urls, &own), Mode: value(h.Mode, models.AttachHTTPModeAuto),
 		Size: h.Size, Digest: h.Digest, ETag: h.Etag, CAFile: h.CaFile, CertificateFile: h.ClientCertificateFile, KeyFile: h.ClientKeyFile,
 		Proxy: h.Proxy, RetryTimeout: h.RetryTimeout, Connections: value(h.Connections, 4), ReadAhead: h.ReadAhead,
-		secrets: secrets{urls: h.Urls, headers: h.Headers, auth: h.Auth},
+		Headers: h.Headers, Auth: withoutSecrets(h.Auth), secrets: secrets{urls: h.Urls, auth: h.Auth},
 	}
-	u.Headers = headerNames(h.Headers, &own)
+	checkHeaders(h.Headers, &own)
 	u.check(&own)
 	if len(own) > 0 {
 		*faults = append(*faults, own...)

@@ -12,31 +12,29 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/web/source"
 )
 
-// downloads are the images that attachments use, by the id of the attachment.
-type downloads struct {
-	mu   sync.Mutex
-	byID map[int64]*download
+// images are those that attachments use, by the id of the attachment.
+type images struct {
+	mu   sync.Mutex // protects what follows
+	byID map[int64]*cache.Object
 }
 
-type download struct{ object *cache.Object }
-
-func (d *downloads) keep(id int64, object *cache.Object) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.byID[id] = &download{object}
+func (i *images) keep(id int64, object *cache.Object) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.byID[id] = object
 }
 
-func (d *downloads) release(id int64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if one := d.byID[id]; one != nil {
-		one.object.Release()
-		delete(d.byID, id)
+func (i *images) release(id int64) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if object := i.byID[id]; object != nil {
+		object.Release()
+		delete(i.byID, id)
 	}
 }
 
-// image returns the image in the cache. It is in use until the attachment is gone.
-func (u *unit) image(ctx context.Context, id int64) (*cache.Object, notes, error) {
+// image returns the image in the cache, and in use.
+func (u *unit) image(ctx context.Context) (*cache.Object, notes, error) {
 	n := notes{URL: u.URLs[0], ETag: u.ETag}
 	c, err := u.driver.cache.Open()
 	if err != nil {
@@ -48,14 +46,13 @@ func (u *unit) image(ctx context.Context, id int64) (*cache.Object, notes, error
 	}
 	object, err := c.Get(ctx, u.Digest, func(ctx context.Context, w *cache.Writer) error { return u.fetch(ctx, config, w, &n) })
 	if err != nil {
-		return nil, n, u.explain(err)
+		return nil, n, u.explain(ctx, err)
 	}
 	if u.Size != 0 && object.Size != u.Size {
 		object.Release()
 		return nil, n, errs.New(errs.Remote, "the image at %s has %d bytes, not %d: it changed, or size is that of another image", n.URL, object.Size, u.Size)
 	}
 	n.Digest, n.Size = object.Digest, object.Size
-	u.driver.downloads.keep(id, object)
 	return object, n, nil
 }
 
@@ -88,11 +85,11 @@ func (u *unit) waiting(ctx context.Context) func(reason string) {
 }
 
 // explain gives an error of a download its class.
-func (u *unit) explain(err error) error {
+func (u *unit) explain(ctx context.Context, err error) error {
 	if errs.ClassOf(err) != errs.Internal {
 		return err
 	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
 		return errs.New(errs.Deadline, "download the image of %s: not complete in time: %w", u.URLs[0], err)
 	}
 	return errs.New(errs.Remote, "%w", fmt.Errorf("download the image: %w", err))

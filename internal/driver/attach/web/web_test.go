@@ -1,0 +1,196 @@
+package web_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+)
+
+var image = bytes.Repeat([]byte("image\n"), 200<<10)
+
+func digest() string {
+	sum := sha256.Sum256(image)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// def returns a definition with further fields.
+func def(url string, more ...string) string {
+	return fmt.Sprintf(`{"kind":"http","http":{"urls":[%q]%s}}`, url, strings.Join(append([]string{""}, more...), ","))
+}
+
+// serve starts a web server that has the image, and asks for a password under /private.
+func serve(t *testing.T) string {
+	t.Helper()
+	mux := http.NewServeMux()
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"one"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(image))
+	}
+	mux.HandleFunc("/image", serve)
+	mux.HandleFunc("/empty", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("/private", func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "reader" || password != "canary-password" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		serve(w, r)
+	})
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// lab is what a driver needs besides.
+type lab struct {
+	dir     string
+	mounts  *mountdir.Dir
+	program *os.File
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	testkit.Root(t)
+	l := &lab{dir: testkit.RunDir(t)}
+	code, err := testkit.BuildInit(t.TempDir())
+	if err == nil {
+		l.program, err = program.Seal("imageapi-init", code)
+	}
+	if err == nil {
+		l.mounts, err = mountdir.Open(filepath.Join(l.dir, "mounts"), nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.program.Close(); l.mounts.Close() })
+	return l
+}
+
+func (l *lab) driver(g gate.Gate, s *web.Store) driver.Driver {
+	return web.New(web.Options{Gate: g, Helper: helper.New(l.program, g), Cache: s})
+}
+
+func TestDriver(t *testing.T) {
+	l, url := newLab(t), serve(t)
+	store := &web.Store{Size: 16 << 20, Mounts: l.mounts}
+	if _, err := store.Open(); err != nil { // its file system stays for all parts of the suite
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(true); err != nil {
+			t.Error(err)
+		}
+	}()
+	wrong := func(name, path, def string) drivertest.Wrong {
+		return drivertest.Wrong{Name: name, Def: def, Paths: []string{path}}
+	}
+	drivertest.Run(t, drivertest.Case{
+		New:   func(g gate.Gate) driver.Driver { return l.driver(g, store) },
+		Scope: testkit.Scope{Dirs: []string{l.dir}, Ignore: []string{"0.cache"}},
+		Good: def(url+"/private?signature=canary-query", `"mode":"whole"`, `"digest":"`+digest()+`"`, `"etag":"\"one\""`, fmt.Sprintf(`"size":%d`, len(image)),
+			`"auth":{"user":"reader","password":"canary-password"}`),
+		Secrets: []string{"canary-password", "canary-query"},
+		Hold:    holdOpen,
+		Wrong: []drivertest.Wrong{
+			wrong("no URL", "http.urls", `{"kind":"http","http":{"urls":[]}}`),
+			wrong("another scheme", "http.urls[0]", def("ftp://h/a")),
+			wrong("no host", "http.urls[0]", def("http:///a")),
+			wrong("a user in the URL", "http.urls[0]", def("http://u:canary@h/a")),
+			wrong("a fragment", "http.urls[0]", def("http://h/a#b")),
+			wrong("malformed", "http.urls[0]", def("http://h/%zz")),
+			wrong("an Authorization header", "http.headers.authorization", def(url, `"headers":{"authorization":"x"}`)),
+			wrong("a Host header", "http.headers.Host", def(url, `"headers":{"Host":"x"}`)),
+			wrong("a header with a line break", "http.headers.X", def(url, `"headers":{"X":"a\r\nY: b"}`)),
+			wrong("a header with a space in its name", "http.headers", def(url, `"headers":{"X Y":"a"}`)),
+			wrong("a short digest", "http.digest", def(url, `"digest":"sha256:00"`)),
+			wrong("a weak tag", "http.etag", def(url, `"etag":"W/\"a\""`)),
+			wrong("a relative path", "http.ca_file", def(url, `"ca_file":"a"`)),
+			wrong("a certificate without a key", "http.client_certificate_file", def(url, `"client_certificate_file":"/a"`)),
+			wrong("too many connections", "http.connections", def(url, `"connections":1000`)),
+			wrong("two ways to authenticate", "http.auth", def(url, `"auth":{"user":"a","password":"b","bearer":"c"}`)),
+			wrong("a user without a password", "http.auth.password", def(url, `"auth":{"user":"a"}`)),
+			wrong("a proxy without a scheme", "http.proxy", def(url, `"proxy":"h:1"`)),
+			wrong("an S3 key without its secret", "http.auth.s3.secret_key", def(url, `"auth":{"s3":{"access_key":"a"}}`)),
+		},
+		Fails: []drivertest.Failing{
+			{Name: "missing", Def: def(url + "/missing"), Class: errs.Remote, Text: "no such object (404)", Sudden: true},
+			{Name: "refused", Def: def(url + "/private"), Class: errs.Remote, Text: "check auth", Sudden: true},
+			{Name: "wrong digest", Def: def(url+"/image", `"digest":"sha256:`+strings.Repeat("0", 64)+`"`), Class: errs.Remote, Text: "the object has the digest " + digest(), Sudden: true},
+			{Name: "wrong size", Def: def(url+"/image", `"size":5`), Class: errs.Remote, Text: "not 5", Sudden: true},
+			{Name: "wrong tag", Def: def(url+"/image", `"etag":"\"two\""`), Class: errs.Remote, Text: "entity tag", Sudden: true},
+			{Name: "empty", Def: def(url + "/empty"), Class: errs.Invalid, Text: "0 bytes", Sudden: true},
+			{Name: "no certificates", Def: def(url+"/image", `"ca_file":"/dev/null"`), Class: errs.Invalid, Text: "no certificate"},
+			{Name: "on demand", Def: def(url+"/image", `"mode":"on_demand"`), Class: errs.Unsupported, Text: "whole"},
+		},
+	})
+}
+
+// holdOpen has a process open the device.
+func holdOpen(t *testing.T, live driver.Live) (string, func()) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", "exec 3<"+live.Device.Path+"; echo held; read _")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, live.Device.Path), func() { in.Close(); _ = cmd.Wait() }
+}
+
+// TestCacheIsUsed: the second attachment of a digest downloads nothing, also for a later daemon.
+func TestCacheIsUsed(t *testing.T) {
+	l, url := newLab(t), serve(t)
+	for _, fetched := range []int64{int64(len(image)), 0, 0} {
+		store := &web.Store{Size: 16 << 20, Mounts: l.mounts}
+		d := l.driver(nil, store)
+		unit, _ := drivertest.Plan(t, d, def(url+"/image", `"digest":"`+digest()+`"`))
+		live, err := unit.Up(t.Context(), driver.Site{ID: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var notes struct{ Fetched int64 }
+		if err := json.Unmarshal(live.Notes, &notes); err != nil || notes.Fetched != fetched {
+			t.Errorf("%d bytes were fetched, want %d, %v", notes.Fetched, fetched, err)
+		}
+		if data, err := os.ReadFile(live.Device.Path); err != nil || !bytes.Equal(data, image[:len(image)/512*512]) {
+			t.Errorf("the device has %d bytes, %v", len(data), err)
+		}
+		if err := unit.Down(t.Context(), driver.Site{ID: 7}, live); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Close(false); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := (&web.Store{Mounts: l.mounts}).Close(true); err != nil {
+		t.Error(err)
+	}
+}
