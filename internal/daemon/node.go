@@ -186,7 +186,10 @@ func (n *node) closeMounts() error {
 	remain := n.manager == nil && n.heritage || n.manager != nil && !n.manager.Snapshot().Empty()
 	var err error
 	if n.images != nil {
-		err = n.images.Close(!remain)
+		err = n.images.Close()
+		if !remain {
+			err = errors.Join(err, n.images.Trim(context.Background()))
+		}
 	}
 	if remain {
 		n.mounts.Leave()

@@ -34,10 +34,20 @@ const (
 	lockName  = "lock"
 )
 
+// Options describe a cache.
+type Options struct {
+	Dir  string // made if it is missing
+	Size int64  // the bound on its content, in bytes
+	Keep bool   // entries stay when nobody uses them, until their space is needed
+	Boot string // identifies the boot of the node
+	Gate gate.Gate
+}
+
 // Cache is one directory. It is safe for concurrent use.
 type Cache struct {
 	dir  string
 	size int64
+	keep bool
 	boot string
 	lock *os.File
 	gate gate.Gate
@@ -56,11 +66,10 @@ type entry struct {
 	err   error
 }
 
-// Open opens a cache of at most size bytes, and removes objects that an earlier process did not complete. The directory is made if it is
-// missing; one that is not root's alone is refused. boot identifies the node's boot.
-func Open(dir string, size int64, boot string, g gate.Gate) (*Cache, error) {
-	c := &Cache{dir: dir, size: size, boot: boot, gate: g, entries: map[string]*entry{}}
-	if err := g.Do("cache open", c.open); err != nil {
+// Open opens a cache and removes objects that an earlier process did not complete. It refuses a directory that is not root's alone.
+func Open(o Options) (*Cache, error) {
+	c := &Cache{dir: o.Dir, size: o.Size, keep: o.Keep, boot: o.Boot, gate: o.Gate, entries: map[string]*entry{}}
+	if err := o.Gate.Do("cache open", c.open); err != nil {
 		return nil, err
 	}
 	if err := c.load(); err != nil {
@@ -135,6 +144,16 @@ func (c *Cache) path(digest string) string {
 	return filepath.Join(c.dir, strings.TrimPrefix(digest, algorithm))
 }
 
+// isReady reports whether the object is there.
+func (e *entry) isReady() bool {
+	select {
+	case <-e.ready:
+		return true
+	default:
+		return false
+	}
+}
+
 // Object is an entry in use. Release ends that.
 type Object struct {
 	Path   string
@@ -146,16 +165,30 @@ type Object struct {
 	once  sync.Once
 }
 
-// Release gives the object back: it may go when space is needed.
+// Release gives the object back. The cache removes it when its space is needed, or at once if it keeps nothing.
 func (o *Object) Release() {
 	o.once.Do(func() {
-		o.cache.mu.Lock()
-		defer o.cache.mu.Unlock()
-		if e := o.cache.entries[o.Digest]; e != nil {
+		c := o.cache
+		c.mu.Lock()
+		if e := c.entries[o.Digest]; e != nil {
 			e.users--
 			e.last = time.Now()
 		}
+		c.mu.Unlock()
+		if !c.keep {
+			c.discard(o.Digest)
+		}
 	})
+}
+
+// Prune removes all entries that nobody uses, and reports whether the cache is empty then.
+func (c *Cache) Prune() bool {
+	for _, digest := range c.Digests() {
+		c.discard(digest)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.entries) == 0 && c.used == 0
 }
 
 // Use returns an entry that exists, for an object that a process before this one fetched.
@@ -267,7 +300,7 @@ func (c *Cache) discard(digest string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[digest]
-	if e == nil || e.users > 0 {
+	if e == nil || e.users > 0 || !e.isReady() {
 		return false
 	}
 	if err := c.remove(c.path(digest)); err != nil {
@@ -300,12 +333,7 @@ func (c *Cache) reserve(n int64) error {
 func (c *Cache) idle() string {
 	var found string
 	for digest, e := range c.entries {
-		select {
-		case <-e.ready:
-		default:
-			continue
-		}
-		if e.users == 0 && (found == "" || e.last.Before(c.entries[found].last)) {
+		if e.isReady() && e.users == 0 && (found == "" || e.last.Before(c.entries[found].last)) {
 			found = digest
 		}
 	}
@@ -339,11 +367,11 @@ func (c *Cache) fetch(ctx context.Context, digest string, fetch Fetch) (_ *Objec
 	if digest != "" && found != digest {
 		return nil, errs.New(errs.Remote, "the object has the digest %s, not %s: the image changed, or digest names another one", found, digest)
 	}
-	return c.keep(w, found, digest == "")
+	return c.enter(w, found, digest == "")
 }
 
-// keep renames a complete file into its place.
-func (c *Cache) keep(w *Writer, digest string, isNew bool) (*Object, error) {
+// enter renames a complete file into its place.
+func (c *Cache) enter(w *Writer, digest string, isNew bool) (*Object, error) {
 	o := &Object{Path: c.path(digest), Digest: digest, Size: w.size, cache: c}
 	err := c.gate.Do("cache sync", w.file.Sync)
 	if err == nil {
@@ -355,16 +383,11 @@ func (c *Cache) keep(w *Writer, digest string, isNew bool) (*Object, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[digest]
-	if isNew && e != nil { // the same content is here, or on its way, under its digest
-		select {
-		case <-e.ready:
-			_ = c.remove(w.file.Name()) // the next start does it otherwise
-			c.used -= w.size
-			e.users++
-			o.Size = e.size
-			return o, nil
-		default:
-		}
+	if isNew && e != nil && e.isReady() { // the same content is here under its digest
+		_ = c.remove(w.file.Name()) // the next start does it otherwise
+		c.used -= w.size
+		e.users++
+		return o, nil
 	}
 	err = c.gate.Do("cache keep", func() error { return os.Rename(w.file.Name(), o.Path) })
 	if err != nil {

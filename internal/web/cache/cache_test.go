@@ -25,7 +25,7 @@ func private(t *testing.T) string { return filepath.Join(t.TempDir(), "cache") }
 
 func open(t *testing.T, dir string, size int64, boot string) *cache.Cache {
 	t.Helper()
-	c, err := cache.Open(dir, size, boot, nil)
+	c, err := cache.Open(cache.Options{Dir: dir, Size: size, Boot: boot, Keep: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,13 +197,34 @@ func TestUnsafeDirectories(t *testing.T) {
 		if err := make(dir); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := cache.Open(dir, 1, "b", nil); err == nil {
+		if _, err := cache.Open(cache.Options{Dir: dir, Size: 1, Boot: "b"}); err == nil {
 			t.Errorf("%s: opened", name)
 		}
 	}
 	dir := private(t)
 	open(t, dir, 1, "b")
-	if _, err := cache.Open(dir, 1, "b", nil); !errs.Is(err, errs.Conflict) {
+	if _, err := cache.Open(cache.Options{Dir: dir, Size: 1, Boot: "b"}); !errs.Is(err, errs.Conflict) {
 		t.Errorf("a second server: %v", err)
+	}
+}
+
+// TestKeepsNothing: a cache that keeps nothing removes an object with its last use.
+func TestKeepsNothing(t *testing.T) {
+	t.Parallel()
+	dir := private(t)
+	c, err := cache.Open(cache.Options{Dir: dir, Size: 1 << 20, Boot: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	o := &object{content: []byte("x")}
+	one, two := get(t, c, digestOf(o.content), o), get(t, c, digestOf(o.content), o)
+	one.Release()
+	if c.Prune() {
+		t.Error("a cache with an object in use is empty")
+	}
+	two.Release()
+	if used, _ := c.Space(); used != 0 || left(t, dir) != "" || !c.Prune() {
+		t.Errorf("%d bytes, %q", used, left(t, dir))
 	}
 }

@@ -2,7 +2,6 @@ package web
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -23,6 +22,30 @@ type Store struct {
 
 	mu    sync.Mutex // protects what follows
 	cache *cache.Cache
+	used  map[int64]*cache.Object // by the id of the attachment that uses it
+}
+
+// keep notes that an attachment uses an object, until release.
+func (s *Store) keep(id int64, object *cache.Object) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used == nil {
+		s.used = map[int64]*cache.Object{}
+	}
+	if s.used[id] != nil {
+		object.Release() // it is the same one
+		return
+	}
+	s.used[id] = object
+}
+
+func (s *Store) release(id int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if object := s.used[id]; object != nil {
+		object.Release()
+		delete(s.used, id)
+	}
 }
 
 // inMemory is the id of the cache among the mountpoints "ID.cache": no object has it.
@@ -45,7 +68,7 @@ func (s *Store) Open() (*cache.Cache, error) {
 			return nil, fmt.Errorf("make the image cache: %w", err)
 		}
 	}
-	s.cache, err = cache.Open(dir, s.Size, boot, s.Gate)
+	s.cache, err = cache.Open(cache.Options{Dir: dir, Size: s.Size, Keep: s.Dir != "", Boot: boot, Gate: s.Gate})
 	return s.cache, err
 }
 
@@ -81,21 +104,35 @@ func (s *Store) memory() (string, error) {
 	return s.place().Attach(inMemory, tree)
 }
 
-// Close closes the cache. If no object is left, remove unmounts the one in memory, that of an earlier daemon included.
-func (s *Store) Close(remove bool) error {
+// Trim unmounts a cache in memory that nothing uses any more: the node has its memory back.
+func (s *Store) Trim(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var err error
-	if s.cache != nil {
-		err = s.cache.Close()
-		s.cache = nil
+	if s.Dir != "" || s.cache != nil && !s.cache.Prune() {
+		return nil
 	}
-	if !remove || s.Mounts == nil {
+	if err := s.close(); err != nil {
 		return err
 	}
-	mounted, failed := mount.IsMounted(s.place().Path(inMemory))
-	if failed != nil || !mounted {
-		return errors.Join(err, failed)
+	path := s.place().Path(inMemory)
+	if mounted, err := mount.IsMounted(path); err != nil || !mounted {
+		return err
 	}
-	return errors.Join(err, s.place().Detach(context.Background(), inMemory, nil, true))
+	return s.place().Detach(ctx, inMemory, nil, true)
+}
+
+// Close closes the cache, and leaves its content to a later daemon.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.close()
+}
+
+func (s *Store) close() error {
+	if s.cache == nil {
+		return nil
+	}
+	err := s.cache.Close()
+	s.cache = nil
+	return err
 }

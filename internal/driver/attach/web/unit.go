@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -60,15 +61,15 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (_ driver.Live, err err
 	}
 	object, n, err := u.image(ctx)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Live{}, errors.Join(err, u.trim())
 	}
 	device, err := u.attach(ctx, site.ID, object)
 	if err != nil {
 		object.Release()
-		return driver.Live{}, err
+		return driver.Live{}, errors.Join(err, u.trim())
 	}
 	defer device.Close()
-	u.driver.images.keep(site.ID, object)
+	u.driver.cache.keep(site.ID, object)
 	n.Loop = device.ID
 	data, err := json.Marshal(n)
 	u.driver.log.Debug("attach image", "id", site.ID, "url", n.URL, "device", device.Path, "cached", object.Cached)
@@ -117,8 +118,8 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 		return err
 	}
 	u.driver.claims.Disown(u.tag(site.ID))
-	u.driver.images.release(site.ID)
-	return nil
+	u.driver.cache.release(site.ID)
+	return u.driver.cache.Trim(ctx)
 }
 
 func (u *unit) read(live driver.Live) (n notes, err error) {
@@ -152,7 +153,7 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 		return err
 	}
 	if object, err := c.Use(n.Digest); err == nil {
-		u.driver.images.keep(site.ID, object) // where its file was removed, the device still has it
+		u.driver.cache.keep(site.ID, object) // where its file was removed, the device still has it
 	}
 	return u.Inspect(site, live, nil)
 }
@@ -174,10 +175,18 @@ func (u *unit) Inspect(site driver.Site, live driver.Live, _ *mounttable.Table) 
 // Sweep detaches a device that an interrupted Up left.
 func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
 	path, id, err := u.driver.loop.Marked(ctx, u.tag(site.ID))
-	if err != nil || path == "" {
-		return err
+	if err == nil && path != "" {
+		err = u.driver.loop.Detach(ctx, path, id)
 	}
-	return u.driver.loop.Detach(ctx, path, id)
+	return errors.Join(err, u.driver.cache.Trim(ctx))
+}
+
+// trim is Store.Trim for an Up that failed, whose time may be over.
+func (u *unit) trim() error {
+	const enough = 5 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), enough)
+	defer cancel()
+	return u.driver.cache.Trim(ctx)
 }
 
 // Show writes the definition, and the state of the image.

@@ -16,7 +16,6 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
-	"github.com/kraken-hpc/imageapi/internal/web/cache"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -25,13 +24,8 @@ type Options struct {
 	Gate   gate.Gate
 	Helper *helper.Runner // reads files with secrets
 	Claims *claims.Claims // shared with the other drivers; default: its own
-	Cache  Cache
+	Cache  *Store
 	Log    *slog.Logger // default: none
-}
-
-// Cache opens the node's cache when it is needed first.
-type Cache interface {
-	Open() (*cache.Cache, error)
 }
 
 // Driver is the driver of images on web servers.
@@ -39,10 +33,8 @@ type Driver struct {
 	loop    loop.Loop
 	secrets secretfile.Helper
 	claims  *claims.Claims
-	cache   Cache
+	cache   *Store
 	log     *slog.Logger
-
-	images images
 }
 
 // New makes the driver.
@@ -55,7 +47,6 @@ func New(o Options) *Driver {
 		secrets: o.Helper,
 		claims:  claims.OrNew(o.Claims, o.Gate, o.Helper),
 		cache:   o.Cache, log: o.Log,
-		images: images{byID: map[int64]*cache.Object{}},
 	}
 }
 

@@ -92,20 +92,12 @@ func (l *lab) driver(g gate.Gate, s *web.Store) driver.Driver {
 func TestDriver(t *testing.T) {
 	l, url := newLab(t), serve(t)
 	store := &web.Store{Size: 16 << 20, Mounts: l.mounts}
-	if _, err := store.Open(); err != nil { // its file system stays for all parts of the suite
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := store.Close(true); err != nil {
-			t.Error(err)
-		}
-	}()
 	wrong := func(name, path, def string) drivertest.Wrong {
 		return drivertest.Wrong{Name: name, Def: def, Paths: []string{path}}
 	}
 	drivertest.Run(t, drivertest.Case{
 		New:   func(g gate.Gate) driver.Driver { return l.driver(g, store) },
-		Scope: testkit.Scope{Dirs: []string{l.dir}, Ignore: []string{"0.cache"}},
+		Scope: testkit.Scope{Dirs: []string{l.dir}},
 		Good: def(url+"/private?signature=canary-query", `"mode":"whole"`, `"digest":"`+digest()+`"`, `"etag":"\"one\""`, fmt.Sprintf(`"size":%d`, len(image)),
 			`"auth":{"user":"reader","password":"canary-password"}`),
 		Secrets: []string{"canary-password", "canary-query"},
@@ -168,8 +160,9 @@ func holdOpen(t *testing.T, live driver.Live) (string, func()) {
 // TestCacheIsUsed: the second attachment of a digest downloads nothing, also for a later daemon.
 func TestCacheIsUsed(t *testing.T) {
 	l, url := newLab(t), serve(t)
+	dir := filepath.Join(l.dir, "cache")
 	for _, fetched := range []int64{int64(len(image)), 0, 0} {
-		store := &web.Store{Size: 16 << 20, Mounts: l.mounts}
+		store := &web.Store{Dir: dir, Size: 16 << 20, Mounts: l.mounts}
 		d := l.driver(nil, store)
 		unit, _ := drivertest.Plan(t, d, def(url+"/image", `"digest":"`+digest()+`"`))
 		live, err := unit.Up(t.Context(), driver.Site{ID: 7})
@@ -186,11 +179,8 @@ func TestCacheIsUsed(t *testing.T) {
 		if err := unit.Down(t.Context(), driver.Site{ID: 7}, live); err != nil {
 			t.Fatal(err)
 		}
-		if err := store.Close(false); err != nil {
+		if err := store.Close(); err != nil {
 			t.Error(err)
 		}
-	}
-	if err := (&web.Store{Mounts: l.mounts}).Close(true); err != nil {
-		t.Error(err)
 	}
 }

@@ -4,34 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/internal/web/cache"
 	"github.com/kraken-hpc/imageapi/internal/web/source"
 )
-
-// images are those that attachments use, by the id of the attachment.
-type images struct {
-	mu   sync.Mutex // protects what follows
-	byID map[int64]*cache.Object
-}
-
-func (i *images) keep(id int64, object *cache.Object) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.byID[id] = object
-}
-
-func (i *images) release(id int64) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if object := i.byID[id]; object != nil {
-		object.Release()
-		delete(i.byID, id)
-	}
-}
 
 // image returns the image in the cache, and in use.
 func (u *unit) image(ctx context.Context) (*cache.Object, notes, error) {
