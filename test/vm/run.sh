@@ -54,7 +54,7 @@ part others test/vm/tests.sh -n vm-others "${others[@]}"
 part ceph test/vm/tests.sh -n vm-ceph -s bin/imageapi-server-ceph -g "$CEPH_TAGS" "$rbd$mapping" "./test/e2e=^TestRBD$asking"
 part crash test/vm/tests.sh -n vm-crash "./test/crash=^TestKilledAtEachAct\$/^(nfs|iscsi|rbd|verity)"
 part package test/vm/package.sh
-part iscsi test/vm/tests.sh -n vm-iscsi "$iscsi$sessions"
+part iscsi test/vm/tests.sh -n vm-iscsi "$iscsi$sessions" ./internal/sys/iscsi=^TestEventsFail\$
 part node test/vm/node.sh
 part initramfs test/vm/initramfs.sh
 wait
