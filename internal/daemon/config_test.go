@@ -36,7 +36,7 @@ func TestDefaults(t *testing.T) {
 	}
 	if got := cfg.Node; !reflect.DeepEqual(got, Node{
 		RunDir: "/run/imageapi", CgroupParent: "/imageapi",
-		StopTimeout: 10 * time.Second, CreateTimeout: 25 * time.Second, DeleteTimeout: 20 * time.Second, LogSize: 16 << 20,
+		StopTimeout: 10 * time.Second, CreateTimeout: 25 * time.Second, DeleteTimeout: 20 * time.Second, LogSize: 16 << 20, CacheSize: 4 << 30,
 	}) {
 		t.Errorf("does %+v", got)
 	}
