@@ -28,6 +28,7 @@ func TestHabits(t *testing.T) {
 		{"Who can send a request to the daemon is root on the node.", "Anyone who can reach the API has root on the node.", false},
 		{"What is no regular file where one is expected, a pipe, a socket, a device, is refused.", "ImageAPI refuses pipes, sockets and devices where it expects a regular file.", false},
 		{"A further run appends. The log goes with the container.", "Restarting a container appends to its log. Deleting the container deletes the log.", false},
+		{"a supervisor of its own and a cgroup", "a setting of its own service", false},
 		{strings.Repeat("word ", longest+1), strings.Repeat("word ", longest), false},
 	} {
 		if found := check(rules(), text{words: c.bad, message: c.message}); len(found) == 0 {

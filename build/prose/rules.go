@@ -34,7 +34,7 @@ func rules() []rule {
 		{`(?i)\b(take|takes|taken|taking) (it |them |all |everything |that )?(away|down)\b`, `write "delete", "unmount", "tear down"`, false},
 		{`(?i)\bof one of these\b`, `write "signed by one of these"`, false},
 		{`(?i)\bshall\b`, `write "must" or "should"`, false},
-		{`(?i)\bof (its|their|our|your) own\b`, `write "its own"`, false},
+		{`(?i)\bof (its|their|our|your) own(\W|$)\W*(which|that|and|or|as|in|on|at|to|by|is|are|has|have|for|from|with|below|\W|$)`, `write "its own"`, false},
 		{`(?i)\b(mend|mended|mends)\b`, `write "fix" or "repair"`, false},
 		{`(?i)^it\b`, `name the subject of the message`, true},
 	}
