@@ -15,18 +15,18 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Attach A block device that is attached to the node. To refer to one that exists, give its `id` alone.
+// Attach A block device that is attached to the node. To refer to an existing attachment, give only its `id`.
 // Example: {"kind":"loopback","loopback":{"base":"root","path":"/images/a.squashfs"}}
 //
 // swagger:model attach
 type Attach struct {
 
-	// Where the device is in `/dev`.
+	// Path of the device in `/dev`.
 	// Example: /dev/loop0
 	// Read Only: true
 	DeviceFile string `json:"device_file,omitempty"`
 
-	// Why it is `broken`, or still `stopping`; else absent.
+	// Why it is `broken` or still `stopping`. Absent otherwise.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
@@ -46,11 +46,11 @@ type Attach struct {
 	// iscsi
 	Iscsi *AttachIscsi `json:"iscsi,omitempty"`
 
-	// Which kind of device it is, and so which of the fields below defines it.
+	// Kind of the device. It selects the field below that defines the device.
 	// Enum: ["iscsi","local","loopback","rbd","http","oci","nvme"]
 	Kind string `json:"kind,omitempty"`
 
-	// Names and values of your own. The server stores them and selects by them in lists; see "Labels".
+	// Names and values that you choose. The server stores them and selects by them in lists; see "Labels".
 	// Example: {"job":"4711"}
 	Labels map[string]string `json:"labels,omitempty"`
 
@@ -70,7 +70,7 @@ type Attach struct {
 	// oci
 	Oci *AttachOci `json:"oci,omitempty"`
 
-	// Where it is in its life; see "Phases".
+	// Phase of its life; see "Phases".
 	// Read Only: true
 	// Enum: ["pending","ready","stopping","broken"]
 	Phase string `json:"phase,omitempty"`
@@ -78,11 +78,11 @@ type Attach struct {
 	// rbd
 	Rbd *AttachRbd `json:"rbd,omitempty"`
 
-	// How many hold it; see "References".
+	// Number of references; see "References".
 	// Read Only: true
 	Refs int64 `json:"refs"`
 
-	// When `phase` last changed.
+	// Time of the last change of `phase`.
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
@@ -90,14 +90,14 @@ type Attach struct {
 	// verity
 	Verity *AttachVerity `json:"verity,omitempty"`
 
-	// What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is
-	// not over. It stays while an act that was given up is tried again, and is absent otherwise.
+	// The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It
+	// stays while the server retries the operation, and is absent otherwise.
 	//
 	// Example: NFS server 10.0.0.1: sync /run/imageapi/mounts/7
 	// Read Only: true
 	WaitsFor string `json:"waits_for,omitempty"`
 
-	// Since when it does; absent without `waits_for`.
+	// Start of the wait. Absent without `waits_for`.
 	// Read Only: true
 	// Format: date-time
 	WaitsSince *strfmt.DateTime `json:"waits_since,omitempty"`

@@ -14,12 +14,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// AttachIscsi A logical unit of an iSCSI target. The node logs in by itself; no other program is needed, only the kernel's modules
-// `iscsi_tcp` and `sd_mod`.
-//
-// Attachments that name the same `initiator` and `target` share one session, which the last of them ends. They must
-// agree in all that belongs to the session: the portals, `auth`, the digests, `max_comands` and `replacement_timeout`.
-// When the connection is lost, the server logs in again by itself and I/O goes on; see `session_state`.
+// AttachIscsi A logical unit of an iSCSI target. The server logs in itself and needs no other program, only the kernel modules
+// `iscsi_tcp` and `sd_mod`. After a lost connection the server logs in again and I/O continues.
 //
 // Example: {"host":"storage.example.org","initiator":"iqn.2026-05.org.example:node1","target":"iqn.2026-05.org.example:images"}
 //
@@ -29,30 +25,30 @@ type AttachIscsi struct {
 	// auth
 	Auth *IscsiAuth `json:"auth,omitempty"`
 
-	// The same for the data.
+	// Whether a CRC32C protects the data; values as in `header_digest`.
 	// Enum: ["none","crc32c"]
 	DataDigest *string `json:"data_digest,omitempty"`
 
-	// Whether each header is protected by a CRC32C: `crc32c` demands it, with `none` it is done only if the target insists.
+	// Whether a CRC32C protects each header. `crc32c` requires it. With `none`, only the target can require it.
 	//
 	// Enum: ["none","crc32c"]
 	HeaderDigest *string `json:"header_digest,omitempty"`
 
-	// Name or address, IPv4 or IPv6, of the target's portal. All addresses of a name are tried in their order.
+	// Name or address, IPv4 or IPv6, of the target's portal. The server tries all addresses of a name in order.
 	// Required: true
 	Host *string `json:"host"`
 
-	// The iSCSI name that the node logs in with: `iqn.…`, `eui.…` or `naa.…`. Each node needs its own: a target ends the
-	// session of a first one when a second logs in with the same name.
+	// The iSCSI name of the initiator, that is, this node: `iqn.…`, `eui.…` or `naa.…`. Each node needs its own name: when a second node logs in with
+	// the same name, the target ends the session of the first.
 	//
 	// Required: true
 	Initiator *string `json:"initiator"`
 
-	// Number of the logical unit, from 0 to 16383. No other unit of the target is made a device.
+	// Number of the logical unit, from 0 to 16383. The server creates no devices for other units of the target.
 	Lun int64 `json:"lun"`
 
-	// How many commands the session may have under way, a power of two from 32 to 4096; the kernel keeps 15 of them for
-	// itself. The name is misspelt and stays so; `max_commands` is taken too.
+	// Maximum number of outstanding commands of the session, a power of two from 32 to 4096. The kernel reserves 15 of them for
+	// itself. The misspelt name is kept for compatibility; the server also accepts `max_commands`.
 	//
 	MaxComands *int64 `json:"max_comands,omitempty"`
 
@@ -62,29 +58,29 @@ type AttachIscsi struct {
 	// TCP port of the portal, 1 to 65535.
 	Port *int64 `json:"port,omitempty"`
 
-	// Further portals of the target, as `host`, `host:port` or `[address]:port`. They are tried after `host`, in their
-	// order, until one lets the node in: now, and whenever the connection is lost.
+	// Further portals of the target, as `host`, `host:port` or `[address]:port`. The server tries them after `host`, in
+	// order, until one accepts the login: now, and whenever the connection is lost.
 	//
 	Portals []string `json:"portals,omitempty"`
 
-	// How many commands the logical unit may have under way; at most `max_comands` - 15.
+	// Maximum number of outstanding commands of the logical unit; at most `max_comands` - 15.
 	QueueDepth *int64 `json:"queue_depth,omitempty"`
 
-	// For how many seconds, from 1 to 86400, I/O waits for a connection that is lost. After that it fails, until the
+	// For how many seconds, from 1 to 86400, I/O waits for a lost connection. After that, I/O fails until the
 	// connection is back.
 	//
 	ReplacementTimeout *int64 `json:"replacement_timeout,omitempty"`
 
-	// Make the device read-only. It is also so if the target does not let it be written to.
+	// Make the device read-only. It is also read-only if the target does not allow writing.
 	Ro *bool `json:"ro,omitempty"`
 
-	// I/O scheduler of the device, one of those in `/sys/block/DEVICE/queue/scheduler`; another one is 422, and the message tells
-	// those that there are. `noop`, which older kernels had, means `none`.
+	// I/O scheduler of the device, one of those in `/sys/block/DEVICE/queue/scheduler`. Another one returns 422, and the message lists
+	// the available ones. `noop`, from older kernels, means `none`.
 	//
 	Scheduler *string `json:"scheduler,omitempty"`
 
-	// What the session does now: `logged_in`; `recovering` when the connection is lost and I/O waits for it; `failed`
-	// when that has taken longer than `replacement_timeout` and I/O fails. In the latter two the server goes on trying.
+	// State of the session. `logged_in`: the connection works. `recovering`: the connection is lost and I/O waits for it. `failed`:
+	// `replacement_timeout` has passed and I/O fails. In the latter two states the server retries the login.
 	//
 	// Read Only: true
 	// Enum: ["logged_in","recovering","failed"]

@@ -11,15 +11,15 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// AttachLocal A block device that the node has already: a disk, a partition, a device-mapper volume. It can be attached once;
-// a second time is 409, with the id of the first. Deleting the attachment leaves the device alone.
+// AttachLocal An existing block device of the node: a disk, a partition, a device-mapper volume. You can attach it once;
+// a second attach returns 409 with the ID of the first attachment. Deleting the attachment leaves the device unchanged.
 //
 // Example: {"path":"/dev/disk/by-id/virtio-images"}
 //
 // swagger:model attach_local
 type AttachLocal struct {
 
-	// The device file, absolute. Symbolic links such as those in `/dev/disk/by-id` are followed.
+	// Absolute path of the device file. The server follows symbolic links such as those in `/dev/disk/by-id`.
 	// Required: true
 	Path *string `json:"path"`
 }

@@ -15,16 +15,16 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// AttachLoopback A file as a block device. Direct I/O is used where the file's file system allows it, so that the image is not
-// cached twice.
+// AttachLoopback A file as a block device. If the file system of the file supports direct I/O, the server uses it, so that the node does not
+// cache the image twice.
 //
 // Example: {"base":"root","path":"/images/disk.img","readPartitions":true}
 //
 // swagger:model attach_loopback
 type AttachLoopback struct {
 
-	// What `path` starts from: the node's root directory (`root`), or the tree of the mount that is given in `mount`,
-	// whole or by id (`mount`). Only then `mount` is needed.
+	// The directory to which `path` is relative: the node's root directory (`root`), or the top of the mount in `mount` (`mount`). Give
+	// `mount` inline or by ID, and only with base `mount`.
 	//
 	// Required: true
 	// Enum: ["root","mount"]
@@ -33,22 +33,22 @@ type AttachLoopback struct {
 	// mount
 	Mount *Mount `json:"mount,omitempty"`
 
-	// The partitions that were found, in the order of their numbers. Absent without `readPartitions`.
+	// The partitions, in the order of their numbers. Absent without `readPartitions`.
 	// Read Only: true
 	Partitions []*Partition `json:"partitions,omitempty"`
 
-	// The file, as seen from `base`, a regular one or a block device; at most 4095 bytes. With base `mount` it can't leave that
-	// mount, whatever links or `..` it has on its way. With base `root` it must be absolute, and must not lie in the server's own
-	// mount directory: use base `mount` for that. The size of the file must be a multiple of 512.
+	// Path of the file relative to `base`: a regular file or a block device; at most 4095 bytes. With base `mount`, the path cannot leave that
+	// mount, whatever links or `..` it contains. With base `root`, it must be absolute and outside the server's own
+	// mount directory: use base `mount` there. The size of the file must be a multiple of 512.
 	//
 	// Required: true
 	Path *string `json:"path"`
 
-	// Also make a device for each partition of the file's GPT or MBR partition table. They are listed in `partitions`.
+	// Also create a device for each partition of the file's GPT or MBR partition table. `partitions` lists them.
 	ReadPartitions *bool `json:"readPartitions,omitempty"`
 
-	// Attach it read-only. This is done without asking where the file can't be written to, lies in a
-	// read-only mount, or holds a squashfs or erofs file system.
+	// Attach it read-only. The server always does so if the file is not writable, is in a
+	// read-only mount, or contains a squashfs or erofs file system.
 	//
 	Ro *bool `json:"ro,omitempty"`
 }

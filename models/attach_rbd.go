@@ -28,7 +28,7 @@ type AttachRbd struct {
 	// Min Length: 1
 	Image *string `json:"image"`
 
-	// The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port where it is not the usual one (see
+	// The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port if it is not the default (see
 	// `ms_mode`). Some of them may be down.
 	//
 	// Required: true
@@ -37,12 +37,12 @@ type AttachRbd struct {
 	// options
 	Options *RbdOptions `json:"options,omitempty"`
 
-	// The pool that the image is in.
+	// Pool of the image.
 	// Required: true
 	// Min Length: 1
 	Pool *string `json:"pool"`
 
-	// A snapshot of the image, to map that instead; it is read-only.
+	// A snapshot of the image, to map instead of the image. It is read-only.
 	Snapshot string `json:"snapshot,omitempty"`
 }
 

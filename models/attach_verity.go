@@ -14,19 +14,16 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// AttachVerity Checks all that is read from the device against one hash, with the kernel's dm-verity: `device_file` is then a device
-// above the one of the kind, which hands out no byte that is not what the hash was made of, and is read-only. A read that
-// fails the check is an I/O error. The hash tree has the form of veritysetup(8), with its superblock; it is on the device itself,
-// or on another one, `hash_device`, which is given whole or by id.
-//
-// The device is attached read-only where its kind knows `ro`. It can't be together with `readPartitions`.
+// AttachVerity Verifies all data that is read from the device against one hash, with the kernel's dm-verity. `device_file` is then a read-only device
+// above the original one. It returns only data that matches the hash; a read that fails verification is an I/O error. The hash tree has
+// the format of veritysetup(8), with its superblock. It is on the device itself, or on another one: `hash_device`, given inline or by ID.
 //
 // Example: {"hash_offset":67108864,"on_corruption":"stop","root_hash":"9c7ad1f0a6f0d1b2f0f5b4f0d8a14e1f8d9a3a04a6cf4b0ec6b3c1b8a1a4c6d5"}
 //
 // swagger:model attach_verity
 type AttachVerity struct {
 
-	// Where the device below is in `/dev`, which is not checked.
+	// Path of the device below, which is not verified, in `/dev`.
 	// Example: /dev/loop0
 	// Read Only: true
 	DataDeviceFile string `json:"data_device_file,omitempty"`
@@ -34,25 +31,25 @@ type AttachVerity struct {
 	// hash device
 	HashDevice *Attach `json:"hash_device,omitempty"`
 
-	// Where the superblock of the hash tree is, in bytes, a multiple of 512: on the device itself, behind the data, or on
+	// Position of the superblock of the hash tree in bytes, a multiple of 512: on the device itself, behind the data, or on
 	// `hash_device`.
 	//
 	HashOffset int64 `json:"hash_offset"`
 
-	// What happens when a read has failed the check, besides that it fails. With `error` nothing: `state` shows it. With
-	// `stop` the attachment is `broken` from then on, and containers that stand on it are stopped and end as `dead`.
+	// The reaction to a failed verification, in addition to the I/O error. With `error`, only `state` changes. With
+	// `stop`, the attachment becomes `broken`, and the server stops the containers that depend on it; they end as `dead`.
 	//
 	// Enum: ["error","stop"]
 	OnCorruption *string `json:"on_corruption,omitempty"`
 
-	// The root hash that veritysetup(8) printed when the tree was made, in hexadecimal. It is all that is trusted; if it is not that
-	// of the device the create fails.
+	// The root hash that veritysetup(8) printed when it created the tree, in hexadecimal. It is the only trusted value. If the root hash of the
+	// device differs, the create fails.
 	//
 	// Required: true
 	// Pattern: ^[0-9A-Fa-f]+$
 	RootHash *string `json:"root_hash"`
 
-	// Whether all that was read so far was as it should be (`ok`), or not (`corrupted`).
+	// Whether all data read so far was verified (`ok`), or not (`corrupted`).
 	// Read Only: true
 	// Enum: ["ok","corrupted"]
 	State string `json:"state,omitempty"`

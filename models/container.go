@@ -15,51 +15,51 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Container Processes that run in a mount, apart from the node. The mount is their root directory; if it is read-only it must
-// have the directories `/proc`, `/sys` and `/dev`.
+// Container Processes that run in a mount, apart from the node. The mount is their root directory. If it is read-only it must
+// contain the directories `/proc`, `/sys` and `/dev`.
 //
 // Example: {"command":"/sbin/init","mount":{"kind":"overlay","overlay":{"lower":[{"attach":{"attach":{"kind":"loopback","loopback":{"base":"root","path":"/images/a.squashfs"}},"fs_type":"squashfs"},"kind":"attach"}]}},"name":"web","state":"running"}
 //
 // swagger:model container
 type Container struct {
 
-	// Further arguments of the command, after the words of `command`, each as it stands.
+	// Further arguments of the command, after the words of `command`. The server passes them unchanged.
 	// Example: ["-c","echo hello"]
 	Args []string `json:"args,omitempty"`
 
-	// Files and directories of the node that are seen in the container, mounted in the order of the list.
+	// Files and directories of the node to mount in the container, in the order of the list.
 	Binds []*ContainerBind `json:"binds,omitempty"`
 
 	// capabilities
 	Capabilities *ContainerCapabilities `json:"capabilities,omitempty"`
 
-	// Its directory in the node's cgroup v2 tree, while it runs.
+	// Its directory in the node's cgroup v2 tree, while the container runs.
 	// Example: /sys/fs/cgroup/imageapi/6
 	// Read Only: true
 	Cgroup string `json:"cgroup,omitempty"`
 
-	// The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX
-	// shell does with quotes and backslashes, and nothing is expanded.
+	// The first process: a program, as a path in the mount, and its arguments. The server splits it into words with quotes and
+	// backslashes like a POSIX shell, and expands nothing.
 	//
 	// Example: /bin/sh -c 'echo hello'
 	// Required: true
 	Command *string `json:"command"`
 
-	// What its `/dev` holds. `minimal`, the default: null, zero, full, random, urandom, tty and terminals. `host`, alone: the
-	// node's own `/dev`, with all that is plugged in later, but `/dev/pts`, `/dev/shm` and `/dev/mqueue` of its own. Else paths in
-	// the node's `/dev` of devices, links to them, or directories with devices, which join the minimal ones under the same
-	// names, with the same owners and permissions. They are looked for at each start, and must be there.
+	// Devices in its `/dev`. `minimal`, the default: null, zero, full, random, urandom, tty and terminals. `host`, alone: the
+	// node's own `/dev`, including devices added later, but with separate `/dev/pts`, `/dev/shm` and `/dev/mqueue`. Otherwise paths in
+	// the node's `/dev` of devices, links to them, or directories with devices. The container has them in addition to the minimal ones, with the
+	// same names, owners and permissions. The server looks them up at each start; all must exist.
 	//
 	// Example: ["/dev/infiniband","/dev/fuse"]
 	Devices []string `json:"devices,omitempty"`
 
-	// The command's environment, each entry as `NAME=value`, each name once. They join `PATH`, `HOME`, `TERM` and `container`,
-	// which it has anyway, or take their place. They are shown in answers: no place for a secret.
+	// The command's environment, each entry as `NAME=value`, each name once. The entries add to or replace the defaults `PATH`, `HOME`,
+	// `TERM` and `container`. Responses contain them: do not use them for secrets.
 	//
 	// Example: ["LANG=C.UTF-8"]
 	Env []string `json:"env,omitempty"`
 
-	// Why it is `broken`, still `stopping`, `dead`, or waits for a restart; else absent.
+	// Why it is `broken`, still `stopping`, `dead`, or waits for a restart. Absent otherwise.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
@@ -67,16 +67,20 @@ type Container struct {
 	// Read Only: true
 	ExitCode *int64 `json:"exit_code,omitempty"`
 
-	// What ended the last run: `exited` (see `exit_code`), `signalled` (see `signal`), `oom` (the kernel killed it for lack of
-	// memory), `poweroff` (from inside; halting looks the same), `reboot` (from inside), `start-failed`, `supervisor-lost` (the
-	// process of the server that watches it was killed), `corrupted` (it was stopped since what it stands on is not what its
-	// `root_hash` says).
+	// The cause that ended the last run:
+	//
+	// - `exited`: see `exit_code`. `signalled`: see `signal`.
+	// - `oom`: the kernel killed it for lack of memory.
+	// - `poweroff`, `reboot`: from inside. A halt shows as `poweroff`.
+	// - `start-failed`: its command could not be started.
+	// - `supervisor-lost`: its supervisor process was killed.
+	// - `corrupted`: the server stopped it because its data does not match the `root_hash`.
 	//
 	// Read Only: true
 	// Enum: ["exited","signalled","oom","poweroff","reboot","start-failed","supervisor-lost","corrupted"]
 	ExitReason string `json:"exit_reason,omitempty"`
 
-	// When its last run ended. Absent while it runs.
+	// End of the last run. Absent while it runs.
 	// Read Only: true
 	// Format: date-time
 	FinishedAt *strfmt.DateTime `json:"finished_at,omitempty"`
@@ -85,7 +89,7 @@ type Container struct {
 	// Read Only: true
 	Generation int64 `json:"generation,omitempty"`
 
-	// Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or `imageapi-` and its id.
+	// Host name, at most 64 characters. Requires the namespace uts. By default the container's name, or `imageapi-` and its ID.
 	// Max Length: 64
 	// Pattern: ^[A-Za-z0-9.\-]*$
 	Hostname string `json:"hostname,omitempty"`
@@ -99,18 +103,18 @@ type Container struct {
 	// image
 	Image *ContainerImage `json:"image,omitempty"`
 
-	// Names and values of the client's own, which mean nothing to the server.
+	// Names and values that you choose. The server stores them and selects by them in lists; see "Labels".
 	// Example: {"job":"4711"}
 	Labels map[string]string `json:"labels,omitempty"`
 
-	// The file on the node that has what its processes wrote to standard output and standard error. When it is
-	// as long as half of what is kept (`--log-size`, 16 MiB by default) it is renamed with `.1` at its end and a new one begins.
+	// The file on the node with the standard output and standard error of its processes. At half of the limit
+	// (`--log-size`, 16 MiB by default), the server renames it with the suffix `.1` and begins a new file.
 	//
 	// Example: /run/imageapi/logs/6.log
 	// Read Only: true
 	Logfile string `json:"logfile,omitempty"`
 
-	// After how many restarts in a row it is left as it is; 0, the default, for no limit. Less than 0 is 422, and so is a limit without
+	// Maximum number of restarts in a row. 0, the default, means no limit. A negative value returns 422, and so does a limit without
 	// `restart`, or with `no`.
 	//
 	MaxRestarts int64 `json:"max_restarts,omitempty"`
@@ -122,35 +126,35 @@ type Container struct {
 	// name
 	Name Name `json:"name,omitempty"`
 
-	// The namespaces of its own. If there are none in the list, it has mnt, pid, ipc, uts and cgroup. mnt is always among them.
+	// Namespaces that the container does not share with the node. The default is mnt, pid, ipc, uts and cgroup. mnt is always included.
 	Namespaces []ContainerNamespace `json:"namespaces,omitempty"`
 
-	// When it will be started again; only while it waits for that.
+	// Time of the next restart. Present only during the delay.
 	// Read Only: true
 	// Format: date-time
 	NextStartAt *strfmt.DateTime `json:"next_start_at,omitempty"`
 
-	// The kernel killed a process of its last run for lack of memory. Absent where there is no memory controller of cgroup v2 to tell.
+	// The kernel killed a process of its last run for lack of memory. Absent without the memory controller of cgroup v2.
 	//
 	// Read Only: true
 	OomKilled *bool `json:"oom_killed,omitempty"`
 
-	// Where it is in its life, apart from whether it runs; see "Phases".
+	// Phase of its life, independent of its state; see "Phases".
 	// Read Only: true
 	// Enum: ["pending","ready","stopping","broken"]
 	Phase string `json:"phase,omitempty"`
 
-	// The number of the first process on the node. Absent unless it runs.
+	// PID of the first process on the node. Absent unless the container runs.
 	// Read Only: true
 	Pid int64 `json:"pid,omitempty"`
 
-	// It runs and is ready: a `systemd` one when systemd says so (sd_notify(3)), which it does when its default target is
-	// reached; any other when its command runs.
+	// It runs and is ready. A `systemd` container is ready when systemd reports it (sd_notify(3)), after its default target is
+	// reached. Any other container is ready when its command runs.
 	//
 	// Read Only: true
 	Ready *bool `json:"ready,omitempty"`
 
-	// How many hold it; see "References".
+	// Number of references; see "References".
 	// Read Only: true
 	Refs int64 `json:"refs"`
 
@@ -166,34 +170,34 @@ type Container struct {
 	// resources
 	Resources *ContainerResources `json:"resources,omitempty"`
 
-	// Whether it is started again when it has ended without being asked to: `no`, the default; `on-failure`, when it is `dead`; `always`, also
-	// when it has `exited`, but not after it was powered off or halted from inside. The first time after a second,
-	// then after twice as long each time up to a minute; a run of a minute or more counts as a new beginning. While it waits it is
-	// `created`, with `error` and `next_start_at`. A request to stop ends that too.
+	// Whether the server restarts a container that ends without a request. `no` is the default; `on-failure` restarts a `dead` one; `always` also
+	// restarts an `exited` one, unless it powered off or halted itself. The first delay is a second. Each further delay is twice as long,
+	// up to a minute. A run of a minute or more resets the delay. During the delay the container is
+	// `created`, with `error` and `next_start_at`. A request to stop also cancels the restart.
 	//
 	// Enum: ["no","on-failure","always"]
 	Restart string `json:"restart,omitempty"`
 
-	// How often in a row it was started again by `restart`.
+	// Number of restarts in a row by `restart`.
 	// Read Only: true
 	Restarts int64 `json:"restarts,omitempty"`
 
-	// Limits of the command and of what it starts; see setrlimit(2). What is not named is as the server's.
+	// Limits of the command and its children; see setrlimit(2). The server's own limits are the default.
 	Rlimits []*ContainerRlimit `json:"rlimits,omitempty"`
 
 	// Bytes that the container's `/dev/shm` can hold.
 	ShmSize int64 `json:"shm_size,omitempty"`
 
-	// The number of the signal that ended the last run, else absent.
+	// The number of the signal that ended the last run. Absent otherwise.
 	// Read Only: true
 	Signal int64 `json:"signal,omitempty"`
 
-	// When `phase` or `state` last changed.
+	// Time of the last change of `phase` or `state`.
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
 
-	// When it was last started.
+	// Time of the last start.
 	// Read Only: true
 	// Format: date-time
 	StartedAt *strfmt.DateTime `json:"started_at,omitempty"`
@@ -206,52 +210,52 @@ type Container struct {
 	// Format: date-time
 	StopDeadline *strfmt.DateTime `json:"stop_deadline,omitempty"`
 
-	// The signal that asks the command to end, by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number, but SIGSTOP. By default SIGTERM,
+	// The signal that asks the command to end, by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number, except SIGSTOP. By default SIGTERM,
 	// with `systemd` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.
 	//
 	StopSignal string `json:"stop_signal,omitempty"`
 
-	// How many seconds the command has to end before all that is left is killed, 1 to 45. By default what the server's
-	// `--stop-timeout` says, with `systemd` 30.
+	// How many seconds the command has to end before the server kills all remaining processes, 1 to 45. The default is the server's
+	// `--stop-timeout`, with `systemd` 30.
 	//
 	StopTimeout int64 `json:"stop_timeout,omitempty"`
 
-	// Since when the container is being stopped. Absent otherwise.
+	// Start of the stop. Absent otherwise.
 	// Read Only: true
 	// Format: date-time
 	StoppingSince *strfmt.DateTime `json:"stopping_since,omitempty"`
 
-	// The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, `/run` and
-	// `/tmp`, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they
-	// are added if `namespaces` is empty, else their lack is 422.
+	// The command is systemd, or needs the same environment: a writable cgroup subtree, `/run` and
+	// `/tmp`, a console, and signal 37 to stop. It requires the namespaces pid, uts, ipc and cgroup. The server
+	// adds them if `namespaces` is empty; otherwise a missing one returns 422.
 	//
 	Systemd *bool `json:"systemd,omitempty"`
 
-	// File systems in memory that are mounted in the container.
+	// File systems in memory to mount in the container.
 	Tmpfs []*ContainerTmpfs `json:"tmpfs,omitempty"`
 
-	// As whom the command runs: a name of the mount's `/etc/passwd` or a number, and after a `:` a name of its `/etc/group`
-	// or a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list
-	// the user are joined too. Empty is root with no other groups. `HOME` is the user's unless `env` says otherwise. A user
+	// User that runs the command: a name of the mount's `/etc/passwd` or a number, optionally followed by `:` and a name of its `/etc/group`
+	// or a number. The default group is the user's, or root's for a number without an entry. Without a group, the command also joins the groups
+	// that list the user. Empty is root with no other groups. `HOME` is the user's unless `env` sets it. A user
 	// other than root has no capabilities.
 	//
 	// Example: nobody
 	User string `json:"user,omitempty"`
 
-	// What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is
-	// not over. It stays while an act that was given up is tried again, and is absent otherwise.
+	// The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It
+	// stays while the server retries the operation, and is absent otherwise.
 	//
 	// Example: NFS server 10.0.0.1: sync /run/imageapi/mounts/7
 	// Read Only: true
 	WaitsFor string `json:"waits_for,omitempty"`
 
-	// Since when it does; absent without `waits_for`.
+	// Start of the wait. Absent without `waits_for`.
 	// Read Only: true
 	// Format: date-time
 	WaitsSince *strfmt.DateTime `json:"waits_since,omitempty"`
 
-	// The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be
-	// permitted to enter it. By default `/`.
+	// The directory in which the command starts, an absolute path in the container. It must exist, and the user must have permission to
+	// enter it. By default `/`.
 	//
 	WorkingDir string `json:"working_dir,omitempty"`
 }

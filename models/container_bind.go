@@ -11,23 +11,23 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// ContainerBind A file or directory of the node, as it is seen in a container.
+// ContainerBind A file or directory of the node to mount in a container.
 // Example: {"source":"/srv/scratch","target":"/scratch"}
 //
 // swagger:model container_bind
 type ContainerBind struct {
 
-	// Nothing can be written through it.
+	// Forbid writing through this mount.
 	Ro *bool `json:"ro,omitempty"`
 
-	// What it is on the node, an absolute path, which is looked up at each start. If it is a directory with mounts below, they come
-	// with it. What is mounted later on one side does not show on the other.
+	// Absolute path on the node, which the server looks up at each start. A directory includes the mounts below it. Later mounts on
+	// one side are not visible on the other.
 	//
 	// Required: true
 	Source *string `json:"source"`
 
-	// Where it is in the container, an absolute path, in which links are not followed, and no `..`. What is missing is made, if it
-	// can be: directories, and for a file an empty one.
+	// Absolute path in the container, without `..`. The server does not follow links in it. It creates missing directories, and for a file an
+	// empty file, if the mount is writable.
 	//
 	// Required: true
 	Target *string `json:"target"`

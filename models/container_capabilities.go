@@ -9,8 +9,8 @@ import (
 	"github.com/go-openapi/swag/jsonutils"
 )
 
-// ContainerCapabilities The capabilities of root in the container; see capabilities(7). The default is all but CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and
-// CAP_AUDIT_READ, which are about the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and
+// ContainerCapabilities The capabilities of root in the container; see capabilities(7). By default root has all except CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and
+// CAP_AUDIT_READ, which affect the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and
 // `/proc/sys/net` is read-only there. A container without the namespace pid lacks CAP_SYS_BOOT.
 //
 // Example: {"drop":["CAP_SYS_MODULE","CAP_NET_RAW"]}
@@ -23,7 +23,7 @@ type ContainerCapabilities struct {
 	//
 	Add []string `json:"add,omitempty"`
 
-	// Those that it shall not have, and can't gain, by name (`CAP_NET_RAW` or `net_raw`), or `all`.
+	// Capabilities that root loses and cannot regain, by name (`CAP_NET_RAW` or `net_raw`), or `all`.
 	Drop []string `json:"drop,omitempty"`
 }
 

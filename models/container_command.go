@@ -11,20 +11,20 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// ContainerCommand A command to run in a container beside what runs there.
+// ContainerCommand A command to run in a container, in addition to the container's own.
 // Example: {"args":["/bin/ls","/"]}
 //
 // swagger:model container_command
 type ContainerCommand struct {
 
-	// The program, as a path or to be found in its PATH, and its arguments, each as it stands.
+	// The program, as a path or a name in its PATH, and its arguments. The server passes them unchanged.
 	// Required: true
 	Args []string `json:"args"`
 
-	// As the field `env` of the container, whose environment it has too.
+	// As the field `env` of the container. The command also has the container's environment.
 	Env []string `json:"env,omitempty"`
 
-	// After how many seconds it is killed, 1 to 3600. By default 20.
+	// After how many seconds the server kills it, 1 to 3600. By default 20.
 	Timeout int64 `json:"timeout,omitempty"`
 
 	// As the field `user` of the container, and by default the same.

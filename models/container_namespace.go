@@ -11,9 +11,9 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// ContainerNamespace A namespace that a container has of its own instead of sharing the node's; see namespaces(7). `net` has only a
-// loopback interface, which is up. Without `pid` a container can't reboot, and is stopped as a whole. Without `uts` its
-// host name is the node's and can't be set.
+// ContainerNamespace A namespace of the container that it does not share with the node; see namespaces(7). `net` has only a
+// loopback interface, which is up. Without `pid`, a container cannot reboot, and stopping kills all its processes. Without `uts`, it has
+// the host name of the node and cannot set it.
 //
 // swagger:model container_namespace
 type ContainerNamespace string

@@ -14,8 +14,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// ContainerResources What it may use of the node, by the controllers of cgroup v2. One that the node's cgroup v2 tree lacks is 501. What is 0 or left
-// out is not limited.
+// ContainerResources Limits on the node's resources, by the controllers of cgroup v2. If the node's cgroup v2 tree lacks a controller, using it returns 501. 0
+// or a missing field means no limit.
 //
 // Example: {"cpuset":"0-3","memory":8589934592,"pids":4096}
 //
@@ -28,10 +28,10 @@ type ContainerResources struct {
 	// Its share of the processors when they are short, 1 to 10000 (cpu.weight). The kernel's default is 100.
 	CPUWeight int64 `json:"cpu_weight,omitempty"`
 
-	// The processors that it may run on, such as `0-3,8` (cpuset.cpus). All of them must be there.
+	// Its processors, such as `0-3,8` (cpuset.cpus). All of them must exist.
 	Cpuset string `json:"cpuset,omitempty"`
 
-	// The NUMA nodes whose memory it may use, such as `0-1` (cpuset.mems).
+	// Its NUMA nodes for memory, such as `0-1` (cpuset.mems).
 	CpusetMems string `json:"cpuset_mems,omitempty"`
 
 	// Bytes of huge pages by page size, such as `2MB` or `1GB` (hugetlb.SIZE.max).
@@ -41,7 +41,7 @@ type ContainerResources struct {
 	// Limits by block device (io.max, io.weight).
 	Io []*ContainerIo `json:"io,omitempty"`
 
-	// Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.
+	// Bytes of memory (memory.max), at least 8 MiB. Above the limit, the kernel kills a process of the container.
 	Memory int64 `json:"memory,omitempty"`
 
 	// Bytes of memory above which the kernel slows the container down and reclaims its memory (memory.high).
@@ -53,13 +53,13 @@ type ContainerResources struct {
 	// Bytes of memory that the kernel never reclaims (memory.min).
 	MemoryMin int64 `json:"memory_min,omitempty"`
 
-	// How many processes and threads it may have (pids.max), 16 to 4194304.
+	// Maximum number of processes and threads (pids.max), 16 to 4194304.
 	Pids int64 `json:"pids,omitempty"`
 
 	// Limits by RDMA device, such as `mlx5_0` (rdma.max).
 	Rdma map[string]ContainerRdma `json:"rdma,omitempty"`
 
-	// Bytes of swap (memory.swap.max); -1 for none.
+	// Bytes of swap (memory.swap.max); -1 means no limit.
 	Swap int64 `json:"swap,omitempty"`
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/go-openapi/swag/jsonutils"
 )
 
-// ContainerResult What came of a command.
+// ContainerResult The result of a command.
 // Example: {"exit_code":0,"stderr":"","stdout":"bin\netc\n"}
 //
 // swagger:model container_result
@@ -18,19 +18,19 @@ type ContainerResult struct {
 	// Its exit status, 0 to 255. Absent if a signal ended it.
 	ExitCode *int64 `json:"exit_code,omitempty"`
 
-	// The number of the signal that ended it, else absent.
+	// The number of the signal that ended it. Absent otherwise.
 	Signal int64 `json:"signal,omitempty"`
 
-	// What it wrote to standard error, likewise.
+	// The first MiB of its standard error, likewise.
 	Stderr string `json:"stderr"`
 
-	// What it wrote to standard output, the first MiB of it. What is not UTF-8 is replaced by U+FFFD.
+	// The first MiB of its standard output. U+FFFD replaces bytes that are not UTF-8.
 	Stdout string `json:"stdout"`
 
-	// It was killed because its time was up.
+	// The server killed it at its timeout.
 	TimedOut bool `json:"timed_out,omitempty"`
 
-	// It wrote more than that.
+	// It wrote more than a MiB.
 	Truncated bool `json:"truncated,omitempty"`
 }
 

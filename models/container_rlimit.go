@@ -17,14 +17,14 @@ import (
 // swagger:model container_rlimit
 type ContainerRlimit struct {
 
-	// How far the limit can be raised without privilege; -1 or the word `unlimited` for none. By default the same as `soft`.
+	// Highest value to which a process can raise the limit without privilege; -1 or the word `unlimited` for none. By default the same as `soft`.
 	Hard *int64 `json:"hard,omitempty"`
 
 	// The limit, in the unit of its type; -1 or the word `unlimited` for none. Responses contain -1.
 	// Required: true
 	Soft *int64 `json:"soft"`
 
-	// Which one, such as `RLIMIT_NOFILE` or `nofile`.
+	// The name of the limit, such as `RLIMIT_NOFILE` or `nofile`.
 	// Required: true
 	Type *string `json:"type"`
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// ContainerState The state of a container; see "States of a container". A definition may ask for `created`, which is the same as
-// leaving it out, or `running`, which starts the container.
+// ContainerState The state of a container; see "States of a container". A definition can contain `running`, which starts the container, or `created`, which
+// has no effect.
 //
 // swagger:model container_state
 type ContainerState string

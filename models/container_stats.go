@@ -12,31 +12,31 @@ import (
 	"github.com/go-openapi/swag/typeutils"
 )
 
-// ContainerStats What a container uses at this moment. Where the node's cgroup v2 tree lacks a controller, its fields are absent.
+// ContainerStats The current resource usage of a container. If the node's cgroup v2 tree lacks a controller, its fields are absent.
 // Example: {"cpu_usec":1250000,"id":6,"log_bytes":2048,"memory":10485760,"name":"web","pids":12}
 //
 // swagger:model container_stats
 type ContainerStats struct {
 
-	// Microseconds of processor time since it was started (cpu.stat).
+	// Microseconds of processor time since its start (cpu.stat).
 	CPUUsec *int64 `json:"cpu_usec,omitempty"`
 
 	// id
 	ID ID `json:"id,omitempty"`
 
-	// Bytes of its log that are kept.
+	// Size of its log in bytes.
 	LogBytes *int64 `json:"log_bytes,omitempty"`
 
 	// Bytes of memory, the page cache of its files included (memory.current).
 	Memory *int64 `json:"memory,omitempty"`
 
-	// Bytes that it may use (memory.max). Absent if there is no limit.
+	// Limit of its memory in bytes (memory.max). Absent without a limit.
 	MemoryLimit *int64 `json:"memory_limit,omitempty"`
 
 	// name
 	Name Name `json:"name,omitempty"`
 
-	// How many processes and threads it has.
+	// Number of its processes and threads.
 	Pids *int64 `json:"pids,omitempty"`
 
 	// Bytes of swap (memory.swap.current).

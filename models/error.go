@@ -26,11 +26,11 @@ type Error struct {
 	// The faults of a request, each with its place.
 	Errors []*Fault `json:"errors,omitempty"`
 
-	// What failed, where, why, and what to do. For people; its wording may change.
+	// The operation that failed, its place, the cause and the remedy. For people; its wording may change.
 	// Required: true
 	Message *string `json:"message"`
 
-	// Where the server tells more about errors with this status, their cause and their remedy; a path.
+	// Path of the documentation of errors with this status, with their cause and remedy.
 	See string `json:"see,omitempty"`
 
 	// A stable word for programs; the list is in "Errors". Treat one that you do not know like the status.

@@ -14,8 +14,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Event What an event of `GET /events` tells. An object is shown as GET shows it, except that the objects that it needs are given by their
-// ids alone: they have events of their own.
+// Event The data of an event of `GET /events`. It contains the object as GET returns it, except that its dependencies contain only their
+// IDs: they have separate events.
 //
 // Example: {"class":"container","container":{"command":"/bin/httpd","id":4,"mount":{"id":3},"name":"web","phase":"ready","refs":1,"state":"running"},"event_id":"k3vq7zfa-17","id":4,"time":"2026-11-23T10:00:00.000Z","type":"changed"}
 //
@@ -25,15 +25,15 @@ type Event struct {
 	// attach
 	Attach *Attach `json:"attach,omitempty"`
 
-	// Which of `attach`, `mount` and `container` has the object. Absent in a `reset`.
+	// The field that contains the object: `attach`, `mount` or `container`. Absent in a `reset`.
 	// Enum: ["attach","mount","container"]
 	Class string `json:"class,omitempty"`
 
 	// container
 	Container *Container `json:"container,omitempty"`
 
-	// The id of the event itself. The part before the `-` is new each time that the server is started; the number after it
-	// grows by one with each change, also with those that filters keep back.
+	// The ID of the event itself. The part before the `-` changes with each start of the server. The number after it
+	// increases by one with each change, also with changes that the filters exclude.
 	//
 	// Example: k3vq7zfa-17
 	EventID string `json:"event_id,omitempty"`
@@ -44,18 +44,18 @@ type Event struct {
 	// mount
 	Mount *Mount `json:"mount,omitempty"`
 
-	// Of a `reset`. `start`: no id was given. `restart`: the id given is not one of this run of the server. `missed`: not all
-	// that came after it is kept, because the client was away for too long or reads too slowly.
+	// Reason of a `reset`. `start`: the client gave no ID. `restart`: the ID is from an earlier run of the server. `missed`: the server no longer has
+	// all later events, because the client was away for too long or reads too slowly.
 	//
 	// Enum: ["start","restart","missed"]
 	Reason string `json:"reason,omitempty"`
 
-	// When it happened. Absent in a `reset`.
+	// Time of the change. Absent in a `reset`.
 	// Format: date-time
 	Time *strfmt.DateTime `json:"time,omitempty"`
 
-	// `added`: there is a new object. `changed`: something of it is different. `removed`: it is gone. `reset`: changes may be missing from
-	// what this client was told, `reason` tells why: list everything anew.
+	// `added`: a new object. `changed`: a field of the object changed. `removed`: the object is deleted. `reset`: this client may have
+	// missed changes, for the `reason` given: list all objects again.
 	//
 	// Enum: ["added","changed","removed","reset"]
 	Type string `json:"type,omitempty"`

@@ -15,7 +15,7 @@ import (
 // swagger:model fault
 type Fault struct {
 
-	// What is wrong, and what is allowed.
+	// The fault and the accepted values.
 	Message string `json:"message,omitempty"`
 
 	// The field, as a path in the body such as `mount.overlay.lower[0].kind`, or the query parameter.

@@ -8,8 +8,8 @@ import (
 	"github.com/go-openapi/strfmt"
 )
 
-// ID The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and
-// never used again.
+// ID The number of an object, assigned by the server: 1 or more, unique over all attachments, mounts and containers. The server
+// never reuses it.
 //
 // Example: 3
 //

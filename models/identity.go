@@ -38,7 +38,7 @@ type Identity struct {
 	// Read Only: true
 	RootHash string `json:"root_hash,omitempty"`
 
-	// The path or URL leads to another version now than the one in use.
+	// The path or URL now leads to another version than the one in use.
 	// Read Only: true
 	SourceChanged *bool `json:"source_changed,omitempty"`
 }

@@ -12,30 +12,26 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// IscsiAuth Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target likes. With `target_username` it is mutual: the
-// target must prove who it is, too.
-//
-// Secrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again;
-// unless they stand in files of the node. Such a file must be a regular file of root's, and no link, that nobody else may read or
-// write (mode 0600 or 0400), of at most 4096 bytes; a newline at its end is left out. It is read when the attachment is made.
-// The server keeps them in its memory alone, to log in again.
+// IscsiAuth Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target prefers. With `target_username` it is mutual: the
+// target must authenticate itself, too. A file with a secret must be a regular file, not a link, that belongs to root, has the mode 0600 or 0400,
+// and contains at most 4096 bytes. The server removes a newline at its end.
 //
 // Example: {"secret":"...","username":"node1"}
 //
 // swagger:model iscsi_auth
 type IscsiAuth struct {
 
-	// Its secret, at most 255 bytes; 12 and more are advised.
+	// Its secret, at most 255 bytes; use 12 or more.
 	Secret *string `json:"secret,omitempty"`
 
-	// A file of the node that holds the secret, in place of `secret`; it is answered.
+	// A file of the node with the secret, instead of `secret`. Responses contain the path.
 	// Max Length: 4095
 	SecretFile string `json:"secret_file,omitempty"`
 
-	// The secret that the target must prove to know. It must differ from `secret`.
+	// The secret of the target. It must differ from `secret`.
 	TargetSecret *string `json:"target_secret,omitempty"`
 
-	// A file of the node that holds the target's secret, in place of `target_secret`; it is answered.
+	// A file of the node with the target's secret, instead of `target_secret`. Responses contain the path.
 	// Max Length: 4095
 	TargetSecretFile string `json:"target_secret_file,omitempty"`
 
@@ -43,7 +39,7 @@ type IscsiAuth struct {
 	// Max Length: 255
 	TargetUsername string `json:"target_username,omitempty"`
 
-	// The CHAP name of the initiator; needed.
+	// The CHAP name of the initiator. Required.
 	// Max Length: 255
 	// Min Length: 1
 	Username string `json:"username,omitempty"`

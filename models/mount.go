@@ -15,7 +15,7 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Mount A tree of files that is mounted on the node. To refer to one that exists, give its `id` alone.
+// Mount A tree of files that is mounted on the node. To refer to an existing mount, give only its `id`.
 // Example: {"bind":{"base":"root","path":"/srv/root","ro":true},"kind":"bind"}
 //
 // swagger:model mount
@@ -27,7 +27,7 @@ type Mount struct {
 	// bind
 	Bind *MountBind `json:"bind,omitempty"`
 
-	// Why it is `broken`, or still `stopping`; else absent.
+	// Why it is `broken` or still `stopping`. Absent otherwise.
 	// Read Only: true
 	Error string `json:"error,omitempty"`
 
@@ -41,17 +41,17 @@ type Mount struct {
 	// identity
 	Identity *Identity `json:"identity,omitempty"`
 
-	// Which kind of mount it is, and so which of the fields below defines it. `uri` is a short form, and `rbd` a form of version 0.1: both
+	// Kind of the mount. It selects the field below that defines the mount. `uri` is a short form, and `rbd` a form of version 0.1: both
 	// are for requests, and responses contain the objects that they stand for.
 	//
 	// Enum: ["attach","bind","nfs","overlay","uri","rbd"]
 	Kind string `json:"kind,omitempty"`
 
-	// Names and values of your own. The server stores them and selects by them in lists; see "Labels".
+	// Names and values that you choose. The server stores them and selects by them in lists; see "Labels".
 	// Example: {"job":"4711"}
 	Labels map[string]string `json:"labels,omitempty"`
 
-	// The directory where it can be seen on the node, in the server's run directory.
+	// Its directory on the node, in the server's run directory.
 	// Example: /run/imageapi/mounts/4
 	// Read Only: true
 	Mountpoint string `json:"mountpoint,omitempty"`
@@ -66,7 +66,7 @@ type Mount struct {
 	// overlay
 	Overlay *MountOverlay `json:"overlay,omitempty"`
 
-	// Where it is in its life; see "Phases".
+	// Phase of its life; see "Phases".
 	// Read Only: true
 	// Enum: ["pending","ready","stopping","broken"]
 	Phase string `json:"phase,omitempty"`
@@ -74,11 +74,11 @@ type Mount struct {
 	// rbd
 	Rbd *MountRbd `json:"rbd,omitempty"`
 
-	// How many hold it; see "References".
+	// Number of references; see "References".
 	// Read Only: true
 	Refs int64 `json:"refs"`
 
-	// When `phase` last changed.
+	// Time of the last change of `phase`.
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
@@ -86,14 +86,14 @@ type Mount struct {
 	// uri
 	URI *MountURI `json:"uri,omitempty"`
 
-	// What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is
-	// not over. It stays while an act that was given up is tried again, and is absent otherwise.
+	// The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It
+	// stays while the server retries the operation, and is absent otherwise.
 	//
 	// Example: NFS server 10.0.0.1: sync /run/imageapi/mounts/7
 	// Read Only: true
 	WaitsFor string `json:"waits_for,omitempty"`
 
-	// Since when it does; absent without `waits_for`.
+	// Start of the wait. Absent without `waits_for`.
 	// Read Only: true
 	// Format: date-time
 	WaitsSince *strfmt.DateTime `json:"waits_since,omitempty"`

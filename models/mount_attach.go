@@ -23,23 +23,23 @@ type MountAttach struct {
 	// Required: true
 	Attach *Attach `json:"attach"`
 
-	// The kind of file system, as the kernel calls it. Allowed are ext2, ext3, ext4, xfs, btrfs, squashfs and erofs,
-	// and what the server's option `--fs-types` adds.
+	// The kind of file system, by its name in the kernel. The server accepts ext2, ext3, ext4, xfs, btrfs, squashfs, erofs and
+	// the kinds of its option `--fs-types`.
 	//
 	// Example: squashfs
 	// Required: true
 	FsType *string `json:"fs_type"`
 
 	// Mount options, one in each string, as in mount(8): `ro`, `noatime`, and those of the file system. The kernel
-	// judges them, and its words stand in the error. squashfs and erofs are always read-only, also with `rw`; of others `rw` is
-	// 422 if the device is read-only. On the node `nosuid` and `nodev` are always added, whatever is given; containers see the mount
-	// without these two. Those that make the kernel open another device are 422: `source`, `device`, `journal_dev`, `journal_path`,
-	// `logdev`, `rtdev`, `fsid` and `domain_id`. So are names and values of more than 255 bytes.
+	// checks them, and the error contains its message. squashfs and erofs are always read-only, also with `rw`. For other kinds, `rw`
+	// returns 422 if the device is read-only. On the node the server always adds `nosuid` and `nodev`; containers see the mount
+	// without these two. Options that make the kernel open another device return 422: `source`, `device`, `journal_dev`, `journal_path`,
+	// `logdev`, `rtdev`, `fsid` and `domain_id`. So do names and values of more than 255 bytes.
 	//
 	MountOptions []string `json:"mount_options,omitempty"`
 
-	// The number of a partition of the device, as listed in the attachment's `partitions`; 0 is the whole device. A request can have an
-	// object in its place, with the fields of `partition_selector`.
+	// The number of a partition of the device, as in the attachment's `partitions`; 0 is the whole device. A request can contain an
+	// object instead, with the fields of `partition_selector`.
 	//
 	Partition int64 `json:"partition,omitempty"`
 

@@ -14,14 +14,14 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountBind A directory, seen at another place.
+// MountBind A directory, mounted at another place.
 // Example: {"base":"root","path":"/srv/root","ro":true}
 //
 // swagger:model mount_bind
 type MountBind struct {
 
-	// What `path` starts from: the node's root directory (`root`), or the tree of the mount that is given in `mount`,
-	// whole or by id (`mount`). Only then `mount` is needed.
+	// The directory to which `path` is relative: the node's root directory (`root`), or the top of the mount in `mount` (`mount`). Give
+	// `mount` inline or by ID, and only with base `mount`.
 	//
 	// Required: true
 	// Enum: ["root","mount"]
@@ -30,17 +30,17 @@ type MountBind struct {
 	// mount
 	Mount *Mount `json:"mount,omitempty"`
 
-	// The directory, as seen from `base`; at most 4095 bytes. Only directories can be bound. With base `mount` it can't leave that
-	// mount, whatever links or `..` it has on its way. With base `root` it must be absolute, and must not lie in the server's own
-	// mount directory: use base `mount` for that.
+	// Path of the directory relative to `base`; at most 4095 bytes. The server binds only directories. With base `mount`, the path cannot leave that
+	// mount, whatever links or `..` it contains. With base `root`, it must be absolute and outside the server's own
+	// mount directory: use base `mount` there.
 	//
 	// Required: true
 	Path *string `json:"path"`
 
-	// Take along what is mounted below the directory.
+	// Include the mounts below the directory.
 	Recursive *bool `json:"recursive,omitempty"`
 
-	// Nothing can be written through this mount, nor, with `recursive`, through those below it.
+	// Forbid writing through this mount and, with `recursive`, through the mounts below it.
 	Ro *bool `json:"ro,omitempty"`
 }
 

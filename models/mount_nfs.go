@@ -11,31 +11,31 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountNfs A directory of an NFS server. A server that does not answer fails the request with 504 when its time is up, one that
-// refuses with 502.
+// MountNfs A directory of an NFS server. If the server does not respond, the request fails with 504 at its deadline. If it refuses,
+// the request fails with 502.
 //
 // Example: {"host":"nfs.example.org","path":"/export/images","ro":true}
 //
 // swagger:model mount_nfs
 type MountNfs struct {
 
-	// Name or address, IPv4 or IPv6, of the server. All addresses of a name are tried in turn.
+	// Name or address, IPv4 or IPv6, of the NFS server. All addresses of a name are tried in order.
 	//
 	// Required: true
 	Host *string `json:"host"`
 
-	// Options, one in each string, as in nfs(5), and what is true of the mount alone, such as `noatime` or `noexec`. All
-	// are passed on, and refused if the kernel does not know them. `addr`, `clientaddr` and the version are filled in
-	// by the server: they are 422, and so are `bg`, `fg`, `retry` and `sloppy`. Version 3 is mounted with `nolock`
-	// where no rpc.statd runs, unless an option says how to lock.
+	// Options, one in each string, as in nfs(5), and general mount options such as `noatime` or `noexec`. The server passes
+	// all of them to the kernel, which refuses unknown ones. The server sets `addr`, `clientaddr` and the version itself. They
+	// return 422, and so do `bg`, `fg`, `retry` and `sloppy`. If rpc.statd does not run, the server mounts version 3 with `nolock`,
+	// unless an option selects the locking.
 	//
 	Options []string `json:"options,omitempty"`
 
-	// The directory, as the server exports it.
+	// The exported directory.
 	// Required: true
 	Path *string `json:"path"`
 
-	// Nothing can be written through this mount.
+	// Forbid writing through this mount.
 	Ro *bool `json:"ro,omitempty"`
 
 	// Version of the protocol: `3`, `4.0`, `4.1` or `4.2`. `4` means 4.0.

@@ -14,8 +14,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountOverlay Several trees laid over each other, with a writable layer on top. Unless `upper` says otherwise it starts empty and is thrown
-// away with the mount; it is a tmpfs of its own then: what is written there takes memory.
+// MountOverlay Several trees in layers, with a writable layer on top. By default the writable layer is an empty tmpfs, which uses memory and is
+// deleted with the mount; `upper` changes that.
 //
 // Example: {"lower":[{"id":4},{"bind":{"base":"root","path":"/srv/root"},"kind":"bind"}]}
 //
@@ -25,8 +25,8 @@ type MountOverlay struct {
 	// id map
 	IDMap *IDMap `json:"id_map,omitempty"`
 
-	// The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;
-	// more is 422.
+	// The trees, each inline or by ID, the topmost first. They are read-only. The kernel stacks at most two overlays;
+	// more return 422.
 	//
 	// Required: true
 	Lower []*Mount `json:"lower"`
@@ -34,11 +34,11 @@ type MountOverlay struct {
 	// upper
 	Upper *MountOverlayUpper `json:"upper,omitempty"`
 
-	// The directory that holds what was written. Absent if there is none.
+	// The directory with the written files. Absent without a writable layer.
 	// Read Only: true
 	Upperdir string `json:"upperdir,omitempty"`
 
-	// A directory that the kernel needs beside it.
+	// A directory that the kernel needs next to it.
 	// Read Only: true
 	Workdir string `json:"workdir,omitempty"`
 }

@@ -9,13 +9,13 @@ import (
 	"github.com/go-openapi/swag/jsonutils"
 )
 
-// MountOverlayTmpfs A file system in memory (tmpfs(5)), for one overlay alone.
+// MountOverlayTmpfs A file system in memory (tmpfs(5)), for one overlay only.
 // Example: {"size":1073741824}
 //
 // swagger:model mount_overlay_tmpfs
 type MountOverlayTmpfs struct {
 
-	// Bytes that it may hold, at least 65536. When they are used up writers see ENOSPC. By default a quarter of the node's memory.
+	// Its capacity in bytes, at least 65536. When it is full, writers receive ENOSPC. By default a quarter of the node's memory.
 	Size int64 `json:"size,omitempty"`
 }
 

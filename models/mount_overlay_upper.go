@@ -13,7 +13,7 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountOverlayUpper Where an overlay keeps what is written to it. One of `tmpfs`, `mount` and `none`; without any it is a tmpfs of the default
+// MountOverlayUpper The place where an overlay keeps written files. Give one of `tmpfs`, `mount` and `none`; the default is a tmpfs of the default
 // size.
 //
 // Example: {"tmpfs":{"size":1073741824}}
@@ -21,8 +21,8 @@ import (
 // swagger:model mount_overlay_upper
 type MountOverlayUpper struct {
 
-	// How many bytes the file system of the layer can hold, and what else is on it counts too. Absent without a layer, and where a
-	// server would have to be asked.
+	// Capacity in bytes of the layer's file system, which other files may share. Absent without a layer, and if the value is on a
+	// storage server.
 	//
 	// Read Only: true
 	Limit *int64 `json:"limit,omitempty"`
@@ -30,18 +30,18 @@ type MountOverlayUpper struct {
 	// mount
 	Mount *Mount `json:"mount,omitempty"`
 
-	// There is no writable layer, and nothing can be written. A single lower tree is then shown as it is, read-only.
+	// Use no writable layer, and forbid writing. A single lower tree is then mounted as it is, read-only.
 	None bool `json:"none,omitempty"`
 
-	// A directory in `mount`, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,
-	// `upper` and `work`. By default the top of `mount`. Only one overlay at a time can use it.
+	// A directory in `mount`, by default its top. The server creates it if it is missing, and in it the two directories `upper` and
+	// `work`. They stay when the overlay is deleted. Only one overlay at a time can use them.
 	//
 	Path string `json:"path,omitempty"`
 
 	// tmpfs
 	Tmpfs *MountOverlayTmpfs `json:"tmpfs,omitempty"`
 
-	// How many bytes it does hold. Absent where `limit` is.
+	// Bytes in use of that file system. Absent where `limit` is absent.
 	// Read Only: true
 	Used *int64 `json:"used,omitempty"`
 }

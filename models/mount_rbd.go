@@ -12,8 +12,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// MountRbd The form that a mount of a RADOS block device had in version 0.1, for old descriptions. In requests only: it is
-// turned into a mount of kind `attach` over an attachment of kind `rbd`, and answered as that.
+// MountRbd A mount of a RADOS block device in the form of version 0.1, for old descriptions. In requests only: the server
+// converts it into a mount of kind `attach` over an attachment of kind `rbd`, and returns that.
 //
 // Example: {"fs_type":"ext4","mount_options":["ro"],"rbd":{"image":"compute","monitors":["mon1.example.org"],"options":{"name":"node","secret":"AQ...=="},"pool":"images"}}
 //

@@ -33,7 +33,7 @@ type MountURI struct {
 	// As in a mount of kind `attach`.
 	MountOptions []string `json:"mount_options,omitempty"`
 
-	// Nothing can be written through this mount.
+	// Forbid writing through this mount.
 	Ro bool `json:"ro,omitempty"`
 
 	// The image: a path, or a URI such as `https://…`, `oci://…`, `nfs://…`.

@@ -10,8 +10,8 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Name The name of a container, for use instead of its id: letters, digits, `.`, `-` and `_`, at most 255. Unique among
-// containers. A container without a name has only its id.
+// Name The name of a container, for use instead of its ID: letters, digits, `.`, `-` and `_`, at most 255. It is unique among
+// containers. A container without a name has only its ID.
 //
 // Example: web
 //

@@ -15,16 +15,16 @@ import (
 // swagger:model partition
 type Partition struct {
 
-	// Where it is in `/dev`.
+	// Path of its device in `/dev`.
 	DeviceFile string `json:"device_file,omitempty"`
 
-	// Its number in the partition table, from 1 up.
+	// Its number in the partition table, 1 or more.
 	Index int64 `json:"index,omitempty"`
 
-	// How long it is, in bytes.
+	// Its length in bytes.
 	Size int64 `json:"size"`
 
-	// Where it starts, in bytes from the start of the file.
+	// Its start in bytes from the start of the file.
 	Start int64 `json:"start"`
 }
 

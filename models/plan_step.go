@@ -18,8 +18,8 @@ import (
 // swagger:model plan_step
 type PlanStep struct {
 
-	// `use`: the object with this `id` is there and is used. `up`: an object is made. `start`: the container is
-	// started.
+	// `use`: the server uses the object with this `id`. `up`: it creates an object. `start`: it starts the
+	// container.
 	//
 	// Required: true
 	// Enum: ["use","up","start"]
@@ -30,21 +30,22 @@ type PlanStep struct {
 	// Enum: ["attach","mount","container"]
 	Class *string `json:"class"`
 
-	// What the step does, in words.
+	// Description of the step.
 	// Required: true
 	Does *string `json:"does"`
 
-	// Of the object that is used. What is to be made has none yet.
+	// ID of the object that is used. An object to be created has none yet.
+	//
 	ID int64 `json:"id,omitempty"`
 
 	// Its kind; containers have none.
 	Kind string `json:"kind,omitempty"`
 
-	// The level, as it stands in the request.
+	// The level of the request.
 	// Required: true
 	Path *string `json:"path"`
 
-	// What only the step itself can find out, in words.
+	// Facts that only the step itself can establish.
 	Unknown []string `json:"unknown"`
 }
 

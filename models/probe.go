@@ -11,7 +11,7 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Probe A command in the container that tells whether it works. The server repeats it until its exit status is 0.
+// Probe A command in the container that checks whether the container works. The server repeats it until its exit status is 0.
 // Example: {"args":["/bin/check-service"],"interval":1,"timeout":5}
 //
 // swagger:model probe

@@ -13,10 +13,10 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// RbdOptions Options of the kernel's RBD client; see rbd(8), "kernel rbd (krbd) options", for what each of them does. Those left
-// out have the kernel's defaults. `name` and either `secret` or `secret_file` are needed. Of two options that are each other's opposite at most
-// one may be given. Options that have no effect are named in a `Warning` header. Texts can't hold commas, equals signs,
-// blanks and control characters.
+// RbdOptions Options of the kernel's RBD client; rbd(8), "kernel rbd (krbd) options", describes them. Options that you leave out
+// have the kernel's defaults. `name` and either `secret` or `secret_file` are required. Of two opposite options, give at most
+// one. A `Warning` header names options without effect. Texts must not contain commas, equals signs,
+// blanks or control characters.
 //
 // Example: {"name":"node","ro":true,"secret":"AQ...=="}
 //
@@ -41,15 +41,15 @@ type RbdOptions struct {
 	// Take the image's exclusive lock, and do not hand it over to others.
 	Exclusive bool `json:"exclusive,omitempty"`
 
-	// When the attachment is deleted, unmap also a device that the kernel calls busy, if its image can't be reached
-	// any more and nobody can be found who uses it. It has no effect on mapping.
+	// When you delete the attachment, also unmap a device that the kernel reports as busy, if its image is unreachable
+	// and no process is found to use it. It has no effect on mapping.
 	//
 	Force bool `json:"force,omitempty"`
 
-	// The cluster's id, a UUID; if it is another, the image is not mapped.
+	// UUID of the cluster. The server does not map the image of another cluster.
 	Fsid string `json:"fsid,omitempty"`
 
-	// The node's own address, or a name for it, to use towards the cluster, with a port if wanted.
+	// The node's own address, or a name for it, to use towards the cluster, optionally with a port.
 	IP string `json:"ip,omitempty"`
 
 	// Take the image's exclusive lock for reading, too.
@@ -60,8 +60,8 @@ type RbdOptions struct {
 	//
 	LockTimeout int64 `json:"lock_timeout,omitempty"`
 
-	// How long to wait for the cluster when mapping, in seconds, 1 to 2147483; 15 if it is left out or 0. It is shortened to what the
-	// time limit of the create leaves, less 3 s. Mappings whose limits differ do not share a connection.
+	// Timeout for the cluster when mapping, in seconds, 1 to 2147483; 15 if you leave it out or give 0. The server limits it to the
+	// remaining time of the create, less 3 s. Mappings with different timeouts do not share a connection.
 	//
 	MountTimeout int64 `json:"mount_timeout,omitempty"`
 
@@ -88,13 +88,13 @@ type RbdOptions struct {
 	// Do not.
 	Nocrc bool `json:"nocrc,omitempty"`
 
-	// Do not share it. Together with `share` it is 422.
+	// Do not share it. Together with `share`, the request returns 422.
 	Noshare bool `json:"noshare,omitempty"`
 
 	// Collect them (Nagle's algorithm).
 	NotcpNodelay bool `json:"notcp_nodelay,omitempty"`
 
-	// Turn discard off.
+	// Disable discard.
 	Notrim bool `json:"notrim,omitempty"`
 
 	// How long to keep an idle connection to an OSD, in seconds, 1 to 2147483.
@@ -103,7 +103,7 @@ type RbdOptions struct {
 	// How long to wait before asking an OSD whether it lives, in seconds, 1 to 2147483.
 	Osdkeepalive int64 `json:"osdkeepalive,omitempty"`
 
-	// How many requests the device may have under way, 1 to 10240.
+	// Maximum number of outstanding requests of the device, 1 to 10240.
 	QueueDepth int64 `json:"queue_depth,omitempty"`
 
 	// Map for reading only.
@@ -112,21 +112,20 @@ type RbdOptions struct {
 	// Map for reading and writing; the default, except for snapshots.
 	Rw bool `json:"rw,omitempty"`
 
-	// The user's key in base64. Unless there is a `secret_file` it is needed in requests. It is never answered, so that an
-	// answer can be sent back only after it was put in again. It is handed to the kernel through a keyring that no other process can search,
-	// and written nowhere.
+	// The user's key in base64. Requests need it unless they contain `secret_file`. Responses never contain it, so add it again before you send a
+	// response back. The server passes it to the kernel in a keyring that no other process can search, and stores it nowhere.
 	//
 	Secret *string `json:"secret,omitempty"`
 
-	// A file of the node that holds the user's key, in place of `secret`; it is answered. The server reads it when the image is
-	// mapped. It must be a regular file of root's, and no link, that nobody else may read or write (mode 0600 or 0400), of at
-	// most 4096 bytes; a newline at its end is left out.
+	// A file of the node with the user's key, instead of `secret`. Responses contain the path. The server reads the file when it maps the
+	// image. It must be a regular file, not a link, that belongs to root, has the mode 0600 or 0400, and contains at
+	// most 4096 bytes. The server removes a newline at its end.
 	//
 	// Max Length: 4095
 	SecretFile string `json:"secret_file,omitempty"`
 
-	// Share the connection to the cluster with other mappings of the same user and options; the default. Together with `noshare`
-	// it is 422.
+	// Share the connection to the cluster with other mappings of the same user and options; the default. Together with `noshare`,
+	// the request returns 422.
 	//
 	Share bool `json:"share,omitempty"`
 

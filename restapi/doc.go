@@ -2,137 +2,136 @@
 
 // Package restapi Image API
 //
-//	Turns a description of a system image (device, file system, overlay, container) into the running image and back
-//	into nothing, on one node, and tells what is true on that node.
+//	ImageAPI turns a description of a system image (device, file system, overlay, container) into the running image on one node. It
+//	also tears the image down again and reports the state of its objects.
 //
-//	The server listens on the unix socket `/run/imageapi.sock`, and on http (127.0.0.1:8080) or https when asked to. A first
-//	look, as root on the node:
+//	The server listens on the unix socket `/run/imageapi.sock`. With the matching flags it also listens on HTTP (127.0.0.1:8080) or
+//	HTTPS. Try it as root on the node:
 //
 //	```
 //	curl --unix-socket /run/imageapi.sock \
 //	  http://localhost/imageapi/v1/container
 //	```
 //
-//	Root alone may use it, over http too, unless the administrator lets others in.
+//	Only root can use the server, also over HTTP, unless the administrator allows other clients.
 //
 //	# Reading this page
 //
-//	Each operation shows what it takes, what it answers, and on the right an example of both. All examples are run against
-//	the server by its tests. They show paths such as `/images`, and ids as a new server gives them.
+//	Each operation lists its parameters and its responses, with an example of both on the right. Tests run all examples against the
+//	server. The examples show paths such as `/images`, and IDs as a new server assigns them.
 //
-//	- A field that is **required** must be in a request. What is said of a default holds for one that is left out.
-//	- **read-only** fields are in answers alone: in a request they are ignored. So is the `id` of the object itself.
-//	- Secrets are in requests alone: no answer, log or file of the server holds them.
-//	- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.
-//	- The same page is served by each server at `/imageapi/v1/docs`, and the specification that it is made from at
-//	  `/imageapi/v1/swagger.json` (`/swagger.json` is the same). It needs no network. Requests can't be sent from it: that is left to `curl`, the command
-//	  `imageapi`, and clients that are generated from the specification.
+//	- A request must contain every **required** field. A default applies to a field that you leave out.
+//	- Only responses contain **read-only** fields. In a request the server ignores them, and also the `id` of the object itself.
+//	- Only requests contain secrets. No response, log or file of the server contains them.
+//	- Unless noted otherwise, times are RFC 3339 in UTC, sizes are bytes and durations are seconds.
+//	- Each server serves this page at `/imageapi/v1/docs`, and the specification at `/imageapi/v1/swagger.json` and `/swagger.json`. The
+//	  page needs no network. It sends no requests: use `curl`, the command `imageapi`, or a client generated from the specification.
 //
 //	# Concepts
 //
 //	## Objects
 //
-//	| class | what it is | kinds |
+//	| class | meaning | kinds |
 //	|---|---|---|
-//	| attachment | a block device | `local` `loopback` `iscsi` `rbd` |
+//	| attachment | a block device | `local` `loopback` `http` `oci` `iscsi` `nvme` `rbd` |
 //	| mount | a tree of files | `attach` `bind` `overlay` `nfs` |
 //	| container | processes that run in a mount | |
 //
-//	Each object has an `id`, and most are defined in a field that has the name of their `kind`:
+//	Each object has an `id`. The definition of an attachment or a mount is in the field that has the name of its `kind`:
 //	`{"kind": "loopback", "loopback": {"path": "/images/a.squashfs", "base": "root"}}`.
 //
-//	An object that another one needs is given in its place in either of two forms:
+//	An object can depend on other objects. Give a dependency in one of two forms:
 //
-//	- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);
-//	- **by id**, `{"id": 7}`: it must exist and be `ready`. If an id and a definition are given, the id wins; an id of 0
-//	  means none.
+//	- **Inline**: the server creates the dependency together with the object, at any depth up to 32 levels.
+//	- **By ID**, `{"id": 7}`: the dependency must exist and be `ready`. If you give an ID and a definition, the ID takes precedence; 0
+//	  means no ID.
 //
-//	A request with several levels is all or nothing. If one level fails, what was made for the request is undone and
-//	the answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.
+//	A request with several levels succeeds completely or not at all. If one level fails, the server rolls back the objects that it created for
+//	the request, and the error names the level. The same happens if the client hangs up before the end; later, the objects stay.
 //
-//	Answers show every needed object whole, also one that was given by id. They can be sent back as they are: in a
-//	request, read-only fields are ignored (except the `id` of a needed object), and so are fields that the server does
-//	not know; those it names in a `Warning` header. Query parameters that an operation does not have return 400. `null` means the same as a field left out.
+//	Responses contain every dependency in full, also those that you gave by ID. You can send a response back as a request: the server
+//	ignores read-only fields (except the `id` of a dependency) and unknown fields. A `Warning` header names the unknown fields. Unknown query
+//	parameters return 400. `null` has the same effect as leaving the field out.
 //
 //	## Dry runs
 //
-//	A POST to `/attach`, `/mount` or `/container` with `dry_run=true` makes nothing. It checks all that can be known without
-//	acting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems
-//	and modules of the kernel, secrets in files, and the command of a container whose root is mounted already.
+//	A POST to `/attach`, `/mount` or `/container` with `dry_run=true` creates nothing. The server checks everything that it can check without
+//	changing the node:
 //
-//	- What would fail is answered as it would be without `dry_run`: the same status, the same message.
-//	- Else the answer is **200** with a `plan`: the steps in their order, and with each what only the act itself
-//	  can find out (`unknown`). Storage servers are not asked: whether one answers is unknown.
+//	- the definition, the objects that it refers to, names and limits;
+//	- files, devices, file systems and kernel modules of the node;
+//	- secrets in files;
+//	- the command of a container whose root is already mounted.
 //
-//	Nothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry
-//	run take 5 s, and is unknown then.
+//	If the request would fail, the server returns the same status and message as without `dry_run`. Otherwise it returns **200** with a `plan`:
+//	the steps in order, each with the facts that only the step itself can establish (`unknown`). The server does not contact storage servers, so it
+//	is unknown whether they respond.
 //
-//	The operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always
-//	means that the object is there. Servers before 0.3.0 ignore `dry_run` and make what was defined.
+//	A plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.
+//
+//	The operations do not declare the response 200, so that clients generated from earlier versions stay compatible. 201 always means that the
+//	server created the object. Servers before 0.3.0 ignore `dry_run` and create the object.
 //
 //	## References
 //
-//	`refs` tells how many hold an object: the client that created it, if it was created by a request of its own, and
-//	each object that needs it. An object that was made as a part of another is held by what needs it only.
+//	`refs` is the number of references to an object. The client that created the object in its own request holds one. Every object that depends on
+//	it holds one. Only its holders reference an object that was created inline.
 //
-//	- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a
-//	  container before its mount, the mount before its device.
-//	- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409
-//	  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete
-//	  what needs it.
-//	- `force=true` goes past idle dependants: containers that are `created`, `exited` or `dead`, which then show what
-//	  they lack in `error`. It never takes anything away that is in use: by a running container, by a live
-//	  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a
-//	  server that does not answer it gives up what was not written yet; a `Warning` header says so.
-//	- What could not be taken down stays in the lists as `broken`, with the reason in `error`, and the server tries
-//	  again. The answer to the DELETE is still 200 if the object itself is gone; a `Warning` header names the rest.
-//	- What only was not done in time, as when a server does not answer, stays `stopping`, says in `error` what it waits
-//	  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with
-//	  `force=true`.
+//	- When an object has no references left, the server deletes it, and then every dependency that only it referenced. It deletes a container
+//	  before its mount, and the mount before its device.
+//	- DELETE drops the client's reference and deletes the object. While another object holds it, DELETE returns 409 with the names of the
+//	  holders and changes nothing. An inline object cannot be deleted directly: delete its holders.
+//	- `force=true` ignores idle holders: containers that are `created`, `exited` or `dead`. Their `error` then names the missing dependency. It never
+//	  deletes an object that is in use by a running container, a mounted overlay, a mount, a loop device or a process of the node. It
+//	  stops a container first. If the server of a mount does not respond, unwritten data is lost; a `Warning` header reports that.
+//	- If the teardown of an object fails, the object stays in the lists as `broken`, with the reason in `error`, and the server retries.
+//	  The DELETE still returns 200 if the object itself is deleted; a `Warning` header names the leftovers.
+//	- If the teardown exceeds its time limit, for example because a storage server does not respond, the object stays `stopping`. Its `error` names
+//	  the cause, and the server retries until the object is deleted. You can delete such an object with `force=true`, also during the teardown.
 //
 //	## Phases
 //
 //	| `phase` | meaning |
 //	|---|---|
-//	| `pending` | it is being made; using it is 409 |
-//	| `ready` | it is there |
-//	| `stopping` | it is being taken down; with an `error` it could not be done in time and is tried again. A container: also while it stops |
-//	| `broken` | taking it down failed and is tried again, or the kernel's side of it is gone; `error` tells why. A container: also if its processes survive SIGKILL |
+//	| `pending` | The server creates the object. Using it returns 409. |
+//	| `ready` | The object is usable. |
+//	| `stopping` | The server deletes the object. An `error` means that the time limit passed and the server retries. A container has this phase also while it stops. |
+//	| `broken` | The teardown failed and the server retries, or the object disappeared from the kernel. `error` contains the reason. A container has this phase also if its processes survive SIGKILL. |
 //
 //	## States of a container
 //
 //	| `state` | meaning | next |
 //	|---|---|---|
-//	| `created` | never started, or waits to be started again (`restart`) | `running` |
-//	| `running` | it has processes | `paused`, `exited`, `dead` |
-//	| `paused` | its processes are frozen and keep their memory | `running` |
-//	| `exited` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | `running` |
-//	| `dead` | its command failed, was killed by something else, or could not be started; `error` and `exit_code` or `signal` tell | `running` |
+//	| `created` | It was never started, or waits for a restart (`restart`). | `running` |
+//	| `running` | It has processes. | `paused`, `exited`, `dead` |
+//	| `paused` | Its processes are frozen and keep their memory. | `running` |
+//	| `exited` | You stopped it, it powered off, halted or rebooted itself, or its command returned 0. | `running` |
+//	| `dead` | Its command failed, was killed, or could not be started. See `error` and `exit_code` or `signal`. | `running` |
 //
-//	A container that stops is `running`, in the phase `stopping`, until all its processes have ended. `stopping_since` is the time of the
-//	request, and at `stop_deadline` the server kills the processes. The state `stopping` itself is only in the answer to PATCH, and
-//	in queries: there it selects containers in the phase `stopping`.
+//	A container that stops stays `running`, in the phase `stopping`, until all its processes have ended. `stopping_since` is the time of the
+//	request. At `stop_deadline` the server kills the processes. Only the response to PATCH contains the state `stopping`. As a filter it selects
+//	containers in the phase `stopping`.
 //
 //	## After a restart of the server
 //
-//	The server answers as soon as it has read its journal. The first list already contains every object, in its last recorded state.
+//	The server accepts requests as soon as it has read its journal. The first list already contains every object, in its last recorded state.
 //	The server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,
 //	and returns 504 after that. A POST waits for the recovery of all attachments and mounts.
 //
 //	## Time limits
 //
-//	Lists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels
-//	(`--create-timeout`). A DELETE waits up to 20 s for what it takes down (`--delete-timeout`). Stopping a container
-//	goes on after the answer.
+//	Lists never wait for a device, a mount or a container. A POST returns within 25 s, whatever the number of levels
+//	(`--create-timeout`). A DELETE waits up to 20 s for the teardown (`--delete-timeout`). Stopping a container
+//	continues after the response.
 //
 //	## Names of requests
 //
-//	Each answer names its request in the header `X-Request-Id`, and so does the server's log. A client can choose that name itself,
-//	by the same header: up to 64 letters, digits, `-`, `_` and `.`.
+//	The header `X-Request-Id` of each response names the request, as does the server's log. A client can choose the name itself with
+//	the same header: up to 64 letters, digits, `-`, `_` and `.`.
 //
 //	## Labels
 //
-//	Attachments, mounts and containers have `labels`: names and values of your own, which the server stores and returns. Lists
+//	Attachments, mounts and containers have `labels`: names and values that you choose, which the server stores and returns. Lists
 //	take `label=key=value` to select objects by label. Repeat the parameter to require several labels. `name_prefix` selects
 //	containers by the beginning of their names.
 //
@@ -149,10 +148,10 @@
 //	## Terminals
 //
 //	Two operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with `Upgrade: websocket` and the
-//	subprotocol `v5.channel.k8s.io`, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3
+//	subprotocol `v5.channel.k8s.io`. Its channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3
 //	the exit status, 4 the size of the terminal, 255 the end of a channel.
 //
-//	| path | what it does | query parameters |
+//	| path | effect | query parameters |
 //	|---|---|---|
 //	| `/container/exec` | Runs a command in a container. | `id` or `name`, `args` (repeated), `env` (repeated), `user`, `working_dir`, `tty`, `stdin` |
 //	| `/container/attach` | Connects to the console of a `systemd` container. | `id` or `name` |
@@ -166,16 +165,16 @@
 //
 //	## Not in this version
 //
-//	The server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a
-//	one, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.
+//	The server does not implement every field, parameter and operation of this page yet. A request that uses one of those returns 501. The
+//	message names it, and nothing changes. Read-only fields that the server does not fill yet are absent.
 //
 //	# Errors
 //
-//	Every error is JSON: `{"code": 409, "message": "...", "see": "...", "type": "...", "errors": [...]}`. `code` equals the HTTP status. `message` names the level
-//	of the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.
+//	Every error is JSON: `{"code": 409, "message": "...", "see": "...", "type": "...", "errors": [...]}`. `code` equals the HTTP status. `message`
+//	is for people, and its wording may change. It names the level of the request, the object, the cause in the kernel's own words, and the remedy.
 //	`see` is the path and section of this page about errors of that status. You can read it without an identity.
 //
-//	`type` is a stable word for programs. New ones can be added. `errors` lists the faults of a request with several,
+//	`type` is a stable word for programs. Later versions can add types. `errors` lists the faults of a request with several,
 //	each with the `path` of the field.
 //
 //	| `type` | status | cause | retry |
@@ -199,18 +198,18 @@
 //	| `shutting-down` | 503 | The server is shutting down. | Yes, when it is back. |
 //	| `out-of-space` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |
 //
-//	Unless a message says otherwise nothing has changed.
+//	A request that fails changes nothing, unless the message reports a change.
 //
 //	## 400 malformed
 //
-//	**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there
-//	is no body, or the operation does not have a query parameter.
+//	**Cause:** the server cannot read the request. It is not JSON, the JSON ends too early, text follows it, a field occurs twice, the body is
+//	missing, or the operation does not have a query parameter.
 //
-//	**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with `curl --json @FILE`.
+//	**Remedy:** correct the request; the message names the place. The shell may have removed quotes: send a file, with `curl --json @FILE`.
 //
 //	## 403 forbidden
 //
-//	**Cause:** this client may not use the server, or may only read. Over http also: the `Host` header is no name of the server, or a
+//	**Cause:** the client may not use the server, or may only read. Over HTTP also: the `Host` header is not a name of the server, or a
 //	browser sends the request for another site.
 //
 //	**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. `--allow-user` grants
@@ -218,35 +217,38 @@
 //
 //	## 404 not found
 //
-//	**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.
+//	**Cause:** no object of this class has this ID or name, or the path does not exist. The object may have been deleted in the meantime.
 //
-//	**Remedy:** list what there is: `GET /attach`, `/mount`, `/container`. Ids are never used again.
+//	**Remedy:** list the objects: `GET /attach`, `/mount`, `/container`. The server never reuses an ID.
 //
 //	## 405 method
 //
-//	**Cause:** the path is right, but has not this method; the header `Allow` lists those that it has.
+//	**Cause:** the path exists, but does not support this method. The header `Allow` lists the methods that it supports.
 //
 //	**Remedy:** look up the operation on this page.
 //
 //	## 406 accept
 //
-//	**Cause:** the request's `Accept` header allows nothing that the operation answers, which is JSON, and for a log plain text.
+//	**Cause:** the `Accept` header of the request excludes the media type of the response: JSON, or plain text for a log.
 //
 //	**Remedy:** leave the header out, or send `Accept: application/json`.
 //
 //	## 408 too slow
 //
-//	**Cause:** the body did not come within `--read-timeout`, 30 s by default. Nothing was done.
+//	**Cause:** the body did not arrive within `--read-timeout`, 30 s by default. Nothing has changed.
 //
-//	**Remedy:** send it at once; look at the network between client and server.
+//	**Remedy:** send the body at once; check the network between client and server.
 //
 //	## 409 conflict
 //
-//	**Cause:** the object is in use, busy, `pending` or `stopping`, the name is taken, the container is in another state than is
-//	needed, or there are as many objects as `--max-objects` allows. The message names what is in the way, and the processes of the node
-//	that use it.
+//	**Cause:** one of these, as the message reports, with the holders and the processes that use the object:
 //
-//	**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about `force=true`.
+//	- The object is in use, busy, `pending` or `stopping`.
+//	- Another container has the name.
+//	- The container is in another state than the request requires.
+//	- The server has as many objects as `--max-objects` allows.
+//
+//	**Remedy:** delete the holder, end the process, wait, or see [References](#section/Concepts/References) about `force=true`.
 //
 //	## 412 precondition
 //
@@ -258,59 +260,60 @@
 //
 //	**Cause:** the body is longer than `--max-body`, 1 MiB by default.
 //
-//	**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.
+//	**Remedy:** send less, in several requests that refer to objects by ID. Or have the administrator raise the limit.
 //
 //	## 415 content type
 //
-//	**Cause:** the body is not declared as JSON.
+//	**Cause:** the header `Content-Type` of the request is not JSON.
 //
 //	**Remedy:** send the header `Content-Type: application/json`; `curl --json` does.
 //
 //	## 422 invalid
 //
-//	**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist
-//	or is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.
+//	**Cause:** the request is well-formed, but the server cannot carry it out. A field is missing or out of range, a file does not exist or is
+//	of the wrong type, or ID and name disagree. The message lists all faults at once, each with its path in the definition.
 //
 //	**Remedy:** correct the definition.
 //
 //	## 429 too many
 //
-//	**Cause:** this client, a user of the node or an address, has as many requests running as `--client-requests` allows, those that
-//	wait included.
+//	**Cause:** this client, a user of the node or an address, has as many requests running as `--client-requests` allows. Waiting requests
+//	count too.
 //
-//	**Remedy:** wait for one to end, as the header `Retry-After` says.
+//	**Remedy:** wait for one to end. `Retry-After` contains the time to wait.
 //
 //	## 500 internal
 //
 //	**Cause:** a fault of the server, or of the node in a way that has no better class.
 //
-//	**Remedy:** look into the server's log for the request, which `X-Request-Id` names. If the fault is the server's, report it with that.
+//	**Remedy:** search the server's log for the name of the request in `X-Request-Id`. If the server is at fault, report the log lines.
 //
 //	## 501 unsupported
 //
-//	**Cause:** the kernel lacks it, or this version does.
+//	**Cause:** the kernel or this version lacks the feature.
 //
-//	**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.
+//	**Remedy:** install the requirement that the message names: a module, a kernel option, a newer kernel. Or do without the feature.
 //
 //	## 502 remote
 //
-//	**Cause:** a storage server refused: NFS, iSCSI or Ceph.
+//	**Cause:** a storage server refused: NFS, iSCSI, NVMe, Ceph, a web server or a registry.
 //
-//	**Remedy:** look at that server, its address, what it exports to this node, and the credentials.
+//	**Remedy:** check that server, its address, its exports to this node, and the credentials.
 //
 //	## 503 unavailable
 //
-//	**Cause:** the server is ending and has cancelled the request, or the server or the node has no free file descriptors
-//	(`too many open files`). What it had begun is undone.
+//	**Cause:** the server is shutting down and has cancelled the request, or the server or the node has no free file descriptors
+//	(`too many open files`). The server has rolled the request back.
 //
-//	**Remedy:** send it again when the server is back, or when other requests have ended. If descriptors run out often, raise the
+//	**Remedy:** send the request again when the server is back, or when other requests have ended. If descriptors run out often, raise the
 //	server's limit (`LimitNOFILE` of its unit) or `fs.file-max` of the node.
 //
 //	## 504 deadline
 //
-//	**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.
+//	**Cause:** the operation took too long, often because a storage server does not respond. The server has rolled back a create. A delete
+//	continues in the background.
 //
-//	**Remedy:** look at the object again: `waits_for` and `error` tell who has to answer. Then try again.
+//	**Remedy:** read the object again: `waits_for` and `error` name the server or device that has to respond. Then try again.
 //
 //	## 507 out of space
 //

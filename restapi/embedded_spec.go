@@ -27,7 +27,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. Query parameters that an operation does not have return 400. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again. A container: also while it stops |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why. A container: also if its processes survive SIGKILL |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | it has processes | ` + "`" + `paused` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\nA container that stops is ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. ` + "`" + `stopping_since` + "`" + ` is the time of the\nrequest, and at ` + "`" + `stop_deadline` + "`" + ` the server kills the processes. The state ` + "`" + `stopping` + "`" + ` itself is only in the answer to PATCH, and\nin queries: there it selects containers in the phase ` + "`" + `stopping` + "`" + `.\n\n## After a restart of the server\n\nThe server answers as soon as it has read its journal. The first list already contains every object, in its last recorded state.\nThe server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,\nand returns 504 after that. A POST waits for the recovery of all attachments and mounts.\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values of your own, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | what it does | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a\none, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. New ones can be added. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `exhausted` + "`" + ` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 unavailable\n\n**Cause:** the server is ending and has cancelled the request, or the server or the node has no free file descriptors\n(` + "`" + `too many open files` + "`" + `). What it had begun is undone.\n\n**Remedy:** send it again when the server is back, or when other requests have ended. If descriptors run out often, raise the\nserver's limit (` + "`" + `LimitNOFILE` + "`" + ` of its unit) or ` + "`" + `fs.file-max` + "`" + ` of the node.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
+    "description": "ImageAPI turns a description of a system image (device, file system, overlay, container) into the running image on one node. It\nalso tears the image down again and reports the state of its objects.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `. With the matching flags it also listens on HTTP (127.0.0.1:8080) or\nHTTPS. Try it as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nOnly root can use the server, also over HTTP, unless the administrator allows other clients.\n\n# Reading this page\n\nEach operation lists its parameters and its responses, with an example of both on the right. Tests run all examples against the\nserver. The examples show paths such as ` + "`" + `/images` + "`" + `, and IDs as a new server assigns them.\n\n- A request must contain every **required** field. A default applies to a field that you leave out.\n- Only responses contain **read-only** fields. In a request the server ignores them, and also the ` + "`" + `id` + "`" + ` of the object itself.\n- Only requests contain secrets. No response, log or file of the server contains them.\n- Unless noted otherwise, times are RFC 3339 in UTC, sizes are bytes and durations are seconds.\n- Each server serves this page at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification at ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` and ` + "`" + `/swagger.json` + "`" + `. The\n  page needs no network. It sends no requests: use ` + "`" + `curl` + "`" + `, the command ` + "`" + `imageapi` + "`" + `, or a client generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | meaning | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `http` + "`" + ` ` + "`" + `oci` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `nvme` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `. The definition of an attachment or a mount is in the field that has the name of its ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object can depend on other objects. Give a dependency in one of two forms:\n\n- **Inline**: the server creates the dependency together with the object, at any depth up to 32 levels.\n- **By ID**, ` + "`" + `{\"id\": 7}` + "`" + `: the dependency must exist and be ` + "`" + `ready` + "`" + `. If you give an ID and a definition, the ID takes precedence; 0\n  means no ID.\n\nA request with several levels succeeds completely or not at all. If one level fails, the server rolls back the objects that it created for\nthe request, and the error names the level. The same happens if the client hangs up before the end; later, the objects stay.\n\nResponses contain every dependency in full, also those that you gave by ID. You can send a response back as a request: the server\nignores read-only fields (except the ` + "`" + `id` + "`" + ` of a dependency) and unknown fields. A ` + "`" + `Warning` + "`" + ` header names the unknown fields. Unknown query\nparameters return 400. ` + "`" + `null` + "`" + ` has the same effect as leaving the field out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` creates nothing. The server checks everything that it can check without\nchanging the node:\n\n- the definition, the objects that it refers to, names and limits;\n- files, devices, file systems and kernel modules of the node;\n- secrets in files;\n- the command of a container whose root is already mounted.\n\nIf the request would fail, the server returns the same status and message as without ` + "`" + `dry_run` + "`" + `. Otherwise it returns **200** with a ` + "`" + `plan` + "`" + `:\nthe steps in order, each with the facts that only the step itself can establish (` + "`" + `unknown` + "`" + `). The server does not contact storage servers, so it\nis unknown whether they respond.\n\nA plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.\n\nThe operations do not declare the response 200, so that clients generated from earlier versions stay compatible. 201 always means that the\nserver created the object. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and create the object.\n\n## References\n\n` + "`" + `refs` + "`" + ` is the number of references to an object. The client that created the object in its own request holds one. Every object that depends on\nit holds one. Only its holders reference an object that was created inline.\n\n- When an object has no references left, the server deletes it, and then every dependency that only it referenced. It deletes a container\n  before its mount, and the mount before its device.\n- DELETE drops the client's reference and deletes the object. While another object holds it, DELETE returns 409 with the names of the\n  holders and changes nothing. An inline object cannot be deleted directly: delete its holders.\n- ` + "`" + `force=true` + "`" + ` ignores idle holders: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `. Their ` + "`" + `error` + "`" + ` then names the missing dependency. It never\n  deletes an object that is in use by a running container, a mounted overlay, a mount, a loop device or a process of the node. It\n  stops a container first. If the server of a mount does not respond, unwritten data is lost; a ` + "`" + `Warning` + "`" + ` header reports that.\n- If the teardown of an object fails, the object stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server retries.\n  The DELETE still returns 200 if the object itself is deleted; a ` + "`" + `Warning` + "`" + ` header names the leftovers.\n- If the teardown exceeds its time limit, for example because a storage server does not respond, the object stays ` + "`" + `stopping` + "`" + `. Its ` + "`" + `error` + "`" + ` names\n  the cause, and the server retries until the object is deleted. You can delete such an object with ` + "`" + `force=true` + "`" + `, also during the teardown.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | The server creates the object. Using it returns 409. |\n| ` + "`" + `ready` + "`" + ` | The object is usable. |\n| ` + "`" + `stopping` + "`" + ` | The server deletes the object. An ` + "`" + `error` + "`" + ` means that the time limit passed and the server retries. A container has this phase also while it stops. |\n| ` + "`" + `broken` + "`" + ` | The teardown failed and the server retries, or the object disappeared from the kernel. ` + "`" + `error` + "`" + ` contains the reason. A container has this phase also if its processes survive SIGKILL. |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | It was never started, or waits for a restart (` + "`" + `restart` + "`" + `). | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | It has processes. | ` + "`" + `paused` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | Its processes are frozen and keep their memory. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | You stopped it, it powered off, halted or rebooted itself, or its command returned 0. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | Its command failed, was killed, or could not be started. See ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + `. | ` + "`" + `running` + "`" + ` |\n\nA container that stops stays ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. ` + "`" + `stopping_since` + "`" + ` is the time of the\nrequest. At ` + "`" + `stop_deadline` + "`" + ` the server kills the processes. Only the response to PATCH contains the state ` + "`" + `stopping` + "`" + `. As a filter it selects\ncontainers in the phase ` + "`" + `stopping` + "`" + `.\n\n## After a restart of the server\n\nThe server accepts requests as soon as it has read its journal. The first list already contains every object, in its last recorded state.\nThe server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,\nand returns 504 after that. A POST waits for the recovery of all attachments and mounts.\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST returns within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for the teardown (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ncontinues after the response.\n\n## Names of requests\n\nThe header ` + "`" + `X-Request-Id` + "`" + ` of each response names the request, as does the server's log. A client can choose the name itself with\nthe same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values that you choose, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `. Its channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | effect | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. A request that uses one of those returns 501. The\nmessage names it, and nothing changes. Read-only fields that the server does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + `\nis for people, and its wording may change. It names the level of the request, the object, the cause in the kernel's own words, and the remedy.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. Later versions can add types. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `exhausted` + "`" + ` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nA request that fails changes nothing, unless the message reports a change.\n\n## 400 malformed\n\n**Cause:** the server cannot read the request. It is not JSON, the JSON ends too early, text follows it, a field occurs twice, the body is\nmissing, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message names the place. The shell may have removed quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** the client may not use the server, or may only read. Over HTTP also: the ` + "`" + `Host` + "`" + ` header is not a name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this ID or name, or the path does not exist. The object may have been deleted in the meantime.\n\n**Remedy:** list the objects: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. The server never reuses an ID.\n\n## 405 method\n\n**Cause:** the path exists, but does not support this method. The header ` + "`" + `Allow` + "`" + ` lists the methods that it supports.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the ` + "`" + `Accept` + "`" + ` header of the request excludes the media type of the response: JSON, or plain text for a log.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not arrive within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing has changed.\n\n**Remedy:** send the body at once; check the network between client and server.\n\n## 409 conflict\n\n**Cause:** one of these, as the message reports, with the holders and the processes that use the object:\n\n- The object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `.\n- Another container has the name.\n- The container is in another state than the request requires.\n- The server has as many objects as ` + "`" + `--max-objects` + "`" + ` allows.\n\n**Remedy:** delete the holder, end the process, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less, in several requests that refer to objects by ID. Or have the administrator raise the limit.\n\n## 415 content type\n\n**Cause:** the header ` + "`" + `Content-Type` + "`" + ` of the request is not JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request is well-formed, but the server cannot carry it out. A field is missing or out of range, a file does not exist or is\nof the wrong type, or ID and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows. Waiting requests\ncount too.\n\n**Remedy:** wait for one to end. ` + "`" + `Retry-After` + "`" + ` contains the time to wait.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** search the server's log for the name of the request in ` + "`" + `X-Request-Id` + "`" + `. If the server is at fault, report the log lines.\n\n## 501 unsupported\n\n**Cause:** the kernel or this version lacks the feature.\n\n**Remedy:** install the requirement that the message names: a module, a kernel option, a newer kernel. Or do without the feature.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI, NVMe, Ceph, a web server or a registry.\n\n**Remedy:** check that server, its address, its exports to this node, and the credentials.\n\n## 503 unavailable\n\n**Cause:** the server is shutting down and has cancelled the request, or the server or the node has no free file descriptors\n(` + "`" + `too many open files` + "`" + `). The server has rolled the request back.\n\n**Remedy:** send the request again when the server is back, or when other requests have ended. If descriptors run out often, raise the\nserver's limit (` + "`" + `LimitNOFILE` + "`" + ` of its unit) or ` + "`" + `fs.file-max` + "`" + ` of the node.\n\n## 504 deadline\n\n**Cause:** the operation took too long, often because a storage server does not respond. The server has rolled back a create. A delete\ncontinues in the background.\n\n**Remedy:** read the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` name the server or device that has to respond. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -39,7 +39,7 @@ func init() {
   "paths": {
     "/attach": {
       "get": {
-        "description": "Answers all attachments in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that no object can have is 422; one that\nmatches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
+        "description": "Returns all attachments in the order of their IDs, including the dependencies that were created inline.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist returns 404. A ` + "`" + `kind` + "`" + ` that does not exist returns 422. If no\nattachment matches, the list is empty.\n",
         "tags": [
           "attachments"
         ],
@@ -74,7 +74,7 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "The attachments, an empty list if there are none.",
+            "description": "The attachments, or an empty list.",
             "schema": {
               "type": "array",
               "items": {
@@ -102,7 +102,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -118,7 +118,7 @@ func init() {
         }
       },
       "post": {
-        "description": "Makes a block device, or takes one that is there into use, and answers when its device file is usable.\nThe client holds the attachment until it deletes it.\n",
+        "description": "Creates a block device, or uses an existing one, and returns when its device file is usable.\nThe client holds the attachment until it deletes it.\n",
         "tags": [
           "attachments"
         ],
@@ -193,7 +193,7 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
           },
@@ -207,7 +207,7 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "It is attached; ` + "`" + `device_file` + "`" + ` tells where.",
+            "description": "The attachment. ` + "`" + `device_file` + "`" + ` is the path of the device.",
             "schema": {
               "$ref": "#/definitions/attach"
             },
@@ -236,7 +236,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -259,7 +259,7 @@ func init() {
         }
       },
       "delete": {
-        "description": "Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of\nthe node uses the device; the message names them. A block device of kind ` + "`" + `local` + "`" + ` is only let go of: it was\nthere before.\n",
+        "description": "Drops the client's reference and detaches the device. Returns 409 and changes nothing while another object or a process of\nthe node uses the device; the message names them. For kind ` + "`" + `local` + "`" + `, the server only drops the reference: the block device\nstays.\n",
         "tags": [
           "attachments"
         ],
@@ -270,7 +270,7 @@ func init() {
             "type": "integer",
             "format": "int64",
             "x-example": 1,
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query",
             "required": true
@@ -278,20 +278,20 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Go past idle dependants. What is in use stays in use.",
+            "description": "Ignore idle holders. Objects in use stay.",
             "name": "force",
             "in": "query"
           },
           {
             "type": "string",
-            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the object has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           }
         ],
         "responses": {
           "200": {
-            "description": "It is detached. The answer shows it as it last was.",
+            "description": "The attachment in its last state, now detached.",
             "schema": {
               "$ref": "#/definitions/attach"
             },
@@ -314,7 +314,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -332,7 +332,7 @@ func init() {
     },
     "/container": {
       "get": {
-        "description": "Answers all containers in the order of their ids. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist is 404, both together that do not belong to one container are 422, and so is a ` + "`" + `state` + "`" + ` that no container can have.\nOne that matches nothing gives ` + "`" + `[]` + "`" + `. Reading changes nothing.\n",
+        "description": "Returns all containers in the order of their IDs. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist returns 404. If both are given and differ, the request returns 422. A ` + "`" + `state` + "`" + ` that does not exist returns 422. If no\ncontainer matches, the list is empty.\n",
         "tags": [
           "containers"
         ],
@@ -378,7 +378,7 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "The containers, an empty list if there are none.",
+            "description": "The containers, or an empty list.",
             "schema": {
               "type": "array",
               "items": {
@@ -435,7 +435,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -451,7 +451,7 @@ func init() {
         }
       },
       "post": {
-        "description": "Makes a container, and first what it needs and was given whole. With ` + "`" + `\"state\": \"running\"` + "`" + ` it is also started,\nand the answer comes when ` + "`" + `command` + "`" + ` is running: a command that can't be started (it does not exist,\nis not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is\nleft behind.\n",
+        "description": "Creates a container, after its inline dependencies. With ` + "`" + `\"state\": \"running\"` + "`" + ` the server also starts it and\nreturns when ` + "`" + `command` + "`" + ` is running. If the command cannot be started, the request fails and leaves nothing\nbehind. Typical reasons: the command does not exist, is not executable, lacks its interpreter, or is for another architecture.\n",
         "tags": [
           "containers"
         ],
@@ -522,7 +522,7 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
           },
@@ -536,7 +536,7 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "It is created, and running if that was asked for.",
+            "description": "The container, running if the request asked for it.",
             "schema": {
               "$ref": "#/definitions/container"
             },
@@ -640,7 +640,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -663,7 +663,7 @@ func init() {
         }
       },
       "delete": {
-        "description": "Removes a container that does not run, and then what only it needed. Its name is free once this has answered.\nA container that is ` + "`" + `running` + "`" + ` or ` + "`" + `paused` + "`" + ` is 409 unless ` + "`" + `force=true` + "`" + `, which stops it first.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Deletes a container that does not run, and then the dependencies that only it referenced. After the response its name is free.\nA container that is ` + "`" + `running` + "`" + ` or ` + "`" + `paused` + "`" + ` returns 409. With ` + "`" + `force=true` + "`" + ` the server stops it first.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -673,34 +673,34 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           },
           {
             "type": "boolean",
             "default": false,
-            "description": "Stop it first if it runs.",
+            "description": "Stop a running container first.",
             "name": "force",
             "in": "query"
           },
           {
             "type": "string",
-            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the object has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           }
         ],
         "responses": {
           "200": {
-            "description": "It is removed. The answer shows it as it last was.",
+            "description": "The container in its last state, now deleted.",
             "schema": {
               "$ref": "#/definitions/container"
             },
@@ -754,7 +754,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -770,7 +770,7 @@ func init() {
         }
       },
       "patch": {
-        "description": "What is asked for, by the state that the container is in:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | nothing to do: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | nothing to do: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | nothing to do: 200 |\n| in the phase ` + "`" + `stopping` + "`" + ` | 409 | nothing to do: 200 | 409 |\n\nStopping answers at once, with the state ` + "`" + `stopping` + "`" + `, and goes on in the background. The command is sent SIGTERM\nor its ` + "`" + `stop_signal` + "`" + ` (a ` + "`" + `systemd` + "`" + ` one signal 37), and processes that are left after its ` + "`" + `stop_timeout` + "`" + ` are killed. Everywhere\nelse the container is ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. If they survive SIGKILL its phase is\n` + "`" + `broken` + "`" + `, and ` + "`" + `error` + "`" + ` names them. Starting answers when the command is running; if it can't be started, the answer is an error and\nthe container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\nThe request has no body.\n",
+        "description": "The effect depends on the state of the container:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | no effect: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | no effect: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | no effect: 200 |\n| in the phase ` + "`" + `stopping` + "`" + ` | 409 | no effect: 200 | 409 |\n\nA stop returns at once with the state ` + "`" + `stopping` + "`" + ` and continues in the background. The server sends SIGTERM\nor ` + "`" + `stop_signal` + "`" + ` to the command (signal 37 if ` + "`" + `systemd` + "`" + `). After ` + "`" + `stop_timeout` + "`" + ` it kills the remaining processes. Until all\nprocesses have ended, every other response shows the container as ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `. If they survive SIGKILL,\nthe phase is ` + "`" + `broken` + "`" + ` and ` + "`" + `error` + "`" + ` names them. A start returns when the command is running. If the command cannot be started, the\nrequest fails and the container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\nThe request has no body.\n",
         "tags": [
           "containers"
         ],
@@ -785,7 +785,7 @@ func init() {
             ],
             "type": "string",
             "x-example": "exited",
-            "description": "The state that it shall have.",
+            "description": "The requested state.",
             "name": "state",
             "in": "query",
             "required": true
@@ -793,14 +793,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           }
@@ -861,7 +861,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -879,7 +879,7 @@ func init() {
     },
     "/container/config": {
       "patch": {
-        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -902,7 +902,7 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only if the container has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the container has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           },
@@ -946,7 +946,7 @@ func init() {
     },
     "/container/exec": {
       "post": {
-        "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. Its standard input is empty. What the command left running goes on.\nIf the client hangs up the command is killed. The container must be ` + "`" + `running` + "`" + `: if not, or if it ends meanwhile, 409, and\nalso while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Runs a command in the namespaces, root, cgroup and limits of the container, and returns when the command has ended. Its standard\ninput is empty. Processes that the command leaves behind keep running.\nIf the client hangs up, the server kills the command. If the container is not ` + "`" + `running` + "`" + `, ends meanwhile, or already runs 64\ncommands, the request returns 409. A command that cannot be started returns 422. One that was killed and does not end returns 504.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -956,14 +956,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           },
@@ -971,7 +971,7 @@ func init() {
             "x-examples": {
               "application/json": {
                 "list": {
-                  "summary": "What is in its root",
+                  "summary": "List its root directory",
                   "value": {
                     "args": [
                       "/bin/ls",
@@ -982,7 +982,7 @@ func init() {
                 }
               }
             },
-            "description": "What to run.",
+            "description": "The command.",
             "name": "command",
             "in": "body",
             "required": true,
@@ -993,7 +993,7 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "It has ended, or was killed because its time was up.",
+            "description": "The command has ended, or was killed at its timeout.",
             "schema": {
               "$ref": "#/definitions/container_result"
             },
@@ -1006,7 +1006,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -1024,7 +1024,7 @@ func init() {
     },
     "/container/log": {
       "get": {
-        "description": "Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the\nlatest part is kept (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does\nnot start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.\nThe answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Returns the standard output and standard error of the container's processes, unchanged. The server keeps the\nlatest part of a long log (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the response continues with new output as it arrives. If the container was never started, the response waits for its\nfirst start. It ends when the container has ended and does not restart, when you delete the container, or when the client hangs up.\nThe server aborts the response if the client reads too slowly, and when the server shuts down.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "produces": [
           "text/plain",
           "application/octet-stream"
@@ -1038,14 +1038,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           },
@@ -1053,20 +1053,20 @@ func init() {
             "type": "integer",
             "format": "int64",
             "x-example": 10,
-            "description": "Only so many of the latest lines; 0 for none of what is there already.",
+            "description": "Number of latest lines to return; 0 skips the existing log.",
             "name": "tail",
             "in": "query"
           },
           {
             "type": "string",
-            "description": "Only what was written at this time or later: RFC 3339, or a span before now, such as ` + "`" + `90s` + "`" + ` or ` + "`" + `1h30m` + "`" + `. It is exact to a tenth of a second.",
+            "description": "Only output from this time on: RFC 3339, or a duration before now, such as ` + "`" + `90s` + "`" + ` or ` + "`" + `1h30m` + "`" + `. The precision is a tenth of a second.",
             "name": "since",
             "in": "query"
           },
           {
             "type": "boolean",
             "default": false,
-            "description": "Go on with what comes.",
+            "description": "Continue with new output.",
             "name": "follow",
             "in": "query"
           }
@@ -1082,7 +1082,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -1100,7 +1100,7 @@ func init() {
     },
     "/container/replace": {
       "post": {
-        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422. The container must be ` + "`" + `running` + "`" + `.\n",
+        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422. The container must be ` + "`" + `running` + "`" + `.\n",
         "tags": [
           "containers"
         ],
@@ -1136,7 +1136,7 @@ func init() {
             ],
             "type": "string",
             "default": "rollback",
-            "description": "What happens if the new container fails: ` + "`" + `rollback` + "`" + ` starts the old one again. ` + "`" + `stop` + "`" + ` keeps the failed one, stopped, under the name.",
+            "description": "The reaction if the new container fails: ` + "`" + `rollback` + "`" + ` starts the old one again. ` + "`" + `stop` + "`" + ` keeps the failed one, stopped, under the name.",
             "name": "on_failure",
             "in": "query"
           },
@@ -1157,7 +1157,7 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only if the container has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the container has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           },
@@ -1221,7 +1221,7 @@ func init() {
     },
     "/container/rollback": {
       "post": {
-        "description": "Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see ` + "`" + `keep_old` + "`" + ` of\nreplace. If it is not, the response is 409.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see ` + "`" + `keep_old` + "`" + ` of\nreplace. Otherwise the request returns 409.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -1258,31 +1258,31 @@ func init() {
     },
     "/container/stats": {
       "get": {
-        "description": "Answers what the container uses of the node at this moment. It must be ` + "`" + `running` + "`" + ` or ` + "`" + `paused` + "`" + `.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Returns the current resource usage of the container. The container must be ` + "`" + `running` + "`" + ` or ` + "`" + `paused` + "`" + `.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
-        "summary": "Tell what a container uses",
+        "summary": "Show the resource usage of a container",
         "operationId": "get_container_stats",
         "parameters": [
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "What it uses.",
+            "description": "The resource usage.",
             "schema": {
               "$ref": "#/definitions/container_stats"
             },
@@ -1298,7 +1298,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -1316,7 +1316,7 @@ func init() {
     },
     "/container/wait": {
       "get": {
-        "description": "Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is\ndeleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is\nup 504. A state that it is in for a moment only is not missed.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Returns when the container is in one of the requested states, or is ready; at once, if it already is. If the container is\ndeleted meanwhile, the request returns 404. If it has ended or is stopping and only a new start could satisfy the request, the request returns 409. After\n` + "`" + `timeout` + "`" + ` the request returns 504. The server does not miss a short state.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -1326,14 +1326,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           },
@@ -1362,7 +1362,7 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Wait until it is ` + "`" + `ready` + "`" + `; not together with ` + "`" + `state` + "`" + `.",
+            "description": "Wait until the container is ` + "`" + `ready` + "`" + `; not together with ` + "`" + `state` + "`" + `.",
             "name": "ready",
             "in": "query"
           },
@@ -1371,14 +1371,14 @@ func init() {
             "format": "int64",
             "default": 60,
             "x-example": 2,
-            "description": "How many seconds to wait, at most 3600; 0 looks once.",
+            "description": "How many seconds to wait, at most 3600; 0 checks once.",
             "name": "timeout",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "The container, as it was at that moment.",
+            "description": "The container at that moment.",
             "schema": {
               "$ref": "#/definitions/container"
             },
@@ -1432,7 +1432,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -1450,7 +1450,7 @@ func init() {
     },
     "/events": {
       "get": {
-        "description": "Answers with an endless stream of server-sent events, each as soon as GET shows what it tells of. The data of each is an ` + "`" + `event` + "`" + `\nin JSON; ` + "`" + `event:` + "`" + ` has its type and ` + "`" + `id:` + "`" + ` its id. While there is nothing to tell, a comment and an id without an event come every\n15 seconds, so that a client can tell a quiet node from a dead one.\n\nA client that was cut off comes back with the last id that it got, in ` + "`" + `Last-Event-ID` + "`" + ` or ` + "`" + `after` + "`" + `, and is told all that\nhappened since. The latest 4096 changes are kept for that, until the server ends. Where they do not do, and where no id is given, the\nfirst event is of type ` + "`" + `reset` + "`" + `: list everything anew, now, and go on from there. It comes also in the middle\nof a stream whose client reads so slowly that it has missed something.\n\nFilters are joined: an event must pass each of them. ` + "`" + `reset` + "`" + ` passes all. The answer ends when the server shuts down, and is cut\noff if the client takes nothing for long.\n",
+        "description": "Returns an endless stream of server-sent events. The server sends an event as soon as GET shows the change. The data of each is an ` + "`" + `event` + "`" + `\nin JSON; ` + "`" + `event:` + "`" + ` has its type and ` + "`" + `id:` + "`" + ` its ID. During quiet periods, the server sends a comment and an ID without an event every\n15 seconds, so that a client can detect a dead connection.\n\nAfter a lost connection, a client reconnects with its last ID in ` + "`" + `Last-Event-ID` + "`" + ` or ` + "`" + `after` + "`" + `, and receives all later\nevents. For that, the server keeps the latest 4096 changes until it exits. If they are not enough, or if the client gives no ID, the\nfirst event has the type ` + "`" + `reset` + "`" + `: list all objects again, now, and continue with the stream. The server also sends it in the middle\nof a stream if the client reads so slowly that it has missed events.\n\nAn event must pass all filters. ` + "`" + `reset` + "`" + ` passes them all. The response ends when the server shuts down. The server aborts it\nif the client stops reading.\n",
         "produces": [
           "text/event-stream",
           "application/octet-stream"
@@ -1458,18 +1458,18 @@ func init() {
         "tags": [
           "events"
         ],
-        "summary": "Be told of every change",
+        "summary": "Watch all changes",
         "operationId": "watch_events",
         "parameters": [
           {
             "type": "string",
-            "description": "Tell what came after the event with this id. Browsers send it by themselves when they come back.",
+            "description": "Continue after the event with this ID. Browsers send this header when they reconnect.",
             "name": "Last-Event-ID",
             "in": "header"
           },
           {
             "type": "string",
-            "description": "The same for clients that can't set headers; ` + "`" + `Last-Event-ID` + "`" + ` goes before it.",
+            "description": "The same for clients that cannot set headers. ` + "`" + `Last-Event-ID` + "`" + ` takes precedence.",
             "name": "after",
             "in": "query"
           },
@@ -1538,7 +1538,7 @@ func init() {
     },
     "/info": {
       "get": {
-        "description": "Returns the versions of the server and the kernel, the kinds of objects that can be created on this node and the features that the\nkernel lacks for the others, the limits of the server, and the space that is left.\n",
+        "description": "Returns the versions of the server and the kernel, the kinds of objects that this node supports, the limits of the server, and the free\nspace. For each unsupported kind, the response names the missing kernel features.\n",
         "tags": [
           "node"
         ],
@@ -1607,7 +1607,7 @@ func init() {
     },
     "/mount": {
       "get": {
-        "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that no object can have is 422; one that\nmatches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
+        "description": "Returns all mounts in the order of their IDs, including the dependencies that were created inline.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist returns 404. A ` + "`" + `kind` + "`" + ` that does not exist returns 422. If no\nmount matches, the list is empty.\n",
         "tags": [
           "mounts"
         ],
@@ -1642,7 +1642,7 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "The mounts, an empty list if there are none.",
+            "description": "The mounts, or an empty list.",
             "schema": {
               "type": "array",
               "items": {
@@ -1670,7 +1670,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -1686,7 +1686,7 @@ func init() {
         }
       },
       "post": {
-        "description": "Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.\nThe client holds the mount until it deletes it. On the node it is mounted ` + "`" + `nosuid,nodev` + "`" + `.\n",
+        "description": "Mounts a tree of files at a directory of the server, after its inline dependencies.\nThe client holds the mount until it deletes it. On the node, the server mounts it with ` + "`" + `nosuid,nodev` + "`" + `.\n",
         "tags": [
           "mounts"
         ],
@@ -1768,7 +1768,7 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
           },
@@ -1782,7 +1782,7 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "It is mounted; ` + "`" + `mountpoint` + "`" + ` tells where.",
+            "description": "The mount. ` + "`" + `mountpoint` + "`" + ` is its directory.",
             "schema": {
               "$ref": "#/definitions/mount"
             },
@@ -1829,7 +1829,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -1852,7 +1852,7 @@ func init() {
         }
       },
       "delete": {
-        "description": "Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with\nnothing changed, while another object or any process of the node uses it; the message names them. What only\nthis mount needed is taken down after it.\n",
+        "description": "Drops the client's reference and unmounts, never lazily: after the response, no part of it is mounted. Returns 409 and\nchanges nothing while another object or a process of the node uses the mount; the message names them. Afterwards the server\ndeletes the dependencies that only this mount referenced.\n",
         "tags": [
           "mounts"
         ],
@@ -1863,7 +1863,7 @@ func init() {
             "type": "integer",
             "format": "int64",
             "x-example": 1,
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query",
             "required": true
@@ -1871,20 +1871,20 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.",
+            "description": "Ignore idle holders, and lose unwritten data if a storage server does not respond. Objects in use stay.",
             "name": "force",
             "in": "query"
           },
           {
             "type": "string",
-            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the object has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           }
         ],
         "responses": {
           "200": {
-            "description": "It is unmounted. The answer shows it as it last was.",
+            "description": "The mount in its last state, now unmounted.",
             "schema": {
               "$ref": "#/definitions/mount"
             },
@@ -1907,7 +1907,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -1926,17 +1926,17 @@ func init() {
   },
   "definitions": {
     "attach": {
-      "description": "A block device that is attached to the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
+      "description": "A block device that is attached to the node. To refer to an existing attachment, give only its ` + "`" + `id` + "`" + `.",
       "type": "object",
       "properties": {
         "device_file": {
-          "description": "Where the device is in ` + "`" + `/dev` + "`" + `.",
+          "description": "Path of the device in ` + "`" + `/dev` + "`" + `.",
           "type": "string",
           "readOnly": true,
           "example": "/dev/loop0"
         },
         "error": {
-          "description": "Why it is ` + "`" + `broken` + "`" + `, or still ` + "`" + `stopping` + "`" + `; else absent.",
+          "description": "Why it is ` + "`" + `broken` + "`" + ` or still ` + "`" + `stopping` + "`" + `. Absent otherwise.",
           "type": "string",
           "readOnly": true
         },
@@ -1959,7 +1959,7 @@ func init() {
           "$ref": "#/definitions/attach_iscsi"
         },
         "kind": {
-          "description": "Which kind of device it is, and so which of the fields below defines it.",
+          "description": "Kind of the device. It selects the field below that defines the device.",
           "type": "string",
           "enum": [
             "iscsi",
@@ -1972,7 +1972,7 @@ func init() {
           ]
         },
         "labels": {
-          "description": "Names and values of your own. The server stores them and selects by them in lists; see \"Labels\".",
+          "description": "Names and values that you choose. The server stores them and selects by them in lists; see \"Labels\".",
           "type": "object",
           "additionalProperties": {
             "type": "string"
@@ -2004,7 +2004,7 @@ func init() {
           "$ref": "#/definitions/attach_oci"
         },
         "phase": {
-          "description": "Where it is in its life; see \"Phases\".",
+          "description": "Phase of its life; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -2018,14 +2018,14 @@ func init() {
           "$ref": "#/definitions/attach_rbd"
         },
         "refs": {
-          "description": "How many hold it; see \"References\".",
+          "description": "Number of references; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "since": {
-          "description": "When ` + "`" + `phase` + "`" + ` last changed.",
+          "description": "Time of the last change of ` + "`" + `phase` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -2035,13 +2035,13 @@ func init() {
           "$ref": "#/definitions/attach_verity"
         },
         "waits_for": {
-          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "description": "The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It\nstays while the server retries the operation, and is absent otherwise.\n",
           "type": "string",
           "readOnly": true,
           "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
         },
         "waits_since": {
-          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "description": "Start of the wait. Absent without ` + "`" + `waits_for` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -2172,7 +2172,7 @@ func init() {
       }
     },
     "attach_iscsi": {
-      "description": "A logical unit of an iSCSI target. The node logs in by itself; no other program is needed, only the kernel's modules\n` + "`" + `iscsi_tcp` + "`" + ` and ` + "`" + `sd_mod` + "`" + `.\n\nAttachments that name the same ` + "`" + `initiator` + "`" + ` and ` + "`" + `target` + "`" + ` share one session, which the last of them ends. They must\nagree in all that belongs to the session: the portals, ` + "`" + `auth` + "`" + `, the digests, ` + "`" + `max_comands` + "`" + ` and ` + "`" + `replacement_timeout` + "`" + `.\nWhen the connection is lost, the server logs in again by itself and I/O goes on; see ` + "`" + `session_state` + "`" + `.\n",
+      "description": "A logical unit of an iSCSI target. The server logs in itself and needs no other program, only the kernel modules\n` + "`" + `iscsi_tcp` + "`" + ` and ` + "`" + `sd_mod` + "`" + `. After a lost connection the server logs in again and I/O continues.\n",
       "type": "object",
       "required": [
         "initiator",
@@ -2184,7 +2184,7 @@ func init() {
           "$ref": "#/definitions/iscsi_auth"
         },
         "data_digest": {
-          "description": "The same for the data.",
+          "description": "Whether a CRC32C protects the data; values as in ` + "`" + `header_digest` + "`" + `.",
           "type": "string",
           "default": "none",
           "enum": [
@@ -2193,7 +2193,7 @@ func init() {
           ]
         },
         "header_digest": {
-          "description": "Whether each header is protected by a CRC32C: ` + "`" + `crc32c` + "`" + ` demands it, with ` + "`" + `none` + "`" + ` it is done only if the target insists.\n",
+          "description": "Whether a CRC32C protects each header. ` + "`" + `crc32c` + "`" + ` requires it. With ` + "`" + `none` + "`" + `, only the target can require it.\n",
           "type": "string",
           "default": "none",
           "enum": [
@@ -2202,22 +2202,22 @@ func init() {
           ]
         },
         "host": {
-          "description": "Name or address, IPv4 or IPv6, of the target's portal. All addresses of a name are tried in their order.",
+          "description": "Name or address, IPv4 or IPv6, of the target's portal. The server tries all addresses of a name in order.",
           "type": "string"
         },
         "initiator": {
-          "description": "The iSCSI name that the node logs in with: ` + "`" + `iqn.…` + "`" + `, ` + "`" + `eui.…` + "`" + ` or ` + "`" + `naa.…` + "`" + `. Each node needs its own: a target ends the\nsession of a first one when a second logs in with the same name.\n",
+          "description": "The iSCSI name of the initiator, that is, this node: ` + "`" + `iqn.…` + "`" + `, ` + "`" + `eui.…` + "`" + ` or ` + "`" + `naa.…` + "`" + `. Each node needs its own name: when a second node logs in with\nthe same name, the target ends the session of the first.\n",
           "type": "string"
         },
         "lun": {
-          "description": "Number of the logical unit, from 0 to 16383. No other unit of the target is made a device.",
+          "description": "Number of the logical unit, from 0 to 16383. The server creates no devices for other units of the target.",
           "type": "integer",
           "format": "int64",
           "default": 0,
           "x-omitempty": false
         },
         "max_comands": {
-          "description": "How many commands the session may have under way, a power of two from 32 to 4096; the kernel keeps 15 of them for\nitself. The name is misspelt and stays so; ` + "`" + `max_commands` + "`" + ` is taken too.\n",
+          "description": "Maximum number of outstanding commands of the session, a power of two from 32 to 4096. The kernel reserves 15 of them for\nitself. The misspelt name is kept for compatibility; the server also accepts ` + "`" + `max_commands` + "`" + `.\n",
           "type": "integer",
           "format": "int64",
           "default": 128
@@ -2234,7 +2234,7 @@ func init() {
           "default": 3260
         },
         "portals": {
-          "description": "Further portals of the target, as ` + "`" + `host` + "`" + `, ` + "`" + `host:port` + "`" + ` or ` + "`" + `[address]:port` + "`" + `. They are tried after ` + "`" + `host` + "`" + `, in their\norder, until one lets the node in: now, and whenever the connection is lost.\n",
+          "description": "Further portals of the target, as ` + "`" + `host` + "`" + `, ` + "`" + `host:port` + "`" + ` or ` + "`" + `[address]:port` + "`" + `. The server tries them after ` + "`" + `host` + "`" + `, in\norder, until one accepts the login: now, and whenever the connection is lost.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -2242,29 +2242,29 @@ func init() {
           "x-omitempty": true
         },
         "queue_depth": {
-          "description": "How many commands the logical unit may have under way; at most ` + "`" + `max_comands` + "`" + ` - 15.",
+          "description": "Maximum number of outstanding commands of the logical unit; at most ` + "`" + `max_comands` + "`" + ` - 15.",
           "type": "integer",
           "format": "int64",
           "default": 16
         },
         "replacement_timeout": {
-          "description": "For how many seconds, from 1 to 86400, I/O waits for a connection that is lost. After that it fails, until the\nconnection is back.\n",
+          "description": "For how many seconds, from 1 to 86400, I/O waits for a lost connection. After that, I/O fails until the\nconnection is back.\n",
           "type": "integer",
           "format": "int64",
           "default": 120
         },
         "ro": {
-          "description": "Make the device read-only. It is also so if the target does not let it be written to.",
+          "description": "Make the device read-only. It is also read-only if the target does not allow writing.",
           "type": "boolean",
           "default": false
         },
         "scheduler": {
-          "description": "I/O scheduler of the device, one of those in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `; another one is 422, and the message tells\nthose that there are. ` + "`" + `noop` + "`" + `, which older kernels had, means ` + "`" + `none` + "`" + `.\n",
+          "description": "I/O scheduler of the device, one of those in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `. Another one returns 422, and the message lists\nthe available ones. ` + "`" + `noop` + "`" + `, from older kernels, means ` + "`" + `none` + "`" + `.\n",
           "type": "string",
           "default": "mq-deadline"
         },
         "session_state": {
-          "description": "What the session does now: ` + "`" + `logged_in` + "`" + `; ` + "`" + `recovering` + "`" + ` when the connection is lost and I/O waits for it; ` + "`" + `failed` + "`" + `\nwhen that has taken longer than ` + "`" + `replacement_timeout` + "`" + ` and I/O fails. In the latter two the server goes on trying.\n",
+          "description": "State of the session. ` + "`" + `logged_in` + "`" + `: the connection works. ` + "`" + `recovering` + "`" + `: the connection is lost and I/O waits for it. ` + "`" + `failed` + "`" + `:\n` + "`" + `replacement_timeout` + "`" + ` has passed and I/O fails. In the latter two states the server retries the login.\n",
           "type": "string",
           "enum": [
             "logged_in",
@@ -2285,14 +2285,14 @@ func init() {
       }
     },
     "attach_local": {
-      "description": "A block device that the node has already: a disk, a partition, a device-mapper volume. It can be attached once;\na second time is 409, with the id of the first. Deleting the attachment leaves the device alone.\n",
+      "description": "An existing block device of the node: a disk, a partition, a device-mapper volume. You can attach it once;\na second attach returns 409 with the ID of the first attachment. Deleting the attachment leaves the device unchanged.\n",
       "type": "object",
       "required": [
         "path"
       ],
       "properties": {
         "path": {
-          "description": "The device file, absolute. Symbolic links such as those in ` + "`" + `/dev/disk/by-id` + "`" + ` are followed.",
+          "description": "Absolute path of the device file. The server follows symbolic links such as those in ` + "`" + `/dev/disk/by-id` + "`" + `.",
           "type": "string"
         }
       },
@@ -2301,7 +2301,7 @@ func init() {
       }
     },
     "attach_loopback": {
-      "description": "A file as a block device. Direct I/O is used where the file's file system allows it, so that the image is not\ncached twice.\n",
+      "description": "A file as a block device. If the file system of the file supports direct I/O, the server uses it, so that the node does not\ncache the image twice.\n",
       "type": "object",
       "required": [
         "path",
@@ -2309,7 +2309,7 @@ func init() {
       ],
       "properties": {
         "base": {
-          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the tree of the mount that is given in ` + "`" + `mount` + "`" + `,\nwhole or by id (` + "`" + `mount` + "`" + `). Only then ` + "`" + `mount` + "`" + ` is needed.\n",
+          "description": "The directory to which ` + "`" + `path` + "`" + ` is relative: the node's root directory (` + "`" + `root` + "`" + `), or the top of the mount in ` + "`" + `mount` + "`" + ` (` + "`" + `mount` + "`" + `). Give\n` + "`" + `mount` + "`" + ` inline or by ID, and only with base ` + "`" + `mount` + "`" + `.\n",
           "type": "string",
           "enum": [
             "root",
@@ -2320,7 +2320,7 @@ func init() {
           "$ref": "#/definitions/mount"
         },
         "partitions": {
-          "description": "The partitions that were found, in the order of their numbers. Absent without ` + "`" + `readPartitions` + "`" + `.",
+          "description": "The partitions, in the order of their numbers. Absent without ` + "`" + `readPartitions` + "`" + `.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/partition"
@@ -2329,16 +2329,16 @@ func init() {
           "readOnly": true
         },
         "path": {
-          "description": "The file, as seen from ` + "`" + `base` + "`" + `, a regular one or a block device; at most 4095 bytes. With base ` + "`" + `mount` + "`" + ` it can't leave that\nmount, whatever links or ` + "`" + `..` + "`" + ` it has on its way. With base ` + "`" + `root` + "`" + ` it must be absolute, and must not lie in the server's own\nmount directory: use base ` + "`" + `mount` + "`" + ` for that. The size of the file must be a multiple of 512.\n",
+          "description": "Path of the file relative to ` + "`" + `base` + "`" + `: a regular file or a block device; at most 4095 bytes. With base ` + "`" + `mount` + "`" + `, the path cannot leave that\nmount, whatever links or ` + "`" + `..` + "`" + ` it contains. With base ` + "`" + `root` + "`" + `, it must be absolute and outside the server's own\nmount directory: use base ` + "`" + `mount` + "`" + ` there. The size of the file must be a multiple of 512.\n",
           "type": "string"
         },
         "readPartitions": {
-          "description": "Also make a device for each partition of the file's GPT or MBR partition table. They are listed in ` + "`" + `partitions` + "`" + `.",
+          "description": "Also create a device for each partition of the file's GPT or MBR partition table. ` + "`" + `partitions` + "`" + ` lists them.",
           "type": "boolean",
           "default": false
         },
         "ro": {
-          "description": "Attach it read-only. This is done without asking where the file can't be written to, lies in a\nread-only mount, or holds a squashfs or erofs file system.\n",
+          "description": "Attach it read-only. The server always does so if the file is not writable, is in a\nread-only mount, or contains a squashfs or erofs file system.\n",
           "type": "boolean",
           "default": false
         }
@@ -2552,7 +2552,7 @@ func init() {
           "minLength": 1
         },
         "monitors": {
-          "description": "The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port where it is not the usual one (see\n` + "`" + `ms_mode` + "`" + `). Some of them may be down.\n",
+          "description": "The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port if it is not the default (see\n` + "`" + `ms_mode` + "`" + `). Some of them may be down.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -2562,12 +2562,12 @@ func init() {
           "$ref": "#/definitions/rbd_options"
         },
         "pool": {
-          "description": "The pool that the image is in.",
+          "description": "Pool of the image.",
           "type": "string",
           "minLength": 1
         },
         "snapshot": {
-          "description": "A snapshot of the image, to map that instead; it is read-only.",
+          "description": "A snapshot of the image, to map instead of the image. It is read-only.",
           "type": "string"
         }
       },
@@ -2587,14 +2587,14 @@ func init() {
       }
     },
     "attach_verity": {
-      "description": "Checks all that is read from the device against one hash, with the kernel's dm-verity: ` + "`" + `device_file` + "`" + ` is then a device\nabove the one of the kind, which hands out no byte that is not what the hash was made of, and is read-only. A read that\nfails the check is an I/O error. The hash tree has the form of veritysetup(8), with its superblock; it is on the device itself,\nor on another one, ` + "`" + `hash_device` + "`" + `, which is given whole or by id.\n\nThe device is attached read-only where its kind knows ` + "`" + `ro` + "`" + `. It can't be together with ` + "`" + `readPartitions` + "`" + `.\n",
+      "description": "Verifies all data that is read from the device against one hash, with the kernel's dm-verity. ` + "`" + `device_file` + "`" + ` is then a read-only device\nabove the original one. It returns only data that matches the hash; a read that fails verification is an I/O error. The hash tree has\nthe format of veritysetup(8), with its superblock. It is on the device itself, or on another one: ` + "`" + `hash_device` + "`" + `, given inline or by ID.\n",
       "type": "object",
       "required": [
         "root_hash"
       ],
       "properties": {
         "data_device_file": {
-          "description": "Where the device below is in ` + "`" + `/dev` + "`" + `, which is not checked.",
+          "description": "Path of the device below, which is not verified, in ` + "`" + `/dev` + "`" + `.",
           "type": "string",
           "readOnly": true,
           "example": "/dev/loop0"
@@ -2603,14 +2603,14 @@ func init() {
           "$ref": "#/definitions/attach"
         },
         "hash_offset": {
-          "description": "Where the superblock of the hash tree is, in bytes, a multiple of 512: on the device itself, behind the data, or on\n` + "`" + `hash_device` + "`" + `.\n",
+          "description": "Position of the superblock of the hash tree in bytes, a multiple of 512: on the device itself, behind the data, or on\n` + "`" + `hash_device` + "`" + `.\n",
           "type": "integer",
           "format": "int64",
           "default": 0,
           "x-omitempty": false
         },
         "on_corruption": {
-          "description": "What happens when a read has failed the check, besides that it fails. With ` + "`" + `error` + "`" + ` nothing: ` + "`" + `state` + "`" + ` shows it. With\n` + "`" + `stop` + "`" + ` the attachment is ` + "`" + `broken` + "`" + ` from then on, and containers that stand on it are stopped and end as ` + "`" + `dead` + "`" + `.\n",
+          "description": "The reaction to a failed verification, in addition to the I/O error. With ` + "`" + `error` + "`" + `, only ` + "`" + `state` + "`" + ` changes. With\n` + "`" + `stop` + "`" + `, the attachment becomes ` + "`" + `broken` + "`" + `, and the server stops the containers that depend on it; they end as ` + "`" + `dead` + "`" + `.\n",
           "type": "string",
           "default": "error",
           "enum": [
@@ -2619,12 +2619,12 @@ func init() {
           ]
         },
         "root_hash": {
-          "description": "The root hash that veritysetup(8) printed when the tree was made, in hexadecimal. It is all that is trusted; if it is not that\nof the device the create fails.\n",
+          "description": "The root hash that veritysetup(8) printed when it created the tree, in hexadecimal. It is the only trusted value. If the root hash of the\ndevice differs, the create fails.\n",
           "type": "string",
           "pattern": "^[0-9A-Fa-f]+$"
         },
         "state": {
-          "description": "Whether all that was read so far was as it should be (` + "`" + `ok` + "`" + `), or not (` + "`" + `corrupted` + "`" + `).",
+          "description": "Whether all data read so far was verified (` + "`" + `ok` + "`" + `), or not (` + "`" + `corrupted` + "`" + `).",
           "type": "string",
           "enum": [
             "ok",
@@ -2640,7 +2640,7 @@ func init() {
       }
     },
     "container": {
-      "description": "Processes that run in a mount, apart from the node. The mount is their root directory; if it is read-only it must\nhave the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + `.\n",
+      "description": "Processes that run in a mount, apart from the node. The mount is their root directory. If it is read-only it must\ncontain the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + `.\n",
       "type": "object",
       "required": [
         "mount",
@@ -2648,7 +2648,7 @@ func init() {
       ],
       "properties": {
         "args": {
-          "description": "Further arguments of the command, after the words of ` + "`" + `command` + "`" + `, each as it stands.",
+          "description": "Further arguments of the command, after the words of ` + "`" + `command` + "`" + `. The server passes them unchanged.",
           "type": "array",
           "items": {
             "type": "string"
@@ -2660,7 +2660,7 @@ func init() {
           ]
         },
         "binds": {
-          "description": "Files and directories of the node that are seen in the container, mounted in the order of the list.",
+          "description": "Files and directories of the node to mount in the container, in the order of the list.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_bind"
@@ -2671,18 +2671,18 @@ func init() {
           "$ref": "#/definitions/container_capabilities"
         },
         "cgroup": {
-          "description": "Its directory in the node's cgroup v2 tree, while it runs.",
+          "description": "Its directory in the node's cgroup v2 tree, while the container runs.",
           "type": "string",
           "readOnly": true,
           "example": "/sys/fs/cgroup/imageapi/6"
         },
         "command": {
-          "description": "The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX\nshell does with quotes and backslashes, and nothing is expanded.\n",
+          "description": "The first process: a program, as a path in the mount, and its arguments. The server splits it into words with quotes and\nbackslashes like a POSIX shell, and expands nothing.\n",
           "type": "string",
           "example": "/bin/sh -c 'echo hello'"
         },
         "devices": {
-          "description": "What its ` + "`" + `/dev` + "`" + ` holds. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, with all that is plugged in later, but ` + "`" + `/dev/pts` + "`" + `, ` + "`" + `/dev/shm` + "`" + ` and ` + "`" + `/dev/mqueue` + "`" + ` of its own. Else paths in\nthe node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or directories with devices, which join the minimal ones under the same\nnames, with the same owners and permissions. They are looked for at each start, and must be there.\n",
+          "description": "Devices in its ` + "`" + `/dev` + "`" + `. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, including devices added later, but with separate ` + "`" + `/dev/pts` + "`" + `, ` + "`" + `/dev/shm` + "`" + ` and ` + "`" + `/dev/mqueue` + "`" + `. Otherwise paths in\nthe node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or directories with devices. The container has them in addition to the minimal ones, with the\nsame names, owners and permissions. The server looks them up at each start; all must exist.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -2694,7 +2694,7 @@ func init() {
           ]
         },
         "env": {
-          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `, each name once. They join ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `, ` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `,\nwhich it has anyway, or take their place. They are shown in answers: no place for a secret.\n",
+          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `, each name once. The entries add to or replace the defaults ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `,\n` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `. Responses contain them: do not use them for secrets.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -2705,7 +2705,7 @@ func init() {
           ]
         },
         "error": {
-          "description": "Why it is ` + "`" + `broken` + "`" + `, still ` + "`" + `stopping` + "`" + `, ` + "`" + `dead` + "`" + `, or waits for a restart; else absent.",
+          "description": "Why it is ` + "`" + `broken` + "`" + `, still ` + "`" + `stopping` + "`" + `, ` + "`" + `dead` + "`" + `, or waits for a restart. Absent otherwise.",
           "type": "string",
           "readOnly": true
         },
@@ -2717,7 +2717,7 @@ func init() {
           "readOnly": true
         },
         "exit_reason": {
-          "description": "What ended the last run: ` + "`" + `exited` + "`" + ` (see ` + "`" + `exit_code` + "`" + `), ` + "`" + `signalled` + "`" + ` (see ` + "`" + `signal` + "`" + `), ` + "`" + `oom` + "`" + ` (the kernel killed it for lack of\nmemory), ` + "`" + `poweroff` + "`" + ` (from inside; halting looks the same), ` + "`" + `reboot` + "`" + ` (from inside), ` + "`" + `start-failed` + "`" + `, ` + "`" + `supervisor-lost` + "`" + ` (the\nprocess of the server that watches it was killed), ` + "`" + `corrupted` + "`" + ` (it was stopped since what it stands on is not what its\n` + "`" + `root_hash` + "`" + ` says).\n",
+          "description": "The cause that ended the last run:\n\n- ` + "`" + `exited` + "`" + `: see ` + "`" + `exit_code` + "`" + `. ` + "`" + `signalled` + "`" + `: see ` + "`" + `signal` + "`" + `.\n- ` + "`" + `oom` + "`" + `: the kernel killed it for lack of memory.\n- ` + "`" + `poweroff` + "`" + `, ` + "`" + `reboot` + "`" + `: from inside. A halt shows as ` + "`" + `poweroff` + "`" + `.\n- ` + "`" + `start-failed` + "`" + `: its command could not be started.\n- ` + "`" + `supervisor-lost` + "`" + `: its supervisor process was killed.\n- ` + "`" + `corrupted` + "`" + `: the server stopped it because its data does not match the ` + "`" + `root_hash` + "`" + `.\n",
           "type": "string",
           "enum": [
             "exited",
@@ -2732,7 +2732,7 @@ func init() {
           "readOnly": true
         },
         "finished_at": {
-          "description": "When its last run ended. Absent while it runs.",
+          "description": "End of the last run. Absent while it runs.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -2745,7 +2745,7 @@ func init() {
           "readOnly": true
         },
         "hostname": {
-          "description": "Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or ` + "`" + `imageapi-` + "`" + ` and its id.",
+          "description": "Host name, at most 64 characters. Requires the namespace uts. By default the container's name, or ` + "`" + `imageapi-` + "`" + ` and its ID.",
           "type": "string",
           "maxLength": 64,
           "pattern": "^[A-Za-z0-9.\\-]*$"
@@ -2760,7 +2760,7 @@ func init() {
           "$ref": "#/definitions/container_image"
         },
         "labels": {
-          "description": "Names and values of the client's own, which mean nothing to the server.",
+          "description": "Names and values that you choose. The server stores them and selects by them in lists; see \"Labels\".",
           "type": "object",
           "additionalProperties": {
             "type": "string"
@@ -2771,13 +2771,13 @@ func init() {
           }
         },
         "logfile": {
-          "description": "The file on the node that has what its processes wrote to standard output and standard error. When it is\nas long as half of what is kept (` + "`" + `--log-size` + "`" + `, 16 MiB by default) it is renamed with ` + "`" + `.1` + "`" + ` at its end and a new one begins.\n",
+          "description": "The file on the node with the standard output and standard error of its processes. At half of the limit\n(` + "`" + `--log-size` + "`" + `, 16 MiB by default), the server renames it with the suffix ` + "`" + `.1` + "`" + ` and begins a new file.\n",
           "type": "string",
           "readOnly": true,
           "example": "/run/imageapi/logs/6.log"
         },
         "max_restarts": {
-          "description": "After how many restarts in a row it is left as it is; 0, the default, for no limit. Less than 0 is 422, and so is a limit without\n` + "`" + `restart` + "`" + `, or with ` + "`" + `no` + "`" + `.\n",
+          "description": "Maximum number of restarts in a row. 0, the default, means no limit. A negative value returns 422, and so does a limit without\n` + "`" + `restart` + "`" + `, or with ` + "`" + `no` + "`" + `.\n",
           "type": "integer",
           "format": "int64"
         },
@@ -2788,7 +2788,7 @@ func init() {
           "$ref": "#/definitions/name"
         },
         "namespaces": {
-          "description": "The namespaces of its own. If there are none in the list, it has mnt, pid, ipc, uts and cgroup. mnt is always among them.",
+          "description": "Namespaces that the container does not share with the node. The default is mnt, pid, ipc, uts and cgroup. mnt is always included.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_namespace"
@@ -2796,20 +2796,20 @@ func init() {
           "x-omitempty": true
         },
         "next_start_at": {
-          "description": "When it will be started again; only while it waits for that.",
+          "description": "Time of the next restart. Present only during the delay.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "oom_killed": {
-          "description": "The kernel killed a process of its last run for lack of memory. Absent where there is no memory controller of cgroup v2 to tell.\n",
+          "description": "The kernel killed a process of its last run for lack of memory. Absent without the memory controller of cgroup v2.\n",
           "type": "boolean",
           "x-nullable": true,
           "readOnly": true
         },
         "phase": {
-          "description": "Where it is in its life, apart from whether it runs; see \"Phases\".",
+          "description": "Phase of its life, independent of its state; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -2820,18 +2820,18 @@ func init() {
           "readOnly": true
         },
         "pid": {
-          "description": "The number of the first process on the node. Absent unless it runs.",
+          "description": "PID of the first process on the node. Absent unless the container runs.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "ready": {
-          "description": "It runs and is ready: a ` + "`" + `systemd` + "`" + ` one when systemd says so (sd_notify(3)), which it does when its default target is\nreached; any other when its command runs.\n",
+          "description": "It runs and is ready. A ` + "`" + `systemd` + "`" + ` container is ready when systemd reports it (sd_notify(3)), after its default target is\nreached. Any other container is ready when its command runs.\n",
           "type": "boolean",
           "readOnly": true
         },
         "refs": {
-          "description": "How many hold it; see \"References\".",
+          "description": "Number of references; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
@@ -2850,7 +2850,7 @@ func init() {
           "$ref": "#/definitions/container_resources"
         },
         "restart": {
-          "description": "Whether it is started again when it has ended without being asked to: ` + "`" + `no` + "`" + `, the default; ` + "`" + `on-failure` + "`" + `, when it is ` + "`" + `dead` + "`" + `; ` + "`" + `always` + "`" + `, also\nwhen it has ` + "`" + `exited` + "`" + `, but not after it was powered off or halted from inside. The first time after a second,\nthen after twice as long each time up to a minute; a run of a minute or more counts as a new beginning. While it waits it is\n` + "`" + `created` + "`" + `, with ` + "`" + `error` + "`" + ` and ` + "`" + `next_start_at` + "`" + `. A request to stop ends that too.\n",
+          "description": "Whether the server restarts a container that ends without a request. ` + "`" + `no` + "`" + ` is the default; ` + "`" + `on-failure` + "`" + ` restarts a ` + "`" + `dead` + "`" + ` one; ` + "`" + `always` + "`" + ` also\nrestarts an ` + "`" + `exited` + "`" + ` one, unless it powered off or halted itself. The first delay is a second. Each further delay is twice as long,\nup to a minute. A run of a minute or more resets the delay. During the delay the container is\n` + "`" + `created` + "`" + `, with ` + "`" + `error` + "`" + ` and ` + "`" + `next_start_at` + "`" + `. A request to stop also cancels the restart.\n",
           "type": "string",
           "enum": [
             "no",
@@ -2859,13 +2859,13 @@ func init() {
           ]
         },
         "restarts": {
-          "description": "How often in a row it was started again by ` + "`" + `restart` + "`" + `.",
+          "description": "Number of restarts in a row by ` + "`" + `restart` + "`" + `.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "rlimits": {
-          "description": "Limits of the command and of what it starts; see setrlimit(2). What is not named is as the server's.",
+          "description": "Limits of the command and its children; see setrlimit(2). The server's own limits are the default.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_rlimit"
@@ -2878,20 +2878,20 @@ func init() {
           "format": "int64"
         },
         "signal": {
-          "description": "The number of the signal that ended the last run, else absent.",
+          "description": "The number of the signal that ended the last run. Absent otherwise.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "since": {
-          "description": "When ` + "`" + `phase` + "`" + ` or ` + "`" + `state` + "`" + ` last changed.",
+          "description": "Time of the last change of ` + "`" + `phase` + "`" + ` or ` + "`" + `state` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "started_at": {
-          "description": "When it was last started.",
+          "description": "Time of the last start.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -2908,28 +2908,28 @@ func init() {
           "readOnly": true
         },
         "stop_signal": {
-          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number, but SIGSTOP. By default SIGTERM,\nwith ` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.\n",
+          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number, except SIGSTOP. By default SIGTERM,\nwith ` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.\n",
           "type": "string"
         },
         "stop_timeout": {
-          "description": "How many seconds the command has to end before all that is left is killed, 1 to 45. By default what the server's\n` + "`" + `--stop-timeout` + "`" + ` says, with ` + "`" + `systemd` + "`" + ` 30.\n",
+          "description": "How many seconds the command has to end before the server kills all remaining processes, 1 to 45. The default is the server's\n` + "`" + `--stop-timeout` + "`" + `, with ` + "`" + `systemd` + "`" + ` 30.\n",
           "type": "integer",
           "format": "int64"
         },
         "stopping_since": {
-          "description": "Since when the container is being stopped. Absent otherwise.",
+          "description": "Start of the stop. Absent otherwise.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "systemd": {
-          "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422.\n",
+          "description": "The command is systemd, or needs the same environment: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. It requires the namespaces pid, uts, ipc and cgroup. The server\nadds them if ` + "`" + `namespaces` + "`" + ` is empty; otherwise a missing one returns 422.\n",
           "type": "boolean",
           "default": false
         },
         "tmpfs": {
-          "description": "File systems in memory that are mounted in the container.",
+          "description": "File systems in memory to mount in the container.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_tmpfs"
@@ -2937,25 +2937,25 @@ func init() {
           "x-omitempty": true
         },
         "user": {
-          "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list\nthe user are joined too. Empty is root with no other groups. ` + "`" + `HOME` + "`" + ` is the user's unless ` + "`" + `env` + "`" + ` says otherwise. A user\nother than root has no capabilities.\n",
+          "description": "User that runs the command: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, optionally followed by ` + "`" + `:` + "`" + ` and a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. The default group is the user's, or root's for a number without an entry. Without a group, the command also joins the groups\nthat list the user. Empty is root with no other groups. ` + "`" + `HOME` + "`" + ` is the user's unless ` + "`" + `env` + "`" + ` sets it. A user\nother than root has no capabilities.\n",
           "type": "string",
           "example": "nobody"
         },
         "waits_for": {
-          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "description": "The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It\nstays while the server retries the operation, and is absent otherwise.\n",
           "type": "string",
           "readOnly": true,
           "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
         },
         "waits_since": {
-          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "description": "Start of the wait. Absent without ` + "`" + `waits_for` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "working_dir": {
-          "description": "The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be\npermitted to enter it. By default ` + "`" + `/` + "`" + `.\n",
+          "description": "The directory in which the command starts, an absolute path in the container. It must exist, and the user must have permission to\nenter it. By default ` + "`" + `/` + "`" + `.\n",
           "type": "string"
         }
       },
@@ -2986,7 +2986,7 @@ func init() {
       }
     },
     "container_bind": {
-      "description": "A file or directory of the node, as it is seen in a container.",
+      "description": "A file or directory of the node to mount in a container.",
       "type": "object",
       "required": [
         "source",
@@ -2994,16 +2994,16 @@ func init() {
       ],
       "properties": {
         "ro": {
-          "description": "Nothing can be written through it.",
+          "description": "Forbid writing through this mount.",
           "type": "boolean",
           "default": false
         },
         "source": {
-          "description": "What it is on the node, an absolute path, which is looked up at each start. If it is a directory with mounts below, they come\nwith it. What is mounted later on one side does not show on the other.\n",
+          "description": "Absolute path on the node, which the server looks up at each start. A directory includes the mounts below it. Later mounts on\none side are not visible on the other.\n",
           "type": "string"
         },
         "target": {
-          "description": "Where it is in the container, an absolute path, in which links are not followed, and no ` + "`" + `..` + "`" + `. What is missing is made, if it\ncan be: directories, and for a file an empty one.\n",
+          "description": "Absolute path in the container, without ` + "`" + `..` + "`" + `. The server does not follow links in it. It creates missing directories, and for a file an\nempty file, if the mount is writable.\n",
           "type": "string"
         }
       },
@@ -3013,7 +3013,7 @@ func init() {
       }
     },
     "container_capabilities": {
-      "description": "The capabilities of root in the container; see capabilities(7). The default is all but CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and\nCAP_AUDIT_READ, which are about the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and\n` + "`" + `/proc/sys/net` + "`" + ` is read-only there. A container without the namespace pid lacks CAP_SYS_BOOT.\n",
+      "description": "The capabilities of root in the container; see capabilities(7). By default root has all except CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and\nCAP_AUDIT_READ, which affect the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and\n` + "`" + `/proc/sys/net` + "`" + ` is read-only there. A container without the namespace pid lacks CAP_SYS_BOOT.\n",
       "type": "object",
       "properties": {
         "add": {
@@ -3025,7 +3025,7 @@ func init() {
           "x-omitempty": true
         },
         "drop": {
-          "description": "Those that it shall not have, and can't gain, by name (` + "`" + `CAP_NET_RAW` + "`" + ` or ` + "`" + `net_raw` + "`" + `), or ` + "`" + `all` + "`" + `.",
+          "description": "Capabilities that root loses and cannot regain, by name (` + "`" + `CAP_NET_RAW` + "`" + ` or ` + "`" + `net_raw` + "`" + `), or ` + "`" + `all` + "`" + `.",
           "type": "array",
           "items": {
             "type": "string"
@@ -3041,21 +3041,21 @@ func init() {
       }
     },
     "container_command": {
-      "description": "A command to run in a container beside what runs there.",
+      "description": "A command to run in a container, in addition to the container's own.",
       "type": "object",
       "required": [
         "args"
       ],
       "properties": {
         "args": {
-          "description": "The program, as a path or to be found in its PATH, and its arguments, each as it stands.",
+          "description": "The program, as a path or a name in its PATH, and its arguments. The server passes them unchanged.",
           "type": "array",
           "items": {
             "type": "string"
           }
         },
         "env": {
-          "description": "As the field ` + "`" + `env` + "`" + ` of the container, whose environment it has too.",
+          "description": "As the field ` + "`" + `env` + "`" + ` of the container. The command also has the container's environment.",
           "type": "array",
           "items": {
             "type": "string"
@@ -3063,7 +3063,7 @@ func init() {
           "x-omitempty": true
         },
         "timeout": {
-          "description": "After how many seconds it is killed, 1 to 3600. By default 20.",
+          "description": "After how many seconds the server kills it, 1 to 3600. By default 20.",
           "type": "integer",
           "format": "int64"
         },
@@ -3190,7 +3190,7 @@ func init() {
       }
     },
     "container_namespace": {
-      "description": "A namespace that a container has of its own instead of sharing the node's; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + ` a container can't reboot, and is stopped as a whole. Without ` + "`" + `uts` + "`" + ` its\nhost name is the node's and can't be set.\n",
+      "description": "A namespace of the container that it does not share with the node; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + `, a container cannot reboot, and stopping kills all its processes. Without ` + "`" + `uts` + "`" + `, it has\nthe host name of the node and cannot set it.\n",
       "type": "string",
       "enum": [
         "cgroup",
@@ -3429,7 +3429,7 @@ func init() {
       }
     },
     "container_resources": {
-      "description": "What it may use of the node, by the controllers of cgroup v2. One that the node's cgroup v2 tree lacks is 501. What is 0 or left\nout is not limited.\n",
+      "description": "Limits on the node's resources, by the controllers of cgroup v2. If the node's cgroup v2 tree lacks a controller, using it returns 501. 0\nor a missing field means no limit.\n",
       "type": "object",
       "properties": {
         "cpu_quota": {
@@ -3443,11 +3443,11 @@ func init() {
           "format": "int64"
         },
         "cpuset": {
-          "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus). All of them must be there.",
+          "description": "Its processors, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus). All of them must exist.",
           "type": "string"
         },
         "cpuset_mems": {
-          "description": "The NUMA nodes whose memory it may use, such as ` + "`" + `0-1` + "`" + ` (cpuset.mems).",
+          "description": "Its NUMA nodes for memory, such as ` + "`" + `0-1` + "`" + ` (cpuset.mems).",
           "type": "string"
         },
         "hugetlb": {
@@ -3471,7 +3471,7 @@ func init() {
           "x-omitempty": true
         },
         "memory": {
-          "description": "Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.",
+          "description": "Bytes of memory (memory.max), at least 8 MiB. Above the limit, the kernel kills a process of the container.",
           "type": "integer",
           "format": "int64"
         },
@@ -3491,7 +3491,7 @@ func init() {
           "format": "int64"
         },
         "pids": {
-          "description": "How many processes and threads it may have (pids.max), 16 to 4194304.",
+          "description": "Maximum number of processes and threads (pids.max), 16 to 4194304.",
           "type": "integer",
           "format": "int64"
         },
@@ -3504,7 +3504,7 @@ func init() {
           "x-omitempty": true
         },
         "swap": {
-          "description": "Bytes of swap (memory.swap.max); -1 for none.",
+          "description": "Bytes of swap (memory.swap.max); -1 means no limit.",
           "type": "integer",
           "format": "int64"
         }
@@ -3516,7 +3516,7 @@ func init() {
       }
     },
     "container_result": {
-      "description": "What came of a command.",
+      "description": "The result of a command.",
       "type": "object",
       "properties": {
         "exit_code": {
@@ -3526,26 +3526,26 @@ func init() {
           "x-nullable": true
         },
         "signal": {
-          "description": "The number of the signal that ended it, else absent.",
+          "description": "The number of the signal that ended it. Absent otherwise.",
           "type": "integer",
           "format": "int64"
         },
         "stderr": {
-          "description": "What it wrote to standard error, likewise.",
+          "description": "The first MiB of its standard error, likewise.",
           "type": "string",
           "x-omitempty": false
         },
         "stdout": {
-          "description": "What it wrote to standard output, the first MiB of it. What is not UTF-8 is replaced by U+FFFD.",
+          "description": "The first MiB of its standard output. U+FFFD replaces bytes that are not UTF-8.",
           "type": "string",
           "x-omitempty": false
         },
         "timed_out": {
-          "description": "It was killed because its time was up.",
+          "description": "The server killed it at its timeout.",
           "type": "boolean"
         },
         "truncated": {
-          "description": "It wrote more than that.",
+          "description": "It wrote more than a MiB.",
           "type": "boolean"
         }
       },
@@ -3564,7 +3564,7 @@ func init() {
       ],
       "properties": {
         "hard": {
-          "description": "How far the limit can be raised without privilege; -1 or the word ` + "`" + `unlimited` + "`" + ` for none. By default the same as ` + "`" + `soft` + "`" + `.",
+          "description": "Highest value to which a process can raise the limit without privilege; -1 or the word ` + "`" + `unlimited` + "`" + ` for none. By default the same as ` + "`" + `soft` + "`" + `.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -3575,7 +3575,7 @@ func init() {
           "format": "int64"
         },
         "type": {
-          "description": "Which one, such as ` + "`" + `RLIMIT_NOFILE` + "`" + ` or ` + "`" + `nofile` + "`" + `.",
+          "description": "The name of the limit, such as ` + "`" + `RLIMIT_NOFILE` + "`" + ` or ` + "`" + `nofile` + "`" + `.",
           "type": "string"
         }
       },
@@ -3586,7 +3586,7 @@ func init() {
       }
     },
     "container_state": {
-      "description": "The state of a container; see \"States of a container\". A definition may ask for ` + "`" + `created` + "`" + `, which is the same as\nleaving it out, or ` + "`" + `running` + "`" + `, which starts the container.\n",
+      "description": "The state of a container; see \"States of a container\". A definition can contain ` + "`" + `running` + "`" + `, which starts the container, or ` + "`" + `created` + "`" + `, which\nhas no effect.\n",
       "type": "string",
       "enum": [
         "created",
@@ -3598,11 +3598,11 @@ func init() {
       ]
     },
     "container_stats": {
-      "description": "What a container uses at this moment. Where the node's cgroup v2 tree lacks a controller, its fields are absent.",
+      "description": "The current resource usage of a container. If the node's cgroup v2 tree lacks a controller, its fields are absent.",
       "type": "object",
       "properties": {
         "cpu_usec": {
-          "description": "Microseconds of processor time since it was started (cpu.stat).",
+          "description": "Microseconds of processor time since its start (cpu.stat).",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -3611,7 +3611,7 @@ func init() {
           "$ref": "#/definitions/id"
         },
         "log_bytes": {
-          "description": "Bytes of its log that are kept.",
+          "description": "Size of its log in bytes.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -3623,7 +3623,7 @@ func init() {
           "x-nullable": true
         },
         "memory_limit": {
-          "description": "Bytes that it may use (memory.max). Absent if there is no limit.",
+          "description": "Limit of its memory in bytes (memory.max). Absent without a limit.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -3632,7 +3632,7 @@ func init() {
           "$ref": "#/definitions/name"
         },
         "pids": {
-          "description": "How many processes and threads it has.",
+          "description": "Number of its processes and threads.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -3715,11 +3715,11 @@ func init() {
           "x-omitempty": true
         },
         "message": {
-          "description": "What failed, where, why, and what to do. For people; its wording may change.",
+          "description": "The operation that failed, its place, the cause and the remedy. For people; its wording may change.",
           "type": "string"
         },
         "see": {
-          "description": "Where the server tells more about errors with this status, their cause and their remedy; a path.",
+          "description": "Path of the documentation of errors with this status, with their cause and remedy.",
           "type": "string"
         },
         "type": {
@@ -3735,14 +3735,14 @@ func init() {
       }
     },
     "event": {
-      "description": "What an event of ` + "`" + `GET /events` + "`" + ` tells. An object is shown as GET shows it, except that the objects that it needs are given by their\nids alone: they have events of their own.\n",
+      "description": "The data of an event of ` + "`" + `GET /events` + "`" + `. It contains the object as GET returns it, except that its dependencies contain only their\nIDs: they have separate events.\n",
       "type": "object",
       "properties": {
         "attach": {
           "$ref": "#/definitions/attach"
         },
         "class": {
-          "description": "Which of ` + "`" + `attach` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `container` + "`" + ` has the object. Absent in a ` + "`" + `reset` + "`" + `.",
+          "description": "The field that contains the object: ` + "`" + `attach` + "`" + `, ` + "`" + `mount` + "`" + ` or ` + "`" + `container` + "`" + `. Absent in a ` + "`" + `reset` + "`" + `.",
           "type": "string",
           "enum": [
             "attach",
@@ -3754,7 +3754,7 @@ func init() {
           "$ref": "#/definitions/container"
         },
         "event_id": {
-          "description": "The id of the event itself. The part before the ` + "`" + `-` + "`" + ` is new each time that the server is started; the number after it\ngrows by one with each change, also with those that filters keep back.\n",
+          "description": "The ID of the event itself. The part before the ` + "`" + `-` + "`" + ` changes with each start of the server. The number after it\nincreases by one with each change, also with changes that the filters exclude.\n",
           "type": "string",
           "example": "k3vq7zfa-17"
         },
@@ -3765,7 +3765,7 @@ func init() {
           "$ref": "#/definitions/mount"
         },
         "reason": {
-          "description": "Of a ` + "`" + `reset` + "`" + `. ` + "`" + `start` + "`" + `: no id was given. ` + "`" + `restart` + "`" + `: the id given is not one of this run of the server. ` + "`" + `missed` + "`" + `: not all\nthat came after it is kept, because the client was away for too long or reads too slowly.\n",
+          "description": "Reason of a ` + "`" + `reset` + "`" + `. ` + "`" + `start` + "`" + `: the client gave no ID. ` + "`" + `restart` + "`" + `: the ID is from an earlier run of the server. ` + "`" + `missed` + "`" + `: the server no longer has\nall later events, because the client was away for too long or reads too slowly.\n",
           "type": "string",
           "enum": [
             "start",
@@ -3774,13 +3774,13 @@ func init() {
           ]
         },
         "time": {
-          "description": "When it happened. Absent in a ` + "`" + `reset` + "`" + `.",
+          "description": "Time of the change. Absent in a ` + "`" + `reset` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true
         },
         "type": {
-          "description": "` + "`" + `added` + "`" + `: there is a new object. ` + "`" + `changed` + "`" + `: something of it is different. ` + "`" + `removed` + "`" + `: it is gone. ` + "`" + `reset` + "`" + `: changes may be missing from\nwhat this client was told, ` + "`" + `reason` + "`" + ` tells why: list everything anew.\n",
+          "description": "` + "`" + `added` + "`" + `: a new object. ` + "`" + `changed` + "`" + `: a field of the object changed. ` + "`" + `removed` + "`" + `: the object is deleted. ` + "`" + `reset` + "`" + `: this client may have\nmissed changes, for the ` + "`" + `reason` + "`" + ` given: list all objects again.\n",
           "type": "string",
           "enum": [
             "added",
@@ -3814,7 +3814,7 @@ func init() {
       "type": "object",
       "properties": {
         "message": {
-          "description": "What is wrong, and what is allowed.",
+          "description": "The fault and the accepted values.",
           "type": "string"
         },
         "path": {
@@ -3924,7 +3924,7 @@ func init() {
       }
     },
     "id": {
-      "description": "The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and\nnever used again.\n",
+      "description": "The number of an object, assigned by the server: 1 or more, unique over all attachments, mounts and containers. The server\nnever reuses it.\n",
       "type": "integer",
       "format": "int64",
       "example": 3
@@ -3975,7 +3975,7 @@ func init() {
           "readOnly": true
         },
         "source_changed": {
-          "description": "The path or URL leads to another version now than the one in use.",
+          "description": "The path or URL now leads to another version than the one in use.",
           "type": "boolean",
           "readOnly": true
         }
@@ -4170,26 +4170,26 @@ func init() {
       }
     },
     "iscsi_auth": {
-      "description": "Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target likes. With ` + "`" + `target_username` + "`" + ` it is mutual: the\ntarget must prove who it is, too.\n\nSecrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again;\nunless they stand in files of the node. Such a file must be a regular file of root's, and no link, that nobody else may read or\nwrite (mode 0600 or 0400), of at most 4096 bytes; a newline at its end is left out. It is read when the attachment is made.\nThe server keeps them in its memory alone, to log in again.\n",
+      "description": "Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target prefers. With ` + "`" + `target_username` + "`" + ` it is mutual: the\ntarget must authenticate itself, too. A file with a secret must be a regular file, not a link, that belongs to root, has the mode 0600 or 0400,\nand contains at most 4096 bytes. The server removes a newline at its end.\n",
       "type": "object",
       "properties": {
         "secret": {
-          "description": "Its secret, at most 255 bytes; 12 and more are advised.",
+          "description": "Its secret, at most 255 bytes; use 12 or more.",
           "type": "string",
           "x-nullable": true
         },
         "secret_file": {
-          "description": "A file of the node that holds the secret, in place of ` + "`" + `secret` + "`" + `; it is answered.",
+          "description": "A file of the node with the secret, instead of ` + "`" + `secret` + "`" + `. Responses contain the path.",
           "type": "string",
           "maxLength": 4095
         },
         "target_secret": {
-          "description": "The secret that the target must prove to know. It must differ from ` + "`" + `secret` + "`" + `.",
+          "description": "The secret of the target. It must differ from ` + "`" + `secret` + "`" + `.",
           "type": "string",
           "x-nullable": true
         },
         "target_secret_file": {
-          "description": "A file of the node that holds the target's secret, in place of ` + "`" + `target_secret` + "`" + `; it is answered.",
+          "description": "A file of the node with the target's secret, instead of ` + "`" + `target_secret` + "`" + `. Responses contain the path.",
           "type": "string",
           "maxLength": 4095
         },
@@ -4199,7 +4199,7 @@ func init() {
           "maxLength": 255
         },
         "username": {
-          "description": "The CHAP name of the initiator; needed.",
+          "description": "The CHAP name of the initiator. Required.",
           "type": "string",
           "maxLength": 255,
           "minLength": 1
@@ -4211,7 +4211,7 @@ func init() {
       }
     },
     "mount": {
-      "description": "A tree of files that is mounted on the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
+      "description": "A tree of files that is mounted on the node. To refer to an existing mount, give only its ` + "`" + `id` + "`" + `.",
       "type": "object",
       "properties": {
         "attach": {
@@ -4221,7 +4221,7 @@ func init() {
           "$ref": "#/definitions/mount_bind"
         },
         "error": {
-          "description": "Why it is ` + "`" + `broken` + "`" + `, or still ` + "`" + `stopping` + "`" + `; else absent.",
+          "description": "Why it is ` + "`" + `broken` + "`" + ` or still ` + "`" + `stopping` + "`" + `. Absent otherwise.",
           "type": "string",
           "readOnly": true
         },
@@ -4238,7 +4238,7 @@ func init() {
           "$ref": "#/definitions/identity"
         },
         "kind": {
-          "description": "Which kind of mount it is, and so which of the fields below defines it. ` + "`" + `uri` + "`" + ` is a short form, and ` + "`" + `rbd` + "`" + ` a form of version 0.1: both\nare for requests, and responses contain the objects that they stand for.\n",
+          "description": "Kind of the mount. It selects the field below that defines the mount. ` + "`" + `uri` + "`" + ` is a short form, and ` + "`" + `rbd` + "`" + ` a form of version 0.1: both\nare for requests, and responses contain the objects that they stand for.\n",
           "type": "string",
           "enum": [
             "attach",
@@ -4250,7 +4250,7 @@ func init() {
           ]
         },
         "labels": {
-          "description": "Names and values of your own. The server stores them and selects by them in lists; see \"Labels\".",
+          "description": "Names and values that you choose. The server stores them and selects by them in lists; see \"Labels\".",
           "type": "object",
           "additionalProperties": {
             "type": "string"
@@ -4261,7 +4261,7 @@ func init() {
           }
         },
         "mountpoint": {
-          "description": "The directory where it can be seen on the node, in the server's run directory.",
+          "description": "Its directory on the node, in the server's run directory.",
           "type": "string",
           "readOnly": true,
           "example": "/run/imageapi/mounts/4"
@@ -4282,7 +4282,7 @@ func init() {
           "$ref": "#/definitions/mount_overlay"
         },
         "phase": {
-          "description": "Where it is in its life; see \"Phases\".",
+          "description": "Phase of its life; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -4296,14 +4296,14 @@ func init() {
           "$ref": "#/definitions/mount_rbd"
         },
         "refs": {
-          "description": "How many hold it; see \"References\".",
+          "description": "Number of references; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "since": {
-          "description": "When ` + "`" + `phase` + "`" + ` last changed.",
+          "description": "Time of the last change of ` + "`" + `phase` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -4313,13 +4313,13 @@ func init() {
           "$ref": "#/definitions/mount_uri"
         },
         "waits_for": {
-          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "description": "The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It\nstays while the server retries the operation, and is absent otherwise.\n",
           "type": "string",
           "readOnly": true,
           "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
         },
         "waits_since": {
-          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "description": "Start of the wait. Absent without ` + "`" + `waits_for` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -4347,12 +4347,12 @@ func init() {
           "$ref": "#/definitions/attach"
         },
         "fs_type": {
-          "description": "The kind of file system, as the kernel calls it. Allowed are ext2, ext3, ext4, xfs, btrfs, squashfs and erofs,\nand what the server's option ` + "`" + `--fs-types` + "`" + ` adds.\n",
+          "description": "The kind of file system, by its name in the kernel. The server accepts ext2, ext3, ext4, xfs, btrfs, squashfs, erofs and\nthe kinds of its option ` + "`" + `--fs-types` + "`" + `.\n",
           "type": "string",
           "example": "squashfs"
         },
         "mount_options": {
-          "description": "Mount options, one in each string, as in mount(8): ` + "`" + `ro` + "`" + `, ` + "`" + `noatime` + "`" + `, and those of the file system. The kernel\njudges them, and its words stand in the error. squashfs and erofs are always read-only, also with ` + "`" + `rw` + "`" + `; of others ` + "`" + `rw` + "`" + ` is\n422 if the device is read-only. On the node ` + "`" + `nosuid` + "`" + ` and ` + "`" + `nodev` + "`" + ` are always added, whatever is given; containers see the mount\nwithout these two. Those that make the kernel open another device are 422: ` + "`" + `source` + "`" + `, ` + "`" + `device` + "`" + `, ` + "`" + `journal_dev` + "`" + `, ` + "`" + `journal_path` + "`" + `,\n` + "`" + `logdev` + "`" + `, ` + "`" + `rtdev` + "`" + `, ` + "`" + `fsid` + "`" + ` and ` + "`" + `domain_id` + "`" + `. So are names and values of more than 255 bytes.\n",
+          "description": "Mount options, one in each string, as in mount(8): ` + "`" + `ro` + "`" + `, ` + "`" + `noatime` + "`" + `, and those of the file system. The kernel\nchecks them, and the error contains its message. squashfs and erofs are always read-only, also with ` + "`" + `rw` + "`" + `. For other kinds, ` + "`" + `rw` + "`" + `\nreturns 422 if the device is read-only. On the node the server always adds ` + "`" + `nosuid` + "`" + ` and ` + "`" + `nodev` + "`" + `; containers see the mount\nwithout these two. Options that make the kernel open another device return 422: ` + "`" + `source` + "`" + `, ` + "`" + `device` + "`" + `, ` + "`" + `journal_dev` + "`" + `, ` + "`" + `journal_path` + "`" + `,\n` + "`" + `logdev` + "`" + `, ` + "`" + `rtdev` + "`" + `, ` + "`" + `fsid` + "`" + ` and ` + "`" + `domain_id` + "`" + `. So do names and values of more than 255 bytes.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -4360,7 +4360,7 @@ func init() {
           "x-omitempty": true
         },
         "partition": {
-          "description": "The number of a partition of the device, as listed in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device. A request can have an\nobject in its place, with the fields of ` + "`" + `partition_selector` + "`" + `.\n",
+          "description": "The number of a partition of the device, as in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device. A request can contain an\nobject instead, with the fields of ` + "`" + `partition_selector` + "`" + `.\n",
           "type": "integer",
           "format": "int64",
           "default": 0
@@ -4387,7 +4387,7 @@ func init() {
       }
     },
     "mount_bind": {
-      "description": "A directory, seen at another place.",
+      "description": "A directory, mounted at another place.",
       "type": "object",
       "required": [
         "path",
@@ -4395,7 +4395,7 @@ func init() {
       ],
       "properties": {
         "base": {
-          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the tree of the mount that is given in ` + "`" + `mount` + "`" + `,\nwhole or by id (` + "`" + `mount` + "`" + `). Only then ` + "`" + `mount` + "`" + ` is needed.\n",
+          "description": "The directory to which ` + "`" + `path` + "`" + ` is relative: the node's root directory (` + "`" + `root` + "`" + `), or the top of the mount in ` + "`" + `mount` + "`" + ` (` + "`" + `mount` + "`" + `). Give\n` + "`" + `mount` + "`" + ` inline or by ID, and only with base ` + "`" + `mount` + "`" + `.\n",
           "type": "string",
           "enum": [
             "root",
@@ -4406,16 +4406,16 @@ func init() {
           "$ref": "#/definitions/mount"
         },
         "path": {
-          "description": "The directory, as seen from ` + "`" + `base` + "`" + `; at most 4095 bytes. Only directories can be bound. With base ` + "`" + `mount` + "`" + ` it can't leave that\nmount, whatever links or ` + "`" + `..` + "`" + ` it has on its way. With base ` + "`" + `root` + "`" + ` it must be absolute, and must not lie in the server's own\nmount directory: use base ` + "`" + `mount` + "`" + ` for that.\n",
+          "description": "Path of the directory relative to ` + "`" + `base` + "`" + `; at most 4095 bytes. The server binds only directories. With base ` + "`" + `mount` + "`" + `, the path cannot leave that\nmount, whatever links or ` + "`" + `..` + "`" + ` it contains. With base ` + "`" + `root` + "`" + `, it must be absolute and outside the server's own\nmount directory: use base ` + "`" + `mount` + "`" + ` there.\n",
           "type": "string"
         },
         "recursive": {
-          "description": "Take along what is mounted below the directory.",
+          "description": "Include the mounts below the directory.",
           "type": "boolean",
           "default": false
         },
         "ro": {
-          "description": "Nothing can be written through this mount, nor, with ` + "`" + `recursive` + "`" + `, through those below it.",
+          "description": "Forbid writing through this mount and, with ` + "`" + `recursive` + "`" + `, through the mounts below it.",
           "type": "boolean",
           "default": false
         }
@@ -4427,7 +4427,7 @@ func init() {
       }
     },
     "mount_nfs": {
-      "description": "A directory of an NFS server. A server that does not answer fails the request with 504 when its time is up, one that\nrefuses with 502.\n",
+      "description": "A directory of an NFS server. If the server does not respond, the request fails with 504 at its deadline. If it refuses,\nthe request fails with 502.\n",
       "type": "object",
       "required": [
         "host",
@@ -4435,11 +4435,11 @@ func init() {
       ],
       "properties": {
         "host": {
-          "description": "Name or address, IPv4 or IPv6, of the server. All addresses of a name are tried in turn.\n",
+          "description": "Name or address, IPv4 or IPv6, of the NFS server. All addresses of a name are tried in order.\n",
           "type": "string"
         },
         "options": {
-          "description": "Options, one in each string, as in nfs(5), and what is true of the mount alone, such as ` + "`" + `noatime` + "`" + ` or ` + "`" + `noexec` + "`" + `. All\nare passed on, and refused if the kernel does not know them. ` + "`" + `addr` + "`" + `, ` + "`" + `clientaddr` + "`" + ` and the version are filled in\nby the server: they are 422, and so are ` + "`" + `bg` + "`" + `, ` + "`" + `fg` + "`" + `, ` + "`" + `retry` + "`" + ` and ` + "`" + `sloppy` + "`" + `. Version 3 is mounted with ` + "`" + `nolock` + "`" + `\nwhere no rpc.statd runs, unless an option says how to lock.\n",
+          "description": "Options, one in each string, as in nfs(5), and general mount options such as ` + "`" + `noatime` + "`" + ` or ` + "`" + `noexec` + "`" + `. The server passes\nall of them to the kernel, which refuses unknown ones. The server sets ` + "`" + `addr` + "`" + `, ` + "`" + `clientaddr` + "`" + ` and the version itself. They\nreturn 422, and so do ` + "`" + `bg` + "`" + `, ` + "`" + `fg` + "`" + `, ` + "`" + `retry` + "`" + ` and ` + "`" + `sloppy` + "`" + `. If rpc.statd does not run, the server mounts version 3 with ` + "`" + `nolock` + "`" + `,\nunless an option selects the locking.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -4447,11 +4447,11 @@ func init() {
           "x-omitempty": true
         },
         "path": {
-          "description": "The directory, as the server exports it.",
+          "description": "The exported directory.",
           "type": "string"
         },
         "ro": {
-          "description": "Nothing can be written through this mount.",
+          "description": "Forbid writing through this mount.",
           "type": "boolean",
           "default": false
         },
@@ -4468,7 +4468,7 @@ func init() {
       }
     },
     "mount_overlay": {
-      "description": "Several trees laid over each other, with a writable layer on top. Unless ` + "`" + `upper` + "`" + ` says otherwise it starts empty and is thrown\naway with the mount; it is a tmpfs of its own then: what is written there takes memory.\n",
+      "description": "Several trees in layers, with a writable layer on top. By default the writable layer is an empty tmpfs, which uses memory and is\ndeleted with the mount; ` + "`" + `upper` + "`" + ` changes that.\n",
       "type": "object",
       "required": [
         "lower"
@@ -4478,7 +4478,7 @@ func init() {
           "$ref": "#/definitions/id_map"
         },
         "lower": {
-          "description": "The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;\nmore is 422.\n",
+          "description": "The trees, each inline or by ID, the topmost first. They are read-only. The kernel stacks at most two overlays;\nmore return 422.\n",
           "type": "array",
           "items": {
             "$ref": "#/definitions/mount"
@@ -4488,12 +4488,12 @@ func init() {
           "$ref": "#/definitions/mount_overlay_upper"
         },
         "upperdir": {
-          "description": "The directory that holds what was written. Absent if there is none.",
+          "description": "The directory with the written files. Absent without a writable layer.",
           "type": "string",
           "readOnly": true
         },
         "workdir": {
-          "description": "A directory that the kernel needs beside it.",
+          "description": "A directory that the kernel needs next to it.",
           "type": "string",
           "readOnly": true
         }
@@ -4514,11 +4514,11 @@ func init() {
       }
     },
     "mount_overlay_tmpfs": {
-      "description": "A file system in memory (tmpfs(5)), for one overlay alone.",
+      "description": "A file system in memory (tmpfs(5)), for one overlay only.",
       "type": "object",
       "properties": {
         "size": {
-          "description": "Bytes that it may hold, at least 65536. When they are used up writers see ENOSPC. By default a quarter of the node's memory.",
+          "description": "Its capacity in bytes, at least 65536. When it is full, writers receive ENOSPC. By default a quarter of the node's memory.",
           "type": "integer",
           "format": "int64"
         }
@@ -4528,11 +4528,11 @@ func init() {
       }
     },
     "mount_overlay_upper": {
-      "description": "Where an overlay keeps what is written to it. One of ` + "`" + `tmpfs` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `none` + "`" + `; without any it is a tmpfs of the default\nsize.\n",
+      "description": "The place where an overlay keeps written files. Give one of ` + "`" + `tmpfs` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `none` + "`" + `; the default is a tmpfs of the default\nsize.\n",
       "type": "object",
       "properties": {
         "limit": {
-          "description": "How many bytes the file system of the layer can hold, and what else is on it counts too. Absent without a layer, and where a\nserver would have to be asked.\n",
+          "description": "Capacity in bytes of the layer's file system, which other files may share. Absent without a layer, and if the value is on a\nstorage server.\n",
           "type": "integer",
           "format": "int64",
           "x-nullable": true,
@@ -4542,18 +4542,18 @@ func init() {
           "$ref": "#/definitions/mount"
         },
         "none": {
-          "description": "There is no writable layer, and nothing can be written. A single lower tree is then shown as it is, read-only.",
+          "description": "Use no writable layer, and forbid writing. A single lower tree is then mounted as it is, read-only.",
           "type": "boolean"
         },
         "path": {
-          "description": "A directory in ` + "`" + `mount` + "`" + `, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,\n` + "`" + `upper` + "`" + ` and ` + "`" + `work` + "`" + `. By default the top of ` + "`" + `mount` + "`" + `. Only one overlay at a time can use it.\n",
+          "description": "A directory in ` + "`" + `mount` + "`" + `, by default its top. The server creates it if it is missing, and in it the two directories ` + "`" + `upper` + "`" + ` and\n` + "`" + `work` + "`" + `. They stay when the overlay is deleted. Only one overlay at a time can use them.\n",
           "type": "string"
         },
         "tmpfs": {
           "$ref": "#/definitions/mount_overlay_tmpfs"
         },
         "used": {
-          "description": "How many bytes it does hold. Absent where ` + "`" + `limit` + "`" + ` is.",
+          "description": "Bytes in use of that file system. Absent where ` + "`" + `limit` + "`" + ` is absent.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true,
@@ -4567,7 +4567,7 @@ func init() {
       }
     },
     "mount_rbd": {
-      "description": "The form that a mount of a RADOS block device had in version 0.1, for old descriptions. In requests only: it is\nturned into a mount of kind ` + "`" + `attach` + "`" + ` over an attachment of kind ` + "`" + `rbd` + "`" + `, and answered as that.\n",
+      "description": "A mount of a RADOS block device in the form of version 0.1, for old descriptions. In requests only: the server\nconverts it into a mount of kind ` + "`" + `attach` + "`" + ` over an attachment of kind ` + "`" + `rbd` + "`" + `, and returns that.\n",
       "type": "object",
       "required": [
         "fs_type",
@@ -4635,7 +4635,7 @@ func init() {
           "x-omitempty": true
         },
         "ro": {
-          "description": "Nothing can be written through this mount.",
+          "description": "Forbid writing through this mount.",
           "type": "boolean"
         },
         "uri": {
@@ -4651,7 +4651,7 @@ func init() {
       }
     },
     "name": {
-      "description": "The name of a container, for use instead of its id: letters, digits, ` + "`" + `.` + "`" + `, ` + "`" + `-` + "`" + ` and ` + "`" + `_` + "`" + `, at most 255. Unique among\ncontainers. A container without a name has only its id.\n",
+      "description": "The name of a container, for use instead of its ID: letters, digits, ` + "`" + `.` + "`" + `, ` + "`" + `-` + "`" + ` and ` + "`" + `_` + "`" + `, at most 255. It is unique among\ncontainers. A container without a name has only its ID.\n",
       "type": "string",
       "maxLength": 255,
       "pattern": "^[A-Za-z0-9.\\-_]*$",
@@ -4778,22 +4778,22 @@ func init() {
       "type": "object",
       "properties": {
         "device_file": {
-          "description": "Where it is in ` + "`" + `/dev` + "`" + `.",
+          "description": "Path of its device in ` + "`" + `/dev` + "`" + `.",
           "type": "string"
         },
         "index": {
-          "description": "Its number in the partition table, from 1 up.",
+          "description": "Its number in the partition table, 1 or more.",
           "type": "integer",
           "format": "int64"
         },
         "size": {
-          "description": "How long it is, in bytes.",
+          "description": "Its length in bytes.",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false
         },
         "start": {
-          "description": "Where it starts, in bytes from the start of the file.",
+          "description": "Its start in bytes from the start of the file.",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false
@@ -4833,14 +4833,14 @@ func init() {
       }
     },
     "plan": {
-      "description": "What a request would do: the answer to it with ` + "`" + `dry_run=true` + "`" + `. See \"Dry runs\".",
+      "description": "The steps of a request, as returned with ` + "`" + `dry_run=true` + "`" + `. See \"Dry runs\".",
       "type": "object",
       "required": [
         "steps"
       ],
       "properties": {
         "steps": {
-          "description": "In the order in which they would be taken. If one fails, those before it are undone.",
+          "description": "The steps in order. If one fails, the server rolls back those before it.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/plan_step"
@@ -4893,7 +4893,7 @@ func init() {
       ],
       "properties": {
         "act": {
-          "description": "` + "`" + `use` + "`" + `: the object with this ` + "`" + `id` + "`" + ` is there and is used. ` + "`" + `up` + "`" + `: an object is made. ` + "`" + `start` + "`" + `: the container is\nstarted.\n",
+          "description": "` + "`" + `use` + "`" + `: the server uses the object with this ` + "`" + `id` + "`" + `. ` + "`" + `up` + "`" + `: it creates an object. ` + "`" + `start` + "`" + `: it starts the\ncontainer.\n",
           "type": "string",
           "enum": [
             "use",
@@ -4911,11 +4911,11 @@ func init() {
           ]
         },
         "does": {
-          "description": "What the step does, in words.",
+          "description": "Description of the step.",
           "type": "string"
         },
         "id": {
-          "description": "Of the object that is used. What is to be made has none yet.",
+          "description": "ID of the object that is used. An object to be created has none yet.\n",
           "type": "integer",
           "format": "int64"
         },
@@ -4924,11 +4924,11 @@ func init() {
           "type": "string"
         },
         "path": {
-          "description": "The level, as it stands in the request.",
+          "description": "The level of the request.",
           "type": "string"
         },
         "unknown": {
-          "description": "What only the step itself can find out, in words.",
+          "description": "Facts that only the step itself can establish.",
           "type": "array",
           "items": {
             "type": "string"
@@ -4944,7 +4944,7 @@ func init() {
       }
     },
     "probe": {
-      "description": "A command in the container that tells whether it works. The server repeats it until its exit status is 0.",
+      "description": "A command in the container that checks whether the container works. The server repeats it until its exit status is 0.",
       "type": "object",
       "required": [
         "args"
@@ -4977,7 +4977,7 @@ func init() {
       }
     },
     "rbd_options": {
-      "description": "Options of the kernel's RBD client; see rbd(8), \"kernel rbd (krbd) options\", for what each of them does. Those left\nout have the kernel's defaults. ` + "`" + `name` + "`" + ` and either ` + "`" + `secret` + "`" + ` or ` + "`" + `secret_file` + "`" + ` are needed. Of two options that are each other's opposite at most\none may be given. Options that have no effect are named in a ` + "`" + `Warning` + "`" + ` header. Texts can't hold commas, equals signs,\nblanks and control characters.\n",
+      "description": "Options of the kernel's RBD client; rbd(8), \"kernel rbd (krbd) options\", describes them. Options that you leave out\nhave the kernel's defaults. ` + "`" + `name` + "`" + ` and either ` + "`" + `secret` + "`" + ` or ` + "`" + `secret_file` + "`" + ` are required. Of two opposite options, give at most\none. A ` + "`" + `Warning` + "`" + ` header names options without effect. Texts must not contain commas, equals signs,\nblanks or control characters.\n",
       "type": "object",
       "required": [
         "name"
@@ -5008,15 +5008,15 @@ func init() {
           "type": "boolean"
         },
         "force": {
-          "description": "When the attachment is deleted, unmap also a device that the kernel calls busy, if its image can't be reached\nany more and nobody can be found who uses it. It has no effect on mapping.\n",
+          "description": "When you delete the attachment, also unmap a device that the kernel reports as busy, if its image is unreachable\nand no process is found to use it. It has no effect on mapping.\n",
           "type": "boolean"
         },
         "fsid": {
-          "description": "The cluster's id, a UUID; if it is another, the image is not mapped.",
+          "description": "UUID of the cluster. The server does not map the image of another cluster.",
           "type": "string"
         },
         "ip": {
-          "description": "The node's own address, or a name for it, to use towards the cluster, with a port if wanted.",
+          "description": "The node's own address, or a name for it, to use towards the cluster, optionally with a port.",
           "type": "string"
         },
         "lock_on_read": {
@@ -5029,7 +5029,7 @@ func init() {
           "format": "int64"
         },
         "mount_timeout": {
-          "description": "How long to wait for the cluster when mapping, in seconds, 1 to 2147483; 15 if it is left out or 0. It is shortened to what the\ntime limit of the create leaves, less 3 s. Mappings whose limits differ do not share a connection.\n",
+          "description": "Timeout for the cluster when mapping, in seconds, 1 to 2147483; 15 if you leave it out or give 0. The server limits it to the\nremaining time of the create, less 3 s. Mappings with different timeouts do not share a connection.\n",
           "type": "integer"
         },
         "ms_mode": {
@@ -5064,7 +5064,7 @@ func init() {
           "type": "boolean"
         },
         "noshare": {
-          "description": "Do not share it. Together with ` + "`" + `share` + "`" + ` it is 422.",
+          "description": "Do not share it. Together with ` + "`" + `share` + "`" + `, the request returns 422.",
           "type": "boolean"
         },
         "notcp_nodelay": {
@@ -5072,7 +5072,7 @@ func init() {
           "type": "boolean"
         },
         "notrim": {
-          "description": "Turn discard off.",
+          "description": "Disable discard.",
           "type": "boolean"
         },
         "osd_idle_ttl": {
@@ -5084,7 +5084,7 @@ func init() {
           "type": "integer"
         },
         "queue_depth": {
-          "description": "How many requests the device may have under way, 1 to 10240.",
+          "description": "Maximum number of outstanding requests of the device, 1 to 10240.",
           "type": "integer"
         },
         "ro": {
@@ -5096,17 +5096,17 @@ func init() {
           "type": "boolean"
         },
         "secret": {
-          "description": "The user's key in base64. Unless there is a ` + "`" + `secret_file` + "`" + ` it is needed in requests. It is never answered, so that an\nanswer can be sent back only after it was put in again. It is handed to the kernel through a keyring that no other process can search,\nand written nowhere.\n",
+          "description": "The user's key in base64. Requests need it unless they contain ` + "`" + `secret_file` + "`" + `. Responses never contain it, so add it again before you send a\nresponse back. The server passes it to the kernel in a keyring that no other process can search, and stores it nowhere.\n",
           "type": "string",
           "x-nullable": true
         },
         "secret_file": {
-          "description": "A file of the node that holds the user's key, in place of ` + "`" + `secret` + "`" + `; it is answered. The server reads it when the image is\nmapped. It must be a regular file of root's, and no link, that nobody else may read or write (mode 0600 or 0400), of at\nmost 4096 bytes; a newline at its end is left out.\n",
+          "description": "A file of the node with the user's key, instead of ` + "`" + `secret` + "`" + `. Responses contain the path. The server reads the file when it maps the\nimage. It must be a regular file, not a link, that belongs to root, has the mode 0600 or 0400, and contains at\nmost 4096 bytes. The server removes a newline at its end.\n",
           "type": "string",
           "maxLength": 4095
         },
         "share": {
-          "description": "Share the connection to the cluster with other mappings of the same user and options; the default. Together with ` + "`" + `noshare` + "`" + `\nit is 422.\n",
+          "description": "Share the connection to the cluster with other mappings of the same user and options; the default. Together with ` + "`" + `noshare` + "`" + `,\nthe request returns 422.\n",
           "type": "boolean"
         },
         "tcp_nodelay": {
@@ -5210,7 +5210,7 @@ func init() {
   },
   "responses": {
     "failed": {
-      "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+      "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
       "schema": {
         "$ref": "#/definitions/error"
       },
@@ -5246,7 +5246,7 @@ func init() {
       "x-displayName": "Containers"
     },
     {
-      "description": "Every change of every object, told as it happens.",
+      "description": "Every change of every object, as it happens.",
       "name": "events",
       "x-displayName": "Events"
     }
@@ -5268,7 +5268,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "Turns a description of a system image (device, file system, overlay, container) into the running image and back\ninto nothing, on one node, and tells what is true on that node.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `, and on http (127.0.0.1:8080) or https when asked to. A first\nlook, as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nRoot alone may use it, over http too, unless the administrator lets others in.\n\n# Reading this page\n\nEach operation shows what it takes, what it answers, and on the right an example of both. All examples are run against\nthe server by its tests. They show paths such as ` + "`" + `/images` + "`" + `, and ids as a new server gives them.\n\n- A field that is **required** must be in a request. What is said of a default holds for one that is left out.\n- **read-only** fields are in answers alone: in a request they are ignored. So is the ` + "`" + `id` + "`" + ` of the object itself.\n- Secrets are in requests alone: no answer, log or file of the server holds them.\n- Times are RFC 3339 in UTC; sizes are bytes, spans are seconds, where nothing else is said.\n- The same page is served by each server at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification that it is made from at\n  ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` (` + "`" + `/swagger.json` + "`" + ` is the same). It needs no network. Requests can't be sent from it: that is left to ` + "`" + `curl` + "`" + `, the command\n  ` + "`" + `imageapi` + "`" + `, and clients that are generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | what it is | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `, and most are defined in a field that has the name of their ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object that another one needs is given in its place in either of two forms:\n\n- **whole**: it is made together with the object that needs it, at any depth (at most 32 levels);\n- **by id**, ` + "`" + `{\"id\": 7}` + "`" + `: it must exist and be ` + "`" + `ready` + "`" + `. If an id and a definition are given, the id wins; an id of 0\n  means none.\n\nA request with several levels is all or nothing. If one level fails, what was made for the request is undone and\nthe answer names the level. A client that hangs up before the end gets the same; after it, what was made stays.\n\nAnswers show every needed object whole, also one that was given by id. They can be sent back as they are: in a\nrequest, read-only fields are ignored (except the ` + "`" + `id` + "`" + ` of a needed object), and so are fields that the server does\nnot know; those it names in a ` + "`" + `Warning` + "`" + ` header. Query parameters that an operation does not have return 400. ` + "`" + `null` + "`" + ` means the same as a field left out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` makes nothing. It checks all that can be known without\nacting: the definition, the objects that it refers to, names and limits, and what is on the node: files, devices, file systems\nand modules of the kernel, secrets in files, and the command of a container whose root is mounted already.\n\n- What would fail is answered as it would be without ` + "`" + `dry_run` + "`" + `: the same status, the same message.\n- Else the answer is **200** with a ` + "`" + `plan` + "`" + `: the steps in their order, and with each what only the act itself\n  can find out (` + "`" + `unknown` + "`" + `). Storage servers are not asked: whether one answers is unknown.\n\nNothing is promised by a plan: what it was made from can change. A path that leads over a server which does not answer makes a dry\nrun take 5 s, and is unknown then.\n\nThe operations declare no answer with 200, so that what is generated for clients of earlier versions stays as it is; 201 always\nmeans that the object is there. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and make what was defined.\n\n## References\n\n` + "`" + `refs` + "`" + ` tells how many hold an object: the client that created it, if it was created by a request of its own, and\neach object that needs it. An object that was made as a part of another is held by what needs it only.\n\n- When nothing holds an object any more it is taken down at once, and then what only it held, and so on: a\n  container before its mount, the mount before its device.\n- DELETE lets go of the client's hold and takes the object down. While something else holds it, the answer is 409\n  with the holders' names and nothing changes. The same goes for an object that was made as a part of another: delete\n  what needs it.\n- ` + "`" + `force=true` + "`" + ` goes past idle dependants: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `, which then show what\n  they lack in ` + "`" + `error` + "`" + `. It never takes anything away that is in use: by a running container, by a live\n  overlay, mount or loop device, or by any process of the node. A container it stops first. Of a mount from a\n  server that does not answer it gives up what was not written yet; a ` + "`" + `Warning` + "`" + ` header says so.\n- What could not be taken down stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server tries\n  again. The answer to the DELETE is still 200 if the object itself is gone; a ` + "`" + `Warning` + "`" + ` header names the rest.\n- What only was not done in time, as when a server does not answer, stays ` + "`" + `stopping` + "`" + `, says in ` + "`" + `error` + "`" + ` what it waits\n  for, and is tried again until it is gone. Such an object, and one that is being taken down, can be deleted with\n  ` + "`" + `force=true` + "`" + `.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | it is being made; using it is 409 |\n| ` + "`" + `ready` + "`" + ` | it is there |\n| ` + "`" + `stopping` + "`" + ` | it is being taken down; with an ` + "`" + `error` + "`" + ` it could not be done in time and is tried again. A container: also while it stops |\n| ` + "`" + `broken` + "`" + ` | taking it down failed and is tried again, or the kernel's side of it is gone; ` + "`" + `error` + "`" + ` tells why. A container: also if its processes survive SIGKILL |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | never started, or waits to be started again (` + "`" + `restart` + "`" + `) | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | it has processes | ` + "`" + `paused` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | its processes are frozen and keep their memory | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | it ended because it was asked to, powered off, halted or rebooted from inside, or its command returned 0 | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | its command failed, was killed by something else, or could not be started; ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + ` tell | ` + "`" + `running` + "`" + ` |\n\nA container that stops is ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. ` + "`" + `stopping_since` + "`" + ` is the time of the\nrequest, and at ` + "`" + `stop_deadline` + "`" + ` the server kills the processes. The state ` + "`" + `stopping` + "`" + ` itself is only in the answer to PATCH, and\nin queries: there it selects containers in the phase ` + "`" + `stopping` + "`" + `.\n\n## After a restart of the server\n\nThe server answers as soon as it has read its journal. The first list already contains every object, in its last recorded state.\nThe server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,\nand returns 504 after that. A POST waits for the recovery of all attachments and mounts.\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST answers within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for what it takes down (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ngoes on after the answer.\n\n## Names of requests\n\nEach answer names its request in the header ` + "`" + `X-Request-Id` + "`" + `, and so does the server's log. A client can choose that name itself,\nby the same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values of your own, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `, whose channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | what it does | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. It returns 501 for a request that uses such a\none, names it in the message, and changes nothing. Read-only fields that it does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + ` names the level\nof the request, the object, the cause in the kernel's own words, and what to do; it is for people, and its wording may change.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. New ones can be added. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `exhausted` + "`" + ` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nUnless a message says otherwise nothing has changed.\n\n## 400 malformed\n\n**Cause:** the request can't be read: it is not JSON, the JSON ends too early, something follows it, a field is given twice, there\nis no body, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message tells the place. A shell may have eaten quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** this client may not use the server, or may only read. Over http also: the ` + "`" + `Host` + "`" + ` header is no name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this id or name, or there is no such path. An object that has gone meanwhile is not found either.\n\n**Remedy:** list what there is: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. Ids are never used again.\n\n## 405 method\n\n**Cause:** the path is right, but has not this method; the header ` + "`" + `Allow` + "`" + ` lists those that it has.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the request's ` + "`" + `Accept` + "`" + ` header allows nothing that the operation answers, which is JSON, and for a log plain text.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not come within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing was done.\n\n**Remedy:** send it at once; look at the network between client and server.\n\n## 409 conflict\n\n**Cause:** the object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `, the name is taken, the container is in another state than is\nneeded, or there are as many objects as ` + "`" + `--max-objects` + "`" + ` allows. The message names what is in the way, and the processes of the node\nthat use it.\n\n**Remedy:** delete or end what is in the way, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less: several requests that refer to objects by id. Or have the limit raised.\n\n## 415 content type\n\n**Cause:** the body is not declared as JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request can be read but asks for something that can't be: a field is missing or out of range, a file does not exist\nor is not what it should be, id and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows, those that\nwait included.\n\n**Remedy:** wait for one to end, as the header ` + "`" + `Retry-After` + "`" + ` says.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** look into the server's log for the request, which ` + "`" + `X-Request-Id` + "`" + ` names. If the fault is the server's, report it with that.\n\n## 501 unsupported\n\n**Cause:** the kernel lacks it, or this version does.\n\n**Remedy:** the message tells what is needed: a module, a kernel option, a newer kernel. Or do without.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI or Ceph.\n\n**Remedy:** look at that server, its address, what it exports to this node, and the credentials.\n\n## 503 unavailable\n\n**Cause:** the server is ending and has cancelled the request, or the server or the node has no free file descriptors\n(` + "`" + `too many open files` + "`" + `). What it had begun is undone.\n\n**Remedy:** send it again when the server is back, or when other requests have ended. If descriptors run out often, raise the\nserver's limit (` + "`" + `LimitNOFILE` + "`" + ` of its unit) or ` + "`" + `fs.file-max` + "`" + ` of the node.\n\n## 504 deadline\n\n**Cause:** it did not end in time; often a storage server does not answer. What a create had begun is undone. A delete goes on.\n\n**Remedy:** look at the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` tell who has to answer. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
+    "description": "ImageAPI turns a description of a system image (device, file system, overlay, container) into the running image on one node. It\nalso tears the image down again and reports the state of its objects.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `. With the matching flags it also listens on HTTP (127.0.0.1:8080) or\nHTTPS. Try it as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nOnly root can use the server, also over HTTP, unless the administrator allows other clients.\n\n# Reading this page\n\nEach operation lists its parameters and its responses, with an example of both on the right. Tests run all examples against the\nserver. The examples show paths such as ` + "`" + `/images` + "`" + `, and IDs as a new server assigns them.\n\n- A request must contain every **required** field. A default applies to a field that you leave out.\n- Only responses contain **read-only** fields. In a request the server ignores them, and also the ` + "`" + `id` + "`" + ` of the object itself.\n- Only requests contain secrets. No response, log or file of the server contains them.\n- Unless noted otherwise, times are RFC 3339 in UTC, sizes are bytes and durations are seconds.\n- Each server serves this page at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification at ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` and ` + "`" + `/swagger.json` + "`" + `. The\n  page needs no network. It sends no requests: use ` + "`" + `curl` + "`" + `, the command ` + "`" + `imageapi` + "`" + `, or a client generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | meaning | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `http` + "`" + ` ` + "`" + `oci` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `nvme` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `. The definition of an attachment or a mount is in the field that has the name of its ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object can depend on other objects. Give a dependency in one of two forms:\n\n- **Inline**: the server creates the dependency together with the object, at any depth up to 32 levels.\n- **By ID**, ` + "`" + `{\"id\": 7}` + "`" + `: the dependency must exist and be ` + "`" + `ready` + "`" + `. If you give an ID and a definition, the ID takes precedence; 0\n  means no ID.\n\nA request with several levels succeeds completely or not at all. If one level fails, the server rolls back the objects that it created for\nthe request, and the error names the level. The same happens if the client hangs up before the end; later, the objects stay.\n\nResponses contain every dependency in full, also those that you gave by ID. You can send a response back as a request: the server\nignores read-only fields (except the ` + "`" + `id` + "`" + ` of a dependency) and unknown fields. A ` + "`" + `Warning` + "`" + ` header names the unknown fields. Unknown query\nparameters return 400. ` + "`" + `null` + "`" + ` has the same effect as leaving the field out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` creates nothing. The server checks everything that it can check without\nchanging the node:\n\n- the definition, the objects that it refers to, names and limits;\n- files, devices, file systems and kernel modules of the node;\n- secrets in files;\n- the command of a container whose root is already mounted.\n\nIf the request would fail, the server returns the same status and message as without ` + "`" + `dry_run` + "`" + `. Otherwise it returns **200** with a ` + "`" + `plan` + "`" + `:\nthe steps in order, each with the facts that only the step itself can establish (` + "`" + `unknown` + "`" + `). The server does not contact storage servers, so it\nis unknown whether they respond.\n\nA plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.\n\nThe operations do not declare the response 200, so that clients generated from earlier versions stay compatible. 201 always means that the\nserver created the object. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and create the object.\n\n## References\n\n` + "`" + `refs` + "`" + ` is the number of references to an object. The client that created the object in its own request holds one. Every object that depends on\nit holds one. Only its holders reference an object that was created inline.\n\n- When an object has no references left, the server deletes it, and then every dependency that only it referenced. It deletes a container\n  before its mount, and the mount before its device.\n- DELETE drops the client's reference and deletes the object. While another object holds it, DELETE returns 409 with the names of the\n  holders and changes nothing. An inline object cannot be deleted directly: delete its holders.\n- ` + "`" + `force=true` + "`" + ` ignores idle holders: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `. Their ` + "`" + `error` + "`" + ` then names the missing dependency. It never\n  deletes an object that is in use by a running container, a mounted overlay, a mount, a loop device or a process of the node. It\n  stops a container first. If the server of a mount does not respond, unwritten data is lost; a ` + "`" + `Warning` + "`" + ` header reports that.\n- If the teardown of an object fails, the object stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server retries.\n  The DELETE still returns 200 if the object itself is deleted; a ` + "`" + `Warning` + "`" + ` header names the leftovers.\n- If the teardown exceeds its time limit, for example because a storage server does not respond, the object stays ` + "`" + `stopping` + "`" + `. Its ` + "`" + `error` + "`" + ` names\n  the cause, and the server retries until the object is deleted. You can delete such an object with ` + "`" + `force=true` + "`" + `, also during the teardown.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | The server creates the object. Using it returns 409. |\n| ` + "`" + `ready` + "`" + ` | The object is usable. |\n| ` + "`" + `stopping` + "`" + ` | The server deletes the object. An ` + "`" + `error` + "`" + ` means that the time limit passed and the server retries. A container has this phase also while it stops. |\n| ` + "`" + `broken` + "`" + ` | The teardown failed and the server retries, or the object disappeared from the kernel. ` + "`" + `error` + "`" + ` contains the reason. A container has this phase also if its processes survive SIGKILL. |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | It was never started, or waits for a restart (` + "`" + `restart` + "`" + `). | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | It has processes. | ` + "`" + `paused` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | Its processes are frozen and keep their memory. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | You stopped it, it powered off, halted or rebooted itself, or its command returned 0. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | Its command failed, was killed, or could not be started. See ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + `. | ` + "`" + `running` + "`" + ` |\n\nA container that stops stays ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. ` + "`" + `stopping_since` + "`" + ` is the time of the\nrequest. At ` + "`" + `stop_deadline` + "`" + ` the server kills the processes. Only the response to PATCH contains the state ` + "`" + `stopping` + "`" + `. As a filter it selects\ncontainers in the phase ` + "`" + `stopping` + "`" + `.\n\n## After a restart of the server\n\nThe server accepts requests as soon as it has read its journal. The first list already contains every object, in its last recorded state.\nThe server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,\nand returns 504 after that. A POST waits for the recovery of all attachments and mounts.\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST returns within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for the teardown (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ncontinues after the response.\n\n## Names of requests\n\nThe header ` + "`" + `X-Request-Id` + "`" + ` of each response names the request, as does the server's log. A client can choose the name itself with\nthe same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values that you choose, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `. Its channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | effect | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. A request that uses one of those returns 501. The\nmessage names it, and nothing changes. Read-only fields that the server does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + `\nis for people, and its wording may change. It names the level of the request, the object, the cause in the kernel's own words, and the remedy.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. Later versions can add types. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `exhausted` + "`" + ` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nA request that fails changes nothing, unless the message reports a change.\n\n## 400 malformed\n\n**Cause:** the server cannot read the request. It is not JSON, the JSON ends too early, text follows it, a field occurs twice, the body is\nmissing, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message names the place. The shell may have removed quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** the client may not use the server, or may only read. Over HTTP also: the ` + "`" + `Host` + "`" + ` header is not a name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this ID or name, or the path does not exist. The object may have been deleted in the meantime.\n\n**Remedy:** list the objects: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. The server never reuses an ID.\n\n## 405 method\n\n**Cause:** the path exists, but does not support this method. The header ` + "`" + `Allow` + "`" + ` lists the methods that it supports.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the ` + "`" + `Accept` + "`" + ` header of the request excludes the media type of the response: JSON, or plain text for a log.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not arrive within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing has changed.\n\n**Remedy:** send the body at once; check the network between client and server.\n\n## 409 conflict\n\n**Cause:** one of these, as the message reports, with the holders and the processes that use the object:\n\n- The object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `.\n- Another container has the name.\n- The container is in another state than the request requires.\n- The server has as many objects as ` + "`" + `--max-objects` + "`" + ` allows.\n\n**Remedy:** delete the holder, end the process, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less, in several requests that refer to objects by ID. Or have the administrator raise the limit.\n\n## 415 content type\n\n**Cause:** the header ` + "`" + `Content-Type` + "`" + ` of the request is not JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request is well-formed, but the server cannot carry it out. A field is missing or out of range, a file does not exist or is\nof the wrong type, or ID and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows. Waiting requests\ncount too.\n\n**Remedy:** wait for one to end. ` + "`" + `Retry-After` + "`" + ` contains the time to wait.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** search the server's log for the name of the request in ` + "`" + `X-Request-Id` + "`" + `. If the server is at fault, report the log lines.\n\n## 501 unsupported\n\n**Cause:** the kernel or this version lacks the feature.\n\n**Remedy:** install the requirement that the message names: a module, a kernel option, a newer kernel. Or do without the feature.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI, NVMe, Ceph, a web server or a registry.\n\n**Remedy:** check that server, its address, its exports to this node, and the credentials.\n\n## 503 unavailable\n\n**Cause:** the server is shutting down and has cancelled the request, or the server or the node has no free file descriptors\n(` + "`" + `too many open files` + "`" + `). The server has rolled the request back.\n\n**Remedy:** send the request again when the server is back, or when other requests have ended. If descriptors run out often, raise the\nserver's limit (` + "`" + `LimitNOFILE` + "`" + ` of its unit) or ` + "`" + `fs.file-max` + "`" + ` of the node.\n\n## 504 deadline\n\n**Cause:** the operation took too long, often because a storage server does not respond. The server has rolled back a create. A delete\ncontinues in the background.\n\n**Remedy:** read the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` name the server or device that has to respond. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -5280,7 +5280,7 @@ func init() {
   "paths": {
     "/attach": {
       "get": {
-        "description": "Answers all attachments in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that no object can have is 422; one that\nmatches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
+        "description": "Returns all attachments in the order of their IDs, including the dependencies that were created inline.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist returns 404. A ` + "`" + `kind` + "`" + ` that does not exist returns 422. If no\nattachment matches, the list is empty.\n",
         "tags": [
           "attachments"
         ],
@@ -5315,7 +5315,7 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "The attachments, an empty list if there are none.",
+            "description": "The attachments, or an empty list.",
             "schema": {
               "type": "array",
               "items": {
@@ -5343,7 +5343,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -5359,7 +5359,7 @@ func init() {
         }
       },
       "post": {
-        "description": "Makes a block device, or takes one that is there into use, and answers when its device file is usable.\nThe client holds the attachment until it deletes it.\n",
+        "description": "Creates a block device, or uses an existing one, and returns when its device file is usable.\nThe client holds the attachment until it deletes it.\n",
         "tags": [
           "attachments"
         ],
@@ -5434,7 +5434,7 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
           },
@@ -5448,7 +5448,7 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "It is attached; ` + "`" + `device_file` + "`" + ` tells where.",
+            "description": "The attachment. ` + "`" + `device_file` + "`" + ` is the path of the device.",
             "schema": {
               "$ref": "#/definitions/attach"
             },
@@ -5477,7 +5477,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -5500,7 +5500,7 @@ func init() {
         }
       },
       "delete": {
-        "description": "Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of\nthe node uses the device; the message names them. A block device of kind ` + "`" + `local` + "`" + ` is only let go of: it was\nthere before.\n",
+        "description": "Drops the client's reference and detaches the device. Returns 409 and changes nothing while another object or a process of\nthe node uses the device; the message names them. For kind ` + "`" + `local` + "`" + `, the server only drops the reference: the block device\nstays.\n",
         "tags": [
           "attachments"
         ],
@@ -5511,7 +5511,7 @@ func init() {
             "type": "integer",
             "format": "int64",
             "x-example": 1,
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query",
             "required": true
@@ -5519,20 +5519,20 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Go past idle dependants. What is in use stays in use.",
+            "description": "Ignore idle holders. Objects in use stay.",
             "name": "force",
             "in": "query"
           },
           {
             "type": "string",
-            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the object has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           }
         ],
         "responses": {
           "200": {
-            "description": "It is detached. The answer shows it as it last was.",
+            "description": "The attachment in its last state, now detached.",
             "schema": {
               "$ref": "#/definitions/attach"
             },
@@ -5555,7 +5555,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -5573,7 +5573,7 @@ func init() {
     },
     "/container": {
       "get": {
-        "description": "Answers all containers in the order of their ids. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist is 404, both together that do not belong to one container are 422, and so is a ` + "`" + `state` + "`" + ` that no container can have.\nOne that matches nothing gives ` + "`" + `[]` + "`" + `. Reading changes nothing.\n",
+        "description": "Returns all containers in the order of their IDs. Filters are combined with \"and\". An ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` that does\nnot exist returns 404. If both are given and differ, the request returns 422. A ` + "`" + `state` + "`" + ` that does not exist returns 422. If no\ncontainer matches, the list is empty.\n",
         "tags": [
           "containers"
         ],
@@ -5619,7 +5619,7 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "The containers, an empty list if there are none.",
+            "description": "The containers, or an empty list.",
             "schema": {
               "type": "array",
               "items": {
@@ -5676,7 +5676,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -5692,7 +5692,7 @@ func init() {
         }
       },
       "post": {
-        "description": "Makes a container, and first what it needs and was given whole. With ` + "`" + `\"state\": \"running\"` + "`" + ` it is also started,\nand the answer comes when ` + "`" + `command` + "`" + ` is running: a command that can't be started (it does not exist,\nis not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is\nleft behind.\n",
+        "description": "Creates a container, after its inline dependencies. With ` + "`" + `\"state\": \"running\"` + "`" + ` the server also starts it and\nreturns when ` + "`" + `command` + "`" + ` is running. If the command cannot be started, the request fails and leaves nothing\nbehind. Typical reasons: the command does not exist, is not executable, lacks its interpreter, or is for another architecture.\n",
         "tags": [
           "containers"
         ],
@@ -5763,7 +5763,7 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
           },
@@ -5777,7 +5777,7 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "It is created, and running if that was asked for.",
+            "description": "The container, running if the request asked for it.",
             "schema": {
               "$ref": "#/definitions/container"
             },
@@ -5881,7 +5881,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -5904,7 +5904,7 @@ func init() {
         }
       },
       "delete": {
-        "description": "Removes a container that does not run, and then what only it needed. Its name is free once this has answered.\nA container that is ` + "`" + `running` + "`" + ` or ` + "`" + `paused` + "`" + ` is 409 unless ` + "`" + `force=true` + "`" + `, which stops it first.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Deletes a container that does not run, and then the dependencies that only it referenced. After the response its name is free.\nA container that is ` + "`" + `running` + "`" + ` or ` + "`" + `paused` + "`" + ` returns 409. With ` + "`" + `force=true` + "`" + ` the server stops it first.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -5914,34 +5914,34 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           },
           {
             "type": "boolean",
             "default": false,
-            "description": "Stop it first if it runs.",
+            "description": "Stop a running container first.",
             "name": "force",
             "in": "query"
           },
           {
             "type": "string",
-            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the object has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           }
         ],
         "responses": {
           "200": {
-            "description": "It is removed. The answer shows it as it last was.",
+            "description": "The container in its last state, now deleted.",
             "schema": {
               "$ref": "#/definitions/container"
             },
@@ -5995,7 +5995,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6011,7 +6011,7 @@ func init() {
         }
       },
       "patch": {
-        "description": "What is asked for, by the state that the container is in:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | nothing to do: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | nothing to do: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | nothing to do: 200 |\n| in the phase ` + "`" + `stopping` + "`" + ` | 409 | nothing to do: 200 | 409 |\n\nStopping answers at once, with the state ` + "`" + `stopping` + "`" + `, and goes on in the background. The command is sent SIGTERM\nor its ` + "`" + `stop_signal` + "`" + ` (a ` + "`" + `systemd` + "`" + ` one signal 37), and processes that are left after its ` + "`" + `stop_timeout` + "`" + ` are killed. Everywhere\nelse the container is ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. If they survive SIGKILL its phase is\n` + "`" + `broken` + "`" + `, and ` + "`" + `error` + "`" + ` names them. Starting answers when the command is running; if it can't be started, the answer is an error and\nthe container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\nThe request has no body.\n",
+        "description": "The effect depends on the state of the container:\n\n| now | ` + "`" + `running` + "`" + ` | ` + "`" + `exited` + "`" + ` | ` + "`" + `paused` + "`" + ` |\n|---|---|---|---|\n| ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` | starts it | no effect: 200 | 409 |\n| ` + "`" + `running` + "`" + ` | no effect: 200 | stops it | freezes it |\n| ` + "`" + `paused` + "`" + ` | resumes it | resumes and stops it | no effect: 200 |\n| in the phase ` + "`" + `stopping` + "`" + ` | 409 | no effect: 200 | 409 |\n\nA stop returns at once with the state ` + "`" + `stopping` + "`" + ` and continues in the background. The server sends SIGTERM\nor ` + "`" + `stop_signal` + "`" + ` to the command (signal 37 if ` + "`" + `systemd` + "`" + `). After ` + "`" + `stop_timeout` + "`" + ` it kills the remaining processes. Until all\nprocesses have ended, every other response shows the container as ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `. If they survive SIGKILL,\nthe phase is ` + "`" + `broken` + "`" + ` and ` + "`" + `error` + "`" + ` names them. A start returns when the command is running. If the command cannot be started, the\nrequest fails and the container is ` + "`" + `dead` + "`" + ` with the reason in ` + "`" + `error` + "`" + `.\n\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\nThe request has no body.\n",
         "tags": [
           "containers"
         ],
@@ -6026,7 +6026,7 @@ func init() {
             ],
             "type": "string",
             "x-example": "exited",
-            "description": "The state that it shall have.",
+            "description": "The requested state.",
             "name": "state",
             "in": "query",
             "required": true
@@ -6034,14 +6034,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           }
@@ -6102,7 +6102,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6120,7 +6120,7 @@ func init() {
     },
     "/container/config": {
       "patch": {
-        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -6143,7 +6143,7 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only if the container has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the container has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           },
@@ -6180,7 +6180,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6198,7 +6198,7 @@ func init() {
     },
     "/container/exec": {
       "post": {
-        "description": "Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers\nwhen it has ended. Its standard input is empty. What the command left running goes on.\nIf the client hangs up the command is killed. The container must be ` + "`" + `running` + "`" + `: if not, or if it ends meanwhile, 409, and\nalso while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Runs a command in the namespaces, root, cgroup and limits of the container, and returns when the command has ended. Its standard\ninput is empty. Processes that the command leaves behind keep running.\nIf the client hangs up, the server kills the command. If the container is not ` + "`" + `running` + "`" + `, ends meanwhile, or already runs 64\ncommands, the request returns 409. A command that cannot be started returns 422. One that was killed and does not end returns 504.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -6208,14 +6208,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           },
@@ -6223,7 +6223,7 @@ func init() {
             "x-examples": {
               "application/json": {
                 "list": {
-                  "summary": "What is in its root",
+                  "summary": "List its root directory",
                   "value": {
                     "args": [
                       "/bin/ls",
@@ -6234,7 +6234,7 @@ func init() {
                 }
               }
             },
-            "description": "What to run.",
+            "description": "The command.",
             "name": "command",
             "in": "body",
             "required": true,
@@ -6245,7 +6245,7 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "It has ended, or was killed because its time was up.",
+            "description": "The command has ended, or was killed at its timeout.",
             "schema": {
               "$ref": "#/definitions/container_result"
             },
@@ -6258,7 +6258,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6276,7 +6276,7 @@ func init() {
     },
     "/container/log": {
       "get": {
-        "description": "Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the\nlatest part is kept (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does\nnot start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.\nThe answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Returns the standard output and standard error of the container's processes, unchanged. The server keeps the\nlatest part of a long log (` + "`" + `--log-size` + "`" + `).\n\nWith ` + "`" + `follow=true` + "`" + ` the response continues with new output as it arrives. If the container was never started, the response waits for its\nfirst start. It ends when the container has ended and does not restart, when you delete the container, or when the client hangs up.\nThe server aborts the response if the client reads too slowly, and when the server shuts down.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "produces": [
           "text/plain",
           "application/octet-stream"
@@ -6290,14 +6290,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           },
@@ -6305,20 +6305,20 @@ func init() {
             "type": "integer",
             "format": "int64",
             "x-example": 10,
-            "description": "Only so many of the latest lines; 0 for none of what is there already.",
+            "description": "Number of latest lines to return; 0 skips the existing log.",
             "name": "tail",
             "in": "query"
           },
           {
             "type": "string",
-            "description": "Only what was written at this time or later: RFC 3339, or a span before now, such as ` + "`" + `90s` + "`" + ` or ` + "`" + `1h30m` + "`" + `. It is exact to a tenth of a second.",
+            "description": "Only output from this time on: RFC 3339, or a duration before now, such as ` + "`" + `90s` + "`" + ` or ` + "`" + `1h30m` + "`" + `. The precision is a tenth of a second.",
             "name": "since",
             "in": "query"
           },
           {
             "type": "boolean",
             "default": false,
-            "description": "Go on with what comes.",
+            "description": "Continue with new output.",
             "name": "follow",
             "in": "query"
           }
@@ -6334,7 +6334,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6352,7 +6352,7 @@ func init() {
     },
     "/container/replace": {
       "post": {
-        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422. The container must be ` + "`" + `running` + "`" + `.\n",
+        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422. The container must be ` + "`" + `running` + "`" + `.\n",
         "tags": [
           "containers"
         ],
@@ -6388,7 +6388,7 @@ func init() {
             ],
             "type": "string",
             "default": "rollback",
-            "description": "What happens if the new container fails: ` + "`" + `rollback` + "`" + ` starts the old one again. ` + "`" + `stop` + "`" + ` keeps the failed one, stopped, under the name.",
+            "description": "The reaction if the new container fails: ` + "`" + `rollback` + "`" + ` starts the old one again. ` + "`" + `stop` + "`" + ` keeps the failed one, stopped, under the name.",
             "name": "on_failure",
             "in": "query"
           },
@@ -6409,7 +6409,7 @@ func init() {
           },
           {
             "type": "string",
-            "description": "Only if the container has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the container has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           },
@@ -6466,7 +6466,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6484,7 +6484,7 @@ func init() {
     },
     "/container/rollback": {
       "post": {
-        "description": "Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see ` + "`" + `keep_old` + "`" + ` of\nreplace. If it is not, the response is 409.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see ` + "`" + `keep_old` + "`" + ` of\nreplace. Otherwise the request returns 409.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -6514,7 +6514,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6532,31 +6532,31 @@ func init() {
     },
     "/container/stats": {
       "get": {
-        "description": "Answers what the container uses of the node at this moment. It must be ` + "`" + `running` + "`" + ` or ` + "`" + `paused` + "`" + `.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Returns the current resource usage of the container. The container must be ` + "`" + `running` + "`" + ` or ` + "`" + `paused` + "`" + `.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
-        "summary": "Tell what a container uses",
+        "summary": "Show the resource usage of a container",
         "operationId": "get_container_stats",
         "parameters": [
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "What it uses.",
+            "description": "The resource usage.",
             "schema": {
               "$ref": "#/definitions/container_stats"
             },
@@ -6572,7 +6572,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6590,7 +6590,7 @@ func init() {
     },
     "/container/wait": {
       "get": {
-        "description": "Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is\ndeleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is\nup 504. A state that it is in for a moment only is not missed.\nOne of ` + "`" + `id` + "`" + ` and ` + "`" + `name` + "`" + ` is needed; if both are given they must name the same container, else 422.\n",
+        "description": "Returns when the container is in one of the requested states, or is ready; at once, if it already is. If the container is\ndeleted meanwhile, the request returns 404. If it has ended or is stopping and only a new start could satisfy the request, the request returns 409. After\n` + "`" + `timeout` + "`" + ` the request returns 504. The server does not miss a short state.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -6600,14 +6600,14 @@ func init() {
           {
             "type": "integer",
             "format": "int64",
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query"
           },
           {
             "type": "string",
             "x-example": "web",
-            "description": "Which one.",
+            "description": "Name of the container.",
             "name": "name",
             "in": "query"
           },
@@ -6636,7 +6636,7 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Wait until it is ` + "`" + `ready` + "`" + `; not together with ` + "`" + `state` + "`" + `.",
+            "description": "Wait until the container is ` + "`" + `ready` + "`" + `; not together with ` + "`" + `state` + "`" + `.",
             "name": "ready",
             "in": "query"
           },
@@ -6645,14 +6645,14 @@ func init() {
             "format": "int64",
             "default": 60,
             "x-example": 2,
-            "description": "How many seconds to wait, at most 3600; 0 looks once.",
+            "description": "How many seconds to wait, at most 3600; 0 checks once.",
             "name": "timeout",
             "in": "query"
           }
         ],
         "responses": {
           "200": {
-            "description": "The container, as it was at that moment.",
+            "description": "The container at that moment.",
             "schema": {
               "$ref": "#/definitions/container"
             },
@@ -6706,7 +6706,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6724,7 +6724,7 @@ func init() {
     },
     "/events": {
       "get": {
-        "description": "Answers with an endless stream of server-sent events, each as soon as GET shows what it tells of. The data of each is an ` + "`" + `event` + "`" + `\nin JSON; ` + "`" + `event:` + "`" + ` has its type and ` + "`" + `id:` + "`" + ` its id. While there is nothing to tell, a comment and an id without an event come every\n15 seconds, so that a client can tell a quiet node from a dead one.\n\nA client that was cut off comes back with the last id that it got, in ` + "`" + `Last-Event-ID` + "`" + ` or ` + "`" + `after` + "`" + `, and is told all that\nhappened since. The latest 4096 changes are kept for that, until the server ends. Where they do not do, and where no id is given, the\nfirst event is of type ` + "`" + `reset` + "`" + `: list everything anew, now, and go on from there. It comes also in the middle\nof a stream whose client reads so slowly that it has missed something.\n\nFilters are joined: an event must pass each of them. ` + "`" + `reset` + "`" + ` passes all. The answer ends when the server shuts down, and is cut\noff if the client takes nothing for long.\n",
+        "description": "Returns an endless stream of server-sent events. The server sends an event as soon as GET shows the change. The data of each is an ` + "`" + `event` + "`" + `\nin JSON; ` + "`" + `event:` + "`" + ` has its type and ` + "`" + `id:` + "`" + ` its ID. During quiet periods, the server sends a comment and an ID without an event every\n15 seconds, so that a client can detect a dead connection.\n\nAfter a lost connection, a client reconnects with its last ID in ` + "`" + `Last-Event-ID` + "`" + ` or ` + "`" + `after` + "`" + `, and receives all later\nevents. For that, the server keeps the latest 4096 changes until it exits. If they are not enough, or if the client gives no ID, the\nfirst event has the type ` + "`" + `reset` + "`" + `: list all objects again, now, and continue with the stream. The server also sends it in the middle\nof a stream if the client reads so slowly that it has missed events.\n\nAn event must pass all filters. ` + "`" + `reset` + "`" + ` passes them all. The response ends when the server shuts down. The server aborts it\nif the client stops reading.\n",
         "produces": [
           "text/event-stream",
           "application/octet-stream"
@@ -6732,18 +6732,18 @@ func init() {
         "tags": [
           "events"
         ],
-        "summary": "Be told of every change",
+        "summary": "Watch all changes",
         "operationId": "watch_events",
         "parameters": [
           {
             "type": "string",
-            "description": "Tell what came after the event with this id. Browsers send it by themselves when they come back.",
+            "description": "Continue after the event with this ID. Browsers send this header when they reconnect.",
             "name": "Last-Event-ID",
             "in": "header"
           },
           {
             "type": "string",
-            "description": "The same for clients that can't set headers; ` + "`" + `Last-Event-ID` + "`" + ` goes before it.",
+            "description": "The same for clients that cannot set headers. ` + "`" + `Last-Event-ID` + "`" + ` takes precedence.",
             "name": "after",
             "in": "query"
           },
@@ -6805,7 +6805,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6823,7 +6823,7 @@ func init() {
     },
     "/info": {
       "get": {
-        "description": "Returns the versions of the server and the kernel, the kinds of objects that can be created on this node and the features that the\nkernel lacks for the others, the limits of the server, and the space that is left.\n",
+        "description": "Returns the versions of the server and the kernel, the kinds of objects that this node supports, the limits of the server, and the free\nspace. For each unsupported kind, the response names the missing kernel features.\n",
         "tags": [
           "node"
         ],
@@ -6885,7 +6885,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6903,7 +6903,7 @@ func init() {
     },
     "/mount": {
       "get": {
-        "description": "Answers all mounts in the order of their ids, those that were made as part of another object included.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist is 404; a ` + "`" + `kind` + "`" + ` that no object can have is 422; one that\nmatches nothing gives ` + "`" + `[]` + "`" + `.\nReading changes nothing.\n",
+        "description": "Returns all mounts in the order of their IDs, including the dependencies that were created inline.\nFilters are combined with \"and\". An ` + "`" + `id` + "`" + ` that does not exist returns 404. A ` + "`" + `kind` + "`" + ` that does not exist returns 422. If no\nmount matches, the list is empty.\n",
         "tags": [
           "mounts"
         ],
@@ -6938,7 +6938,7 @@ func init() {
         ],
         "responses": {
           "200": {
-            "description": "The mounts, an empty list if there are none.",
+            "description": "The mounts, or an empty list.",
             "schema": {
               "type": "array",
               "items": {
@@ -6966,7 +6966,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6982,7 +6982,7 @@ func init() {
         }
       },
       "post": {
-        "description": "Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.\nThe client holds the mount until it deletes it. On the node it is mounted ` + "`" + `nosuid,nodev` + "`" + `.\n",
+        "description": "Mounts a tree of files at a directory of the server, after its inline dependencies.\nThe client holds the mount until it deletes it. On the node, the server mounts it with ` + "`" + `nosuid,nodev` + "`" + `.\n",
         "tags": [
           "mounts"
         ],
@@ -7064,7 +7064,7 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Make nothing and answer 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
+            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
             "name": "dry_run",
             "in": "query"
           },
@@ -7078,7 +7078,7 @@ func init() {
         ],
         "responses": {
           "201": {
-            "description": "It is mounted; ` + "`" + `mountpoint` + "`" + ` tells where.",
+            "description": "The mount. ` + "`" + `mountpoint` + "`" + ` is its directory.",
             "schema": {
               "$ref": "#/definitions/mount"
             },
@@ -7125,7 +7125,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -7148,7 +7148,7 @@ func init() {
         }
       },
       "delete": {
-        "description": "Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with\nnothing changed, while another object or any process of the node uses it; the message names them. What only\nthis mount needed is taken down after it.\n",
+        "description": "Drops the client's reference and unmounts, never lazily: after the response, no part of it is mounted. Returns 409 and\nchanges nothing while another object or a process of the node uses the mount; the message names them. Afterwards the server\ndeletes the dependencies that only this mount referenced.\n",
         "tags": [
           "mounts"
         ],
@@ -7159,7 +7159,7 @@ func init() {
             "type": "integer",
             "format": "int64",
             "x-example": 1,
-            "description": "Which one.",
+            "description": "ID of the object.",
             "name": "id",
             "in": "query",
             "required": true
@@ -7167,20 +7167,20 @@ func init() {
           {
             "type": "boolean",
             "default": false,
-            "description": "Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.",
+            "description": "Ignore idle holders, and lose unwritten data if a storage server does not respond. Objects in use stay.",
             "name": "force",
             "in": "query"
           },
           {
             "type": "string",
-            "description": "Only if the object has this ` + "`" + `generation` + "`" + `, in double quotes; else 412.",
+            "description": "Act only if the object has this ` + "`" + `generation` + "`" + `, in double quotes. Otherwise return 412.",
             "name": "If-Match",
             "in": "header"
           }
         ],
         "responses": {
           "200": {
-            "description": "It is unmounted. The answer shows it as it last was.",
+            "description": "The mount in its last state, now unmounted.",
             "schema": {
               "$ref": "#/definitions/mount"
             },
@@ -7203,7 +7203,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -7222,17 +7222,17 @@ func init() {
   },
   "definitions": {
     "attach": {
-      "description": "A block device that is attached to the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
+      "description": "A block device that is attached to the node. To refer to an existing attachment, give only its ` + "`" + `id` + "`" + `.",
       "type": "object",
       "properties": {
         "device_file": {
-          "description": "Where the device is in ` + "`" + `/dev` + "`" + `.",
+          "description": "Path of the device in ` + "`" + `/dev` + "`" + `.",
           "type": "string",
           "readOnly": true,
           "example": "/dev/loop0"
         },
         "error": {
-          "description": "Why it is ` + "`" + `broken` + "`" + `, or still ` + "`" + `stopping` + "`" + `; else absent.",
+          "description": "Why it is ` + "`" + `broken` + "`" + ` or still ` + "`" + `stopping` + "`" + `. Absent otherwise.",
           "type": "string",
           "readOnly": true
         },
@@ -7255,7 +7255,7 @@ func init() {
           "$ref": "#/definitions/attach_iscsi"
         },
         "kind": {
-          "description": "Which kind of device it is, and so which of the fields below defines it.",
+          "description": "Kind of the device. It selects the field below that defines the device.",
           "type": "string",
           "enum": [
             "iscsi",
@@ -7268,7 +7268,7 @@ func init() {
           ]
         },
         "labels": {
-          "description": "Names and values of your own. The server stores them and selects by them in lists; see \"Labels\".",
+          "description": "Names and values that you choose. The server stores them and selects by them in lists; see \"Labels\".",
           "type": "object",
           "additionalProperties": {
             "type": "string"
@@ -7300,7 +7300,7 @@ func init() {
           "$ref": "#/definitions/attach_oci"
         },
         "phase": {
-          "description": "Where it is in its life; see \"Phases\".",
+          "description": "Phase of its life; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -7314,14 +7314,14 @@ func init() {
           "$ref": "#/definitions/attach_rbd"
         },
         "refs": {
-          "description": "How many hold it; see \"References\".",
+          "description": "Number of references; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "since": {
-          "description": "When ` + "`" + `phase` + "`" + ` last changed.",
+          "description": "Time of the last change of ` + "`" + `phase` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -7331,13 +7331,13 @@ func init() {
           "$ref": "#/definitions/attach_verity"
         },
         "waits_for": {
-          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "description": "The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It\nstays while the server retries the operation, and is absent otherwise.\n",
           "type": "string",
           "readOnly": true,
           "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
         },
         "waits_since": {
-          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "description": "Start of the wait. Absent without ` + "`" + `waits_for` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -7468,7 +7468,7 @@ func init() {
       }
     },
     "attach_iscsi": {
-      "description": "A logical unit of an iSCSI target. The node logs in by itself; no other program is needed, only the kernel's modules\n` + "`" + `iscsi_tcp` + "`" + ` and ` + "`" + `sd_mod` + "`" + `.\n\nAttachments that name the same ` + "`" + `initiator` + "`" + ` and ` + "`" + `target` + "`" + ` share one session, which the last of them ends. They must\nagree in all that belongs to the session: the portals, ` + "`" + `auth` + "`" + `, the digests, ` + "`" + `max_comands` + "`" + ` and ` + "`" + `replacement_timeout` + "`" + `.\nWhen the connection is lost, the server logs in again by itself and I/O goes on; see ` + "`" + `session_state` + "`" + `.\n",
+      "description": "A logical unit of an iSCSI target. The server logs in itself and needs no other program, only the kernel modules\n` + "`" + `iscsi_tcp` + "`" + ` and ` + "`" + `sd_mod` + "`" + `. After a lost connection the server logs in again and I/O continues.\n",
       "type": "object",
       "required": [
         "initiator",
@@ -7480,7 +7480,7 @@ func init() {
           "$ref": "#/definitions/iscsi_auth"
         },
         "data_digest": {
-          "description": "The same for the data.",
+          "description": "Whether a CRC32C protects the data; values as in ` + "`" + `header_digest` + "`" + `.",
           "type": "string",
           "default": "none",
           "enum": [
@@ -7489,7 +7489,7 @@ func init() {
           ]
         },
         "header_digest": {
-          "description": "Whether each header is protected by a CRC32C: ` + "`" + `crc32c` + "`" + ` demands it, with ` + "`" + `none` + "`" + ` it is done only if the target insists.\n",
+          "description": "Whether a CRC32C protects each header. ` + "`" + `crc32c` + "`" + ` requires it. With ` + "`" + `none` + "`" + `, only the target can require it.\n",
           "type": "string",
           "default": "none",
           "enum": [
@@ -7498,22 +7498,22 @@ func init() {
           ]
         },
         "host": {
-          "description": "Name or address, IPv4 or IPv6, of the target's portal. All addresses of a name are tried in their order.",
+          "description": "Name or address, IPv4 or IPv6, of the target's portal. The server tries all addresses of a name in order.",
           "type": "string"
         },
         "initiator": {
-          "description": "The iSCSI name that the node logs in with: ` + "`" + `iqn.…` + "`" + `, ` + "`" + `eui.…` + "`" + ` or ` + "`" + `naa.…` + "`" + `. Each node needs its own: a target ends the\nsession of a first one when a second logs in with the same name.\n",
+          "description": "The iSCSI name of the initiator, that is, this node: ` + "`" + `iqn.…` + "`" + `, ` + "`" + `eui.…` + "`" + ` or ` + "`" + `naa.…` + "`" + `. Each node needs its own name: when a second node logs in with\nthe same name, the target ends the session of the first.\n",
           "type": "string"
         },
         "lun": {
-          "description": "Number of the logical unit, from 0 to 16383. No other unit of the target is made a device.",
+          "description": "Number of the logical unit, from 0 to 16383. The server creates no devices for other units of the target.",
           "type": "integer",
           "format": "int64",
           "default": 0,
           "x-omitempty": false
         },
         "max_comands": {
-          "description": "How many commands the session may have under way, a power of two from 32 to 4096; the kernel keeps 15 of them for\nitself. The name is misspelt and stays so; ` + "`" + `max_commands` + "`" + ` is taken too.\n",
+          "description": "Maximum number of outstanding commands of the session, a power of two from 32 to 4096. The kernel reserves 15 of them for\nitself. The misspelt name is kept for compatibility; the server also accepts ` + "`" + `max_commands` + "`" + `.\n",
           "type": "integer",
           "format": "int64",
           "default": 128
@@ -7530,7 +7530,7 @@ func init() {
           "default": 3260
         },
         "portals": {
-          "description": "Further portals of the target, as ` + "`" + `host` + "`" + `, ` + "`" + `host:port` + "`" + ` or ` + "`" + `[address]:port` + "`" + `. They are tried after ` + "`" + `host` + "`" + `, in their\norder, until one lets the node in: now, and whenever the connection is lost.\n",
+          "description": "Further portals of the target, as ` + "`" + `host` + "`" + `, ` + "`" + `host:port` + "`" + ` or ` + "`" + `[address]:port` + "`" + `. The server tries them after ` + "`" + `host` + "`" + `, in\norder, until one accepts the login: now, and whenever the connection is lost.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -7538,29 +7538,29 @@ func init() {
           "x-omitempty": true
         },
         "queue_depth": {
-          "description": "How many commands the logical unit may have under way; at most ` + "`" + `max_comands` + "`" + ` - 15.",
+          "description": "Maximum number of outstanding commands of the logical unit; at most ` + "`" + `max_comands` + "`" + ` - 15.",
           "type": "integer",
           "format": "int64",
           "default": 16
         },
         "replacement_timeout": {
-          "description": "For how many seconds, from 1 to 86400, I/O waits for a connection that is lost. After that it fails, until the\nconnection is back.\n",
+          "description": "For how many seconds, from 1 to 86400, I/O waits for a lost connection. After that, I/O fails until the\nconnection is back.\n",
           "type": "integer",
           "format": "int64",
           "default": 120
         },
         "ro": {
-          "description": "Make the device read-only. It is also so if the target does not let it be written to.",
+          "description": "Make the device read-only. It is also read-only if the target does not allow writing.",
           "type": "boolean",
           "default": false
         },
         "scheduler": {
-          "description": "I/O scheduler of the device, one of those in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `; another one is 422, and the message tells\nthose that there are. ` + "`" + `noop` + "`" + `, which older kernels had, means ` + "`" + `none` + "`" + `.\n",
+          "description": "I/O scheduler of the device, one of those in ` + "`" + `/sys/block/DEVICE/queue/scheduler` + "`" + `. Another one returns 422, and the message lists\nthe available ones. ` + "`" + `noop` + "`" + `, from older kernels, means ` + "`" + `none` + "`" + `.\n",
           "type": "string",
           "default": "mq-deadline"
         },
         "session_state": {
-          "description": "What the session does now: ` + "`" + `logged_in` + "`" + `; ` + "`" + `recovering` + "`" + ` when the connection is lost and I/O waits for it; ` + "`" + `failed` + "`" + `\nwhen that has taken longer than ` + "`" + `replacement_timeout` + "`" + ` and I/O fails. In the latter two the server goes on trying.\n",
+          "description": "State of the session. ` + "`" + `logged_in` + "`" + `: the connection works. ` + "`" + `recovering` + "`" + `: the connection is lost and I/O waits for it. ` + "`" + `failed` + "`" + `:\n` + "`" + `replacement_timeout` + "`" + ` has passed and I/O fails. In the latter two states the server retries the login.\n",
           "type": "string",
           "enum": [
             "logged_in",
@@ -7581,14 +7581,14 @@ func init() {
       }
     },
     "attach_local": {
-      "description": "A block device that the node has already: a disk, a partition, a device-mapper volume. It can be attached once;\na second time is 409, with the id of the first. Deleting the attachment leaves the device alone.\n",
+      "description": "An existing block device of the node: a disk, a partition, a device-mapper volume. You can attach it once;\na second attach returns 409 with the ID of the first attachment. Deleting the attachment leaves the device unchanged.\n",
       "type": "object",
       "required": [
         "path"
       ],
       "properties": {
         "path": {
-          "description": "The device file, absolute. Symbolic links such as those in ` + "`" + `/dev/disk/by-id` + "`" + ` are followed.",
+          "description": "Absolute path of the device file. The server follows symbolic links such as those in ` + "`" + `/dev/disk/by-id` + "`" + `.",
           "type": "string"
         }
       },
@@ -7597,7 +7597,7 @@ func init() {
       }
     },
     "attach_loopback": {
-      "description": "A file as a block device. Direct I/O is used where the file's file system allows it, so that the image is not\ncached twice.\n",
+      "description": "A file as a block device. If the file system of the file supports direct I/O, the server uses it, so that the node does not\ncache the image twice.\n",
       "type": "object",
       "required": [
         "path",
@@ -7605,7 +7605,7 @@ func init() {
       ],
       "properties": {
         "base": {
-          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the tree of the mount that is given in ` + "`" + `mount` + "`" + `,\nwhole or by id (` + "`" + `mount` + "`" + `). Only then ` + "`" + `mount` + "`" + ` is needed.\n",
+          "description": "The directory to which ` + "`" + `path` + "`" + ` is relative: the node's root directory (` + "`" + `root` + "`" + `), or the top of the mount in ` + "`" + `mount` + "`" + ` (` + "`" + `mount` + "`" + `). Give\n` + "`" + `mount` + "`" + ` inline or by ID, and only with base ` + "`" + `mount` + "`" + `.\n",
           "type": "string",
           "enum": [
             "root",
@@ -7616,7 +7616,7 @@ func init() {
           "$ref": "#/definitions/mount"
         },
         "partitions": {
-          "description": "The partitions that were found, in the order of their numbers. Absent without ` + "`" + `readPartitions` + "`" + `.",
+          "description": "The partitions, in the order of their numbers. Absent without ` + "`" + `readPartitions` + "`" + `.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/partition"
@@ -7625,16 +7625,16 @@ func init() {
           "readOnly": true
         },
         "path": {
-          "description": "The file, as seen from ` + "`" + `base` + "`" + `, a regular one or a block device; at most 4095 bytes. With base ` + "`" + `mount` + "`" + ` it can't leave that\nmount, whatever links or ` + "`" + `..` + "`" + ` it has on its way. With base ` + "`" + `root` + "`" + ` it must be absolute, and must not lie in the server's own\nmount directory: use base ` + "`" + `mount` + "`" + ` for that. The size of the file must be a multiple of 512.\n",
+          "description": "Path of the file relative to ` + "`" + `base` + "`" + `: a regular file or a block device; at most 4095 bytes. With base ` + "`" + `mount` + "`" + `, the path cannot leave that\nmount, whatever links or ` + "`" + `..` + "`" + ` it contains. With base ` + "`" + `root` + "`" + `, it must be absolute and outside the server's own\nmount directory: use base ` + "`" + `mount` + "`" + ` there. The size of the file must be a multiple of 512.\n",
           "type": "string"
         },
         "readPartitions": {
-          "description": "Also make a device for each partition of the file's GPT or MBR partition table. They are listed in ` + "`" + `partitions` + "`" + `.",
+          "description": "Also create a device for each partition of the file's GPT or MBR partition table. ` + "`" + `partitions` + "`" + ` lists them.",
           "type": "boolean",
           "default": false
         },
         "ro": {
-          "description": "Attach it read-only. This is done without asking where the file can't be written to, lies in a\nread-only mount, or holds a squashfs or erofs file system.\n",
+          "description": "Attach it read-only. The server always does so if the file is not writable, is in a\nread-only mount, or contains a squashfs or erofs file system.\n",
           "type": "boolean",
           "default": false
         }
@@ -7848,7 +7848,7 @@ func init() {
           "minLength": 1
         },
         "monitors": {
-          "description": "The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port where it is not the usual one (see\n` + "`" + `ms_mode` + "`" + `). Some of them may be down.\n",
+          "description": "The cluster's monitors, 1 to 31: names or addresses, IPv4 or IPv6, with a port if it is not the default (see\n` + "`" + `ms_mode` + "`" + `). Some of them may be down.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -7858,12 +7858,12 @@ func init() {
           "$ref": "#/definitions/rbd_options"
         },
         "pool": {
-          "description": "The pool that the image is in.",
+          "description": "Pool of the image.",
           "type": "string",
           "minLength": 1
         },
         "snapshot": {
-          "description": "A snapshot of the image, to map that instead; it is read-only.",
+          "description": "A snapshot of the image, to map instead of the image. It is read-only.",
           "type": "string"
         }
       },
@@ -7883,14 +7883,14 @@ func init() {
       }
     },
     "attach_verity": {
-      "description": "Checks all that is read from the device against one hash, with the kernel's dm-verity: ` + "`" + `device_file` + "`" + ` is then a device\nabove the one of the kind, which hands out no byte that is not what the hash was made of, and is read-only. A read that\nfails the check is an I/O error. The hash tree has the form of veritysetup(8), with its superblock; it is on the device itself,\nor on another one, ` + "`" + `hash_device` + "`" + `, which is given whole or by id.\n\nThe device is attached read-only where its kind knows ` + "`" + `ro` + "`" + `. It can't be together with ` + "`" + `readPartitions` + "`" + `.\n",
+      "description": "Verifies all data that is read from the device against one hash, with the kernel's dm-verity. ` + "`" + `device_file` + "`" + ` is then a read-only device\nabove the original one. It returns only data that matches the hash; a read that fails verification is an I/O error. The hash tree has\nthe format of veritysetup(8), with its superblock. It is on the device itself, or on another one: ` + "`" + `hash_device` + "`" + `, given inline or by ID.\n",
       "type": "object",
       "required": [
         "root_hash"
       ],
       "properties": {
         "data_device_file": {
-          "description": "Where the device below is in ` + "`" + `/dev` + "`" + `, which is not checked.",
+          "description": "Path of the device below, which is not verified, in ` + "`" + `/dev` + "`" + `.",
           "type": "string",
           "readOnly": true,
           "example": "/dev/loop0"
@@ -7899,14 +7899,14 @@ func init() {
           "$ref": "#/definitions/attach"
         },
         "hash_offset": {
-          "description": "Where the superblock of the hash tree is, in bytes, a multiple of 512: on the device itself, behind the data, or on\n` + "`" + `hash_device` + "`" + `.\n",
+          "description": "Position of the superblock of the hash tree in bytes, a multiple of 512: on the device itself, behind the data, or on\n` + "`" + `hash_device` + "`" + `.\n",
           "type": "integer",
           "format": "int64",
           "default": 0,
           "x-omitempty": false
         },
         "on_corruption": {
-          "description": "What happens when a read has failed the check, besides that it fails. With ` + "`" + `error` + "`" + ` nothing: ` + "`" + `state` + "`" + ` shows it. With\n` + "`" + `stop` + "`" + ` the attachment is ` + "`" + `broken` + "`" + ` from then on, and containers that stand on it are stopped and end as ` + "`" + `dead` + "`" + `.\n",
+          "description": "The reaction to a failed verification, in addition to the I/O error. With ` + "`" + `error` + "`" + `, only ` + "`" + `state` + "`" + ` changes. With\n` + "`" + `stop` + "`" + `, the attachment becomes ` + "`" + `broken` + "`" + `, and the server stops the containers that depend on it; they end as ` + "`" + `dead` + "`" + `.\n",
           "type": "string",
           "default": "error",
           "enum": [
@@ -7915,12 +7915,12 @@ func init() {
           ]
         },
         "root_hash": {
-          "description": "The root hash that veritysetup(8) printed when the tree was made, in hexadecimal. It is all that is trusted; if it is not that\nof the device the create fails.\n",
+          "description": "The root hash that veritysetup(8) printed when it created the tree, in hexadecimal. It is the only trusted value. If the root hash of the\ndevice differs, the create fails.\n",
           "type": "string",
           "pattern": "^[0-9A-Fa-f]+$"
         },
         "state": {
-          "description": "Whether all that was read so far was as it should be (` + "`" + `ok` + "`" + `), or not (` + "`" + `corrupted` + "`" + `).",
+          "description": "Whether all data read so far was verified (` + "`" + `ok` + "`" + `), or not (` + "`" + `corrupted` + "`" + `).",
           "type": "string",
           "enum": [
             "ok",
@@ -7936,7 +7936,7 @@ func init() {
       }
     },
     "container": {
-      "description": "Processes that run in a mount, apart from the node. The mount is their root directory; if it is read-only it must\nhave the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + `.\n",
+      "description": "Processes that run in a mount, apart from the node. The mount is their root directory. If it is read-only it must\ncontain the directories ` + "`" + `/proc` + "`" + `, ` + "`" + `/sys` + "`" + ` and ` + "`" + `/dev` + "`" + `.\n",
       "type": "object",
       "required": [
         "mount",
@@ -7944,7 +7944,7 @@ func init() {
       ],
       "properties": {
         "args": {
-          "description": "Further arguments of the command, after the words of ` + "`" + `command` + "`" + `, each as it stands.",
+          "description": "Further arguments of the command, after the words of ` + "`" + `command` + "`" + `. The server passes them unchanged.",
           "type": "array",
           "items": {
             "type": "string"
@@ -7956,7 +7956,7 @@ func init() {
           ]
         },
         "binds": {
-          "description": "Files and directories of the node that are seen in the container, mounted in the order of the list.",
+          "description": "Files and directories of the node to mount in the container, in the order of the list.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_bind"
@@ -7967,18 +7967,18 @@ func init() {
           "$ref": "#/definitions/container_capabilities"
         },
         "cgroup": {
-          "description": "Its directory in the node's cgroup v2 tree, while it runs.",
+          "description": "Its directory in the node's cgroup v2 tree, while the container runs.",
           "type": "string",
           "readOnly": true,
           "example": "/sys/fs/cgroup/imageapi/6"
         },
         "command": {
-          "description": "The first process: a program, as a path in the mount, and its arguments. It is split into words as a POSIX\nshell does with quotes and backslashes, and nothing is expanded.\n",
+          "description": "The first process: a program, as a path in the mount, and its arguments. The server splits it into words with quotes and\nbackslashes like a POSIX shell, and expands nothing.\n",
           "type": "string",
           "example": "/bin/sh -c 'echo hello'"
         },
         "devices": {
-          "description": "What its ` + "`" + `/dev` + "`" + ` holds. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, with all that is plugged in later, but ` + "`" + `/dev/pts` + "`" + `, ` + "`" + `/dev/shm` + "`" + ` and ` + "`" + `/dev/mqueue` + "`" + ` of its own. Else paths in\nthe node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or directories with devices, which join the minimal ones under the same\nnames, with the same owners and permissions. They are looked for at each start, and must be there.\n",
+          "description": "Devices in its ` + "`" + `/dev` + "`" + `. ` + "`" + `minimal` + "`" + `, the default: null, zero, full, random, urandom, tty and terminals. ` + "`" + `host` + "`" + `, alone: the\nnode's own ` + "`" + `/dev` + "`" + `, including devices added later, but with separate ` + "`" + `/dev/pts` + "`" + `, ` + "`" + `/dev/shm` + "`" + ` and ` + "`" + `/dev/mqueue` + "`" + `. Otherwise paths in\nthe node's ` + "`" + `/dev` + "`" + ` of devices, links to them, or directories with devices. The container has them in addition to the minimal ones, with the\nsame names, owners and permissions. The server looks them up at each start; all must exist.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -7990,7 +7990,7 @@ func init() {
           ]
         },
         "env": {
-          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `, each name once. They join ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `, ` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `,\nwhich it has anyway, or take their place. They are shown in answers: no place for a secret.\n",
+          "description": "The command's environment, each entry as ` + "`" + `NAME=value` + "`" + `, each name once. The entries add to or replace the defaults ` + "`" + `PATH` + "`" + `, ` + "`" + `HOME` + "`" + `,\n` + "`" + `TERM` + "`" + ` and ` + "`" + `container` + "`" + `. Responses contain them: do not use them for secrets.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -8001,7 +8001,7 @@ func init() {
           ]
         },
         "error": {
-          "description": "Why it is ` + "`" + `broken` + "`" + `, still ` + "`" + `stopping` + "`" + `, ` + "`" + `dead` + "`" + `, or waits for a restart; else absent.",
+          "description": "Why it is ` + "`" + `broken` + "`" + `, still ` + "`" + `stopping` + "`" + `, ` + "`" + `dead` + "`" + `, or waits for a restart. Absent otherwise.",
           "type": "string",
           "readOnly": true
         },
@@ -8013,7 +8013,7 @@ func init() {
           "readOnly": true
         },
         "exit_reason": {
-          "description": "What ended the last run: ` + "`" + `exited` + "`" + ` (see ` + "`" + `exit_code` + "`" + `), ` + "`" + `signalled` + "`" + ` (see ` + "`" + `signal` + "`" + `), ` + "`" + `oom` + "`" + ` (the kernel killed it for lack of\nmemory), ` + "`" + `poweroff` + "`" + ` (from inside; halting looks the same), ` + "`" + `reboot` + "`" + ` (from inside), ` + "`" + `start-failed` + "`" + `, ` + "`" + `supervisor-lost` + "`" + ` (the\nprocess of the server that watches it was killed), ` + "`" + `corrupted` + "`" + ` (it was stopped since what it stands on is not what its\n` + "`" + `root_hash` + "`" + ` says).\n",
+          "description": "The cause that ended the last run:\n\n- ` + "`" + `exited` + "`" + `: see ` + "`" + `exit_code` + "`" + `. ` + "`" + `signalled` + "`" + `: see ` + "`" + `signal` + "`" + `.\n- ` + "`" + `oom` + "`" + `: the kernel killed it for lack of memory.\n- ` + "`" + `poweroff` + "`" + `, ` + "`" + `reboot` + "`" + `: from inside. A halt shows as ` + "`" + `poweroff` + "`" + `.\n- ` + "`" + `start-failed` + "`" + `: its command could not be started.\n- ` + "`" + `supervisor-lost` + "`" + `: its supervisor process was killed.\n- ` + "`" + `corrupted` + "`" + `: the server stopped it because its data does not match the ` + "`" + `root_hash` + "`" + `.\n",
           "type": "string",
           "enum": [
             "exited",
@@ -8028,7 +8028,7 @@ func init() {
           "readOnly": true
         },
         "finished_at": {
-          "description": "When its last run ended. Absent while it runs.",
+          "description": "End of the last run. Absent while it runs.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -8041,7 +8041,7 @@ func init() {
           "readOnly": true
         },
         "hostname": {
-          "description": "Its host name, at most 64 characters; needs the namespace uts. By default the container's name, or ` + "`" + `imageapi-` + "`" + ` and its id.",
+          "description": "Host name, at most 64 characters. Requires the namespace uts. By default the container's name, or ` + "`" + `imageapi-` + "`" + ` and its ID.",
           "type": "string",
           "maxLength": 64,
           "pattern": "^[A-Za-z0-9.\\-]*$"
@@ -8056,7 +8056,7 @@ func init() {
           "$ref": "#/definitions/container_image"
         },
         "labels": {
-          "description": "Names and values of the client's own, which mean nothing to the server.",
+          "description": "Names and values that you choose. The server stores them and selects by them in lists; see \"Labels\".",
           "type": "object",
           "additionalProperties": {
             "type": "string"
@@ -8067,13 +8067,13 @@ func init() {
           }
         },
         "logfile": {
-          "description": "The file on the node that has what its processes wrote to standard output and standard error. When it is\nas long as half of what is kept (` + "`" + `--log-size` + "`" + `, 16 MiB by default) it is renamed with ` + "`" + `.1` + "`" + ` at its end and a new one begins.\n",
+          "description": "The file on the node with the standard output and standard error of its processes. At half of the limit\n(` + "`" + `--log-size` + "`" + `, 16 MiB by default), the server renames it with the suffix ` + "`" + `.1` + "`" + ` and begins a new file.\n",
           "type": "string",
           "readOnly": true,
           "example": "/run/imageapi/logs/6.log"
         },
         "max_restarts": {
-          "description": "After how many restarts in a row it is left as it is; 0, the default, for no limit. Less than 0 is 422, and so is a limit without\n` + "`" + `restart` + "`" + `, or with ` + "`" + `no` + "`" + `.\n",
+          "description": "Maximum number of restarts in a row. 0, the default, means no limit. A negative value returns 422, and so does a limit without\n` + "`" + `restart` + "`" + `, or with ` + "`" + `no` + "`" + `.\n",
           "type": "integer",
           "format": "int64"
         },
@@ -8084,7 +8084,7 @@ func init() {
           "$ref": "#/definitions/name"
         },
         "namespaces": {
-          "description": "The namespaces of its own. If there are none in the list, it has mnt, pid, ipc, uts and cgroup. mnt is always among them.",
+          "description": "Namespaces that the container does not share with the node. The default is mnt, pid, ipc, uts and cgroup. mnt is always included.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_namespace"
@@ -8092,20 +8092,20 @@ func init() {
           "x-omitempty": true
         },
         "next_start_at": {
-          "description": "When it will be started again; only while it waits for that.",
+          "description": "Time of the next restart. Present only during the delay.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "oom_killed": {
-          "description": "The kernel killed a process of its last run for lack of memory. Absent where there is no memory controller of cgroup v2 to tell.\n",
+          "description": "The kernel killed a process of its last run for lack of memory. Absent without the memory controller of cgroup v2.\n",
           "type": "boolean",
           "x-nullable": true,
           "readOnly": true
         },
         "phase": {
-          "description": "Where it is in its life, apart from whether it runs; see \"Phases\".",
+          "description": "Phase of its life, independent of its state; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -8116,18 +8116,18 @@ func init() {
           "readOnly": true
         },
         "pid": {
-          "description": "The number of the first process on the node. Absent unless it runs.",
+          "description": "PID of the first process on the node. Absent unless the container runs.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "ready": {
-          "description": "It runs and is ready: a ` + "`" + `systemd` + "`" + ` one when systemd says so (sd_notify(3)), which it does when its default target is\nreached; any other when its command runs.\n",
+          "description": "It runs and is ready. A ` + "`" + `systemd` + "`" + ` container is ready when systemd reports it (sd_notify(3)), after its default target is\nreached. Any other container is ready when its command runs.\n",
           "type": "boolean",
           "readOnly": true
         },
         "refs": {
-          "description": "How many hold it; see \"References\".",
+          "description": "Number of references; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
@@ -8146,7 +8146,7 @@ func init() {
           "$ref": "#/definitions/container_resources"
         },
         "restart": {
-          "description": "Whether it is started again when it has ended without being asked to: ` + "`" + `no` + "`" + `, the default; ` + "`" + `on-failure` + "`" + `, when it is ` + "`" + `dead` + "`" + `; ` + "`" + `always` + "`" + `, also\nwhen it has ` + "`" + `exited` + "`" + `, but not after it was powered off or halted from inside. The first time after a second,\nthen after twice as long each time up to a minute; a run of a minute or more counts as a new beginning. While it waits it is\n` + "`" + `created` + "`" + `, with ` + "`" + `error` + "`" + ` and ` + "`" + `next_start_at` + "`" + `. A request to stop ends that too.\n",
+          "description": "Whether the server restarts a container that ends without a request. ` + "`" + `no` + "`" + ` is the default; ` + "`" + `on-failure` + "`" + ` restarts a ` + "`" + `dead` + "`" + ` one; ` + "`" + `always` + "`" + ` also\nrestarts an ` + "`" + `exited` + "`" + ` one, unless it powered off or halted itself. The first delay is a second. Each further delay is twice as long,\nup to a minute. A run of a minute or more resets the delay. During the delay the container is\n` + "`" + `created` + "`" + `, with ` + "`" + `error` + "`" + ` and ` + "`" + `next_start_at` + "`" + `. A request to stop also cancels the restart.\n",
           "type": "string",
           "enum": [
             "no",
@@ -8155,13 +8155,13 @@ func init() {
           ]
         },
         "restarts": {
-          "description": "How often in a row it was started again by ` + "`" + `restart` + "`" + `.",
+          "description": "Number of restarts in a row by ` + "`" + `restart` + "`" + `.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "rlimits": {
-          "description": "Limits of the command and of what it starts; see setrlimit(2). What is not named is as the server's.",
+          "description": "Limits of the command and its children; see setrlimit(2). The server's own limits are the default.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_rlimit"
@@ -8174,20 +8174,20 @@ func init() {
           "format": "int64"
         },
         "signal": {
-          "description": "The number of the signal that ended the last run, else absent.",
+          "description": "The number of the signal that ended the last run. Absent otherwise.",
           "type": "integer",
           "format": "int64",
           "readOnly": true
         },
         "since": {
-          "description": "When ` + "`" + `phase` + "`" + ` or ` + "`" + `state` + "`" + ` last changed.",
+          "description": "Time of the last change of ` + "`" + `phase` + "`" + ` or ` + "`" + `state` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "started_at": {
-          "description": "When it was last started.",
+          "description": "Time of the last start.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -8204,28 +8204,28 @@ func init() {
           "readOnly": true
         },
         "stop_signal": {
-          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number, but SIGSTOP. By default SIGTERM,\nwith ` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.\n",
+          "description": "The signal that asks the command to end, by name (` + "`" + `SIGTERM` + "`" + `, ` + "`" + `TERM` + "`" + `, ` + "`" + `SIGRTMIN+3` + "`" + `) or number, except SIGSTOP. By default SIGTERM,\nwith ` + "`" + `systemd` + "`" + ` SIGRTMIN+3, which is number 37, since SIGRTMIN is 34.\n",
           "type": "string"
         },
         "stop_timeout": {
-          "description": "How many seconds the command has to end before all that is left is killed, 1 to 45. By default what the server's\n` + "`" + `--stop-timeout` + "`" + ` says, with ` + "`" + `systemd` + "`" + ` 30.\n",
+          "description": "How many seconds the command has to end before the server kills all remaining processes, 1 to 45. The default is the server's\n` + "`" + `--stop-timeout` + "`" + `, with ` + "`" + `systemd` + "`" + ` 30.\n",
           "type": "integer",
           "format": "int64"
         },
         "stopping_since": {
-          "description": "Since when the container is being stopped. Absent otherwise.",
+          "description": "Start of the stop. Absent otherwise.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "systemd": {
-          "description": "The command is systemd, or wants the surroundings that systemd does: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. The namespaces pid, uts, ipc and cgroup are needed: they\nare added if ` + "`" + `namespaces` + "`" + ` is empty, else their lack is 422.\n",
+          "description": "The command is systemd, or needs the same environment: a writable cgroup subtree, ` + "`" + `/run` + "`" + ` and\n` + "`" + `/tmp` + "`" + `, a console, and signal 37 to stop. It requires the namespaces pid, uts, ipc and cgroup. The server\nadds them if ` + "`" + `namespaces` + "`" + ` is empty; otherwise a missing one returns 422.\n",
           "type": "boolean",
           "default": false
         },
         "tmpfs": {
-          "description": "File systems in memory that are mounted in the container.",
+          "description": "File systems in memory to mount in the container.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/container_tmpfs"
@@ -8233,25 +8233,25 @@ func init() {
           "x-omitempty": true
         },
         "user": {
-          "description": "As whom the command runs: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, and after a ` + "`" + `:` + "`" + ` a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. Without a group it is the user's own, or that of root for a number without an entry, and the groups that list\nthe user are joined too. Empty is root with no other groups. ` + "`" + `HOME` + "`" + ` is the user's unless ` + "`" + `env` + "`" + ` says otherwise. A user\nother than root has no capabilities.\n",
+          "description": "User that runs the command: a name of the mount's ` + "`" + `/etc/passwd` + "`" + ` or a number, optionally followed by ` + "`" + `:` + "`" + ` and a name of its ` + "`" + `/etc/group` + "`" + `\nor a number. The default group is the user's, or root's for a number without an entry. Without a group, the command also joins the groups\nthat list the user. Empty is root with no other groups. ` + "`" + `HOME` + "`" + ` is the user's unless ` + "`" + `env` + "`" + ` sets it. A user\nother than root has no capabilities.\n",
           "type": "string",
           "example": "nobody"
         },
         "waits_for": {
-          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "description": "The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It\nstays while the server retries the operation, and is absent otherwise.\n",
           "type": "string",
           "readOnly": true,
           "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
         },
         "waits_since": {
-          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "description": "Start of the wait. Absent without ` + "`" + `waits_for` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
         },
         "working_dir": {
-          "description": "The directory in which the command starts, an absolute path in the container. It must exist, and root or the user be\npermitted to enter it. By default ` + "`" + `/` + "`" + `.\n",
+          "description": "The directory in which the command starts, an absolute path in the container. It must exist, and the user must have permission to\nenter it. By default ` + "`" + `/` + "`" + `.\n",
           "type": "string"
         }
       },
@@ -8282,7 +8282,7 @@ func init() {
       }
     },
     "container_bind": {
-      "description": "A file or directory of the node, as it is seen in a container.",
+      "description": "A file or directory of the node to mount in a container.",
       "type": "object",
       "required": [
         "source",
@@ -8290,16 +8290,16 @@ func init() {
       ],
       "properties": {
         "ro": {
-          "description": "Nothing can be written through it.",
+          "description": "Forbid writing through this mount.",
           "type": "boolean",
           "default": false
         },
         "source": {
-          "description": "What it is on the node, an absolute path, which is looked up at each start. If it is a directory with mounts below, they come\nwith it. What is mounted later on one side does not show on the other.\n",
+          "description": "Absolute path on the node, which the server looks up at each start. A directory includes the mounts below it. Later mounts on\none side are not visible on the other.\n",
           "type": "string"
         },
         "target": {
-          "description": "Where it is in the container, an absolute path, in which links are not followed, and no ` + "`" + `..` + "`" + `. What is missing is made, if it\ncan be: directories, and for a file an empty one.\n",
+          "description": "Absolute path in the container, without ` + "`" + `..` + "`" + `. The server does not follow links in it. It creates missing directories, and for a file an\nempty file, if the mount is writable.\n",
           "type": "string"
         }
       },
@@ -8309,7 +8309,7 @@ func init() {
       }
     },
     "container_capabilities": {
-      "description": "The capabilities of root in the container; see capabilities(7). The default is all but CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and\nCAP_AUDIT_READ, which are about the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and\n` + "`" + `/proc/sys/net` + "`" + ` is read-only there. A container without the namespace pid lacks CAP_SYS_BOOT.\n",
+      "description": "The capabilities of root in the container; see capabilities(7). By default root has all except CAP_SYS_MODULE, CAP_SYS_TIME, CAP_SYSLOG and\nCAP_AUDIT_READ, which affect the node. A container that shares the network of the node also lacks CAP_NET_ADMIN, and\n` + "`" + `/proc/sys/net` + "`" + ` is read-only there. A container without the namespace pid lacks CAP_SYS_BOOT.\n",
       "type": "object",
       "properties": {
         "add": {
@@ -8321,7 +8321,7 @@ func init() {
           "x-omitempty": true
         },
         "drop": {
-          "description": "Those that it shall not have, and can't gain, by name (` + "`" + `CAP_NET_RAW` + "`" + ` or ` + "`" + `net_raw` + "`" + `), or ` + "`" + `all` + "`" + `.",
+          "description": "Capabilities that root loses and cannot regain, by name (` + "`" + `CAP_NET_RAW` + "`" + ` or ` + "`" + `net_raw` + "`" + `), or ` + "`" + `all` + "`" + `.",
           "type": "array",
           "items": {
             "type": "string"
@@ -8337,21 +8337,21 @@ func init() {
       }
     },
     "container_command": {
-      "description": "A command to run in a container beside what runs there.",
+      "description": "A command to run in a container, in addition to the container's own.",
       "type": "object",
       "required": [
         "args"
       ],
       "properties": {
         "args": {
-          "description": "The program, as a path or to be found in its PATH, and its arguments, each as it stands.",
+          "description": "The program, as a path or a name in its PATH, and its arguments. The server passes them unchanged.",
           "type": "array",
           "items": {
             "type": "string"
           }
         },
         "env": {
-          "description": "As the field ` + "`" + `env` + "`" + ` of the container, whose environment it has too.",
+          "description": "As the field ` + "`" + `env` + "`" + ` of the container. The command also has the container's environment.",
           "type": "array",
           "items": {
             "type": "string"
@@ -8359,7 +8359,7 @@ func init() {
           "x-omitempty": true
         },
         "timeout": {
-          "description": "After how many seconds it is killed, 1 to 3600. By default 20.",
+          "description": "After how many seconds the server kills it, 1 to 3600. By default 20.",
           "type": "integer",
           "format": "int64"
         },
@@ -8486,7 +8486,7 @@ func init() {
       }
     },
     "container_namespace": {
-      "description": "A namespace that a container has of its own instead of sharing the node's; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + ` a container can't reboot, and is stopped as a whole. Without ` + "`" + `uts` + "`" + ` its\nhost name is the node's and can't be set.\n",
+      "description": "A namespace of the container that it does not share with the node; see namespaces(7). ` + "`" + `net` + "`" + ` has only a\nloopback interface, which is up. Without ` + "`" + `pid` + "`" + `, a container cannot reboot, and stopping kills all its processes. Without ` + "`" + `uts` + "`" + `, it has\nthe host name of the node and cannot set it.\n",
       "type": "string",
       "enum": [
         "cgroup",
@@ -8725,7 +8725,7 @@ func init() {
       }
     },
     "container_resources": {
-      "description": "What it may use of the node, by the controllers of cgroup v2. One that the node's cgroup v2 tree lacks is 501. What is 0 or left\nout is not limited.\n",
+      "description": "Limits on the node's resources, by the controllers of cgroup v2. If the node's cgroup v2 tree lacks a controller, using it returns 501. 0\nor a missing field means no limit.\n",
       "type": "object",
       "properties": {
         "cpu_quota": {
@@ -8739,11 +8739,11 @@ func init() {
           "format": "int64"
         },
         "cpuset": {
-          "description": "The processors that it may run on, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus). All of them must be there.",
+          "description": "Its processors, such as ` + "`" + `0-3,8` + "`" + ` (cpuset.cpus). All of them must exist.",
           "type": "string"
         },
         "cpuset_mems": {
-          "description": "The NUMA nodes whose memory it may use, such as ` + "`" + `0-1` + "`" + ` (cpuset.mems).",
+          "description": "Its NUMA nodes for memory, such as ` + "`" + `0-1` + "`" + ` (cpuset.mems).",
           "type": "string"
         },
         "hugetlb": {
@@ -8767,7 +8767,7 @@ func init() {
           "x-omitempty": true
         },
         "memory": {
-          "description": "Bytes of memory (memory.max), at least 8 MiB. Above it a process of the container is killed.",
+          "description": "Bytes of memory (memory.max), at least 8 MiB. Above the limit, the kernel kills a process of the container.",
           "type": "integer",
           "format": "int64"
         },
@@ -8787,7 +8787,7 @@ func init() {
           "format": "int64"
         },
         "pids": {
-          "description": "How many processes and threads it may have (pids.max), 16 to 4194304.",
+          "description": "Maximum number of processes and threads (pids.max), 16 to 4194304.",
           "type": "integer",
           "format": "int64"
         },
@@ -8800,7 +8800,7 @@ func init() {
           "x-omitempty": true
         },
         "swap": {
-          "description": "Bytes of swap (memory.swap.max); -1 for none.",
+          "description": "Bytes of swap (memory.swap.max); -1 means no limit.",
           "type": "integer",
           "format": "int64"
         }
@@ -8812,7 +8812,7 @@ func init() {
       }
     },
     "container_result": {
-      "description": "What came of a command.",
+      "description": "The result of a command.",
       "type": "object",
       "properties": {
         "exit_code": {
@@ -8822,26 +8822,26 @@ func init() {
           "x-nullable": true
         },
         "signal": {
-          "description": "The number of the signal that ended it, else absent.",
+          "description": "The number of the signal that ended it. Absent otherwise.",
           "type": "integer",
           "format": "int64"
         },
         "stderr": {
-          "description": "What it wrote to standard error, likewise.",
+          "description": "The first MiB of its standard error, likewise.",
           "type": "string",
           "x-omitempty": false
         },
         "stdout": {
-          "description": "What it wrote to standard output, the first MiB of it. What is not UTF-8 is replaced by U+FFFD.",
+          "description": "The first MiB of its standard output. U+FFFD replaces bytes that are not UTF-8.",
           "type": "string",
           "x-omitempty": false
         },
         "timed_out": {
-          "description": "It was killed because its time was up.",
+          "description": "The server killed it at its timeout.",
           "type": "boolean"
         },
         "truncated": {
-          "description": "It wrote more than that.",
+          "description": "It wrote more than a MiB.",
           "type": "boolean"
         }
       },
@@ -8860,7 +8860,7 @@ func init() {
       ],
       "properties": {
         "hard": {
-          "description": "How far the limit can be raised without privilege; -1 or the word ` + "`" + `unlimited` + "`" + ` for none. By default the same as ` + "`" + `soft` + "`" + `.",
+          "description": "Highest value to which a process can raise the limit without privilege; -1 or the word ` + "`" + `unlimited` + "`" + ` for none. By default the same as ` + "`" + `soft` + "`" + `.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -8871,7 +8871,7 @@ func init() {
           "format": "int64"
         },
         "type": {
-          "description": "Which one, such as ` + "`" + `RLIMIT_NOFILE` + "`" + ` or ` + "`" + `nofile` + "`" + `.",
+          "description": "The name of the limit, such as ` + "`" + `RLIMIT_NOFILE` + "`" + ` or ` + "`" + `nofile` + "`" + `.",
           "type": "string"
         }
       },
@@ -8882,7 +8882,7 @@ func init() {
       }
     },
     "container_state": {
-      "description": "The state of a container; see \"States of a container\". A definition may ask for ` + "`" + `created` + "`" + `, which is the same as\nleaving it out, or ` + "`" + `running` + "`" + `, which starts the container.\n",
+      "description": "The state of a container; see \"States of a container\". A definition can contain ` + "`" + `running` + "`" + `, which starts the container, or ` + "`" + `created` + "`" + `, which\nhas no effect.\n",
       "type": "string",
       "enum": [
         "created",
@@ -8894,11 +8894,11 @@ func init() {
       ]
     },
     "container_stats": {
-      "description": "What a container uses at this moment. Where the node's cgroup v2 tree lacks a controller, its fields are absent.",
+      "description": "The current resource usage of a container. If the node's cgroup v2 tree lacks a controller, its fields are absent.",
       "type": "object",
       "properties": {
         "cpu_usec": {
-          "description": "Microseconds of processor time since it was started (cpu.stat).",
+          "description": "Microseconds of processor time since its start (cpu.stat).",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -8907,7 +8907,7 @@ func init() {
           "$ref": "#/definitions/id"
         },
         "log_bytes": {
-          "description": "Bytes of its log that are kept.",
+          "description": "Size of its log in bytes.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -8919,7 +8919,7 @@ func init() {
           "x-nullable": true
         },
         "memory_limit": {
-          "description": "Bytes that it may use (memory.max). Absent if there is no limit.",
+          "description": "Limit of its memory in bytes (memory.max). Absent without a limit.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -8928,7 +8928,7 @@ func init() {
           "$ref": "#/definitions/name"
         },
         "pids": {
-          "description": "How many processes and threads it has.",
+          "description": "Number of its processes and threads.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true
@@ -9011,11 +9011,11 @@ func init() {
           "x-omitempty": true
         },
         "message": {
-          "description": "What failed, where, why, and what to do. For people; its wording may change.",
+          "description": "The operation that failed, its place, the cause and the remedy. For people; its wording may change.",
           "type": "string"
         },
         "see": {
-          "description": "Where the server tells more about errors with this status, their cause and their remedy; a path.",
+          "description": "Path of the documentation of errors with this status, with their cause and remedy.",
           "type": "string"
         },
         "type": {
@@ -9031,14 +9031,14 @@ func init() {
       }
     },
     "event": {
-      "description": "What an event of ` + "`" + `GET /events` + "`" + ` tells. An object is shown as GET shows it, except that the objects that it needs are given by their\nids alone: they have events of their own.\n",
+      "description": "The data of an event of ` + "`" + `GET /events` + "`" + `. It contains the object as GET returns it, except that its dependencies contain only their\nIDs: they have separate events.\n",
       "type": "object",
       "properties": {
         "attach": {
           "$ref": "#/definitions/attach"
         },
         "class": {
-          "description": "Which of ` + "`" + `attach` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `container` + "`" + ` has the object. Absent in a ` + "`" + `reset` + "`" + `.",
+          "description": "The field that contains the object: ` + "`" + `attach` + "`" + `, ` + "`" + `mount` + "`" + ` or ` + "`" + `container` + "`" + `. Absent in a ` + "`" + `reset` + "`" + `.",
           "type": "string",
           "enum": [
             "attach",
@@ -9050,7 +9050,7 @@ func init() {
           "$ref": "#/definitions/container"
         },
         "event_id": {
-          "description": "The id of the event itself. The part before the ` + "`" + `-` + "`" + ` is new each time that the server is started; the number after it\ngrows by one with each change, also with those that filters keep back.\n",
+          "description": "The ID of the event itself. The part before the ` + "`" + `-` + "`" + ` changes with each start of the server. The number after it\nincreases by one with each change, also with changes that the filters exclude.\n",
           "type": "string",
           "example": "k3vq7zfa-17"
         },
@@ -9061,7 +9061,7 @@ func init() {
           "$ref": "#/definitions/mount"
         },
         "reason": {
-          "description": "Of a ` + "`" + `reset` + "`" + `. ` + "`" + `start` + "`" + `: no id was given. ` + "`" + `restart` + "`" + `: the id given is not one of this run of the server. ` + "`" + `missed` + "`" + `: not all\nthat came after it is kept, because the client was away for too long or reads too slowly.\n",
+          "description": "Reason of a ` + "`" + `reset` + "`" + `. ` + "`" + `start` + "`" + `: the client gave no ID. ` + "`" + `restart` + "`" + `: the ID is from an earlier run of the server. ` + "`" + `missed` + "`" + `: the server no longer has\nall later events, because the client was away for too long or reads too slowly.\n",
           "type": "string",
           "enum": [
             "start",
@@ -9070,13 +9070,13 @@ func init() {
           ]
         },
         "time": {
-          "description": "When it happened. Absent in a ` + "`" + `reset` + "`" + `.",
+          "description": "Time of the change. Absent in a ` + "`" + `reset` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true
         },
         "type": {
-          "description": "` + "`" + `added` + "`" + `: there is a new object. ` + "`" + `changed` + "`" + `: something of it is different. ` + "`" + `removed` + "`" + `: it is gone. ` + "`" + `reset` + "`" + `: changes may be missing from\nwhat this client was told, ` + "`" + `reason` + "`" + ` tells why: list everything anew.\n",
+          "description": "` + "`" + `added` + "`" + `: a new object. ` + "`" + `changed` + "`" + `: a field of the object changed. ` + "`" + `removed` + "`" + `: the object is deleted. ` + "`" + `reset` + "`" + `: this client may have\nmissed changes, for the ` + "`" + `reason` + "`" + ` given: list all objects again.\n",
           "type": "string",
           "enum": [
             "added",
@@ -9110,7 +9110,7 @@ func init() {
       "type": "object",
       "properties": {
         "message": {
-          "description": "What is wrong, and what is allowed.",
+          "description": "The fault and the accepted values.",
           "type": "string"
         },
         "path": {
@@ -9220,7 +9220,7 @@ func init() {
       }
     },
     "id": {
-      "description": "The number of an object, given by the server: from 1 up, unique over all attachments, mounts and containers, and\nnever used again.\n",
+      "description": "The number of an object, assigned by the server: 1 or more, unique over all attachments, mounts and containers. The server\nnever reuses it.\n",
       "type": "integer",
       "format": "int64",
       "example": 3
@@ -9271,7 +9271,7 @@ func init() {
           "readOnly": true
         },
         "source_changed": {
-          "description": "The path or URL leads to another version now than the one in use.",
+          "description": "The path or URL now leads to another version than the one in use.",
           "type": "boolean",
           "readOnly": true
         }
@@ -9466,26 +9466,26 @@ func init() {
       }
     },
     "iscsi_auth": {
-      "description": "Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target likes. With ` + "`" + `target_username` + "`" + ` it is mutual: the\ntarget must prove who it is, too.\n\nSecrets are needed in requests and never answered, so that an answer can be sent back only after they were put in again;\nunless they stand in files of the node. Such a file must be a regular file of root's, and no link, that nobody else may read or\nwrite (mode 0600 or 0400), of at most 4096 bytes; a newline at its end is left out. It is read when the attachment is made.\nThe server keeps them in its memory alone, to log in again.\n",
+      "description": "Authentication by CHAP (RFC 7143, 12.1), with SHA-256 or MD5 as the target prefers. With ` + "`" + `target_username` + "`" + ` it is mutual: the\ntarget must authenticate itself, too. A file with a secret must be a regular file, not a link, that belongs to root, has the mode 0600 or 0400,\nand contains at most 4096 bytes. The server removes a newline at its end.\n",
       "type": "object",
       "properties": {
         "secret": {
-          "description": "Its secret, at most 255 bytes; 12 and more are advised.",
+          "description": "Its secret, at most 255 bytes; use 12 or more.",
           "type": "string",
           "x-nullable": true
         },
         "secret_file": {
-          "description": "A file of the node that holds the secret, in place of ` + "`" + `secret` + "`" + `; it is answered.",
+          "description": "A file of the node with the secret, instead of ` + "`" + `secret` + "`" + `. Responses contain the path.",
           "type": "string",
           "maxLength": 4095
         },
         "target_secret": {
-          "description": "The secret that the target must prove to know. It must differ from ` + "`" + `secret` + "`" + `.",
+          "description": "The secret of the target. It must differ from ` + "`" + `secret` + "`" + `.",
           "type": "string",
           "x-nullable": true
         },
         "target_secret_file": {
-          "description": "A file of the node that holds the target's secret, in place of ` + "`" + `target_secret` + "`" + `; it is answered.",
+          "description": "A file of the node with the target's secret, instead of ` + "`" + `target_secret` + "`" + `. Responses contain the path.",
           "type": "string",
           "maxLength": 4095
         },
@@ -9495,7 +9495,7 @@ func init() {
           "maxLength": 255
         },
         "username": {
-          "description": "The CHAP name of the initiator; needed.",
+          "description": "The CHAP name of the initiator. Required.",
           "type": "string",
           "maxLength": 255,
           "minLength": 1
@@ -9507,7 +9507,7 @@ func init() {
       }
     },
     "mount": {
-      "description": "A tree of files that is mounted on the node. To refer to one that exists, give its ` + "`" + `id` + "`" + ` alone.",
+      "description": "A tree of files that is mounted on the node. To refer to an existing mount, give only its ` + "`" + `id` + "`" + `.",
       "type": "object",
       "properties": {
         "attach": {
@@ -9517,7 +9517,7 @@ func init() {
           "$ref": "#/definitions/mount_bind"
         },
         "error": {
-          "description": "Why it is ` + "`" + `broken` + "`" + `, or still ` + "`" + `stopping` + "`" + `; else absent.",
+          "description": "Why it is ` + "`" + `broken` + "`" + ` or still ` + "`" + `stopping` + "`" + `. Absent otherwise.",
           "type": "string",
           "readOnly": true
         },
@@ -9534,7 +9534,7 @@ func init() {
           "$ref": "#/definitions/identity"
         },
         "kind": {
-          "description": "Which kind of mount it is, and so which of the fields below defines it. ` + "`" + `uri` + "`" + ` is a short form, and ` + "`" + `rbd` + "`" + ` a form of version 0.1: both\nare for requests, and responses contain the objects that they stand for.\n",
+          "description": "Kind of the mount. It selects the field below that defines the mount. ` + "`" + `uri` + "`" + ` is a short form, and ` + "`" + `rbd` + "`" + ` a form of version 0.1: both\nare for requests, and responses contain the objects that they stand for.\n",
           "type": "string",
           "enum": [
             "attach",
@@ -9546,7 +9546,7 @@ func init() {
           ]
         },
         "labels": {
-          "description": "Names and values of your own. The server stores them and selects by them in lists; see \"Labels\".",
+          "description": "Names and values that you choose. The server stores them and selects by them in lists; see \"Labels\".",
           "type": "object",
           "additionalProperties": {
             "type": "string"
@@ -9557,7 +9557,7 @@ func init() {
           }
         },
         "mountpoint": {
-          "description": "The directory where it can be seen on the node, in the server's run directory.",
+          "description": "Its directory on the node, in the server's run directory.",
           "type": "string",
           "readOnly": true,
           "example": "/run/imageapi/mounts/4"
@@ -9578,7 +9578,7 @@ func init() {
           "$ref": "#/definitions/mount_overlay"
         },
         "phase": {
-          "description": "Where it is in its life; see \"Phases\".",
+          "description": "Phase of its life; see \"Phases\".",
           "type": "string",
           "enum": [
             "pending",
@@ -9592,14 +9592,14 @@ func init() {
           "$ref": "#/definitions/mount_rbd"
         },
         "refs": {
-          "description": "How many hold it; see \"References\".",
+          "description": "Number of references; see \"References\".",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false,
           "readOnly": true
         },
         "since": {
-          "description": "When ` + "`" + `phase` + "`" + ` last changed.",
+          "description": "Time of the last change of ` + "`" + `phase` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -9609,13 +9609,13 @@ func init() {
           "$ref": "#/definitions/mount_uri"
         },
         "waits_for": {
-          "description": "What it waits for, if that takes longer than a second: who has to answer, if it is known, and the act that is\nnot over. It stays while an act that was given up is tried again, and is absent otherwise.\n",
+          "description": "The cause of a wait of more than a second: the server that has to respond, if known, and the operation in progress. It\nstays while the server retries the operation, and is absent otherwise.\n",
           "type": "string",
           "readOnly": true,
           "example": "NFS server 10.0.0.1: sync /run/imageapi/mounts/7"
         },
         "waits_since": {
-          "description": "Since when it does; absent without ` + "`" + `waits_for` + "`" + `.",
+          "description": "Start of the wait. Absent without ` + "`" + `waits_for` + "`" + `.",
           "type": "string",
           "format": "date-time",
           "x-nullable": true,
@@ -9643,12 +9643,12 @@ func init() {
           "$ref": "#/definitions/attach"
         },
         "fs_type": {
-          "description": "The kind of file system, as the kernel calls it. Allowed are ext2, ext3, ext4, xfs, btrfs, squashfs and erofs,\nand what the server's option ` + "`" + `--fs-types` + "`" + ` adds.\n",
+          "description": "The kind of file system, by its name in the kernel. The server accepts ext2, ext3, ext4, xfs, btrfs, squashfs, erofs and\nthe kinds of its option ` + "`" + `--fs-types` + "`" + `.\n",
           "type": "string",
           "example": "squashfs"
         },
         "mount_options": {
-          "description": "Mount options, one in each string, as in mount(8): ` + "`" + `ro` + "`" + `, ` + "`" + `noatime` + "`" + `, and those of the file system. The kernel\njudges them, and its words stand in the error. squashfs and erofs are always read-only, also with ` + "`" + `rw` + "`" + `; of others ` + "`" + `rw` + "`" + ` is\n422 if the device is read-only. On the node ` + "`" + `nosuid` + "`" + ` and ` + "`" + `nodev` + "`" + ` are always added, whatever is given; containers see the mount\nwithout these two. Those that make the kernel open another device are 422: ` + "`" + `source` + "`" + `, ` + "`" + `device` + "`" + `, ` + "`" + `journal_dev` + "`" + `, ` + "`" + `journal_path` + "`" + `,\n` + "`" + `logdev` + "`" + `, ` + "`" + `rtdev` + "`" + `, ` + "`" + `fsid` + "`" + ` and ` + "`" + `domain_id` + "`" + `. So are names and values of more than 255 bytes.\n",
+          "description": "Mount options, one in each string, as in mount(8): ` + "`" + `ro` + "`" + `, ` + "`" + `noatime` + "`" + `, and those of the file system. The kernel\nchecks them, and the error contains its message. squashfs and erofs are always read-only, also with ` + "`" + `rw` + "`" + `. For other kinds, ` + "`" + `rw` + "`" + `\nreturns 422 if the device is read-only. On the node the server always adds ` + "`" + `nosuid` + "`" + ` and ` + "`" + `nodev` + "`" + `; containers see the mount\nwithout these two. Options that make the kernel open another device return 422: ` + "`" + `source` + "`" + `, ` + "`" + `device` + "`" + `, ` + "`" + `journal_dev` + "`" + `, ` + "`" + `journal_path` + "`" + `,\n` + "`" + `logdev` + "`" + `, ` + "`" + `rtdev` + "`" + `, ` + "`" + `fsid` + "`" + ` and ` + "`" + `domain_id` + "`" + `. So do names and values of more than 255 bytes.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -9656,7 +9656,7 @@ func init() {
           "x-omitempty": true
         },
         "partition": {
-          "description": "The number of a partition of the device, as listed in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device. A request can have an\nobject in its place, with the fields of ` + "`" + `partition_selector` + "`" + `.\n",
+          "description": "The number of a partition of the device, as in the attachment's ` + "`" + `partitions` + "`" + `; 0 is the whole device. A request can contain an\nobject instead, with the fields of ` + "`" + `partition_selector` + "`" + `.\n",
           "type": "integer",
           "format": "int64",
           "default": 0
@@ -9683,7 +9683,7 @@ func init() {
       }
     },
     "mount_bind": {
-      "description": "A directory, seen at another place.",
+      "description": "A directory, mounted at another place.",
       "type": "object",
       "required": [
         "path",
@@ -9691,7 +9691,7 @@ func init() {
       ],
       "properties": {
         "base": {
-          "description": "What ` + "`" + `path` + "`" + ` starts from: the node's root directory (` + "`" + `root` + "`" + `), or the tree of the mount that is given in ` + "`" + `mount` + "`" + `,\nwhole or by id (` + "`" + `mount` + "`" + `). Only then ` + "`" + `mount` + "`" + ` is needed.\n",
+          "description": "The directory to which ` + "`" + `path` + "`" + ` is relative: the node's root directory (` + "`" + `root` + "`" + `), or the top of the mount in ` + "`" + `mount` + "`" + ` (` + "`" + `mount` + "`" + `). Give\n` + "`" + `mount` + "`" + ` inline or by ID, and only with base ` + "`" + `mount` + "`" + `.\n",
           "type": "string",
           "enum": [
             "root",
@@ -9702,16 +9702,16 @@ func init() {
           "$ref": "#/definitions/mount"
         },
         "path": {
-          "description": "The directory, as seen from ` + "`" + `base` + "`" + `; at most 4095 bytes. Only directories can be bound. With base ` + "`" + `mount` + "`" + ` it can't leave that\nmount, whatever links or ` + "`" + `..` + "`" + ` it has on its way. With base ` + "`" + `root` + "`" + ` it must be absolute, and must not lie in the server's own\nmount directory: use base ` + "`" + `mount` + "`" + ` for that.\n",
+          "description": "Path of the directory relative to ` + "`" + `base` + "`" + `; at most 4095 bytes. The server binds only directories. With base ` + "`" + `mount` + "`" + `, the path cannot leave that\nmount, whatever links or ` + "`" + `..` + "`" + ` it contains. With base ` + "`" + `root` + "`" + `, it must be absolute and outside the server's own\nmount directory: use base ` + "`" + `mount` + "`" + ` there.\n",
           "type": "string"
         },
         "recursive": {
-          "description": "Take along what is mounted below the directory.",
+          "description": "Include the mounts below the directory.",
           "type": "boolean",
           "default": false
         },
         "ro": {
-          "description": "Nothing can be written through this mount, nor, with ` + "`" + `recursive` + "`" + `, through those below it.",
+          "description": "Forbid writing through this mount and, with ` + "`" + `recursive` + "`" + `, through the mounts below it.",
           "type": "boolean",
           "default": false
         }
@@ -9723,7 +9723,7 @@ func init() {
       }
     },
     "mount_nfs": {
-      "description": "A directory of an NFS server. A server that does not answer fails the request with 504 when its time is up, one that\nrefuses with 502.\n",
+      "description": "A directory of an NFS server. If the server does not respond, the request fails with 504 at its deadline. If it refuses,\nthe request fails with 502.\n",
       "type": "object",
       "required": [
         "host",
@@ -9731,11 +9731,11 @@ func init() {
       ],
       "properties": {
         "host": {
-          "description": "Name or address, IPv4 or IPv6, of the server. All addresses of a name are tried in turn.\n",
+          "description": "Name or address, IPv4 or IPv6, of the NFS server. All addresses of a name are tried in order.\n",
           "type": "string"
         },
         "options": {
-          "description": "Options, one in each string, as in nfs(5), and what is true of the mount alone, such as ` + "`" + `noatime` + "`" + ` or ` + "`" + `noexec` + "`" + `. All\nare passed on, and refused if the kernel does not know them. ` + "`" + `addr` + "`" + `, ` + "`" + `clientaddr` + "`" + ` and the version are filled in\nby the server: they are 422, and so are ` + "`" + `bg` + "`" + `, ` + "`" + `fg` + "`" + `, ` + "`" + `retry` + "`" + ` and ` + "`" + `sloppy` + "`" + `. Version 3 is mounted with ` + "`" + `nolock` + "`" + `\nwhere no rpc.statd runs, unless an option says how to lock.\n",
+          "description": "Options, one in each string, as in nfs(5), and general mount options such as ` + "`" + `noatime` + "`" + ` or ` + "`" + `noexec` + "`" + `. The server passes\nall of them to the kernel, which refuses unknown ones. The server sets ` + "`" + `addr` + "`" + `, ` + "`" + `clientaddr` + "`" + ` and the version itself. They\nreturn 422, and so do ` + "`" + `bg` + "`" + `, ` + "`" + `fg` + "`" + `, ` + "`" + `retry` + "`" + ` and ` + "`" + `sloppy` + "`" + `. If rpc.statd does not run, the server mounts version 3 with ` + "`" + `nolock` + "`" + `,\nunless an option selects the locking.\n",
           "type": "array",
           "items": {
             "type": "string"
@@ -9743,11 +9743,11 @@ func init() {
           "x-omitempty": true
         },
         "path": {
-          "description": "The directory, as the server exports it.",
+          "description": "The exported directory.",
           "type": "string"
         },
         "ro": {
-          "description": "Nothing can be written through this mount.",
+          "description": "Forbid writing through this mount.",
           "type": "boolean",
           "default": false
         },
@@ -9764,7 +9764,7 @@ func init() {
       }
     },
     "mount_overlay": {
-      "description": "Several trees laid over each other, with a writable layer on top. Unless ` + "`" + `upper` + "`" + ` says otherwise it starts empty and is thrown\naway with the mount; it is a tmpfs of its own then: what is written there takes memory.\n",
+      "description": "Several trees in layers, with a writable layer on top. By default the writable layer is an empty tmpfs, which uses memory and is\ndeleted with the mount; ` + "`" + `upper` + "`" + ` changes that.\n",
       "type": "object",
       "required": [
         "lower"
@@ -9774,7 +9774,7 @@ func init() {
           "$ref": "#/definitions/id_map"
         },
         "lower": {
-          "description": "The trees, each whole or by id, the topmost first. They are only read. The kernel stacks overlays two deep;\nmore is 422.\n",
+          "description": "The trees, each inline or by ID, the topmost first. They are read-only. The kernel stacks at most two overlays;\nmore return 422.\n",
           "type": "array",
           "items": {
             "$ref": "#/definitions/mount"
@@ -9784,12 +9784,12 @@ func init() {
           "$ref": "#/definitions/mount_overlay_upper"
         },
         "upperdir": {
-          "description": "The directory that holds what was written. Absent if there is none.",
+          "description": "The directory with the written files. Absent without a writable layer.",
           "type": "string",
           "readOnly": true
         },
         "workdir": {
-          "description": "A directory that the kernel needs beside it.",
+          "description": "A directory that the kernel needs next to it.",
           "type": "string",
           "readOnly": true
         }
@@ -9810,11 +9810,11 @@ func init() {
       }
     },
     "mount_overlay_tmpfs": {
-      "description": "A file system in memory (tmpfs(5)), for one overlay alone.",
+      "description": "A file system in memory (tmpfs(5)), for one overlay only.",
       "type": "object",
       "properties": {
         "size": {
-          "description": "Bytes that it may hold, at least 65536. When they are used up writers see ENOSPC. By default a quarter of the node's memory.",
+          "description": "Its capacity in bytes, at least 65536. When it is full, writers receive ENOSPC. By default a quarter of the node's memory.",
           "type": "integer",
           "format": "int64"
         }
@@ -9824,11 +9824,11 @@ func init() {
       }
     },
     "mount_overlay_upper": {
-      "description": "Where an overlay keeps what is written to it. One of ` + "`" + `tmpfs` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `none` + "`" + `; without any it is a tmpfs of the default\nsize.\n",
+      "description": "The place where an overlay keeps written files. Give one of ` + "`" + `tmpfs` + "`" + `, ` + "`" + `mount` + "`" + ` and ` + "`" + `none` + "`" + `; the default is a tmpfs of the default\nsize.\n",
       "type": "object",
       "properties": {
         "limit": {
-          "description": "How many bytes the file system of the layer can hold, and what else is on it counts too. Absent without a layer, and where a\nserver would have to be asked.\n",
+          "description": "Capacity in bytes of the layer's file system, which other files may share. Absent without a layer, and if the value is on a\nstorage server.\n",
           "type": "integer",
           "format": "int64",
           "x-nullable": true,
@@ -9838,18 +9838,18 @@ func init() {
           "$ref": "#/definitions/mount"
         },
         "none": {
-          "description": "There is no writable layer, and nothing can be written. A single lower tree is then shown as it is, read-only.",
+          "description": "Use no writable layer, and forbid writing. A single lower tree is then mounted as it is, read-only.",
           "type": "boolean"
         },
         "path": {
-          "description": "A directory in ` + "`" + `mount` + "`" + `, which is made if it is missing and in which the layer is kept when the overlay is gone: two directories,\n` + "`" + `upper` + "`" + ` and ` + "`" + `work` + "`" + `. By default the top of ` + "`" + `mount` + "`" + `. Only one overlay at a time can use it.\n",
+          "description": "A directory in ` + "`" + `mount` + "`" + `, by default its top. The server creates it if it is missing, and in it the two directories ` + "`" + `upper` + "`" + ` and\n` + "`" + `work` + "`" + `. They stay when the overlay is deleted. Only one overlay at a time can use them.\n",
           "type": "string"
         },
         "tmpfs": {
           "$ref": "#/definitions/mount_overlay_tmpfs"
         },
         "used": {
-          "description": "How many bytes it does hold. Absent where ` + "`" + `limit` + "`" + ` is.",
+          "description": "Bytes in use of that file system. Absent where ` + "`" + `limit` + "`" + ` is absent.",
           "type": "integer",
           "format": "int64",
           "x-nullable": true,
@@ -9863,7 +9863,7 @@ func init() {
       }
     },
     "mount_rbd": {
-      "description": "The form that a mount of a RADOS block device had in version 0.1, for old descriptions. In requests only: it is\nturned into a mount of kind ` + "`" + `attach` + "`" + ` over an attachment of kind ` + "`" + `rbd` + "`" + `, and answered as that.\n",
+      "description": "A mount of a RADOS block device in the form of version 0.1, for old descriptions. In requests only: the server\nconverts it into a mount of kind ` + "`" + `attach` + "`" + ` over an attachment of kind ` + "`" + `rbd` + "`" + `, and returns that.\n",
       "type": "object",
       "required": [
         "fs_type",
@@ -9931,7 +9931,7 @@ func init() {
           "x-omitempty": true
         },
         "ro": {
-          "description": "Nothing can be written through this mount.",
+          "description": "Forbid writing through this mount.",
           "type": "boolean"
         },
         "uri": {
@@ -9947,7 +9947,7 @@ func init() {
       }
     },
     "name": {
-      "description": "The name of a container, for use instead of its id: letters, digits, ` + "`" + `.` + "`" + `, ` + "`" + `-` + "`" + ` and ` + "`" + `_` + "`" + `, at most 255. Unique among\ncontainers. A container without a name has only its id.\n",
+      "description": "The name of a container, for use instead of its ID: letters, digits, ` + "`" + `.` + "`" + `, ` + "`" + `-` + "`" + ` and ` + "`" + `_` + "`" + `, at most 255. It is unique among\ncontainers. A container without a name has only its ID.\n",
       "type": "string",
       "maxLength": 255,
       "pattern": "^[A-Za-z0-9.\\-_]*$",
@@ -10074,22 +10074,22 @@ func init() {
       "type": "object",
       "properties": {
         "device_file": {
-          "description": "Where it is in ` + "`" + `/dev` + "`" + `.",
+          "description": "Path of its device in ` + "`" + `/dev` + "`" + `.",
           "type": "string"
         },
         "index": {
-          "description": "Its number in the partition table, from 1 up.",
+          "description": "Its number in the partition table, 1 or more.",
           "type": "integer",
           "format": "int64"
         },
         "size": {
-          "description": "How long it is, in bytes.",
+          "description": "Its length in bytes.",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false
         },
         "start": {
-          "description": "Where it starts, in bytes from the start of the file.",
+          "description": "Its start in bytes from the start of the file.",
           "type": "integer",
           "format": "int64",
           "x-omitempty": false
@@ -10129,14 +10129,14 @@ func init() {
       }
     },
     "plan": {
-      "description": "What a request would do: the answer to it with ` + "`" + `dry_run=true` + "`" + `. See \"Dry runs\".",
+      "description": "The steps of a request, as returned with ` + "`" + `dry_run=true` + "`" + `. See \"Dry runs\".",
       "type": "object",
       "required": [
         "steps"
       ],
       "properties": {
         "steps": {
-          "description": "In the order in which they would be taken. If one fails, those before it are undone.",
+          "description": "The steps in order. If one fails, the server rolls back those before it.",
           "type": "array",
           "items": {
             "$ref": "#/definitions/plan_step"
@@ -10189,7 +10189,7 @@ func init() {
       ],
       "properties": {
         "act": {
-          "description": "` + "`" + `use` + "`" + `: the object with this ` + "`" + `id` + "`" + ` is there and is used. ` + "`" + `up` + "`" + `: an object is made. ` + "`" + `start` + "`" + `: the container is\nstarted.\n",
+          "description": "` + "`" + `use` + "`" + `: the server uses the object with this ` + "`" + `id` + "`" + `. ` + "`" + `up` + "`" + `: it creates an object. ` + "`" + `start` + "`" + `: it starts the\ncontainer.\n",
           "type": "string",
           "enum": [
             "use",
@@ -10207,11 +10207,11 @@ func init() {
           ]
         },
         "does": {
-          "description": "What the step does, in words.",
+          "description": "Description of the step.",
           "type": "string"
         },
         "id": {
-          "description": "Of the object that is used. What is to be made has none yet.",
+          "description": "ID of the object that is used. An object to be created has none yet.\n",
           "type": "integer",
           "format": "int64"
         },
@@ -10220,11 +10220,11 @@ func init() {
           "type": "string"
         },
         "path": {
-          "description": "The level, as it stands in the request.",
+          "description": "The level of the request.",
           "type": "string"
         },
         "unknown": {
-          "description": "What only the step itself can find out, in words.",
+          "description": "Facts that only the step itself can establish.",
           "type": "array",
           "items": {
             "type": "string"
@@ -10240,7 +10240,7 @@ func init() {
       }
     },
     "probe": {
-      "description": "A command in the container that tells whether it works. The server repeats it until its exit status is 0.",
+      "description": "A command in the container that checks whether the container works. The server repeats it until its exit status is 0.",
       "type": "object",
       "required": [
         "args"
@@ -10273,7 +10273,7 @@ func init() {
       }
     },
     "rbd_options": {
-      "description": "Options of the kernel's RBD client; see rbd(8), \"kernel rbd (krbd) options\", for what each of them does. Those left\nout have the kernel's defaults. ` + "`" + `name` + "`" + ` and either ` + "`" + `secret` + "`" + ` or ` + "`" + `secret_file` + "`" + ` are needed. Of two options that are each other's opposite at most\none may be given. Options that have no effect are named in a ` + "`" + `Warning` + "`" + ` header. Texts can't hold commas, equals signs,\nblanks and control characters.\n",
+      "description": "Options of the kernel's RBD client; rbd(8), \"kernel rbd (krbd) options\", describes them. Options that you leave out\nhave the kernel's defaults. ` + "`" + `name` + "`" + ` and either ` + "`" + `secret` + "`" + ` or ` + "`" + `secret_file` + "`" + ` are required. Of two opposite options, give at most\none. A ` + "`" + `Warning` + "`" + ` header names options without effect. Texts must not contain commas, equals signs,\nblanks or control characters.\n",
       "type": "object",
       "required": [
         "name"
@@ -10304,15 +10304,15 @@ func init() {
           "type": "boolean"
         },
         "force": {
-          "description": "When the attachment is deleted, unmap also a device that the kernel calls busy, if its image can't be reached\nany more and nobody can be found who uses it. It has no effect on mapping.\n",
+          "description": "When you delete the attachment, also unmap a device that the kernel reports as busy, if its image is unreachable\nand no process is found to use it. It has no effect on mapping.\n",
           "type": "boolean"
         },
         "fsid": {
-          "description": "The cluster's id, a UUID; if it is another, the image is not mapped.",
+          "description": "UUID of the cluster. The server does not map the image of another cluster.",
           "type": "string"
         },
         "ip": {
-          "description": "The node's own address, or a name for it, to use towards the cluster, with a port if wanted.",
+          "description": "The node's own address, or a name for it, to use towards the cluster, optionally with a port.",
           "type": "string"
         },
         "lock_on_read": {
@@ -10325,7 +10325,7 @@ func init() {
           "format": "int64"
         },
         "mount_timeout": {
-          "description": "How long to wait for the cluster when mapping, in seconds, 1 to 2147483; 15 if it is left out or 0. It is shortened to what the\ntime limit of the create leaves, less 3 s. Mappings whose limits differ do not share a connection.\n",
+          "description": "Timeout for the cluster when mapping, in seconds, 1 to 2147483; 15 if you leave it out or give 0. The server limits it to the\nremaining time of the create, less 3 s. Mappings with different timeouts do not share a connection.\n",
           "type": "integer"
         },
         "ms_mode": {
@@ -10360,7 +10360,7 @@ func init() {
           "type": "boolean"
         },
         "noshare": {
-          "description": "Do not share it. Together with ` + "`" + `share` + "`" + ` it is 422.",
+          "description": "Do not share it. Together with ` + "`" + `share` + "`" + `, the request returns 422.",
           "type": "boolean"
         },
         "notcp_nodelay": {
@@ -10368,7 +10368,7 @@ func init() {
           "type": "boolean"
         },
         "notrim": {
-          "description": "Turn discard off.",
+          "description": "Disable discard.",
           "type": "boolean"
         },
         "osd_idle_ttl": {
@@ -10380,7 +10380,7 @@ func init() {
           "type": "integer"
         },
         "queue_depth": {
-          "description": "How many requests the device may have under way, 1 to 10240.",
+          "description": "Maximum number of outstanding requests of the device, 1 to 10240.",
           "type": "integer"
         },
         "ro": {
@@ -10392,17 +10392,17 @@ func init() {
           "type": "boolean"
         },
         "secret": {
-          "description": "The user's key in base64. Unless there is a ` + "`" + `secret_file` + "`" + ` it is needed in requests. It is never answered, so that an\nanswer can be sent back only after it was put in again. It is handed to the kernel through a keyring that no other process can search,\nand written nowhere.\n",
+          "description": "The user's key in base64. Requests need it unless they contain ` + "`" + `secret_file` + "`" + `. Responses never contain it, so add it again before you send a\nresponse back. The server passes it to the kernel in a keyring that no other process can search, and stores it nowhere.\n",
           "type": "string",
           "x-nullable": true
         },
         "secret_file": {
-          "description": "A file of the node that holds the user's key, in place of ` + "`" + `secret` + "`" + `; it is answered. The server reads it when the image is\nmapped. It must be a regular file of root's, and no link, that nobody else may read or write (mode 0600 or 0400), of at\nmost 4096 bytes; a newline at its end is left out.\n",
+          "description": "A file of the node with the user's key, instead of ` + "`" + `secret` + "`" + `. Responses contain the path. The server reads the file when it maps the\nimage. It must be a regular file, not a link, that belongs to root, has the mode 0600 or 0400, and contains at\nmost 4096 bytes. The server removes a newline at its end.\n",
           "type": "string",
           "maxLength": 4095
         },
         "share": {
-          "description": "Share the connection to the cluster with other mappings of the same user and options; the default. Together with ` + "`" + `noshare` + "`" + `\nit is 422.\n",
+          "description": "Share the connection to the cluster with other mappings of the same user and options; the default. Together with ` + "`" + `noshare` + "`" + `,\nthe request returns 422.\n",
           "type": "boolean"
         },
         "tcp_nodelay": {
@@ -10506,7 +10506,7 @@ func init() {
   },
   "responses": {
     "failed": {
-      "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.\n",
+      "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
       "schema": {
         "$ref": "#/definitions/error"
       },
@@ -10542,7 +10542,7 @@ func init() {
       "x-displayName": "Containers"
     },
     {
-      "description": "Every change of every object, told as it happens.",
+      "description": "Every change of every object, as it happens.",
       "name": "events",
       "x-displayName": "Events"
     }

@@ -76,7 +76,7 @@ type AttachParams struct {
 
 	// DryRun.
 	//
-	// Make nothing and answer 200 with a `plan`; see "Dry runs".
+	// Create nothing and return 200 with a `plan`; see "Dry runs".
 	DryRun *bool
 
 	HTTPClient *http.Client

@@ -46,7 +46,7 @@ func NewAttachCreated() *AttachCreated {
 
 // AttachCreated describes a response with status code 201, with default header values.
 //
-// It is attached; `device_file` tells where.
+// The attachment. `device_file` is the path of the device.
 type AttachCreated struct {
 
 	// The path of the new object.
@@ -127,7 +127,7 @@ func NewAttachDefault(code int) *AttachDefault {
 
 // AttachDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type AttachDefault struct {
 	_statusCode int
 

@@ -78,7 +78,7 @@ type ClientService interface {
 
 // Attach attaches a block device.
 //
-// Makes a block device, or takes one that is there into use, and answers when its device file is usable.
+// Creates a block device, or uses an existing one, and returns when its device file is usable.
 // The client holds the attachment until it deletes it.
 // .
 //
@@ -99,7 +99,7 @@ func (a *Client) Attach(params *AttachParams, opts ...ClientOption) (*AttachCrea
 
 // AttachContext attaches a block device.
 //
-// Makes a block device, or takes one that is there into use, and answers when its device file is usable.
+// Creates a block device, or uses an existing one, and returns when its device file is usable.
 // The client holds the attachment until it deletes it.
 // .
 //
@@ -147,9 +147,9 @@ func (a *Client) AttachContext(ctx context.Context, params *AttachParams, opts .
 
 // DeleteAttach detaches a block device.
 //
-// Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of
-// the node uses the device; the message names them. A block device of kind `local` is only let go of: it was
-// there before.
+// Drops the client's reference and detaches the device. Returns 409 and changes nothing while another object or a process of
+// the node uses the device; the message names them. For kind `local`, the server only drops the reference: the block device
+// stays.
 // .
 //
 // This method does not support injected context.
@@ -169,9 +169,9 @@ func (a *Client) DeleteAttach(params *DeleteAttachParams, opts ...ClientOption) 
 
 // DeleteAttachContext detaches a block device.
 //
-// Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of
-// the node uses the device; the message names them. A block device of kind `local` is only let go of: it was
-// there before.
+// Drops the client's reference and detaches the device. Returns 409 and changes nothing while another object or a process of
+// the node uses the device; the message names them. For kind `local`, the server only drops the reference: the block device
+// stays.
 // .
 //
 // Do not use the deprecated [DeleteAttachParams.Context] with this method: it would be ignored.
@@ -218,10 +218,9 @@ func (a *Client) DeleteAttachContext(ctx context.Context, params *DeleteAttachPa
 
 // ListAttachments lists attachments.
 //
-// Answers all attachments in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
-// matches nothing gives `[]`.
-// Reading changes nothing.
+// Returns all attachments in the order of their IDs, including the dependencies that were created inline.
+// Filters are combined with "and". An `id` that does not exist returns 404. A `kind` that does not exist returns 422. If no
+// attachment matches, the list is empty.
 // .
 //
 // This method does not support injected context.
@@ -241,10 +240,9 @@ func (a *Client) ListAttachments(params *ListAttachmentsParams, opts ...ClientOp
 
 // ListAttachmentsContext lists attachments.
 //
-// Answers all attachments in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
-// matches nothing gives `[]`.
-// Reading changes nothing.
+// Returns all attachments in the order of their IDs, including the dependencies that were created inline.
+// Filters are combined with "and". An `id` that does not exist returns 404. A `kind` that does not exist returns 422. If no
+// attachment matches, the list is empty.
 // .
 //
 // Do not use the deprecated [ListAttachmentsParams.Context] with this method: it would be ignored.

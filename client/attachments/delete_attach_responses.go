@@ -46,7 +46,7 @@ func NewDeleteAttachOK() *DeleteAttachOK {
 
 // DeleteAttachOK describes a response with status code 200, with default header values.
 //
-// It is detached. The answer shows it as it last was.
+// The attachment in its last state, now detached.
 type DeleteAttachOK struct {
 	Payload *models.Attach
 }
@@ -116,7 +116,7 @@ func NewDeleteAttachDefault(code int) *DeleteAttachDefault {
 
 // DeleteAttachDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type DeleteAttachDefault struct {
 	_statusCode int
 

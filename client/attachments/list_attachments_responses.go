@@ -46,7 +46,7 @@ func NewListAttachmentsOK() *ListAttachmentsOK {
 
 // ListAttachmentsOK describes a response with status code 200, with default header values.
 //
-// The attachments, an empty list if there are none.
+// The attachments, or an empty list.
 type ListAttachmentsOK struct {
 	Payload []*models.Attach
 }
@@ -114,7 +114,7 @@ func NewListAttachmentsDefault(code int) *ListAttachmentsDefault {
 
 // ListAttachmentsDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type ListAttachmentsDefault struct {
 	_statusCode int
 

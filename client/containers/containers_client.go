@@ -103,10 +103,10 @@ type ClientService interface {
 	// ExecInContainerContext run a command in a container.
 	ExecInContainerContext(ctx context.Context, params *ExecInContainerParams, opts ...ClientOption) (*ExecInContainerOK, error)
 
-	// GetContainerStats tell what a container uses.
+	// GetContainerStats show the resource usage of a container.
 	GetContainerStats(params *GetContainerStatsParams, opts ...ClientOption) (*GetContainerStatsOK, error)
 
-	// GetContainerStatsContext tell what a container uses.
+	// GetContainerStatsContext show the resource usage of a container.
 	GetContainerStatsContext(ctx context.Context, params *GetContainerStatsParams, opts ...ClientOption) (*GetContainerStatsOK, error)
 
 	// ListContainers list containers.
@@ -156,10 +156,9 @@ type ClientService interface {
 
 // CreateContainer creates a container.
 //
-// Makes a container, and first what it needs and was given whole. With `"state": "running"` it is also started,
-// and the answer comes when `command` is running: a command that can't be started (it does not exist,
-// is not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is
-// left behind.
+// Creates a container, after its inline dependencies. With `"state": "running"` the server also starts it and
+// returns when `command` is running. If the command cannot be started, the request fails and leaves nothing
+// behind. Typical reasons: the command does not exist, is not executable, lacks its interpreter, or is for another architecture.
 // .
 //
 // This method does not support injected context.
@@ -179,10 +178,9 @@ func (a *Client) CreateContainer(params *CreateContainerParams, opts ...ClientOp
 
 // CreateContainerContext creates a container.
 //
-// Makes a container, and first what it needs and was given whole. With `"state": "running"` it is also started,
-// and the answer comes when `command` is running: a command that can't be started (it does not exist,
-// is not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is
-// left behind.
+// Creates a container, after its inline dependencies. With `"state": "running"` the server also starts it and
+// returns when `command` is running. If the command cannot be started, the request fails and leaves nothing
+// behind. Typical reasons: the command does not exist, is not executable, lacks its interpreter, or is for another architecture.
 // .
 //
 // Do not use the deprecated [CreateContainerParams.Context] with this method: it would be ignored.
@@ -229,9 +227,9 @@ func (a *Client) CreateContainerContext(ctx context.Context, params *CreateConta
 
 // DeleteContainer deletes a container.
 //
-// Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
-// A container that is `running` or `paused` is 409 unless `force=true`, which stops it first.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Deletes a container that does not run, and then the dependencies that only it referenced. After the response its name is free.
+// A container that is `running` or `paused` returns 409. With `force=true` the server stops it first.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // This method does not support injected context.
@@ -251,9 +249,9 @@ func (a *Client) DeleteContainer(params *DeleteContainerParams, opts ...ClientOp
 
 // DeleteContainerContext deletes a container.
 //
-// Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
-// A container that is `running` or `paused` is 409 unless `force=true`, which stops it first.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Deletes a container that does not run, and then the dependencies that only it referenced. After the response its name is free.
+// A container that is `running` or `paused` returns 409. With `force=true` the server stops it first.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // Do not use the deprecated [DeleteContainerParams.Context] with this method: it would be ignored.
@@ -300,11 +298,11 @@ func (a *Client) DeleteContainerContext(ctx context.Context, params *DeleteConta
 
 // ExecInContainer runs a command in a container.
 //
-// Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers
-// when it has ended. Its standard input is empty. What the command left running goes on.
-// If the client hangs up the command is killed. The container must be `running`: if not, or if it ends meanwhile, 409, and
-// also while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Runs a command in the namespaces, root, cgroup and limits of the container, and returns when the command has ended. Its standard
+// input is empty. Processes that the command leaves behind keep running.
+// If the client hangs up, the server kills the command. If the container is not `running`, ends meanwhile, or already runs 64
+// commands, the request returns 409. A command that cannot be started returns 422. One that was killed and does not end returns 504.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // This method does not support injected context.
@@ -324,11 +322,11 @@ func (a *Client) ExecInContainer(params *ExecInContainerParams, opts ...ClientOp
 
 // ExecInContainerContext runs a command in a container.
 //
-// Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers
-// when it has ended. Its standard input is empty. What the command left running goes on.
-// If the client hangs up the command is killed. The container must be `running`: if not, or if it ends meanwhile, 409, and
-// also while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Runs a command in the namespaces, root, cgroup and limits of the container, and returns when the command has ended. Its standard
+// input is empty. Processes that the command leaves behind keep running.
+// If the client hangs up, the server kills the command. If the container is not `running`, ends meanwhile, or already runs 64
+// commands, the request returns 409. A command that cannot be started returns 422. One that was killed and does not end returns 504.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // Do not use the deprecated [ExecInContainerParams.Context] with this method: it would be ignored.
@@ -373,10 +371,10 @@ func (a *Client) ExecInContainerContext(ctx context.Context, params *ExecInConta
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }
 
-// GetContainerStats tells what a container uses.
+// GetContainerStats shows the resource usage of a container.
 //
-// Answers what the container uses of the node at this moment. It must be `running` or `paused`.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Returns the current resource usage of the container. The container must be `running` or `paused`.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // This method does not support injected context.
@@ -394,10 +392,10 @@ func (a *Client) GetContainerStats(params *GetContainerStatsParams, opts ...Clie
 	return a.GetContainerStatsContext(ctx, params, opts...)
 }
 
-// GetContainerStatsContext tells what a container uses.
+// GetContainerStatsContext shows the resource usage of a container.
 //
-// Answers what the container uses of the node at this moment. It must be `running` or `paused`.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Returns the current resource usage of the container. The container must be `running` or `paused`.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // Do not use the deprecated [GetContainerStatsParams.Context] with this method: it would be ignored.
@@ -444,9 +442,9 @@ func (a *Client) GetContainerStatsContext(ctx context.Context, params *GetContai
 
 // ListContainers lists containers.
 //
-// Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
-// not exist is 404, both together that do not belong to one container are 422, and so is a `state` that no container can have.
-// One that matches nothing gives `[]`. Reading changes nothing.
+// Returns all containers in the order of their IDs. Filters are combined with "and". An `id` or `name` that does
+// not exist returns 404. If both are given and differ, the request returns 422. A `state` that does not exist returns 422. If no
+// container matches, the list is empty.
 // .
 //
 // This method does not support injected context.
@@ -466,9 +464,9 @@ func (a *Client) ListContainers(params *ListContainersParams, opts ...ClientOpti
 
 // ListContainersContext lists containers.
 //
-// Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
-// not exist is 404, both together that do not belong to one container are 422, and so is a `state` that no container can have.
-// One that matches nothing gives `[]`. Reading changes nothing.
+// Returns all containers in the order of their IDs. Filters are combined with "and". An `id` or `name` that does
+// not exist returns 404. If both are given and differ, the request returns 422. A `state` that does not exist returns 422. If no
+// container matches, the list is empty.
 // .
 //
 // Do not use the deprecated [ListContainersParams.Context] with this method: it would be ignored.
@@ -515,13 +513,13 @@ func (a *Client) ListContainersContext(ctx context.Context, params *ListContaine
 
 // ReadContainerLog reads the log of a container.
 //
-// Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the
-// latest part is kept (`--log-size`).
+// Returns the standard output and standard error of the container's processes, unchanged. The server keeps the
+// latest part of a long log (`--log-size`).
 //
-// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does
-// not start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.
-// The answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// With `follow=true` the response continues with new output as it arrives. If the container was never started, the response waits for its
+// first start. It ends when the container has ended and does not restart, when you delete the container, or when the client hangs up.
+// The server aborts the response if the client reads too slowly, and when the server shuts down.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // This method does not support injected context.
@@ -541,13 +539,13 @@ func (a *Client) ReadContainerLog(params *ReadContainerLogParams, writer io.Writ
 
 // ReadContainerLogContext reads the log of a container.
 //
-// Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the
-// latest part is kept (`--log-size`).
+// Returns the standard output and standard error of the container's processes, unchanged. The server keeps the
+// latest part of a long log (`--log-size`).
 //
-// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does
-// not start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.
-// The answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// With `follow=true` the response continues with new output as it arrives. If the container was never started, the response waits for its
+// first start. It ends when the container has ended and does not restart, when you delete the container, or when the client hangs up.
+// The server aborts the response if the client reads too slowly, and when the server shuts down.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // Do not use the deprecated [ReadContainerLogParams.Context] with this method: it would be ignored.
@@ -604,7 +602,7 @@ func (a *Client) ReadContainerLogContext(ctx context.Context, params *ReadContai
 // the container's field `replacing` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete
 // the container. While the replace runs, lists contain one container of that name, in the state `running`.
 //
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422. The container must be `running`.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422. The container must be `running`.
 // .
 //
 // This method does not support injected context.
@@ -634,7 +632,7 @@ func (a *Client) ReplaceContainer(params *ReplaceContainerParams, opts ...Client
 // the container's field `replacing` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete
 // the container. While the replace runs, lists contain one container of that name, in the state `running`.
 //
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422. The container must be `running`.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422. The container must be `running`.
 // .
 //
 // Do not use the deprecated [ReplaceContainerParams.Context] with this method: it would be ignored.
@@ -683,8 +681,8 @@ func (a *Client) ReplaceContainerContext(ctx context.Context, params *ReplaceCon
 // RollbackContainer returns to the old version of a container.
 //
 // Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see `keep_old` of
-// replace. If it is not, the response is 409.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// replace. Otherwise the request returns 409.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // This method does not support injected context.
@@ -705,8 +703,8 @@ func (a *Client) RollbackContainer(params *RollbackContainerParams, opts ...Clie
 // RollbackContainerContext returns to the old version of a container.
 //
 // Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see `keep_old` of
-// replace. If it is not, the response is 409.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// replace. Otherwise the request returns 409.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // Do not use the deprecated [RollbackContainerParams.Context] with this method: it would be ignored.
@@ -753,22 +751,22 @@ func (a *Client) RollbackContainerContext(ctx context.Context, params *RollbackC
 
 // SetContainerState starts stop pause or resume a container.
 //
-// What is asked for, by the state that the container is in:
+// The effect depends on the state of the container:
 //
 // | now | `running` | `exited` | `paused` |
 // |---|---|---|---|
-// | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
-// | `running` | nothing to do: 200 | stops it | freezes it |
-// | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
-// | in the phase `stopping` | 409 | nothing to do: 200 | 409 |
+// | `created`, `exited`, `dead` | starts it | no effect: 200 | 409 |
+// | `running` | no effect: 200 | stops it | freezes it |
+// | `paused` | resumes it | resumes and stops it | no effect: 200 |
+// | in the phase `stopping` | 409 | no effect: 200 | 409 |
 //
-// Stopping answers at once, with the state `stopping`, and goes on in the background. The command is sent SIGTERM
-// or its `stop_signal` (a `systemd` one signal 37), and processes that are left after its `stop_timeout` are killed. Everywhere
-// else the container is `running`, in the phase `stopping`, until all its processes have ended. If they survive SIGKILL its phase is
-// `broken`, and `error` names them. Starting answers when the command is running; if it can't be started, the answer is an error and
-// the container is `dead` with the reason in `error`.
+// A stop returns at once with the state `stopping` and continues in the background. The server sends SIGTERM
+// or `stop_signal` to the command (signal 37 if `systemd`). After `stop_timeout` it kills the remaining processes. Until all
+// processes have ended, every other response shows the container as `running`, in the phase `stopping`. If they survive SIGKILL,
+// the phase is `broken` and `error` names them. A start returns when the command is running. If the command cannot be started, the
+// request fails and the container is `dead` with the reason in `error`.
 //
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // The request has no body.
 // .
 //
@@ -789,22 +787,22 @@ func (a *Client) SetContainerState(params *SetContainerStateParams, opts ...Clie
 
 // SetContainerStateContext starts stop pause or resume a container.
 //
-// What is asked for, by the state that the container is in:
+// The effect depends on the state of the container:
 //
 // | now | `running` | `exited` | `paused` |
 // |---|---|---|---|
-// | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
-// | `running` | nothing to do: 200 | stops it | freezes it |
-// | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
-// | in the phase `stopping` | 409 | nothing to do: 200 | 409 |
+// | `created`, `exited`, `dead` | starts it | no effect: 200 | 409 |
+// | `running` | no effect: 200 | stops it | freezes it |
+// | `paused` | resumes it | resumes and stops it | no effect: 200 |
+// | in the phase `stopping` | 409 | no effect: 200 | 409 |
 //
-// Stopping answers at once, with the state `stopping`, and goes on in the background. The command is sent SIGTERM
-// or its `stop_signal` (a `systemd` one signal 37), and processes that are left after its `stop_timeout` are killed. Everywhere
-// else the container is `running`, in the phase `stopping`, until all its processes have ended. If they survive SIGKILL its phase is
-// `broken`, and `error` names them. Starting answers when the command is running; if it can't be started, the answer is an error and
-// the container is `dead` with the reason in `error`.
+// A stop returns at once with the state `stopping` and continues in the background. The server sends SIGTERM
+// or `stop_signal` to the command (signal 37 if `systemd`). After `stop_timeout` it kills the remaining processes. Until all
+// processes have ended, every other response shows the container as `running`, in the phase `stopping`. If they survive SIGKILL,
+// the phase is `broken` and `error` names them. A start returns when the command is running. If the command cannot be started, the
+// request fails and the container is `dead` with the reason in `error`.
 //
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // The request has no body.
 // .
 //
@@ -854,7 +852,7 @@ func (a *Client) SetContainerStateContext(ctx context.Context, params *SetContai
 //
 // Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of
 // the old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // This method does not support injected context.
@@ -876,7 +874,7 @@ func (a *Client) UpdateContainer(params *UpdateContainerParams, opts ...ClientOp
 //
 // Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of
 // the old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // Do not use the deprecated [UpdateContainerParams.Context] with this method: it would be ignored.
@@ -923,10 +921,10 @@ func (a *Client) UpdateContainerContext(ctx context.Context, params *UpdateConta
 
 // WaitForContainer waits for a container.
 //
-// Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is
-// deleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is
-// up 504. A state that it is in for a moment only is not missed.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Returns when the container is in one of the requested states, or is ready; at once, if it already is. If the container is
+// deleted meanwhile, the request returns 404. If it has ended or is stopping and only a new start could satisfy the request, the request returns 409. After
+// `timeout` the request returns 504. The server does not miss a short state.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // This method does not support injected context.
@@ -946,10 +944,10 @@ func (a *Client) WaitForContainer(params *WaitForContainerParams, opts ...Client
 
 // WaitForContainerContext waits for a container.
 //
-// Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is
-// deleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is
-// up 504. A state that it is in for a moment only is not missed.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Returns when the container is in one of the requested states, or is ready; at once, if it already is. If the container is
+// deleted meanwhile, the request returns 404. If it has ended or is stopping and only a new start could satisfy the request, the request returns 409. After
+// `timeout` the request returns 504. The server does not miss a short state.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
 // Do not use the deprecated [WaitForContainerParams.Context] with this method: it would be ignored.

@@ -46,7 +46,7 @@ func NewCreateContainerCreated() *CreateContainerCreated {
 
 // CreateContainerCreated describes a response with status code 201, with default header values.
 //
-// It is created, and running if that was asked for.
+// The container, running if the request asked for it.
 type CreateContainerCreated struct {
 
 	// The path of the new object.
@@ -127,7 +127,7 @@ func NewCreateContainerDefault(code int) *CreateContainerDefault {
 
 // CreateContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type CreateContainerDefault struct {
 	_statusCode int
 

@@ -65,24 +65,24 @@ type DeleteContainerParams struct {
 
 	// IfMatch.
 	//
-	// Only if the object has this `generation`, in double quotes; else 412.
+	// Act only if the object has this `generation`, in double quotes. Otherwise return 412.
 	IfMatch *string
 
 	// Force.
 	//
-	// Stop it first if it runs.
+	// Stop a running container first.
 	Force *bool
 
 	// ID.
 	//
-	// Which one.
+	// ID of the object.
 	//
 	// Format: int64
 	ID *int64
 
 	// Name.
 	//
-	// Which one.
+	// Name of the container.
 	Name *string
 
 	HTTPClient *http.Client

@@ -46,7 +46,7 @@ func NewDeleteContainerOK() *DeleteContainerOK {
 
 // DeleteContainerOK describes a response with status code 200, with default header values.
 //
-// It is removed. The answer shows it as it last was.
+// The container in its last state, now deleted.
 type DeleteContainerOK struct {
 	Payload *models.Container
 }
@@ -116,7 +116,7 @@ func NewDeleteContainerDefault(code int) *DeleteContainerDefault {
 
 // DeleteContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type DeleteContainerDefault struct {
 	_statusCode int
 

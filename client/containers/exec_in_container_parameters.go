@@ -66,19 +66,19 @@ type ExecInContainerParams struct {
 
 	// Command.
 	//
-	// What to run.
+	// The command.
 	Command *models.ContainerCommand
 
 	// ID.
 	//
-	// Which one.
+	// ID of the object.
 	//
 	// Format: int64
 	ID *int64
 
 	// Name.
 	//
-	// Which one.
+	// Name of the container.
 	Name *string
 
 	HTTPClient *http.Client

@@ -46,7 +46,7 @@ func NewExecInContainerOK() *ExecInContainerOK {
 
 // ExecInContainerOK describes a response with status code 200, with default header values.
 //
-// It has ended, or was killed because its time was up.
+// The command has ended, or was killed at its timeout.
 type ExecInContainerOK struct {
 	Payload *models.ContainerResult
 }
@@ -116,7 +116,7 @@ func NewExecInContainerDefault(code int) *ExecInContainerDefault {
 
 // ExecInContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type ExecInContainerDefault struct {
 	_statusCode int
 

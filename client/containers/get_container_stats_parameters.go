@@ -65,14 +65,14 @@ type GetContainerStatsParams struct {
 
 	// ID.
 	//
-	// Which one.
+	// ID of the object.
 	//
 	// Format: int64
 	ID *int64
 
 	// Name.
 	//
-	// Which one.
+	// Name of the container.
 	Name *string
 
 	HTTPClient *http.Client

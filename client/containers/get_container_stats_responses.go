@@ -46,7 +46,7 @@ func NewGetContainerStatsOK() *GetContainerStatsOK {
 
 // GetContainerStatsOK describes a response with status code 200, with default header values.
 //
-// What it uses.
+// The resource usage.
 type GetContainerStatsOK struct {
 	Payload *models.ContainerStats
 }
@@ -116,7 +116,7 @@ func NewGetContainerStatsDefault(code int) *GetContainerStatsDefault {
 
 // GetContainerStatsDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type GetContainerStatsDefault struct {
 	_statusCode int
 

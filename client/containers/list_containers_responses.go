@@ -46,7 +46,7 @@ func NewListContainersOK() *ListContainersOK {
 
 // ListContainersOK describes a response with status code 200, with default header values.
 //
-// The containers, an empty list if there are none.
+// The containers, or an empty list.
 type ListContainersOK struct {
 	Payload []*models.Container
 }
@@ -114,7 +114,7 @@ func NewListContainersDefault(code int) *ListContainersDefault {
 
 // ListContainersDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type ListContainersDefault struct {
 	_statusCode int
 

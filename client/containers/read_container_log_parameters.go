@@ -65,29 +65,29 @@ type ReadContainerLogParams struct {
 
 	// Follow.
 	//
-	// Go on with what comes.
+	// Continue with new output.
 	Follow *bool
 
 	// ID.
 	//
-	// Which one.
+	// ID of the object.
 	//
 	// Format: int64
 	ID *int64
 
 	// Name.
 	//
-	// Which one.
+	// Name of the container.
 	Name *string
 
 	// Since.
 	//
-	// Only what was written at this time or later: RFC 3339, or a span before now, such as `90s` or `1h30m`. It is exact to a tenth of a second.
+	// Only output from this time on: RFC 3339, or a duration before now, such as `90s` or `1h30m`. The precision is a tenth of a second.
 	Since *string
 
 	// Tail.
 	//
-	// Only so many of the latest lines; 0 for none of what is there already.
+	// Number of latest lines to return; 0 skips the existing log.
 	//
 	// Format: int64
 	Tail *int64

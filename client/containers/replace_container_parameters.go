@@ -66,7 +66,7 @@ type ReplaceContainerParams struct {
 
 	// IfMatch.
 	//
-	// Only if the container has this `generation`, in double quotes; else 412.
+	// Act only if the container has this `generation`, in double quotes. Otherwise return 412.
 	IfMatch *string
 
 	// Changes.
@@ -100,7 +100,7 @@ type ReplaceContainerParams struct {
 
 	// OnFailure.
 	//
-	// What happens if the new container fails: `rollback` starts the old one again. `stop` keeps the failed one, stopped, under the name.
+	// The reaction if the new container fails: `rollback` starts the old one again. `stop` keeps the failed one, stopped, under the name.
 	//
 	// Default: "rollback"
 	OnFailure *string

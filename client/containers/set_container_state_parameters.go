@@ -65,19 +65,19 @@ type SetContainerStateParams struct {
 
 	// ID.
 	//
-	// Which one.
+	// ID of the object.
 	//
 	// Format: int64
 	ID *int64
 
 	// Name.
 	//
-	// Which one.
+	// Name of the container.
 	Name *string
 
 	// State.
 	//
-	// The state that it shall have.
+	// The requested state.
 	State string
 
 	HTTPClient *http.Client

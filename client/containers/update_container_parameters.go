@@ -66,7 +66,7 @@ type UpdateContainerParams struct {
 
 	// IfMatch.
 	//
-	// Only if the container has this `generation`, in double quotes; else 412.
+	// Act only if the container has this `generation`, in double quotes. Otherwise return 412.
 	IfMatch *string
 
 	// Config.

@@ -66,19 +66,19 @@ type WaitForContainerParams struct {
 
 	// ID.
 	//
-	// Which one.
+	// ID of the object.
 	//
 	// Format: int64
 	ID *int64
 
 	// Name.
 	//
-	// Which one.
+	// Name of the container.
 	Name *string
 
 	// Ready.
 	//
-	// Wait until it is `ready`; not together with `state`.
+	// Wait until the container is `ready`; not together with `state`.
 	Ready *bool
 
 	// State.
@@ -88,7 +88,7 @@ type WaitForContainerParams struct {
 
 	// Timeout.
 	//
-	// How many seconds to wait, at most 3600; 0 looks once.
+	// How many seconds to wait, at most 3600; 0 checks once.
 	//
 	// Format: int64
 	// Default: 60

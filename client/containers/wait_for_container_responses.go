@@ -46,7 +46,7 @@ func NewWaitForContainerOK() *WaitForContainerOK {
 
 // WaitForContainerOK describes a response with status code 200, with default header values.
 //
-// The container, as it was at that moment.
+// The container at that moment.
 type WaitForContainerOK struct {
 	Payload *models.Container
 }
@@ -116,7 +116,7 @@ func NewWaitForContainerDefault(code int) *WaitForContainerDefault {
 
 // WaitForContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type WaitForContainerDefault struct {
 	_statusCode int
 

@@ -66,12 +66,12 @@ type WatchEventsParams struct {
 
 	// LastEventID.
 	//
-	// Tell what came after the event with this id. Browsers send it by themselves when they come back.
+	// Continue after the event with this ID. Browsers send this header when they reconnect.
 	LastEventID *string
 
 	// After.
 	//
-	// The same for clients that can't set headers; `Last-Event-ID` goes before it.
+	// The same for clients that cannot set headers. `Last-Event-ID` takes precedence.
 	After *string
 
 	// Class.

@@ -65,17 +65,17 @@ type DeleteMountParams struct {
 
 	// IfMatch.
 	//
-	// Only if the object has this `generation`, in double quotes; else 412.
+	// Act only if the object has this `generation`, in double quotes. Otherwise return 412.
 	IfMatch *string
 
 	// Force.
 	//
-	// Go past idle dependants, and give up what was not written to a server that does not answer. What is in use stays in use.
+	// Ignore idle holders, and lose unwritten data if a storage server does not respond. Objects in use stay.
 	Force *bool
 
 	// ID.
 	//
-	// Which one.
+	// ID of the object.
 	//
 	// Format: int64
 	ID int64

@@ -46,7 +46,7 @@ func NewDeleteMountOK() *DeleteMountOK {
 
 // DeleteMountOK describes a response with status code 200, with default header values.
 //
-// It is unmounted. The answer shows it as it last was.
+// The mount in its last state, now unmounted.
 type DeleteMountOK struct {
 	Payload *models.Mount
 }
@@ -116,7 +116,7 @@ func NewDeleteMountDefault(code int) *DeleteMountDefault {
 
 // DeleteMountDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type DeleteMountDefault struct {
 	_statusCode int
 

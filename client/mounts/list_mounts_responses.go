@@ -46,7 +46,7 @@ func NewListMountsOK() *ListMountsOK {
 
 // ListMountsOK describes a response with status code 200, with default header values.
 //
-// The mounts, an empty list if there are none.
+// The mounts, or an empty list.
 type ListMountsOK struct {
 	Payload []*models.Mount
 }
@@ -114,7 +114,7 @@ func NewListMountsDefault(code int) *ListMountsDefault {
 
 // ListMountsDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type ListMountsDefault struct {
 	_statusCode int
 

@@ -71,7 +71,7 @@ type MountParams struct {
 
 	// DryRun.
 	//
-	// Make nothing and answer 200 with a `plan`; see "Dry runs".
+	// Create nothing and return 200 with a `plan`; see "Dry runs".
 	DryRun *bool
 
 	// Mount.

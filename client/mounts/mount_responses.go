@@ -46,7 +46,7 @@ func NewMountCreated() *MountCreated {
 
 // MountCreated describes a response with status code 201, with default header values.
 //
-// It is mounted; `mountpoint` tells where.
+// The mount. `mountpoint` is its directory.
 type MountCreated struct {
 
 	// The path of the new object.
@@ -127,7 +127,7 @@ func NewMountDefault(code int) *MountDefault {
 
 // MountDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type MountDefault struct {
 	_statusCode int
 

@@ -78,9 +78,9 @@ type ClientService interface {
 
 // DeleteMount unmounts.
 //
-// Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with
-// nothing changed, while another object or any process of the node uses it; the message names them. What only
-// this mount needed is taken down after it.
+// Drops the client's reference and unmounts, never lazily: after the response, no part of it is mounted. Returns 409 and
+// changes nothing while another object or a process of the node uses the mount; the message names them. Afterwards the server
+// deletes the dependencies that only this mount referenced.
 // .
 //
 // This method does not support injected context.
@@ -100,9 +100,9 @@ func (a *Client) DeleteMount(params *DeleteMountParams, opts ...ClientOption) (*
 
 // DeleteMountContext unmounts.
 //
-// Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with
-// nothing changed, while another object or any process of the node uses it; the message names them. What only
-// this mount needed is taken down after it.
+// Drops the client's reference and unmounts, never lazily: after the response, no part of it is mounted. Returns 409 and
+// changes nothing while another object or a process of the node uses the mount; the message names them. Afterwards the server
+// deletes the dependencies that only this mount referenced.
 // .
 //
 // Do not use the deprecated [DeleteMountParams.Context] with this method: it would be ignored.
@@ -149,10 +149,9 @@ func (a *Client) DeleteMountContext(ctx context.Context, params *DeleteMountPara
 
 // ListMounts lists mounts.
 //
-// Answers all mounts in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
-// matches nothing gives `[]`.
-// Reading changes nothing.
+// Returns all mounts in the order of their IDs, including the dependencies that were created inline.
+// Filters are combined with "and". An `id` that does not exist returns 404. A `kind` that does not exist returns 422. If no
+// mount matches, the list is empty.
 // .
 //
 // This method does not support injected context.
@@ -172,10 +171,9 @@ func (a *Client) ListMounts(params *ListMountsParams, opts ...ClientOption) (*Li
 
 // ListMountsContext lists mounts.
 //
-// Answers all mounts in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
-// matches nothing gives `[]`.
-// Reading changes nothing.
+// Returns all mounts in the order of their IDs, including the dependencies that were created inline.
+// Filters are combined with "and". An `id` that does not exist returns 404. A `kind` that does not exist returns 422. If no
+// mount matches, the list is empty.
 // .
 //
 // Do not use the deprecated [ListMountsParams.Context] with this method: it would be ignored.
@@ -222,8 +220,8 @@ func (a *Client) ListMountsContext(ctx context.Context, params *ListMountsParams
 
 // Mount mounts.
 //
-// Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.
-// The client holds the mount until it deletes it. On the node it is mounted `nosuid,nodev`.
+// Mounts a tree of files at a directory of the server, after its inline dependencies.
+// The client holds the mount until it deletes it. On the node, the server mounts it with `nosuid,nodev`.
 // .
 //
 // This method does not support injected context.
@@ -243,8 +241,8 @@ func (a *Client) Mount(params *MountParams, opts ...ClientOption) (*MountCreated
 
 // MountContext mounts.
 //
-// Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.
-// The client holds the mount until it deletes it. On the node it is mounted `nosuid,nodev`.
+// Mounts a tree of files at a directory of the server, after its inline dependencies.
+// The client holds the mount until it deletes it. On the node, the server mounts it with `nosuid,nodev`.
 // .
 //
 // Do not use the deprecated [MountParams.Context] with this method: it would be ignored.

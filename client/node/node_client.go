@@ -66,8 +66,8 @@ type ClientService interface {
 
 // GetInfo shows the server and the node.
 //
-// Returns the versions of the server and the kernel, the kinds of objects that can be created on this node and the features that the
-// kernel lacks for the others, the limits of the server, and the space that is left.
+// Returns the versions of the server and the kernel, the kinds of objects that this node supports, the limits of the server, and the free
+// space. For each unsupported kind, the response names the missing kernel features.
 // .
 //
 // This method does not support injected context.
@@ -87,8 +87,8 @@ func (a *Client) GetInfo(params *GetInfoParams, opts ...ClientOption) (*GetInfoO
 
 // GetInfoContext shows the server and the node.
 //
-// Returns the versions of the server and the kernel, the kinds of objects that can be created on this node and the features that the
-// kernel lacks for the others, the limits of the server, and the space that is left.
+// Returns the versions of the server and the kernel, the kinds of objects that this node supports, the limits of the server, and the free
+// space. For each unsupported kind, the response names the missing kernel features.
 // .
 //
 // Do not use the deprecated [GetInfoParams.Context] with this method: it would be ignored.

@@ -30,7 +30,7 @@ func NewAttach(ctx *middleware.Context, handler AttachHandler) *Attach {
 //
 // # Attach a block device
 //
-// Makes a block device, or takes one that is there into use, and answers when its device file is usable.
+// Creates a block device, or uses an existing one, and returns when its device file is usable.
 // The client holds the attachment until it deletes it.
 type Attach struct {
 	Context *middleware.Context

@@ -43,7 +43,7 @@ type AttachParams struct {
 	// The `kind` and the definition in the field of the same name.
 	// In: body
 	Attach *models.Attach
-	// Make nothing and answer 200 with a `plan`; see "Dry runs".
+	// Create nothing and return 200 with a `plan`; see "Dry runs".
 	// In: query
 	// Default: false
 	DryRun *bool

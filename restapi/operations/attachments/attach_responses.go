@@ -13,7 +13,7 @@ import (
 // AttachCreatedCode is the HTTP code returned for type AttachCreated
 const AttachCreatedCode int = 201
 
-// AttachCreated It is attached; `device_file` tells where.
+// AttachCreated The attachment. `device_file` is the path of the device.
 //
 // swagger:response attachCreated
 type AttachCreated struct {
@@ -74,7 +74,7 @@ func (o *AttachCreated) WriteResponse(rw http.ResponseWriter, producer runtime.P
 
 func (o *AttachCreated) AttachResponder() {}
 
-// AttachDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// AttachDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response attachDefault
 type AttachDefault struct {

@@ -30,9 +30,9 @@ func NewDeleteAttach(ctx *middleware.Context, handler DeleteAttachHandler) *Dele
 //
 // # Detach a block device
 //
-// Lets go of the client's hold and detaches. 409, with nothing changed, while another object or any process of
-// the node uses the device; the message names them. A block device of kind `local` is only let go of: it was
-// there before.
+// Drops the client's reference and detaches the device. Returns 409 and changes nothing while another object or a process of
+// the node uses the device; the message names them. For kind `local`, the server only drops the reference: the block device
+// stays.
 type DeleteAttach struct {
 	Context *middleware.Context
 	Handler DeleteAttachHandler

@@ -35,14 +35,14 @@ func NewDeleteAttachParams() DeleteAttachParams {
 type DeleteAttachParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Only if the object has this `generation`, in double quotes; else 412.
+	// Act only if the object has this `generation`, in double quotes. Otherwise return 412.
 	// In: header
 	IfMatch *string
-	// Go past idle dependants. What is in use stays in use.
+	// Ignore idle holders. Objects in use stay.
 	// In: query
 	// Default: false
 	Force *bool
-	// Which one.
+	// ID of the object.
 	// Required: true
 	// In: query
 	ID int64

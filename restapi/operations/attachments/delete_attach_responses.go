@@ -13,7 +13,7 @@ import (
 // DeleteAttachOKCode is the HTTP code returned for type DeleteAttachOK
 const DeleteAttachOKCode int = 200
 
-// DeleteAttachOK It is detached. The answer shows it as it last was.
+// DeleteAttachOK The attachment in its last state, now detached.
 //
 // swagger:response deleteAttachOK
 type DeleteAttachOK struct {
@@ -53,7 +53,7 @@ func (o *DeleteAttachOK) WriteResponse(rw http.ResponseWriter, producer runtime.
 
 func (o *DeleteAttachOK) DeleteAttachResponder() {}
 
-// DeleteAttachDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// DeleteAttachDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response deleteAttachDefault
 type DeleteAttachDefault struct {

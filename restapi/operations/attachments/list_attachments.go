@@ -30,10 +30,9 @@ func NewListAttachments(ctx *middleware.Context, handler ListAttachmentsHandler)
 //
 // # List attachments
 //
-// Answers all attachments in the order of their ids, those that were made as part of another object included.
-// Filters are combined with "and". An `id` that does not exist is 404; a `kind` that no object can have is 422; one that
-// matches nothing gives `[]`.
-// Reading changes nothing.
+// Returns all attachments in the order of their IDs, including the dependencies that were created inline.
+// Filters are combined with "and". An `id` that does not exist returns 404. A `kind` that does not exist returns 422. If no
+// attachment matches, the list is empty.
 type ListAttachments struct {
 	Context *middleware.Context
 	Handler ListAttachmentsHandler

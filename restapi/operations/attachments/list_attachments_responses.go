@@ -13,7 +13,7 @@ import (
 // ListAttachmentsOKCode is the HTTP code returned for type ListAttachmentsOK
 const ListAttachmentsOKCode int = 200
 
-// ListAttachmentsOK The attachments, an empty list if there are none.
+// ListAttachmentsOK The attachments, or an empty list.
 //
 // swagger:response listAttachmentsOK
 type ListAttachmentsOK struct {
@@ -56,7 +56,7 @@ func (o *ListAttachmentsOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *ListAttachmentsOK) ListAttachmentsResponder() {}
 
-// ListAttachmentsDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// ListAttachmentsDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response listAttachmentsDefault
 type ListAttachmentsDefault struct {

@@ -30,10 +30,9 @@ func NewCreateContainer(ctx *middleware.Context, handler CreateContainerHandler)
 //
 // # Create a container
 //
-// Makes a container, and first what it needs and was given whole. With `"state": "running"` it is also started,
-// and the answer comes when `command` is running: a command that can't be started (it does not exist,
-// is not executable, lacks its interpreter, is for another architecture) fails the request, and nothing is
-// left behind.
+// Creates a container, after its inline dependencies. With `"state": "running"` the server also starts it and
+// returns when `command` is running. If the command cannot be started, the request fails and leaves nothing
+// behind. Typical reasons: the command does not exist, is not executable, lacks its interpreter, or is for another architecture.
 type CreateContainer struct {
 	Context *middleware.Context
 	Handler CreateContainerHandler

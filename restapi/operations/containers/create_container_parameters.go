@@ -43,7 +43,7 @@ type CreateContainerParams struct {
 	// The definition.
 	// In: body
 	Container *models.Container
-	// Make nothing and answer 200 with a `plan`; see "Dry runs".
+	// Create nothing and return 200 with a `plan`; see "Dry runs".
 	// In: query
 	// Default: false
 	DryRun *bool

@@ -13,7 +13,7 @@ import (
 // CreateContainerCreatedCode is the HTTP code returned for type CreateContainerCreated
 const CreateContainerCreatedCode int = 201
 
-// CreateContainerCreated It is created, and running if that was asked for.
+// CreateContainerCreated The container, running if the request asked for it.
 //
 // swagger:response createContainerCreated
 type CreateContainerCreated struct {
@@ -74,7 +74,7 @@ func (o *CreateContainerCreated) WriteResponse(rw http.ResponseWriter, producer 
 
 func (o *CreateContainerCreated) CreateContainerResponder() {}
 
-// CreateContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// CreateContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response createContainerDefault
 type CreateContainerDefault struct {

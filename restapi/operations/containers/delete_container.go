@@ -30,9 +30,9 @@ func NewDeleteContainer(ctx *middleware.Context, handler DeleteContainerHandler)
 //
 // # Delete a container
 //
-// Removes a container that does not run, and then what only it needed. Its name is free once this has answered.
-// A container that is `running` or `paused` is 409 unless `force=true`, which stops it first.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Deletes a container that does not run, and then the dependencies that only it referenced. After the response its name is free.
+// A container that is `running` or `paused` returns 409. With `force=true` the server stops it first.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 type DeleteContainer struct {
 	Context *middleware.Context
 	Handler DeleteContainerHandler

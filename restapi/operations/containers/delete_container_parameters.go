@@ -34,17 +34,17 @@ func NewDeleteContainerParams() DeleteContainerParams {
 type DeleteContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Only if the object has this `generation`, in double quotes; else 412.
+	// Act only if the object has this `generation`, in double quotes. Otherwise return 412.
 	// In: header
 	IfMatch *string
-	// Stop it first if it runs.
+	// Stop a running container first.
 	// In: query
 	// Default: false
 	Force *bool
-	// Which one.
+	// ID of the object.
 	// In: query
 	ID *int64
-	// Which one.
+	// Name of the container.
 	// In: query
 	Name *string
 }

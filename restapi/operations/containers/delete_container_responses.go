@@ -13,7 +13,7 @@ import (
 // DeleteContainerOKCode is the HTTP code returned for type DeleteContainerOK
 const DeleteContainerOKCode int = 200
 
-// DeleteContainerOK It is removed. The answer shows it as it last was.
+// DeleteContainerOK The container in its last state, now deleted.
 //
 // swagger:response deleteContainerOK
 type DeleteContainerOK struct {
@@ -53,7 +53,7 @@ func (o *DeleteContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *DeleteContainerOK) DeleteContainerResponder() {}
 
-// DeleteContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// DeleteContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response deleteContainerDefault
 type DeleteContainerDefault struct {

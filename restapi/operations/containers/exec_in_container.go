@@ -30,11 +30,11 @@ func NewExecInContainer(ctx *middleware.Context, handler ExecInContainerHandler)
 //
 // # Run a command in a container
 //
-// Runs a command beside what runs in the container, in its namespaces, its root and its cgroup and with its limits, and answers
-// when it has ended. Its standard input is empty. What the command left running goes on.
-// If the client hangs up the command is killed. The container must be `running`: if not, or if it ends meanwhile, 409, and
-// also while 64 commands run already. A command that can't be started is 422, one that was killed and does not end 504.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Runs a command in the namespaces, root, cgroup and limits of the container, and returns when the command has ended. Its standard
+// input is empty. Processes that the command leaves behind keep running.
+// If the client hangs up, the server kills the command. If the container is not `running`, ends meanwhile, or already runs 64
+// commands, the request returns 409. A command that cannot be started returns 422. One that was killed and does not end returns 504.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 type ExecInContainer struct {
 	Context *middleware.Context
 	Handler ExecInContainerHandler

@@ -31,14 +31,14 @@ func NewExecInContainerParams() ExecInContainerParams {
 type ExecInContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// What to run.
+	// The command.
 	// Required: true
 	// In: body
 	Command *models.ContainerCommand
-	// Which one.
+	// ID of the object.
 	// In: query
 	ID *int64
-	// Which one.
+	// Name of the container.
 	// In: query
 	Name *string
 }

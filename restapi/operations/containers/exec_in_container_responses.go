@@ -13,7 +13,7 @@ import (
 // ExecInContainerOKCode is the HTTP code returned for type ExecInContainerOK
 const ExecInContainerOKCode int = 200
 
-// ExecInContainerOK It has ended, or was killed because its time was up.
+// ExecInContainerOK The command has ended, or was killed at its timeout.
 //
 // swagger:response execInContainerOK
 type ExecInContainerOK struct {
@@ -53,7 +53,7 @@ func (o *ExecInContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *ExecInContainerOK) ExecInContainerResponder() {}
 
-// ExecInContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// ExecInContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response execInContainerDefault
 type ExecInContainerDefault struct {

@@ -28,10 +28,10 @@ func NewGetContainerStats(ctx *middleware.Context, handler GetContainerStatsHand
 
 // GetContainerStats swagger:route GET /container/stats containers getContainerStats
 //
-// # Tell what a container uses
+// # Show the resource usage of a container
 //
-// Answers what the container uses of the node at this moment. It must be `running` or `paused`.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Returns the current resource usage of the container. The container must be `running` or `paused`.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 type GetContainerStats struct {
 	Context *middleware.Context
 	Handler GetContainerStatsHandler

@@ -27,10 +27,10 @@ func NewGetContainerStatsParams() GetContainerStatsParams {
 type GetContainerStatsParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Which one.
+	// ID of the object.
 	// In: query
 	ID *int64
-	// Which one.
+	// Name of the container.
 	// In: query
 	Name *string
 }

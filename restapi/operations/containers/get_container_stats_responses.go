@@ -13,7 +13,7 @@ import (
 // GetContainerStatsOKCode is the HTTP code returned for type GetContainerStatsOK
 const GetContainerStatsOKCode int = 200
 
-// GetContainerStatsOK What it uses.
+// GetContainerStatsOK The resource usage.
 //
 // swagger:response getContainerStatsOK
 type GetContainerStatsOK struct {
@@ -53,7 +53,7 @@ func (o *GetContainerStatsOK) WriteResponse(rw http.ResponseWriter, producer run
 
 func (o *GetContainerStatsOK) GetContainerStatsResponder() {}
 
-// GetContainerStatsDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// GetContainerStatsDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response getContainerStatsDefault
 type GetContainerStatsDefault struct {

@@ -30,9 +30,9 @@ func NewListContainers(ctx *middleware.Context, handler ListContainersHandler) *
 //
 // # List containers
 //
-// Answers all containers in the order of their ids. Filters are combined with "and". An `id` or `name` that does
-// not exist is 404, both together that do not belong to one container are 422, and so is a `state` that no container can have.
-// One that matches nothing gives `[]`. Reading changes nothing.
+// Returns all containers in the order of their IDs. Filters are combined with "and". An `id` or `name` that does
+// not exist returns 404. If both are given and differ, the request returns 422. A `state` that does not exist returns 422. If no
+// container matches, the list is empty.
 type ListContainers struct {
 	Context *middleware.Context
 	Handler ListContainersHandler

@@ -13,7 +13,7 @@ import (
 // ListContainersOKCode is the HTTP code returned for type ListContainersOK
 const ListContainersOKCode int = 200
 
-// ListContainersOK The containers, an empty list if there are none.
+// ListContainersOK The containers, or an empty list.
 //
 // swagger:response listContainersOK
 type ListContainersOK struct {
@@ -56,7 +56,7 @@ func (o *ListContainersOK) WriteResponse(rw http.ResponseWriter, producer runtim
 
 func (o *ListContainersOK) ListContainersResponder() {}
 
-// ListContainersDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// ListContainersDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response listContainersDefault
 type ListContainersDefault struct {

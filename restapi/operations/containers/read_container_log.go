@@ -30,13 +30,13 @@ func NewReadContainerLog(ctx *middleware.Context, handler ReadContainerLogHandle
 //
 // # Read the log of a container
 //
-// Answers what the container's processes wrote to standard output and standard error, as they wrote it. Of a long log the
-// latest part is kept (`--log-size`).
+// Returns the standard output and standard error of the container's processes, unchanged. The server keeps the
+// latest part of a long log (`--log-size`).
 //
-// With `follow=true` the answer goes on with what they write from now on, as it comes, and ends when the container has ended and does
-// not start again by itself, when it is deleted, or when the client hangs up. It waits for the first start of one that was never started.
-// The answer is cut off without its end if the client is too slow for what is written or takes nothing for long, and when the server shuts down.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// With `follow=true` the response continues with new output as it arrives. If the container was never started, the response waits for its
+// first start. It ends when the container has ended and does not restart, when you delete the container, or when the client hangs up.
+// The server aborts the response if the client reads too slowly, and when the server shuts down.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 type ReadContainerLog struct {
 	Context *middleware.Context
 	Handler ReadContainerLogHandler

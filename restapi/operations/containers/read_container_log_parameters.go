@@ -34,20 +34,20 @@ func NewReadContainerLogParams() ReadContainerLogParams {
 type ReadContainerLogParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Go on with what comes.
+	// Continue with new output.
 	// In: query
 	// Default: false
 	Follow *bool
-	// Which one.
+	// ID of the object.
 	// In: query
 	ID *int64
-	// Which one.
+	// Name of the container.
 	// In: query
 	Name *string
-	// Only what was written at this time or later: RFC 3339, or a span before now, such as `90s` or `1h30m`. It is exact to a tenth of a second.
+	// Only output from this time on: RFC 3339, or a duration before now, such as `90s` or `1h30m`. The precision is a tenth of a second.
 	// In: query
 	Since *string
-	// Only so many of the latest lines; 0 for none of what is there already.
+	// Number of latest lines to return; 0 skips the existing log.
 	// In: query
 	Tail *int64
 }

@@ -52,7 +52,7 @@ func (o *ReadContainerLogOK) WriteResponse(rw http.ResponseWriter, producer runt
 
 func (o *ReadContainerLogOK) ReadContainerLogResponder() {}
 
-// ReadContainerLogDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// ReadContainerLogDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response readContainerLogDefault
 type ReadContainerLogDefault struct {

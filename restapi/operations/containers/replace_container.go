@@ -40,7 +40,7 @@ func NewReplaceContainer(ctx *middleware.Context, handler ReplaceContainerHandle
 // the container's field `replacing` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete
 // the container. While the replace runs, lists contain one container of that name, in the state `running`.
 //
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422. The container must be `running`.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422. The container must be `running`.
 type ReplaceContainer struct {
 	Context *middleware.Context
 	Handler ReplaceContainerHandler

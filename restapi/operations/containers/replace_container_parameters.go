@@ -49,7 +49,7 @@ func NewReplaceContainerParams() ReplaceContainerParams {
 type ReplaceContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Only if the container has this `generation`, in double quotes; else 412.
+	// Act only if the container has this `generation`, in double quotes. Otherwise return 412.
 	// In: header
 	IfMatch *string
 	// The fields that change.
@@ -70,7 +70,7 @@ type ReplaceContainerParams struct {
 	// Name of the container.
 	// In: query
 	Name *string
-	// What happens if the new container fails: `rollback` starts the old one again. `stop` keeps the failed one, stopped, under the name.
+	// The reaction if the new container fails: `rollback` starts the old one again. `stop` keeps the failed one, stopped, under the name.
 	// In: query
 	// Default: "rollback"
 	OnFailure *string

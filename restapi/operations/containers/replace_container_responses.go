@@ -96,7 +96,7 @@ func (o *ReplaceContainerAccepted) WriteResponse(rw http.ResponseWriter, produce
 
 func (o *ReplaceContainerAccepted) ReplaceContainerResponder() {}
 
-// ReplaceContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// ReplaceContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response replaceContainerDefault
 type ReplaceContainerDefault struct {

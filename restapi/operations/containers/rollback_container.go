@@ -31,8 +31,8 @@ func NewRollbackContainer(ctx *middleware.Context, handler RollbackContainerHand
 // # Return to the old version of a container
 //
 // Stops the container and starts the version that it replaced, under the same name. The old version must still be kept: see `keep_old` of
-// replace. If it is not, the response is 409.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// replace. Otherwise the request returns 409.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 type RollbackContainer struct {
 	Context *middleware.Context
 	Handler RollbackContainerHandler

@@ -30,22 +30,22 @@ func NewSetContainerState(ctx *middleware.Context, handler SetContainerStateHand
 //
 // # Start, stop, pause or resume a container
 //
-// What is asked for, by the state that the container is in:
+// The effect depends on the state of the container:
 //
 // | now | `running` | `exited` | `paused` |
 // |---|---|---|---|
-// | `created`, `exited`, `dead` | starts it | nothing to do: 200 | 409 |
-// | `running` | nothing to do: 200 | stops it | freezes it |
-// | `paused` | resumes it | resumes and stops it | nothing to do: 200 |
-// | in the phase `stopping` | 409 | nothing to do: 200 | 409 |
+// | `created`, `exited`, `dead` | starts it | no effect: 200 | 409 |
+// | `running` | no effect: 200 | stops it | freezes it |
+// | `paused` | resumes it | resumes and stops it | no effect: 200 |
+// | in the phase `stopping` | 409 | no effect: 200 | 409 |
 //
-// Stopping answers at once, with the state `stopping`, and goes on in the background. The command is sent SIGTERM
-// or its `stop_signal` (a `systemd` one signal 37), and processes that are left after its `stop_timeout` are killed. Everywhere
-// else the container is `running`, in the phase `stopping`, until all its processes have ended. If they survive SIGKILL its phase is
-// `broken`, and `error` names them. Starting answers when the command is running; if it can't be started, the answer is an error and
-// the container is `dead` with the reason in `error`.
+// A stop returns at once with the state `stopping` and continues in the background. The server sends SIGTERM
+// or `stop_signal` to the command (signal 37 if `systemd`). After `stop_timeout` it kills the remaining processes. Until all
+// processes have ended, every other response shows the container as `running`, in the phase `stopping`. If they survive SIGKILL,
+// the phase is `broken` and `error` names them. A start returns when the command is running. If the command cannot be started, the
+// request fails and the container is `dead` with the reason in `error`.
 //
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // The request has no body.
 type SetContainerState struct {
 	Context *middleware.Context

@@ -28,13 +28,13 @@ func NewSetContainerStateParams() SetContainerStateParams {
 type SetContainerStateParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Which one.
+	// ID of the object.
 	// In: query
 	ID *int64
-	// Which one.
+	// Name of the container.
 	// In: query
 	Name *string
-	// The state that it shall have.
+	// The requested state.
 	// Required: true
 	// In: query
 	State string

@@ -53,7 +53,7 @@ func (o *SetContainerStateOK) WriteResponse(rw http.ResponseWriter, producer run
 
 func (o *SetContainerStateOK) SetContainerStateResponder() {}
 
-// SetContainerStateDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// SetContainerStateDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response setContainerStateDefault
 type SetContainerStateDefault struct {

@@ -32,7 +32,7 @@ func NewUpdateContainer(ctx *middleware.Context, handler UpdateContainerHandler)
 //
 // Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of
 // the old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 type UpdateContainer struct {
 	Context *middleware.Context
 	Handler UpdateContainerHandler

@@ -31,7 +31,7 @@ func NewUpdateContainerParams() UpdateContainerParams {
 type UpdateContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Only if the container has this `generation`, in double quotes; else 412.
+	// Act only if the container has this `generation`, in double quotes. Otherwise return 412.
 	// In: header
 	IfMatch *string
 	// The fields that change.

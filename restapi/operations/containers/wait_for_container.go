@@ -30,10 +30,10 @@ func NewWaitForContainer(ctx *middleware.Context, handler WaitForContainerHandle
 //
 // # Wait for a container
 //
-// Answers when the container is in one of the states asked for, or is ready; at once, if it is already. If it is
-// deleted meanwhile the answer is 404, if it has ended or is stopping and would have to be started for that 409, and if the time is
-// up 504. A state that it is in for a moment only is not missed.
-// One of `id` and `name` is needed; if both are given they must name the same container, else 422.
+// Returns when the container is in one of the requested states, or is ready; at once, if it already is. If the container is
+// deleted meanwhile, the request returns 404. If it has ended or is stopping and only a new start could satisfy the request, the request returns 409. After
+// `timeout` the request returns 504. The server does not miss a short state.
+// Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 type WaitForContainer struct {
 	Context *middleware.Context
 	Handler WaitForContainerHandler

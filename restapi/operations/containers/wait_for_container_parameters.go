@@ -41,13 +41,13 @@ func NewWaitForContainerParams() WaitForContainerParams {
 type WaitForContainerParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Which one.
+	// ID of the object.
 	// In: query
 	ID *int64
-	// Which one.
+	// Name of the container.
 	// In: query
 	Name *string
-	// Wait until it is `ready`; not together with `state`.
+	// Wait until the container is `ready`; not together with `state`.
 	// In: query
 	// Default: false
 	Ready *bool
@@ -55,7 +55,7 @@ type WaitForContainerParams struct {
 	// In: query
 	// Collection Format: csv
 	State []string
-	// How many seconds to wait, at most 3600; 0 looks once.
+	// How many seconds to wait, at most 3600; 0 checks once.
 	// In: query
 	// Default: 60
 	Timeout *int64

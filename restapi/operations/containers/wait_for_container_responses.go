@@ -13,7 +13,7 @@ import (
 // WaitForContainerOKCode is the HTTP code returned for type WaitForContainerOK
 const WaitForContainerOKCode int = 200
 
-// WaitForContainerOK The container, as it was at that moment.
+// WaitForContainerOK The container at that moment.
 //
 // swagger:response waitForContainerOK
 type WaitForContainerOK struct {
@@ -53,7 +53,7 @@ func (o *WaitForContainerOK) WriteResponse(rw http.ResponseWriter, producer runt
 
 func (o *WaitForContainerOK) WaitForContainerResponder() {}
 
-// WaitForContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// WaitForContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response waitForContainerDefault
 type WaitForContainerDefault struct {

@@ -28,19 +28,19 @@ func NewWatchEvents(ctx *middleware.Context, handler WatchEventsHandler) *WatchE
 
 // WatchEvents swagger:route GET /events events watchEvents
 //
-// # Be told of every change
+// # Watch all changes
 //
-// Answers with an endless stream of server-sent events, each as soon as GET shows what it tells of. The data of each is an `event`
-// in JSON; `event:` has its type and `id:` its id. While there is nothing to tell, a comment and an id without an event come every
-// 15 seconds, so that a client can tell a quiet node from a dead one.
+// Returns an endless stream of server-sent events. The server sends an event as soon as GET shows the change. The data of each is an `event`
+// in JSON; `event:` has its type and `id:` its ID. During quiet periods, the server sends a comment and an ID without an event every
+// 15 seconds, so that a client can detect a dead connection.
 //
-// A client that was cut off comes back with the last id that it got, in `Last-Event-ID` or `after`, and is told all that
-// happened since. The latest 4096 changes are kept for that, until the server ends. Where they do not do, and where no id is given, the
-// first event is of type `reset`: list everything anew, now, and go on from there. It comes also in the middle
-// of a stream whose client reads so slowly that it has missed something.
+// After a lost connection, a client reconnects with its last ID in `Last-Event-ID` or `after`, and receives all later
+// events. For that, the server keeps the latest 4096 changes until it exits. If they are not enough, or if the client gives no ID, the
+// first event has the type `reset`: list all objects again, now, and continue with the stream. The server also sends it in the middle
+// of a stream if the client reads so slowly that it has missed events.
 //
-// Filters are joined: an event must pass each of them. `reset` passes all. The answer ends when the server shuts down, and is cut
-// off if the client takes nothing for long.
+// An event must pass all filters. `reset` passes them all. The response ends when the server shuts down. The server aborts it
+// if the client stops reading.
 type WatchEvents struct {
 	Context *middleware.Context
 	Handler WatchEventsHandler

@@ -30,10 +30,10 @@ func NewWatchEventsParams() WatchEventsParams {
 type WatchEventsParams struct {
 	// HTTP Request Object
 	HTTPRequest *http.Request `json:"-"`
-	// Tell what came after the event with this id. Browsers send it by themselves when they come back.
+	// Continue after the event with this ID. Browsers send this header when they reconnect.
 	// In: header
 	LastEventID *string
-	// The same for clients that can't set headers; `Last-Event-ID` goes before it.
+	// The same for clients that cannot set headers. `Last-Event-ID` takes precedence.
 	// In: query
 	After *string
 	// Only objects of these classes, such as `mount,container`.

@@ -52,7 +52,7 @@ func (o *WatchEventsOK) WriteResponse(rw http.ResponseWriter, producer runtime.P
 
 func (o *WatchEventsOK) WatchEventsResponder() {}
 
-// WatchEventsDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// WatchEventsDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response watchEventsDefault
 type WatchEventsDefault struct {

@@ -30,9 +30,9 @@ func NewDeleteMount(ctx *middleware.Context, handler DeleteMountHandler) *Delete
 //
 // # Unmount
 //
-// Lets go of the client's hold and unmounts, never lazily: once answered, nothing of it is mounted. 409, with
-// nothing changed, while another object or any process of the node uses it; the message names them. What only
-// this mount needed is taken down after it.
+// Drops the client's reference and unmounts, never lazily: after the response, no part of it is mounted. Returns 409 and
+// changes nothing while another object or a process of the node uses the mount; the message names them. Afterwards the server
+// deletes the dependencies that only this mount referenced.
 type DeleteMount struct {
 	Context *middleware.Context
 	Handler DeleteMountHandler

@@ -13,7 +13,7 @@ import (
 // DeleteMountOKCode is the HTTP code returned for type DeleteMountOK
 const DeleteMountOKCode int = 200
 
-// DeleteMountOK It is unmounted. The answer shows it as it last was.
+// DeleteMountOK The mount in its last state, now unmounted.
 //
 // swagger:response deleteMountOK
 type DeleteMountOK struct {
@@ -53,7 +53,7 @@ func (o *DeleteMountOK) WriteResponse(rw http.ResponseWriter, producer runtime.P
 
 func (o *DeleteMountOK) DeleteMountResponder() {}
 
-// DeleteMountDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// DeleteMountDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response deleteMountDefault
 type DeleteMountDefault struct {

@@ -13,7 +13,7 @@ import (
 // ListMountsOKCode is the HTTP code returned for type ListMountsOK
 const ListMountsOKCode int = 200
 
-// ListMountsOK The mounts, an empty list if there are none.
+// ListMountsOK The mounts, or an empty list.
 //
 // swagger:response listMountsOK
 type ListMountsOK struct {
@@ -56,7 +56,7 @@ func (o *ListMountsOK) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 
 func (o *ListMountsOK) ListMountsResponder() {}
 
-// ListMountsDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// ListMountsDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response listMountsDefault
 type ListMountsDefault struct {

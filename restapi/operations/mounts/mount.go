@@ -30,8 +30,8 @@ func NewMount(ctx *middleware.Context, handler MountHandler) *Mount {
 //
 // # Mount
 //
-// Makes a tree of files visible at a directory of the server's own, and first what it needs and was given whole.
-// The client holds the mount until it deletes it. On the node it is mounted `nosuid,nodev`.
+// Mounts a tree of files at a directory of the server, after its inline dependencies.
+// The client holds the mount until it deletes it. On the node, the server mounts it with `nosuid,nodev`.
 type Mount struct {
 	Context *middleware.Context
 	Handler MountHandler

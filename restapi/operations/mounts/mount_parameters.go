@@ -40,7 +40,7 @@ type MountParams struct {
 	// Max Length: 255
 	// In: header
 	IdempotencyKey *string
-	// Make nothing and answer 200 with a `plan`; see "Dry runs".
+	// Create nothing and return 200 with a `plan`; see "Dry runs".
 	// In: query
 	// Default: false
 	DryRun *bool

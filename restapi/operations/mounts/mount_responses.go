@@ -13,7 +13,7 @@ import (
 // MountCreatedCode is the HTTP code returned for type MountCreated
 const MountCreatedCode int = 201
 
-// MountCreated It is mounted; `mountpoint` tells where.
+// MountCreated The mount. `mountpoint` is its directory.
 //
 // swagger:response mountCreated
 type MountCreated struct {
@@ -74,7 +74,7 @@ func (o *MountCreated) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 
 func (o *MountCreated) MountResponder() {}
 
-// MountDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// MountDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response mountDefault
 type MountDefault struct {

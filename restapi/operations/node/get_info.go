@@ -30,8 +30,8 @@ func NewGetInfo(ctx *middleware.Context, handler GetInfoHandler) *GetInfo {
 //
 // # Show the server and the node
 //
-// Returns the versions of the server and the kernel, the kinds of objects that can be created on this node and the features that the
-// kernel lacks for the others, the limits of the server, and the space that is left.
+// Returns the versions of the server and the kernel, the kinds of objects that this node supports, the limits of the server, and the free
+// space. For each unsupported kind, the response names the missing kernel features.
 type GetInfo struct {
 	Context *middleware.Context
 	Handler GetInfoHandler

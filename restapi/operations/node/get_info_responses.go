@@ -53,7 +53,7 @@ func (o *GetInfoOK) WriteResponse(rw http.ResponseWriter, producer runtime.Produ
 
 func (o *GetInfoOK) GetInfoResponder() {}
 
-// GetInfoDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// GetInfoDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response getInfoDefault
 type GetInfoDefault struct {
