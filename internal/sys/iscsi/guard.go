@@ -292,11 +292,12 @@ func (u Unit) Rival(id Identity) (disk string) {
 		n, _ := strconv.Atoi(attribute(disk, "diskseq")) // 0 on a kernel that has none: then each is the other's rival
 		return n
 	}
-	own := filepath.Join(u.dir(), "block", u.Disk())
+	own := u.Disk()
 	disks, _ := filepath.Glob("/sys/class/scsi_device/*/device/block/*")
 	for _, other := range disks {
 		data, err := os.ReadFile(filepath.Join(other, "../../vpd_pg83"))
-		if err != nil || other == own || attribute(other, "ro") == "1" || sequence(other) > sequence(own) {
+		earlier := sequence(other) <= sequence(filepath.Join("/sys/block", own))
+		if err != nil || filepath.Base(other) == own || attribute(other, "ro") == "1" || !earlier {
 			continue
 		}
 		if slices.ContainsFunc(parseNames(data), func(n string) bool { return slices.Contains(id.Names, n) }) {
