@@ -322,6 +322,7 @@ func (n *normalizer) translate(path string, s *shape, m map[string]any) {
 		n.oneSpelling(path, m, "max_commands", "max_comands")
 	case "mount":
 		n.mountOfRBD(path, m)
+		n.mountOfURI(path, m)
 	}
 }
 

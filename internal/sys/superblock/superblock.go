@@ -5,7 +5,9 @@ package superblock
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 )
@@ -34,6 +36,33 @@ func Look(fsType string, read ReadFunc) (Facts, error) {
 		return erofs(read)
 	}
 	return Facts{}, nil
+}
+
+// Detect returns the type of the file system on a device, or an empty text if it knows none. ext2 and ext3 are "ext4" to it: that driver
+// mounts them all.
+func Detect(read ReadFunc) (fsType string, err error) {
+	for _, t := range []struct {
+		name  string
+		at    int64
+		magic string
+	}{
+		{"squashfs", 0, "hsqs"}, {"xfs", 0, "XFSB"}, {"erofs", 1024, "\xe2\xe1\xf5\xe0"}, {"ext4", 1024 + 0x38, "\x53\xef"},
+		{"btrfs", 64<<10 + 0x40, "_BHRfS_M"},
+	} {
+		const block = 4096
+		start := t.at / block * block
+		b, err := read(start, block)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			continue // the device ends before
+		}
+		if err != nil {
+			return "", err
+		}
+		if bytes.HasPrefix(b[t.at-start:], []byte(t.magic)) {
+			return t.name, nil
+		}
+	}
+	return "", nil
 }
 
 // ext looks at ext2, ext3 and ext4: Documentation/filesystems/ext4/super.rst.

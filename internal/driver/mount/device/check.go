@@ -31,17 +31,26 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 		if on, err = u.source(ctx, d); err != nil {
 			return f, err
 		}
+		if u, err = u.detected(ctx, on, d.Remote); err != nil {
+			return f, err
+		}
 		if facts, err = u.facts(ctx, on, d.Remote); err != nil {
 			return f, err
 		}
 	}
 	f.Does = fmt.Sprintf("mount the %s file system of %s", u.FSType, on.path)
+	if u.FSType == detect {
+		f.Does = fmt.Sprintf("mount the file system of %s, of the type that is found there", on.path)
+	}
 	fs, warnings, err := u.fs(on, facts)
 	if err != nil {
 		return f, err
 	}
 	f.Live.Warnings = warnings
 	f.Live.Tree.ReadOnly = fs.Attr&mount.ReadOnly != 0
+	if u.FSType == detect {
+		return f, nil
+	}
 	if err := mount.Find(ctx, u.m.Gate, fs.Type); err != nil {
 		return f, err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/sys/superblock"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -93,8 +94,8 @@ func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []d
 	if d.FsType != nil {
 		u.FSType = *d.FsType
 	}
-	if !slices.Contains(m.allowed, u.FSType) {
-		faults.Add("attach.fs_type", "%q is not an allowed file system: use one of %s", u.FSType, strings.Join(m.allowed, ", "))
+	if u.FSType != detect && !slices.Contains(m.allowed, u.FSType) {
+		faults.Add("attach.fs_type", "%q is not an allowed file system: use one of %s, or %q", u.FSType, strings.Join(m.allowed, ", "), detect)
 	}
 	if d.Partition < 0 {
 		faults.Add("attach.partition", "must be 0, for the whole device, or the number of a partition")
@@ -135,6 +136,41 @@ type unit struct {
 	Partition int64    `json:"partition,omitempty"`
 }
 
+// detect is the fs_type that has the daemon look for the type on the device.
+const detect = "auto"
+
+// notes are the parts of a mount that a later daemon needs.
+type notes struct {
+	claims.Image
+	FSType string `json:"fs_type,omitempty"`
+}
+
+// fsType is the type of the file system: of one that is mounted, the detected one.
+func (u *unit) fsType(live driver.Live) string {
+	var n notes
+	if u.FSType == detect && json.Unmarshal(live.Notes, &n) == nil && n.FSType != "" {
+		return n.FSType
+	}
+	return u.FSType
+}
+
+// detected returns u with the type of the file system on source.
+func (u *unit) detected(ctx context.Context, source source, remote bool) (*unit, error) {
+	if u.FSType != detect {
+		return u, nil
+	}
+	found, err := superblock.Detect(u.reader(ctx, source, remote))
+	if err != nil {
+		return u, fmt.Errorf("detect the file system of %s: %w", source.path, err)
+	}
+	if found == "" {
+		return u, errs.New(errs.Invalid, "mount %s: no known file system on it: set fs_type, or partition if it is a disk", source.path)
+	}
+	known := *u
+	known.FSType = found
+	return &known, nil
+}
+
 func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	device := site.Needs[0].Device
 	ctx = waits.On(ctx, "device "+device.Path)
@@ -144,6 +180,9 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	}
 	if err := ctx.Err(); err != nil {
 		return driver.Live{}, errs.New(errs.Deadline, "mount %s: %w", source.path, err)
+	}
+	if u, err = u.detected(ctx, source, device.Remote); err != nil {
+		return driver.Live{}, err
 	}
 	facts, err := u.facts(ctx, source, device.Remote)
 	if err != nil {
@@ -191,7 +230,7 @@ func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool)
 	if err != nil {
 		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
-	notes, err := json.Marshal(u.m.Claims.ImageOf(id))
+	notes, err := json.Marshal(notes{Image: u.m.Claims.ImageOf(id), FSType: u.FSType})
 	if err != nil {
 		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
@@ -258,10 +297,10 @@ func (u *unit) unmount(ctx context.Context, site driver.Site, live driver.Live) 
 	return u.m.Mounts.Detach(ctx, site.ID, nil, true)
 }
 
-func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
+func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
 	out.Mount.Attach = &models.MountAttach{
 		Attach:       needs[0].Attach,
-		FsType:       new(u.FSType),
+		FsType:       new(u.fsType(live)),
 		MountOptions: slices.Clone(u.FSOptions),
 		Partition:    u.Partition,
 	}

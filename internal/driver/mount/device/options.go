@@ -18,17 +18,21 @@ import (
 // facts looks at the file system on source before the kernel does. What can't be read is left to the kernel's judgement, unless the
 // device does not reply.
 func (u *unit) facts(ctx context.Context, source source, remote bool) (superblock.Facts, error) {
-	read := func(offset, length int64) ([]byte, error) {
+	facts, err := superblock.Look(u.FSType, u.reader(ctx, source, remote))
+	if errs.Is(err, errs.Deadline) {
+		return facts, err
+	}
+	return facts, nil
+}
+
+// reader reads the device of source.
+func (u *unit) reader(ctx context.Context, source source, remote bool) superblock.ReadFunc {
+	return func(offset, length int64) ([]byte, error) {
 		if remote && u.m.Helper != nil {
 			return u.m.Helper.Read(ctx, source.path, unix.O_RDONLY, offset, length)
 		}
 		return readDevice(source.path, offset, length)
 	}
-	facts, err := superblock.Look(u.FSType, read)
-	if errs.Is(err, errs.Deadline) {
-		return facts, err
-	}
-	return facts, nil
 }
 
 func readDevice(path string, offset, length int64) ([]byte, error) {
