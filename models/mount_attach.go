@@ -23,8 +23,8 @@ type MountAttach struct {
 	// Required: true
 	Attach *Attach `json:"attach"`
 
-	// The kind of file system, by its name in the kernel. The server accepts ext2, ext3, ext4, xfs, btrfs, squashfs, erofs and
-	// the kinds of its option `--fs-types`.
+	// File system, by the kernel's name: ext2, ext3, ext4, xfs, btrfs, squashfs, erofs, or one of the server's option `--fs-types`. With
+	// `auto` the server recognizes it by its superblock, and responses contain the type.
 	//
 	// Example: squashfs
 	// Required: true

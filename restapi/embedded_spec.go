@@ -4347,7 +4347,7 @@ func init() {
           "$ref": "#/definitions/attach"
         },
         "fs_type": {
-          "description": "The kind of file system, by its name in the kernel. The server accepts ext2, ext3, ext4, xfs, btrfs, squashfs, erofs and\nthe kinds of its option ` + "`" + `--fs-types` + "`" + `.\n",
+          "description": "File system, by the kernel's name: ext2, ext3, ext4, xfs, btrfs, squashfs, erofs, or one of the server's option ` + "`" + `--fs-types` + "`" + `. With\n` + "`" + `auto` + "`" + ` the server recognizes it by its superblock, and responses contain the type.\n",
           "type": "string",
           "example": "squashfs"
         },
@@ -9643,7 +9643,7 @@ func init() {
           "$ref": "#/definitions/attach"
         },
         "fs_type": {
-          "description": "The kind of file system, by its name in the kernel. The server accepts ext2, ext3, ext4, xfs, btrfs, squashfs, erofs and\nthe kinds of its option ` + "`" + `--fs-types` + "`" + `.\n",
+          "description": "File system, by the kernel's name: ext2, ext3, ext4, xfs, btrfs, squashfs, erofs, or one of the server's option ` + "`" + `--fs-types` + "`" + `. With\n` + "`" + `auto` + "`" + ` the server recognizes it by its superblock, and responses contain the type.\n",
           "type": "string",
           "example": "squashfs"
         },

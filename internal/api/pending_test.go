@@ -16,7 +16,7 @@ func TestPendingIsUnsupported(t *testing.T) {
 		{"POST", "/container", `{"command":"x","mount":{"id":1},"shm_size":1048576}`, "container.shm_size"},
 		{"POST", "/mount", `{"kind":"attach","attach":{"fs_type":"ext4","attach":{"id":1},"partition":{"type":"root"}}}`, "mount.attach.partition_selector"},
 		{"POST", "/attach", `{"kind":"http","http":{"urls":["http://127.0.0.1/a"]}}`, `"http"`},
-		{"POST", "/mount", `{"kind":"uri","uri":{"uri":"/images/a"}}`, `"uri"`},
+		{"POST", "/attach", `{"kind":"oci","oci":{"image":"registry.example/a:1"}}`, `"oci"`},
 		{"POST", "/container/rollback?name=web", "", "rollback_container"},
 		{"GET", "/container/exec", "", "GET /imageapi/v1/container/exec"},
 		{"GET", "/openapi.json", "", "openapi.json"},

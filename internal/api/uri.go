@@ -10,8 +10,12 @@ import (
 
 // mountOfURI turns a mount of kind uri into the objects that the URI stands for. Nothing below this package knows the form.
 func (n *normalizer) mountOfURI(at string, m map[string]any) {
+	if m["kind"] != "uri" {
+		return
+	}
 	given, ok := m["uri"].(map[string]any)
-	if m["kind"] != "uri" || !ok {
+	if !ok {
+		n.faults.Add(at+".uri", "is required for a mount of kind uri")
 		return
 	}
 	text, _ := given["uri"].(string)

@@ -119,7 +119,7 @@ func commands() []command {
 		{"tree", "show what stands on what", "Shows all objects, or one of them, each above those that it needs.", new(treeCommand)},
 		{"show", "show all of an object", "Shows all that the server tells about objects.", new(showCommand)},
 		{"create", "make objects from a definition", "Makes what a file defines, with all that it needs: a container, a mount or an attachment.", new(createCommand)},
-		{"run", "make and start a container", "As create, for a container that is started whatever its definition says.", new(runCommand)},
+		{"run", "make and start a container", "As create, for a container that is started whatever its definition says. An image given by a URI needs no definition: the container runs in an overlay over it.", new(runCommand)},
 		{"start", "start containers", "Starts containers that have ended or were never started.", new(startCommand)},
 		{"stop", "stop containers", "Stops containers and waits until they have ended. They can be started again.", new(stopCommand)},
 		{"pause", "freeze containers", "Freezes all processes of containers.", new(pauseCommand)},

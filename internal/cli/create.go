@@ -44,15 +44,16 @@ func (c *createCommand) run(ctx context.Context, a *app) error {
 }
 
 type runCommand struct {
-	Name   string `long:"name" value-name:"NAME" description:"its name, in place of the definition's"`
-	DryRun bool   `long:"dry-run" description:"make nothing, but check the definition on the node and show what would be done"`
+	Name   string       `long:"name" value-name:"NAME" description:"its name, in place of the definition's"`
+	DryRun bool         `long:"dry-run" description:"make nothing, but check the definition on the node and show what would be done"`
+	Image  imageOptions `group:"Image"`
 	Args   struct {
-		File flags.Filename `positional-arg-name:"FILE" description:"the definition in JSON or YAML; - for standard input"`
+		File flags.Filename `positional-arg-name:"FILE|URI" description:"the definition in JSON or YAML, - for standard input; or an image: file:///PATH, https://…, s3://…, nfs://…"`
 	} `positional-args:"yes" required:"yes"`
 }
 
 func (c *runCommand) run(ctx context.Context, a *app) error {
-	definition, err := a.readDefinition(string(c.Args.File))
+	definition, err := c.Image.read(a, string(c.Args.File))
 	if err != nil {
 		return err
 	}

@@ -288,7 +288,7 @@ func TestDryRunRefuses(t *testing.T) {
 		"no secret":                {422, "attach.rbd.options.secret_file: open", rbd(dir + "/nowhere")},
 		"secret for all to read":   {422, "chmod it to 0600", rbd(open)},
 		"secret that is a link":    {422, "attach.rbd.options.secret_file", rbd("/proc/self/exe")},
-		"kind without an operator": {501, "uri", &models.Mount{Kind: "uri"}},
+		"kind without an operator": {501, "nvme", &models.Attach{Kind: "nvme"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if said := n.refused(t, test.status, test.def); !strings.Contains(said, test.text) {

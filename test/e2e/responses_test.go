@@ -58,7 +58,7 @@ func TestErrorsHaveTypes(t *testing.T) {
 		{"GET", "/nowhere", "", 404, "not-found", ""},
 		{"PUT", "/mount", "", 405, "invalid", ""},
 		{"POST", "/mount", `{`, 400, "invalid", ""},
-		{"POST", "/mount", `{"kind":"uri","uri":{"uri":"/a"}}`, 501, "unsupported", "mount:unsupported"},
+		{"POST", "/attach", `{"kind":"nvme","nvme":{"nqn":"nqn.a","addresses":["192.0.2.1"]}}`, 501, "unsupported", "attach:unsupported"},
 		{"POST", "/mount", `{"kind":"bind","bind":{"base":"rot","pth":"/a"}}`, 422, "invalid", "mount.bind.base:invalid mount.bind.path:invalid mount.bind.pth:unknown-field"},
 		{"POST", "/mount", `{"kind":"bind","bind":{"base":"root","path":"/no/such"}}`, 422, "invalid", "mount:invalid"},
 		{"GET", fmt.Sprintf("/container/wait?id=%d&timeout=0", app.ID), "", 504, "timeout", ""},

@@ -136,3 +136,50 @@ func TestCacheIsFull(t *testing.T) {
 	n.Must(t, http.StatusOK, http.MethodDelete, fmt.Sprintf("/attach?id=%d", a.ID), nil, nil)
 	n.Must(t, http.StatusCreated, http.MethodPost, "/attach", webImage(site.URL+"/two"), &a)
 }
+
+// uriMount is a mount of kind uri.
+func uriMount(uri string, more ...func(*models.MountURI)) *models.Mount {
+	u := &models.MountURI{URI: &uri}
+	for _, f := range more {
+		f(u)
+	}
+	return &models.Mount{Kind: "uri", URI: u}
+}
+
+// TestURI: a URI becomes the objects that it stands for, and the type of the file system is found on the device. They survive the server.
+func TestURI(t *testing.T) {
+	t.Parallel()
+	n := newHeritage(t)
+	site, _ := newSite(t)
+	root := testkit.Busybox(t)
+	for uri, want := range map[string]string{
+		site.URL + "/app.squashfs": "squashfs http",
+		"file://" + n.image:        "squashfs loopback",
+		testkit.Ext4(t, root):      "ext4 loopback",
+	} {
+		var m models.Mount
+		n.Must(t, http.StatusCreated, http.MethodPost, "/mount", uriMount(uri, func(u *models.MountURI) { u.Ro = true }), &m)
+		if got := *m.Attach.FsType + " " + m.Attach.Attach.Kind; m.Kind != "attach" || m.URI != nil || got != want {
+			t.Errorf("%s became %s %s", uri, m.Kind, got)
+		}
+		n.Kill(t)
+		n.Again(t)
+		var again []models.Mount
+		n.Must(t, http.StatusOK, http.MethodGet, fmt.Sprintf("/mount?id=%d", m.ID), nil, &again)
+		if got := again[0]; *got.Attach.FsType != *m.Attach.FsType || got.Phase != "ready" {
+			t.Errorf("a later server has %s %s", *got.Attach.FsType, got.Phase)
+		}
+		n.Must(t, http.StatusOK, http.MethodDelete, fmt.Sprintf("/mount?id=%d", m.ID), nil, nil)
+	}
+	empty := filepath.Join(t.TempDir(), "empty")
+	must(t, os.WriteFile(empty, make([]byte, 1<<20), 0o600))
+	if got := n.Must(t, http.StatusUnprocessableEntity, http.MethodPost, "/mount", uriMount(empty), nil).Message(); !strings.Contains(got, "no known file system on it: set fs_type") {
+		t.Errorf("it says %s", got)
+	}
+	if got := n.refused(t, http.StatusUnprocessableEntity, uriMount("ftp://h/a")); !strings.Contains(got, `has the scheme "ftp": use file:`) {
+		t.Errorf("it says %s", got)
+	}
+	if got := n.refused(t, http.StatusNotImplemented, uriMount("oci://registry.example/a:1")); !strings.Contains(got, "oci") {
+		t.Errorf("it says %s", got)
+	}
+}
