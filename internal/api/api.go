@@ -64,6 +64,7 @@ type Options struct {
 	Life         context.Context // ends when the daemon begins to shut down: requests that only wait end then
 	WriteTimeout time.Duration   // for a client to take a piece of a log, or some events; 0 for any time
 	Meter        Meter           // nil for none
+	Auditor      Auditor         // nil for none
 	// Info describes the server and the node, but for the version of the interface; nil if nobody asks.
 	Info func(ctx context.Context) *models.Info
 }
@@ -72,10 +73,22 @@ type Options struct {
 type Meter interface {
 	// Request counts one that was answered. operation is that of the specification, or "other".
 	Request(operation string, status int, took time.Duration)
+	// Refused counts one that the guard refused, for one of Causes.
+	Refused(cause string)
 	// Listeners counts those who are told of events: there are so many more of them.
 	Listeners(more int)
 	// Handler answers with all that was counted.
 	Handler() http.Handler
+}
+
+// Auditor records changes.
+type Auditor interface {
+	// Admit makes sure that a change can be recorded. Without an error it ends by Record.
+	Admit() error
+	// Record writes the record of a change that was admitted.
+	Record(message string, attrs ...slog.Attr)
+	// Note writes a record in addition to that of the change.
+	Note(message string, attrs ...slog.Attr)
 }
 
 type api struct {
@@ -88,6 +101,7 @@ type api struct {
 	life     context.Context
 	patience time.Duration
 	meter    Meter
+	auditor  Auditor
 	info     func(ctx context.Context) *models.Info
 	version  string            // of the interface
 	bodies   map[string]*shape // of the operations that have one, by their ids
@@ -100,7 +114,7 @@ type api struct {
 func New(spec *Specification, o Options) http.Handler {
 	a := &api{
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
-		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, info: o.Info, version: spec.Version, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
+		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, auditor: o.Auditor, info: o.Info, version: spec.Version, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
 	}
 	return a.observe(pages(a.guard(health(a.life, a.meter, pendingPaths(head(a.route(spec.routes)))))))
 }

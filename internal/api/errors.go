@@ -92,7 +92,7 @@ func problemWith(status int) problem {
 func serveError(w http.ResponseWriter, r *http.Request, err error) {
 	answer := explain(r, err)
 	if e := exchangeOf(r); e != nil {
-		e.failure = *answer.Message
+		e.failure, e.problem = *answer.Message, answer.Type
 	}
 	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
 		slices.Sort(notAllowed.Allowed)

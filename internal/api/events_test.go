@@ -64,6 +64,7 @@ func asItIs(*Options) {}
 type counting struct{ listeners *atomic.Int64 }
 
 func (c counting) Request(string, int, time.Duration) {}
+func (c counting) Refused(string)                     {}
 func (c counting) Listeners(more int)                 { c.listeners.Add(int64(more)) }
 func (c counting) Handler() http.Handler              { return http.NotFoundHandler() }
 

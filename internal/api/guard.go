@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -32,38 +33,75 @@ func (a *api) guard(next http.Handler) http.Handler {
 			w.Header().Set("Connection", "close")
 		}
 		if err := a.access.check(client, r); err != nil {
-			serveError(w, r, err)
+			a.refuse(w, r, err)
 			return
 		}
 		if !running.Take(client.Key) {
 			w.Header().Set("Retry-After", "1")
-			serveError(w, r, oaerrors.New(http.StatusTooManyRequests, "%d requests of this client are running: wait for one to end (the limit is set by --client-requests)", a.access.Requests))
+			a.refuse(w, r, &refusal{CauseLimit, oaerrors.New(http.StatusTooManyRequests, "%d requests of this client are running: wait for one to end (the limit is set by --client-requests)", a.access.Requests)})
 			return
 		}
 		defer running.Give(client.Key)
+		if err := a.admit(r); err != nil {
+			a.refuse(w, r, &refusal{CauseAudit, err})
+			return
+		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// The causes for which requests are refused, as they are counted.
+const (
+	CauseClient      = "client"      // the listener does not let the client in
+	CauseCertificate = "certificate" // its certificate has the wrong name
+	CauseReadOnly    = "read_only"
+	CauseHost        = "host"
+	CauseSite        = "site"  // a browser made the request for another site
+	CauseLimit       = "limit" // of requests that a client has running
+	CauseAudit       = "audit" // no record of the change could be written
+)
+
+// Causes returns all of them.
+func Causes() []string {
+	return []string{CauseClient, CauseCertificate, CauseReadOnly, CauseHost, CauseSite, CauseLimit, CauseAudit}
+}
+
+// refusal is why the guard does not let a request pass.
+type refusal struct {
+	cause string
+	error
+}
+
+// Unwrap returns the error that the client gets.
+func (r *refusal) Unwrap() error { return r.error }
+
+// refuse answers r with err, and counts it.
+func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if why, ok := errors.AsType[*refusal](err); ok && a.meter != nil {
+		a.meter.Refused(why.cause)
+	}
+	serveError(w, r, err)
 }
 
 // check finds out why r may not be sent.
 func (a Access) check(client *Client, r *http.Request) error {
 	if client.Refused != "" {
-		return forbidden("%s", client.Refused)
+		return forbidden(CauseClient, "%s", client.Refused)
 	}
 	if err := a.checkNames(r); err != nil {
 		return err
 	}
 	if client.TCP && !a.ours(r) {
-		return forbidden("the Host header is %.*q, which is no name of this server: use its address, or start it with --allow-host", maxQuoted, r.Host)
+		return forbidden(CauseHost, "the Host header is %.*q, which is no name of this server: use its address, or start it with --allow-host", maxQuoted, r.Host)
 	}
 	if from := otherSite(r); from != "" {
-		return forbidden("this request was made by a browser for another site (%.*s)", maxQuoted, from)
+		return forbidden(CauseSite, "this request was made by a browser for another site (%.*s)", maxQuoted, from)
 	}
 	return nil
 }
 
-func forbidden(format string, args ...any) error {
-	return oaerrors.New(http.StatusForbidden, format, args...)
+func forbidden(cause, format string, args ...any) error {
+	return &refusal{cause, oaerrors.New(http.StatusForbidden, format, args...)}
 }
 
 func (a Access) checkNames(r *http.Request) error {
@@ -74,9 +112,9 @@ func (a Access) checkNames(r *http.Request) error {
 	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
 	case overlap(names, a.ReadOnly) && !reads:
-		return forbidden("a client with the certificate of %.*q may only read (--read-only-client)", maxQuoted, names)
+		return forbidden(CauseReadOnly, "a client with the certificate of %.*q may only read (--read-only-client)", maxQuoted, names)
 	case len(a.Names) > 0 && !overlap(names, a.Names) && !overlap(names, a.ReadOnly):
-		return forbidden("a client with the certificate of %.*q may not use this server (--tls-client)", maxQuoted, names)
+		return forbidden(CauseCertificate, "a client with the certificate of %.*q may not use this server (--tls-client)", maxQuoted, names)
 	}
 	return nil
 }

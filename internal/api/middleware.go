@@ -22,7 +22,10 @@ type exchange struct {
 	operation string       // operation id, or method and path where there is none
 	known     bool         // operation is one of the specification
 	object    string       // which is created, changed or removed
+	number    int64        // its id, or 0
+	audited   bool         // it was admitted as a change, and has a record when it is done
 	failure   string       // the message that it is answered with, if it is an error
+	problem   string       // the type of that error
 	ignored   []string     // what of its body was left out, and why
 	unknown   errs.Faults  // the fields of it that are not known
 	digest    string       // of its body, if it has a key that makes it happen once
@@ -41,7 +44,7 @@ func exchangeOf(r *http.Request) *exchange {
 // about notes for the log which object r is about.
 func about(r *http.Request, class driver.Class, id int64) {
 	if e := exchangeOf(r); e != nil {
-		e.object = string(class) + " " + strconv.FormatInt(id, 10)
+		e.object, e.number = string(class)+" "+strconv.FormatInt(id, 10), id
 	}
 }
 
@@ -88,6 +91,7 @@ func (a *api) observe(next http.Handler) http.Handler {
 			}
 			took := time.Since(start)
 			e.logEnd(r, out.status, took)
+			a.audit(e, r, out.status, took)
 			a.count(e, out.status, took)
 			if fault == http.ErrAbortHandler { // net/http cuts the answer off
 				panic(fault)
@@ -114,7 +118,7 @@ func (a *api) idOf(r *http.Request) string {
 }
 
 func (e *exchange) recovered(w *statusWriter, fault any) {
-	e.failure = fmt.Sprintf("panic: %v", fault)
+	e.failure, e.problem = fmt.Sprintf("panic: %v", fault), problemOf(errs.Internal).slug
 	e.log.Error("request: panic", "operation", e.operation, "panic", fault, "stack", string(debug.Stack()))
 	if w.status == 0 {
 		writeError(w, newError(problemOf(errs.Internal), fmt.Sprintf("internal fault: the daemon's log tells more about request %s", e.id)))

@@ -57,6 +57,7 @@ var layers = map[string][]string{
 	"docs/api":                        {},
 	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/printable", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},
+	"internal/audit":                  {},
 	"internal/metrics":                {"internal/driver", "internal/state", "internal/version"},
 	"internal/testkit":                {},
 	"internal/driver/drivertest":      {"internal/driver", "internal/errs", "internal/mounttable", "internal/sys/gate", "internal/testkit", "models"},

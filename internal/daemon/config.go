@@ -14,6 +14,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/jessevdk/go-flags"
 
+	"github.com/kraken-hpc/imageapi/internal/audit"
 	"github.com/kraken-hpc/imageapi/internal/container"
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 )
@@ -106,6 +107,11 @@ type Limits struct {
 type Log struct {
 	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important thing to tell: changes are info, reads are debug; or the level in $IMAGEAPI_LOGLEVEL"`
 	Format string `long:"log-format" default:"text" choice:"text" choice:"json" description:"how to write a line"`
+
+	Audit      string `long:"audit-log" value-name:"FILE" description:"record each change in this file, or in journald: the word journald (default: no record)"`
+	AuditSize  Size   `long:"audit-size" value-name:"SIZE" default:"16MiB" description:"size at which the audit log rotates"`
+	AuditFiles int    `long:"audit-files" value-name:"N" default:"8" description:"number of files of the audit log, the current one included"`
+	AuditFull  string `long:"audit-full" default:"refuse" choice:"refuse" choice:"count" description:"refuse changes that the audit log cannot record, or only count them in a metric"`
 }
 
 // Size is a number of bytes.
@@ -249,7 +255,7 @@ func (c *Config) uses(scheme string) bool { return slices.Contains(c.Listen.Sche
 
 // check finds everything that is wrong with c.
 func (c *Config) check() error {
-	return errors.Join(c.checkPaths(), c.checkTimes(), c.checkSizes(), c.checkCapabilities(), c.checkWhoMayConnect(), c.checkTLS())
+	return errors.Join(c.checkPaths(), c.checkTimes(), c.checkSizes(), c.checkAudit(), c.checkCapabilities(), c.checkWhoMayConnect(), c.checkTLS())
 }
 
 func (c *Config) checkPaths() (err error) {
@@ -301,6 +307,19 @@ func (c *Config) checkSizes() error {
 		if n.value < n.least {
 			err = errors.Join(err, fmt.Errorf("%s %d: must be at least %d", n.option, n.value, n.least))
 		}
+	}
+	return err
+}
+
+func (c *Config) checkAudit() (err error) {
+	if path := c.Log.Audit; path != "" && path != audit.Journald && (!filepath.IsAbs(path) || filepath.Clean(path) != path) {
+		err = fmt.Errorf("--audit-log %q: give an absolute path without . and .., or the word %s", path, audit.Journald)
+	}
+	if c.Log.AuditSize < 4<<10 {
+		err = errors.Join(err, fmt.Errorf("--audit-size %d: must be at least 4KiB", c.Log.AuditSize))
+	}
+	if c.Log.AuditFiles < 1 {
+		err = errors.Join(err, fmt.Errorf("--audit-files %d: must be at least 1", c.Log.AuditFiles))
 	}
 	return err
 }

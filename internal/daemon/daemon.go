@@ -60,6 +60,11 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	record, err := openAudit(cfg.Log, opt.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, record.Close()) }()
 	specification := begin(api.ReadSpecification) // takes as long as all that is opened meanwhile
 	meter := metrics.New(opt.Version)
 	node, err := openNode(ctx, cfg, dir, opt, meter.Act)
@@ -68,12 +73,13 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, node.close(cfg.Node.Teardown)) }()
 	meter.Watch(node.manager.Snapshot, node.drivers)
+	meter.WatchAudit(record.Lost)
 	spec, err := specification()
 	if err != nil {
 		return err
 	}
 	handler := api.New(spec, api.Options{
-		Meter: meter, Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
+		Meter: meter, Auditor: record, Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
 		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
 		Life: ctx, WriteTimeout: cfg.Limits.Write, Info: newInformant(cfg, opt.Version, node.drivers).info,
 	})

@@ -27,6 +27,7 @@ type Metrics struct {
 	failures *prometheus.CounterVec
 	restarts prometheus.Counter
 	listen   prometheus.Gauge
+	refused  *prometheus.CounterVec
 }
 
 // New returns metrics of a daemon whose version has a name, all zero.
@@ -54,9 +55,14 @@ func New(name string) *Metrics {
 			Name: "imageapi_event_listeners", Help: "Requests that are told of events.",
 		}),
 	}
-	m.registry.MustRegister(m.requests, m.answers, m.acts, m.failures, m.restarts, m.listen, buildInfo(name),
+	m.refused = counterVec("imageapi_refused_requests_total", "Number of requests that were refused before they were served, by cause.", "cause")
+	m.registry.MustRegister(m.refused, m.requests, m.answers, m.acts, m.failures, m.restarts, m.listen, buildInfo(name),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+func counterVec(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 }
 
 // buildInfo is a constant whose labels tell what runs.
@@ -78,6 +84,16 @@ func (m *Metrics) Watch(snapshot func() *state.Snapshot, drivers driver.Set) {
 func (m *Metrics) Request(operation string, status int, took time.Duration) {
 	m.requests.WithLabelValues(operation, strconv.Itoa(status)).Inc()
 	m.answers.WithLabelValues(operation).Observe(took.Seconds())
+}
+
+// Refused counts a request that was refused, for a cause that is known beforehand.
+func (m *Metrics) Refused(cause string) { m.refused.WithLabelValues(cause).Inc() }
+
+// WatchAudit adds the number of records that the audit log did not take.
+func (m *Metrics) WatchAudit(lost func() int64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "imageapi_audit_records_lost_total", Help: "Number of changes that the audit log has no record of.",
+	}, func() float64 { return float64(lost()) }))
 }
 
 // Listeners counts requests that are told of events: there are so many more of them.
