@@ -11,11 +11,12 @@ step() { printf '\n%s==> %s%s\n' "$bold" "$*" "$plain"; }
 
 work=$(mktemp -d /run/imageapi-demo.XXXXXX)
 image=$work/image.squashfs socket=$work/api.sock cgroup=/${work##*/}
-server=
+server='' web=''
 
 # Whatever happens: the server takes down what it made, and the directory goes only when nothing is mounted in it.
 finish() {
 	local status=$?
+	stop_web
 	stop_server || status=1
 	if ! grep -qF "$work/" /proc/self/mountinfo; then
 		rm -rf "$work"
@@ -33,6 +34,13 @@ stop_server() {
 	server=
 	kill -TERM "$pid"
 	wait "$pid" || { echo "demo: the server ended with status $?; its log:" >&2; cat "$work/server.log" >&2; return 1; }
+}
+
+stop_web() {
+	[[ -n $web ]] || return 0
+	kill "$web"
+	wait "$web" 2>/dev/null || true
+	web=
 }
 
 api() { # api METHOD PATH [BODY]: the answer, or its error and the end of the demo
@@ -61,7 +69,7 @@ census() {
 	loops=$(grep -lsF "$work/" /sys/block/loop*/loop/backing_file | wc -l || true)
 	processes=$(grep -lsE ":$cgroup(/|\$)" /proc/[0-9]*/cgroup | wc -l || true)
 	cgroups=$(find "$cgroups" -type d 2>/dev/null | wc -l || true)
-	printf '%-16s %8s %8s %11s %8s\n' "$1" "$mounts" "$loops" "$processes" "$cgroups" >>"$work/census"
+	printf '%-18s %8s %8s %11s %8s\n' "$1" "$mounts" "$loops" "$processes" "$cgroups" >>"$work/census"
 }
 
 step "Make an image: busybox and a script, in a SquashFS file"
@@ -125,10 +133,28 @@ api DELETE "/container?name=demo&force=true" | jq -r '"200 OK: container \(.id) 
 printf 'containers %s, mounts %s, attachments %s\n' "$(api GET /container)" "$(api GET /mount)" "$(api GET /attach)"
 census "image deleted"
 
+step "The same image from a web server, named by its URL: one command, no file"
+port=$((20000 + RANDOM % 10000))
+mkdir "$work/web" && ln "$image" "$work/web/image.squashfs"
+"$busybox" httpd -f -p "127.0.0.1:$port" -h "$work/web" &
+web=$!
+curl --silent --retry 50 --retry-delay 1 --retry-all-errors --retry-connrefused -o /dev/null "http://127.0.0.1:$port/"
+client() { "$tree/bin/imageapi" --host "unix://$socket" "$@"; }
+printf 'imageapi run http://127.0.0.1:%s/image.squashfs --name web --command /bin/start\n' "$port"
+client run "http://127.0.0.1:$port/image.squashfs" --name web --command /bin/start 2>&1
+log=$(api GET '/container?name=web' | jq -r '.[0].logfile')
+says ready
+client tree web
+api GET /attach | jq -r '.[0].http | "fetched \(.fetched) bytes, \(.digest)"'
+census "web image runs"
+client remove --force web
+stop_web
+census "web image deleted"
+
 step "Stop the server, and look for what is left on the machine"
 stop_server
 census "server stopped"
-printf '%-16s %8s %8s %11s %8s\n' '' mounts loops processes cgroups
+printf '%-18s %8s %8s %11s %8s\n' '' mounts loops processes cgroups
 cat "$work/census"
 if tail -1 "$work/census" | grep -q '[1-9]'; then
 	echo "demo: something is left" >&2
