@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/daemon"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	build "github.com/kraken-hpc/imageapi/internal/version"
 )
 
@@ -43,31 +44,31 @@ func run(args []string) int {
 	}
 	log := daemon.NewLog(cfg.Log, os.Stderr)
 	if err := leaveNoCore(); err != nil {
-		log.Error("failed", "err", err)
+		log.Error("core dump protection failed", logkey.Error, err)
 		return exitFailed
 	}
 	for _, text := range warnings {
-		log.Warn(text)
+		log.Warn("environment variable ignored", logkey.Warning, text)
 	}
 	service, err := daemon.TakeService(log)
 	if err != nil {
-		log.Error("failed", "err", err)
+		log.Error("service manager setup failed", logkey.Error, err)
 		return exitFailed
 	}
 	ctx, stop := signals()
 	defer stop()
 	if cfg.Clean {
 		if err := daemon.CleanStrays(ctx, cfg, daemon.Options{Log: log}); err != nil {
-			log.Error("failed", "err", err)
+			log.Error("stray cleanup failed", logkey.Error, err)
 			return exitFailed
 		}
 		return 0
 	}
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, unix.SIGHUP)
-	log.Info("starting", "version", version, "pid", os.Getpid())
+	log.Info("server starting", logkey.Version, version, logkey.PID, os.Getpid())
 	if err := daemon.Run(ctx, cfg, daemon.Options{Log: log, Reload: reload, Version: version, Service: service}); err != nil {
-		log.Error("failed", "err", err)
+		log.Error("server failed", logkey.Error, err)
 		return exitFailed
 	}
 	return 0

@@ -360,8 +360,8 @@ func TestLog(t *testing.T) {
 	expect[any](t, w.do("GET", "/mount", ""), 200)
 	log := w.log.String()
 	for _, want := range []string{
-		`level=INFO msg="request: done" request=[a-z0-9]{8}-1 operation=mount status=201 took=\S+ object="mount 1"\n`,
-		`level=DEBUG msg="request: done" request=[a-z0-9]{8}-2 operation=list_mounts status=200`,
+		`level=INFO msg="request completed" request=[a-z0-9]{8}-1 operation=mount status=201 duration=\S+ object="mount 1"\n`,
+		`level=DEBUG msg="request completed" request=[a-z0-9]{8}-2 operation=list_mounts status=200`,
 	} {
 		if len(regexp.MustCompile(want).FindAllString(log, -1)) != 1 {
 			t.Errorf("the log has not one %s:\n%s", want, log)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Records of the audit log are of two sorts: changes, and the beginning of those that can last for days.
@@ -52,22 +53,22 @@ func (a *api) audit(e *exchange, r *http.Request, status int, took time.Duration
 	if !e.audited {
 		return
 	}
-	attrs := append(e.recordOf(r), slog.Int("status", status), slog.String("outcome", e.outcome(status)), slog.Float64("duration_seconds", took.Seconds()))
+	attrs := append(e.recordOf(r), slog.Int(logkey.Status, status), slog.String(logkey.Outcome, e.outcome(status)), slog.Float64(logkey.DurationSeconds, took.Seconds()))
 	if e.problem != "" {
-		attrs = append(attrs, slog.String("type", e.problem))
+		attrs = append(attrs, slog.String(logkey.Type, e.problem))
 	}
 	if e.object != "" {
-		attrs = append(attrs, slog.String("object", e.object))
+		attrs = append(attrs, slog.String(logkey.Object, e.object))
 	}
 	if v, ok := a.manager.Snapshot().Get(e.number); ok && v.Name != "" {
-		attrs = append(attrs, slog.String("name", v.Name))
+		attrs = append(attrs, slog.String(logkey.Name, v.Name))
 	}
 	a.auditor.Record(recordChange, attrs...)
 }
 
 // recordOf returns what a record of r contains from the beginning: who, what, and the request.
 func (e *exchange) recordOf(r *http.Request) []slog.Attr {
-	return []slog.Attr{slog.String("request", e.id), clientOf(r).who(r), slog.String("operation", e.kindOf(r)), parametersOf(r)}
+	return []slog.Attr{slog.String(logkey.Request, e.id), clientOf(r).who(r), slog.String(logkey.Operation, e.kindOf(r)), parametersOf(r)}
 }
 
 // kindOf returns the operation, but nothing that the client made up.
@@ -87,13 +88,16 @@ func (e *exchange) kindOf(r *http.Request) string {
 func parametersOf(r *http.Request) slog.Attr {
 	const longest = 128
 	query := r.URL.Query()
-	var attrs []any
+	given := map[string]string{}
 	for _, name := range recordedParameters {
 		if value := query.Get(name); value != "" {
-			attrs = append(attrs, slog.String(name, strings.ToValidUTF8(value[:min(len(value), longest)], "")))
+			given[name] = strings.ToValidUTF8(value[:min(len(value), longest)], "")
 		}
 	}
-	return slog.Group("parameters", attrs...)
+	if len(given) == 0 {
+		return slog.Attr{} // handlers ignore it
+	}
+	return slog.Any(logkey.Parameters, given)
 }
 
 // outcome tells whether the change was made. If the client is gone or the handler was cut off, it may have been.

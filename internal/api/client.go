@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Client is who sends the requests of a connection, as far as its listener knows.
@@ -36,9 +38,9 @@ func clientOf(r *http.Request) *Client {
 func (c *Client) who(r *http.Request) slog.Attr {
 	attrs := slices.Clone(c.Who)
 	if names := namesOf(r); len(names) > 0 {
-		attrs = append(attrs, slog.String("certificate", strings.Join(names, ",")))
+		attrs = append(attrs, slog.String(logkey.Certificate, strings.Join(names, ",")))
 	}
-	return slog.Attr{Key: "client", Value: slog.GroupValue(attrs...)}
+	return slog.Attr{Key: logkey.Client, Value: slog.GroupValue(attrs...)}
 }
 
 // namesOf returns the names in the certificate that the client of r has proved to have: its common name and its DNS names.

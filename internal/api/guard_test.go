@@ -110,7 +110,7 @@ func TestClientsThatMayNot(t *testing.T) {
 	if got := strings.TrimSpace(w.do("GET", "/mount", "").Body.String()); got != "[]" {
 		t.Errorf("it made %s", got)
 	}
-	if strings.Contains(w.log.String(), "level=INFO msg=\"request: done\"") {
+	if strings.Contains(w.log.String(), "level=INFO msg=\"request completed\"") {
 		t.Error("strangers fill the log")
 	}
 }
@@ -218,7 +218,7 @@ func TestRequestIDs(t *testing.T) {
 			t.Errorf("%q becomes %q", given, got)
 		}
 		seen[got] = true
-		if n := strings.Count(w.log.String(), `msg="request: done" request=`+got+" "); n != 1 {
+		if n := strings.Count(w.log.String(), `msg="request completed" request=`+got+" "); n != 1 {
 			t.Errorf("%q is logged %d times:\n%s", got, n, w.log)
 		}
 	}
@@ -231,7 +231,7 @@ func TestChangesAreLogged(t *testing.T) {
 	r := httptest.NewRequest("DELETE", "/imageapi/v1/mount?id=7", nil)
 	who := &Client{Who: []slog.Attr{slog.Uint64("uid", 1000), slog.Int("pid", 42)}}
 	w.handler.ServeHTTP(httptest.NewRecorder(), r.WithContext(WithClient(r.Context(), who)))
-	const want = `client.uid=1000 client.pid=42 operation=delete_mount status=404 took=`
+	const want = `client.uid=1000 client.pid=42 operation=delete_mount status=404 duration=`
 	if log := w.log.String(); !strings.Contains(log, want) || !strings.Contains(log, `error="no mount has the id 7"`) {
 		t.Errorf("the log lacks %s:\n%s", want, log)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // exchange is what is known about a request while it is served. Only the request's goroutine touches it.
@@ -53,7 +54,7 @@ func warn(r *http.Request, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if e := exchangeOf(r); e != nil {
 		e.header.Add("Warning", "299 imageapi "+quote(text))
-		e.log.Warn("request: "+text, "operation", e.operation)
+		e.log.Warn("request warning", logkey.Operation, e.operation, logkey.Warning, text)
 	}
 }
 
@@ -75,7 +76,7 @@ func (a *api) observe(next http.Handler) http.Handler {
 		start := time.Now()
 		id := a.idOf(r)
 		e := &exchange{
-			id: id, log: a.log.With("request", id), header: w.Header(), control: http.NewResponseController(w),
+			id: id, log: a.log.With(logkey.Request, id), header: w.Header(), control: http.NewResponseController(w),
 			operation: r.Method + " " + r.URL.Path,
 		}
 		e.header.Set(requestID, id)
@@ -119,7 +120,7 @@ func (a *api) idOf(r *http.Request) string {
 
 func (e *exchange) recovered(w *statusWriter, fault any) {
 	e.failure, e.problem = fmt.Sprintf("panic: %v", fault), problemOf(errs.Internal).slug
-	e.log.Error("request: panic", "operation", e.operation, "panic", fault, "stack", string(debug.Stack()))
+	e.log.Error("request handler panicked", logkey.Operation, e.operation, logkey.Panic, fault, logkey.Stack, string(debug.Stack()))
 	if w.status == 0 {
 		writeError(w, newError(problemOf(errs.Internal), fmt.Sprintf("internal fault: the daemon's log tells more about request %s", e.id)))
 	}
@@ -136,14 +137,14 @@ func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
 	if !e.log.Enabled(r.Context(), level) {
 		return
 	}
-	attrs := []slog.Attr{clientOf(r).who(r), slog.String("operation", e.operation), slog.Int("status", status), slog.Duration("took", took)}
+	attrs := []slog.Attr{clientOf(r).who(r), slog.String(logkey.Operation, e.operation), slog.Int(logkey.Status, status), slog.Duration(logkey.Duration, took)}
 	if e.object != "" {
-		attrs = append(attrs, slog.String("object", e.object))
+		attrs = append(attrs, slog.String(logkey.Object, e.object))
 	}
 	if e.failure != "" {
-		attrs = append(attrs, slog.String("error", e.failure))
+		attrs = append(attrs, slog.String(logkey.Error, e.failure))
 	}
-	e.log.LogAttrs(r.Context(), level, "request: done", attrs...)
+	e.log.LogAttrs(r.Context(), level, "request completed", attrs...)
 }
 
 // statusWriter remembers the status that was written, where 0 means none yet, and why nothing more can be.

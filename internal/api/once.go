@@ -12,6 +12,7 @@ import (
 	"github.com/go-openapi/runtime"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/state"
 )
 
@@ -41,7 +42,7 @@ func (a *api) createOnce(r *http.Request, def driver.Object, key string) (once, 
 	}
 	about(r, plan.Class, id)
 	if again {
-		e.log.Info("request: repeated, and returned the first response", "operation", e.operation, "object", e.object)
+		e.log.Info("request repeated, first response returned", logkey.Operation, e.operation, logkey.Object, e.object)
 	}
 	return once{location(plan.Class, id), answer}, nil
 }

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -144,31 +145,62 @@ func (s *source) open(name string, below []string, used map[string]bool) (chains
 	return chains
 }
 
-// load reads and type-checks what daemon and imageapi-init are made of.
+// load reads what daemon and imageapi-init are made of.
 func load(t *testing.T) *source {
 	t.Helper()
-	s := &source{files: token.NewFileSet(), functions: map[string]*function{}, gates: map[string]bool{}}
-	packages, exports := listed(t)
-	lookup := func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) }
-	config := types.Config{Importer: importer.ForCompiler(s.files, "gc", lookup)}
-	for _, p := range packages {
-		var parsed []*ast.File
-		for _, name := range p.GoFiles {
-			file, err := parser.ParseFile(s.files, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
-			if err != nil {
-				t.Fatal(err)
-			}
-			parsed = append(parsed, file)
-		}
-		info := &types.Info{Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{}}
-		if _, err := config.Check(p.ImportPath, s.files, parsed, info); err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range parsed {
-			s.take(p.ImportPath, file, info)
+	s := &source{functions: map[string]*function{}, gates: map[string]bool{}}
+	for _, p := range checked(t) {
+		s.files = p.files
+		for _, file := range p.parsed {
+			s.take(p.ImportPath, file, p.info)
 		}
 	}
 	return s
+}
+
+// A checkedPackage is one with its types.
+type checkedPackage struct {
+	goPackage
+	files  *token.FileSet // the same for all
+	parsed []*ast.File
+	info   *types.Info
+}
+
+var (
+	checking        sync.Once // it takes seconds
+	checkedPackages []checkedPackage
+)
+
+// checked returns the packages of the programs with their types.
+func checked(t *testing.T) []checkedPackage {
+	t.Helper()
+	checking.Do(func() { checkedPackages = check(t) })
+	return checkedPackages
+}
+
+func check(t *testing.T) (all []checkedPackage) {
+	t.Helper()
+	files := token.NewFileSet()
+	packages, exports := listed(t)
+	lookup := func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) }
+	config := types.Config{Importer: importer.ForCompiler(files, "gc", lookup)}
+	for _, p := range packages {
+		c := checkedPackage{goPackage: p, files: files, info: &types.Info{
+			Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{}, Types: map[ast.Expr]types.TypeAndValue{},
+		}}
+		for _, name := range p.GoFiles {
+			file, err := parser.ParseFile(files, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.parsed = append(c.parsed, file)
+		}
+		if _, err := config.Check(p.ImportPath, files, c.parsed, c.info); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	return all
 }
 
 // listed returns the packages of the tree that matter, and where the compiler has put what it knows of each.

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Journald is the name of the sink that is no file.
@@ -159,11 +161,11 @@ func (l *Log) judge(err error) {
 	case failing == l.failing:
 		return
 	case failing && l.opt.Refuse:
-		l.opt.Log.Error("audit log failed, changes are refused", "sink", l.opt.Sink, "error", err)
+		l.opt.Log.Error("audit log failed, changes are refused", logkey.Sink, l.opt.Sink, logkey.Error, err)
 	case failing:
-		l.opt.Log.Error("audit log failed, records are lost", "sink", l.opt.Sink, "error", err)
+		l.opt.Log.Error("audit log failed, records are lost", logkey.Sink, l.opt.Sink, logkey.Error, err)
 	default:
-		l.opt.Log.Info("audit log works again", "sink", l.opt.Sink, "lost", l.lost.Load())
+		l.opt.Log.Info("audit log works again", logkey.Sink, l.opt.Sink, logkey.Lost, l.lost.Load())
 	}
 	l.failing = err != nil
 }

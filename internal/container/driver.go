@@ -18,6 +18,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
@@ -108,7 +109,7 @@ func (d *Driver) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := d.watcher.Hold(); err != nil { // a container may have taken all before this server was started
-		d.opt.Log.Warn("inotify instance not available, followed logs are polled", "error", err)
+		d.opt.Log.Warn("inotify instance not available, followed logs are polled", logkey.Error, err)
 	}
 	d.count()
 	return nil
@@ -118,7 +119,7 @@ func (d *Driver) open(ctx context.Context) (err error) {
 func (d *Driver) leaveLegacy() {
 	if err := d.legacy.Leave(); err != nil {
 		d.trapped.Do(func() {
-			d.opt.Log.Warn("containers stay in cgroups v1 of the server", "error", err)
+			d.opt.Log.Warn("containers stay in cgroups v1 of the server", logkey.Error, err)
 		})
 	}
 }
@@ -127,7 +128,7 @@ func (d *Driver) leaveLegacy() {
 func (d *Driver) count() {
 	for _, controller := range []string{cgroup.Memory, cgroup.PIDs} {
 		if err := d.parent.Enable(controller); err != nil {
-			d.opt.Log.Info("what containers use is not counted", "controller", controller, "err", err)
+			d.opt.Log.Info("controller unavailable, resource usage not counted", logkey.Controller, controller, logkey.Error, err)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 )
 
@@ -97,7 +98,7 @@ func (c *command) prepare(config *proto.Config) (err error) {
 		return err
 	}
 	if err := c.of.tidy(); err != nil {
-		c.of.log.Warn("remove the cgroups of earlier commands", "container", c.of.id, "error", err)
+		c.of.log.Warn("command cgroups not removed", logkey.Container, c.of.id, logkey.Error, err)
 	}
 	// A group of its own, since one that has others below it, as systemd makes them, may not have processes (cgroups(7)).
 	for c.group == nil {
@@ -204,7 +205,7 @@ func (c *command) retire() {
 		return
 	}
 	if _, err := c.agent.Wait(); err != nil {
-		c.of.log.Error("wait for the parent of a command", "container", c.of.id, "error", err)
+		c.of.log.Error("command parent wait failed", logkey.Container, c.of.id, logkey.Error, err)
 	}
 }
 
@@ -213,7 +214,7 @@ func (c *command) retire() {
 func (c *command) close() {
 	if c.group != nil {
 		if err := c.group.Remove(); err != nil && !errors.Is(err, cgroup.ErrBusy) {
-			c.of.log.Warn("remove the cgroup of a command", "container", c.of.id, "error", err)
+			c.of.log.Warn("command cgroup not removed", logkey.Container, c.of.id, logkey.Error, err)
 		}
 		c.group.Close()
 	}

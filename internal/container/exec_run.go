@@ -12,6 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 var errTimeUp = errors.New("its time is up")
@@ -75,7 +76,7 @@ func (c *command) kill() {
 		return err
 	})
 	if err != nil {
-		c.of.log.Debug("kill command", "container", c.of.id, "error", err) // hear tells of a parent that is gone
+		c.of.log.Debug("command kill failed", logkey.Container, c.of.id, logkey.Error, err) // hear tells of a parent that is gone
 	}
 	_ = c.control.SetReadDeadline(time.Now().Add(dying))
 }

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
 
@@ -56,7 +57,7 @@ func (p *process) killGroup() bool {
 		return false
 	}
 	if err := p.group.Kill(); err != nil {
-		p.log.Error("kill container", "id", p.id, "error", err)
+		p.log.Error("container kill failed", logkey.Container, p.id, logkey.Error, err)
 	}
 	return true
 }
@@ -70,7 +71,7 @@ func (p *process) rouse() {
 		})
 	})
 	if err != nil {
-		p.log.Warn("kill what has left the cgroup", "id", p.id, "error", err)
+		p.log.Warn("kill of processes outside the cgroup failed", logkey.Container, p.id, logkey.Error, err)
 	}
 }
 
@@ -83,11 +84,11 @@ func (p *process) killSupervisor() {
 		if descendants.Any(pid) {
 			return nil
 		}
-		p.log.Warn("supervisor does not report the end of its container, killed", "id", p.id, "pid", pid)
+		p.log.Warn("supervisor silent after container end, killed", logkey.Container, p.id, logkey.PID, pid)
 		return p.driver.opt.Gate.Do("supervisor kill", func() error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
 	})
 	if err != nil {
-		p.log.Error("kill supervisor", "id", p.id, "error", err)
+		p.log.Error("supervisor kill failed", logkey.Container, p.id, logkey.Error, err)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 )
 
@@ -85,7 +86,7 @@ func (p *process) Stop() {
 	}
 	p.leave(errStopping)
 	if _, err := p.control.Write(proto.Encode(proto.Stop)); err != nil {
-		p.log.Debug("supervisor is gone, nothing to stop", "id", p.id, "error", err) // watch sees to the rest
+		p.log.Debug("supervisor gone, nothing to stop", logkey.Container, p.id, logkey.Error, err) // watch sees to the rest
 	}
 	p.enforce(p.config.StopTimeout + supervisorTime)
 }
@@ -278,7 +279,7 @@ func (p *process) hear() bool {
 		case proto.Up:
 			p.up.Do(func() { close(p.ready) })
 		case proto.Losing:
-			p.log.Warn("container log write failed, output is being lost", "container", p.id, "error", strings.Join(fields, " "), "path", p.driver.logPath(p.id))
+			p.log.Warn("container log write failed, output is being lost", logkey.Container, p.id, logkey.Error, strings.Join(fields, " "), logkey.Path, p.driver.logPath(p.id))
 		case proto.Exited:
 			exit, err := proto.ParseExit(fields)
 			if err != nil {

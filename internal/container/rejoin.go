@@ -12,6 +12,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
@@ -52,7 +53,7 @@ func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (dri
 	case err == nil:
 		if len(site.Needs) == 1 && site.Needs[0].Tree != nil {
 			if p.shares, err = findWritables(u.shared(site.Needs[0].Tree.Path)); err != nil {
-				u.driver.opt.Log.Warn("mount table not read, a remounted file system stays read-only", "container", site.ID, "error", err)
+				u.driver.opt.Log.Warn("mount table not read, a remounted file system stays read-only", logkey.Container, site.ID, logkey.Error, err)
 			}
 		}
 		u.driver.watches.Go(p.watch)
@@ -62,7 +63,7 @@ func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (dri
 	case ctx.Err() != nil: // it was not given its time
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", context.Cause(ctx))
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		u.driver.opt.Log.Warn("a supervisor is of no use and is killed", "id", site.ID, "err", err)
+		u.driver.opt.Log.Warn("supervisor unresponsive, killed", logkey.Container, site.ID, logkey.Error, err)
 		if err := u.driver.killSupervisor(site.ID); err != nil {
 			return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
 		}
@@ -106,7 +107,7 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.
 		p.enforce(p.config.StopTimeout + supervisorTime)
 	}
 	if err := p.tidy(); err != nil {
-		d.opt.Log.Warn("remove the cgroups of an earlier server's commands", "id", id, "error", err)
+		d.opt.Log.Warn("command cgroups not removed", logkey.Container, id, logkey.Error, err)
 	}
 	return p, hello, nil
 }
@@ -201,7 +202,7 @@ func (d *Driver) killSupervisors(match func(pid int) bool) error {
 		}
 		err := d.opt.Gate.Do("descendants kill", func() error { return descendants.Kill(pid, func() bool { return match(pid) }) })
 		if err != nil {
-			d.opt.Log.Warn("kill what descends from a supervisor", "pid", pid, "error", err)
+			d.opt.Log.Warn("supervisor descendant kill failed", logkey.PID, pid, logkey.Error, err)
 		}
 		return true
 	})

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // nameOfHTTPS is the name by which the service manager tells a TCP socket for https (FileDescriptorName=) from those for http.
@@ -31,7 +33,7 @@ func (s Service) listeners(cfg Config) (taken []listener, err error) {
 		if err := t.check(cfg); err != nil {
 			return taken, fmt.Errorf("take socket %s of the service manager: %w", t.url, err)
 		}
-		s.log.Info("listening with a socket of the service manager instead of --socket-path, --host and --port", "url", t.url)
+		s.log.Info("socket of the service manager used, --socket-path, --host and --port ignored", logkey.URL, t.url)
 	}
 	return taken, nil
 }

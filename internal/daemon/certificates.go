@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // certificates is what https shows and demands. It can be read anew while connections are open, which keep what they began with.
@@ -54,14 +56,14 @@ func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, s
 // reload reads them anew. If that fails those before go on.
 func (c *certificates) reload(log *slog.Logger) {
 	if c == nil {
-		log.Info("no https, no certificates to read anew")
+		log.Info("certificate reload skipped, https is off")
 		return
 	}
 	if err := c.load(); err != nil {
-		log.Error("read the certificates anew: those before go on", "err", err)
+		log.Error("certificate reload failed, current certificates kept", logkey.Error, err)
 		return
 	}
-	log.Info("read the certificates anew", "certificate", c.cfg.Certificate, "authorities", c.cfg.CA)
+	log.Info("certificates reloaded", logkey.Certificate, c.cfg.Certificate, logkey.Authorities, c.cfg.CA)
 }
 
 func (c *certificates) load() error {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 )
@@ -46,7 +47,7 @@ func (n *node) cleanContainers(ctx context.Context, known func(id int64) bool) e
 			err = errors.Join(err, fmt.Errorf("clean %s (pids %s): %w", s.Group, s.Processes(), failed))
 			continue
 		}
-		n.log.Info("stray container removed", "container", s.ID, "cgroup", s.Group, "pids", s.Processes())
+		n.log.Info("stray container removed", logkey.Container, s.ID, logkey.CGroup, s.Group, logkey.PIDs, s.Processes())
 	}
 	return err
 }
@@ -63,7 +64,7 @@ func (n *node) cleanFiles(ctx context.Context, cfg Node, opt Options, known func
 			err = errors.Join(err, fmt.Errorf("clean %s: %w", l.path, failed))
 			continue
 		}
-		n.log.Info("stray file removed", "path", l.path)
+		n.log.Info("stray file removed", logkey.Path, l.path)
 		if device != "" {
 			err = errors.Join(err, n.cleanDevice(ctx, device, opt, known))
 		}
@@ -128,7 +129,7 @@ func (n *node) cleanDevice(ctx context.Context, device string, opt Options, know
 	object, err := strconv.ParseInt(number, 10, 64)
 	switch {
 	case !ours || err != nil:
-		n.log.Warn("device of a stray mount stays: detach it if nothing else uses it", "device", device)
+		n.log.Warn("stray device kept", logkey.Device, device)
 		return nil
 	case known(object):
 		return nil
@@ -136,6 +137,6 @@ func (n *node) cleanDevice(ctx context.Context, device string, opt Options, know
 	if err := loops.Detach(ctx, device, id); err != nil {
 		return fmt.Errorf("detach %s: %w", device, err)
 	}
-	n.log.Info("stray device detached", "device", device)
+	n.log.Info("stray device detached", logkey.Device, device)
 	return nil
 }

@@ -185,7 +185,7 @@ func fromEnv(parser *flags.Parser, option, variable string, host *string) (warni
 		return nil
 	}
 	if !loopback(value) {
-		return []string{fmt.Sprintf("ignoring $%s: %q is not a loopback address; use --%s to listen there", variable, value, option)}
+		return []string{fmt.Sprintf("$%s: %q is not a loopback address; use --%s to listen there", variable, value, option)}
 	}
 	*host = value
 	return nil
@@ -207,7 +207,7 @@ func levelFromEnv(parser *flags.Parser, level *string) (warnings []string) {
 	case "debug", "trace":
 		*level = "debug"
 	default:
-		return []string{fmt.Sprintf("ignoring $IMAGEAPI_LOGLEVEL: %q is no level; use debug, info, warn or error", value)}
+		return []string{fmt.Sprintf("$IMAGEAPI_LOGLEVEL: %q is not a log level; use debug, info, warn or error", value)}
 	}
 	return nil
 }

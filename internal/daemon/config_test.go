@@ -103,7 +103,7 @@ func TestParse(t *testing.T) {
 				return c.Listen.Host == "localhost" && c.Listen.Port == 81 && c.TLS.Host == "::1" && c.TLS.Port == 82
 			}},
 		{name: "environment that would open the node", env: map[string]string{"HOST": "node17", "TLS_HOST": "0.0.0.0"}, args: "--scheme http",
-			check: func(c Config) bool { return c.Listen.Host == "127.0.0.1" && c.TLS.Host == "127.0.0.1" }, warn: `ignoring $HOST: "node17"`},
+			check: func(c Config) bool { return c.Listen.Host == "127.0.0.1" && c.TLS.Host == "127.0.0.1" }, warn: `$HOST: "node17"`},
 		{name: "the command line wins", env: map[string]string{"HOST": "0.0.0.0"}, args: "--host 127.0.0.3",
 			check: func(c Config) bool { return c.Listen.Host == "127.0.0.3" }},
 		{name: "a level of 0.2", env: map[string]string{"IMAGEAPI_LOGLEVEL": "trace"}, check: func(c Config) bool { return c.Log.Level == "debug" }},
@@ -112,7 +112,7 @@ func TestParse(t *testing.T) {
 		{name: "the level of the command line", env: map[string]string{"IMAGEAPI_LOGLEVEL": "loud"}, args: "--log-level info",
 			check: func(c Config) bool { return c.Log.Level == "info" }},
 		{name: "no level", env: map[string]string{"IMAGEAPI_LOGLEVEL": "loud"},
-			check: func(c Config) bool { return c.Log.Level == "info" }, warn: `ignoring $IMAGEAPI_LOGLEVEL: "loud"`},
+			check: func(c Config) bool { return c.Log.Level == "info" }, warn: `$IMAGEAPI_LOGLEVEL: "loud"`},
 		{name: "http for everybody", args: "--scheme http --host 0.0.0.0", err: "--allow-unauthenticated"},
 		{name: "http for everybody by name", args: "--scheme http --host node17", err: "--allow-unauthenticated"},
 		{name: "http for everybody by an empty name", args: "--scheme http --host=", err: "--allow-unauthenticated"},

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/api"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/slots"
 )
 
@@ -171,13 +172,13 @@ type visit struct {
 func (v *visit) settle() bool {
 	door := v.entrance.door
 	if v.client.Refused != "" {
-		door.complaints.add("request refused", v.client)
+		door.complaints.refused(v.client)
 		v.giveBack()
 		v.among(door.refused)
 		return true
 	}
 	if !door.held.Take(v.client.Key) {
-		door.complaints.add("connection closed: this client has too many (--client-connections)", v.client)
+		door.complaints.closed(v.client, "the client has more than --client-connections")
 		return false
 	}
 	v.giveBack()
@@ -194,7 +195,7 @@ func (v *visit) among(others *strangers) {
 	loses := others.enter(v)
 	v.takes(func() { others.leave(v) })
 	if loses != nil {
-		v.entrance.door.complaints.add("connection closed: too many of clients that may send no requests", loses.client)
+		v.entrance.door.complaints.closed(loses.client, "too many connections of clients that may not send requests")
 		_ = loses.Close() // there is nobody to tell
 	}
 }
@@ -252,23 +253,33 @@ type complaints struct {
 	skipped int
 }
 
-func (c *complaints) add(what string, client *api.Client) {
+func (c *complaints) refused(client *api.Client) {
+	if attrs := c.about(client, client.Refused); attrs != nil {
+		c.log.LogAttrs(context.Background(), slog.LevelWarn, "request refused", attrs...)
+	}
+}
+
+func (c *complaints) closed(client *api.Client, reason string) {
+	if attrs := c.about(client, reason); attrs != nil {
+		c.log.LogAttrs(context.Background(), slog.LevelWarn, "connection closed", attrs...)
+	}
+}
+
+// about returns the attributes of a line, or nil if it is too early for another one.
+func (c *complaints) about(client *api.Client, reason string) []slog.Attr {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
 	if now.Sub(c.last) < time.Second {
 		c.skipped++
-		return
+		return nil
 	}
-	attrs := []slog.Attr{{Key: "client", Value: slog.GroupValue(client.Who...)}}
-	if client.Refused != "" {
-		attrs = append(attrs, slog.String("why", client.Refused))
-	}
+	attrs := []slog.Attr{{Key: logkey.Client, Value: slog.GroupValue(client.Who...)}, slog.String(logkey.Reason, reason)}
 	if c.skipped > 0 {
-		attrs = append(attrs, slog.Int("others", c.skipped))
+		attrs = append(attrs, slog.Int(logkey.Skipped, c.skipped))
 	}
-	c.log.LogAttrs(context.Background(), slog.LevelWarn, what, attrs...)
 	c.last, c.skipped = now, 0
+	return attrs
 }
 
 // userID returns the number of a user who is given by name or number.

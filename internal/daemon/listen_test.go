@@ -176,12 +176,12 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 	if err := os.WriteFile(path+".crt", []byte("torn"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	reload("those before go on")
+	reload("current certificates kept")
 	if !shakes(t, l, old, []tls.Certificate{old}) {
 		t.Error("the old certificate is gone, and the new one can't be read")
 	}
 	fresh := issue(t, path)
-	reload("msg=\"read the certificates anew\"")
+	reload("msg=\"certificates reloaded\"")
 	if shakes(t, l, old, []tls.Certificate{old}) || !shakes(t, l, fresh, []tls.Certificate{fresh}) {
 		t.Error("new connections do not see the new certificate")
 	}

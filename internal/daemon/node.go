@@ -14,6 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
@@ -132,7 +133,7 @@ func (n *node) openJournal(path string) (journal.Found, error) {
 	}
 	n.journal = j
 	if found.Why != "" {
-		n.log.Error("the journal was set aside and a new one begun: what an earlier server has left on the node is not taken over", "file", found.Aside, "why", found.Why)
+		n.log.Error("journal set aside, earlier objects not recovered", logkey.Path, found.Aside, logkey.Reason, found.Why)
 	}
 	return found, nil
 }
@@ -167,16 +168,16 @@ func (n *node) end(teardown bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), n.patience)
 	defer cancel()
 	if !teardown {
-		n.log.Info("leaving everything as it is")
+		n.log.Info("objects kept for the next server")
 		if err := n.manager.Leave(ctx); err != nil {
-			n.log.Warn("a later server has to go on with what was begun", "err", err)
+			n.log.Warn("operations left unfinished for the next server", logkey.Error, err)
 		}
 		return nil
 	}
-	n.log.Info("taking everything down", "within", n.patience)
+	n.log.Info("deleting all objects", logkey.Timeout, n.patience)
 	err := n.manager.Close(ctx)
 	if err == nil {
-		n.log.Info("everything is taken down")
+		n.log.Info("all objects deleted")
 	}
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/api"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/sockdiag"
 )
 
@@ -24,7 +25,7 @@ func unixClient(conn net.Conn) *api.Client {
 	}
 	return &api.Client{
 		Key: userKey(credentials.Uid),
-		Who: []slog.Attr{slog.Uint64("uid", uint64(credentials.Uid)), slog.Int("pid", int(credentials.Pid))},
+		Who: []slog.Attr{slog.Uint64(logkey.UID, uint64(credentials.Uid)), slog.Int(logkey.PID, int(credentials.Pid))},
 	}
 }
 
@@ -48,7 +49,7 @@ func userKey(uid uint32) string { return fmt.Sprintf("user %d", uid) }
 // tcpClient is whoever has the address at the other end.
 func tcpClient(conn net.Conn) *api.Client {
 	from := addressOf(conn.RemoteAddr())
-	return &api.Client{TCP: true, Key: from.Addr().String(), Who: []slog.Attr{slog.String("address", from.String())}}
+	return &api.Client{TCP: true, Key: from.Addr().String(), Who: []slog.Attr{slog.String(logkey.Address, from.String())}}
 }
 
 // countedClient is tcpClient; on loopback, where all users of the node have one address, connections count by user. What a client may
@@ -58,7 +59,7 @@ func countedClient(conn net.Conn) *api.Client {
 	if from := addressOf(conn.RemoteAddr()); from.Addr().IsLoopback() && established(conn) {
 		socket, err := lookup(from, addressOf(conn.LocalAddr()))
 		if err == nil && socket.State == sockdiag.Established && socket.Inode != 0 && established(conn) {
-			c.Key, c.Who = userKey(socket.UID), append(c.Who, slog.Uint64("uid", uint64(socket.UID)))
+			c.Key, c.Who = userKey(socket.UID), append(c.Who, slog.Uint64(logkey.UID, uint64(socket.UID)))
 		}
 	}
 	return c
@@ -119,7 +120,7 @@ func (k loopbackClients) known(c api.Client, socket sockdiag.Socket, err error) 
 		return &c
 	}
 	c.Key = userKey(socket.UID)
-	c.Who = append(c.Who, slog.Uint64("uid", uint64(socket.UID)))
+	c.Who = append(c.Who, slog.Uint64(logkey.UID, uint64(socket.UID)))
 	switch {
 	case !slices.Contains(k.users, socket.UID):
 		c.Refused = fmt.Sprintf("user %d may not use this server over TCP; --allow-user would allow it, which grants root on this node", socket.UID)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/api"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // cancelTimeout is how long requests get to end once they were cancelled. What they have begun is undone or ended by
@@ -36,16 +37,16 @@ func serve(ctx context.Context, cfg Config, listeners []listener, handler http.H
 				failed <- fmt.Errorf("serve %s: %w", l.url, err)
 			}
 		})
-		log.Info("listening", "url", l.url)
+		log.Info("listening", logkey.URL, l.url)
 	}
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
-	log.Info("shutting down: no more requests are taken", "cause", errors.Join(err, context.Cause(ctx)))
+	log.Info("shutting down", logkey.Reason, errors.Join(err, context.Cause(ctx)))
 	if !shutdown(servers, cfg.Limits.Graceful) {
-		log.Warn("shutting down: cancelling requests that are not done", "after", cfg.Limits.Graceful)
+		log.Warn("shutting down, cancelling unfinished requests", logkey.Timeout, cfg.Limits.Graceful)
 		cancel(api.ErrStopping)
 		shutdown(servers, cancelTimeout)
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Service is what a service manager such as systemd has given to the daemon: a socket to report to and sockets to listen on. The
@@ -84,7 +86,7 @@ func (s Service) report(assignments ...string) {
 		_ = conn.Close() // the datagram is sent
 	}
 	if err != nil {
-		s.log.Warn("the service manager could not be told", "what", assignments[0], "err", err)
+		s.log.Warn("service manager notification failed", logkey.Notification, assignments[0], logkey.Error, err)
 	}
 }
 

@@ -98,7 +98,7 @@ func TestServiceManagerIsGone(t *testing.T) {
 	var log logged
 	s := Service{notify: filepath.Join(shortDir(t), "none"), log: slog.New(slog.NewTextHandler(&log, nil))}
 	s.ready()
-	if !strings.Contains(log.String(), `msg="the service manager could not be told" what="READY=1"`) {
+	if !strings.Contains(log.String(), `msg="service manager notification failed" notification="READY=1"`) {
 		t.Errorf("logged %s", log.String())
 	}
 	Service{}.ready() // one that was never there

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // leftover is a file in the run directory of an object that nobody knows, as after a journal was lost: a mountpoint, with what is mounted there, or
@@ -40,14 +41,14 @@ func (n *node) reportStrays(cfg Node, known func(id int64) bool) (next int64) {
 	const hint = "imageapi-server --clean-strays"
 	strays, err := n.runner.Strays(known)
 	if err != nil {
-		n.log.Warn("cgroups not listed", "error", err)
+		n.log.Warn("cgroups not listed", logkey.Error, err)
 	}
 	for _, s := range strays {
-		n.log.Warn("stray container found", "container", s.ID, "cgroup", s.Group, "pids", s.Processes(), "run_dir", s.Owner, "to_clean", hint)
+		n.log.Warn("stray container found", logkey.Container, s.ID, logkey.CGroup, s.Group, logkey.PIDs, s.Processes(), logkey.RunDir, s.Owner, logkey.Remedy, hint)
 		next = max(next, s.ID+1)
 	}
 	for _, l := range leftovers(cfg, known) {
-		n.log.Warn("the run directory has what is in no journal; it is left alone", "what", l.path)
+		n.log.Warn("stray file found", logkey.Path, l.path)
 		next = max(next, l.id+1)
 	}
 	return next

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 )
@@ -40,13 +41,13 @@ func (c *change) enterRecord(r journal.Record, drivers driver.Set) {
 	m := c.m
 	v, err := viewOf(r, drivers)
 	if err != nil {
-		m.log.Error("an object of an earlier daemon can't be taken over", "object", r.ID, "class", r.Class, "kind", r.Kind, "err", err)
+		m.log.Error("object not recovered, marked broken", logkey.Object, r.ID, logkey.Class, r.Class, logkey.Kind, r.Kind, logkey.Error, err)
 		v.Unit, v.Phase, v.Error = unknown{r.Unit}, Broken, err.Error()
 	}
 	// A container may have lost what it needs by force.
 	present := slices.DeleteFunc(slices.Clone(v.Needs), func(need int64) bool { return !m.graph.Has(need) })
 	if err := m.graph.Add(v.ID, present); err != nil {
-		m.log.Error("the journal is inconsistent", "object", v.ID, "err", err)
+		m.log.Error("journal inconsistent, object ignored", logkey.Object, v.ID, logkey.Error, err)
 		return
 	}
 	m.objects[v.ID] = &object{path: string(v.Class), view: v}
@@ -112,7 +113,7 @@ func (m *Manager) inherit(ctx context.Context, id int64, mounts *mounttable.Tabl
 	site, live := m.site(id)
 	site.Mounts = mounts
 	if err := m.guard("adopt", id, func() error { return unit.Adopt(ctx, site, live) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
-		m.log.Error("an object of an earlier daemon is not what it was", "object", name(v), "err", err)
+		m.log.Error("object changed during restart, marked broken", logkey.Object, name(v), logkey.Error, err)
 		_ = m.edit(func(c *change) error {
 			c.phase(id, Broken, err.Error())
 			return nil
@@ -190,7 +191,7 @@ func (m *Manager) repeat(ctx context.Context, id int64, proc driver.Process) {
 		err = proc.Thaw(ctx)
 	}
 	if err != nil {
-		m.log.Warn("a container that was taken over does not do what it did", "container", id, "was", v.Run.State, "err", err)
+		m.log.Warn("container state not restored", logkey.Container, id, logkey.State, v.Run.State, logkey.Error, err)
 	}
 }
 
@@ -240,7 +241,7 @@ func (m *Manager) resume(id int64) {
 		switch o := m.objects[id]; {
 		case o == nil:
 		case m.graph.Refs(id) == 0:
-			m.log.Warn("an object of an earlier server is taken down", "object", name(o.view), "because", o.view.unfinished())
+			m.log.Warn("deleting unfinished object of the earlier server", logkey.Object, name(o.view), logkey.Reason, o.view.unfinished())
 			c.claim(id)
 			begun = true
 		case o.view.Phase == Stopping:
@@ -256,9 +257,9 @@ func (m *Manager) resume(id int64) {
 // unfinished says why an object that nobody holds is not kept.
 func (v *View) unfinished() string {
 	if v.Phase == Pending {
-		return "it was being made, and its client has got no answer"
+		return "its creation was cut off"
 	}
-	return "its removal was under way"
+	return "its deletion was cut off"
 }
 
 // finish takes down an object that was claimed. A container that was asked to stop gets its time to do so.

@@ -195,7 +195,7 @@ func TestKilledWhileMaking(t *testing.T) {
 		second := begin(t, w, first.path)
 		taken := settled(t, second)
 		told, err := os.ReadFile(second.path + ".log")
-		if told := string(told); err != nil || strings.Contains(told, "level=") != strings.Contains(told, `is taken down" object="container 5 \"image\"" because="it was being made,`) {
+		if told := string(told); err != nil || strings.Contains(told, "level=") != strings.Contains(told, `deleting unfinished object of the earlier server" object="container 5 \"image\"" reason=`) {
 			t.Errorf("killed at point %d: the log says %s, %v", n, told, err)
 		}
 		if s := taken; len(s.List(driver.Container))+len(s.List(driver.Mount))+len(s.List(driver.Attach)) > 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
@@ -182,7 +183,7 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 	})
 	m.note(id)
 	if exit.Left != nil {
-		m.log.Warn("a container left something behind", "container", id, "err", exit.Left)
+		m.log.Warn("container leftovers remain", logkey.Container, id, logkey.Error, exit.Left)
 	}
 }
 
@@ -302,7 +303,7 @@ func (m *Manager) outlast(id int64, proc driver.Process, deadline time.Time) {
 	})
 	if shown {
 		m.note(id)
-		m.log.Error("container cannot be killed", "container", id, "processes", survivors)
+		m.log.Error("container survives SIGKILL", logkey.Container, id, logkey.Processes, survivors)
 	}
 }
 

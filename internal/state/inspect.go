@@ -9,6 +9,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
@@ -39,7 +40,7 @@ func (m *Manager) Watch(w Watcher) {
 			m.inspectAll(m.life)
 			pause(m.life, max(restLeast, restShare*time.Since(began)))
 			if err := w.Wait(m.life, lookAtLeast); err != nil && m.life.Err() == nil {
-				m.log.Error("changes on the node are no longer noticed at once", "err", err)
+				m.log.Error("mount table watch failed, changes found late", logkey.Error, err)
 				pause(m.life, lookAtLeast)
 			}
 		}
@@ -62,7 +63,7 @@ func (m *Manager) inspectAll(ctx context.Context) {
 	}
 	mounts, err := mounttable.Read()
 	if err != nil {
-		m.log.Error("can't look whether the objects are what they were", "err", err)
+		m.log.Error("mount table read failed, objects not checked", logkey.Error, err)
 		return
 	}
 	for _, v := range views {
@@ -219,11 +220,11 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 	})
 	if lost {
 		m.note(id)
-		m.log.Warn("an object is no longer what it was", "object", name(v), "err", cause)
+		m.log.Warn("object changed outside ImageAPI, marked broken", logkey.Object, name(v), logkey.Error, cause)
 	}
 	if proc != nil {
 		m.note(id) // before it is asked, as ever
-		m.log.Error("a container is stopped for what it stands on", "container", name(v), "err", cause)
+		m.log.Error("stopping container with corrupted data", logkey.Container, name(v), logkey.Error, cause)
 		proc.Stop()
 	}
 }
@@ -236,10 +237,10 @@ func (m *Manager) revive(ctx context.Context, v *View) bool {
 		return false
 	}
 	if err := m.guard(actInspect, v.ID, func() error { return unit.Revive(ctx, v.Live) }); err != nil {
-		m.log.Warn("file system stays read-only", "object", name(v), "error", err)
+		m.log.Warn("file system stays read-only", logkey.Object, name(v), logkey.Error, err)
 		return false
 	}
-	m.log.Info("file system made writable again after a container", "object", name(v))
+	m.log.Info("file system made writable again after a container", logkey.Object, name(v))
 	return true
 }
 

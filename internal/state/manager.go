@@ -23,6 +23,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/keylock"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/state/graph"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
@@ -192,7 +193,7 @@ func (c *change) remove(id int64) (orphans []int64) {
 	needs := m.graph.Needs(id)
 	left, err := m.graph.Remove(id)
 	if err != nil {
-		m.log.Error("state is inconsistent", "object", id, "err", err)
+		m.log.Error("internal state inconsistent", logkey.Object, id, logkey.Error, err)
 		return nil
 	}
 	if o := m.objects[id]; o.view.Name != "" {
@@ -297,7 +298,7 @@ func (m *Manager) note(ids ...int64) { m.noteWith(nil, ids...) }
 // noteWith is note with further entries.
 func (m *Manager) noteWith(others []journal.Entry, ids ...int64) {
 	if err := m.recordWith(others, ids...); err != nil {
-		m.log.Error("the journal falls behind: free space in the run directory", "objects", ids, "err", err)
+		m.log.Error("journal write failed", logkey.Objects, ids, logkey.Error, err)
 	}
 }
 
@@ -347,7 +348,7 @@ func (m *Manager) guard(act string, id int64, perform func() error) (err error) 
 	defer func() { m.observe(act, id, begun, err) }()
 	defer func() {
 		if p := recover(); p != nil {
-			m.log.Error("panic in a driver", "act", act, "object", id, "panic", p, "stack", string(debug.Stack()))
+			m.log.Error("driver panicked", logkey.Act, act, logkey.Object, id, logkey.Panic, p, logkey.Stack, string(debug.Stack()))
 			err = errs.New(errs.Internal, "internal fault, the daemon's log tells more: %v", p)
 		}
 	}()

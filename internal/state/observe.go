@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // The names of an Act.
@@ -32,7 +33,7 @@ func (m *Manager) observe(name string, id int64, begun time.Time, err error) {
 		return
 	}
 	took := time.Since(begun)
-	m.log.Debug("act", "act", name, "object", id, "class", v.Class, "kind", v.Kind, "path", path, "took", took, "err", err)
+	m.log.Debug("act completed", logkey.Act, name, logkey.Object, id, logkey.Class, v.Class, logkey.Kind, v.Kind, logkey.Path, path, logkey.Duration, took, logkey.Error, err)
 	if m.opt.Observe != nil && (name == ActUp || name == ActDown || name == ActStart || name == ActRestart) {
 		m.opt.Observe(Act{Name: name, Class: v.Class, Kind: v.Kind, Took: took, Err: err})
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
@@ -58,7 +59,7 @@ func (m *Manager) Recover() {
 	begun := time.Now()
 	mounts, err := mounttable.Read() // once: each look at it would cost as much as there are mounts
 	if err != nil {
-		m.log.Error("mount table read failed, each mount is looked up by itself", "error", err)
+		m.log.Error("mount table read failed, looking up each mount", logkey.Error, err)
 	}
 	var trees, containers sync.WaitGroup
 	slots := make(chan struct{}, recoverAtOnce)
@@ -80,7 +81,7 @@ func (m *Manager) Recover() {
 		return
 	}
 	m.note(m.all()...)
-	m.log.Info("objects recovered", "objects", len(m.recovery.objects), "duration", time.Since(begun))
+	m.log.Info("objects recovered", logkey.Objects, len(m.recovery.objects), logkey.Duration, time.Since(begun))
 }
 
 // recover recovers one object, after its dependencies.

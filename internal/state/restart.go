@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // waits tells whether a container waits to be started again.
@@ -126,7 +127,7 @@ func (m *Manager) restart(id int64) {
 	err = m.launch(ctx, v, v.Run.Restarts+1)
 	m.observe(ActRestart, id, begun, err)
 	if err != nil {
-		m.log.Warn("a container could not be started again", "container", id, "err", err)
+		m.log.Warn("container restart failed", logkey.Container, id, logkey.Error, err)
 	}
 }
 

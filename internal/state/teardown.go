@@ -9,6 +9,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // collect takes down objects that were claimed and, one after the other, all that nothing holds any more afterwards:
@@ -138,7 +139,7 @@ func (m *Manager) breakDown(id int64, cause error) (phase Phase) {
 		return nil
 	})
 	m.note(id)
-	m.log.Warn("teardown failed, will be tried again", "object", id, "err", cause)
+	m.log.Warn("teardown failed, retrying", logkey.Object, id, logkey.Error, cause)
 	return phase
 }
 

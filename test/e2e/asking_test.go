@@ -110,7 +110,7 @@ func TestPortTakenOverByRoot(t *testing.T) {
 			}
 			testkit.Eventually(t, "the server has looked at the connection that was reset", func() bool {
 				log := n.Log()
-				return strings.Contains(log, "operation=mount status=") || strings.Contains(log, fmt.Sprintf("request refused\" client.address=%s why=", nextTo(n.Address, port)))
+				return strings.Contains(log, "operation=mount status=") || strings.Contains(log, fmt.Sprintf("request refused\" client.address=%s reason=", nextTo(n.Address, port)))
 			})
 			n.untouched(t)
 		})
@@ -180,7 +180,7 @@ func TestPortTakenOverByRootOverHTTPS(t *testing.T) {
 	if line := n.asksFrom(t, tls.Client(root, &tls.Config{InsecureSkipVerify: true})); line != "HTTP/1.1 200 OK" {
 		t.Errorf("root: %s", line)
 	}
-	if refused := fmt.Sprintf("request refused\" client.address=%s why=", nextTo(address, from)); !strings.Contains(n.Log(), refused) {
+	if refused := fmt.Sprintf("request refused\" client.address=%s reason=", nextTo(address, from)); !strings.Contains(n.Log(), refused) {
 		t.Error("the connection that was reset was taken for root's")
 	}
 }
@@ -285,7 +285,7 @@ func TestConnectionsWithoutHandshake(t *testing.T) {
 			if status, text := page(t, client, "/imageapi/v1/mount"); status != http.StatusOK {
 				t.Errorf("a client with a certificate: %d %s", status, text)
 			}
-			if log := n.Log(); !regexp.MustCompile(`level=WARN msg="connection closed: too many .*" client.address=\S+ client.uid=` + fmt.Sprint(uid)).MatchString(log) {
+			if log := n.Log(); !regexp.MustCompile(`level=WARN msg="connection closed" client.address=\S+ client.uid=` + fmt.Sprint(uid)).MatchString(log) {
 				t.Error("the log does not say whose connections were closed")
 			}
 		})
@@ -397,7 +397,7 @@ func TestSessionsOfFormerClients(t *testing.T) {
 	}
 	certificate(t, dir)
 	n.Signal(t, syscall.SIGHUP)
-	testkit.Eventually(t, "the authorities are read again", func() bool { return strings.Contains(n.Log(), "read the certificates anew") })
+	testkit.Eventually(t, "the authorities are read again", func() bool { return strings.Contains(n.Log(), "certificates reloaded") })
 	if status := get(); status == http.StatusOK {
 		t.Error("it is let in again")
 	}

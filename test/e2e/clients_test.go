@@ -124,7 +124,7 @@ func TestWhoChangedWhat(t *testing.T) {
 	a := n.Must(t, http.StatusCreated, http.MethodPost, "/attach", loopback(n.image), nil)
 	var made models.Attach
 	decode(t, a.Body, &made)
-	want := fmt.Sprintf(`msg="request: done" request=%s client.uid=0 client.pid=%d operation=attach status=201 took=\S+ object="attach %d"`,
+	want := fmt.Sprintf(`msg="request completed" request=%s client.uid=0 client.pid=%d operation=attach status=201 duration=\S+ object="attach %d"`,
 		regexp.QuoteMeta(a.Header.Get("X-Request-Id")), os.Getpid(), made.ID)
 	n.logs(t, want)
 	n.remove(t, http.StatusOK, "/attach", made.ID)

@@ -70,7 +70,7 @@ func (n *node) unchanged(t *testing.T, during func()) {
 }
 
 // actLine is what the log tells of an act.
-var actLine = regexp.MustCompile(`msg=act act=(up|start) object=\d+ class=(\S+) kind=(\S+) path=(\S+) `)
+var actLine = regexp.MustCompile(`msg="act completed" act=(up|start) object=\d+ class=(\S+) kind=(\S+) path=(\S+) `)
 
 // acts returns those that the log tells from an offset on, once the request is done that they were for.
 func (n *node) acts(t *testing.T, since int) (all []string) {

@@ -195,7 +195,7 @@ func TestISCSIPlain(t *testing.T) {
 	}
 	n.target.Stop(t) // the identity is compared with digests, too
 	n.target.Start(t)
-	testkit.Eventually(t, "it is logged in again", func() bool { return strings.Contains(n.Log(), "logged in to an iSCSI target again") })
+	testkit.Eventually(t, "it is logged in again", func() bool { return strings.Contains(n.Log(), "iSCSI session recovered") })
 	n.remove(t, http.StatusOK, "/attach", a.ID)
 
 	n.target.Stop(t)

@@ -110,7 +110,7 @@ func (n *node) corrupts(t *testing.T, s sealed, a *models.Attach, flip func(t *t
 	if !strings.HasPrefix(made.DeviceFile, "/dev/dm-") || made.Verity.State != "ok" || made.Verity.DataDeviceFile == "" || *made.Verity.OnCorruption != "error" {
 		t.Errorf("attached: %s, %+v", made.DeviceFile, made.Verity)
 	}
-	line := "verity=corrupted device=" + made.DeviceFile
+	line := `msg="dm-verity found corrupted data" device=` + made.DeviceFile
 	before := strings.Count(n.Log(), line) // of others with this name
 	m := n.mount(t, device(attachID(made.ID), s.fsType))
 	has := func(name string, want []byte) error {

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Type is the type of an Entry.
@@ -114,7 +116,7 @@ func Open(path, boot string, log *slog.Logger) (*Journal, Found, error) {
 		if j.file.File == nil {
 			return nil, Found{}, fmt.Errorf("start journal %s: %w", path, err)
 		}
-		log.Warn("journal not rewritten, appending to the old file", "path", path, "error", err)
+		log.Warn("journal not rewritten, appending to the old file", logkey.Path, path, logkey.Error, err)
 	}
 	return j, found, nil
 }
@@ -181,7 +183,7 @@ func (j *Journal) Write(next int64, entries ...Entry) error {
 // commit brings the file to head. A file that is not as it was left is written again, with all that is in memory.
 func (j *Journal) commit(head header, lines []byte) error {
 	if err := j.file.check(j.path); err != nil {
-		j.log.Error("journal damaged, writing it again from memory", "path", j.path, "error", err)
+		j.log.Error("journal damaged, writing it again from memory", logkey.Path, j.path, logkey.Error, err)
 		return j.rewrite(head.Next)
 	}
 	if j.file.outgrown() && j.rewrite(head.Next) == nil {
@@ -191,7 +193,7 @@ func (j *Journal) commit(head header, lines []byte) error {
 	if err == nil {
 		return nil
 	}
-	j.log.Warn("journal write failed, writing it again from memory", "path", j.path, "error", err)
+	j.log.Warn("journal write failed, writing it again from memory", logkey.Path, j.path, logkey.Error, err)
 	return j.rewrite(head.Next)
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // An address says nothing about whose disk is behind it: a target can give a number to another volume at any time, and the kernel does
@@ -146,7 +147,7 @@ func (s *Session) condemn(ctx context.Context, lun int, why string) error {
 		s.setWrong(lun, wrong) // or the attachment is found without its device and without this reason
 	}
 	err := u.fail(ctx)
-	s.env.Log.Error("logical unit changed", "target", s.conf.Target, "lun", lun, "reason", why, "error", err)
+	s.env.Log.Error("logical unit changed", logkey.Target, s.conf.Target, logkey.LUN, lun, logkey.Reason, why, logkey.Error, err)
 	if err != nil {
 		s.setWrong(lun, nil) // it is looked at again
 		return fmt.Errorf("stop the I/O of LUN %d, which %s: %w", lun, why, err)
@@ -201,7 +202,7 @@ func (s *Session) inspect(ctx context.Context, lun int) {
 		}
 	}
 	if err != nil && ctx.Err() == nil {
-		s.env.Log.Debug("logical unit not verified", "target", s.conf.Target, "lun", lun, "error", err)
+		s.env.Log.Debug("logical unit not checked", logkey.Target, s.conf.Target, logkey.LUN, lun, logkey.Error, err)
 	}
 }
 
@@ -209,7 +210,7 @@ func (s *Session) inspect(ctx context.Context, lun int) {
 func (s *Session) attentions(ctx context.Context) {
 	news, err := listenDevices()
 	if err != nil {
-		s.env.Log.Warn("changes of logical units are noticed late", "error", err)
+		s.env.Log.Warn("logical unit events unavailable, changes found late", logkey.Error, err)
 		return
 	}
 	defer news.Close()
@@ -339,6 +340,6 @@ func (u Unit) resize(ctx context.Context, size int64) error {
 	if err != nil || known*sector == size {
 		return nil
 	}
-	u.Session.env.Log.Info("logical unit resized", "target", u.Session.conf.Target, "lun", u.LUN, "bytes", size)
+	u.Session.env.Log.Info("logical unit resized", logkey.Target, u.Session.conf.Target, logkey.LUN, u.LUN, logkey.Size, size)
 	return u.Helper.WriteFile(ctx, filepath.Join(u.dir(), "rescan"), []byte("1"))
 }

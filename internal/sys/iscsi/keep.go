@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // keep logs in again whenever the connection is lost, until ctx ends.
@@ -26,7 +28,7 @@ func (s *Session) keep(ctx context.Context) {
 			case ctx.Err() != nil, errors.Is(err, errDestroyed):
 				return
 			case err != nil:
-				s.env.Log.Error("session events lost", "target", s.conf.Target, "error", err)
+				s.env.Log.Error("iSCSI session events lost", logkey.Target, s.conf.Target, logkey.Error, err)
 				if !s.listenAgain(ctx) {
 					return
 				}
@@ -35,13 +37,13 @@ func (s *Session) keep(ctx context.Context) {
 				}
 				why = "found so"
 			}
-			s.env.Log.Warn("the connection to an iSCSI target is lost", "target", s.conf.Target, "why", why)
+			s.env.Log.Warn("iSCSI connection lost", logkey.Target, s.conf.Target, logkey.Reason, why)
 			s.setState(Recovering)
 		}
 		if !s.recover(ctx) {
 			return
 		}
-		s.env.Log.Info("logged in to an iSCSI target again", "target", s.conf.Target)
+		s.env.Log.Info("iSCSI session recovered", logkey.Target, s.conf.Target)
 		s.setState(LoggedIn)
 	}
 }
@@ -79,7 +81,7 @@ func (s *Session) listenAgain(ctx context.Context) bool {
 			s.events.replace(news)
 			return s.exists()
 		}
-		s.env.Log.Error("session events not available yet", "target", s.conf.Target, "error", err)
+		s.env.Log.Error("iSCSI session events unavailable, retrying", logkey.Target, s.conf.Target, logkey.Error, err)
 	}
 }
 
@@ -109,7 +111,7 @@ func (s *Session) recover(ctx context.Context) bool {
 	failed := time.AfterFunc(s.conf.Replacement, s.fail)
 	defer failed.Stop()
 	if !s.conf.Auth.Known() {
-		s.env.Log.Error("can't log in again: the secret is not known any more", "target", s.conf.Target)
+		s.env.Log.Error("iSCSI login impossible, secret unknown", logkey.Target, s.conf.Target)
 		<-ctx.Done()
 		return false
 	}
@@ -126,7 +128,7 @@ func (s *Session) recover(ctx context.Context) bool {
 			s.fail() // of a session that was taken over the kernel alone knows when its time began
 		}
 		pause := jitter(wait)
-		s.env.Log.Warn("can't log in again yet", "target", s.conf.Target, "err", err, "next", pause)
+		s.env.Log.Warn("iSCSI login failed, retrying", logkey.Target, s.conf.Target, logkey.Error, err, logkey.Delay, pause)
 		wait = min(2*wait, s.env.Backoff.Max)
 		select {
 		case <-time.After(pause):

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Session is a session with a target. From Open until Close it logs in again by itself whenever the connection is lost.
@@ -321,5 +322,5 @@ func (s *Session) logOut(ctx context.Context) {
 			return
 		}
 	}
-	s.env.Log.Warn("the target does not answer the logout", "target", s.conf.Target, "err", err)
+	s.env.Log.Warn("iSCSI logout failed", logkey.Target, s.conf.Target, logkey.Error, err)
 }

@@ -52,9 +52,9 @@ func (l *logged) of(message string) int {
 }
 
 const (
-	lost     = "the connection to an iSCSI target is lost"
-	notYet   = "can't log in again yet"
-	loggedIn = "logged in to an iSCSI target again"
+	lost     = "iSCSI connection lost"
+	notYet   = "iSCSI login failed, retrying"
+	loggedIn = "iSCSI session recovered"
 )
 
 // attach brings an attachment up. It is down after the test, unless the test has seen to that.

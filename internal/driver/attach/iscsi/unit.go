@@ -11,6 +11,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
 	"github.com/kraken-hpc/imageapi/internal/waits"
@@ -86,7 +87,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, errors.Join(err, u.undo(ctx, site.ID, live))
 	}
-	u.driver.log.Debug("attach iscsi", "id", site.ID, "target", u.Target, "lun", u.LUN, "device", live.Device.Path)
+	u.driver.log.Debug("logical unit attached", logkey.Object, site.ID, logkey.Target, u.Target, logkey.LUN, u.LUN, logkey.Device, live.Device.Path)
 	return live, nil
 }
 
@@ -145,7 +146,7 @@ func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Live,
 func (u *unit) identify(ctx context.Context, lu iscsi.Unit) iscsi.Identity {
 	identity, err := lu.Identify(ctx)
 	if err != nil {
-		u.driver.log.Warn("logical unit not identified", "target", u.Target, "lun", u.LUN, "error", err)
+		u.driver.log.Warn("logical unit not identified", logkey.Target, u.Target, logkey.LUN, u.LUN, logkey.Error, err)
 		return lu.Remembered()
 	}
 	return identity
@@ -233,7 +234,7 @@ func (u *unit) detach(ctx context.Context, id int64, live driver.Live, force boo
 		if err := u.quit(ctx, s, session, force); err != nil {
 			return err
 		}
-		u.driver.log.Debug("detach iscsi", "id", id, "target", u.Target, "lun", u.LUN)
+		u.driver.log.Debug("logical unit detached", logkey.Object, id, logkey.Target, u.Target, logkey.LUN, u.LUN)
 	}
 	return errors.Join(u.removeNode(live), u.driver.secrets.forget(id))
 }

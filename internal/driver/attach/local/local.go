@@ -17,6 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/models"
@@ -96,7 +97,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err := u.driver.claims.Device(site.ID, found.Number, found.Path); err != nil {
 		return driver.Live{}, err
 	}
-	u.driver.log.Debug("use local device", "id", site.ID, "device", found.Path)
+	u.driver.log.Debug("local device attached", logkey.Object, site.ID, logkey.Device, found.Path)
 	return driver.Live{Device: found}, nil
 }
 

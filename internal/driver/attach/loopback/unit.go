@@ -12,6 +12,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/models"
@@ -61,7 +62,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	}
 	device.Close()
 	u.driver.claims.Attached(o.Mark, device.Number)
-	u.driver.log.Debug("attach file", "id", site.ID, "path", u.Path, "device", device.Path, "ro", device.Info.ReadOnly)
+	u.driver.log.Debug("file attached", logkey.Object, site.ID, logkey.Path, u.Path, logkey.Device, device.Path, logkey.ReadOnly, device.Info.ReadOnly)
 	return live, nil
 }
 
@@ -154,7 +155,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 		return err
 	}
 	u.driver.claims.Disown(u.tag(site.ID))
-	u.driver.log.Debug("detach file", "id", site.ID, "path", u.Path, "device", live.Device.Path)
+	u.driver.log.Debug("file detached", logkey.Object, site.ID, logkey.Path, u.Path, logkey.Device, live.Device.Path)
 	return u.removeNodes(live.Device.Partitions, n.Nodes)
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/models"
@@ -84,7 +85,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 		return driver.Live{}, u.undo(site.ID, err)
 	}
 	live.Warnings = append(u.ignored(), warnings...)
-	u.driver.log.Debug("map image", "id", site.ID, "image", u.name(), "device", live.Device.Path, "ro", device.ReadOnly)
+	u.driver.log.Debug("image mapped", logkey.Object, site.ID, logkey.Image, u.name(), logkey.Device, live.Device.Path, logkey.ReadOnly, device.ReadOnly)
 	return live, nil
 }
 
@@ -186,7 +187,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 	if err := u.driver.bus.Unmap(waits.On(ctx, u.cluster()), n.Mapping, u.Options.Force); err != nil {
 		return err
 	}
-	u.driver.log.Debug("unmap image", "id", site.ID, "image", u.name(), "device", live.Device.Path)
+	u.driver.log.Debug("image unmapped", logkey.Object, site.ID, logkey.Image, u.name(), logkey.Device, live.Device.Path)
 	if n.MadeNode {
 		return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/dm"
@@ -73,7 +74,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	if err != nil {
 		return driver.Live{}, u.undo(site, live, under, err)
 	}
-	u.driver.log.Debug("check device", "id", site.ID, "data", under.Device.Path, "device", live.Device.Path)
+	u.driver.log.Debug("dm-verity device created", logkey.Object, site.ID, logkey.DataDevice, under.Device.Path, logkey.Device, live.Device.Path)
 	return live, nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/dm"
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
@@ -173,7 +174,7 @@ func (d *Driver) note(name, device, data string) {
 	d.corrupted[name] = true
 	d.mu.Unlock()
 	if !known {
-		d.log.Error("what was read is not what the root hash says; the kernel's log names the blocks", "verity", "corrupted", "device", device, "data", data)
+		d.log.Error("dm-verity found corrupted data", logkey.Device, device, logkey.DataDevice, data)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/internal/web/cache"
@@ -72,7 +73,7 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (_ driver.Live, err err
 	u.driver.cache.keep(site.ID, object)
 	n.Loop = device.ID
 	data, err := json.Marshal(n)
-	u.driver.log.Debug("attach image", "id", site.ID, "url", n.URL, "device", device.Path, "cached", object.Cached)
+	u.driver.log.Debug("image attached", logkey.Object, site.ID, logkey.URL, n.URL, logkey.Device, device.Path, logkey.Cached, object.Cached)
 	live := driver.Live{Notes: data, Device: &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: true}}
 	if u.Mode == models.AttachHTTPModeAuto {
 		live.Warnings = append(live.Warnings, `http.mode: "auto" chose "whole": this version does not read on demand`)

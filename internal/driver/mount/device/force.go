@@ -11,6 +11,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 )
@@ -57,7 +58,7 @@ func (u *unit) failDown(ctx context.Context, site driver.Site, live driver.Live,
 			return "", err
 		}
 	}
-	u.m.Log.Warn("device taken away by force", "mount", site.ID, "device", d.Path)
+	u.m.Log.Warn("device failed by force", logkey.Object, site.ID, logkey.Device, d.Path)
 	if err := u.Down(ctx, site, live); err != nil {
 		return "", err
 	}

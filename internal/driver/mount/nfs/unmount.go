@@ -9,6 +9,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
@@ -82,6 +83,6 @@ func (u *unit) flush(ctx context.Context, id int64) error {
 	short, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	err := u.m.mounts.Keep(id, u.m.mounts.Helper(id).Flush(short, u.m.mounts.Path(id)))
-	u.m.Log.Debug("gave up what was not written", "mount", id, "err", err)
+	u.m.Log.Debug("unwritten data discarded", logkey.Object, id, logkey.Error, err)
 	return u.m.mounts.Settle(ctx, id)
 }

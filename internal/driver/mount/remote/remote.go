@@ -17,6 +17,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
@@ -103,7 +104,7 @@ func (m *Mounts) Detach(ctx context.Context, site driver.Site) error {
 		return err
 	}
 	if unsaved != nil && !errors.Is(unsaved, unix.ENOENT) { // else it was not mounted any more
-		m.log.Warn("not all data could be written before the unmount", "mount", id, "err", unsaved)
+		m.log.Warn("unsaved data lost at unmount", logkey.Object, id, logkey.Error, unsaved)
 		site.Lost("mount %d is unmounted, but not all that was written to it could be saved: %v", id, unsaved)
 	}
 	return nil
