@@ -90,7 +90,7 @@ func (c *Cache) open() error {
 		return &os.PathError{Op: "lstat", Path: dir, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != uint32(os.Geteuid()) || st.Mode&0o077 != 0 {
-		return errs.New(errs.Invalid, "use the cache %s: it must be a directory of root's with mode 0700, and no symbolic link", dir)
+		return errs.New(errs.Invalid, "use the cache %s: not a directory of root's with mode 0700, or a symbolic link", dir)
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -213,7 +213,7 @@ func (c *Cache) Get(ctx context.Context, digest string, fetch Fetch) (*Object, e
 		return c.fetch(ctx, "", fetch)
 	}
 	if !isDigest(digest) {
-		return nil, errs.New(errs.Invalid, "digest %q: it must be sha256: and 64 hexadecimal digits in lower case", digest)
+		return nil, errs.New(errs.Invalid, "digest %q: must be sha256: and 64 hexadecimal digits in lower case", digest)
 	}
 	for {
 		c.mu.Lock()

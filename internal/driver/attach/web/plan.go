@@ -131,7 +131,7 @@ func checkAuth(a *models.RemoteAuth, faults *errs.Faults) {
 	need := func(field string, secret *string, file string) {
 		secretfile.Check(faults, "http.auth."+field+"_file", file, value(secret, ""))
 		if secret == nil && file == "" {
-			faults.Add("http.auth."+field, "is required, or %s_file: it is write-only, so a definition from a response lacks it", field)
+			faults.Add("http.auth."+field, "is required, or %s_file; responses omit it, because it is write-only", field)
 		}
 	}
 	switch {

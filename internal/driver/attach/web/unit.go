@@ -137,7 +137,7 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 		return nil, err
 	}
 	if len(u.URLs) == 0 {
-		return nil, errors.New("it has no URL")
+		return nil, errors.New("a unit without a URL")
 	}
 	return u, nil
 }

@@ -28,7 +28,7 @@ func (u *unit) image(ctx context.Context) (*cache.Object, notes, error) {
 	}
 	if u.Size != 0 && object.Size != u.Size {
 		object.Release()
-		return nil, n, errs.New(errs.Remote, "the image at %s has %d bytes, not %d: it changed, or size is that of another image", n.URL, object.Size, u.Size)
+		return nil, n, errs.New(errs.Remote, "the image at %s has %d bytes, not %d: the image changed, or size is that of another image", n.URL, object.Size, u.Size)
 	}
 	n.Digest, n.Size = object.Digest, object.Size
 	return object, n, nil
@@ -43,7 +43,7 @@ func (u *unit) fetch(ctx context.Context, config source.Config, w *cache.Writer,
 	}
 	n.URL, n.ETag = u.URLs[identity.URL], identity.ETag
 	if u.ETag != "" && identity.ETag != u.ETag {
-		return errs.New(errs.Remote, "the image at %s has the entity tag %s, not %s: it changed, or etag is that of another image", n.URL, identity.ETag, u.ETag)
+		return errs.New(errs.Remote, "the image at %s has the entity tag %s, not %s: the image changed, or etag is that of another image", n.URL, identity.ETag, u.ETag)
 	}
 	return nil
 }
