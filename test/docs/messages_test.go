@@ -25,7 +25,7 @@ func TestMessages(t *testing.T) {
 	checked := 0
 	page := pages(t)["docs/troubleshooting.md"]
 	for _, table := range strings.Split(page, "\n\n") {
-		if !strings.HasPrefix(table, "| message |") {
+		if !strings.HasPrefix(table, "| Message |") {
 			continue
 		}
 		for line := range strings.Lines(table) {

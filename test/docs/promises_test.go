@@ -30,7 +30,7 @@ func promised(t *testing.T, page string, known map[string]bool) {
 	t.Helper()
 	promises := 0
 	for _, section := range strings.Split(page, "\n## ") {
-		_, section, found := strings.Cut(section, "| promise | test |\n")
+		_, section, found := strings.Cut(section, "| Promise | Test |\n")
 		if !found {
 			continue
 		}
