@@ -15,6 +15,8 @@ import (
 // command is one that runs in a container beside its first process.
 type command struct {
 	config proto.Config
+	input  int // what becomes standard input, or -1
+	null   int // /dev/null
 	group  cgroup.Dir
 	ended  chan struct{} // closed when it has ended or could not be started
 	reaped chan struct{} // closed when this process has no child left
@@ -26,12 +28,12 @@ type command struct {
 
 // execute runs a command in a container from its start to its end.
 func execute() int {
-	config, err := receiveConfig(proto.ExecControl)
+	config, input, err := receiveRun(proto.ExecControl)
 	if err != nil {
 		send(proto.ExecControl, failed("read the configuration", "", err).Message())
 		return 1
 	}
-	c := &command{config: config, group: cgroup.Dir(proto.ExecCgroup), ended: make(chan struct{}), reaped: make(chan struct{}), pidfd: -1}
+	c := &command{config: config, input: input, group: cgroup.Dir(proto.ExecCgroup), ended: make(chan struct{}), reaped: make(chan struct{}), pidfd: -1}
 	go c.run()
 	c.obey()
 	<-c.ended
@@ -66,6 +68,10 @@ func (c *command) obey() {
 		if err == nil && kind == proto.Release {
 			return
 		}
+		if err == nil && kind == proto.Hangup {
+			c.hangUp()
+			continue
+		}
 		c.kill()
 		if err != nil || kind != proto.Stop {
 			return
@@ -85,6 +91,15 @@ func (c *command) kill() {
 	defer c.mu.Unlock()
 	c.killed = true
 	c.strike()
+}
+
+// hangUp tells all that the command has started that nobody listens any more. It does nothing once the command has ended.
+func (c *command) hangUp() {
+	select {
+	case <-c.ended:
+	default:
+		_ = c.group.HangUp() // as for strike
+	}
 }
 
 // strike is called again by whoever has made a process: one that was forked after the first strike must not live.
@@ -119,14 +134,14 @@ func (c *command) live() (exit proto.Exit, failure *proto.Failure) {
 		return exit, failure
 	}
 	// 2. The descriptors that the inside starts with. Only this process and its copies have them.
-	status, failure := arrange()
+	status, failure := c.arrange()
 	if failure != nil {
 		return exit, failure
 	}
 	defer unix.Close(status)
 	// 3. A process inside, and nothing here that keeps its end from being seen.
 	pid, failure := c.join()
-	settle()
+	c.settle()
 	if failure != nil {
 		return exit, failure
 	}
@@ -135,6 +150,8 @@ func (c *command) live() (exit proto.Exit, failure *proto.Failure) {
 	failure = executed(status, nil)
 	if failure != nil {
 		c.kill() // as a rule it is ending already
+	} else {
+		send(proto.ExecControl, proto.Encode(proto.Started))
 	}
 	how := reap(pid)
 	if failure != nil && failure.Reason == proto.Died {
@@ -144,7 +161,13 @@ func (c *command) live() (exit proto.Exit, failure *proto.Failure) {
 }
 
 // arrange puts descriptors where the inside expects them, for programs to inherit, and returns the socket to the inside.
-func arrange() (status int, failure *proto.Failure) {
+func (c *command) arrange() (status int, failure *proto.Failure) {
+	const high = 64 // where no descriptor is that is passed on
+	null, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, high)
+	if err != nil {
+		return -1, failed("keep /dev/null", "", err)
+	}
+	c.null = null
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, failed("make a socket", "", err)
@@ -152,7 +175,11 @@ func arrange() (status int, failure *proto.Failure) {
 	if pair[0] == proto.InitStatus { // the lowest that was free
 		pair[0], pair[1] = pair[1], pair[0]
 	}
-	for _, move := range [][2]int{{pair[1], proto.InitStatus}, {proto.ExecOutput, 1}, {proto.ExecErrors, 2}} {
+	moves := [][2]int{{pair[1], proto.InitStatus}, {proto.ExecOutput, 1}, {proto.ExecErrors, 2}}
+	if c.input >= 0 { // before InitStatus, whose number it may have
+		moves = append([][2]int{{c.input, 0}}, moves...)
+	}
+	for _, move := range moves {
 		if err := inherit(move[0], move[1]); err != nil {
 			return -1, failed("pass on a descriptor", "", err)
 		}
@@ -173,11 +200,13 @@ func inherit(from, to int) error {
 }
 
 // settle gives up what is the inside's.
-func settle() {
+func (c *command) settle() {
 	unix.Close(proto.InitStatus)
 	unix.Close(proto.ExecFirst)
-	_ = unix.Dup3(0, 1, unix.O_CLOEXEC)
-	_ = unix.Dup3(0, 2, unix.O_CLOEXEC)
+	for standard := range 3 {
+		_ = unix.Dup3(c.null, standard, unix.O_CLOEXEC)
+	}
+	unix.Close(c.null)
 }
 
 // discard reads pipes until nobody can write to them any more: what a command has left running would else be killed by its next

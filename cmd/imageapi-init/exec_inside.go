@@ -14,7 +14,7 @@ func beside() int {
 		send(proto.InitStatus, failed("read the configuration", "", err).Message())
 		return 1
 	}
-	failure := level()
+	failure := level(config)
 	if failure == nil {
 		failure = confine(&config)
 	}
@@ -26,7 +26,7 @@ func beside() int {
 }
 
 // level takes from this process what the first process of the container does not have either.
-func level() *proto.Failure {
+func level(config proto.Config) *proto.Failure {
 	// 1. Until it is the command, no process of the container that is not as mighty may look into this one (ptrace(2)).
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return failed("become undumpable", "", err)
@@ -39,8 +39,15 @@ func level() *proto.Failure {
 	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && err != unix.ENOSYS {
 		return failed("join a session keyring", "", err)
 	}
-	// 4. The container's own /dev/null.
-	return nullInput()
+	// 4. Standard input: a terminal, what came with the command, or the container's own /dev/null.
+	switch {
+	case config.TTY:
+		return takeTerminal()
+	case config.Input:
+		return nil
+	default:
+		return nullInput()
+	}
 }
 
 // nullInput makes the container's /dev/null standard input. Where that is something else the one that this process was started with

@@ -158,15 +158,15 @@ func assume(who account) *proto.Failure {
 	return nil
 }
 
-// giveStreams makes standard output and error somebody's, who could else not open them by name (/dev/stdout), if they are
-// pipes, which are the container's own.
+// giveStreams makes the standard streams somebody's, who could else not open them by name (/dev/stdout), if they are
+// pipes or a terminal, which are the container's own.
 func giveStreams(uid uint32) error {
-	for _, stream := range []int{1, 2} {
+	for stream := range 3 {
 		var st unix.Stat_t
 		if err := unix.Fstat(stream, &st); err != nil {
 			return err
 		}
-		if st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		if st.Mode&unix.S_IFMT != unix.S_IFIFO && !isTerminal(&st) {
 			continue
 		}
 		if err := unix.Fchown(stream, int(uid), -1); err != nil {

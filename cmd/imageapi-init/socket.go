@@ -66,6 +66,23 @@ func receiveConfig(socket int) (proto.Config, error) {
 	return proto.ParseConfig(fields)
 }
 
+// receiveRun is receiveConfig for a message that may carry a descriptor; without one it is -1.
+func receiveRun(socket int) (config proto.Config, input int, err error) {
+	kind, fields, files, err := receiveFiles(socket, make([]byte, proto.MaxSize))
+	if err != nil {
+		return config, -1, err
+	}
+	if kind != proto.Run || len(files) > 1 {
+		return config, -1, unix.EPROTO
+	}
+	input = -1
+	if len(files) == 1 {
+		input = files[0]
+	}
+	config, err = proto.ParseConfig(fields)
+	return config, input, err
+}
+
 // failed makes a Failure of a system call's error.
 func failed(act, path string, err error) *proto.Failure {
 	errno, ok := err.(unix.Errno)

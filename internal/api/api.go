@@ -116,7 +116,7 @@ func New(spec *Specification, o Options) http.Handler {
 		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
 		life: o.Life, patience: o.WriteTimeout, meter: o.Meter, auditor: o.Auditor, info: o.Info, version: spec.Version, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
 	}
-	return a.observe(pages(a.guard(health(a.life, a.meter, pendingPaths(head(a.route(spec.routes)))))))
+	return a.observe(pages(a.guard(health(a.life, a.meter, pendingPaths(a.upgrades(head(a.route(spec.routes))))))))
 }
 
 // route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts

@@ -93,6 +93,9 @@ func serveError(w http.ResponseWriter, r *http.Request, err error) {
 	answer := explain(r, err)
 	if e := exchangeOf(r); e != nil {
 		e.failure, e.problem = *answer.Message, answer.Type
+		if isUpgrade(r) {
+			e.failure = answer.Type // the message can quote the query, which can have secrets
+		}
 	}
 	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
 		slices.Sort(notAllowed.Allowed)
@@ -164,6 +167,7 @@ func sectionOf(status int) string {
 // thousand of them.
 const (
 	maxMessage = 4 << 10
+	maxUpgrade = 512 // likewise, of a refused upgrade: clients read no more than a KiB of that answer
 	maxFaults  = 3 << 10
 	cut        = " ... and more"
 )
@@ -177,7 +181,10 @@ func explain(r *http.Request, err error) *models.Error {
 	if err != nil {
 		message = faultsOf(err)
 	}
-	faults := listFaults(err, p)
+	faults, longest := listFaults(err, p), maxMessage
+	if isUpgrade(r) {
+		faults, longest = nil, maxUpgrade
+	}
 	if e := exchangeOf(r); e != nil && p.status == http.StatusUnprocessableEntity && len(e.ignored) > 0 {
 		message += "; ignored: " + strings.Join(e.ignored, ", ")
 		faults = append(faults, faultsAs(e.unknown, problemOf(errs.Unknown))...)
@@ -185,8 +192,8 @@ func explain(r *http.Request, err error) *models.Error {
 	switch {
 	case message == "":
 		message = strings.ToLower(http.StatusText(p.status))
-	case len(message) > maxMessage:
-		message = strings.ToValidUTF8(message[:maxMessage-len(cut)], "") + cut
+	case len(message) > longest:
+		message = strings.ToValidUTF8(message[:longest-len(cut)], "") + cut
 	}
 	answer := newError(p, message)
 	answer.Errors = bounded(faults)

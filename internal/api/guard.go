@@ -109,7 +109,7 @@ func (a Access) checkNames(r *http.Request) error {
 		return nil
 	}
 	names := namesOf(r)
-	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+	reads := (r.Method == http.MethodGet || r.Method == http.MethodHead) && !isUpgrade(r)
 	switch {
 	case overlap(names, a.ReadOnly) && !reads:
 		return forbidden(CauseReadOnly, "a client with the certificate of %.*q may only read (--read-only-client)", maxQuoted, names)

@@ -1,9 +1,11 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -131,7 +133,7 @@ func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
 	switch {
 	case status == http.StatusInternalServerError:
 		level = slog.LevelError
-	case r.Method == http.MethodGet || r.Method == http.MethodHead || status == statusClientGone || e.stranger: // the listener tells of strangers
+	case e.stranger, status == statusClientGone, !isUpgrade(r) && (r.Method == http.MethodGet || r.Method == http.MethodHead): // the listener tells of strangers
 		level = slog.LevelDebug
 	}
 	if !e.log.Enabled(r.Context(), level) {
@@ -170,6 +172,15 @@ func (w *statusWriter) Write(b []byte) (int, error) {
 		w.failed = err
 	}
 	return n, err
+}
+
+// Hijack implements http.Hijacker, for requests that are upgraded.
+func (w *statusWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil && w.status == 0 {
+		w.status = http.StatusSwitchingProtocols
+	}
+	return conn, buffered, err
 }
 
 // Unwrap is for http.ResponseController.

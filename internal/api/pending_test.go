@@ -18,7 +18,6 @@ func TestPendingIsUnsupported(t *testing.T) {
 		{"POST", "/attach", `{"kind":"http","http":{"urls":["http://127.0.0.1/a"]}}`, `"http"`},
 		{"POST", "/attach", `{"kind":"oci","oci":{"image":"registry.example/a:1"}}`, `"oci"`},
 		{"POST", "/container/rollback?name=web", "", "rollback_container"},
-		{"GET", "/container/exec", "", "GET /imageapi/v1/container/exec"},
 		{"GET", "/openapi.json", "", "openapi.json"},
 	}
 	for _, tt := range tests {

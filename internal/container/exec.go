@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,6 +33,12 @@ type command struct {
 	name           string        // of its group
 	group          *cgroup.Group // of what the command starts, in that of the container
 	stdout, stderr *stream
+	kept           [2]kept     // what they have carried, if that is kept
+	input          *input      // nil for none
+	cut            func()      // ends writes to the client; nil for none
+	hungUp         time.Time   // when the client was gone; under mu
+	killer         *time.Timer // kills it some time after; under mu
+	mu             sync.Mutex  // protects these
 	agent          *os.Process // imageapi-init, the command's parent, unless the supervisor has started it
 	control        *os.File    // the socket to it
 }
@@ -61,7 +67,7 @@ func (p *process) Exec(ctx context.Context, given driver.Command) (driver.Output
 		return driver.Output{}, fmt.Errorf("run command: %w", err)
 	}
 	// 3. Its life.
-	out, err := c.run(ctx, config, patience(given))
+	out, err := c.run(ctx, config, given)
 	// 4. Its end, behind the answer: what it left running may hold its pipes for long.
 	go c.retire()
 	if err != nil {
@@ -114,6 +120,11 @@ func (c *command) prepare(config *proto.Config) (err error) {
 			return err
 		}
 	}
+	if config.Input {
+		if c.input, err = newInput(config.TTY); err != nil {
+			return err
+		}
+	}
 	return c.spawn()
 }
 
@@ -140,7 +151,7 @@ func (c *command) spawn() error {
 	files[proto.ExecOutput], files[proto.ExecOutputEnd] = c.stdout.writer, c.stdout.reader
 	files[proto.ExecErrors], files[proto.ExecErrorsEnd] = c.stderr.writer, c.stderr.reader
 	if c.of.version >= proto.VersionLaunch {
-		err := d.opt.Gate.Do("command start", func() error { return c.of.sendFiles(proto.Encode(proto.Launch), files[proto.ExecProgram:]) })
+		err := d.opt.Gate.Do("command start", func() error { return sendFiles(c.of.control, proto.Encode(proto.Launch), files[proto.ExecProgram:]) })
 		if err != nil {
 			return fmt.Errorf("have imageapi-init started: %w", err)
 		}
@@ -160,27 +171,6 @@ func (c *command) spawn() error {
 		return fmt.Errorf("start imageapi-init: %w", err)
 	}
 	return nil
-}
-
-// sendFiles sends a message with descriptors to the supervisor; those that are nil are left out.
-func (p *process) sendFiles(message []byte, files []*os.File) error {
-	var fds []int
-	for _, f := range files {
-		if f != nil {
-			fds = append(fds, int(f.Fd()))
-		}
-	}
-	conn, err := p.control.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = conn.Write(func(fd uintptr) bool {
-		failed = unix.Sendmsg(int(fd), message, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		return failed != unix.EAGAIN
-	})
-	runtime.KeepAlive(files)
-	return errors.Join(err, os.NewSyscallError("sendmsg", failed))
 }
 
 // retire sees to the end of the command's parent. One that the supervisor has started ends at once, others when nobody is left who could
@@ -225,6 +215,7 @@ func (c *command) close() {
 	if c.control != nil {
 		c.control.Close()
 	}
+	c.input.close()
 	c.stdout.close()
 	c.stderr.close()
 	if c.first >= 0 {

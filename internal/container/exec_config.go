@@ -1,6 +1,7 @@
 package container
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,9 @@ const (
 )
 
 func patience(c driver.Command) time.Duration {
+	if c.Timeout == 0 && c.Attach != nil {
+		return math.MaxInt64
+	}
 	if c.Timeout == 0 {
 		return defaultPatience
 	}
@@ -36,6 +40,8 @@ func (p *process) commandConfig(c driver.Command) (proto.Config, error) {
 		Namespaces: p.config.Namespaces,
 		Drop:       p.config.Drop,
 		Rlimits:    p.config.Rlimits,
+		Input:      c.Input != nil || c.Interactive || c.TTY,
+		TTY:        c.TTY,
 	}
 	if c.User != "" {
 		config.User = c.User

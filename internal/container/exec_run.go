@@ -17,33 +17,101 @@ import (
 
 var errTimeUp = errors.New("its time is up")
 
+// hangUpTime is how long a command is given to end after SIGHUP, when its client is gone.
+const hangUpTime = 5 * time.Second
+
 // run gives the command to its parent and returns when it has ended. It is killed when its time is up, when ctx ends and when
 // the container does.
-func (c *command) run(ctx context.Context, config proto.Config, patience time.Duration) (driver.Output, error) {
-	limited, cancel := context.WithTimeoutCause(ctx, patience, errTimeUp)
+func (c *command) run(ctx context.Context, config proto.Config, given driver.Command) (driver.Output, error) {
+	limited, cancel := context.WithTimeoutCause(ctx, patience(given), errTimeUp)
 	defer cancel()
-	defer context.AfterFunc(limited, c.kill)()
+	end := c.kill
+	if given.Attach != nil {
+		end = c.hangUp
+	}
+	defer context.AfterFunc(limited, end)()
 	defer context.AfterFunc(c.of.over, c.kill)()
 	defer context.AfterFunc(c.of.driver.leaving, c.kill)()
-	if err := errors.Join(c.stdout.start(), c.stderr.start()); err != nil {
-		return driver.Output{}, err
-	}
-	var out driver.Output
-	_, err := c.control.Write(config.Message())
-	if err == nil {
-		out, err = c.hear()
-	}
-	if err != nil || out.Signal == int(unix.SIGKILL) {
+	defer c.input.close()
+	out, err := c.live(config, given)
+	if err != nil || out.Signal == int(unix.SIGKILL) || given.Attach != nil && ctx.Err() != nil {
 		err = c.whyKilled(ctx, limited, &out, err)
+	}
+	c.sweep()
+	if err == nil || c.cut != nil {
+		defer c.hurry()()
+		c.stdout.finish()
+		c.stderr.finish()
 	}
 	if err != nil {
 		return driver.Output{}, err
 	}
-	c.stdout.finish()
-	c.stderr.finish()
-	out.Stdout, out.Stderr = c.stdout.kept, c.stderr.kept
-	out.Truncated = c.stdout.more || c.stderr.more
+	out.Stdout, out.Stderr = c.kept[0].bytes, c.kept[1].bytes
+	out.Truncated = c.kept[0].more || c.kept[1].more
 	return out, nil
+}
+
+// live is the life of the command.
+func (c *command) live(config proto.Config, given driver.Command) (out driver.Output, err error) {
+	if err := errors.Join(c.stdout.open(), c.stderr.open(), c.begin(config)); err != nil {
+		return out, err
+	}
+	for {
+		kind, fields, err := receive(c.control)
+		if err != nil || kind != proto.Started {
+			return c.hear(kind, fields, err)
+		}
+		if err := c.connect(given); err != nil {
+			c.kill()
+			_, _ = c.hear(receive(c.control))
+			return out, err
+		}
+	}
+}
+
+// hurry has the client's time be short when the container is over, or the daemon leaves: neither waits for one that does not read.
+func (c *command) hurry() (stop func()) {
+	if c.cut == nil {
+		return func() {}
+	}
+	soon := func() { time.AfterFunc(dying, c.cut) }
+	over, leaving := context.AfterFunc(c.of.over, soon), context.AfterFunc(c.of.driver.leaving, c.cut)
+	return func() {
+		over()
+		leaving()
+	}
+}
+
+// hangUp tells the processes of the command that its client is gone, and kills it a little later.
+func (c *command) hangUp() {
+	c.mu.Lock()
+	c.hungUp = time.Now()
+	c.killer = time.AfterFunc(hangUpTime, c.kill)
+	c.mu.Unlock()
+	err := c.of.driver.opt.Gate.Do("command hang up", func() error {
+		_, err := c.control.Write(proto.Encode(proto.Hangup))
+		return err
+	})
+	if err != nil {
+		c.of.log.Debug("command hang-up failed", logkey.Container, c.of.id, logkey.Error, err)
+	}
+}
+
+// sweep ends what a command whose client is gone has left running: it was told to end, as the command was.
+func (c *command) sweep() {
+	c.mu.Lock()
+	since, killer := c.hungUp, c.killer
+	c.mu.Unlock()
+	if since.IsZero() {
+		return
+	}
+	killer.Stop()
+	limited, cancel := context.WithDeadline(c.of.driver.leaving, since.Add(hangUpTime))
+	defer cancel()
+	defer context.AfterFunc(c.of.over, cancel)()
+	if c.group.WaitEmpty(limited) != nil {
+		_ = c.group.Kill() // that it is gone is all that could be in the way
+	}
 }
 
 // whyKilled says why a command was killed, if we know: that says more than that it was, or that it was still being started then.
@@ -81,9 +149,8 @@ func (c *command) kill() {
 	_ = c.control.SetReadDeadline(time.Now().Add(dying))
 }
 
-// hear waits for the end of the command.
-func (c *command) hear() (out driver.Output, err error) {
-	kind, fields, err := receive(c.control)
+// hear makes of a message of the command's parent how the command ended.
+func (c *command) hear(kind proto.Kind, fields []string, err error) (out driver.Output, _ error) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return out, errs.New(errs.Deadline, "it was killed but does not end: it waits in the kernel, as for a server that does not answer")

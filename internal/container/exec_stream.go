@@ -1,24 +1,25 @@
 package container
 
 import (
+	"io"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxOutput is how many bytes are kept of each stream of a command.
+// maxOutput is how many bytes are kept of each stream of a command whose output is kept.
 const maxOutput = 1 << 20
 
-// stream is a pipe from a command. It keeps the beginning of what comes and throws the rest away.
+// stream carries what a command writes, by a pipe or a terminal.
 type stream struct {
 	writer *os.File // for the command
 	reader *os.File // for its parent; both are closed here by start
 
 	pipe *os.File      // what is read here, from start to finish
 	done chan struct{} // closed when nothing is read any more
-	kept []byte
-	more bool // has come than what is kept
+	to   io.Writer     // what takes it
+	fail error         // of to, which gets nothing more then
 }
 
 // newStream makes a pipe whose ends both block: a program does not expect anything else of its standard output.
@@ -30,8 +31,8 @@ func newStream() (*stream, error) {
 	return &stream{reader: os.NewFile(uintptr(ends[0]), "pipe"), writer: os.NewFile(uintptr(ends[1]), "pipe")}, nil
 }
 
-// start begins to read. The other processes have their descriptors by now.
-func (s *stream) start() error {
+// open keeps what is read here. The other processes have their descriptors by now.
+func (s *stream) open() error {
 	fd, err := unix.FcntlInt(s.reader.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("fcntl", err)
@@ -40,16 +41,22 @@ func (s *stream) start() error {
 		unix.Close(fd)
 		return os.NewSyscallError("fcntl", err)
 	}
-	s.pipe, s.done = os.NewFile(uintptr(fd), "pipe"), make(chan struct{})
+	s.pipe = os.NewFile(uintptr(fd), "pipe")
 	s.writer.Close()
 	s.reader.Close()
-	go s.read()
 	return nil
 }
 
+// start begins to read.
+func (s *stream) start(to io.Writer) {
+	s.to, s.done = to, make(chan struct{})
+	go s.read()
+}
+
+// read reads as fast as what takes it does: a command waits for its reader.
 func (s *stream) read() {
 	defer close(s.done)
-	for buf := make([]byte, 32<<10); ; {
+	for buf := make([]byte, chunk); ; {
 		n, err := s.pipe.Read(buf)
 		s.take(buf[:n])
 		if err != nil {
@@ -58,16 +65,21 @@ func (s *stream) read() {
 	}
 }
 
+// chunk is how many bytes are passed on at a time.
+const chunk = 32 << 10
+
 func (s *stream) take(b []byte) {
-	if room := maxOutput - len(s.kept); len(b) > room {
-		b, s.more = b[:room], true
+	if s.fail == nil && len(b) > 0 {
+		_, s.fail = s.to.Write(b)
 	}
-	s.kept = append(s.kept, b...)
 }
 
 // finish takes what has been written until now and then reads no more. It does not wait for the end of file: what the command
 // has left running may hold the pipe for ever, and write all the time.
 func (s *stream) finish() {
+	if s.done == nil {
+		return
+	}
 	_ = s.pipe.SetReadDeadline(time.Unix(1, 0))
 	<-s.done
 	defer s.pipe.Close()
@@ -76,8 +88,13 @@ func (s *stream) finish() {
 		return
 	}
 	_ = conn.Control(func(fd uintptr) {
+		// A terminal has its output in parts and tells of the first only: it is read until there is nothing, or far more than it can hold.
+		const most = 2 * maxOutput
 		left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ) // FIONREAD, by its other name
-		for buf := make([]byte, 32<<10); err == nil && left > 0; {
+		if isMaster(int(fd)) {
+			left = most
+		}
+		for buf := make([]byte, chunk); err == nil && left > 0; {
 			var n int
 			if n, err = unix.Read(int(fd), buf[:min(left, len(buf))]); n <= 0 {
 				return
@@ -99,5 +116,23 @@ func (s *stream) close() {
 		return
 	}
 	s.pipe.Close() // ends read
-	<-s.done
+	if s.done != nil {
+		<-s.done
+	}
+}
+
+// kept holds the beginning of what comes, and throws the rest away.
+type kept struct {
+	bytes []byte
+	more  bool // has come than that
+}
+
+// Write implements io.Writer.
+func (k *kept) Write(b []byte) (int, error) {
+	n := len(b)
+	if room := maxOutput - len(k.bytes); len(b) > room {
+		b, k.more = b[:room], true
+	}
+	k.bytes = append(k.bytes, b...)
+	return n, nil
 }

@@ -21,7 +21,7 @@ const cancelTimeout = 5 * time.Second
 // serve answers requests until ctx ends or a listener fails. Then it ends in this order:
 //
 //  1. no connection is accepted any more;
-//  2. running requests may end, within --graceful-timeout;
+//  2. running requests may end, within --graceful-timeout; a WebSocket is a request until its command ends;
 //  3. those that have not are cancelled, answered 503, and get a few seconds for that;
 //  4. all connections are closed.
 func serve(ctx context.Context, cfg Config, listeners []listener, handler http.Handler, log *slog.Logger) error {
@@ -29,7 +29,8 @@ func serve(ctx context.Context, cfg Config, listeners []listener, handler http.H
 	defer cancel(nil)
 	failed := make(chan error, len(listeners))
 	servers := make([]*http.Server, len(listeners))
-	var running sync.WaitGroup
+	var running, requests sync.WaitGroup
+	handler = counted(handler, &requests)
 	for i, l := range listeners {
 		servers[i] = newServer(base, cfg, l, handler, log)
 		running.Go(func() {
@@ -45,10 +46,10 @@ func serve(ctx context.Context, cfg Config, listeners []listener, handler http.H
 	case err = <-failed:
 	}
 	log.Info("shutting down", logkey.Reason, errors.Join(err, context.Cause(ctx)))
-	if !shutdown(servers, cfg.Limits.Graceful) {
+	if !shutdown(servers, &requests, cfg.Limits.Graceful) {
 		log.Warn("shutting down, cancelling unfinished requests", logkey.Timeout, cfg.Limits.Graceful)
 		cancel(api.ErrStopping)
-		shutdown(servers, cancelTimeout)
+		shutdown(servers, &requests, cancelTimeout)
 	}
 	for _, s := range servers {
 		_ = s.Close() // nothing is left to be told to anybody
@@ -75,8 +76,17 @@ func newServer(base context.Context, cfg Config, l listener, handler http.Handle
 	}
 }
 
+// counted counts the requests that handler serves. A server forgets those whose connection became a WebSocket.
+func counted(handler http.Handler, requests *sync.WaitGroup) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		defer requests.Done()
+		handler.ServeHTTP(w, r)
+	})
+}
+
 // shutdown stops accepting on all servers and tells whether their requests ended in time.
-func shutdown(servers []*http.Server, limit time.Duration) bool {
+func shutdown(servers []*http.Server, requests *sync.WaitGroup, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	errs := make([]error, len(servers))
@@ -85,5 +95,19 @@ func shutdown(servers []*http.Server, limit time.Duration) bool {
 		all.Go(func() { errs[i] = s.Shutdown(ctx) })
 	}
 	all.Wait()
-	return errors.Join(errs...) == nil
+	if errors.Join(errs...) != nil {
+		return false
+	}
+	// Only WebSockets are left: no server has another connection, so that no request can begin.
+	ended := make(chan struct{})
+	go func() {
+		requests.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }

@@ -29,8 +29,10 @@ func TestOldRootIsGone(t *testing.T) {
 		{"up", "cd /proc/1/root/../../..; cat mark; cd /proc/1/cwd/../../..; ls -d mark | wc -l", "of the image\n1\n"},
 		{"taken away", "umount / 2>/dev/null; umount -l /; cat /mark; ls /proc /dev | wc -l", "of the image\n3\n"}, // the names and an empty line
 	} {
-		if got := s.sh(t, made.ID, c.script); got != c.want {
-			t.Errorf("%s: %q", c.name, got)
+		for _, s.streams = range []bool{false, true} {
+			if got := s.sh(t, made.ID, c.script); got != c.want {
+				t.Errorf("%s: %q", c.name, got)
+			}
 		}
 	}
 }
@@ -90,6 +92,7 @@ func TestSupervisorIsOutOfReach(t *testing.T) {
 	}
 	for _, path := range []string{socket, s.Socket, s.RunDir, filepath.Join(s.RunDir, "journal.db")} {
 		for _, way := range []string{path, "/proc/1/root" + path, "/../../.." + path, "/proc/1/cwd/../.." + path} {
+			s.streams = !s.streams // both ways
 			if r := s.exec(t, made.ID, shell("ls -d "+way)); r.ExitCode == nil || *r.ExitCode == 0 {
 				t.Errorf("%s is there inside: %s", way, show(r))
 			}

@@ -94,7 +94,9 @@ func TestNothingIsInherited(t *testing.T) {
 			log, err := os.ReadFile(made.Logfile)
 			must(t, err)
 			r := s.exec(t, made.ID, shell("("+attributes+") 2>&1"))
-			for who, text := range map[string]string{"the first process": string(log), "a command": r.Stdout} {
+			s.streams = true
+			other := s.exec(t, made.ID, shell("("+attributes+") 2>&1"))
+			for who, text := range map[string]string{"the first process": string(log), "a command": r.Stdout, "one with streams": other.Stdout} {
 				for attribute, value := range want {
 					if got := attributeOf(text, attribute); !strings.HasPrefix(got+" ", value+" ") { // a limit has its unit behind it
 						t.Errorf("%s: %s %q, want %q", who, attribute, got, value)

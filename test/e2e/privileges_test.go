@@ -184,7 +184,9 @@ func TestKeysOfTheServer(t *testing.T) {
 	first, err := os.ReadFile(made.Logfile)
 	must(t, err)
 	r := s.exec(t, made.ID, shell("("+look+") 2>&1"))
-	for who, text := range map[string]string{"the first process": string(first), "a command": r.Stdout} {
+	s.streams = true
+	other := s.exec(t, made.ID, shell("("+look+") 2>&1"))
+	for who, text := range map[string]string{"the first process": string(first), "a command": r.Stdout, "one with streams": other.Stdout} {
 		if strings.Contains(text, secret) || !strings.Contains(text, "_ses") {
 			t.Errorf("%s finds:\n%s", who, text)
 		}

@@ -17,7 +17,8 @@ import (
 type node struct {
 	*harness.Daemon
 	*harness.Client
-	image string // a SquashFS image of busybox
+	image   string // a SquashFS image of busybox
+	streams bool   // commands run by a WebSocket, see eachWay
 }
 
 // newNode starts a server and proves after the test that the node's state is what it was when it had started.

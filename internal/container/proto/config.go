@@ -27,6 +27,8 @@ type Config struct {
 	LogName     string   // of the log's file, in the directory SupervisorLogs
 	LogSize     int64    // how much of it is kept at most, in bytes; at least MinLogSize
 	ExitName    string   // of the file there that tells how the container ended
+	Input       bool     // a descriptor comes with the message, to be standard input or to get a terminal's master
+	TTY         bool     // the command gets a terminal
 }
 
 // Trees returns how many trees of the node a container inherits as descriptors.
@@ -98,6 +100,12 @@ func (c Config) Message() []byte {
 	if c.HostDevices {
 		number("host", 1)
 	}
+	if c.Input {
+		number("input", 1)
+	}
+	if c.TTY {
+		number("tty", 1)
+	}
 	for _, b := range c.Binds {
 		text("bind", b.Target)
 		if b.File {
@@ -129,6 +137,7 @@ func ParseConfig(fields []string) (Config, error) {
 // numbers are the keys whose values are numbers.
 var numbers = [...]string{
 	"args", "env", "logsize", "namespaces", "systemd", "signal", "timeout", "drop", "resource", "soft", "hard", "mode", "rdev", "uid", "gid", "host", "file",
+	"input", "tty",
 }
 
 // set takes in one field and returns what is left of those after it.
@@ -194,6 +203,10 @@ func (c *Config) setNumber(key string, n uint64) error {
 		c.Rlimits[last].Soft = n
 	case key == "hard" && last >= 0:
 		c.Rlimits[last].Hard = n
+	case key == "input":
+		c.Input = n == 1
+	case key == "tty":
+		c.TTY = n == 1
 	case key == "host":
 		c.HostDevices = n == 1
 	case key == "file" && len(c.Binds) > 0:

@@ -13,6 +13,8 @@ package proto
 //	  |                             |<--------------------- Ready |
 //	  |                             |                             | execve
 //	  |                             |<-- end of file: it is done -|  the command runs
+//	  |<-- Started -----------------|
+//	  |-- Hangup ------------------>|  SIGHUP to all that it has started
 //	  |-- Stop -------------------->|  SIGKILL to all that it has started
 //	  |<-- Exited (Exit) -----------|
 //	  |-- Release ----------------->|  the daemon has read what it wrote
@@ -21,11 +23,17 @@ package proto
 // What the command has left running is then a child of the supervisor, which reads and throws away what that still writes. A program that the daemon
 // has started does so itself, and ends when nobody is left who could write.
 //
+// With Config.Input, Run comes with the descriptor that becomes standard input. With Config.TTY, that descriptor is a socket: the process
+// inside makes a terminal, sends Console with its master through the socket, and uses the terminal as its three standard streams.
+//
 // If it can't be started, Failed (Failure) comes instead of Exited. End of file without either means that the program died.
 // Without the daemon the command is killed.
 
-// Release is a message without fields.
-const Release Kind = 'L'
+// Release and Hangup are messages without fields.
+const (
+	Release Kind = 'L'
+	Hangup  Kind = 'G'
+)
 
 // ModeExec and ModeInside are what argument 1 of imageapi-init says it shall be.
 const (

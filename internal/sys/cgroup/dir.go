@@ -6,6 +6,7 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"os"
 	"slices"
@@ -141,8 +142,24 @@ func (d Dir) killAll() error {
 	}
 }
 
-// killOne asks match when the number can't become another's any more without this being seen.
+// HangUp sends SIGHUP to all processes of the group and those below it, and SIGCONT so that stopped ones see it.
+func (d Dir) HangUp() error {
+	pids, err := d.processes()
+	for _, pid := range pids {
+		for _, signal := range []unix.Signal{unix.SIGHUP, unix.SIGCONT} {
+			err = errors.Join(err, d.signalOne(pid, signal, func(int) bool { return true }))
+		}
+	}
+	return err
+}
+
+// killOne kills a process if match says so.
 func (d Dir) killOne(pid int, match func(pid int) bool) error {
+	return d.signalOne(pid, unix.SIGKILL, match)
+}
+
+// signalOne asks match when the number can't become another's any more without this being seen.
+func (d Dir) signalOne(pid int, signal unix.Signal, match func(pid int) bool) error {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err == unix.ESRCH {
 		return nil
@@ -155,7 +172,7 @@ func (d Dir) killOne(pid int, match func(pid int) bool) error {
 	if err != nil || !slices.Contains(listed, pid) || !match(pid) {
 		return err
 	}
-	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != unix.ESRCH {
+	if err := unix.PidfdSendSignal(pidfd, signal, nil, 0); err != unix.ESRCH {
 		return err
 	}
 	return nil

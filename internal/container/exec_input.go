@@ -1,0 +1,216 @@
+package container
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/driver"
+)
+
+// input is what goes to a command: a pipe to its standard input, or a socket by which the master of its terminal comes.
+type input struct {
+	ours, theirs *os.File
+	terminal     *os.File // the master
+}
+
+func newInput(tty bool) (*input, error) {
+	var ends [2]int
+	var err error
+	if tty {
+		ends, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		ends[0], ends[1] = ends[1], ends[0]
+	} else {
+		err = unix.Pipe2(ends[:], unix.O_CLOEXEC)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	if err := unix.SetNonblock(ends[1], true); err != nil { // our end only
+		unix.Close(ends[0])
+		unix.Close(ends[1])
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return &input{theirs: os.NewFile(uintptr(ends[0]), "input"), ours: os.NewFile(uintptr(ends[1]), "input")}, nil
+}
+
+// close ends all writes. It may be nil.
+func (in *input) close() {
+	if in == nil {
+		return
+	}
+	in.theirs.Close()
+	in.ours.Close()
+	if in.terminal != nil {
+		in.terminal.Close()
+	}
+}
+
+// begin gives the command to its parent.
+func (c *command) begin(config proto.Config) error {
+	if c.input == nil {
+		_, err := c.control.Write(config.Message())
+		return err
+	}
+	defer c.input.theirs.Close()
+	return c.of.driver.opt.Gate.Do("command input", func() error {
+		return sendFiles(c.control, config.Message(), []*os.File{c.input.theirs})
+	})
+}
+
+// connect connects the command, which runs by now, with what takes its output and gives its input.
+func (c *command) connect(given driver.Command) error {
+	if given.Attach == nil {
+		c.stdout.start(&c.kept[0])
+		c.stderr.start(&c.kept[1])
+		if c.input != nil {
+			go c.input.feed(given.Input)
+		}
+		return nil
+	}
+	var from driver.Input
+	switch {
+	case given.TTY:
+		if err := c.input.takeMaster(); err != nil {
+			return err
+		}
+		from.Resize = func(rows, columns uint16) error {
+			return c.of.driver.opt.Gate.Do("terminal resize", func() error { return c.input.resize(rows, columns) })
+		}
+		if given.Interactive {
+			from.Stdin = keyboard{c.input.terminal}
+		}
+	case given.Interactive:
+		from.Stdin = c.input.ours
+	}
+	to, err := given.Attach(from)
+	if err != nil {
+		return err
+	}
+	c.cut = to.Cut
+	if given.TTY {
+		c.stdout.close()
+		c.stdout = &stream{pipe: c.input.terminal, writer: c.input.theirs, reader: c.input.theirs}
+	}
+	c.stdout.start(to.Stdout)
+	c.stderr.start(to.Stderr)
+	return nil
+}
+
+// feed writes what the command is given, as far as it reads that.
+func (in *input) feed(b []byte) {
+	_, _ = io.Copy(in.ours, bytes.NewReader(b))
+	in.ours.Close()
+}
+
+// takeMaster receives the master of the command's terminal. It was sent before the command began. It comes out of the container: nothing
+// but a terminal is taken.
+func (in *input) takeMaster() error {
+	conn, err := in.ours.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fd int
+	var failed error
+	err = conn.Read(func(socket uintptr) bool {
+		fd, failed = receiveFile(int(socket))
+		return true
+	})
+	if err == nil {
+		err = failed
+	}
+	if err == nil && !isMaster(fd) {
+		unix.Close(fd)
+		err = unix.ENOTTY
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return fmt.Errorf("receive its terminal: %w", err)
+	}
+	in.terminal = os.NewFile(uintptr(fd), "terminal")
+	return nil
+}
+
+// receiveFile receives one descriptor.
+func receiveFile(socket int) (int, error) {
+	buf, control := make([]byte, 16), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(socket, buf, control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+	if err != nil {
+		return -1, os.NewSyscallError("recvmsg", err)
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:n])
+	if err != nil || len(messages) != 1 {
+		return -1, unix.EPROTO
+	}
+	files, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(files) != 1 {
+		return -1, unix.EPROTO
+	}
+	return files[0], nil
+}
+
+// isMaster tells whether a descriptor is that of a terminal's master.
+func isMaster(fd int) bool {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(5, 2) {
+		return false
+	}
+	_, err := unix.IoctlGetUint32(fd, unix.TIOCGPTN)
+	return err == nil
+}
+
+func (in *input) resize(rows, columns uint16) error {
+	conn, err := in.terminal.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = conn.Control(func(fd uintptr) {
+		failed = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns})
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
+// keyboard writes to a terminal. Its end is the character that means it: a terminal has no half that could be closed.
+type keyboard struct{ *os.File }
+
+// Close implements io.Closer.
+func (k keyboard) Close() error {
+	const endOfTransmission = 4
+	_, err := k.Write([]byte{endOfTransmission})
+	return err
+}
+
+// sendFiles sends a message with descriptors; those that are nil are left out.
+func sendFiles(socket *os.File, message []byte, files []*os.File) error {
+	var fds []int
+	for _, f := range files {
+		if f != nil {
+			fds = append(fds, int(f.Fd()))
+		}
+	}
+	conn, err := socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = conn.Write(func(fd uintptr) bool {
+		failed = unix.Sendmsg(int(fd), message, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		return failed != unix.EAGAIN
+	})
+	runtime.KeepAlive(files)
+	if err == nil {
+		err = os.NewSyscallError("sendmsg", failed)
+	}
+	return err
+}
