@@ -12,13 +12,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 # In the initrd: what leads to the root image, and what a node needs that has nothing but its initrd.
 early=(virtio_pci virtio_blk virtio_console virtio_net 9pnet_virtio 9p crc32c-intel
 	loop overlay squashfs erofs ext4 xfs btrfs
-	nfs nfsv3 nfsv4 iscsi_tcp sd_mod rbd)
+	nfs nfsv3 nfsv4 iscsi_tcp sd_mod rbd nbd)
 packages=(
 	squashfs-tools erofs-utils e2fsprogs xfsprogs btrfs-progs busybox-static fdisk util-linux curl jq kmod procps
 	iproute2 nftables strace dmsetup cryptsetup-bin
 	nfs-kernel-server nfs-common rpcbind
 	open-iscsi
 	ceph-mon ceph-osd ceph-common
+	nginx-light fio
 	systemd
 )
 # What no guest has: these are two thirds of all modules.

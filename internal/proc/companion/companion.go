@@ -44,7 +44,7 @@ func Begin(name string) (*Companion, wire.Message, error) {
 	if err != nil {
 		return nil, wire.Message{}, err
 	}
-	c.hello()
+	c.hello(keeper.ControlFD)
 	go c.listen()
 	return c, run, nil
 }
@@ -82,10 +82,11 @@ func (c *Companion) send(m wire.Message) {
 	}
 }
 
-// hello greets the present daemon; what is known is said, too.
-func (c *Companion) hello() {
+// hello begins with a daemon. Hello is the first message that it gets, the latest state follows.
+func (c *Companion) hello(socket int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.socket = socket
 	_ = unix.SetNonblock(c.socket, false)
 	_ = unix.SetsockoptTimeval(c.socket, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1}) // a stopped daemon holds up nothing
 	c.send(wire.Message{Kind: keeper.Hello, Fields: []string{strconv.Itoa(keeper.Version)}, Files: []int{c.pidfd}})
@@ -132,10 +133,7 @@ func (c *Companion) next() bool {
 			unix.Close(socket)
 			continue
 		}
-		c.mu.Lock()
-		c.socket = socket
-		c.mu.Unlock()
-		c.hello()
+		c.hello(socket)
 		return true
 	}
 }

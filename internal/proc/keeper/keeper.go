@@ -42,6 +42,7 @@ type Spec struct {
 	Env     []string
 	Files   []*os.File // from FirstFD on
 	Run     []string   // the fields of the configuration
+	Flags   uintptr    // further flags of clone(2), such as CLONE_NEWNS
 }
 
 // Start starts a keeper and sends its configuration. The caller then receives Ready or Failed. If Start fails nothing is left.
@@ -80,7 +81,7 @@ func (r *Registry) Start(spec Spec) (_ *Keeper, err error) {
 
 func (r *Registry) spawn(k *Keeper, spec Spec, files []*os.File) error {
 	return r.Gate.Do("keeper start", func() error {
-		attr := &os.ProcAttr{Env: spec.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &k.pidfd}}
+		attr := &os.ProcAttr{Env: spec.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &k.pidfd, Cloneflags: spec.Flags}}
 		if r.Cgroup != nil {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(r.Cgroup.Fd())
 		}

@@ -77,7 +77,6 @@ func (k Kernel) Load(ctx context.Context) error {
 	if !errors.Is(err, errNoFamily) {
 		return err
 	}
-	// No device is made at load time: the kernel makes each when it is connected.
 	return module.Load(ctx, k.Gate, "nbd")
 }
 

@@ -36,13 +36,14 @@ const (
 	errInvalid    = 22 // EINVAL
 )
 
-// Longest is how much one request of the kernel asks for at most, in bytes; nbd.ko splits larger ones (queue/max_sectors_kb).
-const Longest = 4 << 20
+// Longest is how much one request of the kernel asks for at most, in bytes: max_hw_sectors_kb of nbd.ko. Unless root raises max_sectors_kb of
+// the device, its requests are far shorter.
+const Longest = 32 << 20
 
 // Limits bounds what the requests of one device use.
 type Limits struct {
 	Requests int   // under way at a time; more wait in the socket
-	Bytes    int64 // in their answers; at least Longest
+	Bytes    int64 // in their answers; a single longer request waits for all others, and then exceeds it
 }
 
 // Serve answers the requests that come over a socket until that ends, the kernel disconnects, or ctx is over. A request that the kernel
@@ -50,7 +51,7 @@ type Limits struct {
 // any more; its error is nil if the kernel ended it.
 func Serve(ctx context.Context, socket io.ReadWriteCloser, content Reader, limits Limits) error {
 	ctx, cancel := context.WithCancel(ctx)
-	c := &conn{socket: socket, content: content, places: make(chan struct{}, limits.Requests), memory: newBudget(max(limits.Bytes, Longest))}
+	c := &conn{socket: socket, content: content, places: make(chan struct{}, limits.Requests), memory: newBudget(limits.Bytes)}
 	stop := context.AfterFunc(ctx, func() { socket.Close() })
 	err := c.loop(ctx)
 	stop()
@@ -137,14 +138,18 @@ func (c *conn) read(ctx context.Context, r request) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if !c.memory.take(ctx, int64(r.length)) {
+	share := min(int64(r.length), c.memory.all)
+	if !c.memory.take(ctx, share) {
 		<-c.places
 		return context.Cause(ctx)
 	}
 	c.tasks.Go(func() {
-		defer func() { c.memory.give(int64(r.length)); <-c.places }()
+		defer func() { c.memory.give(share); <-c.places }()
 		data := make([]byte, replySize+int(r.length))
 		if err := c.content.ReadAt(ctx, data[replySize:], int64(r.offset)); err != nil {
+			if ctx.Err() != nil {
+				return // nothing is wrong with the content: the kernel asks again over another socket
+			}
 			_ = c.reply(r, errIO, nil) // a socket that fails here ends the loop, too
 			return
 		}
@@ -169,13 +174,14 @@ func (c *conn) reply(r request, code uint32, data []byte) error {
 
 // budget is an amount of memory that requests share.
 type budget struct {
+	all  int64
 	mu   sync.Mutex
 	free int64
 	more *sync.Cond
 }
 
 func newBudget(n int64) *budget {
-	b := &budget{free: n}
+	b := &budget{all: n, free: n}
 	b.more = sync.NewCond(&b.mu)
 	return b
 }

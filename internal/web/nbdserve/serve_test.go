@@ -184,3 +184,22 @@ func FuzzRequests(f *testing.F) {
 		<-done
 	})
 }
+
+// A keeper that ends must not fail the kernel's requests: they are sent again over another socket.
+func TestNoErrorForTheKernelAtTheEnd(t *testing.T) {
+	t.Parallel()
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		ours, theirs := net.Pipe()
+		k := &kernel{ours, t, make(chan error, 1)}
+		go func() { k.done <- nbdserve.Serve(ctx, theirs, &content{hold: make(chan struct{})}, nbdserve.Limits{Requests: 8, Bytes: 1 << 20}) }()
+		for n := range uint64(4) {
+			k.ask(0, n, 0, 4096)
+		}
+		cancel()
+		if n, _ := ours.Read(make([]byte, 16)); n != 0 {
+			t.Fatal("a request got a reply")
+		}
+		<-k.done
+	}
+}

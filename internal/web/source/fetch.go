@@ -42,6 +42,9 @@ func (s *Source) probe(ctx context.Context, server *server, p []byte) (a answer,
 	if server.etag != "" && a.etag != server.etag {
 		return a, &Changed{server.shown, fmt.Sprintf("its entity tag is %s, not %s", orNone(a.etag), server.etag)}
 	}
+	if server.etag == "" && server.modified != "" && a.modified != server.modified {
+		return a, &Changed{server.shown, fmt.Sprintf("it was modified at %q, not at %q", a.modified, server.modified)}
+	}
 	server.etag, server.modified = a.etag, a.modified
 	return a, nil
 }

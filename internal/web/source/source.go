@@ -68,6 +68,15 @@ func Open(ctx context.Context, config Config) (*Source, error) {
 	return nil, errors.Join(failures...)
 }
 
+// Resume returns a Source of the object that an earlier process identified: Config.Expect is complete. It connects to no server, so that it
+// works while none responds. Each server is identified before the first byte of it is used.
+func Resume(config Config) (*Source, error) {
+	if config.Expect.Sample == "" {
+		return nil, errors.New("resume reads: the identity of the object is incomplete")
+	}
+	return newSource(config)
+}
+
 func newSource(config Config) (*Source, error) {
 	if config.Connections == 0 {
 		config.Connections = 4
@@ -83,8 +92,8 @@ func newSource(config Config) (*Source, error) {
 		}
 		s.servers = append(s.servers, &server{url: u, shown: Shown(u), turn: make(chan struct{}, 1)})
 	}
-	if at := config.Expect.URL; config.Expect.ETag != "" && at < len(s.servers) {
-		s.servers[at].etag, s.best = config.Expect.ETag, at
+	if at := config.Expect.URL; at < len(s.servers) {
+		s.servers[at].etag, s.servers[at].modified, s.best = config.Expect.ETag, config.Expect.Modified, at
 	}
 	s.client = &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // fetch follows them

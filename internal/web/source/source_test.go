@@ -481,3 +481,57 @@ func FuzzContentRange(f *testing.F) {
 		}
 	})
 }
+
+// A server without entity tags exchanges the middle of the object while no process reads it: the date is all that differs.
+func TestExpectedDate(t *testing.T) {
+	t.Parallel()
+	w := newSite(t, random(1<<20))
+	w.etag = ""
+	id := open(t, urls(w)).Identity()
+	w.object = append([]byte(nil), w.object...)
+	w.object[512<<10]++
+	w.set(func(rw http.ResponseWriter, r *http.Request) {
+		http.ServeContent(rw, r, "object", time.Unix(2e9, 0), bytes.NewReader(w.object))
+	})
+	c := urls(w)
+	c.Expect = id
+	if _, err := source.Open(t.Context(), c.Hurry()); !isChanged(err) {
+		t.Errorf("another object of another date: %v", err)
+	}
+}
+
+func isChanged(err error) bool {
+	_, ok := errors.AsType[*source.Changed](err)
+	return ok
+}
+
+// A later process goes on with the object although the server is not there, and waits for it.
+func TestResume(t *testing.T) {
+	t.Parallel()
+	object := random(1 << 20)
+	w := newSite(t, object)
+	id := open(t, urls(w)).Identity()
+	w.set(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusServiceUnavailable) })
+	c := urls(w).Hurry()
+	c.Expect = id
+	waiting := make(chan string, 100)
+	c.Waiting = func(reason string) { waiting <- reason }
+	s, err := source.Resume(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	done := make(chan struct{})
+	go func() { defer close(done); reads(t, s, object, 1000, 100_000) }()
+	if reason := <-waiting; !strings.Contains(reason, "503") || strings.Contains(reason, "canary") {
+		t.Errorf("waits for %q", reason)
+	}
+	w.set(w.serve)
+	<-done
+	if s.Identity() != id {
+		t.Errorf("the identity is %+v, not %+v", s.Identity(), id)
+	}
+	if _, err := source.Resume(urls(w)); err == nil {
+		t.Error("resumed an object without identity")
+	}
+}
