@@ -9,6 +9,7 @@ MAKEFLAGS   += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 INIT    := internal/container/initbin/imageapi-init
+KEEPER  := internal/driver/attach/web/keeperbin/imageapi-keeper
 STATIC  := CGO_ENABLED=0 go build -trimpath
 TOOLS   := bin/tools
 
@@ -53,8 +54,9 @@ vulncheck: init tools ## look for known vulnerabilities in what is called; says 
 	@build/vulncheck.sh
 
 .PHONY: init
-init: # what the server embeds: the program beside and inside containers, and the reference of the API
+init: # what the server embeds: the programs beside and inside containers and beside devices, and the reference of the API
 	@$(STATIC) -ldflags '-s -w' -o $(INIT) ./cmd/imageapi-init
+	@$(STATIC) -ldflags '-s -w' -o $(KEEPER) ./cmd/imageapi-keeper
 	@gzip -9 -n -c docs/api/index.html >docs/api/index.html.gz
 
 .PHONY: tools

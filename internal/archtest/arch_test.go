@@ -30,6 +30,7 @@ var layers = map[string][]string{
 
 	"cmd/imageapi":        {"internal/cli"},
 	"cmd/imageapi-init":   {"internal/container/executable", "internal/container/proto", "internal/sys/"},
+	"cmd/imageapi-keeper": {"internal/web/keep"},
 	"cmd/imageapi-server": {"internal/daemon", "internal/logkey", "internal/version"},
 
 	"internal/cli":        {"client", "client/", "internal/printable", "internal/version", "models"},
@@ -43,7 +44,7 @@ var layers = map[string][]string{
 	"internal/sys/":       {"internal/errs", "internal/logkey", "internal/mounttable", "internal/sys/", "internal/waits"},
 
 	"internal/driver":         {"internal/errs", "internal/mounttable", "internal/sys/extent", "models"},
-	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/logkey", "internal/mounttable", "internal/sys/", "internal/waits", "internal/web/", "models"},
+	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/logkey", "internal/mounttable", "internal/proc/", "internal/sys/", "internal/waits", "internal/web/", "models"},
 	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/sys/"},
 
 	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/logkey", "internal/mounttable", "internal/sys/", "models"},
@@ -55,6 +56,7 @@ var layers = map[string][]string{
 	"internal/state/":                 {"internal/logkey", "internal/state/"},
 	"internal/proc/":                  {"internal/errs", "internal/proc/", "internal/sys/"},
 	"internal/web/":                   {"internal/errs", "internal/sys/gate", "internal/web/"},
+	"internal/web/keep":               {"internal/proc/", "internal/web/"},
 	"docs/api":                        {},
 	"internal/api":                    {"docs/api", "internal/driver", "internal/errs", "internal/logkey", "internal/printable", "internal/slots", "internal/state", "models", "restapi", "restapi/"},
 	"internal/daemon":                 {"internal/", "models", "restapi"},

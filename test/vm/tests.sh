@@ -32,7 +32,7 @@ run=$(mktemp -d "$tree/bin/vm/run.XXXXXX") # below the tree, which the guest see
 trap 'rm -rf "$run"' EXIT
 cp "$server" "$run/imageapi-server"
 cp bin/imageapi "$run/imageapi"
-cp internal/container/initbin/imageapi-init "$run/"
+cp internal/container/initbin/imageapi-init internal/driver/attach/web/keeperbin/imageapi-keeper "$run/"
 cp "$(internal/testkit/debian.sh bookworm)" "$run/"
 go build -o "$run/test2json" cmd/test2json
 
@@ -49,8 +49,8 @@ compile() { # PACKAGE RUN SKIP: and print the guest's command for it
 }
 {
 	printf 'run=%q limit=%q failed=0\n' "$run" "$limit"
-	printf 'export IMAGEAPI_SERVER=%q IMAGEAPI_INIT=%q IMAGEAPI_DEBIAN=%q IMAGEAPI_TEST_FULL=%q\n' \
-		"$run/imageapi-server" "$run/imageapi-init" "$run" "${IMAGEAPI_TEST_FULL:-}"
+	printf 'export IMAGEAPI_SERVER=%q IMAGEAPI_INIT=%q IMAGEAPI_KEEPER=%q IMAGEAPI_DEBIAN=%q IMAGEAPI_TEST_FULL=%q\n' \
+		"$run/imageapi-server" "$run/imageapi-init" "$run/imageapi-keeper" "$run" "${IMAGEAPI_TEST_FULL:-}"
 	printf '. %q\n' "$tree/test/vm/guest/suite"
 	for package; do
 		case $package in

@@ -213,6 +213,9 @@ type Keeper struct {
 	closing sync.Once
 }
 
+// PIDFD returns the descriptor of the process, or -1 if it has not introduced itself. It belongs to the Keeper.
+func (k *Keeper) PIDFD() int { return k.pidfd }
+
 // Name returns the keeper's name.
 func (k *Keeper) Name() string { return k.name }
 

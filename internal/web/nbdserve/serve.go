@@ -43,7 +43,7 @@ const Longest = 32 << 20
 // Limits bounds what the requests of one device use.
 type Limits struct {
 	Requests int   // under way at a time; more wait in the socket
-	Bytes    int64 // in their answers; a single longer request waits for all others, and then exceeds it
+	Bytes    int64 // in their answers, 0 for any; a longer request waits for all others and then exceeds it
 }
 
 // Serve answers the requests that come over a socket until that ends, the kernel disconnects, or ctx is over. A request that the kernel

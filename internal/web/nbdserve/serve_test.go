@@ -122,7 +122,7 @@ func TestRefusals(t *testing.T) {
 		want    uint32
 	}{
 		{0, 4096, 4096, 0, 5},    // a read that fails
-		{0, 0, 5 << 20, 0, 22},   // longer than allowed
+		{0, 0, 33 << 20, 0, 22},  // longer than allowed
 		{0, 1 << 63, 512, 0, 22}, // beyond all devices
 		{1, 0, 4096, 4096, 1},    // write
 		{4, 0, 4096, 0, 1},       // trim
@@ -192,7 +192,9 @@ func TestNoErrorForTheKernelAtTheEnd(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ours, theirs := net.Pipe()
 		k := &kernel{ours, t, make(chan error, 1)}
-		go func() { k.done <- nbdserve.Serve(ctx, theirs, &content{hold: make(chan struct{})}, nbdserve.Limits{Requests: 8, Bytes: 1 << 20}) }()
+		go func() {
+			k.done <- nbdserve.Serve(ctx, theirs, &content{hold: make(chan struct{})}, nbdserve.Limits{Requests: 8, Bytes: 1 << 20})
+		}()
 		for n := range uint64(4) {
 			k.ask(0, n, 0, 4096)
 		}

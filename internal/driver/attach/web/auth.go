@@ -2,82 +2,56 @@ package web
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"io"
-	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/web/access"
 	"github.com/kraken-hpc/imageapi/internal/web/source"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // secrets are the parts of a definition that are written nowhere. They are needed until the image is there.
 type secrets struct {
-	urls []string // with their queries, which may be signatures
-	auth *models.RemoteAuth
+	URLs []string           `json:"urls"` // with their queries, which may be signatures
+	Auth *models.RemoteAuth `json:"auth,omitempty"`
 }
 
-// sourceConfig is how to reach the image.
-func (u *unit) sourceConfig(ctx context.Context) (source.Config, error) {
-	c := source.Config{
-		URLs: u.secrets.urls, Header: http.Header{}, Connections: int(u.Connections), RetryTimeout: time.Duration(u.RetryTimeout) * time.Second,
-	}
-	for name, text := range u.Headers {
-		c.Header.Set(name, text)
+// access reads the files of the definition and returns how to reach the image.
+func (u *unit) access(ctx context.Context) (access.Access, error) {
+	a := access.Access{
+		URLs: u.secrets.URLs, Header: u.Headers, Proxy: u.Proxy, Connections: int(u.Connections), RetryTimeout: time.Duration(u.RetryTimeout) * time.Second,
 	}
 	var err error
-	if u.Proxy != "" {
-		if c.Proxy, err = url.Parse(u.Proxy); err != nil {
-			return c, errs.New(errs.Invalid, "proxy is not a URL")
+	for _, f := range []struct {
+		field, path string
+		content     *[]byte
+	}{{"ca_file", u.CAFile, &a.CA}, {"client_certificate_file", u.CertificateFile, &a.Certificate}, {"client_key_file", u.KeyFile, &a.Key}} {
+		if f.path == "" {
+			continue
+		}
+		if *f.content, err = u.driver.readFile(ctx, f.path); err != nil {
+			return a, errs.New(errs.Invalid, "read http.%s: %w", f.field, err)
 		}
 	}
-	if c.TLS, err = u.tlsConfig(ctx); err != nil {
-		return c, err
-	}
-	c.Authorize, err = u.driver.authorizer(ctx, u.secrets.auth)
-	return c, err
+	a.Credentials, err = u.driver.credentials(ctx, u.secrets.Auth)
+	return a, err
 }
 
-// tlsConfig reads the certificates of the definition.
-func (u *unit) tlsConfig(ctx context.Context) (*tls.Config, error) {
-	if u.CAFile == "" && u.CertificateFile == "" {
-		return nil, nil
+// sourceConfig is access in the form in which this process uses it.
+func (u *unit) sourceConfig(ctx context.Context) (source.Config, error) {
+	a, err := u.access(ctx)
+	if err != nil {
+		return source.Config{}, err
 	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if u.CAFile != "" {
-		pem, err := u.driver.readFile(ctx, u.CAFile)
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "read http.ca_file: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errs.New(errs.Invalid, "read http.ca_file %s: no certificate in PEM form", u.CAFile)
-		}
-	}
-	if u.CertificateFile != "" {
-		certificate, err := u.driver.readFile(ctx, u.CertificateFile)
-		var key []byte
-		if err == nil {
-			key, err = u.driver.readFile(ctx, u.KeyFile)
-		}
-		var pair tls.Certificate
-		if err == nil {
-			pair, err = tls.X509KeyPair(certificate, key)
-		}
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "read http.client_certificate_file and http.client_key_file: %w", err)
-		}
-		c.Certificates = []tls.Certificate{pair}
+	c, err := a.Source()
+	if err != nil {
+		return c, errs.New(errs.Invalid, "%w", err)
 	}
 	return c, nil
 }
@@ -121,8 +95,8 @@ func (d *Driver) secret(ctx context.Context, given *string, file string) (string
 	return secretfile.Read(ctx, d.secrets, file)
 }
 
-// authorizer makes the credentials of a definition; nil if it has none.
-func (d *Driver) authorizer(ctx context.Context, a *models.RemoteAuth) (source.Authorizer, error) {
+// credentials reads the credentials of a definition; nil if it has none.
+func (d *Driver) credentials(ctx context.Context, a *models.RemoteAuth) (*access.Credentials, error) {
 	switch {
 	case a == nil:
 		return nil, nil
@@ -136,53 +110,15 @@ func (d *Driver) authorizer(ctx context.Context, a *models.RemoteAuth) (source.A
 		if region == "" {
 			region = "us-east-1"
 		}
-		return &signature{key: aws.Credentials{AccessKeyID: value(a.S3.AccessKey, ""), SecretAccessKey: key, SessionToken: token}, region: region}, err
+		return &access.Credentials{S3: &access.S3{AccessKey: value(a.S3.AccessKey, ""), SecretKey: key, SessionToken: token, Region: region}}, err
 	case a.User != "":
 		password, err := d.secret(ctx, a.Password, a.PasswordFile)
-		return fixed(func(r *http.Request) { r.SetBasicAuth(a.User, password) }), err
+		return &access.Credentials{User: a.User, Password: password}, err
 	default:
 		token, err := d.secret(ctx, a.Bearer, a.BearerFile)
-		return fixed(func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) }), err
+		return &access.Credentials{Bearer: token}, err
 	}
 }
-
-// fixed are credentials that are the same in each request.
-type fixed func(r *http.Request)
-
-// Authorize implements source.Authorizer.
-func (f fixed) Authorize(r *http.Request) error {
-	f(r)
-	return nil
-}
-
-// Refused implements source.Authorizer: others are not to be had.
-func (fixed) Refused(*http.Response) bool { return false }
-
-// signature signs each request for an object store (AWS Signature Version 4).
-type signature struct {
-	key    aws.Credentials
-	region string
-
-	mu     sync.Mutex // protects what follows
-	signer *v4.Signer
-}
-
-// noBody is the SHA-256 of nothing.
-const noBody = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-// Authorize implements source.Authorizer.
-func (s *signature) Authorize(r *http.Request) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.signer == nil {
-		s.signer = v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
-	}
-	r.Header.Set("X-Amz-Content-Sha256", noBody)
-	return s.signer.SignHTTP(r.Context(), s.key, r, noBody, "s3", s.region, time.Now())
-}
-
-// Refused implements source.Authorizer.
-func (*signature) Refused(*http.Response) bool { return false }
 
 // title is the server's part of a URL, for messages.
 func title(shown string) string {

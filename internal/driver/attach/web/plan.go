@@ -104,7 +104,7 @@ func (u *unit) check(faults *errs.Faults) {
 	if p, err := url.Parse(u.Proxy); u.Proxy != "" && (err != nil || p.Scheme != "http" && p.Scheme != "https" || p.Host == "" || p.User != nil) {
 		faults.Add("http.proxy", "must be a URL that begins with http:// or https://, without a user")
 	}
-	checkAuth(u.secrets.auth, faults)
+	checkAuth(u.secrets.Auth, faults)
 }
 
 // checkAuth notes the faults of credentials.

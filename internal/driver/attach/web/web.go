@@ -71,7 +71,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		driver: d, Mark: rand.Text(), URLs: addresses(h.Urls, &own), Mode: value(h.Mode, models.AttachHTTPModeAuto),
 		Size: h.Size, Digest: h.Digest, ETag: h.Etag, CAFile: h.CaFile, CertificateFile: h.ClientCertificateFile, KeyFile: h.ClientKeyFile,
 		Proxy: h.Proxy, RetryTimeout: h.RetryTimeout, Connections: value(h.Connections, 4), ReadAhead: h.ReadAhead,
-		Headers: h.Headers, Auth: withoutSecrets(h.Auth), secrets: secrets{urls: h.Urls, auth: h.Auth},
+		Headers: h.Headers, Auth: withoutSecrets(h.Auth), secrets: secrets{URLs: h.Urls, Auth: h.Auth},
 	}
 	checkHeaders(h.Headers, &own)
 	u.check(&own)
