@@ -75,7 +75,8 @@ var ungated = map[string]string{
 // isBeside tells whether a function is part of the programs beside and inside containers and beside devices, where a gate can't be: a
 // crash test kills them from the outside.
 func isBeside(name string) bool {
-	return strings.Contains(name, "cmd/imageapi-init.") || strings.Contains(name, "internal/web/keep.")
+	return strings.Contains(name, "cmd/imageapi-init.") ||
+		strings.Contains(name, "internal/web/keep.") || strings.Contains(name, "internal/proc/companion.")
 }
 
 // TestEveryActPassesAGate: what no gate sees no test can fail or die at.
