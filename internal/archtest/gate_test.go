@@ -70,6 +70,9 @@ var ungated = map[string]string{
 	"(*internal/container.command).retire": "kills what brought a command in",
 	"(*internal/sys/helper.Runner).spawn":  "kills a helper",
 	"(*internal/sys/helper.process).kill":  "kills a helper",
+	"(*internal/proc/keeper.Keeper).Kill":  "kills a keeper",
+
+	"internal/proc/wire.Send": "sends a message to a process of ours",
 }
 
 // isBeside tells whether a function is part of the programs beside and inside containers and beside devices, where a gate can't be: a
