@@ -18,11 +18,11 @@ import (
 // swagger:model plan_step
 type PlanStep struct {
 
-	// `use`: the server uses the object with this `id`. `up`: it creates an object. `start`: it starts the
-	// container.
+	// `use`: the server uses the object with this `id`. `up`: it creates an object. `stop`: it stops the container that is
+	// replaced. `start`: it starts the container.
 	//
 	// Required: true
-	// Enum: ["use","up","start"]
+	// Enum: ["use","up","stop","start"]
 	Act *string `json:"act"`
 
 	// The class of the object.
@@ -79,7 +79,7 @@ var planStepTypeActPropEnum []any
 
 func init() {
 	var res []string
-	if err := json.Unmarshal([]byte(`["use","up","start"]`), &res); err != nil {
+	if err := json.Unmarshal([]byte(`["use","up","stop","start"]`), &res); err != nil {
 		panic(err)
 	}
 	for _, v := range res {
@@ -94,6 +94,9 @@ const (
 
 	// PlanStepActUp captures enum value "up"
 	PlanStepActUp string = "up"
+
+	// PlanStepActStop captures enum value "stop"
+	PlanStepActStop string = "stop"
 
 	// PlanStepActStart captures enum value "start"
 	PlanStepActStart string = "start"

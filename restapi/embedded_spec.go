@@ -4893,11 +4893,12 @@ func init() {
       ],
       "properties": {
         "act": {
-          "description": "` + "`" + `use` + "`" + `: the server uses the object with this ` + "`" + `id` + "`" + `. ` + "`" + `up` + "`" + `: it creates an object. ` + "`" + `start` + "`" + `: it starts the\ncontainer.\n",
+          "description": "` + "`" + `use` + "`" + `: the server uses the object with this ` + "`" + `id` + "`" + `. ` + "`" + `up` + "`" + `: it creates an object. ` + "`" + `stop` + "`" + `: it stops the container that is\nreplaced. ` + "`" + `start` + "`" + `: it starts the container.\n",
           "type": "string",
           "enum": [
             "use",
             "up",
+            "stop",
             "start"
           ]
         },
@@ -10189,11 +10190,12 @@ func init() {
       ],
       "properties": {
         "act": {
-          "description": "` + "`" + `use` + "`" + `: the server uses the object with this ` + "`" + `id` + "`" + `. ` + "`" + `up` + "`" + `: it creates an object. ` + "`" + `start` + "`" + `: it starts the\ncontainer.\n",
+          "description": "` + "`" + `use` + "`" + `: the server uses the object with this ` + "`" + `id` + "`" + `. ` + "`" + `up` + "`" + `: it creates an object. ` + "`" + `stop` + "`" + `: it stops the container that is\nreplaced. ` + "`" + `start` + "`" + `: it starts the container.\n",
           "type": "string",
           "enum": [
             "use",
             "up",
+            "stop",
             "start"
           ]
         },

@@ -39,6 +39,11 @@ func (a *api) foresee(r *http.Request, def driver.Object) (planned, error) {
 	if err != nil {
 		return planned{}, err
 	}
+	return planned{planOf(r, steps)}, nil
+}
+
+// planOf writes out the steps of a dry run.
+func planOf(r *http.Request, steps []state.Step) *models.Plan {
 	answer := &models.Plan{}
 	for _, s := range steps {
 		answer.Steps = append(answer.Steps, &models.PlanStep{
@@ -49,7 +54,7 @@ func (a *api) foresee(r *http.Request, def driver.Object) (planned, error) {
 			warn(r, "%s.%s", s.Path, text)
 		}
 	}
-	return planned{answer}, nil
+	return answer
 }
 
 // planned is the answer to a dry run. The operations do not declare it: a second answer that is a success would change the
@@ -127,6 +132,9 @@ func (a *api) setState(r *http.Request, t target, want state.State) (driver.Obje
 	o, err := render(snap, id)
 	if v, ok := snap.Get(id); ok && err == nil && want == state.StateExited {
 		o.Container.State = models.ContainerState(stateOf(v)) // here alone a container that was asked to stop reads stopping
+		if v.InReplace() {
+			o.Container.State = models.ContainerStateStopping // whichever of its versions runs
+		}
 	}
 	return o, err
 }

@@ -35,6 +35,11 @@ type Manager interface {
 	CreateOnce(ctx context.Context, plan *driver.Plan, once state.Once) (answer []byte, again bool, id int64, err error)
 	// Foresee tells what Create would do. It changes nothing.
 	Foresee(ctx context.Context, plan *driver.Plan) ([]state.Step, error)
+	// Replace replaces a container, and Rollback brings back the version that it has replaced. Both return when they have begun.
+	Replace(ctx context.Context, id int64, plan *driver.Plan, opt state.ReplaceOptions, conditions ...state.Condition) (*state.Replacement, error)
+	Rollback(ctx context.Context, id int64, opt state.ReplaceOptions) (*state.Replacement, error)
+	// ForeseeReplace tells what Replace would do. It changes nothing.
+	ForeseeReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...state.Condition) ([]state.Step, error)
 	// Delete removes an object. The snapshot is from before.
 	Delete(ctx context.Context, class driver.Class, id int64, force bool, conditions ...state.Condition) (*state.Snapshot, []string, error)
 	// SetState brings a container into the state running, exited or paused.
@@ -143,6 +148,8 @@ func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o.ContainersDeleteContainerHandler = containers.DeleteContainerHandlerFunc(a.deleteContainer)
 	o.ContainersGetContainerStatsHandler = containers.GetContainerStatsHandlerFunc(a.getContainerStats)
 	o.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(a.setContainerState)
+	o.ContainersReplaceContainerHandler = containers.ReplaceContainerHandlerFunc(a.replaceContainer)
+	o.ContainersRollbackContainerHandler = containers.RollbackContainerHandlerFunc(a.rollbackContainer)
 	o.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(a.readContainerLog)
 	o.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(a.waitForContainer)
 	o.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(a.execInContainer)

@@ -137,6 +137,9 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 	if err := cmp.Or(n.faults.Err(), n.pending.Of(errs.Unsupported)); err != nil {
 		return nil, err
 	}
+	if e := exchangeOf(r); e != nil && isPatch(s.name) {
+		e.changes, _ = value.(map[string]any) // by now it is one
+	}
 	if e := exchangeOf(r); e != nil && r.Header.Get(idempotencyKey) != "" {
 		e.digest = digestOf(value)
 	}
@@ -206,11 +209,13 @@ func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) a
 		case field == nil:
 			n.unknownField(sub, key, s, m)
 			delete(m, key)
+		case m[key] == nil && isPatch(s.name) && !field.readOnly:
+			// It removes the field.
 		case field.readOnly || field.shown || m[key] == nil:
 			delete(m, key)
 		default:
 			m[key] = n.value(sub, field.shape, m[key], false)
-			if isPending(s.name + "." + key) {
+			if isPending(definitionOf(s.name) + "." + key) {
 				n.pending.Add(sub, "this version does not implement it: leave it out")
 			}
 		}
@@ -222,6 +227,17 @@ func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) a
 		}
 	}
 	return m
+}
+
+// isPatch reports whether an object of a definition is a JSON merge patch, in which null means something.
+func isPatch(definition string) bool { return definition == "container_replacement" }
+
+// definitionOf returns the definition that has the fields of another one.
+func definitionOf(name string) string {
+	if isPatch(name) {
+		return "container"
+	}
+	return name
 }
 
 // id returns the id that m's object is given by, or "". The body's own id is ignored: the server gives it.

@@ -19,20 +19,21 @@ import (
 
 // exchange is what is known about a request while it is served. Only the request's goroutine touches it.
 type exchange struct {
-	id        string       // of the request
-	log       *slog.Logger // names the request
-	header    http.Header  // of the response
-	operation string       // operation id, or method and path where there is none
-	known     bool         // operation is one of the specification
-	object    string       // which is created, changed or removed
-	number    int64        // its id, or 0
-	audited   bool         // it was admitted as a change, and has a record when it is done
-	failure   string       // the message that it is answered with, if it is an error
-	problem   string       // the type of that error
-	ignored   []string     // what of its body was left out, and why
-	unknown   errs.Faults  // the fields of it that are not known
-	digest    string       // of its body, if it has a key that makes it happen once
-	stranger  bool         // it was sent by a client that may send none
+	id        string         // of the request
+	log       *slog.Logger   // names the request
+	header    http.Header    // of the response
+	operation string         // operation id, or method and path where there is none
+	known     bool           // operation is one of the specification
+	object    string         // which is created, changed or removed
+	number    int64          // its id, or 0
+	audited   bool           // it was admitted as a change, and has a record when it is done
+	failure   string         // the message that it is answered with, if it is an error
+	problem   string         // the type of that error
+	ignored   []string       // what of its body was left out, and why
+	unknown   errs.Faults    // the fields of it that are not known
+	changes   map[string]any // of a replace, with what is null
+	digest    string         // of its body, if it has a key that makes it happen once
+	stranger  bool           // it was sent by a client that may send none
 	control   *http.ResponseController
 }
 

@@ -31,8 +31,6 @@ func isPending(name string) bool {
 		"container_resources.memory_min",
 		"container_resources.memory_high",
 
-		"replace_container",
-		"rollback_container",
 		"update_container":
 		return true
 	}

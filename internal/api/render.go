@@ -125,7 +125,10 @@ func containerOf(v *state.View) *models.Container {
 		ID: models.ID(v.ID), Name: models.Name(v.Name), Refs: v.Refs, State: models.ContainerState(shown),
 		Phase: string(phase), Error: v.Error, Since: dateTime(v.Since),
 	}
-	c.Generation = v.Generation
+	c.Generation, c.Replaces = v.Generation, v.Replaces
+	if v.InReplace() {
+		c.Replacing = &models.ContainerReplacing{Step: v.Replace.Step, Since: dateTime(v.Replace.Since), To: v.Replace.New}
+	}
 	c.WaitsFor, c.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if run := v.Run; run != nil {
 		c.Pid, c.ExitCode, c.Signal = int64(run.PID), run.ExitCode, run.Signal

@@ -104,6 +104,9 @@ func (g goal) String() string {
 // ended.
 func (g goal) reached(v *state.View) (bool, error) {
 	now := stateOf(v)
+	if v.InReplace() {
+		now, _ = v.Shown()
+	}
 	switch {
 	case g == nil && v.Run != nil && v.Run.Ready && now != state.StateStopping,
 		slices.Contains(g, now), slices.Contains(g, state.StateStopping) && isIn(v, state.StateStopping):

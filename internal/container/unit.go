@@ -99,7 +99,6 @@ func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
 // Show implements driver.Unit. What changes from run to run is not ours to show.
 func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
 	c := out.Container
-	c.Name = models.Name(u.ContainerName)
 	c.Command = &u.Command
 	c.Systemd = &u.Systemd
 	c.Namespaces = u.Namespaces

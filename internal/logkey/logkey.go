@@ -36,8 +36,9 @@ const (
 	PIDs            = "pids"
 	Processes       = "processes" // names and IDs of processes
 	ReadOnly        = "read_only"
-	Reason          = "reason" // why something happened that is no failure
-	Remedy          = "remedy" // command that helps
+	Reason          = "reason"      // why something happened that is no failure
+	Remedy          = "remedy"      // command that helps
+	Replacement     = "replacement" // ID of the new version of a container
 	Request         = "request"
 	RunDir          = "run_dir"
 	Sink            = "sink"    // of the audit log
@@ -46,6 +47,7 @@ const (
 	Stack           = "stack"
 	State           = "state"
 	Status          = "status" // HTTP status
+	Step            = "step"   // of a replace
 	Target          = "target" // name of an iSCSI target
 	Timeout         = "timeout"
 	Type            = "type" // of an error

@@ -30,6 +30,7 @@ func (m *Manager) Load(records []journal.Record, drivers driver.Set) {
 		for _, r := range records {
 			c.abandon(r.ID)
 		}
+		c.loadReplaces(m.opt.Entries)
 		m.recovery = newRecovery(maps.Keys(m.objects))
 		return nil
 	})

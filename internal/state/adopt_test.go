@@ -105,7 +105,7 @@ func begin(t *testing.T, w *world, left string) life {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	m := New(Options{Journal: j, NextID: found.NextID, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
+	m := New(Options{Journal: j, Entries: found.Entries, NextID: found.NextID, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
 	m.Load(found.Records, w.drivers())
 	m.Recover()
 	return life{m, path}
@@ -117,7 +117,7 @@ func settled(t *testing.T, l life) *Snapshot {
 	return eventually(t, l.Manager, "rest", func(s *Snapshot) bool {
 		for _, class := range []driver.Class{driver.Attach, driver.Mount, driver.Container} {
 			for _, v := range s.List(class) {
-				if v.Phase != Ready && v.Phase != Broken || v.Run != nil && v.Run.State == StateStopping {
+				if v.Phase != Ready && v.Phase != Broken || v.InReplace() || v.Replace != nil && v.Replace.Step == StepCommit || v.Run != nil && v.Run.State == StateStopping {
 					return false
 				}
 			}

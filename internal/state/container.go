@@ -46,6 +46,9 @@ func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot
 	if err != nil {
 		return nil, err
 	}
+	if decided, err := underReplace(v, want); decided {
+		return m.Snapshot(), err
+	}
 	switch want {
 	case StateRunning:
 		err = m.toRunning(ctx, v)
@@ -243,6 +246,7 @@ func (m *Manager) toExited(v *View) {
 	var proc driver.Process
 	_ = m.edit(func(c *change) error {
 		o := m.objects[v.ID]
+		c.cancelReplace(v.ID, errCancelled)
 		c.cancelRestart(v.ID)
 		if o.proc == nil || !o.view.Run.State.alive() {
 			return nil

@@ -43,7 +43,7 @@ func (m *Manager) create(ctx context.Context, plan *driver.Plan, done func(s *Sn
 	defer m.work.Done() // reserve has added to it
 	var snap *Snapshot
 	if err = m.record(stack...); err == nil {
-		err = m.bringUp(ctx, order, stack)
+		err = m.bringUp(ctx, stepsOf(order), order, stack)
 	}
 	if err == nil {
 		snap, err = m.commit(ctx, stack)
@@ -70,7 +70,7 @@ func levels(plan *driver.Plan) (order []*driver.Plan) {
 // the create.
 func (m *Manager) reserve(order []*driver.Plan, giveUp context.CancelCauseFunc) (stack []int64, err error) {
 	err = m.edit(func(c *change) error {
-		if err := m.admit(order); err != nil {
+		if err := m.admit(order, 0); err != nil {
 			return err
 		}
 		if stack, err = c.enter(order); err != nil {
@@ -85,12 +85,15 @@ func (m *Manager) reserve(order []*driver.Plan, giveUp context.CancelCauseFunc) 
 	return stack, err
 }
 
-// admit makes sure that a plan with these levels may be made now; m.mu is held.
-func (m *Manager) admit(order []*driver.Plan) error {
+// admit makes sure that a plan with these levels may be made now, in the place of the container replaced, or of none; m.mu is held.
+func (m *Manager) admit(order []*driver.Plan, replaced int64) error {
 	if m.closing {
 		return errClosing
 	}
 	top := order[len(order)-1]
+	if err := m.checkName(top, replaced); err != nil {
+		return err
+	}
 	if err := m.checkPlan(top); err != nil {
 		return err
 	}
@@ -103,13 +106,20 @@ func (m *Manager) admit(order []*driver.Plan) error {
 	return nil
 }
 
-// checkPlan makes sure that all objects that plan refers to can be used and that its names are free.
-func (m *Manager) checkPlan(plan *driver.Plan) error {
-	if u, ok := plan.Unit.(driver.ContainerUnit); ok && u.Name() != "" {
-		if id, taken := m.names[u.Name()]; taken {
-			return errs.At(plan.Path, errs.New(errs.NameTaken, "the name %q is taken by container %d: choose another one, or delete that container", u.Name(), id))
-		}
+// checkName makes sure that the name of a container is free, or that of the container replaced.
+func (m *Manager) checkName(plan *driver.Plan, replaced int64) error {
+	u, ok := plan.Unit.(driver.ContainerUnit)
+	if !ok || u.Name() == "" {
+		return nil
 	}
+	if id, taken := m.names[u.Name()]; taken && id != replaced {
+		return errs.At(plan.Path, errs.New(errs.NameTaken, "the name %q is taken by container %d: choose another one, or delete that container", u.Name(), id))
+	}
+	return nil
+}
+
+// checkPlan makes sure that all objects that plan refers to can be used.
+func (m *Manager) checkPlan(plan *driver.Plan) error {
 	for _, ref := range plan.Needs {
 		if ref.Plan != nil {
 			if err := m.checkPlan(ref.Plan); err != nil {
@@ -166,8 +176,9 @@ func (c *change) add(plan *driver.Plan, needs []int64) (int64, error) {
 		Labels: plan.Labels, Generation: 1,
 	}
 	if u, ok := plan.Unit.(driver.ContainerUnit); ok {
-		v.Name, v.Run = u.Name(), &Run{State: StateCreated}
-		if v.Name != "" {
+		v.Run = &Run{State: StateCreated}
+		if _, taken := m.names[u.Name()]; !taken && u.Name() != "" { // one that replaces another has no name before the commit
+			v.Name = u.Name()
 			m.names[v.Name] = id
 		}
 	}
@@ -189,9 +200,7 @@ type step struct {
 //  1. each level, lowest first: its Up, then its result into the journal;
 //  2. the container that is to run: its start.
 func stepsOf(order []*driver.Plan) (steps []step) {
-	for i := range order {
-		steps = append(steps, step{ActUp, i})
-	}
+	steps = ups(order)
 	top := len(order) - 1
 	if u, ok := order[top].Unit.(driver.ContainerUnit); ok && u.Autostart() {
 		steps = append(steps, step{ActStart, top})
@@ -199,9 +208,17 @@ func stepsOf(order []*driver.Plan) (steps []step) {
 	return steps
 }
 
-// bringUp takes the steps of a plan whose levels have the ids in stack.
-func (m *Manager) bringUp(ctx context.Context, order []*driver.Plan, stack []int64) error {
-	for _, s := range stepsOf(order) {
+// ups returns the steps by which all levels come up, without a start.
+func ups(order []*driver.Plan) (steps []step) {
+	for i := range order {
+		steps = append(steps, step{ActUp, i})
+	}
+	return steps
+}
+
+// bringUp takes steps of a plan whose levels have the ids in stack.
+func (m *Manager) bringUp(ctx context.Context, steps []step, order []*driver.Plan, stack []int64) error {
+	for _, s := range steps {
 		id := stack[s.level]
 		if err := m.take(ctx, s.act, id, order[s.level].Unit); err != nil {
 			return m.explain(ctx, order[s.level].Path, err)

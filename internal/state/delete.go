@@ -28,6 +28,11 @@ func (m *Manager) Delete(ctx context.Context, class driver.Class, id int64, forc
 	if err := m.recoveredAround(ctx, id); err != nil {
 		return nil, nil, err
 	}
+	replaced, err := m.cancelForDelete(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	force = force || replaced // the client has ended that, whichever of its versions ran
 	if before, err := m.giveUp(ctx, class, id); before != nil || err != nil {
 		return before, nil, err
 	}
@@ -143,6 +148,9 @@ func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overr
 		}
 		if err := check(o.view, conditions); err != nil {
 			return err
+		}
+		if o.replace != nil {
+			return unreplaced(o.view)
 		}
 		if o.view.Phase == Pending || o.view.Phase == Stopping && o.retry == nil {
 			return errs.New(errs.Conflict, "%s is %s", name(o.view), o.view.Phase)

@@ -27,6 +27,11 @@ type Step struct {
 // Foresee tells what Create would do with plan, in its order, or fails as Create would, as far as that can be told without
 // acting. It changes nothing. What could not be looked at in time is called unknown.
 func (m *Manager) Foresee(ctx context.Context, plan *driver.Plan) ([]Step, error) {
+	return m.foresee(ctx, plan, 0)
+}
+
+// foresee is Foresee for what is to take the place of the container replaced, or of none.
+func (m *Manager) foresee(ctx context.Context, plan *driver.Plan, replaced int64) ([]Step, error) {
 	client := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.Foresight, errTooSlow)
 	defer cancel()
@@ -35,7 +40,7 @@ func (m *Manager) Foresee(ctx context.Context, plan *driver.Plan) ([]Step, error
 	}
 	f := seer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Live{}}
 	m.mu.Lock()
-	err := m.admit(f.order)
+	err := m.admit(f.order, replaced)
 	f.snap = m.Snapshot()
 	m.mu.Unlock()
 	if err != nil {

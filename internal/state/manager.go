@@ -64,10 +64,14 @@ type Manager struct {
 	notes    sync.Mutex // makes journal writes take turns; taken after mu was left
 	recovery recovery   // set by Load
 
+	noted      map[int64]bool // the replaces that the journal has, by the ids of the old containers; protected by notes
+	unfinished []*Replacement // set by Load
+
 	mu      sync.Mutex // protects all below, and stores to snap
 	graph   *graph.Graph
 	objects map[int64]*object
 	names   map[string]int64 // containers by name, pending ones included
+	kept    map[int64]int64  // the earlier versions of containers, by these
 	nextID  int64
 	closing bool
 	leaving chan struct{} // closed when the objects are left to a later daemon
@@ -82,6 +86,8 @@ type object struct {
 	proc     driver.Process // of a container that was started, until its end was noted
 	asked    bool           // the container was asked to stop
 	stopping driver.Process // the run that is shown as stopping, or nil
+	replace  *Replacement   // of a container that is being replaced
+	keep     *time.Timer    // of one that was, until it is not kept any more
 	restart  *time.Timer    // of a container that waits to be started again
 	retry    *time.Timer    // of an object whose teardown failed, until it is tried again
 	delay    time.Duration  // before the next retry
@@ -115,6 +121,8 @@ func New(opt Options) *Manager {
 		graph:   graph.New(),
 		objects: make(map[int64]*object),
 		names:   make(map[string]int64),
+		kept:    make(map[int64]int64),
+		noted:   make(map[int64]bool),
 		nextID:  max(1, opt.NextID),
 		changed: make(chan struct{}),
 		leaving: make(chan struct{}),
@@ -199,6 +207,7 @@ func (c *change) remove(id int64) (orphans []int64) {
 	if o := m.objects[id]; o.view.Name != "" {
 		delete(m.names, o.view.Name)
 	}
+	orphans = c.removeKept(id)
 	delete(m.objects, id)
 	delete(c.views, id)
 	c.gone = append(c.gone, id)
@@ -274,22 +283,44 @@ func (m *Manager) recordWith(others []journal.Entry, ids ...int64) error {
 	next := m.nextID
 	m.mu.Unlock()
 	snap := m.Snapshot()
-	entries := make([]journal.Entry, len(ids))
-	for i, id := range ids {
-		entries[i] = journal.Gone(id)
-		v, ok := snap.Get(id)
-		if !ok {
-			continue
-		}
-		r, err := recordOf(v)
-		if err == nil {
-			entries[i], err = r.Entry()
-		}
+	entries := make([]journal.Entry, 0, len(ids)+len(others))
+	for _, id := range ids {
+		own, err := m.entriesOf(snap, id)
 		if err != nil {
-			return fmt.Errorf("write journal: %s: %w", name(v), err)
+			return fmt.Errorf("write journal: object %d: %w", id, err)
+		}
+		entries = append(entries, own...)
+	}
+	err := m.opt.Gate.Do("journal write", func() error { return m.opt.Journal.Write(next, append(entries, others...)...) })
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if v, ok := snap.Get(id); !ok || v.Replace == nil {
+			delete(m.noted, id)
 		}
 	}
-	return m.opt.Gate.Do("journal write", func() error { return m.opt.Journal.Write(next, append(entries, others...)...) })
+	return nil
+}
+
+// entriesOf returns what the journal is to have of an object; m.notes is held.
+func (m *Manager) entriesOf(snap *Snapshot, id int64) ([]journal.Entry, error) {
+	v, ok := snap.Get(id)
+	own := []journal.Entry{journal.Gone(id)}
+	if ok {
+		r, err := recordOf(v)
+		if err == nil {
+			own[0], err = r.Entry()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	replace, err := m.replaceEntry(id, v)
+	if replace != nil {
+		own = append(own, *replace)
+	}
+	return own, err
 }
 
 // note is record where there is no turning back: a journal that can't be written is told to the log.

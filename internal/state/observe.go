@@ -12,6 +12,7 @@ const (
 	ActUp    = "up"
 	ActDown  = "down"
 	ActStart = "start"
+	ActStop  = "stop" // only in what a replace is foreseen to do
 
 	actInspect = "inspect"
 	ActRestart = "restart" // a start that a container's policy asked for; that the start took is told as ActStart

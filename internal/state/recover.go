@@ -81,6 +81,7 @@ func (m *Manager) Recover() {
 		return
 	}
 	m.note(m.all()...)
+	m.resumeReplaces()
 	m.log.Info("objects recovered", logkey.Objects, len(m.recovery.objects), logkey.Duration, time.Since(begun))
 }
 

@@ -29,7 +29,7 @@ func (c *change) plan(id int64, ran time.Duration) {
 	m, o := c.m, c.m.objects[id]
 	unit, ok := o.view.Unit.(driver.ContainerUnit)
 	v := c.touch(id)
-	if !ok || m.closing || o.asked || v.Phase != Ready {
+	if !ok || m.closing || o.asked || v.Phase != Ready || v.Replace != nil || v.Replaces != 0 {
 		return
 	}
 	if ran >= m.opt.RestartMax {

@@ -99,6 +99,9 @@ type View struct {
 	Since      time.Time // when the phase, or the state of a container, became what it is
 	Run        *Run      // of a container
 
+	Replace  *Replace // of a container that is being replaced, or that is kept after it was
+	Replaces int64    // of a container without a name: whose place it is to take or has given up
+
 	WaitsFor   string    // what an act on it waits for that takes long, or empty
 	WaitsSince time.Time // since when, if it does
 }
@@ -116,6 +119,10 @@ func (v *View) Shown() (State, Phase) {
 	switch {
 	case v.Run == nil:
 		return StateCreated, v.Phase
+	case v.InReplace() && v.Replace.Step == StepCancel && v.Phase == Ready:
+		return StateRunning, Stopping
+	case v.InReplace():
+		return StateRunning, v.Phase
 	case v.Run.State != StateStopping:
 		return v.Run.State, v.Phase
 	case v.Phase == Ready && v.Run.Survives:

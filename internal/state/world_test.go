@@ -25,6 +25,7 @@ type world struct {
 	procs  map[int64]*proc
 	faults []string
 	exits  map[int64]driver.Exit
+	ready  bool                               // containers are ready as soon as they run
 	told   map[int64]bool                     // to stop, by a daemon that could not write that down
 	fail   func(act string, unit *unit) error // asked before each act
 	after  func(act string)                   // called after each act
@@ -157,6 +158,9 @@ func (u *unit) Start(_ context.Context, site driver.Site, _ driver.Live) (driver
 	u.stands(site)
 	p := &proc{w: u.w, id: site.ID, ready: make(chan struct{}), done: make(chan struct{})}
 	u.w.procs[site.ID] = p
+	if u.w.ready {
+		close(p.ready)
+	}
 	return p, nil
 }
 

@@ -1,0 +1,180 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
+)
+
+// replaceWait is how long the response to a replace or a rollback waits for its end.
+const replaceWait = 25 * time.Second
+
+// The limits of what a client can ask of a replace, in seconds, and what a probe has if it does not say.
+const (
+	maxReadyWithin = 3600
+	maxKeepOld     = 7 * 24 * 3600
+	maxProbe       = 600
+	probeTimeout   = 5
+	probeInterval  = 1
+	readyWithin    = 60 // of a rollback
+)
+
+// POST /container/replace
+func (a *api) replaceContainer(p containers.ReplaceContainerParams) (containers.ReplaceContainerResponder, error) {
+	r := p.HTTPRequest
+	condition, err := ifMatch(r)
+	if err != nil {
+		return nil, err
+	}
+	opt, err := replaceOptions(p)
+	if err != nil {
+		return nil, err
+	}
+	snap := a.manager.Snapshot()
+	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(snap)
+	if err != nil {
+		return nil, err
+	}
+	about(r, driver.Container, id)
+	view, _ := snap.Get(id)
+	def, err := merge(view, exchangeOf(r).changes)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := a.drivers.Plan(def)
+	if err != nil {
+		return nil, err
+	}
+	if isSet(p.DryRun) {
+		steps, err := a.manager.ForeseeReplace(r.Context(), id, plan, condition)
+		if err != nil {
+			return nil, err
+		}
+		return containers.NewReplaceContainerOK().WithPayload(&models.ContainerReplaced{Plan: planOf(r, steps)}), nil
+	}
+	replace, err := a.manager.Replace(r.Context(), id, plan, opt, condition)
+	if err != nil {
+		return nil, err
+	}
+	shown, downtime, over, err := a.await(r, replace)
+	if err != nil {
+		return nil, err
+	}
+	if !over {
+		return containers.NewReplaceContainerAccepted().WithPayload(&models.ContainerReplaced{Container: shown}), nil
+	}
+	return containers.NewReplaceContainerOK().WithPayload(&models.ContainerReplaced{Container: shown, DowntimeMs: new(downtime.Milliseconds())}), nil
+}
+
+// POST /container/rollback
+func (a *api) rollbackContainer(p containers.RollbackContainerParams) (containers.RollbackContainerResponder, error) {
+	r := p.HTTPRequest
+	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(a.manager.Snapshot())
+	if err != nil {
+		return nil, err
+	}
+	about(r, driver.Container, id)
+	replace, err := a.manager.Rollback(r.Context(), id, state.ReplaceOptions{ReadyWithin: readyWithin * time.Second})
+	if err != nil {
+		return nil, err
+	}
+	shown, _, over, err := a.await(r, replace)
+	if err != nil {
+		return nil, err
+	}
+	if !over {
+		return nil, errs.New(errs.Deadline, "roll back container %d: not done within %s; it continues: read the field replacing of the container", id, replaceWait)
+	}
+	return containers.NewRollbackContainerOK().WithPayload(shown), nil
+}
+
+// await waits for the end of a replace, but not for longer than replaceWait, and returns the container with the name. The replace goes on
+// if the client hangs up.
+func (a *api) await(r *http.Request, replace *state.Replacement) (shown *models.Container, downtime time.Duration, over bool, err error) {
+	ctx, cancel := a.untilShutdown(r)
+	defer cancel()
+	late := time.NewTimer(replaceWait)
+	defer late.Stop()
+	select {
+	case <-ctx.Done():
+		return nil, 0, false, context.Cause(ctx)
+	case <-late.C:
+		snap := a.manager.Snapshot()
+		if v, ok := snap.Get(replace.Old()); ok && v.InReplace() {
+			o, err := render(snap, v.ID)
+			return o.Container, 0, false, err
+		}
+		<-replace.Done() // it has just moved the name, or failed
+	case <-replace.Done():
+	}
+	snap, id, downtime, err := replace.Result()
+	if err != nil {
+		return nil, 0, true, err
+	}
+	o, err := render(snap, id)
+	return o.Container, downtime, true, err
+}
+
+// replaceOptions reads what a client asks of a replace.
+func replaceOptions(p containers.ReplaceContainerParams) (opt state.ReplaceOptions, err error) {
+	var faults errs.Faults
+	opt.ReadyWithin = seconds(&faults, "query parameter ready_within", *p.ReadyWithin, 1, maxReadyWithin)
+	opt.KeepOld = seconds(&faults, "query parameter keep_old", *p.KeepOld, 0, maxKeepOld)
+	opt.KeepFailed = *p.OnFailure == "stop"
+	if given := p.Changes.Probe; given != nil {
+		probe := &state.Probe{Args: given.Args, Timeout: probeTimeout * time.Second, Interval: probeInterval * time.Second}
+		if len(given.Args) == 0 || given.Args[0] == "" {
+			faults.Add("container_replacement.probe.args", "names no program")
+		}
+		if given.Timeout != 0 {
+			probe.Timeout = seconds(&faults, "container_replacement.probe.timeout", given.Timeout, 1, maxProbe)
+		}
+		if given.Interval != 0 {
+			probe.Interval = seconds(&faults, "container_replacement.probe.interval", given.Interval, 1, maxProbe)
+		}
+		opt.Probe = probe
+	}
+	return opt, faults.Err()
+}
+
+func seconds(faults *errs.Faults, path string, n, least, most int64) time.Duration {
+	if n < least || n > most {
+		faults.Add(path, "is %d; it must be a number of seconds from %d to %d", n, least, most)
+		return 0
+	}
+	return time.Duration(n) * time.Second
+}
+
+// merge returns the definition of a container after a JSON merge patch (RFC 7396) of its top-level fields. A mount that does not change
+// is the same mount.
+func merge(v *state.View, changes map[string]any) (driver.Object, error) {
+	old := alone(v).Container
+	old.State = models.ContainerStateRunning
+	var def map[string]any
+	text, err := json.Marshal(old)
+	if err == nil {
+		err = json.Unmarshal(text, &def)
+	}
+	if err != nil {
+		return driver.Object{}, err
+	}
+	maps.Copy(def, changes)
+	maps.DeleteFunc(def, func(_ string, value any) bool { return value == nil })
+	delete(def, "probe")
+	if text, err = json.Marshal(def); err != nil {
+		return driver.Object{}, err
+	}
+	c := &models.Container{}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	return driver.Object{Container: c}, d.Decode(c)
+}
