@@ -772,7 +772,7 @@ func (r *Replacement) back(step string, cause error) error {
 	if proc := m.process(r.new); proc != nil {
 		proc.Kill() // it has failed: each moment that it takes to stop is downtime
 		if err := m.awaitEnd(m.life, r.new, m.opt.DeleteTimeout); err != nil {
-			m.log.Warn("replaced container not ended", logkey.Container, r.new, logkey.Error, err)
+			m.log.Warn("failed version not ended", logkey.Container, r.new, logkey.Error, err)
 		}
 	}
 	var failed error
@@ -813,7 +813,7 @@ func (r *Replacement) stopBoth(why error) error {
 		defer time.AfterFunc(m.opt.DeleteTimeout/2, proc.Kill).Stop() // the client waits
 	}
 	if err := r.askNew(); err != nil && m.life.Err() == nil {
-		m.log.Warn("replaced container not ended", logkey.Container, r.new, logkey.Error, err)
+		m.log.Warn("failed version not ended", logkey.Container, r.new, logkey.Error, err)
 	}
 	if proc := m.process(r.old); proc != nil && !errors.Is(why, errDeleted) {
 		_ = m.awaitEnd(m.life, r.old, proc.StopTimeout()+2*killGrace) // it is shown as broken then
@@ -945,7 +945,7 @@ func (c *change) loadReplaces(entries []journal.Entry) {
 		}
 		id, err := strconv.ParseInt(e.Key, 10, 64)
 		if err != nil || json.Unmarshal(e.Value, &record) != nil || record.Old != id {
-			m.log.Error("record of a replace not readable", logkey.Container, e.Key)
+			m.log.Error("replace record unreadable, replace ignored", logkey.Container, e.Key)
 			continue
 		}
 		m.noted[id] = true
