@@ -19,3 +19,6 @@ go test -count=1 ./internal/archtest
 
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!/bin/(ba)?sh' --)
 shellcheck --external-sources "${scripts[@]}"
+
+mapfile -t written < <(git ls-files --cached --others --exclude-standard -- '*.md')
+go run ./build/prose "${written[@]}"
