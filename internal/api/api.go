@@ -76,12 +76,16 @@ type Options struct {
 
 // Meter counts requests, and tells what it has counted.
 type Meter interface {
-	// Request counts one that was answered. operation is that of the specification, or "other".
-	Request(operation string, status int, took time.Duration)
+	// Request counts one that has ended. operation is that of the specification, or "other"; a long one waits for something else than the server.
+	Request(operation string, status int, took time.Duration, long bool)
+	// InFlight counts those that are being served: there are so many more of them.
+	InFlight(more int)
 	// Refused counts one that the guard refused, for one of Causes.
 	Refused(cause string)
 	// Listeners counts those who are told of events: there are so many more of them.
 	Listeners(more int)
+	// Reset counts a reset of an event stream.
+	Reset(reason string)
 	// Handler answers with all that was counted.
 	Handler() http.Handler
 }

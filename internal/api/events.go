@@ -33,6 +33,9 @@ const (
 	reasonMissed  = models.EventReasonMissed
 )
 
+// Resets returns the reasons for which a client has to begin anew.
+func Resets() []string { return []string{reasonStart, reasonRestart, reasonMissed} }
+
 // GET /events
 func (a *api) watchEvents(p events.WatchEventsParams) (events.WatchEventsResponder, error) {
 	kinds := slices.Concat(a.drivers.Kinds(driver.Attach), a.drivers.Kinds(driver.Mount))
@@ -143,6 +146,9 @@ func (l *listener) pass(out *streamWriter, batch []state.Event) error {
 	if l.missed != "" {
 		if err := l.send(out, &models.Event{Type: reset, EventID: l.id(l.at), Reason: l.missed}); err != nil {
 			return err
+		}
+		if l.api.meter != nil {
+			l.api.meter.Reset(l.missed)
 		}
 		l.missed = ""
 	}

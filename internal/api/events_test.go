@@ -63,10 +63,12 @@ func asItIs(*Options) {}
 // counting is a Meter of listeners.
 type counting struct{ listeners *atomic.Int64 }
 
-func (c counting) Request(string, int, time.Duration) {}
-func (c counting) Refused(string)                     {}
-func (c counting) Listeners(more int)                 { c.listeners.Add(int64(more)) }
-func (c counting) Handler() http.Handler              { return http.NotFoundHandler() }
+func (c counting) Request(string, int, time.Duration, bool) {}
+func (c counting) InFlight(int)                             {}
+func (c counting) Reset(string)                             {}
+func (c counting) Refused(string)                           {}
+func (c counting) Listeners(more int)                       { c.listeners.Add(int64(more)) }
+func (c counting) Handler() http.Handler                    { return http.NotFoundHandler() }
 
 // eventStream is a stream of events that a client reads.
 type eventStream struct {

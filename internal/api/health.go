@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -38,6 +39,9 @@ func health(life context.Context, meter Meter, next http.Handler) http.Handler {
 	})
 }
 
+// longOperations are those that wait, follow or run a command: their durations are not those of the server's work.
+var longOperations = []string{"wait_for_container", "watch_events", "read_container_log", "exec_in_container"}
+
 // count has a request counted that was answered.
 func (a *api) count(e *exchange, status int, took time.Duration) {
 	if a.meter == nil {
@@ -47,5 +51,5 @@ func (a *api) count(e *exchange, status int, took time.Duration) {
 	if !e.known {
 		operation = "other" // it is what the client made of it
 	}
-	a.meter.Request(operation, status, took)
+	a.meter.Request(operation, status, took, status == http.StatusSwitchingProtocols || slices.Contains(longOperations, e.operation))
 }

@@ -84,6 +84,10 @@ func (a *api) observe(next http.Handler) http.Handler {
 		}
 		e.header.Set(requestID, id)
 		out := &statusWriter{ResponseWriter: w}
+		if a.meter != nil {
+			a.meter.InFlight(1)
+			defer a.meter.InFlight(-1)
+		}
 		defer func() {
 			fault := recover()
 			switch {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 
 	"github.com/go-openapi/loads"
 
@@ -15,6 +16,9 @@ type Specification struct {
 	routes *loads.Document   // operations with their parameters, and of the definitions no more than the names
 	shapes map[string]*shape // by definition
 	bodies map[string]*shape // of the operations that have one, by their ids
+
+	// Operations has, by id, the status of the successes.
+	Operations map[string][]int
 
 	// Version is that of the interface.
 	Version string
@@ -40,7 +44,7 @@ func ReadSpecification() (*Specification, error) {
 	if err != nil {
 		return nil, fmt.Errorf("specification: %w", err)
 	}
-	bodies := map[string]*shape{}
+	bodies, operations := map[string]*shape{}, map[string][]int{}
 	for _, path := range doc.Paths {
 		for method, text := range path {
 			o, err := readOperation(text)
@@ -50,7 +54,7 @@ func ReadSpecification() (*Specification, error) {
 			if o.body != "" {
 				bodies[o.ID] = shapes[o.body]
 			}
-			path[method] = o.text
+			path[method], operations[o.ID] = o.text, o.successes
 		}
 	}
 	var info struct{ Version string }
@@ -69,7 +73,7 @@ func ReadSpecification() (*Specification, error) {
 	if err != nil {
 		return nil, fmt.Errorf("specification: %w", err)
 	}
-	return &Specification{routes: loaded, shapes: shapes, bodies: bodies, Version: info.Version}, nil
+	return &Specification{routes: loaded, shapes: shapes, bodies: bodies, Operations: operations, Version: info.Version}, nil
 }
 
 // operation is an operation of the specification, as far as it is needed.
@@ -77,6 +81,8 @@ type operation struct {
 	ID   string
 	text json.RawMessage // for the router
 	body string          // the definition that its body has to match, or empty
+
+	successes []int // status
 }
 
 // readOperation takes out of an operation what is only for readers, its answers, which the compiler checks, and its body: for one with
@@ -88,6 +94,15 @@ func readOperation(text json.RawMessage) (o operation, err error) {
 	}
 	if err := json.Unmarshal(fields["operationId"], &o.ID); err != nil {
 		return o, err
+	}
+	var responses map[string]json.RawMessage
+	if err := json.Unmarshal(fields["responses"], &responses); err != nil {
+		return o, err
+	}
+	for name := range responses {
+		if code, err := strconv.Atoi(name); err == nil && code < 400 {
+			o.successes = append(o.successes, code)
+		}
 	}
 	for _, name := range []string{"description", "summary", "responses"} {
 		delete(fields, name)

@@ -34,6 +34,7 @@ func (p *process) Stats() (driver.Stats, error) {
 		MemoryLimit: present(dir.Number("memory.max")),
 		Swap:        present(dir.Number("memory.swap.current")),
 		CPU:         present(dir.Entry("cpu.stat", "usage_usec")),
+		OOMKills:    present(dir.Entry("memory.events", "oom_kill")),
 		PIDs:        present(dir.Number("pids.current")),
 		Log:         present(p.driver.logBytes(p.id)),
 	}

@@ -8,14 +8,17 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/metrics"
 )
 
 // certificates is what https shows and demands. It can be read anew while connections are open, which keep what they began with.
 type certificates struct {
 	cfg     TLS
 	current atomic.Pointer[tls.Config]
+	latest  atomic.Pointer[metrics.Reload]
 }
 
 // loadCertificates reads them; without https there are none, and the result is nil.
@@ -41,6 +44,15 @@ func (c *certificates) covers(host string) bool {
 	return leaf != nil && leaf.VerifyHostname(host) == nil
 }
 
+// metrics returns n with the numbers about certificates, if there are any.
+func (c *certificates) metrics(n metrics.Node) metrics.Node {
+	if c != nil {
+		n.Expiry = func() time.Time { return c.current.Load().Certificates[0].Leaf.NotAfter }
+		n.Reload = func() metrics.Reload { return *c.latest.Load() }
+	}
+	return n
+}
+
 // reloadAt reads them anew at each signal until ctx ends, and tells the service manager so.
 func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, service Service, log *slog.Logger) {
 	for {
@@ -60,6 +72,7 @@ func (c *certificates) reload(log *slog.Logger) {
 		return
 	}
 	if err := c.load(); err != nil {
+		c.latest.Store(&metrics.Reload{At: c.latest.Load().At})
 		log.Error("certificate reload failed, current certificates kept", logkey.Error, err)
 		return
 	}
@@ -79,6 +92,7 @@ func (c *certificates) load() error {
 		config.ClientAuth = tls.VerifyClientCertIfGiven // without one a client gets the documentation alone: see secure
 	}
 	c.current.Store(config)
+	c.latest.Store(&metrics.Reload{OK: true, At: time.Now()})
 	return nil
 }
 

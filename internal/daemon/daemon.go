@@ -72,12 +72,13 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 		return fmt.Errorf("start: %w", err)
 	}
 	defer func() { err = errors.Join(err, node.close(cfg.Node.Teardown)) }()
-	meter.Watch(node.manager.Snapshot, node.drivers)
-	meter.WatchAudit(record.Lost)
 	spec, err := specification()
 	if err != nil {
 		return err
 	}
+	meter.Begin(metrics.Known{Operations: spec.Operations, Causes: api.Causes(), Resets: api.Resets(), Drivers: node.drivers})
+	meter.Watch(metrics.Objects{Snapshot: node.manager.Snapshot, Stats: node.manager.Stats, Drivers: node.drivers})
+	meter.WatchNode(certificates.metrics(metrics.Node{RunDir: func() (free, size int64) { return spaceOf(cfg.Node.RunDir) }, Cache: node.images.Space, Lost: record.Lost}))
 	handler := api.New(spec, api.Options{
 		Meter: meter, Auditor: record, Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
 		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,

@@ -80,10 +80,18 @@ func seconds(d time.Duration) int64 { return int64(d.Round(time.Second) / time.S
 // spaceIn returns how much the file system of each directory holds.
 func spaceIn(dirs ...string) (all []*models.InfoSpace) {
 	for _, dir := range dirs {
-		var st unix.Statfs_t
-		if unix.Statfs(dir, &st) == nil {
-			all = append(all, &models.InfoSpace{Path: dir, Size: int64(st.Blocks) * st.Bsize, Free: int64(st.Bavail) * st.Bsize})
+		if free, size := spaceOf(dir); size > 0 {
+			all = append(all, &models.InfoSpace{Path: dir, Size: size, Free: free})
 		}
 	}
 	return all
+}
+
+// spaceOf returns how much the file system of a directory holds, or zeros.
+func spaceOf(dir string) (free, size int64) {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return 0, 0
+	}
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize
 }

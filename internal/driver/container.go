@@ -82,6 +82,7 @@ type Stats struct {
 	Swap        *int64 // bytes
 	CPU         *int64 // microseconds since it was started
 	PIDs        *int64 // processes and threads
+	OOMKills    *int64 // processes that the kernel killed for lack of memory
 	Log         *int64 // bytes of the log that are kept
 }
 

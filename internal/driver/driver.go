@@ -95,6 +95,13 @@ type Changing interface {
 	Changes(live Live) string
 }
 
+// Spacious is a mount with a layer that can become full.
+type Spacious interface {
+	Unit
+	// Space is how large that is and how much of it is used, in bytes, or nil. It waits for nothing.
+	Space(live Live) (limit, used *int64)
+}
+
 // Forcer is a Unit that can be taken down even if that loses data, when its client says so.
 type Forcer interface {
 	Unit

@@ -170,6 +170,7 @@ func (m *Manager) ready(id int64, proc driver.Process) {
 // ended notes the end of a run.
 func (m *Manager) ended(id int64, proc driver.Process) {
 	exit := proc.Exit()
+	var run Run
 	_ = m.edit(func(c *change) error {
 		o := m.objects[id]
 		if o == nil || o.proc != proc {
@@ -177,6 +178,7 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 		}
 		o.proc, o.stopping = nil, nil
 		c.run(id, func(r *Run) { conclude(r, exit, o.asked) })
+		run = *c.touch(id).Run
 		if err := m.Snapshot().standsOnBroken(o.view); err != nil && o.view.Phase == Ready { // while it ran it could go on
 			c.phase(id, Broken, err.Error())
 			return nil
@@ -184,6 +186,9 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 		c.plan(id, c.touch(id).Run.ran())
 		return nil
 	})
+	if run.Reason != "" {
+		m.observeExit(run)
+	}
 	m.note(id)
 	if exit.Left != nil {
 		m.log.Warn("container leftovers remain", logkey.Container, id, logkey.Error, exit.Left)

@@ -16,6 +16,8 @@ const (
 
 	actInspect = "inspect"
 	ActRestart = "restart" // a start that a container's policy asked for; that the start took is told as ActStart
+	ActRetry   = "retry"   // a failed teardown is tried again; that it is tried is told as ActDown
+	ActExit    = "exit"    // a run of a container has ended, or could not begin
 )
 
 // Act is something that a driver has done with an object.
@@ -25,6 +27,9 @@ type Act struct {
 	Kind  string // empty for containers
 	Took  time.Duration
 	Err   error
+
+	Reason Reason // of ActExit
+	OOM    bool   // of ActExit: the kernel killed a process for lack of memory
 }
 
 // observe tells of an act that has ended. m.mu must not be held.
@@ -35,8 +40,15 @@ func (m *Manager) observe(name string, id int64, begun time.Time, err error) {
 	}
 	took := time.Since(begun)
 	m.log.Debug("act completed", logkey.Act, name, logkey.Object, id, logkey.Class, v.Class, logkey.Kind, v.Kind, logkey.Path, path, logkey.Duration, took, logkey.Error, err)
-	if m.opt.Observe != nil && (name == ActUp || name == ActDown || name == ActStart || name == ActRestart) {
+	if m.opt.Observe != nil && (name == ActUp || name == ActDown || name == ActStart || name == ActRestart || name == ActRetry) {
 		m.opt.Observe(Act{Name: name, Class: v.Class, Kind: v.Kind, Took: took, Err: err})
+	}
+}
+
+// observeExit tells of a run that has ended. m.mu must not be held.
+func (m *Manager) observeExit(r Run) {
+	if m.opt.Observe != nil {
+		m.opt.Observe(Act{Name: ActExit, Class: driver.Container, Reason: r.Reason, OOM: r.OOM != nil && *r.OOM})
 	}
 }
 

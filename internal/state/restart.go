@@ -181,6 +181,9 @@ func (m *Manager) launch(ctx context.Context, v *View, restarts int64) error {
 		c.running(v.ID, restarts)
 		return nil
 	})
+	if err != nil {
+		m.observeExit(Run{Reason: ReasonStartFailed})
+	}
 	m.note(v.ID)
 	return err
 }

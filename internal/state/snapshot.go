@@ -60,6 +60,11 @@ const (
 	ReasonCorrupted   Reason = "corrupted" // it was condemned; also while it is stopping for that
 )
 
+// Reasons returns all of them.
+func Reasons() []Reason {
+	return []Reason{ReasonExited, ReasonSignalled, ReasonOOM, ReasonPoweroff, ReasonReboot, ReasonStartFailed, ReasonLost, ReasonCorrupted}
+}
+
 // State is the state of a container.
 type State string
 

@@ -163,6 +163,7 @@ func (m *Manager) tryAgain(id int64) {
 	})
 	if claimed {
 		defer m.work.Done()
+		m.observe(ActRetry, id, time.Now(), nil)
 		m.collect([]int64{id})
 	}
 }

@@ -48,20 +48,20 @@ func TestMetrics(t *testing.T) {
 	n.Must(t, http.StatusNotFound, http.MethodGet, "/container?id=99999", nil, nil)
 	got := scrape(t, n)
 	for series, want := range map[string]float64{
-		"imageapi_objects{class=attach,kind=loopback,phase=ready}":         1,
-		"imageapi_objects{class=attach,kind=loopback,phase=broken}":        0,
-		"imageapi_objects{class=mount,kind=overlay,phase=ready}":           1,
-		"imageapi_objects{class=container,kind=,phase=ready}":              1,
-		"imageapi_objects_waiting{class=mount,kind=attach}":                0,
-		"imageapi_containers{state=running}":                               1,
-		"imageapi_containers{state=dead}":                                  0,
-		"imageapi_requests_total{operation=create_container,status=201}":   1,
-		"imageapi_requests_total{operation=list_containers,status=404}":    1,
-		"imageapi_request_duration_seconds{operation=create_container}":    1,
-		"imageapi_act_duration_seconds{act=up,class=attach,kind=loopback}": 1,
-		"imageapi_act_duration_seconds{act=up,class=mount,kind=overlay}":   1,
-		"imageapi_act_duration_seconds{act=start,class=container,kind=}":   1,
-		"imageapi_container_restarts_total{}":                              0,
+		"imageapi_objects{class=attach,kind=loopback,phase=ready}":                1,
+		"imageapi_objects{class=attach,kind=loopback,phase=broken}":               0,
+		"imageapi_objects{class=mount,kind=overlay,phase=ready}":                  1,
+		"imageapi_objects{class=container,kind=container,phase=ready}":            1,
+		"imageapi_objects_waiting{class=mount,kind=attach}":                       0,
+		"imageapi_containers{state=running}":                                      1,
+		"imageapi_containers{state=dead}":                                         0,
+		"imageapi_requests_total{code=201,operation=create_container}":            1,
+		"imageapi_requests_total{code=404,operation=list_containers}":             1,
+		"imageapi_request_duration_seconds{operation=create_container}":           1,
+		"imageapi_act_duration_seconds{act=up,class=attach,kind=loopback}":        1,
+		"imageapi_act_duration_seconds{act=up,class=mount,kind=overlay}":          1,
+		"imageapi_act_duration_seconds{act=start,class=container,kind=container}": 1,
+		"imageapi_container_restarts_total{}":                                     0,
 	} {
 		if value, there := got[series]; !there || value-before[series] != want {
 			t.Errorf("%s is %v (%v before), want %v more", series, value, before[series], want)

@@ -39,6 +39,17 @@ func (s *Store) keep(id int64, object *cache.Object) {
 	s.used[id] = object
 }
 
+// Space returns how much of the cache is free, and its size, in bytes.
+func (s *Store) Space() (free, size int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cache == nil {
+		return s.Size, s.Size
+	}
+	used, size := s.cache.Space()
+	return max(size-used, 0), size
+}
+
 func (s *Store) release(id int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

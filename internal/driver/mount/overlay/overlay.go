@@ -233,9 +233,18 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 	var n notes
 	if json.Unmarshal(live.Notes, &n) == nil {
 		d.Upperdir, d.Workdir = n.Upper, n.Work
-		d.Upper.Limit, d.Upper.Used = space(n.Space)
 	}
+	d.Upper.Limit, d.Upper.Used = u.Space(live)
 	out.Mount.Overlay = d
+}
+
+// Space implements driver.Spacious.
+func (u *unit) Space(live driver.Live) (limit, used *int64) {
+	var n notes
+	if json.Unmarshal(live.Notes, &n) != nil {
+		return nil, nil
+	}
+	return space(n.Space)
 }
 
 // IsStill implements driver.Still: unless it tells how full an upper layer is.
