@@ -321,7 +321,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
-                "message": "attach 1 (loopback) is needed by mount 2 (attach): delete what needs it first",
+                "message": "attach 1 (loopback) is held by mount 2 (attach); delete its holders first",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "in-use"
               }
@@ -1013,7 +1013,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
-                "message": "container 2 \"web\": it is created: a command can be run only in a running container",
+                "message": "container 2 \"web\": the container is created; a command requires a running container",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "conflict"
               }
@@ -1305,7 +1305,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
-                "message": "container 2 \"web\" is created: only what runs, is paused or is stopping uses anything",
+                "message": "container 2 \"web\" is created; only running, paused and stopping containers have statistics",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "conflict"
               }
@@ -1914,7 +1914,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
-                "message": "mount 1 (bind) is needed by mount 2 (overlay): delete what needs it first",
+                "message": "mount 1 (bind) is held by mount 2 (overlay); delete its holders first",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "in-use"
               }
@@ -3729,7 +3729,7 @@ func init() {
       },
       "example": {
         "code": 409,
-        "message": "mount 2 (attach) is needed by mount 3 (overlay): delete what needs it first",
+        "message": "mount 2 (attach) is held by mount 3 (overlay); delete its holders first",
         "see": "/imageapi/v1/docs#section/Errors/409-conflict",
         "type": "in-use"
       }
@@ -5563,7 +5563,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
-                "message": "attach 1 (loopback) is needed by mount 2 (attach): delete what needs it first",
+                "message": "attach 1 (loopback) is held by mount 2 (attach); delete its holders first",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "in-use"
               }
@@ -6266,7 +6266,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
-                "message": "container 2 \"web\": it is created: a command can be run only in a running container",
+                "message": "container 2 \"web\": the container is created; a command requires a running container",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "conflict"
               }
@@ -6580,7 +6580,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
-                "message": "container 2 \"web\" is created: only what runs, is paused or is stopping uses anything",
+                "message": "container 2 \"web\" is created; only running, paused and stopping containers have statistics",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "conflict"
               }
@@ -7211,7 +7211,7 @@ func init() {
             "examples": {
               "application/json": {
                 "code": 409,
-                "message": "mount 1 (bind) is needed by mount 2 (overlay): delete what needs it first",
+                "message": "mount 1 (bind) is held by mount 2 (overlay); delete its holders first",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "in-use"
               }
@@ -9026,7 +9026,7 @@ func init() {
       },
       "example": {
         "code": 409,
-        "message": "mount 2 (attach) is needed by mount 3 (overlay): delete what needs it first",
+        "message": "mount 2 (attach) is held by mount 3 (overlay); delete its holders first",
         "see": "/imageapi/v1/docs#section/Errors/409-conflict",
         "type": "in-use"
       }

@@ -110,7 +110,7 @@ func specification(path string) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	if len(document.Content) != 1 {
-		return nil, fmt.Errorf("read %s: it is empty", path)
+		return nil, fmt.Errorf("read %s: the file is empty", path)
 	}
 	var out bytes.Buffer
 	if err := write(&out, document.Content[0]); err != nil {

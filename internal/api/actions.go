@@ -209,14 +209,14 @@ func (f filter) whole() bool {
 func (a *api) check(f filter) error {
 	var faults errs.Faults
 	if kinds := a.drivers.Kinds(f.class); f.kind != nil && !slices.Contains(kinds, *f.kind) {
-		faults.Add("query parameter kind", "is %.*q; it must be one of %s%s", maxQuoted, *f.kind, strings.Join(kinds, ", "), suggest(*f.kind, kinds))
+		faults.Add("query parameter kind", "is %.*q; use one of %s%s", maxQuoted, *f.kind, strings.Join(kinds, ", "), suggest(*f.kind, kinds))
 	}
 	if states := a.bodies["create_container"].fields["state"].enum; f.state != nil && !slices.Contains(states, *f.state) {
-		faults.Add("query parameter state", "is %.*q; it must be one of %s%s", maxQuoted, *f.state, strings.Join(states, ", "), suggest(*f.state, states))
+		faults.Add("query parameter state", "is %.*q; use one of %s%s", maxQuoted, *f.state, strings.Join(states, ", "), suggest(*f.state, states))
 	}
 	for _, label := range f.labels {
 		if key, _, ok := strings.Cut(label, "="); !ok || key == "" {
-			faults.Add("query parameter label", "is %.*q; it must be a name and a value, such as job=4711", maxQuoted, label)
+			faults.Add("query parameter label", "is %.*q; use a name and a value, such as job=4711", maxQuoted, label)
 		}
 	}
 	return faults.Err()

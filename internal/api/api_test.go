@@ -101,13 +101,13 @@ func TestFilters(t *testing.T) {
 		{"/attach?id=1", 200, "[1]"},
 		{"/attach?id=1&kind=loopback", 200, "[1]"},
 		{"/attach?id=1&kind=local", 200, "[]"},
-		{"/attach?kind=lopback", 422, `must be one of local, loopback: did you mean loopback?`},
-		{"/mount?kind=rbd", 422, "must be one of attach, bind, overlay"},
+		{"/attach?kind=lopback", 422, `use one of local, loopback: did you mean loopback?`},
+		{"/mount?kind=rbd", 422, "use one of attach, bind, overlay"},
 		{"/container?state=runing", 422, "did you mean running?"},
 		{"/container?name_prefix=we", 200, "[4]"},
 		{"/container?name_prefix=b", 200, "[]"},
 		{"/container?label=a", 422, "a name and a value"},
-		{"/events?kind=none", 422, "must be one of"},
+		{"/events?kind=none", 422, "use one of"},
 		{"/attach?id=2", 404, "no attach has the id 2"},
 		{"/attach?id=-1", 422, "negative"},
 		{"/attach?id=0", 200, "[1 5]"},
@@ -158,7 +158,7 @@ func TestWhichOne(t *testing.T) {
 		{"DELETE", "/attach?id=-5", 422, "negative"},
 		{"DELETE", "/attach?id=1", 404, "no attach"},
 		{"DELETE", "/mount?id=1", 409, "web"},
-		{"DELETE", "/mount?id=1&force=maybe", 422, `query parameter force: is "maybe"; it must be true or false`},
+		{"DELETE", "/mount?id=1&force=maybe", 422, `query parameter force: is "maybe"; use true or false`},
 		{"DELETE", "/mount?id=1&force=false", 409, "web"},
 		{"DELETE", "/mount?id=1&force=", 409, "web"},
 		{"PATCH", "/container?name=web", 422, "state in query is required"},
@@ -297,7 +297,7 @@ func TestAPanicIsAnsweredAndLogged(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.plan = func() { panic("loose wire") }
-	expectError(t, w.do("POST", "/attach", `{"kind":"local","local":{"path":"/dev/hunter2"}}`), 500, "more about request ")
+	expectError(t, w.do("POST", "/attach", `{"kind":"local","local":{"path":"/dev/hunter2"}}`), 500, "for request ")
 	if log := w.log.String(); !strings.Contains(log, "loose wire") || !strings.Contains(log, "world_test.go") {
 		t.Errorf("the log has no stack: %s", log)
 	}

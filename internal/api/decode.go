@@ -24,7 +24,7 @@ var errTooDeep = errors.New("nested too deep")
 // nesting are refused before they are read.
 func decode(body []byte, nesting int) (any, error) {
 	if !utf8.Valid(body) {
-		return nil, errs.New(errs.Malformed, "parse body: it is not valid UTF-8")
+		return nil, errs.New(errs.Malformed, "parse body: the text is not valid UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.UseNumber()

@@ -41,7 +41,7 @@ func (a *api) watchEvents(p events.WatchEventsParams) (events.WatchEventsRespond
 	kinds := slices.Concat(a.drivers.Kinds(driver.Attach), a.drivers.Kinds(driver.Mount))
 	for _, kind := range p.Kind {
 		if !slices.Contains(kinds, kind) {
-			return nil, errs.Faults{{Path: "query parameter kind", Text: fmt.Sprintf("is %.*q; it must be one of %s%s", maxQuoted, kind, strings.Join(kinds, ", "), suggest(kind, kinds))}}.Err()
+			return nil, errs.Faults{{Path: "query parameter kind", Text: fmt.Sprintf("is %.*q; use one of %s%s", maxQuoted, kind, strings.Join(kinds, ", "), suggest(kind, kinds))}}.Err()
 		}
 	}
 	l := &listener{api: a, request: p.HTTPRequest, filter: eventFilter{class: p.Class, kind: p.Kind, name: p.Name, id: p.ID}}

@@ -85,13 +85,13 @@ func dropBody(r *http.Request) error {
 func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(innermost(w), r.Body, a.maxBody))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, oaerrors.New(http.StatusRequestEntityTooLarge, "read body: it is longer than %d bytes (the limit is set by --max-body)", a.maxBody)
+		return nil, oaerrors.New(http.StatusRequestEntityTooLarge, "read body: the body is longer than %d bytes (the limit is set by --max-body)", a.maxBody)
 	}
 	if err != nil {
 		return nil, tornBody(r, err)
 	}
 	if len(bytes.TrimSpace(body)) == 0 {
-		return nil, errs.New(errs.Malformed, "read body: it is empty: send the definition as JSON")
+		return nil, errs.New(errs.Malformed, "read body: the body is empty; send the definition as JSON")
 	}
 	return body, checkType(r)
 }
@@ -288,11 +288,11 @@ func (n *normalizer) text(path string, s *shape, text string) {
 	case length < least:
 		n.faults.Add(path, "must be at least %d characters long", least)
 	case most > 0 && length > most:
-		n.faults.Add(path, "is %d characters long; it must be at most %d", length, most)
+		n.faults.Add(path, "is %d characters long; use at most %d", length, most)
 	case s.pattern != nil && !s.pattern.MatchString(text):
-		n.faults.Add(path, "is %.*q; it must match %s", maxQuoted, text, s.pattern)
+		n.faults.Add(path, "is %.*q; use a value that matches %s", maxQuoted, text, s.pattern)
 	case len(s.enum) > 0 && !slices.Contains(s.enum, text):
-		n.faults.Add(path, "is %.*q; it must be one of %s", maxQuoted, text, strings.Join(s.enum, ", "))
+		n.faults.Add(path, "is %.*q; use one of %s", maxQuoted, text, strings.Join(s.enum, ", "))
 	}
 }
 

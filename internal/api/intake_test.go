@@ -115,7 +115,7 @@ func TestNormalizeFaults(t *testing.T) {
 		{"mount", `{"overlay":{"lower":[null,{"id":-1},{"id":"2"}]}}`,
 			"mount.overlay.lower[0]: must be of type object, not null; mount.overlay.lower[1].id: is negative: ids start at 1; mount.overlay.lower[2].id: must be of type integer, not string"},
 		{"attach", `{"kind":"rbd","rbd":{"monitors":[],"pool":"","image":"i"}}`, "attach.rbd.pool: must be at least 1 characters long"},
-		{"container", `{"command":"x","mount":{"id":1},"name":"` + strings.Repeat("ä", 256) + `"}`, "container.name: is 256 characters long; it must be at most 255"},
+		{"container", `{"command":"x","mount":{"id":1},"name":"` + strings.Repeat("ä", 256) + `"}`, "container.name: is 256 characters long; use at most 255"},
 		{"mount", `{"kind":"rbd"}`, "mount.rbd: is required for a mount of kind rbd"},
 		{"mount", `{"kind":"attach","attach":{"attach":{"id":1},"fs_type":"xfs","mount_options":[1,"ro",null]}}`,
 			"mount.attach.mount_options[0]: must be of type string, not number; mount.attach.mount_options[2]: must be of type string, not null"},
@@ -162,16 +162,16 @@ func TestIntakeOfRequests(t *testing.T) {
 		status                  int
 		want                    string
 	}{
-		{"empty", "", "application/json", 400, "it is empty"},
-		{"blank", " \n", "", 400, "it is empty"},
+		{"empty", "", "application/json", 400, "the body is empty"},
+		{"blank", " \n", "", 400, "the body is empty"},
 		{"no type", good, "", 415, "send application/json"},
 		{"a form", good, "application/x-www-form-urlencoded", 415, "send application/json"},
 		{"JSON with a charset", good, "application/json; charset=utf-8", 201, ""},
 		{"too long", `{"x":"` + strings.Repeat("x", 1<<20) + `"}`, "application/json", 413, "longer than 1048576 bytes"},
 		{"trailing text", good + "x", "application/json", 400, "something follows"},
 		{"all faults of types", `{"kind":1,"local":2}`, "application/json", 422, "attach.kind: must be of type string, not number; attach.local: must be"},
-		{"all faults of values", `{"kind":"floppy","loopback":{"base":"disk"}}`, "application/json", 422, "attach.loopback.base: is \"disk\"; it must be one of root, mount; attach.loopback.path: is required"},
-		{"an enum", `{"kind":"floppy"}`, "application/json", 422, "attach.kind: is \"floppy\"; it must be one of iscsi, local, loopback, rbd, http, oci, nvme"},
+		{"all faults of values", `{"kind":"floppy","loopback":{"base":"disk"}}`, "application/json", 422, "attach.loopback.base: is \"disk\"; use one of root, mount; attach.loopback.path: is required"},
+		{"an enum", `{"kind":"floppy"}`, "application/json", 422, "attach.kind: is \"floppy\"; use one of iscsi, local, loopback, rbd, http, oci, nvme"},
 		{"nothing", `{}`, "application/json", 422, "attach.kind: is required"},
 		{"a kind without a driver", `{"kind":"rbd","rbd":{"monitors":["m"],"pool":"p","image":"i"}}`, "application/json", 501, `no attach driver of kind "rbd"`},
 	}

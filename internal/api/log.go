@@ -40,14 +40,14 @@ func logQuery(p containers.ReadContainerLogParams, now time.Time) (driver.LogQue
 	query := driver.LogQuery{Tail: -1, Follow: p.Follow != nil && *p.Follow}
 	if p.Tail != nil {
 		if query.Tail = *p.Tail; query.Tail < 0 {
-			faults.Add("query parameter tail", "is %d; it must be a number of lines", query.Tail)
+			faults.Add("query parameter tail", "is %d; use a number of lines", query.Tail)
 		}
 	}
 	if p.Since != nil {
 		since, ok := parseTime(*p.Since, now)
 		if !ok {
 			since = time.Time{}
-			faults.Add("query parameter since", "is %.*q; it must be a time such as 2006-01-02T15:04:05Z or a span before now such as 90s", maxQuoted, *p.Since)
+			faults.Add("query parameter since", "is %.*q; use a time such as 2006-01-02T15:04:05Z or a duration before now such as 90s", maxQuoted, *p.Since)
 		}
 		switch {
 		case since.After(now):

@@ -22,7 +22,7 @@ func ifMatch(r *http.Request) (state.Condition, error) {
 	for tag := range strings.SplitSeq(given, ",") {
 		tag = strings.TrimSpace(tag)
 		if given != "" && !any && !entityTag.MatchString(tag) {
-			return nil, errs.New(errs.Malformed, "header If-Match: is %.*q; it must be a generation in double quotes, such as \"3\"", maxQuoted, given)
+			return nil, errs.New(errs.Malformed, "header If-Match: is %.*q; use a generation in double quotes, such as \"3\"", maxQuoted, given)
 		}
 		tags = append(tags, tag)
 	}

@@ -129,7 +129,7 @@ func (e *exchange) recovered(w *statusWriter, fault any) {
 	e.failure, e.problem = fmt.Sprintf("panic: %v", fault), problemOf(errs.Internal).slug
 	e.log.Error("request handler panicked", logkey.Operation, e.operation, logkey.Panic, fault, logkey.Stack, string(debug.Stack()))
 	if w.status == 0 {
-		writeError(w, newError(problemOf(errs.Internal), fmt.Sprintf("internal fault: the daemon's log tells more about request %s", e.id)))
+		writeError(w, newError(problemOf(errs.Internal), fmt.Sprintf("internal fault; search the server's log for request %s", e.id)))
 	}
 }
 

@@ -30,7 +30,7 @@ func checkQuery(r *http.Request, op *spec.Operation) error {
 		case !ok:
 			unknown.Add(fmt.Sprintf("query parameter %.*s", maxQuoted, name), "%s has no such parameter%s", op.ID, suggest(name, slices.Collect(maps.Keys(known))))
 		case ok && p.Type == "boolean" && !slices.Contains([]string{"", "true", "false", "1", "0"}, value):
-			faults.Add("query parameter "+name, "is %.*q; it must be true or false", maxQuoted, value)
+			faults.Add("query parameter "+name, "is %.*q; use true or false", maxQuoted, value)
 		}
 	}
 	return cmp.Or(unknown.Of(errs.Unknown), faults.Err())

@@ -28,7 +28,7 @@ func (r renderer) object(id int64) (driver.Object, error) {
 	}
 	view, ok := r.snap.Get(id)
 	if !ok {
-		return driver.Object{}, fmt.Errorf("show object %d: it is missing in the state of the daemon", id)
+		return driver.Object{}, fmt.Errorf("show object %d: missing in the state of the server", id)
 	}
 	needs, err := r.needs(view)
 	if err != nil {

@@ -58,7 +58,7 @@ func (s *shape) fill(shapes map[string]*shape, schema *schema) (err error) {
 			return s.fillObject(shapes, schema)
 		}
 		if len(schema.Properties) > 0 {
-			return errors.New("it has names of its own and of the client's")
+			return errors.New("the object has both fixed names and names of the client")
 		}
 		s.items, err = shapeOf(shapes, schema.AdditionalProperties)
 		return err
@@ -99,7 +99,7 @@ func (s *shape) fillObject(shapes map[string]*shape, schema *schema) error {
 
 func shapeOf(shapes map[string]*shape, schema *schema) (*shape, error) {
 	if schema == nil {
-		return nil, errors.New("it does not say of what")
+		return nil, errors.New("the array has no item type")
 	}
 	if ref := schema.Ref; ref != "" {
 		if s := shapes[definitionName(ref)]; s != nil {

@@ -80,7 +80,7 @@ func goalOf(p containers.WaitForContainerParams) (goal, time.Duration, error) {
 	}
 	seconds := *p.Timeout // it has a default
 	if seconds < 0 || seconds > maxWait {
-		faults.Add("query parameter timeout", "is %d; it must be a number of seconds from 0 to %d", seconds, maxWait)
+		faults.Add("query parameter timeout", "is %d; use a number of seconds from 0 to %d", seconds, maxWait)
 	}
 	return g, time.Duration(seconds) * time.Second, faults.Err()
 }
@@ -118,7 +118,7 @@ func (g goal) reached(v *state.View) (bool, error) {
 	case now == state.StateStopping && (slices.Contains(g, state.StateExited) || slices.Contains(g, state.StateDead)):
 		return false, nil // it ends in one of them: dead if it is stopped since what it stands on is corrupted
 	case now == state.StateStopping, now == state.StateExited, now == state.StateDead, v.Phase == state.Broken:
-		return false, errs.New(errs.Conflict, "container %d is %s%s: it does not become %s before it is started again", v.ID, now, why(v), g)
+		return false, errs.New(errs.Conflict, "container %d is %s%s and becomes %s only after a new start", v.ID, now, why(v), g)
 	}
 	return false, nil
 }

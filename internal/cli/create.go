@@ -16,7 +16,7 @@ import (
 
 type createCommand struct {
 	Name   string `long:"name" value-name:"NAME" description:"the name of the container, in place of the definition's"`
-	DryRun bool   `long:"dry-run" description:"make nothing, but check the definition on the node and show what would be done"`
+	DryRun bool   `long:"dry-run" description:"create nothing; check the definition on the node and show the plan"`
 	Args   struct {
 		File flags.Filename `positional-arg-name:"FILE" description:"the definition in JSON or YAML; - for standard input"`
 	} `positional-args:"yes" required:"yes"`
@@ -45,7 +45,7 @@ func (c *createCommand) run(ctx context.Context, a *app) error {
 
 type runCommand struct {
 	Name   string       `long:"name" value-name:"NAME" description:"its name, in place of the definition's"`
-	DryRun bool         `long:"dry-run" description:"make nothing, but check the definition on the node and show what would be done"`
+	DryRun bool         `long:"dry-run" description:"create nothing; check the definition on the node and show the plan"`
 	Image  imageOptions `group:"Image"`
 	Args   struct {
 		File flags.Filename `positional-arg-name:"FILE|URI" description:"the definition in JSON or YAML, - for standard input; or an image: file:///PATH, https://…, s3://…, nfs://…"`

@@ -8,9 +8,9 @@ import (
 )
 
 type logsCommand struct {
-	Follow bool   `short:"f" long:"follow" description:"go on with what comes, until the container has ended"`
+	Follow bool   `short:"f" long:"follow" description:"continue with new output until the container has ended"`
 	Tail   *int64 `short:"n" long:"tail" value-name:"N" description:"only so many of the latest lines"`
-	Since  string `long:"since" value-name:"TIME" description:"only what was written since a time (2026-11-23T10:00:00Z) or a span before now (90s)"`
+	Since  string `long:"since" value-name:"TIME" description:"only output since a time (2026-11-23T10:00:00Z) or a duration before now (90s)"`
 	Args   struct {
 		Container target `positional-arg-name:"NAME|ID" required:"yes"`
 	} `positional-args:"yes"`

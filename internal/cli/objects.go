@@ -202,7 +202,7 @@ func parseReference(s string) (r reference, err error) {
 	case match[1] == "name:" || match[1] == "" && failed != nil:
 		return reference{name: match[2]}, nil
 	case failed != nil || id <= 0:
-		return r, usage("%q is not an id: it is a number from 1", s)
+		return r, usage("%q is not an ID; use a number from 1", s)
 	case match[1] == "id:":
 		return reference{id: id}, nil
 	}

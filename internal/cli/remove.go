@@ -10,7 +10,7 @@ import (
 )
 
 type removeCommand struct {
-	Force bool `short:"f" long:"force" description:"stop a container first, and go past idle dependants; what is in use stays"`
+	Force bool `short:"f" long:"force" description:"stop a container first, and ignore idle holders; objects in use stay"`
 	Args  struct {
 		Objects []target `positional-arg-name:"ID|NAME" required:"1"`
 	} `positional-args:"yes"`

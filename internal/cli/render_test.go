@@ -148,8 +148,8 @@ func TestReferences(t *testing.T) {
 		"nobody":  `no container is named "nobody"`,
 		"a/b":     `"a/b" is neither an id nor the name of a container`,
 		"":        `"" is neither an id nor the name of a container`,
-		"id:app":  `"id:app" is not an id: it is a number from 1`,
-		"0":       `"0" is not an id: it is a number from 1`,
+		"id:app":  `"id:app" is not an ID; use a number from 1`,
+		"0":       `"0" is not an ID; use a number from 1`,
 	} {
 		r, err := parseReference(s)
 		var o object

@@ -36,7 +36,7 @@ func perform(ctx context.Context, in string, args ...string) (status int, out, e
 
 func TestExitStatuses(t *testing.T) {
 	t.Parallel()
-	const faults = `{"code": 422, "message": "mount.bind.base: is \"a; mount b\"; it must be one of root, mount; mount.bind.path: is required; container.namespaces: root is root; leave it out"}`
+	const faults = `{"code": 422, "message": "mount.bind.base: is \"a; mount b\"; use one of root, mount; mount.bind.path: is required; container.namespaces: root is root; leave it out"}`
 	for name, test := range map[string]struct {
 		code         int
 		header, body string
@@ -51,7 +51,7 @@ func TestExitStatuses(t *testing.T) {
 			"imageapi: it runs: stop it first, or delete it with force=true (imageapi remove --force)\n"},
 		"not found": {404, "", `{"code": 404, "message": "no container"}`, "list", 3, "", "imageapi: no container\n"},
 		"time":      {504, "", `{"code": 504, "message": "late"}`, "list", 5, "", "imageapi: late\n"},
-		"faults": {422, "", faults, "list", 1, "", "imageapi: mount.bind.base: is \"a; mount b\"; it must be one of root, mount\n" +
+		"faults": {422, "", faults, "list", 1, "", "imageapi: mount.bind.base: is \"a; mount b\"; use one of root, mount\n" +
 			"imageapi: mount.bind.path: is required\nimageapi: container.namespaces: root is root; leave it out\n"},
 		"no message":  {500, "", `{}`, "list", 1, "", "imageapi: the server answers 500 without a message\n"},
 		"cut off":     {200, "", `[{"id": 1`, "list", 4, "", "imageapi: read the answer: unexpected EOF\n"},

@@ -114,7 +114,7 @@ func (a *app) setState(ctx context.Context, t target, state string, check func(*
 type waitCommand struct {
 	State   []string      `long:"state" value-name:"STATE" description:"a state to wait for: created, running, paused, stopping, exited or dead; repeat it for several (default: exited and dead)"`
 	Ready   bool          `long:"ready" description:"wait until it is ready instead"`
-	Timeout time.Duration `long:"timeout" value-name:"TIME" description:"how long to wait, as 30s or 5m (default: for ever)"`
+	Timeout time.Duration `long:"timeout" value-name:"TIME" description:"how long to wait, as 30s or 5m (default: forever)"`
 	Args    struct {
 		Container target `positional-arg-name:"NAME|ID" required:"yes"`
 	} `positional-args:"yes"`

@@ -65,7 +65,7 @@ func checkCommand(c driver.Command) error {
 	checkUser(c.User, false, &faults)
 	checkPath("working_dir", c.WorkingDir, &faults)
 	if c.Timeout < 0 || c.Timeout > maxPatience {
-		faults.Add("timeout", "is %d; it must be 1 to %d seconds", int64(c.Timeout.Seconds()), int64(maxPatience.Seconds()))
+		faults.Add("timeout", "is %d; use 1 to %d seconds", int64(c.Timeout.Seconds()), int64(maxPatience.Seconds()))
 	}
 	return faults.Err()
 }

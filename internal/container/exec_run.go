@@ -118,9 +118,9 @@ func (c *command) sweep() {
 func (c *command) whyKilled(ctx, limited context.Context, out *driver.Output, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("it was killed: %w", ctx.Err())
+		return fmt.Errorf("the command was killed: %w", ctx.Err())
 	case c.containerEnds():
-		return errs.New(errs.Conflict, "it was killed: %w", c.of.ending())
+		return errs.New(errs.Conflict, "the command was killed: %w", c.of.ending())
 	case limited.Err() != nil && (err == nil || errs.Is(err, errs.Internal)):
 		*out = driver.Output{Signal: int(unix.SIGKILL), TimedOut: true}
 		return nil
@@ -153,7 +153,7 @@ func (c *command) kill() {
 func (c *command) hear(kind proto.Kind, fields []string, err error) (out driver.Output, _ error) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return out, errs.New(errs.Deadline, "it was killed but does not end: it waits in the kernel, as for a server that does not answer")
+		return out, errs.New(errs.Deadline, "the command was killed but has not ended: its processes wait in the kernel, for example for a storage server")
 	case err != nil: // nobody is left to see to it
 		return out, errors.Join(fmt.Errorf("its parent died: %w", err), c.group.Kill())
 	case kind == proto.Failed:

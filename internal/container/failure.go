@@ -23,19 +23,19 @@ func explain(f *proto.Failure) error {
 	case proto.NotInPath:
 		return invalid("execute %s: no such program in the container's PATH (%s): give its path", f.Path, f.Detail)
 	case proto.IsDirectory:
-		return invalid("execute %s: it is a directory", f.Path)
+		return invalid("execute %s: is a directory", f.Path)
 	case proto.NotRegular:
-		return invalid("execute %s: it is a device, pipe or socket", f.Path)
+		return invalid("execute %s: is a device, pipe or socket", f.Path)
 	case proto.NotExecutable:
-		return invalid("execute %s: it is not executable: set the mode bit x", f.Path)
+		return invalid("execute %s: not executable; set the mode bit x", f.Path)
 	case proto.NoInterpreter:
 		return invalid("execute %s: its interpreter %s is not in the container", f.Path, f.Detail)
 	case proto.BadInterpreter:
 		return invalid("execute %s: its interpreter %s can't be executed", f.Path, f.Detail)
 	case proto.WrongMachine:
-		return invalid("execute %s: it is made for another architecture (%s)", f.Path, machine(f.Detail))
+		return invalid("execute %s: built for another architecture (%s)", f.Path, machine(f.Detail))
 	case proto.BadFormat:
-		return invalid("execute %s: it is neither a program nor a script that begins with #!", f.Path)
+		return invalid("execute %s: not a program or a script that begins with #!", f.Path)
 	case proto.Unfit:
 		return explainUnfit(f)
 	case proto.Died:

@@ -414,7 +414,7 @@ func TestCommandsThatCannotBeExecuted(t *testing.T) {
 		"/dangling":     "/dangling: no such file",
 		"/etc/passwd/x": "no such file",
 		"nosuch":        "no such program in the container's PATH (/usr/local/sbin:",
-		"/etc":          "it is a directory",
+		"/etc":          "is a directory",
 		"/dev/null":     "it is a device, pipe or socket",
 		"/plain":        "it is not executable",
 		"/lost":         "its interpreter /opt/perl is not in the container",

@@ -28,7 +28,7 @@ func (u *unit) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 			return nil, fmt.Errorf("read log: %w", err)
 		}
 	}
-	return nil, errs.New(errs.Conflict, "read log: it is replaced faster than it can be read: try again, or set a larger --log-size")
+	return nil, errs.New(errs.Conflict, "read log: the log is replaced faster than it can be read; try again, or raise --log-size")
 }
 
 // logTries is how often a log is opened anew because it was rotated meanwhile. Who fails that often would be too slow anyway.

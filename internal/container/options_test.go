@@ -61,7 +61,7 @@ func TestWrongOptions(t *testing.T) {
 		`"devices": ["host", "/dev/fuse"]`:                      {`devices[0]: "host" is all`},
 		`"devices": ["minimal", "host"]`:                        {`devices[1]: "host" is all`},
 		`"devices": ["/etc/passwd", "fuse", "/dev/../etc", ""]`: {"devices[0]: ", "devices[1]: ", "devices[2]: ", "devices[3]: "},
-		`"devices": ["/dev", "/dev/pts/0", "/dev/shm"]`:         {"devices[0]: is all", "devices[1]: the container has a /dev/pts", "devices[2]: "},
+		`"devices": ["/dev", "/dev/pts/0", "/dev/shm"]`:         {"devices[0]: is all", "devices[1]: the container has its own /dev/pts", "devices[2]: "},
 		`"devices": [` + many(`"/dev/fuse"`) + `]`:              {"devices: has 129 entries"},
 		`"binds": [{"source": "a", "target": "b"}]`:             {"binds[0].source: ", "binds[0].target: "},
 		`"binds": [{"source": "", "target": "/b"}]`:             {"binds[0]: needs"},

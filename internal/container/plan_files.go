@@ -40,7 +40,7 @@ func checkDevices(list []string, faults *errs.Faults) {
 		case !inDev || path.Clean(device) != strings.TrimSuffix(device, "/"):
 			faults.Add(at, "%q is neither a plain path in /dev nor %q nor %q", device, minimalDevices, hostDevices)
 		case slices.Contains(ownDevices, top):
-			faults.Add(at, "the container has a /dev/%s of its own", top)
+			faults.Add(at, "the container has its own /dev/%s; leave it out", top)
 		default:
 			checkPath(at, device, faults)
 		}

@@ -51,11 +51,11 @@ func planResources(c *models.ContainerResources, faults *errs.Faults) *resources
 		{"pids", r.PIDs, minPIDs, 1 << 22}, // PID_MAX_LIMIT of the kernel
 	} {
 		if b.value != 0 && (b.value < b.least || b.value > b.most) {
-			faults.Add("resources."+b.field, "is %d: it can be %d to %d, or 0 for no limit", b.value, b.least, b.most)
+			faults.Add("resources."+b.field, "is %d; use %d to %d, or 0 for no limit", b.value, b.least, b.most)
 		}
 	}
 	if r.Swap < -1 || r.Swap > 1<<60 {
-		faults.Add("resources.swap", "is %d: it can be a number of bytes, -1 for none, or 0 for no limit", r.Swap)
+		faults.Add("resources.swap", "is %d; use a number of bytes, -1 for none, or 0 for no limit", r.Swap)
 	}
 	var err error
 	if r.CPUSet, err = parseCPUSet(c.Cpuset); err != nil {
@@ -136,11 +136,11 @@ func (d *Driver) canEnable(r *resources) error {
 func lacking(controller string, err error) error {
 	switch {
 	case errors.Is(err, cgroup.ErrLacks):
-		return errs.New(errs.Unsupported, "it needs the controller %s in the node's cgroup v2 tree: %w: see that the kernel has it, that it is not in use by cgroup v1, and that the groups above hand it on", controller, err)
+		return errs.New(errs.Unsupported, "the node's cgroup v2 tree lacks the controller %s: %w; enable it in the kernel and in all groups above, and do not use it in cgroup v1", controller, err)
 	case errors.Is(err, unix.EBUSY):
-		return errs.New(errs.Unsupported, "it needs the controller %s in the node's cgroup v2 tree: %w: that group has processes of its own and so can't hand it on; give another one with --cgroup-parent", controller, err)
+		return errs.New(errs.Unsupported, "the node's cgroup v2 tree lacks the controller %s: %w: the group contains processes and cannot delegate it; choose another one with --cgroup-parent", controller, err)
 	}
-	return fmt.Errorf("it needs the controller %s in the node's cgroup v2 tree: %w", controller, err)
+	return fmt.Errorf("the node's cgroup v2 tree lacks the controller %s: %w", controller, err)
 }
 
 // confine sets limits to a new group and looks whether the kernel has taken them.

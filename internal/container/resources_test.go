@@ -87,7 +87,7 @@ func TestMissingController(t *testing.T) {
 		var faults errs.Faults
 		u, _ := n.Plan(driver.Object{Container: def}, &faults)
 		_, err := u.Up(t.Context(), driver.Site{ID: n.ids.Add(1), Needs: []driver.Live{{Tree: &driver.Tree{Path: root}}}})
-		if want := fmt.Sprintf("resources.%s: it needs the controller %s in the node's cgroup v2 tree", field, controller); !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), want) {
+		if want := fmt.Sprintf("resources.%s: the node's cgroup v2 tree lacks the controller %s", field, controller); !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v (%v), want %q", field, err, errs.ClassOf(err), want)
 		}
 	}

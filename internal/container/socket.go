@@ -141,7 +141,7 @@ func (p *process) history() (hello proto.Hello, err error) {
 		}
 	}
 	if hello.Version == 0 {
-		return hello, errors.New("talk to supervisor: it does not say its version")
+		return hello, errors.New("connect to supervisor: its greeting has no version")
 	}
 	return hello, nil
 }

@@ -155,7 +155,7 @@ func (d *Driver) noGroup(err error) error {
 	if !errors.Is(err, unix.ENOENT) || unix.Faccessat(int(d.supervisors.Dir), "cgroup.procs", unix.F_OK, 0) == nil {
 		return err
 	}
-	return errs.New(errs.Conflict, "its cgroup is gone: another server with the same parent cgroup has ended, or somebody has removed it: "+
+	return errs.New(errs.Conflict, "its cgroup was removed by another server with the same parent cgroup, or by another program: "+
 		"give each server its own with --cgroup-parent, and restart this one")
 }
 
@@ -188,7 +188,7 @@ func (p *process) launch(ctx context.Context, config proto.Config) error {
 	kind, fields, err := p.receive()
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return errs.New(errs.Deadline, "start %q: it took too long: %w", config.Args[0], context.Cause(ctx))
+		return errs.New(errs.Deadline, "start %q: deadline exceeded: %w", config.Args[0], context.Cause(ctx))
 	case err != nil:
 		return fmt.Errorf("talk to supervisor: %w", err)
 	case kind == proto.Failed:

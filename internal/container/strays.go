@@ -60,7 +60,7 @@ func (d *Driver) stray(id int64) (s Stray, err error) {
 // Clean kills all of a stray, its supervisor and what has left its cgroup included, and removes the cgroup.
 func (d *Driver) Clean(ctx context.Context, s Stray) error {
 	if s.Kept {
-		return fmt.Errorf("it belongs to the run directory %s: start a server with --run-dir %s and --cgroup-parent %s and delete it there",
+		return fmt.Errorf("the container belongs to the run directory %s; start a server with --run-dir %s and --cgroup-parent %s and delete it there",
 			s.Owner, s.Owner, d.opt.CgroupParent)
 	}
 	group, err := d.parent.Open(groupName(s.ID))

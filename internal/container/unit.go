@@ -120,7 +120,7 @@ func (*unit) IsStill(driver.Live) bool { return true }
 // Start implements driver.ContainerUnit.
 func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driver.Process, error) {
 	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
-		return nil, errs.New(errs.Internal, "start container %d: it has no root", site.ID)
+		return nil, errs.New(errs.Internal, "start container %d: no root", site.ID)
 	}
 	config, err := u.whole(site.ID)
 	if err != nil {

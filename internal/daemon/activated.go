@@ -26,7 +26,7 @@ func (s Service) listeners(cfg Config) (taken []listener, err error) {
 		l, err := net.FileListener(g.file)
 		_ = g.file.Close() // the listener has a copy
 		if err != nil {
-			return taken, fmt.Errorf("take socket %q of the service manager: it must be a stream socket that listens (Accept=no): %w", g.name, err)
+			return taken, fmt.Errorf("use socket %q of the service manager: not a listening stream socket; set Accept=no: %w", g.name, err)
 		}
 		t := newListener(l, g.scheme(l), cfg)
 		taken = append(taken, t)
@@ -52,14 +52,14 @@ func (g given) scheme(l net.Listener) string {
 // check holds a listener that the daemon has not opened itself against cfg, as Parse and listenUnix do with its own.
 func (l listener) check(cfg Config) error {
 	if !cfg.uses(l.scheme) {
-		return fmt.Errorf("it is for %s, which --scheme does not name; a TCP socket with FileDescriptorName=%s is for https", l.scheme, nameOfHTTPS)
+		return fmt.Errorf("the socket is for %s, which --scheme does not name; a TCP socket with FileDescriptorName=%s is for https", l.scheme, nameOfHTTPS)
 	}
 	if l.scheme == schemeUnix {
 		return checkSocketFile(l.Addr().String(), cfg.Listen.Group)
 	}
 	proven := l.scheme == schemeHTTPS && cfg.TLS.CA != ""
 	if !cfg.Listen.Anyone && !proven && !addressOf(l.Addr()).Addr().IsLoopback() {
-		return errors.New("it is not on a loopback address: everybody who reaches it would be root on this node; use https with --tls-ca, or --allow-unauthenticated")
+		return errors.New("not on a loopback address: anyone who can reach it would have root on this node; use https with --tls-ca, or --allow-unauthenticated")
 	}
 	return nil
 }
@@ -67,7 +67,7 @@ func (l listener) check(cfg Config) error {
 // checkSocketFile makes sure that only root and --socket-group can connect to a unix socket.
 func checkSocketFile(path, group string) error {
 	if path == "" || strings.HasPrefix(path, "@") {
-		return errors.New("it has no file whose mode says who may connect: give ListenStream= a path")
+		return errors.New("the socket has no file whose mode limits its clients; give ListenStream= a path")
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -84,7 +84,7 @@ func checkSocketFile(path, group string) error {
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
 		return errors.New("another file is in its place: restart the socket's unit")
 	case int(st.Uid) != unix.Geteuid():
-		return fmt.Errorf("it belongs to user %d, who could let others in: set SocketUser=root", st.Uid)
+		return fmt.Errorf("the socket belongs to user %d, who could allow other users; set SocketUser=root", st.Uid)
 	case mode == socketMode, mode == socketGroupMode && int(st.Gid) == gid:
 		return nil
 	default:

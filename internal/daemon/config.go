@@ -42,7 +42,7 @@ type Config struct {
 
 // Listen says where to listen.
 type Listen struct {
-	Schemes     []string `long:"scheme" default:"unix" choice:"unix" choice:"http" choice:"https" description:"what to listen on; repeat it for several: it is the whole list"`
+	Schemes     []string `long:"scheme" default:"unix" choice:"unix" choice:"http" choice:"https" description:"type of listener; repeat it for several listeners"`
 	SocketPath  string   `long:"socket-path" value-name:"PATH" default:"/run/imageapi.sock" description:"the unix socket, of mode 0600: who may write to it is root on this node"`
 	Group       string   `long:"socket-group" value-name:"GROUP" description:"a group, by name or number, whose members may use the unix socket too, of mode 0660 then: they are root on this node"`
 	Host        string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http, or $HOST if that is a loopback address"`
@@ -50,7 +50,7 @@ type Listen struct {
 	Users       []string `long:"allow-user" value-name:"USER" description:"a user of this node, by name or number, who besides root may use http, and https without --tls-ca, which grants them root on this node; for monitoring see --metrics-port; repeat it for several"`
 	Containers  bool     `long:"allow-containers" description:"allow these also for processes in containers of this server: they are root on this node then"`
 	Hosts       []string `long:"allow-host" value-name:"NAME" description:"a name or address by which clients may call the server over http and https, besides those of loopback and of the certificate, and the address that they have reached; repeat it for several"`
-	Anyone      bool     `long:"allow-unauthenticated" description:"allow http, and https without --tls-ca, on addresses that are not loopback, and do not ask on loopback who a client is: whoever reaches them is root on this node"`
+	Anyone      bool     `long:"allow-unauthenticated" description:"allow http, and https without --tls-ca, on addresses that are not loopback, and do not identify clients on loopback: anyone who can reach them has root on this node"`
 	MetricsHost string   `long:"metrics-host" value-name:"HOST" description:"the address for --metrics-port (default: 127.0.0.1)"`
 	MetricsPort uint16   `long:"metrics-port" value-name:"PORT" description:"a port for monitoring, over plain http and for every client: /metrics, /healthz, /readyz and nothing else (default: none)"`
 }
@@ -75,12 +75,12 @@ type Node struct {
 	RunDir        string        `long:"run-dir" value-name:"DIR" default:"/run/imageapi" description:"mounts, logs and state; one daemon for each"`
 	CgroupParent  string        `long:"cgroup-parent" value-name:"PATH" default:"/imageapi" description:"the group, in the cgroup2 tree, that those of the containers are made in"`
 	FSTypes       []string      `long:"fs-types" value-name:"TYPE,..." description:"file systems that may be mounted besides ext2, ext3, ext4, xfs, btrfs, squashfs and erofs"`
-	RequireVerity bool          `long:"require-verity" description:"mount and run only what is checked against a hash: attachments that have verity, and what stands on these alone"`
+	RequireVerity bool          `long:"require-verity" description:"mount and run only verified data: attachments with verity, and objects that depend only on them"`
 	Capabilities  []string      `long:"default-capability" value-name:"NAME" description:"give all containers this capability, which only the field capabilities.add of a definition gives otherwise, such as net_admin; or all; repeat it for several"`
 	StopTimeout   time.Duration `long:"stop-timeout" value-name:"TIME" default:"10s" description:"how long a container may take to stop before it is killed"`
 	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create may take, all its levels together, before it is undone"`
-	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for what it takes away; the rest goes on behind its answer"`
-	Teardown      bool          `long:"teardown" description:"on SIGTERM and SIGINT stop all containers and take everything down; without it everything stays, for a later server to take over"`
+	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for the teardown; the remaining teardown continues in the background"`
+	Teardown      bool          `long:"teardown" description:"on SIGTERM and SIGINT stop all containers and delete all objects; without it all objects stay, and the next server recovers them"`
 	CacheDir      string        `long:"cache-dir" value-name:"DIR" description:"directory for images from web servers and registries, kept over restarts and boots (default: in memory)"`
 	CacheSize     Size          `long:"cache-size" value-name:"SIZE" default:"4GiB" description:"size of that cache"`
 	LogSize       Size          `long:"log-size" value-name:"SIZE" default:"16MiB" description:"how much of the output of each container is kept, at least 64KiB; the older half of it goes when it is full"`
@@ -341,10 +341,10 @@ func (c *Config) checkWhoMayConnect() (err error) {
 		return nil
 	}
 	if c.uses(schemeHTTP) && !loopback(c.Listen.Host) {
-		err = fmt.Errorf("--host %q is not a loopback address: everybody who reaches it would be root on this node; use https with --tls-ca, or --allow-unauthenticated", c.Listen.Host)
+		err = fmt.Errorf("--host %q is not a loopback address: anyone who can reach it would have root on this node; use https with --tls-ca, or --allow-unauthenticated", c.Listen.Host)
 	}
 	if c.uses(schemeHTTPS) && !loopback(c.TLS.Host) && c.TLS.CA == "" {
-		err = errors.Join(err, fmt.Errorf("--tls-host %q is not a loopback address: everybody who reaches it would be root on this node; set --tls-ca, or --allow-unauthenticated", c.TLS.Host))
+		err = errors.Join(err, fmt.Errorf("--tls-host %q is not a loopback address: anyone who can reach it would have root on this node; set --tls-ca, or --allow-unauthenticated", c.TLS.Host))
 	}
 	return err
 }

@@ -83,7 +83,7 @@ func (d *runDir) keep(objects int) error {
 		return nil
 	}
 	if d.was != "" && objects > 0 {
-		return fmt.Errorf("run directory %s: it was %s when its %d objects were made, and their mounts are there: start the server with --run-dir %s", d.path, d.was, objects, d.was)
+		return fmt.Errorf("run directory %s: the path was %s when its %d objects were created, and their mounts are there; start the server with --run-dir %s", d.path, d.was, objects, d.was)
 	}
 	_, err := d.lock.WriteAt([]byte(d.path+"\n"), 0)
 	return err
@@ -96,9 +96,9 @@ func private(dir string) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return fmt.Errorf("run directory %s: it is not a directory", dir)
+		return fmt.Errorf("run directory %s: not a directory", dir)
 	case int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("run directory %s: it belongs to user %d, not to %d", dir, st.Uid, os.Geteuid())
+		return fmt.Errorf("run directory %s: its owner is user %d, not %d", dir, st.Uid, os.Geteuid())
 	case st.Mode&0o077 != 0:
 		return fmt.Errorf("run directory %s: its mode is %04o, which lets others in: chmod 0700 it", dir, st.Mode&0o7777)
 	}

@@ -30,4 +30,4 @@ type Log interface {
 }
 
 // ErrLogGone is why a reader of a log can't go on: too slow for what is written, or the log was removed.
-var ErrLogGone = errors.New("what comes next in the log was not read in time and is gone")
+var ErrLogGone = errors.New("the next part of the log was not read in time and is gone")

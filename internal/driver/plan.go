@@ -102,7 +102,7 @@ func (p *planner) need(path string, def Object, depth int) Ref {
 
 func (p *planner) miss(path string, class Class, kind string) {
 	if p.unsupported == nil {
-		p.unsupported = errs.At(path, errs.New(errs.Unsupported, "this version has no %s driver of kind %q; it has these: %s", class, kind, strings.Join(p.set.Kinds(class), ", ")))
+		p.unsupported = errs.At(path, errs.New(errs.Unsupported, "this version has no %s driver of kind %q; use one of %s", class, kind, strings.Join(p.set.Kinds(class), ", ")))
 	}
 }
 

@@ -61,7 +61,7 @@ func TestPlanNamesAllFaultsAtOnce(t *testing.T) {
 func TestPlanOfAKindWithoutDriver(t *testing.T) {
 	t.Parallel()
 	_, err := driver.Set{stack{}}.Plan(driver.Object{Mount: mount("overlay", mount("uri"))})
-	if !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), `mount.overlay.lower[0]: this version has no mount driver of kind "uri"; it has these: overlay`) {
+	if !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), `mount.overlay.lower[0]: this version has no mount driver of kind "uri"; use one of overlay`) {
 		t.Error(err)
 	}
 }

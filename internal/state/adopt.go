@@ -83,7 +83,7 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 		v.Run = &Run{State: StateCreated}
 	}
 	if err := json.Unmarshal(r.Live, &v.Live); err != nil {
-		return v, fmt.Errorf("read the journal: what was brought about: %w", err)
+		return v, fmt.Errorf("read the journal: results: %w", err)
 	}
 	if err := json.Unmarshal(r.Run, &v.Run); err != nil {
 		return v, fmt.Errorf("read the journal: its last run: %w", err)
@@ -91,7 +91,7 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 	d, ok := drivers.Find(v.Class, v.Kind)
 	heir, can := d.(driver.Heir)
 	if !ok || !can {
-		return v, fmt.Errorf("this version can't take over what has class %s and kind %q", v.Class, v.Kind)
+		return v, fmt.Errorf("this version cannot recover objects of class %s and kind %q", v.Class, v.Kind)
 	}
 	unit, err := heir.Restore(r.Unit)
 	if err != nil {
@@ -295,5 +295,5 @@ func (unknown) Down(context.Context, driver.Site, driver.Live) error { return er
 func (unknown) Show(driver.Object, driver.Live, []driver.Object)     {}
 
 func errUnknown() error {
-	return errs.New(errs.Unsupported, "another version of the server has made it, and this one can't take it down: start that one on the same run directory")
+	return errs.New(errs.Unsupported, "another version of the server created the object, and this version cannot delete it; start that version on the same run directory")
 }

@@ -84,7 +84,7 @@ func (m *Manager) toRunning(ctx context.Context, v *View) error {
 	case StateRunning:
 		return nil
 	case StateStopping:
-		return errs.New(errs.Conflict, "it is stopping: it can be started when it has exited")
+		return errs.New(errs.Conflict, "the container is stopping; start it when it has exited")
 	case StatePaused:
 		return m.thaw(ctx, v.ID)
 	}
@@ -335,7 +335,7 @@ func (m *Manager) toPaused(ctx context.Context, v *View) error {
 		return nil
 	case StateRunning:
 	default:
-		return errs.New(errs.Conflict, "it is %s: only a running container can be paused", v.Run.State)
+		return errs.New(errs.Conflict, "the container is %s; only a running container can be paused", v.Run.State)
 	}
 	return m.switchOver(ctx, v.ID, StateRunning, StatePaused, driver.Process.Freeze)
 }
@@ -348,7 +348,7 @@ func (m *Manager) thaw(ctx context.Context, id int64) error {
 func (m *Manager) switchOver(ctx context.Context, id int64, from, to State, act func(driver.Process, context.Context) error) error {
 	proc := m.process(id)
 	if proc == nil {
-		return errs.New(errs.Conflict, "it has just ended")
+		return errs.New(errs.Conflict, "the container has just ended")
 	}
 	if err := act(proc, ctx); err != nil {
 		return err
@@ -356,7 +356,7 @@ func (m *Manager) switchOver(ctx context.Context, id int64, from, to State, act 
 	err := m.edit(func(c *change) error {
 		o := m.objects[id]
 		if o.proc != proc || o.view.Run.State != from {
-			return errs.New(errs.Conflict, "it has just ended")
+			return errs.New(errs.Conflict, "the container has just ended")
 		}
 		c.run(id, func(r *Run) { r.State = to })
 		return nil

@@ -12,13 +12,13 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 )
 
-var errTooSlow = errors.New("it took too long")
+var errTooSlow = errors.New("deadline exceeded")
 
 // errClosing is why nothing new is let in any more.
 var errClosing = errs.New(errs.Conflict, "the daemon is shutting down")
 
 // errDeleted is why a create is given up.
-var errDeleted = errs.New(errs.Conflict, "it was deleted before it was ready")
+var errDeleted = errs.New(errs.Conflict, "the object was deleted before it was ready")
 
 // Create makes what plan says, with everything below it, or nothing. The snapshot it returns holds the new object, whose
 // id it returns too. If ctx ends before the commit, all is undone.
@@ -297,7 +297,7 @@ func located(path string, err error) (string, error) {
 func (m *Manager) commit(ctx context.Context, stack []int64) (snap *Snapshot, err error) {
 	err = m.edit(func(c *change) error {
 		if err := context.Cause(ctx); err != nil {
-			return fmt.Errorf("%s: given up before it was ready: %w", m.objects[stack[len(stack)-1]].path, err)
+			return fmt.Errorf("%s: cancelled before it was ready: %w", m.objects[stack[len(stack)-1]].path, err)
 		}
 		if m.closing {
 			return errClosing

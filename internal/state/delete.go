@@ -96,7 +96,7 @@ func (m *Manager) giveUp(ctx context.Context, class driver.Class, id int64) (bef
 		}
 		m.mu.Unlock()
 		if wait(ctx, changed) != nil {
-			return nil, errs.New(errs.Deadline, "%s: what was made of it is still stopping after %s; it goes on", nameIn(before, id), m.opt.DeleteTimeout)
+			return nil, errs.New(errs.Deadline, "%s: the teardown of its unfinished creation takes longer than %s and continues in the background", nameIn(before, id), m.opt.DeleteTimeout)
 		}
 	}
 }
@@ -159,7 +159,7 @@ func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overr
 			return slices.Contains(overridden, h) && idle(m.objects[h])
 		})
 		if len(holders) > 0 {
-			return errs.New(errs.InUse, "%s is needed by %s: delete what needs it first", name(o.view), m.describe(holders))
+			return errs.New(errs.InUse, "%s is held by %s; delete its holders first", name(o.view), m.describe(holders))
 		}
 		if o.proc != nil && !force {
 			return errs.New(errs.Conflict, "%s is %s: stop it first, or delete it with force=true", name(o.view), o.view.Run.State)
@@ -282,7 +282,7 @@ func (m *Manager) await(id int64, before *Snapshot, own <-chan removal, cascade 
 		}
 		warnings = r.warnings
 	case <-ctx.Done():
-		return nil, nil, errs.New(errs.Deadline, "%s is still stopping after %s; it goes on", nameIn(before, id), m.opt.DeleteTimeout)
+		return nil, nil, errs.New(errs.Deadline, "%s is still stopping after %s; the teardown continues in the background", nameIn(before, id), m.opt.DeleteTimeout)
 	}
 	select {
 	case lost := <-cascade:

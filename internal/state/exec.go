@@ -43,7 +43,7 @@ func (m *Manager) runningProcess(id int64) (driver.Process, error) {
 		return nil, err
 	}
 	if o.view.Run.State != StateRunning || o.proc == nil {
-		return nil, errs.New(errs.Conflict, "it is %s: a command can be run only in a running container", o.view.Run.State)
+		return nil, errs.New(errs.Conflict, "the container is %s; a command requires a running container", o.view.Run.State)
 	}
 	return o.proc, nil
 }

@@ -132,7 +132,7 @@ func (m *Manager) inspect(v *View, mounts *mounttable.Table) error {
 func (s *Snapshot) standsOnBroken(v *View) error {
 	for _, id := range v.Needs {
 		if need, ok := s.Get(id); ok && need.Phase == Broken {
-			return errs.New(errs.Conflict, "it stands on %s, which is broken: %s", name(need), need.Error)
+			return errs.New(errs.Conflict, "the object depends on %s, which is broken: %s", name(need), need.Error)
 		}
 	}
 	return nil

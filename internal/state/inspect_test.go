@@ -137,7 +137,7 @@ func TestInspect(t *testing.T) {
 		t.Errorf("when the lowest is gone: %s", got)
 	}
 	v, _ := m.Snapshot().Get(top)
-	if want := "it stands on mount 1 (test), which is broken: it is gone"; v.Error != want {
+	if want := "the object depends on mount 1 (test), which is broken: it is gone"; v.Error != want {
 		t.Errorf("the reason is %q, want %q", v.Error, want)
 	}
 
@@ -150,7 +150,7 @@ func TestInspect(t *testing.T) {
 		v, _ = m.Snapshot().Get(runs)
 		return v.Run.State != StateRunning
 	})
-	if want := "it stands on mount 2 (test), which is broken: it stands on"; v.Phase != Broken || !strings.HasPrefix(v.Error, want) {
+	if want := "the object depends on mount 2 (test), which is broken: the object depends on"; v.Phase != Broken || !strings.HasPrefix(v.Error, want) {
 		t.Errorf("the container that ran is %s (%s), want %q", v.Phase, v.Error, want)
 	}
 }

@@ -380,7 +380,7 @@ func (m *Manager) guard(act string, id int64, perform func() error) (err error) 
 	defer func() {
 		if p := recover(); p != nil {
 			m.log.Error("driver panicked", logkey.Act, act, logkey.Object, id, logkey.Panic, p, logkey.Stack, string(debug.Stack()))
-			err = errs.New(errs.Internal, "internal fault, the daemon's log tells more: %v", p)
+			err = errs.New(errs.Internal, "internal fault: %v; see the server's log", p)
 		}
 	}()
 	return perform()

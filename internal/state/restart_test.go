@@ -89,7 +89,7 @@ func TestWaitingToBeStartedAgainIsShown(t *testing.T) {
 	w.endRun(t, id, driver.Exit{Code: 7})
 	snap := eventually(t, m, "the wait", func(s *Snapshot) bool { return !run(s, id).NextStartAt.IsZero() })
 	r := run(snap, id)
-	if r.State != StateCreated || !strings.Contains(r.Error, "status 7; it is started again after 1h0m0s (restart 1)") || *r.ExitCode != 7 || r.Reason != ReasonExited {
+	if r.State != StateCreated || !strings.Contains(r.Error, "status 7; restarting after 1h0m0s (restart 1)") || *r.ExitCode != 7 || r.Reason != ReasonExited {
 		t.Errorf("it waits as %+v", r)
 	}
 	// A request to stop wins.

@@ -30,7 +30,7 @@ func (m *Manager) aliveProcess(id int64) (*View, driver.Process, error) {
 		return nil, nil, err
 	}
 	if o.proc == nil || !o.view.Run.State.alive() {
-		return nil, nil, errs.New(errs.Conflict, "%s is %s: only what runs, is paused or is stopping uses anything", name(o.view), o.view.Run.State)
+		return nil, nil, errs.New(errs.Conflict, "%s is %s; only running, paused and stopping containers have statistics", name(o.view), o.view.Run.State)
 	}
 	return o.view, o.proc, nil
 }

@@ -218,7 +218,7 @@ func (m *Manager) Close(ctx context.Context) error {
 			return nil
 		}
 		if err := wait(ctx, changed); err != nil {
-			return fmt.Errorf("not everything could be taken down: %s", m.leftOf(left))
+			return fmt.Errorf("objects not deleted: %s", m.leftOf(left))
 		}
 	}
 }

@@ -20,16 +20,16 @@ func (m *Manager) checkVerified(plan *driver.Plan) error {
 				return err
 			}
 		case ref.Class == driver.Mount && !m.isVerified(ref.ID):
-			return errs.At(ref.Path, errs.New(errs.Invalid, "mount %d is not verified, and this server takes only what is (--require-verity): use a mount of an attachment that has verity", ref.ID))
+			return errs.At(ref.Path, errs.New(errs.Invalid, "mount %d is not verified, and this server requires verified data (--require-verity); use a mount of an attachment that has verity", ref.ID))
 		}
 	}
 	switch {
 	case plan.Class == driver.Attach || m.isVerifiedPlan(plan):
 		return nil
 	case plan.Class == driver.Container:
-		return errs.New(errs.Invalid, "%s.binds: files of the node are not verified, and this server takes only what is (--require-verity): put them into the image", plan.Path)
+		return errs.New(errs.Invalid, "%s.binds: files of the node are not verified, and this server requires verified data (--require-verity); put them into the image", plan.Path)
 	default:
-		return errs.At(plan.Path, errs.New(errs.Invalid, "it is not verified, and this server takes only what is (--require-verity): mount an attachment that has verity, or a directory in such a mount"))
+		return errs.At(plan.Path, errs.New(errs.Invalid, "the data is not verified, and this server requires verified data (--require-verity); mount an attachment that has verity, or a directory in such a mount"))
 	}
 }
 
@@ -38,7 +38,7 @@ func (m *Manager) checkRun(id int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.opt.RequireVerity && !m.isVerified(id) {
-		return errs.New(errs.Conflict, "it was made when this server took what is not verified, and now it does not (--require-verity): delete it and make it anew")
+		return errs.New(errs.Conflict, "the object is not verified, and this server now requires verified data (--require-verity); delete it and create it again")
 	}
 	return nil
 }

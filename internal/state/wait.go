@@ -49,7 +49,7 @@ func (m *Manager) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 	case !ok:
 		return nil, errs.New(errs.Unsupported, "%s keeps no log", name(v))
 	case v.Phase == Pending:
-		return nil, errs.New(errs.Conflict, "%s is pending: it has no log yet", name(v))
+		return nil, errs.New(errs.Conflict, "%s is pending and has no log yet", name(v))
 	}
 	log, err := unit.OpenLog(id, query)
 	if errs.Is(err, errs.NotFound) {

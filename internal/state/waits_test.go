@@ -121,7 +121,7 @@ func TestADeleteEndsACreate(t *testing.T) {
 	if v, ok := before.Get(2); !ok || v.Phase != Pending {
 		t.Errorf("it was %+v", v)
 	}
-	if err := <-made; !errs.Is(err, errs.Conflict) || err.Error() != "mount: it was deleted before it was ready" {
+	if err := <-made; !errs.Is(err, errs.Conflict) || err.Error() != "mount: the object was deleted before it was ready" {
 		t.Errorf("the create is answered %v: %v", errs.ClassOf(err), err)
 	}
 }

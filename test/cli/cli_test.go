@@ -166,7 +166,7 @@ func TestCreate(t *testing.T) {
 	matches(t, s.ok(t, "tree"), `(?s)OBJECT.*container 4.*attach 1 .*container 6.*see above\n`)
 	matches(t, s.ok(t, "rm", "-f", "one", "two"), "container 4 .*removed\ncontainer 6 .*removed\n")
 	status, out, errs := s.run(t, "", "rm", "1", "2", "1")
-	matches(t, fmt.Sprintf("%d %s%s", status, out, errs), `1 mount 2 \(attach\) is removed\nattach 1 \(loopback\) is removed\nimageapi: attach 1 \(loopback\) is needed by mount 2 .*\n`)
+	matches(t, fmt.Sprintf("%d %s%s", status, out, errs), `1 mount 2 \(attach\) is removed\nattach 1 \(loopback\) is removed\nimageapi: attach 1 \(loopback\) is held by mount 2 .*\n`)
 }
 
 // A command in a container is told apart from the client: output, status, failures.
@@ -204,7 +204,7 @@ func TestExitStatuses(t *testing.T) {
 	s := newShell(t)
 	s.okFrom(t, s.definition("app", forever), "run", "-")
 	s.fails(t, 1, "is running: stop it first, or delete it with force=true (imageapi remove --force)", "remove", "app")
-	s.fails(t, 1, "is needed by mount 2", "remove", "1")
+	s.fails(t, 1, "is held by mount 2", "remove", "1")
 	s.fails(t, 2, "which command?")
 	s.fails(t, 2, "there is no command", "lost")
 	s.fails(t, 2, "unknown flag", "list", "--lost")

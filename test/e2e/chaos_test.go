@@ -231,7 +231,7 @@ func (o *origin) doesNotComeBack(t *testing.T) {
 		t.Errorf("the delete says %q", text)
 	}
 	failed.is(http.StatusGatewayTimeout)
-	if !strings.Contains(failed.Message(), "not done in time") || !strings.Contains(failed.Message(), "it waits in") {
+	if !strings.Contains(failed.Message(), "not done in time") || !strings.Contains(failed.Message(), "waiting in") {
 		t.Errorf("the create fails with %s", failed.Message())
 	}
 	o.unconcerned(t)

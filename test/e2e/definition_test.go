@@ -172,9 +172,9 @@ func TestHostileUsers(t *testing.T) {
 		make func(path string) error
 		want string
 	}{
-		"pipe":   {func(path string) error { return unix.Mkfifo(path, 0o644) }, "read /etc/passwd: it is not a regular file"},
+		"pipe":   {func(path string) error { return unix.Mkfifo(path, 0o644) }, "read /etc/passwd: not a regular file"},
 		"device": {func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) }, "not a regular file"},
-		"huge":   {content(strings.Repeat("\x00", 4<<20+1)), "read /etc/passwd: it is longer than 4 MiB"},
+		"huge":   {content(strings.Repeat("\x00", 4<<20+1)), "read /etc/passwd: the file is longer than 4 MiB"},
 		"dir":    {func(path string) error { return os.Mkdir(path, 0o755) }, "not a regular file"},
 		"loop":   {link("passwd"), "read /etc/passwd: too many levels of symbolic links"},
 		"magic":  {link("/proc/self/fd/0"), "read /etc/passwd: too many levels of symbolic links"},

@@ -237,8 +237,8 @@ func execCannotStart(t *testing.T, n *node) {
 	}{
 		{models.ContainerCommand{Args: []string{"/bin/none"}}, "execute /bin/none: no such file in the container"},
 		{models.ContainerCommand{Args: []string{"none"}}, "execute none: no such program in the container's PATH"},
-		{models.ContainerCommand{Args: []string{"/etc"}}, "execute /etc: it is a directory"},
-		{models.ContainerCommand{Args: []string{"/etc/passwd"}}, "execute /etc/passwd: it is not executable"},
+		{models.ContainerCommand{Args: []string{"/etc"}}, "execute /etc: is a directory"},
+		{models.ContainerCommand{Args: []string{"/etc/passwd"}}, "execute /etc/passwd: not executable"},
 		{models.ContainerCommand{Args: []string{"true"}, User: "nobody-there"}, "nobody-there"},
 		{models.ContainerCommand{Args: []string{"true"}, WorkingDir: "/none"}, "working_dir: enter /none: no such file or directory"},
 		{models.ContainerCommand{Args: []string{"true"}, WorkingDir: "none"}, "working_dir: "},
@@ -337,7 +337,7 @@ func execEndsWithContainer(t *testing.T, n *node) {
 				act(t, c)
 				a, err := wait()
 				must(t, err)
-				if a.Status != http.StatusConflict || !strings.Contains(a.Message(), "it was killed: the container") {
+				if a.Status != http.StatusConflict || !strings.Contains(a.Message(), "the command was killed: the container") {
 					t.Errorf("status %d: %s", a.Status, a.Body)
 				}
 			})

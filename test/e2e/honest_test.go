@@ -38,11 +38,11 @@ func TestMountTakenAway(t *testing.T) {
 		act  func(t *testing.T, point string)
 		why  string
 	}{
-		{"bind", bind(filepath.Dir(n.image)), unmounted, "somebody has unmounted it"},
-		{"device", device(loopback(ext4), "ext4"), unmounted, "somebody has unmounted it"},
-		{"overlay", n.root(), unmounted, "somebody has unmounted it"},
-		{"upper layer", n.root(), func(t *testing.T, point string) { unmounted(t, point+".upper") }, "somebody has unmounted it"},
-		{"lazily", device(loopback(ext4), "ext4"), func(t *testing.T, point string) { testkit.Run(t, "umount", "-l", point) }, "somebody has unmounted it"},
+		{"bind", bind(filepath.Dir(n.image)), unmounted, "another program unmounted it"},
+		{"device", device(loopback(ext4), "ext4"), unmounted, "another program unmounted it"},
+		{"overlay", n.root(), unmounted, "another program unmounted it"},
+		{"upper layer", n.root(), func(t *testing.T, point string) { unmounted(t, point+".upper") }, "another program unmounted it"},
+		{"lazily", device(loopback(ext4), "ext4"), func(t *testing.T, point string) { testkit.Run(t, "umount", "-l", point) }, "another program unmounted it"},
 		{"replaced", device(loopback(ext4), "ext4"), func(t *testing.T, point string) {
 			testkit.Run(t, "sh", "-c", fmt.Sprintf("umount %s; mount -t tmpfs other %[1]s", point))
 		}, "unmount"},
@@ -51,7 +51,7 @@ func TestMountTakenAway(t *testing.T) {
 		above := n.mount(t, bindIn(mountID(m.ID), "/"))
 		c.act(t, m.Mountpoint)
 		n.becomesBroken(t, "/mount", m.ID, c.why)
-		n.becomesBroken(t, "/mount", above.ID, fmt.Sprintf("it stands on mount %d (%s), which is broken", m.ID, m.Kind))
+		n.becomesBroken(t, "/mount", above.ID, fmt.Sprintf("the object depends on mount %d (%s), which is broken", m.ID, m.Kind))
 		n.remove(t, http.StatusConflict, "/mount", m.ID)
 		if a, _ := n.Do(t.Context(), http.MethodPost, "/mount", bindIn(mountID(m.ID), "/")); a.Status != http.StatusConflict || !strings.Contains(a.Message(), c.why) {
 			t.Errorf("%s: something new can be made of what is broken: %d %s", c.name, a.Status, a.Body)
@@ -105,9 +105,9 @@ func TestDeviceTakenAway(t *testing.T) {
 			a = n.attach(t, &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &device}})
 		}
 		testkit.Run(t, "losetup", "-d", device)
-		n.becomesBroken(t, "/attach", a.ID, "delete it and make it anew")
+		n.becomesBroken(t, "/attach", a.ID, "create it again")
 		again := strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", image)) // the same number, if nobody else takes it
-		n.becomesBroken(t, "/attach", a.ID, "delete it and make it anew")
+		n.becomesBroken(t, "/attach", a.ID, "create it again")
 		n.remove(t, http.StatusOK, "/attach", a.ID)
 		testkit.Run(t, "losetup", "-d", again) // it fails if the delete has detached it
 	}
@@ -169,14 +169,14 @@ func TestBelowContainerTakenAway(t *testing.T) {
 	lower := n.mount(t, squash(n.image))
 	c := n.create(t, start(forever, overlay(mountID(lower.ID))))
 	unmounted(t, lower.Mountpoint)
-	n.becomesBroken(t, "/mount", lower.ID, "somebody has unmounted it")
-	n.becomesBroken(t, "/mount", c.Mount.ID, "it stands on")
+	n.becomesBroken(t, "/mount", lower.ID, "another program unmounted it")
+	n.becomesBroken(t, "/mount", c.Mount.ID, "the object depends on")
 	if now := n.container(t, c.ID); now.State != "running" || now.Phase != "ready" || now.Mount.Phase != "broken" {
 		t.Errorf("the container is %s and %s, its mount %s", now.State, now.Phase, now.Mount.Phase)
 	}
 	setState(t, n, http.StatusOK, c.ID, "exited")
-	n.becomesBroken(t, "/container", c.ID, "it stands on")
-	if why := setState(t, n, http.StatusConflict, c.ID, "running"); !strings.Contains(why, "it stands on") {
+	n.becomesBroken(t, "/container", c.ID, "the object depends on")
+	if why := setState(t, n, http.StatusConflict, c.ID, "running"); !strings.Contains(why, "the object depends on") {
 		t.Errorf("it does not start: %s", why)
 	}
 	n.remove(t, http.StatusOK, "/container", c.ID)

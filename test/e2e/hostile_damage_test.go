@@ -193,7 +193,7 @@ func TestBomb(t *testing.T) {
 	s := studio{n, base.ID}
 	before := peak(t, n.PID)
 	s.refuses(t, "container: execute /bomb", start("/bomb", overlay(mountID(base.ID))))
-	s.refuses(t, "container.user: read /etc/passwd: it is longer than 4 MiB", s.shell("true", as("web")))
+	s.refuses(t, "container.user: read /etc/passwd: the file is longer than 4 MiB", s.shell("true", as("web")))
 	disk := n.attach(t, loopbackIn(mountID(base.ID), "/disk"))
 	s.Must(t, http.StatusUnprocessableEntity, http.MethodPost, "/mount", device(attachID(disk.ID), "ext4"), nil)
 	parts := loopbackIn(mountID(base.ID), "/disk")

@@ -73,7 +73,7 @@ func TestHostileFiles(t *testing.T) {
 				must(t, os.Remove(filepath.Join(dir, "etc/passwd")))
 				must(t, os.Rename(filepath.Join(dir, "odd", kind), filepath.Join(dir, "etc/passwd")))
 			})
-			studio{s.node, base}.refuses(t, "container.user: read /etc/passwd: it is not a regular file", studio{s.node, base}.shell("true", as("web")))
+			studio{s.node, base}.refuses(t, "container.user: read /etc/passwd: not a regular file", studio{s.node, base}.shell("true", as("web")))
 		})
 		t.Run("mount "+kind, func(t *testing.T) {
 			quick(t)

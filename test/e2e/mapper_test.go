@@ -58,7 +58,7 @@ func TestDiskFails(t *testing.T) {
 		_ = f.Close()
 		if fsType != "ext4" || !silent(t) {
 			n.becomesBroken(t, "/mount", m.ID, "the file system ("+fsType+")")
-			n.becomesBroken(t, "/mount", above.ID, "it stands on")
+			n.becomesBroken(t, "/mount", above.ID, "the object depends on")
 		}
 		n.remove(t, http.StatusOK, "/mount", above.ID)
 		n.remove(t, http.StatusOK, "/mount", m.ID)

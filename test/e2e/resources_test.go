@@ -150,7 +150,7 @@ func TestResourcesNeedControllers(t *testing.T) {
 	}
 	n := newNode(t)
 	a := n.Must(t, http.StatusNotImplemented, http.MethodPost, "/container", n.limited("/bin/true", models.ContainerResources{Memory: 1 << 30}), nil)
-	if !strings.Contains(a.Message(), "container.resources.memory: it needs the controller memory in the node's cgroup v2 tree") {
+	if !strings.Contains(a.Message(), "container.resources.memory: the node's cgroup v2 tree lacks the controller memory") {
 		t.Errorf("says %s", a.Message())
 	}
 	plain := n.create(t, n.simple("plain", forever))

@@ -107,9 +107,9 @@ func TestSlipsInQueriesAreRefused(t *testing.T) {
 		text   string
 	}{
 		"GET /container?state=runing":            {422, "did you mean running?"},
-		"GET /mount?kind=sqashfs":                {422, "must be one of attach, bind, nfs, overlay"},
+		"GET /mount?kind=sqashfs":                {422, "use one of attach, bind, nfs, overlay"},
 		"GET /mount?kind=overlya":                {422, "did you mean overlay?"},
-		"GET /attach?kind=floppy":                {422, "must be one of"},
+		"GET /attach?kind=floppy":                {422, "use one of"},
 		"GET /attach?labels=a=b":                 {400, "did you mean label?"},
 		"GET /mount?label=a":                     {422, "a name and a value"},
 		"GET /events?kind=bnd":                   {422, "did you mean bind?"},

@@ -199,7 +199,7 @@ func TestStuckServers(t *testing.T) {
 		pending := slices.DeleteFunc(n.waiting(t, c.resource), func(o stuck) bool { return o.Phase != "pending" })[0]
 		n.waits(t, c.resource, models.ID(pending.ID), c.waits, dropped)
 		n.remove(t, http.StatusOK, c.resource, models.ID(pending.ID))
-		if a := <-answers; a.resource != c.resource || a.Status != http.StatusConflict || !strings.Contains(a.Message(), "it was deleted before it was ready") {
+		if a := <-answers; a.resource != c.resource || a.Status != http.StatusConflict || !strings.Contains(a.Message(), "the object was deleted before it was ready") {
 			t.Errorf("what was deleted is answered %s %d %s", a.resource, a.Status, a.Body)
 		}
 		n.remove(t, http.StatusGatewayTimeout, c.resource, c.made)

@@ -210,14 +210,14 @@ func TestVerityRefuses(t *testing.T) {
 		{set(strings.Repeat("0", 64)), 422, "verity.root_hash: the first block of /dev/loop"},
 		{set(other.root), 422, "verity.root_hash: the first block of /dev/loop"},
 		{set(strings.Repeat("0", 128)), 422, "verity.root_hash: has 128 digits; the tree is one of sha256, with 64"},
-		{set("g0"), 422, "verity.root_hash: is \"g0\"; it must match"},
+		{set("g0"), 422, "verity.root_hash: is \"g0\"; use a value that matches"},
 		{set("00"), 422, "verity.root_hash: must be what veritysetup(8) prints"},
 		{func(v *models.AttachVerity) { v.HashOffset = 0 }, 422, "verity.hash_offset: is required without a hash_device"},
 		{func(v *models.AttachVerity) { v.HashOffset = 513 }, 422, "verity.hash_offset: must be a multiple of 512"},
 		{func(v *models.AttachVerity) { v.HashOffset = 4096 }, 422, "there is no superblock"},
 		{func(v *models.AttachVerity) { v.HashDevice = attachID(4711) }, 404, "verity.hash_device: there is no attach 4711"},
 		{func(v *models.AttachVerity) { v.HashDevice = loopback("/nowhere") }, 422, "/nowhere"},
-		{func(v *models.AttachVerity) { v.OnCorruption = to("panic") }, 422, "on_corruption: is \"panic\"; it must be one of error, stop"},
+		{func(v *models.AttachVerity) { v.OnCorruption = to("panic") }, 422, "on_corruption: is \"panic\"; use one of error, stop"},
 	} {
 		a := s.over(loopback(s.path), c.change)
 		if answer, err := n.Do(t.Context(), http.MethodPost, "/mount", device(a, "squashfs")); err != nil || answer.Status != c.status || !strings.Contains(answer.Message(), c.want) {
@@ -252,11 +252,11 @@ func (n *node) doomed(t *testing.T, s sealed) (c models.Container, a models.ID, 
 func (n *node) isStopped(t *testing.T, id, attach models.ID) {
 	t.Helper()
 	c := n.reaches(t, id, models.ContainerStateDead)
-	if c.ExitReason != "corrupted" || !strings.Contains(c.Error, "is corrupted: a read failed the check against root_hash") {
+	if c.ExitReason != "corrupted" || !strings.Contains(c.Error, "is corrupted: a read failed verification against root_hash") {
 		t.Errorf("it is dead for %s: %s", c.ExitReason, c.Error)
 	}
-	n.becomesBroken(t, "/attach", attach, "is corrupted: a read failed the check against root_hash")
-	n.becomesBroken(t, "/container", id, "it stands on mount")
+	n.becomesBroken(t, "/attach", attach, "is corrupted: a read failed verification against root_hash")
+	n.becomesBroken(t, "/container", id, "the object depends on mount")
 	if got := n.container(t, id); got.State != "dead" || got.Restarts != 0 {
 		t.Errorf("it is %s after %d restarts", got.State, got.Restarts)
 	}
@@ -344,7 +344,7 @@ func TestVerityTableChanged(t *testing.T) {
 	}
 	mapper("load", "--readonly", "--table", strings.TrimSpace(mapper("table"))+" 1 ignore_corruption")
 	mapper("resume")
-	n.becomesBroken(t, "/attach", a.ID, a.DeviceFile+" is not what was made")
+	n.becomesBroken(t, "/attach", a.ID, a.DeviceFile+" has another table")
 	n.remove(t, http.StatusOK, "/attach", a.ID)
 }
 
@@ -371,7 +371,7 @@ func TestVerityBusy(t *testing.T) {
 	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(a.DeviceFile), "dm/name"))
 	must(t, err)
 	testkit.Run(t, "dmsetup", "remove", "--noudevsync", strings.TrimSpace(string(name)))
-	n.becomesBroken(t, "/attach", a.ID, a.DeviceFile+" is gone: somebody has removed it")
+	n.becomesBroken(t, "/attach", a.ID, a.DeviceFile+" is gone: another program removed it")
 	n.remove(t, http.StatusOK, "/attach", a.ID)
 }
 

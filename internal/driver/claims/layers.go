@@ -102,7 +102,7 @@ func (l Layers) beside(other int64, has Layers) error {
 		for i, lower := range l.Lower {
 			if lower.in(theirs) {
 				return errs.At(fmt.Sprintf("overlay.lower[%d]", i), errs.New(errs.Conflict,
-					"mount %d (overlay) writes to it: it is in the upper layer of that overlay, and a lower layer must not change: delete that overlay first, or give it as the lower mount", other))
+					"mount %d (overlay) writes to this path: its upper layer contains the path, and a lower layer must not change; delete that overlay first, or use it as the lower mount", other))
 			}
 		}
 		for _, ours := range l.written() {
@@ -126,7 +126,7 @@ func (l Layers) Apart() error {
 	for _, ours := range l.written() {
 		for i, lower := range l.Lower {
 			if lower.in(ours) {
-				return errs.At(fmt.Sprintf("overlay.lower[%d]", i), errs.New(errs.Invalid, "it is in the upper layer of the same overlay, and a layer can't be in another: give another path for the upper layer"))
+				return errs.At(fmt.Sprintf("overlay.lower[%d]", i), errs.New(errs.Invalid, "the path is in the upper layer of the same overlay, and a layer cannot contain another; give another path for the upper layer"))
 			}
 		}
 	}

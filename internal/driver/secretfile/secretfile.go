@@ -55,11 +55,11 @@ func Read(ctx context.Context, h Helper, path string) (string, error) {
 		return "", errs.New(errs.Invalid, "read %q: %w", path, cause(err))
 	}
 	if len(text) > MaxSize {
-		return "", errs.New(errs.Invalid, "read %q: it is longer than %d bytes", path, MaxSize)
+		return "", errs.New(errs.Invalid, "read %q: the file is longer than %d bytes", path, MaxSize)
 	}
 	secret := strings.TrimSuffix(string(text), "\n")
 	if secret == "" {
-		return "", errs.New(errs.Invalid, "read %q: it is empty", path)
+		return "", errs.New(errs.Invalid, "read %q: the file is empty", path)
 	}
 	return secret, nil
 }
@@ -73,11 +73,11 @@ func check(place *os.File, path string) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return errs.New(errs.Invalid, "read %q: it is a symbolic link, which is not followed: give the file itself", path)
+		return errs.New(errs.Invalid, "read %q: is a symbolic link; give the file itself", path)
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return errs.New(errs.Invalid, "read %q: it is not a regular file", path)
+		return errs.New(errs.Invalid, "read %q: not a regular file", path)
 	case st.Uid != 0:
-		return errs.New(errs.Invalid, "read %q: it belongs to user %d: chown it to root", path, st.Uid)
+		return errs.New(errs.Invalid, "read %q: its owner is user %d; chown the file to root", path, st.Uid)
 	case st.Mode&others != 0:
 		return errs.New(errs.Invalid, "read %q: others than root may use it, its mode is %#o: chmod it to 0600", path, st.Mode&0o777)
 	}

@@ -115,7 +115,7 @@ func (n Nodes) Ensure(number uint64) (path string, made bool, err error) {
 		case err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number:
 			return path, st.Mode&ownNode != 0, nil
 		case err == nil:
-			return "", false, errs.New(errs.Conflict, "use %s: it is not the node of block device %d:%d; remove it", path, unix.Major(number), unix.Minor(number))
+			return "", false, errs.New(errs.Conflict, "use %s: not the node of block device %d:%d; remove it", path, unix.Major(number), unix.Minor(number))
 		case err != unix.ENOENT:
 			return "", false, fmt.Errorf("stat %s: %w", path, err)
 		}

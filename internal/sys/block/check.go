@@ -12,16 +12,16 @@ import (
 func Check(number, sequence uint64) error {
 	size, err := Attribute(Sysfs(number), "size")
 	if errors.Is(err, fs.ErrNotExist) {
-		return errs.New(errs.Conflict, "the device is gone: delete it and make it anew")
+		return errs.New(errs.Conflict, "the device is gone; delete the attachment and create it again")
 	}
 	if err != nil {
 		return err
 	}
 	if size == 0 {
-		return errs.New(errs.Conflict, "there is nothing behind the device any more: delete it and make it anew")
+		return errs.New(errs.Conflict, "the device has lost its backing; delete the attachment and create it again")
 	}
 	if now := sequenceOf(number); sequence != 0 && now != 0 && now != sequence {
-		return errs.New(errs.Conflict, "the device is another one now than the one that was attached: delete it and make it anew")
+		return errs.New(errs.Conflict, "another device has taken the place of the attached one; delete the attachment and create it again")
 	}
 	return nil
 }

@@ -30,13 +30,13 @@ func TestCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	says(t, info.Number, info.Sequence, "")
-	says(t, info.Number, info.Sequence+1, "another one now")
+	says(t, info.Number, info.Sequence+1, "another device")
 	says(t, info.Number, 0, "")
 	testkit.Run(t, "losetup", "-d", path)
 	if _, err := os.Stat(block.Sysfs(info.Number) + "/loop/backing_file"); err == nil {
 		t.Skip("somebody else has the device by now")
 	}
-	says(t, info.Number, info.Sequence, "nothing behind the device")
+	says(t, info.Number, info.Sequence, "lost its backing")
 	says(t, unix.Mkdev(7, 1<<19), 0, "the device is gone")
 }
 

@@ -39,7 +39,7 @@ func ReadTable(r io.ReaderAt, size int64, sector int) ([]Partition, error) {
 		return nil, err
 	}
 	if !bytes.Equal(mbr[510:512], []byte{0x55, 0xaa}) {
-		return nil, errs.New(errs.Invalid, "read partition table: there is none: the first sector lacks the signature 55 AA")
+		return nil, errs.New(errs.Invalid, "read partition table: not found: the first sector lacks the signature 55 AA")
 	}
 	parts, err := d.mbr(mbr)
 	if errors.Is(err, errProtective) {
@@ -60,7 +60,7 @@ type disk struct {
 
 func (d disk) read(first, count int64) ([]byte, error) {
 	if first < 0 || count < 1 || count > d.sectors || first > d.sectors-count {
-		return nil, errs.New(errs.Invalid, "read partition table: it points to sector %d, and the disk has %d of %d bytes", first, d.sectors, d.sector)
+		return nil, errs.New(errs.Invalid, "read partition table: the table points to sector %d, and the disk has %d of %d bytes", first, d.sectors, d.sector)
 	}
 	buf := make([]byte, count*d.sector)
 	if n, err := d.r.ReadAt(buf, first*d.sector); n < len(buf) {

@@ -19,7 +19,7 @@ func (p *Parent) Holds(id uint64) (bool, error) {
 	handle := unix.NewFileHandle(handleKernfs, binary.NativeEndian.AppendUint64(nil, id))
 	fd, err := unix.OpenByHandleAt(int(p.dir.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
 	if errors.Is(err, unix.ESTALE) {
-		err = errors.New("it exists no more")
+		err = errors.New("the group exists no more")
 	}
 	if err != nil {
 		return false, wrap("open cgroup", "with id "+strconv.FormatUint(id, 10), err)

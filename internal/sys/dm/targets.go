@@ -70,7 +70,7 @@ func (m Mapper) Targets(number uint64) ([]Section, error) {
 			return r.sections(), nil
 		}
 	}
-	return nil, fmt.Errorf("read the table of device %d:%d: it is too long", unix.Major(number), unix.Minor(number))
+	return nil, fmt.Errorf("read the table of device %d:%d: the table is too long", unix.Major(number), unix.Minor(number))
 }
 
 // sections returns all targets in an answer.

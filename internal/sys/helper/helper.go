@@ -353,7 +353,7 @@ func in(where string) string {
 	if where == "" {
 		return ""
 	}
-	return ": it waits in " + where
+	return ": waiting in " + where
 }
 
 // overdue is the error of an act whose process was killed.

@@ -240,7 +240,7 @@ func TestHangs(t *testing.T) {
 	if !errs.Is(err, errs.Deadline) || !errors.Is(err, context.DeadlineExceeded) || helper.AsStuck(err) != nil {
 		t.Errorf("got %v: %v", errs.ClassOf(err), err)
 	}
-	if !strings.HasPrefix(fmt.Sprint(err), "write "+path+": not done in time: it waits in ") {
+	if !strings.HasPrefix(fmt.Sprint(err), "write "+path+": not done in time: waiting in ") {
 		t.Errorf("it does not say what it waited for: %v", err)
 	}
 	t.Logf("the answer came after %v", time.Since(start))
@@ -323,7 +323,7 @@ func TestStuck(t *testing.T) {
 	if !errs.Is(err, errs.Deadline) || stuck == nil {
 		t.Fatalf("got %v: %v", errs.ClassOf(err), err)
 	}
-	want := fmt.Sprintf("write %s: not done in time: the process that does it (pid %d) was killed but can't end: it waits in ", file, stuck.PID)
+	want := fmt.Sprintf("write %s: not done in time: the process that does it (pid %d) was killed but can't end: waiting in ", file, stuck.PID)
 	if !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

@@ -94,7 +94,7 @@ func (u Unit) claim(ctx context.Context) (f *os.File, err error) {
 	}
 	err = inUse(path, holders.OfDevice(number))
 	if opened, failed := block.Number(f); err == nil && (failed != nil || opened != number || !u.Is(number, 0)) {
-		err = errs.New(errs.Conflict, "detach %s: it is no longer the disk of LUN %d of target %s", path, u.LUN, u.Session.conf.Target)
+		err = errs.New(errs.Conflict, "detach %s: no longer the disk of LUN %d of target %s", path, u.LUN, u.Session.conf.Target)
 	}
 	if err != nil {
 		f.Close()

@@ -116,11 +116,11 @@ func unconnected(address netip.AddrPort, err error) error {
 	timeout, _ := errors.AsType[net.Error](err)
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):
-		return errs.New(errs.Remote, "portal %s: nobody listens there: %w", address, unix.ECONNREFUSED)
+		return errs.New(errs.Remote, "portal %s: no server listens there: %w", address, unix.ECONNREFUSED)
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
 		return errs.New(errs.Remote, "portal %s: the address can't be reached: %w", address, err)
 	case timeout != nil && timeout.Timeout(): // the dialer's own, the context's, or ETIMEDOUT
-		return errs.New(errs.Deadline, "portal %s: it does not answer: %w", address, unix.ETIMEDOUT)
+		return errs.New(errs.Deadline, "portal %s: no response: %w", address, unix.ETIMEDOUT)
 	}
 	return errs.New(errs.Remote, "portal %s: %w", address, err)
 }

@@ -66,7 +66,7 @@ func (l *login) authenticate(ctx context.Context) error {
 		{"AuthMethod", method},
 	})
 	if errors.Is(err, errClosed) && !chap {
-		return fmt.Errorf("%w: it may demand authentication (auth)", err)
+		return fmt.Errorf("%w: the target may require authentication (auth)", err)
 	}
 	if err != nil {
 		return err
@@ -88,9 +88,9 @@ func checkMethod(asked string, pairs []pair) error {
 	case !ok && asked == "None":
 		return nil // it need not repeat that
 	case asked == "None":
-		return errs.New(errs.Remote, "the target refuses the login: it demands authentication by %.20q (auth)", chosen)
+		return errs.New(errs.Remote, "the target refuses the login: authentication by %.20q is required (auth)", chosen)
 	}
-	return errs.New(errs.Remote, "the target does not do CHAP here: leave out auth, or turn authentication on there (it says AuthMethod=%.20q)", chosen)
+	return errs.New(errs.Remote, "the target does not support CHAP here (AuthMethod=%.20q); leave out auth, or turn authentication on there", chosen)
 }
 
 // chap proves who we are, and lets the target do the same if it must.
@@ -132,11 +132,11 @@ func (a *Auth) check(ours challenge, pairs []pair) error {
 	proof, ok := find(pairs, "CHAP_R")
 	switch {
 	case !ok:
-		return errs.New(errs.Remote, "the target does not prove who it is: it is not set up for mutual CHAP (auth.target_username, auth.target_secret)")
+		return errs.New(errs.Remote, "the target does not authenticate itself: mutual CHAP is not set up there (auth.target_username, auth.target_secret)")
 	case name != a.TargetName:
 		return errs.New(errs.Remote, "the target fails to prove who it is: its CHAP name is %.60q, not %q (auth.target_username)", name, a.TargetName)
 	case !ours.proves(a.TargetSecret, proof):
-		return errs.New(errs.Remote, "the target fails to prove who it is: it has another secret than auth.target_secret")
+		return errs.New(errs.Remote, "the target fails to authenticate itself: its secret differs from auth.target_secret")
 	}
 	return nil
 }
@@ -145,7 +145,7 @@ func (a *Auth) check(ours challenge, pairs []pair) error {
 func (l *login) operate(ctx context.Context) error {
 	pairs, over, err := l.round(ctx, operational, true, l.conf.offer())
 	if errs.Is(err, errs.Remote) && (l.conf.HeaderDigest || l.conf.DataDigest) {
-		return fmt.Errorf("%w: it probably does not offer the digests that are demanded (header_digest, data_digest)", err)
+		return fmt.Errorf("%w: the target probably does not support the required digests (header_digest, data_digest)", err)
 	}
 	if err != nil {
 		return err

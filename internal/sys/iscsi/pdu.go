@@ -91,7 +91,7 @@ func parseReply(p pdu) (reply, error) {
 		text:    p.data,
 	}
 	if r.transit && r.more {
-		return reply{}, fmt.Errorf("the target both goes on and does not")
+		return reply{}, fmt.Errorf("the target sends contradictory flags")
 	}
 	return r, nil
 }

@@ -46,9 +46,9 @@ func (s status) refused(chap, proven bool) error {
 	case text == "":
 		text = "for a reason that is not known"
 	case s == authenticationFailed && proven:
-		text += ": it does not accept our name or secret (auth.username, auth.secret)"
+		text += ": the target does not accept the name or secret (auth.username, auth.secret)"
 	case s == authenticationFailed && chap:
-		text += ": it does not do CHAP here: leave out auth, or turn authentication on there"
+		text += ": the target does not support CHAP here; leave out auth, or turn authentication on there"
 	case s == authenticationFailed:
 		text += ": it demands one (auth)"
 	}

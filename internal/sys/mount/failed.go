@@ -17,9 +17,9 @@ import (
 func Failed(e mounttable.Entry, path string, writable bool) error {
 	switch {
 	case e.Has("shutdown"), e.Has("emergency_ro"), e.Type == "xfs" && isShutDown(path):
-		return errs.New(errs.Conflict, "the kernel has shut down the file system (%s) at %s, and its log says why: delete it and make it anew when that is mended", e.Type, path)
+		return errs.New(errs.Conflict, "the kernel has shut down the file system (%s) at %s; see the kernel's log, repair the cause, then delete the mount and create it again", e.Type, path)
 	case writable && e.Has("ro"):
-		return errs.New(errs.Conflict, "the file system (%s) at %s %w, by an error that the kernel's log tells or by somebody's hand: delete it and make it anew when that is mended", e.Type, path, mounttable.ErrReadOnly)
+		return errs.New(errs.Conflict, "the file system (%s) at %s %w, after an error or by another program; see the kernel's log, repair the cause, then delete the mount and create it again", e.Type, path, mounttable.ErrReadOnly)
 	}
 	return nil
 }

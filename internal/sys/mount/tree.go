@@ -24,7 +24,7 @@ func Clone(g gate.Gate, dir *os.File, recursive bool) (*os.File, error) {
 		return err
 	})
 	if errors.Is(err, unix.EINVAL) {
-		return nil, errs.New(errs.Invalid, "bind %s: it is on a mount that does not allow this (unbindable, or of another mount namespace): %w", dir.Name(), err)
+		return nil, errs.New(errs.Invalid, "bind %s: its mount does not allow this (unbindable, or of another mount namespace): %w", dir.Name(), err)
 	}
 	if err != nil {
 		return nil, Refused(&Error{Op: "bind", Source: dir.Name(), Err: err})

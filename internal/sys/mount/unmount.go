@@ -118,7 +118,7 @@ func Entry(id uint64) (kind string, readOnly bool, err error) {
 // mounted on a directory in other namespaces, Linux 3.18).
 func unheld(path string, whole bool) error {
 	if held := holders.Unnoticed(path, whole); len(held) > 0 {
-		return errs.New(errs.Busy, "unmount %s: it is busy: %s", path, holders.Text(held))
+		return errs.New(errs.Busy, "unmount %s: busy: %s", path, holders.Text(held))
 	}
 	return nil
 }

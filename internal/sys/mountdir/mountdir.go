@@ -150,7 +150,7 @@ func openOwn(path string) (*os.File, error) {
 	}
 	if st.Uid != uint32(os.Geteuid()) || st.Mode&0o077 != 0 {
 		f.Close()
-		return nil, fmt.Errorf("open directory of mounts: %s belongs to uid %d and has mode %04o: it must be ours and 0700", path, st.Uid, st.Mode&0o7777)
+		return nil, fmt.Errorf("open directory of mounts: %s belongs to uid %d and has mode %04o; change it to root and 0700", path, st.Uid, st.Mode&0o7777)
 	}
 	return f, nil
 }
@@ -279,7 +279,7 @@ func (d *Dir) Find(table *mounttable.Table, id int64) (mounttable.Entry, error) 
 	path := d.Path(id)
 	switch at := table.At(path); len(at) {
 	case 0:
-		return mounttable.Entry{}, errs.New(errs.Conflict, "nothing is mounted at %s any more: somebody has unmounted it; delete it and make it anew", path)
+		return mounttable.Entry{}, errs.New(errs.Conflict, "nothing is mounted at %s any more: another program unmounted it; delete the mount and create it again", path)
 	case 1:
 		return at[0], nil
 	default:

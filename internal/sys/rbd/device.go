@@ -84,7 +84,7 @@ func (b *Bus) device(id int) (Device, error) {
 		}
 		before, err = now, again
 	}
-	return Device{}, fmt.Errorf("look at mapped image %s: it is mapped and unmapped all the time", before.Name())
+	return Device{}, fmt.Errorf("look at mapped image %s: its mapping changes all the time", before.Name())
 }
 
 // read reads the files of one once.
@@ -173,11 +173,11 @@ func (b *Bus) Look(d Identity) error {
 	now, err := b.device(d.ID)
 	switch {
 	case gone(err):
-		return errs.New(errs.Conflict, "image %s/%s is no longer mapped as /dev/%s: somebody has unmapped it; delete it and make it anew", d.Pool, d.Image, d.Name())
+		return errs.New(errs.Conflict, "image %s/%s is no longer mapped as /dev/%s: another program unmapped it; delete the attachment and create it again", d.Pool, d.Image, d.Name())
 	case err != nil:
 		return err
 	case now.Identity != d:
-		return errs.New(errs.Conflict, "/dev/%s is another mapping now, of %s/%s: somebody has unmapped the one that was made here; delete it and make it anew", d.Name(), now.Pool, now.Image)
+		return errs.New(errs.Conflict, "/dev/%s is another mapping now, of %s/%s: another program unmapped the original one; delete the attachment and create it again", d.Name(), now.Pool, now.Image)
 	}
 	return nil
 }

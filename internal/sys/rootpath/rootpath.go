@@ -85,7 +85,7 @@ func Classify(root, unsafePath string, err error) error {
 	}
 	switch {
 	case errors.Is(err, unix.EAGAIN):
-		return errs.New(errs.Conflict, "open %q%s: it, or the directories above it, are being changed or leased: %w", unsafePath, where, err)
+		return errs.New(errs.Conflict, "open %q%s: the path changes meanwhile, or has a lease: %w", unsafePath, where, err)
 	case errors.Is(err, unix.EINVAL):
 		return errs.New(errs.Invalid, "open %q%s: not a valid path: %w", unsafePath, where, err)
 	case is(err, unix.ETXTBSY, unix.EBUSY):

@@ -48,7 +48,7 @@ func (u *unit) stands(session *iscsi.Session, live driver.Live) error {
 	if live.Device == nil || u.of(session).Is(live.Device.Number, live.Device.Sequence) {
 		return nil
 	}
-	return errs.New(errs.Conflict, "%s is no longer LUN %d of target %s: somebody has deleted the device; delete the attachment and make it anew", live.Device.Path, u.LUN, u.Target)
+	return errs.New(errs.Conflict, "%s is no longer LUN %d of target %s: another program deleted the device; delete the attachment and create it again", live.Device.Path, u.LUN, u.Target)
 }
 
 // Inspect implements driver.Inspector. What has become of the session is told by session_state.

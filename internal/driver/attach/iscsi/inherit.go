@@ -62,9 +62,9 @@ func (p *pool) adopt(ctx context.Context, lun int, id int64, conf iscsi.Config) 
 	case err != nil:
 		return nil, err
 	case s.session == nil:
-		return nil, errs.New(errs.Conflict, "the session with %s is gone: somebody has ended it; delete the attachment and make it anew", conf.Target)
+		return nil, errs.New(errs.Conflict, "the session with %s is gone: another program ended it; delete the attachment and create it again", conf.Target)
 	case s.closing:
-		return nil, errs.New(errs.Conflict, "the session with %s has no connection any more: somebody was ending it; delete the attachment and make it anew", conf.Target)
+		return nil, errs.New(errs.Conflict, "the session with %s has no connection any more: another program was ending it; delete the attachment and create it again", conf.Target)
 	}
 	return s.session, nil
 }

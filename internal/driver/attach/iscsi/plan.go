@@ -193,7 +193,7 @@ func (u *unit) checkPortals(faults *errs.Faults) {
 	case u.Host == "":
 		faults.Add("iscsi.host", "is required: give the name or address of the target's portal")
 	case err != nil:
-		faults.Add("iscsi.host", "%v; the port has a field of its own", err)
+		faults.Add("iscsi.host", "%v; give the port in its own field", err)
 	default:
 		u.portals = append(u.portals, iscsi.Portal{Host: host, Port: int(u.Port)})
 	}

@@ -47,10 +47,10 @@ func (s secrets) find(id int64, name, targetName string) (iscsi.Auth, error) {
 	}
 	a.Secret, a.TargetSecret = k.Secret, k.TargetSecret
 	if !a.Known() {
-		err = errors.Join(err, errors.New("it is empty"))
+		err = errors.Join(err, errors.New("the secret is empty"))
 	}
 	if err != nil {
-		return a, errs.New(errs.Conflict, "the CHAP secret was not kept for this server: I/O goes on until the connection is lost, and then never again; delete the attachment and make it anew: %w", err)
+		return a, errs.New(errs.Conflict, "the CHAP secret is lost: I/O continues until the connection is lost, and then fails forever; delete the attachment and create it again: %w", err)
 	}
 	return a, nil
 }

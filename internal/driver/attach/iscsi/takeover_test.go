@@ -329,12 +329,12 @@ func TestAdoptChanged(t *testing.T) {
 	}{
 		"no device": {func(_ driver.Unit, live driver.Live) {
 			must(t, os.WriteFile(filepath.Join("/sys/block", filepath.Base(live.Device.Path), "device/delete"), []byte("1"), 0))
-		}, "somebody has deleted the device"},
+		}, "another program deleted the device"},
 		"no session": {func(u driver.Unit, live driver.Live) {
 			h := n.next(t, u)[0]
 			must(t, h.Adopt(t.Context(), site, live))
 			must(t, h.Down(within(t, time.Minute), site, live))
-		}, "is gone: somebody has ended it"},
+		}, "is gone: another program ended it"},
 		"no secret": {func(driver.Unit, driver.Live) {
 			must(t, os.Remove(filepath.Join(n.Dir, "mounts", "1.secret")))
 		}, "the CHAP secret was not kept"},

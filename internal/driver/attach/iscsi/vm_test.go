@@ -99,7 +99,7 @@ func TestDriver(t *testing.T) {
 		Hold:    hold,
 		Fails: []drivertest.Failing{
 			{Name: "no such host", Def: strings.Replace(def(target, auth), "127.0.0.1", "no-such-host.invalid", 1), Sudden: true, Class: errs.Remote, Text: "no-such-host.invalid"},
-			{Name: "refused", Def: def(target, auth+`,"port":3999`), Sudden: true, Class: errs.Remote, Text: "nobody listens there: connection refused"},
+			{Name: "refused", Def: def(target, auth+`,"port":3999`), Sudden: true, Class: errs.Remote, Text: "no server listens there: connection refused"},
 			{Name: "no such target", Def: def(target+"x", auth), Sudden: true, Class: errs.Remote, Text: "no such target"},
 			{Name: "no such LUN", Def: def(target, auth+`,"lun":7`), Sudden: true, Class: errs.Remote, Text: "has no LUN 7"},
 			{Name: "no authentication", Def: def(target, ""), Sudden: true, Class: errs.Remote, Text: "demand authentication (auth)"},

@@ -31,7 +31,7 @@ func (u *unit) Inspect(site driver.Site, live driver.Live, _ *mounttable.Table) 
 	is, err := u.driver.loop.Lives(live.Device.Path, n.Loop)
 	if err == nil && !is {
 		u.driver.claims.Disown(u.tag(site.ID)) // the number may be another's by now
-		err = errs.New(errs.Conflict, "%s is no longer attached to %s: somebody has detached it; delete it and make it anew", live.Device.Path, u.Path)
+		err = errs.New(errs.Conflict, "%s is no longer attached to %s: another program detached it; delete the attachment and create it again", live.Device.Path, u.Path)
 	}
 	return err
 }

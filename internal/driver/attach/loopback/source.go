@@ -92,7 +92,7 @@ func (u *unit) checkOutside(place *os.File) error {
 			return err
 		}
 		if at == top || strings.HasPrefix(at, strings.TrimSuffix(top, "/")+"/") {
-			return errs.New(errs.Invalid, "open %q: it lies in the mount directory %s: use base %q and give the mount",
+			return errs.New(errs.Invalid, "open %q: the path is in the mount directory %s; use base %q and give the mount",
 				u.Path, top, models.AttachLoopbackBaseMount)
 		}
 	}
@@ -121,9 +121,9 @@ func (u *unit) checkType(place *os.File) (readOnly bool, err error) {
 	case unix.S_IFREG, unix.S_IFBLK:
 		return st.Mode&anyWrite == 0, nil
 	case unix.S_IFDIR:
-		return false, errs.New(errs.Invalid, "attach %q: it is a directory; a regular file or a block device is needed", u.Path)
+		return false, errs.New(errs.Invalid, "attach %q: is a directory; give a regular file or a block device", u.Path)
 	}
-	return false, errs.New(errs.Invalid, "attach %q: it is neither a regular file nor a block device", u.Path)
+	return false, errs.New(errs.Invalid, "attach %q: neither a regular file nor a block device", u.Path)
 }
 
 // openPlace opens the file itself, for writing only if it is to be written. A descriptor that can write would keep
@@ -218,7 +218,7 @@ func (u *unit) checkContent(f *os.File, readOnly *bool) error {
 		return err
 	}
 	if size == 0 {
-		return errs.New(errs.Invalid, "attach %q: it is empty", u.Path)
+		return errs.New(errs.Invalid, "attach %q: the file is empty", u.Path)
 	}
 	if size < sectorSize {
 		return u.ragged(size)
@@ -231,7 +231,7 @@ func (u *unit) checkContent(f *os.File, readOnly *bool) error {
 	shown := size - size%sectorSize // the rest of the file is left out
 	switch {
 	case needs > size:
-		return errs.New(errs.Invalid, "attach %q: it was cut off: it has %d bytes, and the file system in it says that it has %d", u.Path, size, needs)
+		return errs.New(errs.Invalid, "attach %q: the file is truncated: its size is %d bytes, and its file system needs %d", u.Path, size, needs)
 	case readOnlyType && needs > shown:
 		return errs.New(errs.Invalid, "attach %q: its size, %d bytes, is not a multiple of %d, and a device would lack the end of the file system: pad it (truncate -s %%%d)", u.Path, size, sectorSize, sectorSize)
 	case size > shown && !readOnlyType: // else something follows the file system

@@ -18,7 +18,7 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 		return nil, err
 	}
 	if u.Mark == "" {
-		return nil, errors.New("it has no mark")
+		return nil, errors.New("the record has no mark")
 	}
 	return u, nil
 }

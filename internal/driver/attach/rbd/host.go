@@ -53,7 +53,7 @@ func parseHost(text string) (host, error) {
 	if found {
 		var err error
 		if port, err = strconv.ParseUint(number, 10, 16); err != nil || port == 0 {
-			return host{}, fmt.Errorf("has the port %.20q; it must be 1 to 65535", number)
+			return host{}, fmt.Errorf("has the port %.20q; use 1 to 65535", number)
 		}
 	}
 	if found && port != 0 {

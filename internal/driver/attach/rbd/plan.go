@@ -167,7 +167,7 @@ func (u *unit) checkOptions(faults *errs.Faults) {
 	}
 	for _, n := range numbers(o) {
 		if n.value != 0 && (n.value < n.least || n.value > n.most) {
-			faults.Add("rbd.options."+n.name, "is %d; it must be %d to %d", n.value, n.least, n.most)
+			faults.Add("rbd.options."+n.name, "is %d; use %d to %d", n.value, n.least, n.most)
 		}
 	}
 	if o.AllocSize&(o.AllocSize-1) != 0 {
@@ -202,7 +202,7 @@ func (u *unit) ignored() (warnings []string) {
 		{o.Rw && snapshot, "rw: a snapshot is read-only"},
 		{o.Exclusive && (o.Ro || snapshot), "exclusive: a read-only mapping takes no lock"},
 		{o.LockOnRead && (o.Ro || snapshot), "lock_on_read: a read-only mapping takes no lock"},
-		{o.LockTimeout != 0 && !o.Exclusive && !o.LockOnRead, "lock_timeout: it has an effect with exclusive or lock_on_read only"},
+		{o.LockTimeout != 0 && !o.Exclusive && !o.LockOnRead, "lock_timeout: effective only with exclusive or lock_on_read"},
 	} {
 		if w.is {
 			warnings = append(warnings, "rbd.options."+w.say)

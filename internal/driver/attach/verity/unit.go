@@ -315,11 +315,11 @@ func (u *unit) look(live driver.Live, n notes) error {
 	status, err := u.driver.mapper.Status(n.Name)
 	switch {
 	case errors.Is(err, dm.ErrNone):
-		return errs.New(errs.Conflict, "%s is gone: somebody has removed it; delete the attachment and make it anew", live.Device.Path)
+		return errs.New(errs.Conflict, "%s is gone: another program removed it; delete the attachment and create it again", live.Device.Path)
 	case err != nil:
 		return err
 	case status.Number != live.Device.Number || status.Type != "verity" || status.Table != n.Table:
-		return errs.New(errs.Conflict, "%s is not what was made: somebody has given it another table; delete the attachment and make it anew", live.Device.Path)
+		return errs.New(errs.Conflict, "%s has another table: another program changed it; delete the attachment and create it again", live.Device.Path)
 	case !corrupted(status):
 		return nil
 	}
@@ -327,7 +327,7 @@ func (u *unit) look(live driver.Live, n notes) error {
 	if u.Verity.OnCorruption != models.AttachVerityOnCorruptionStop {
 		return nil
 	}
-	return errs.New(errs.Conflict, "%s is corrupted: a read failed the check against root_hash; mend the image that is on %s, delete the attachment and make it anew", live.Device.Path, n.Under.Device.Path)
+	return errs.New(errs.Conflict, "%s is corrupted: a read failed verification against root_hash; repair the image on %s, delete the attachment and create it again", live.Device.Path, n.Under.Device.Path)
 }
 
 // Condemned implements driver.Condemner.

@@ -162,7 +162,7 @@ func (u *unit) open(ctx context.Context, site driver.Site) (*os.File, error) {
 	}
 	inside, err := u.b.Mounts.Contains(dir)
 	if err == nil && inside {
-		err = errs.New(errs.Invalid, "bind %q: it is in the directory of mounts: use the base %q and name the mount, which then knows that it is in use", u.Path, baseMount)
+		err = errs.New(errs.Invalid, "bind %q: the path is in the directory of mounts; use the base %q and give the mount", u.Path, baseMount)
 	}
 	if err != nil {
 		dir.Close()

@@ -115,10 +115,10 @@ func parse(options []string, faults *errs.Faults) mount.Options {
 		}
 		for _, p := range o.Params {
 			if slices.Contains(redirecting, p.Key) {
-				faults.Add(fmt.Sprintf("attach.mount_options[%d]", i), "%q is refused: it makes the kernel open another device than the attached one", p)
+				faults.Add(fmt.Sprintf("attach.mount_options[%d]", i), "%q is refused: the option makes the kernel open another device than the attached one", p)
 			}
 			if slices.Contains(fatal, p.Value) {
-				faults.Add(fmt.Sprintf("attach.mount_options[%d]", i), "%q is refused: it stops the whole node when the file system has an error", p)
+				faults.Add(fmt.Sprintf("attach.mount_options[%d]", i), "%q is refused: the option stops the whole node when the file system has an error", p)
 			}
 		}
 	}

@@ -222,7 +222,7 @@ func TestReplacedBeforeMount(t *testing.T) {
 	site := driver.Site{ID: 78, Needs: []driver.Live{on}}
 	before := testkit.Snapshot(t, w.Scope())
 	live, err := u.Up(context.Background(), site)
-	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another one now") {
+	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another device") {
 		t.Errorf("up: %+v, %v", live, err)
 	}
 	if err == nil {

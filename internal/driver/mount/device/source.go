@@ -49,7 +49,7 @@ func (u *unit) source(ctx context.Context, d *driver.Device) (source, error) {
 	}
 	is := err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == number
 	if !is || d.Sequence != 0 && info.Sequence != 0 && info.Sequence != d.Sequence {
-		return source{}, errs.New(errs.Conflict, "mount %s: it is not the device that was attached any more: delete the attachment and make it anew", path)
+		return source{}, errs.New(errs.Conflict, "mount %s: no longer the attached device; delete the attachment and create it again", path)
 	}
 	content, err := u.m.Claims.Content(ctx, number, d.Remote)
 	if err != nil {
@@ -77,7 +77,7 @@ func partition(d *driver.Device, index int64) (driver.Partition, error) {
 	if len(has) == 0 {
 		return driver.Partition{}, errs.At("attach.partition", errs.New(errs.Invalid, "%s has no partitions that were read: leave it out, or let the attachment read them", d.Path))
 	}
-	return driver.Partition{}, errs.At("attach.partition", errs.New(errs.Invalid, "%s has no partition %d: it has %s", d.Path, index, strings.Join(has, ", ")))
+	return driver.Partition{}, errs.At("attach.partition", errs.New(errs.Invalid, "%s has no partition %d; its partitions are %s", d.Path, index, strings.Join(has, ", ")))
 }
 
 // hint adds who has the device to the error that says that it is busy. A nil error stays nil.

@@ -23,7 +23,7 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 		err = u.m.mounts.Detach(waits.On(ctx, u.server()), site)
 	}
 	if errs.Is(err, errs.Deadline) {
-		return errs.New(errs.Deadline, "%w; %s does not answer: it is tried again until it does; force=true gives up what is not written yet", err, u.Host)
+		return errs.New(errs.Deadline, "%w; %s does not respond: the server retries until it does; force=true discards unwritten data", err, u.Host)
 	}
 	return err
 }

@@ -422,7 +422,7 @@ func TestSuite(t *testing.T) {
 			Good: `{"kind":"loopback","loopback":{"path":"../image","base":"mount","mount":` + below + `}}`,
 			Fails: []drivertest.Failing{
 				{Name: "none", Def: `{"kind":"loopback","loopback":{"path":"none","base":"mount","mount":` + below + `}}`, Class: errs.Invalid, Text: "no such file"},
-				{Name: "a directory", Def: `{"kind":"loopback","loopback":{"path":"dir","base":"mount","mount":` + below + `}}`, Class: errs.Invalid, Text: "it is a directory"},
+				{Name: "a directory", Def: `{"kind":"loopback","loopback":{"path":"dir","base":"mount","mount":` + below + `}}`, Class: errs.Invalid, Text: "is a directory"},
 			},
 		})
 	})

@@ -118,11 +118,11 @@ func (u *unit) upperTree(site driver.Site) (*driver.Tree, error) {
 	same := slices.IndexFunc(site.Needs[:u.Lower], func(l driver.Live) bool { return tree.Made() && l.Tree.Path == tree.Path })
 	switch {
 	case same >= 0:
-		return nil, errs.New(errs.Invalid, "it is lower[%d] too, and a layer can't be in another: bind a directory of it and give that as the lower one", same)
+		return nil, errs.New(errs.Invalid, "the same directory is lower[%d], and a layer cannot contain another; bind one of its directories and use that as the lower layer", same)
 	case tree.ReadOnly:
-		return nil, errs.New(errs.Invalid, "it is read-only: an upper layer is written to")
+		return nil, errs.New(errs.Invalid, "the mount is read-only; an upper layer must be writable")
 	case tree.Depth > 0:
-		return nil, errs.New(errs.Invalid, "it is an overlay, and the kernel takes no upper layer on one: give the mount of a disk")
+		return nil, errs.New(errs.Invalid, "the mount is an overlay, and the kernel supports no upper layer on one; give the mount of a disk")
 	}
 	return tree, nil
 }
@@ -246,9 +246,9 @@ func explain(err error) error {
 	const advice = "an upper layer can be on ext4, xfs, btrfs or tmpfs"
 	switch {
 	case e.Step == layer.Stacked:
-		return errs.New(errs.Invalid, "it is an overlay, and the kernel takes no upper layer on one: %s", advice)
+		return errs.New(errs.Invalid, "the mount is an overlay, and the kernel supports no upper layer on one; %s", advice)
 	case e.Step == layer.Mark && e.Err == unix.EOPNOTSUPP:
-		return errs.New(errs.Invalid, "its file system takes no trusted extended attributes, without which what is removed would come back: %w: %s", e, advice)
+		return errs.New(errs.Invalid, "its file system does not support trusted extended attributes, so deleted files would reappear: %w; %s", e, advice)
 	case e.Err == unix.ENOSPC, e.Err == unix.EDQUOT:
 		return errs.New(errs.OutOfSpace, "prepare the upper layer: %w", e)
 	case slices.Contains([]unix.Errno{unix.EROFS, unix.EPERM, unix.EACCES, unix.ENOTDIR, unix.ELOOP, unix.ENOENT, unix.EEXIST, unix.ENAMETOOLONG}, e.Err):

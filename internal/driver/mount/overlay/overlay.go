@@ -165,7 +165,7 @@ func depthOf(lower []driver.Live) (int, error) {
 	for i, l := range lower {
 		depth = max(depth, l.Tree.Depth+1)
 		if l.Tree.Depth+1 > maxDepth {
-			return 0, errs.At(fmt.Sprintf("overlay.lower[%d]", i), errs.New(errs.Invalid, "it has %d overlays stacked in it already, and the kernel allows no more than %d: put the layers into one overlay's list", l.Tree.Depth, maxDepth))
+			return 0, errs.At(fmt.Sprintf("overlay.lower[%d]", i), errs.New(errs.Invalid, "the tree already stacks %d overlays, and the kernel allows %d; list all layers in one overlay", l.Tree.Depth, maxDepth))
 		}
 	}
 	return depth, nil

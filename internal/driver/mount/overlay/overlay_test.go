@@ -98,7 +98,7 @@ func TestSuite(t *testing.T) {
 				{Name: "negative", Def: with(1, `{"tmpfs":{"size":-1}}`), Paths: []string{"overlay.upper.tmpfs.size"}},
 			},
 			Fails: []drivertest.Failing{
-				{Name: "too deep", Def: def(2), Needs: []driver.Live{two[0], deep}, Class: errs.Invalid, Text: "overlay.lower[1]: it has 2 overlays"},
+				{Name: "too deep", Def: def(2), Needs: []driver.Live{two[0], deep}, Class: errs.Invalid, Text: "overlay.lower[1]: the tree already stacks 2 overlays"},
 				{Name: "twice", Def: def(3), Needs: []driver.Live{two[0], two[1], two[0]}, Sudden: true, Class: errs.Invalid, Text: "conflicting lowerdir path"},
 			},
 			Hold: func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") },

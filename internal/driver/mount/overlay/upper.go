@@ -44,7 +44,7 @@ func planUpper(d *models.MountOverlayUpper, faults *errs.Faults) upper {
 		faults.Add("overlay.upper", "has more than one of tmpfs, mount and none: give the one that is meant")
 	}
 	if d.Path != "" && d.Mount == nil {
-		faults.Add("overlay.upper.path", "is only for a mount: it is a directory in there")
+		faults.Add("overlay.upper.path", "requires mount; the path is a directory in that mount")
 	}
 	switch {
 	case d.None:

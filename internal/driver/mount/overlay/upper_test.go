@@ -51,10 +51,10 @@ func TestSuiteOfUppers(t *testing.T) {
 			"none of two": {Good: with(2, `{"none":true}`), Needs: two},
 			"none of one": {Good: with(1, `{"none":true}`), Needs: two[:1]},
 			"mount": {Good: inMount, Needs: append(two[:2:2], disk), Single: true, Fails: []drivertest.Failing{
-				{Name: "read-only", Def: inMount, Needs: append(two[:2:2], readOnly), Class: errs.Invalid, Text: "overlay.upper.mount: it is read-only"},
-				{Name: "overlay", Def: inMount, Needs: append(two[:2:2], overlaid), Class: errs.Invalid, Text: "overlay.upper.mount: it is an overlay"},
+				{Name: "read-only", Def: inMount, Needs: append(two[:2:2], readOnly), Class: errs.Invalid, Text: "overlay.upper.mount: the mount is read-only"},
+				{Name: "overlay", Def: inMount, Needs: append(two[:2:2], overlaid), Class: errs.Invalid, Text: "overlay.upper.mount: the mount is an overlay"},
 				{Name: "ramfs", Def: inMount, Needs: append(two[:2:2], mounted(t, "ramfs", "")), Sudden: true, Class: errs.Invalid, Text: "trusted extended attributes"},
-				{Name: "also a lower one", Def: with(1, `{"mount":{"id":9}}`), Needs: []driver.Live{disk, disk}, Class: errs.Invalid, Text: "it is lower[0] too"},
+				{Name: "also a lower one", Def: with(1, `{"mount":{"id":9}}`), Needs: []driver.Live{disk, disk}, Class: errs.Invalid, Text: "the same directory is lower[0]"},
 				{Name: "full", Def: inMount, Needs: append(two[:2:2], full), Sudden: true, Class: errs.OutOfSpace, Text: "no space left"},
 				{Name: "in a file", Def: with(2, `{"mount":{"id":9},"path":"file/x"}`), Sudden: true, Class: errs.Invalid, Text: "not a directory"},
 				{Name: "link", Def: with(2, `{"mount":{"id":9},"path":"odd"}`), Sudden: true, Class: errs.Invalid, Text: "open the directory work"},

@@ -26,6 +26,6 @@ func Denied(err error, path string) error {
 	if !ok || !cut || !strings.HasPrefix(e.Type, "nfs") {
 		return err
 	}
-	return errs.New(errs.Remote, "%w: the NFS server %s does not permit it in its export /%s: it probably takes root for an unprivileged user (root_squash in `exportfs -v` there); "+
+	return errs.New(errs.Remote, "%w: the NFS server %s does not permit it in its export /%s: the export probably maps root to an unprivileged user (root_squash in `exportfs -v` there); "+
 		"let all users read the file and search its directories, or export with no_root_squash", err, server, export)
 }

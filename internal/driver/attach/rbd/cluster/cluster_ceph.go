@@ -154,7 +154,7 @@ func (q Query) refused(err error, missing string, args ...any) error {
 	case unix.ENOENT:
 		return errs.New(errs.Invalid, "%s: %w", fmt.Sprintf(missing, args...), errno)
 	case unix.EACCES, unix.EPERM:
-		return errs.New(errs.Remote, "the cluster refuses client.%s: check name, secret, and what the user may do (ceph auth get client.%s): %w", q.User, q.User, errno)
+		return errs.New(errs.Remote, "the cluster refuses client.%s: check name, secret, and the capabilities of the user (ceph auth get client.%s): %w", q.User, q.User, errno)
 	case unix.ETIMEDOUT:
 		return errs.New(errs.Deadline, "no monitor or OSD of the cluster answers: check monitors, the network, and whether the cluster is healthy: %w", errno)
 	}
