@@ -125,8 +125,8 @@ func TestUpperGivenWhole(t *testing.T) {
 	readOnly := disk(t)
 	readOnly.Attach.MountOptions = []string{"ro"}
 	for text, upper := range map[string]*models.MountOverlayUpper{
-		"mount.overlay.upper.mount: the mount is read-only":                   {Mount: readOnly},
-		"mount.overlay.upper.mount: the mount is an overlay":                  {Mount: n.root()},
+		"mount.overlay.upper.mount: the mount is read-only":            {Mount: readOnly},
+		"mount.overlay.upper.mount: the mount is an overlay":           {Mount: n.root()},
 		"mount.overlay.upper.mount.attach.fs_type":                     {Mount: device(loopback("/none"), "frobfs")},
 		"mount.overlay.upper: has more than one of":                    {Mount: mountID(1), None: true},
 		"mount.overlay.upper.tmpfs.size: is 1: a layer needs at least": {Tmpfs: &models.MountOverlayTmpfs{Size: 1}},
