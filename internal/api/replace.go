@@ -92,7 +92,7 @@ func (a *api) rollbackContainer(p containers.RollbackContainerParams) (container
 		return nil, err
 	}
 	if !over {
-		return nil, errs.New(errs.Deadline, "roll back container %d: not done within %s; it continues: read the field replacing of the container", id, replaceWait)
+		return nil, errs.New(errs.Deadline, "roll back container %d: not done within %s; the replace continues: see the field replacing of the container", id, replaceWait)
 	}
 	return containers.NewRollbackContainerOK().WithPayload(shown), nil
 }
@@ -148,7 +148,7 @@ func replaceOptions(p containers.ReplaceContainerParams) (opt state.ReplaceOptio
 
 func seconds(faults *errs.Faults, path string, n, least, most int64) time.Duration {
 	if n < least || n > most {
-		faults.Add(path, "is %d; it must be a number of seconds from %d to %d", n, least, most)
+		faults.Add(path, "is %d; use a number of seconds from %d to %d", n, least, most)
 		return 0
 	}
 	return time.Duration(n) * time.Second

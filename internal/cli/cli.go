@@ -27,7 +27,7 @@ type Streams struct {
 // options are those of all commands.
 type options struct {
 	Server  server `group:"The server"`
-	Output  string `short:"o" long:"output" default:"table" choice:"table" choice:"json" choice:"yaml" description:"how to show things"`
+	Output  string `short:"o" long:"output" default:"table" choice:"table" choice:"json" choice:"yaml" description:"output format"`
 	Version bool   `long:"version" description:"show the version and exit"`
 }
 
@@ -115,22 +115,22 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"list", "list objects", "Lists containers, mounts and attachments, or those classes of them that are named.", new(listCommand)},
-		{"tree", "show what stands on what", "Shows all objects, or one of them, each above those that it needs.", new(treeCommand)},
-		{"show", "show all of an object", "Shows all that the server tells about objects.", new(showCommand)},
-		{"create", "make objects from a definition", "Makes what a file defines, with all that it needs: a container, a mount or an attachment.", new(createCommand)},
-		{"run", "make and start a container", "As create, for a container that is started whatever its definition says. An image given by a URI needs no definition: the container runs in an overlay over it.", new(runCommand)},
+		{"list", "list objects", "Lists containers, mounts and attachments, or only the classes that you name.", new(listCommand)},
+		{"tree", "show dependencies", "Shows all objects, or one of them, each above its dependencies.", new(treeCommand)},
+		{"show", "show all fields of an object", "Shows all fields of objects, as the server returns them.", new(showCommand)},
+		{"create", "create an object from a definition", "Creates the object that a file defines, with its dependencies: a container, a mount or an attachment.", new(createCommand)},
+		{"run", "create and start a container", "Creates a container like create, and always starts it. An image given by a URI needs no definition: the container runs in an overlay over it.", new(runCommand)},
 		{"start", "start containers", "Starts containers that have ended or were never started.", new(startCommand)},
-		{"stop", "stop containers", "Stops containers and waits until they have ended. They can be started again.", new(stopCommand)},
+		{"stop", "stop containers", "Stops containers and waits until they have ended. You can start them again.", new(stopCommand)},
 		{"pause", "freeze containers", "Freezes all processes of containers.", new(pauseCommand)},
-		{"resume", "thaw containers", "Lets paused containers go on.", new(resumeCommand)},
-		{"remove", "remove objects", "Removes objects, and then what only they needed.", new(removeCommand)},
-		{"logs", "show what a container wrote", "Copies what a container wrote to standard output and standard error.", new(logsCommand)},
+		{"resume", "thaw containers", "Resumes paused containers.", new(resumeCommand)},
+		{"remove", "remove objects", "Deletes objects, and then the dependencies that only they referenced.", new(removeCommand)},
+		{"logs", "show the output of a container", "Prints the standard output and standard error of a container.", new(logsCommand)},
 		{"exec", "run a command in a container", "Runs a command in a running container and ends as it ends. It has no terminal, and its standard input is empty. What follows the container is the command.", new(execCommand)},
 		{"wait", "wait for a container", "Waits until a container is in a state, by default until it has ended.", new(waitCommand)},
-		{"events", "show every change", "Shows every change of containers, mounts and attachments as it happens, or of those classes of them that are named.", new(eventsCommand)},
-		{"stats", "show what containers use", "Shows what running containers, or those that are named, use at this moment.", new(statsCommand)},
-		{"completion", "print a completion script for bash", "Prints what makes bash complete the commands: source <(imageapi completion)", new(completionCommand)},
+		{"events", "show every change", "Shows every change of containers, mounts and attachments as it happens, or only of the classes that you name.", new(eventsCommand)},
+		{"stats", "show the resource usage of containers", "Shows the current resource usage of all running containers, or of those that you name.", new(statsCommand)},
+		{"completion", "print a completion script for bash", "Prints a completion script for bash: source <(imageapi completion)", new(completionCommand)},
 	}
 }
 
@@ -138,7 +138,7 @@ func commands() []command {
 func (a *app) parser() (*flags.Parser, map[string]runner) {
 	p := flags.NewNamedParser("imageapi", flags.HelpFlag|flags.PassDoubleDash)
 	p.ShortDescription = "what is on a node, by its imageapi-server"
-	p.LongDescription = "Shows and changes the attachments, mounts and containers of a node, by its imageapi-server."
+	p.LongDescription = "Shows and changes the attachments, mounts and containers of a node. It sends its requests to the imageapi-server of the node."
 	p.SubcommandsOptional = true
 	a.Server.Host = defaultHost
 	p.CompletionHandler = a.complete

@@ -26,7 +26,7 @@ type server struct {
 	Host string `long:"host" value-name:"URL" env:"IMAGEAPI_HOST" description:"unix:///PATH, http://HOST:PORT or https://HOST:PORT"`
 	Cert string `long:"cert" value-name:"FILE" env:"IMAGEAPI_CERT" description:"the client's certificate for https (PEM)"`
 	Key  string `long:"key" value-name:"FILE" env:"IMAGEAPI_KEY" description:"its private key (PEM)"`
-	CA   string `long:"ca" value-name:"FILE" env:"IMAGEAPI_CA" description:"the authorities that may vouch for the server, instead of the system's (PEM)"`
+	CA   string `long:"ca" value-name:"FILE" env:"IMAGEAPI_CA" description:"the CAs that can sign the certificate of the server, instead of those of the system (PEM)"`
 }
 
 // defaultHost is where the server listens unless it was told otherwise.

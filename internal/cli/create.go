@@ -15,7 +15,7 @@ import (
 )
 
 type createCommand struct {
-	Name   string `long:"name" value-name:"NAME" description:"the name of the container, in place of the definition's"`
+	Name   string `long:"name" value-name:"NAME" description:"name of the container, overrides the definition"`
 	DryRun bool   `long:"dry-run" description:"create nothing; check the definition on the node and show the plan"`
 	Args   struct {
 		File flags.Filename `positional-arg-name:"FILE" description:"the definition in JSON or YAML; - for standard input"`
@@ -44,7 +44,7 @@ func (c *createCommand) run(ctx context.Context, a *app) error {
 }
 
 type runCommand struct {
-	Name   string       `long:"name" value-name:"NAME" description:"its name, in place of the definition's"`
+	Name   string       `long:"name" value-name:"NAME" description:"name of the container, overrides the definition"`
 	DryRun bool         `long:"dry-run" description:"create nothing; check the definition on the node and show the plan"`
 	Image  imageOptions `group:"Image"`
 	Args   struct {

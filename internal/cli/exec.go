@@ -12,9 +12,9 @@ import (
 
 type execCommand struct {
 	Env     []string      `short:"e" long:"env" value-name:"NAME=VALUE" description:"a variable of its environment; repeat it for several"`
-	User    string        `short:"u" long:"user" value-name:"USER[:GROUP]" description:"who runs it (default: as the container)"`
-	Dir     string        `short:"w" long:"workdir" value-name:"DIR" description:"where it runs (default: as the container)"`
-	Timeout time.Duration `long:"timeout" value-name:"TIME" default:"1h" description:"after how long it is killed, in whole seconds, at most an hour"`
+	User    string        `short:"u" long:"user" value-name:"USER[:GROUP]" description:"user that runs it (default: as the container)"`
+	Dir     string        `short:"w" long:"workdir" value-name:"DIR" description:"working directory (default: as the container)"`
+	Timeout time.Duration `long:"timeout" value-name:"TIME" default:"1h" description:"time after which the server kills it, in whole seconds, at most an hour"`
 	// Other tools of this kind have these, and many fingers write them: they are there to be refused with a reason.
 	Interactive bool `short:"i" long:"interactive" hidden:"yes"`
 	TTY         bool `short:"t" long:"tty" hidden:"yes"`

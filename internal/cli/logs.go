@@ -9,7 +9,7 @@ import (
 
 type logsCommand struct {
 	Follow bool   `short:"f" long:"follow" description:"continue with new output until the container has ended"`
-	Tail   *int64 `short:"n" long:"tail" value-name:"N" description:"only so many of the latest lines"`
+	Tail   *int64 `short:"n" long:"tail" value-name:"N" description:"number of latest lines to show"`
 	Since  string `long:"since" value-name:"TIME" description:"only output since a time (2026-11-23T10:00:00Z) or a duration before now (90s)"`
 	Args   struct {
 		Container target `positional-arg-name:"NAME|ID" required:"yes"`

@@ -48,7 +48,7 @@ func (c *resumeCommand) run(ctx context.Context, a *app) error {
 }
 
 type stopCommand struct {
-	NoWait bool  `long:"no-wait" description:"ask them to stop and don't wait until they have"`
+	NoWait bool  `long:"no-wait" description:"request the stop and return at once"`
 	Args   named `positional-args:"yes"`
 }
 
@@ -113,7 +113,7 @@ func (a *app) setState(ctx context.Context, t target, state string, check func(*
 
 type waitCommand struct {
 	State   []string      `long:"state" value-name:"STATE" description:"a state to wait for: created, running, paused, stopping, exited or dead; repeat it for several (default: exited and dead)"`
-	Ready   bool          `long:"ready" description:"wait until it is ready instead"`
+	Ready   bool          `long:"ready" description:"wait until the container is ready instead"`
 	Timeout time.Duration `long:"timeout" value-name:"TIME" description:"how long to wait, as 30s or 5m (default: forever)"`
 	Args    struct {
 		Container target `positional-arg-name:"NAME|ID" required:"yes"`

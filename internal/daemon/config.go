@@ -32,27 +32,27 @@ const (
 type Config struct {
 	Listen Listen `group:"Where to listen"`
 	TLS    TLS    `group:"https"`
-	Node   Node   `group:"What it does on the node"`
+	Node   Node   `group:"On the node"`
 	Limits Limits `group:"Limits"`
 	Log    Log    `group:"Log"`
 
-	Clean   bool `long:"clean-strays" description:"kill and remove the containers, mounts and files that an earlier server has left in --run-dir and --cgroup-parent and that the journal does not know, and exit"`
+	Clean   bool `long:"clean-strays" description:"kill and delete the containers, mounts and files of an earlier server in --run-dir and --cgroup-parent that the journal does not contain, and exit"`
 	Version bool `long:"version" description:"show the version and exit"`
 }
 
 // Listen says where to listen.
 type Listen struct {
 	Schemes     []string `long:"scheme" default:"unix" choice:"unix" choice:"http" choice:"https" description:"type of listener; repeat it for several listeners"`
-	SocketPath  string   `long:"socket-path" value-name:"PATH" default:"/run/imageapi.sock" description:"the unix socket, of mode 0600: who may write to it is root on this node"`
-	Group       string   `long:"socket-group" value-name:"GROUP" description:"a group, by name or number, whose members may use the unix socket too, of mode 0660 then: they are root on this node"`
+	SocketPath  string   `long:"socket-path" value-name:"PATH" default:"/run/imageapi.sock" description:"the unix socket, of mode 0600: anyone who can write to it has root on this node"`
+	Group       string   `long:"socket-group" value-name:"GROUP" description:"a group, by name or number, whose members can also use the unix socket, of mode 0660 then: they have root on this node"`
 	Host        string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http, or $HOST if that is a loopback address"`
 	Port        uint16   `long:"port" value-name:"PORT" default:"8080" env:"PORT" description:"the port for http"`
-	Users       []string `long:"allow-user" value-name:"USER" description:"a user of this node, by name or number, who besides root may use http, and https without --tls-ca, which grants them root on this node; for monitoring see --metrics-port; repeat it for several"`
-	Containers  bool     `long:"allow-containers" description:"allow these also for processes in containers of this server: they are root on this node then"`
-	Hosts       []string `long:"allow-host" value-name:"NAME" description:"a name or address by which clients may call the server over http and https, besides those of loopback and of the certificate, and the address that they have reached; repeat it for several"`
+	Users       []string `long:"allow-user" value-name:"USER" description:"a user of this node, by name or number, who can use http, and https without --tls-ca, in addition to root: this grants root on this node; for monitoring see --metrics-port; repeat it for several"`
+	Containers  bool     `long:"allow-containers" description:"allow these also for processes in containers of this server: they have root on this node then"`
+	Hosts       []string `long:"allow-host" value-name:"NAME" description:"a name or address of the server that clients can use over http and https, in addition to those of loopback, of the certificate and of the connection; repeat it for several"`
 	Anyone      bool     `long:"allow-unauthenticated" description:"allow http, and https without --tls-ca, on addresses that are not loopback, and do not identify clients on loopback: anyone who can reach them has root on this node"`
 	MetricsHost string   `long:"metrics-host" value-name:"HOST" description:"the address for --metrics-port (default: 127.0.0.1)"`
-	MetricsPort uint16   `long:"metrics-port" value-name:"PORT" description:"a port for monitoring, over plain http and for every client: /metrics, /healthz, /readyz and nothing else (default: none)"`
+	MetricsPort uint16   `long:"metrics-port" value-name:"PORT" description:"a port for monitoring, over plain http and for every client: only /metrics, /healthz and /readyz (default: none)"`
 }
 
 // TLS says where and how to listen for https.
@@ -62,8 +62,8 @@ type TLS struct {
 	Certificate string        `long:"tls-certificate" value-name:"FILE" env:"TLS_CERTIFICATE" description:"the server's certificate, followed by the chain that proves it (PEM)"`
 	Key         string        `long:"tls-key" value-name:"FILE" env:"TLS_PRIVATE_KEY" description:"its private key (PEM)"`
 	CA          string        `long:"tls-ca" value-name:"FILE" env:"TLS_CA_CERTIFICATE" description:"require a client certificate signed by one of these CAs (PEM)"`
-	Clients     []string      `long:"tls-client" value-name:"NAME" description:"only clients whose certificate has this common name or DNS name may use https; repeat it for several (default: all that --tls-ca lets in)"`
-	ReadOnly    []string      `long:"read-only-client" value-name:"NAME" description:"clients whose certificate has this common name or DNS name may read and change nothing; repeat it for several"`
+	Clients     []string      `long:"tls-client" value-name:"NAME" description:"allow https only for clients whose certificate has this common name or DNS name; repeat it for several (default: all clients of --tls-ca)"`
+	ReadOnly    []string      `long:"read-only-client" value-name:"NAME" description:"allow only reading for clients whose certificate has this common name or DNS name; repeat it for several"`
 	ListenLimit int           `long:"tls-listen-limit" value-name:"N" description:"as --listen-limit (default: the same)"`
 	KeepAlive   time.Duration `long:"tls-keep-alive" value-name:"TIME" description:"as --keep-alive (default: the same)"`
 	Read        time.Duration `long:"tls-read-timeout" value-name:"TIME" description:"as --read-timeout (default: the same)"`
@@ -72,41 +72,41 @@ type TLS struct {
 
 // Node says what the daemon uses of the node.
 type Node struct {
-	RunDir        string        `long:"run-dir" value-name:"DIR" default:"/run/imageapi" description:"mounts, logs and state; one daemon for each"`
-	CgroupParent  string        `long:"cgroup-parent" value-name:"PATH" default:"/imageapi" description:"the group, in the cgroup2 tree, that those of the containers are made in"`
-	FSTypes       []string      `long:"fs-types" value-name:"TYPE,..." description:"file systems that may be mounted besides ext2, ext3, ext4, xfs, btrfs, squashfs and erofs"`
+	RunDir        string        `long:"run-dir" value-name:"DIR" default:"/run/imageapi" description:"directory of mounts, logs and state; each server needs its own"`
+	CgroupParent  string        `long:"cgroup-parent" value-name:"PATH" default:"/imageapi" description:"the group in the cgroup2 tree for the groups of containers"`
+	FSTypes       []string      `long:"fs-types" value-name:"TYPE,..." description:"additional file systems to allow, next to ext2, ext3, ext4, xfs, btrfs, squashfs and erofs"`
 	RequireVerity bool          `long:"require-verity" description:"mount and run only verified data: attachments with verity, and objects that depend only on them"`
-	Capabilities  []string      `long:"default-capability" value-name:"NAME" description:"give all containers this capability, which only the field capabilities.add of a definition gives otherwise, such as net_admin; or all; repeat it for several"`
-	StopTimeout   time.Duration `long:"stop-timeout" value-name:"TIME" default:"10s" description:"how long a container may take to stop before it is killed"`
-	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create may take, all its levels together, before it is undone"`
+	Capabilities  []string      `long:"default-capability" value-name:"NAME" description:"give all containers this capability, such as net_admin, or all; without it only the field capabilities.add of a definition does; repeat it for several"`
+	StopTimeout   time.Duration `long:"stop-timeout" value-name:"TIME" default:"10s" description:"how long a container can take to stop before the server kills it"`
+	CreateTimeout time.Duration `long:"create-timeout" value-name:"TIME" default:"25s" description:"how long a create can take, with all its levels, before the server rolls it back"`
 	DeleteTimeout time.Duration `long:"delete-timeout" value-name:"TIME" default:"20s" description:"how long a delete waits for the teardown; the remaining teardown continues in the background"`
 	Teardown      bool          `long:"teardown" description:"on SIGTERM and SIGINT stop all containers and delete all objects; without it all objects stay, and the next server recovers them"`
 	CacheDir      string        `long:"cache-dir" value-name:"DIR" description:"directory for images from web servers and registries, kept over restarts and boots (default: in memory)"`
 	CacheSize     Size          `long:"cache-size" value-name:"SIZE" default:"4GiB" description:"size of that cache"`
-	LogSize       Size          `long:"log-size" value-name:"SIZE" default:"16MiB" description:"how much of the output of each container is kept, at least 64KiB; the older half of it goes when it is full"`
+	LogSize       Size          `long:"log-size" value-name:"SIZE" default:"16MiB" description:"how much output of each container to keep, at least 64KiB; the server drops the older half when it is full"`
 }
 
 // Limits bounds what clients can ask for.
 type Limits struct {
-	MaxHeader Size          `long:"max-header-size" value-name:"SIZE" default:"1MiB" description:"of a request's line and headers"`
-	MaxBody   Size          `long:"max-body" value-name:"SIZE" default:"1MiB" description:"of a request's body"`
-	Nesting   int           `long:"max-nesting" value-name:"N" default:"128" description:"how deep the braces and brackets of a body may be nested"`
-	Objects   int           `long:"max-objects" value-name:"N" default:"10000" description:"how many objects there may be; 0 for any number"`
-	Requests  int           `long:"client-requests" value-name:"N" default:"256" description:"how many requests a client may have running at a time, those that wait included; a client is a user of this node, or an address; 0 for any number"`
-	Conns     int           `long:"client-connections" value-name:"N" default:"512" description:"how many connections a client may have open at a time; 0 for any number"`
-	Listen    int           `long:"listen-limit" value-name:"N" description:"how many connections of clients that may send requests to serve at a time, over each of unix and http (default: any number)"`
-	KeepAlive time.Duration `long:"keep-alive" value-name:"TIME" default:"3m" description:"how often to look whether the peer of an idle TCP connection is still there; 0 for never"`
-	Header    time.Duration `long:"header-timeout" value-name:"TIME" default:"10s" description:"for reading a request's line and headers, 0 for as long as --read-timeout; and for the handshake of https, for which it is 10s at most"`
-	Read      time.Duration `long:"read-timeout" value-name:"TIME" default:"30s" description:"for reading a request; 0 for any time"`
-	Write     time.Duration `long:"write-timeout" value-name:"TIME" default:"30s" description:"from the end of a request's headers to the end of its answer, longer than creates and deletes may take; 0 for any time"`
-	Cleanup   time.Duration `long:"cleanup-timeout" value-name:"TIME" default:"10s" description:"how long a connection may be idle before it is closed"`
-	Graceful  time.Duration `long:"graceful-timeout" value-name:"TIME" default:"15s" description:"on shutdown: how long to wait for running requests before they are cancelled"`
+	MaxHeader Size          `long:"max-header-size" value-name:"SIZE" default:"1MiB" description:"maximum size of a request's line and headers"`
+	MaxBody   Size          `long:"max-body" value-name:"SIZE" default:"1MiB" description:"maximum size of a request body"`
+	Nesting   int           `long:"max-nesting" value-name:"N" default:"128" description:"maximum nesting depth of braces and brackets in a body"`
+	Objects   int           `long:"max-objects" value-name:"N" default:"10000" description:"maximum number of objects; 0 for no limit"`
+	Requests  int           `long:"client-requests" value-name:"N" default:"256" description:"maximum number of running requests of a client, including waiting ones; a client is a user of this node, or an address; 0 for no limit"`
+	Conns     int           `long:"client-connections" value-name:"N" default:"512" description:"maximum number of open connections of a client; 0 for no limit"`
+	Listen    int           `long:"listen-limit" value-name:"N" description:"maximum number of open connections over each of unix and http, of clients that may send requests (default: no limit)"`
+	KeepAlive time.Duration `long:"keep-alive" value-name:"TIME" default:"3m" description:"interval between checks of idle TCP connections; 0 for never"`
+	Header    time.Duration `long:"header-timeout" value-name:"TIME" default:"10s" description:"timeout for reading a request's line and headers, 0 for that of --read-timeout; also for the handshake of https, 10s at most"`
+	Read      time.Duration `long:"read-timeout" value-name:"TIME" default:"30s" description:"timeout for reading a request; 0 for none"`
+	Write     time.Duration `long:"write-timeout" value-name:"TIME" default:"30s" description:"timeout from the end of a request's headers to the end of its response, longer than those of creates and deletes; 0 for none"`
+	Cleanup   time.Duration `long:"cleanup-timeout" value-name:"TIME" default:"10s" description:"how long a connection can be idle before the server closes it"`
+	Graceful  time.Duration `long:"graceful-timeout" value-name:"TIME" default:"15s" description:"on shutdown: how long to wait for running requests before cancelling them"`
 }
 
 // Log says what the daemon tells about itself, on standard error.
 type Log struct {
-	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important thing to tell: changes are info, reads are debug; or the level in $IMAGEAPI_LOGLEVEL"`
-	Format string `long:"log-format" default:"text" choice:"text" choice:"json" description:"how to write a line"`
+	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important level to log: changes are info, reads are debug; or the level in $IMAGEAPI_LOGLEVEL"`
+	Format string `long:"log-format" default:"text" choice:"text" choice:"json" description:"format of the log lines"`
 
 	Audit      string `long:"audit-log" value-name:"FILE" description:"record each change in this file, or in journald: the word journald (default: no record)"`
 	AuditSize  Size   `long:"audit-size" value-name:"SIZE" default:"16MiB" description:"size at which the audit log rotates"`

@@ -192,7 +192,7 @@ func (m *Manager) replaceable(id int64, conditions []Condition) error {
 	}
 	if o.view.Phase != Ready || o.proc == nil || o.view.Run.State != StateRunning {
 		state, phase := o.view.Shown()
-		return errs.New(errs.Conflict, "replace %s: it is %s, in the phase %s: only a running container can be replaced; start it, or delete it and create the new version", name(o.view), state, phase)
+		return errs.New(errs.Conflict, "replace %s: the container is %s, in the phase %s; only a running container can be replaced: start it, or delete it and create the new version", name(o.view), state, phase)
 	}
 	return nil
 }
@@ -249,7 +249,7 @@ func (r *Replacement) step(name string) error {
 	if err != nil {
 		return err
 	}
-	m.log.Info("replace goes on", logkey.Container, r.old, logkey.Replacement, r.new, logkey.Step, name)
+	m.log.Info("replace continues", logkey.Container, r.old, logkey.Replacement, r.new, logkey.Step, name)
 	return m.record(append([]int64{r.old}, r.stack...)...)
 }
 
@@ -900,7 +900,7 @@ func (m *Manager) cancelForDelete(id int64) (cancelled bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), m.opt.DeleteTimeout)
 	defer cancel()
 	if wait(ctx, r.done) != nil {
-		return false, errs.New(errs.Deadline, "container %d: the new version that was to replace it is still stopping after %s; it goes on: delete the container again", id, m.opt.DeleteTimeout)
+		return false, errs.New(errs.Deadline, "container %d: the new version that was to replace it is still stopping after %s; its teardown continues: delete the container again", id, m.opt.DeleteTimeout)
 	}
 	return true, nil
 }
