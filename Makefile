@@ -37,7 +37,7 @@ sbom: build ## say what bin/imageapi-server is made of, in bin/imageapi-server.c
 	@go run ./build/sbom bin/imageapi-server '$(VERSION)' >bin/imageapi-server.cdx.json
 
 .PHONY: package
-package: build $(TOOLS)/nfpm ## build the Debian package, twice, and fail if the two differ
+package: build $(TOOLS)/nfpm ## build the packages for Debian and EL9, each twice, and fail if the two differ
 	@build/package.sh --twice '$(VERSION)'
 
 $(TOOLS)/nfpm: internal/tools/nfpm/go.mod internal/tools/nfpm/go.sum

@@ -10,7 +10,7 @@ trap 'rm -rf "$work"' EXIT
 rm -rf $shared
 mkdir -p $shared bin/report "$work"/vm "$work"/image/{bin,dev,proc,sys,tmp}
 for version in 0.0.1 0.0.2; do
-	mv "$(build/package.sh $version)" "$shared/$version.deb"
+	mv "$(build/package.sh $version | grep "deb$")" "$shared/$version.deb"
 done
 cp "$(command -v busybox)" "$work/image/bin/busybox"
 ln -s busybox "$work/image/bin/sh"
