@@ -879,7 +879,7 @@ func init() {
     },
     "/container/config": {
       "patch": {
-        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
+        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition, and ` + "`" + `null` + "`" + ` removes it (JSON merge patch, RFC 7396). Other fields cannot change while the container exists: they return\n422, and replace changes them. If one field cannot change, none does.\n\nNew limits apply to the running container at once, a new stop timeout at its next stop. A memory limit below the memory that the\ncontainer uses returns 409, because the kernel would kill processes. A missing cgroup controller returns 501. A container that is\nbeing stopped returns 409.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -909,15 +909,13 @@ func init() {
           {
             "x-examples": {
               "application/json": {
-                "limits": {
-                  "summary": "More memory",
+                "labels": {
+                  "summary": "Another job, which may take longer to stop",
                   "value": {
                     "labels": {
                       "job": "4712"
                     },
-                    "resources": {
-                      "memory": 17179869184
-                    }
+                    "stop_timeout": 30
                   }
                 }
               }
@@ -936,10 +934,69 @@ func init() {
             "description": "The container after the change.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/sbin/init",
+                "generation": 2,
+                "id": 2,
+                "labels": {
+                  "job": "4712"
+                },
+                "logfile": "/run/imageapi/logs/2.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/images/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "generation": 1,
+                  "id": 1,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
+                  "phase": "ready",
+                  "refs": 2,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts",
+                  "cgroup"
+                ],
+                "phase": "ready",
+                "ready": false,
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z",
+                "state": "created",
+                "stop_timeout": 30,
+                "systemd": false
+              }
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container is named \"web\"",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
+              }
+            }
           }
         }
       }
@@ -6121,7 +6178,7 @@ func init() {
     },
     "/container/config": {
       "patch": {
-        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
+        "description": "Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of\nthe old definition, and ` + "`" + `null` + "`" + ` removes it (JSON merge patch, RFC 7396). Other fields cannot change while the container exists: they return\n422, and replace changes them. If one field cannot change, none does.\n\nNew limits apply to the running container at once, a new stop timeout at its next stop. A memory limit below the memory that the\ncontainer uses returns 409, because the kernel would kill processes. A missing cgroup controller returns 501. A container that is\nbeing stopped returns 409.\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422.\n",
         "tags": [
           "containers"
         ],
@@ -6151,15 +6208,13 @@ func init() {
           {
             "x-examples": {
               "application/json": {
-                "limits": {
-                  "summary": "More memory",
+                "labels": {
+                  "summary": "Another job, which may take longer to stop",
                   "value": {
                     "labels": {
                       "job": "4712"
                     },
-                    "resources": {
-                      "memory": 17179869184
-                    }
+                    "stop_timeout": 30
                   }
                 }
               }
@@ -6178,17 +6233,65 @@ func init() {
             "description": "The container after the change.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "command": "/sbin/init",
+                "generation": 2,
+                "id": 2,
+                "labels": {
+                  "job": "4712"
+                },
+                "logfile": "/run/imageapi/logs/2.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/images/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "generation": 1,
+                  "id": 1,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
+                  "phase": "ready",
+                  "refs": 2,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts",
+                  "cgroup"
+                ],
+                "phase": "ready",
+                "ready": false,
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z",
+                "state": "created",
+                "stop_timeout": 30,
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "no container has the id 12",
+                "message": "no container is named \"web\"",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found",
                 "type": "not-found"
               }

@@ -851,7 +851,12 @@ func (a *Client) SetContainerStateContext(ctx context.Context, params *SetContai
 // UpdateContainer changes a container.
 //
 // Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of
-// the old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.
+// the old definition, and `null` removes it (JSON merge patch, RFC 7396). Other fields cannot change while the container exists: they return
+// 422, and replace changes them. If one field cannot change, none does.
+//
+// New limits apply to the running container at once, a new stop timeout at its next stop. A memory limit below the memory that the
+// container uses returns 409, because the kernel would kill processes. A missing cgroup controller returns 501. A container that is
+// being stopped returns 409.
 // Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //
@@ -873,7 +878,12 @@ func (a *Client) UpdateContainer(params *UpdateContainerParams, opts ...ClientOp
 // UpdateContainerContext changes a container.
 //
 // Changes fields of a container without restarting it. The body contains only the fields that change; a field replaces the whole field of
-// the old definition. Other fields cannot change while the container exists: they return 422, and replace changes them.
+// the old definition, and `null` removes it (JSON merge patch, RFC 7396). Other fields cannot change while the container exists: they return
+// 422, and replace changes them. If one field cannot change, none does.
+//
+// New limits apply to the running container at once, a new stop timeout at its next stop. A memory limit below the memory that the
+// container uses returns 409, because the kernel would kill processes. A missing cgroup controller returns 501. A container that is
+// being stopped returns 409.
 // Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422.
 // .
 //

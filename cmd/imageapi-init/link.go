@@ -11,13 +11,12 @@ import (
 
 // link is a supervisor's tie to the daemon, and to the next one when that is gone.
 type link struct {
-	config proto.Config // for the next one
-
-	mu     sync.Mutex  // nobody is told anything while another is
-	socket int         // to the present daemon, or -1
-	state  proto.Hello // what the next one is told
-	losing string      // why output is being lost, or empty
-	warned time.Time   // when a daemon was last told that output begins to be lost
+	mu     sync.Mutex   // nobody is told anything while another is
+	config proto.Config // for the next one, with the present stop timeout
+	socket int          // to the present daemon, or -1
+	state  proto.Hello  // what the next one is told
+	losing string       // why output is being lost, or empty
+	warned time.Time    // when a daemon was last told that output begins to be lost
 }
 
 // warnEvery is the least time between two warnings about lost output: a file system that is nearly full is full again and again.
@@ -73,6 +72,22 @@ func (l *link) asked() bool {
 	return true
 }
 
+// setStopTimeout notes another stop timeout, for the next daemon too.
+func (l *link) setStopTimeout(fields []string) {
+	if d, err := proto.ParseStopTimeout(fields); err == nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.config.StopTimeout = d
+	}
+}
+
+// stopTimeout returns how long the container has to end when it is asked to stop.
+func (l *link) stopTimeout() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.config.StopTimeout
+}
+
 // history is what has been until now.
 func (l *link) history() proto.Hello {
 	l.mu.Lock()
@@ -89,7 +104,7 @@ func (l *link) last(message []byte) {
 // listen closes stop at the first Stop of any daemon, and gives launch the descriptors of each command. It ends when no other daemon can come.
 func (l *link) listen(stop chan<- struct{}, launch func(files []int)) {
 	for buf, socket := make([]byte, 64), l.socket; ; {
-		kind, _, files, err := receiveFiles(socket, buf)
+		kind, fields, files, err := receiveFiles(socket, buf)
 		switch {
 		case err != nil || kind == 0 && len(files) == 0:
 			if socket = l.next(); socket < 0 {
@@ -98,6 +113,8 @@ func (l *link) listen(stop chan<- struct{}, launch func(files []int)) {
 		case kind == proto.Launch && len(files) == proto.ExecFiles:
 			launch(files)
 			files = nil
+		case kind == proto.StopTimeout:
+			l.setStopTimeout(fields)
 		case kind == proto.Stop && l.asked():
 			close(stop)
 		}

@@ -154,7 +154,7 @@ func (s *supervisor) watch(stop <-chan struct{}) proto.Exit {
 			stop = nil
 			_ = s.group.Thaw()
 			_ = unix.PidfdSendSignal(s.pidfd, unix.Signal(s.config.StopSignal), nil, 0)
-			timeout = time.After(s.config.StopTimeout)
+			timeout = time.After(s.daemon.stopTimeout())
 		case <-timeout:
 			s.strike()
 		case exit := <-ended:

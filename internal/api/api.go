@@ -44,6 +44,8 @@ type Manager interface {
 	Delete(ctx context.Context, class driver.Class, id int64, force bool, conditions ...state.Condition) (*state.Snapshot, []string, error)
 	// SetState brings a container into the state running, exited or paused.
 	SetState(ctx context.Context, id int64, want state.State) (*state.Snapshot, error)
+	// Update changes the definition of a container.
+	Update(ctx context.Context, id int64, change driver.Change, conditions ...state.Condition) (*state.Snapshot, error)
 	// Exec runs a command in a container and returns when it has ended.
 	Exec(ctx context.Context, id int64, command driver.Command) (driver.Output, error)
 	// Stats tells what a container uses. It never waits.
@@ -154,6 +156,7 @@ func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(a.setContainerState)
 	o.ContainersReplaceContainerHandler = containers.ReplaceContainerHandlerFunc(a.replaceContainer)
 	o.ContainersRollbackContainerHandler = containers.RollbackContainerHandlerFunc(a.rollbackContainer)
+	o.ContainersUpdateContainerHandler = containers.UpdateContainerHandlerFunc(a.updateContainer)
 	o.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(a.readContainerLog)
 	o.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(a.waitForContainer)
 	o.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(a.execInContainer)

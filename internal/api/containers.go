@@ -53,3 +53,27 @@ func (a *api) setContainerState(p containers.SetContainerStateParams) (container
 	}
 	return containers.NewSetContainerStateOK().WithPayload(changed.Container), nil
 }
+
+// PATCH /container/config
+func (a *api) updateContainer(p containers.UpdateContainerParams) (containers.UpdateContainerResponder, error) {
+	r := p.HTTPRequest
+	condition, err := ifMatch(r)
+	if err != nil {
+		return nil, err
+	}
+	t := target{class: driver.Container, id: p.ID, name: p.Name}
+	id, err := t.find(a.manager.Snapshot())
+	if err != nil {
+		return nil, err
+	}
+	about(r, t.class, id)
+	snap, err := a.manager.Update(r.Context(), id, driver.Change{Path: "container_config", Fields: exchangeOf(r).fields, Config: p.Config}, condition)
+	if err != nil {
+		return nil, err
+	}
+	changed, err := render(snap, id)
+	if err != nil {
+		return nil, err
+	}
+	return containers.NewUpdateContainerOK().WithPayload(changed.Container), nil
+}

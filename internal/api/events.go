@@ -154,7 +154,7 @@ func (l *listener) pass(out *streamWriter, batch []state.Event) error {
 	}
 	for _, e := range batch {
 		l.at = e.Number
-		if !l.filter.passes(e.View) {
+		if !l.filter.passes(e) {
 			continue
 		}
 		if err := l.send(out, l.show(e)); err != nil {
@@ -199,8 +199,9 @@ type eventFilter struct {
 	id                []int64
 }
 
-func (f eventFilter) passes(v *state.View) bool {
-	return among(f.class, string(v.Class)) && among(f.kind, v.Kind) && among(f.name, v.Name) && among(f.id, v.ID)
+func (f eventFilter) passes(e state.Event) bool {
+	v := e.View
+	return among(f.class, string(v.Class)) && among(f.kind, v.Kind) && (among(f.name, v.Name) || among(f.name, e.Was)) && among(f.id, v.ID)
 }
 
 func among[T comparable](wanted []T, value T) bool {

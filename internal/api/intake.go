@@ -132,6 +132,9 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 		return nil, err
 	}
 	n := normalizer{}
+	if m, ok := value.(map[string]any); ok && s.name == "container_config" {
+		exchangeOf(r).fields = n.changes(s, a.bodies["create_container"], m)
+	}
 	value = n.value(s.name, s, value, true)
 	n.warnAbout(r) // of what is wrong it may be the cause: a field that is missing is there by another name
 	if err := cmp.Or(n.faults.Err(), n.pending.Of(errs.Unsupported)); err != nil {
@@ -153,6 +156,27 @@ type normalizer struct {
 	dropped []string // what is ignored, and why
 	unknown errs.Faults
 	pending errs.Faults // fields that this version does not implement
+}
+
+// changes returns the fields that a change of an object contains. A null is one: it removes the field (RFC 7396). Fields that only the
+// whole object has are faults, unless requests never have them.
+func (n *normalizer) changes(s, whole *shape, m map[string]any) (names []string) {
+	whole.spell(m)
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		switch f := whole.fields[key]; {
+		case s.fields[key] != nil:
+			names = append(names, key)
+		case f != nil && (key == "id" || f.readOnly || f.shown):
+			delete(m, key)
+		case key == "state":
+			n.faults.Add(s.name+"."+key, "is not part of the definition: change it by PATCH /container")
+			delete(m, key)
+		case f != nil:
+			n.faults.Add(s.name+"."+key, "cannot change while the container exists: replace the container (POST /container/replace)")
+			delete(m, key)
+		}
+	}
+	return names
 }
 
 // value checks v and normalizes it in place; top tells that it is the body itself.

@@ -32,6 +32,7 @@ type exchange struct {
 	ignored   []string       // what of its body was left out, and why
 	unknown   errs.Faults    // the fields of it that are not known
 	changes   map[string]any // of a replace, with what is null
+	fields    []string       // that its body changes, if it is a change of a definition
 	digest    string         // of its body, if it has a key that makes it happen once
 	stranger  bool           // it was sent by a client that may send none
 	control   *http.ResponseController

@@ -29,9 +29,7 @@ func isPending(name string) bool {
 		"container_resources.io",
 		"container_resources.memory_low",
 		"container_resources.memory_min",
-		"container_resources.memory_high",
-
-		"update_container":
+		"container_resources.memory_high":
 		return true
 	}
 	return false

@@ -124,6 +124,8 @@ func commands() []command {
 		{"stop", "stop containers", "Stops containers and waits until they have ended. You can start them again.", new(stopCommand)},
 		{"pause", "freeze containers", "Freezes all processes of containers.", new(pauseCommand)},
 		{"resume", "thaw containers", "Resumes paused containers.", new(resumeCommand)},
+		{"update", "change a container", "Changes labels, limits, the restart policy and the stop timeout of a container without restarting it.", new(updateCommand)},
+		{"rename", "give a container another name", "Gives a container another name. It continues to run.", new(renameCommand)},
 		{"remove", "remove objects", "Deletes objects, and then the dependencies that only they referenced.", new(removeCommand)},
 		{"logs", "show the output of a container", "Prints the standard output and standard error of a container.", new(logsCommand)},
 		{"exec", "run a command in a container", "Runs a command in a running container and ends as it ends. It has no terminal, and its standard input is empty. What follows the container is the command.", new(execCommand)},

@@ -33,7 +33,9 @@ type object struct {
 	why   string // the error that it shows
 	waits string // what it waits for
 	needs []int64
-	model any // the generated model
+	// neededBy are the objects that depend on it, in the server's words.
+	neededBy []int64
+	model    any // the generated model
 }
 
 // String names o as messages of the server do.
@@ -119,11 +121,11 @@ func ofContainer(c *models.Container) object {
 }
 
 func ofMount(m *models.Mount) object {
-	return object{class: classMount, id: int64(m.ID), kind: m.Kind, state: m.Phase, where: m.Mountpoint, why: m.Error, waits: m.WaitsFor, needs: below(m), model: m}
+	return object{class: classMount, id: int64(m.ID), kind: m.Kind, state: m.Phase, where: m.Mountpoint, why: m.Error, waits: m.WaitsFor, needs: below(m), neededBy: holders(m.NeededBy), model: m}
 }
 
 func ofAttach(t *models.Attach) object {
-	o := object{class: classAttach, id: int64(t.ID), kind: t.Kind, state: t.Phase, where: t.DeviceFile, why: t.Error, waits: t.WaitsFor, model: t}
+	o := object{class: classAttach, id: int64(t.ID), kind: t.Kind, state: t.Phase, where: t.DeviceFile, why: t.Error, waits: t.WaitsFor, neededBy: holders(t.NeededBy), model: t}
 	if t.Loopback != nil && t.Loopback.Mount != nil {
 		o.needs = []int64{int64(t.Loopback.Mount.ID)}
 	}
@@ -131,6 +133,13 @@ func ofAttach(t *models.Attach) object {
 		o.needs = append(o.needs, int64(t.Verity.HashDevice.ID))
 	}
 	return o
+}
+
+func holders(all []*models.Holder) (ids []int64) {
+	for _, h := range all {
+		ids = append(ids, int64(h.ID))
+	}
+	return ids
 }
 
 // below returns what a mount needs, the top first.

@@ -100,7 +100,7 @@ func TestTree(t *testing.T) {
 	t.Parallel()
 	a, out, _ := newApp(0)
 	all := load(t).objects()
-	a.tree(grow(tops(all), all))
+	a.tree(grow(tops(all, object.dependencies), all, object.dependencies))
 	same(t, out.String(), `
 OBJECT                        STATE                WHERE
 container 4 (app)             running              /bin/sh -c 'echo hello' "a b"

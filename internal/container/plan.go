@@ -28,12 +28,7 @@ func plan(c *models.Container) (*unit, errs.Faults) {
 		u.Namespaces = systemdList(c.Namespaces, &faults)
 	}
 	u.Policy, u.MaxRestarts, u.Labels = c.Restart, c.MaxRestarts, maps.Clone(c.Labels)
-	switch {
-	case c.MaxRestarts < 0:
-		faults.Add("max_restarts", "is negative: give how often in a row, or 0 for any number")
-	case c.MaxRestarts > 0 && !u.Restart().OnFailure:
-		faults.Add("max_restarts", "means nothing without restart: on-failure or always")
-	}
+	u.checkRestart(&faults)
 	switch c.State {
 	case "", models.ContainerStateCreated:
 	case models.ContainerStateRunning:
@@ -44,6 +39,15 @@ func plan(c *models.Container) (*unit, errs.Faults) {
 	u.planOptions(c, &faults)
 	u.Resources = planResources(c.Resources, &faults)
 	return u, faults
+}
+
+func (u *unit) checkRestart(faults *errs.Faults) {
+	switch {
+	case u.MaxRestarts < 0:
+		faults.Add("max_restarts", "is negative: give how often in a row, or 0 for any number")
+	case u.MaxRestarts > 0 && !u.Restart().OnFailure:
+		faults.Add("max_restarts", "means nothing without restart: on-failure or always")
+	}
 }
 
 // split makes words of a command as a POSIX shell does with quotes and backslashes; nothing is expanded.

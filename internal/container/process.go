@@ -36,6 +36,7 @@ type process struct {
 	inUse    map[string]bool // the groups of commands that have not ended, by name; under mu
 	driver   *Driver
 	config   proto.Config       // as it was started with
+	timeout  atomic.Int64       // of a stop, in nanoseconds
 	shares   writables          // with the node
 	commands sync.WaitGroup     // that run beside its first process; added to under mu while it shall live
 	execs    atomic.Int64       // how many commands there were
@@ -88,11 +89,11 @@ func (p *process) Stop() {
 	if _, err := p.control.Write(proto.Encode(proto.Stop)); err != nil {
 		p.log.Debug("supervisor gone, nothing to stop", logkey.Container, p.id, logkey.Error, err) // watch sees to the rest
 	}
-	p.enforce(p.config.StopTimeout + supervisorTime)
+	p.enforce(p.StopTimeout() + supervisorTime)
 }
 
 // StopTimeout implements driver.Process.
-func (p *process) StopTimeout() time.Duration { return p.config.StopTimeout }
+func (p *process) StopTimeout() time.Duration { return time.Duration(p.timeout.Load()) }
 
 // Survivors implements driver.Process.
 func (p *process) Survivors() string {

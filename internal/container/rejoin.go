@@ -56,6 +56,7 @@ func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (dri
 				u.driver.opt.Log.Warn("mount table not read, a remounted file system stays read-only", logkey.Container, site.ID, logkey.Error, err)
 			}
 		}
+		u.catchUp(site.ID, p)
 		u.driver.watches.Go(p.watch)
 		return driver.Found{Process: p, Since: hello.Since, Asked: hello.Asked}, nil
 	case errors.Is(err, errAlone):
@@ -104,7 +105,7 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.
 	}
 	if hello.Asked {
 		p.leave(errStopping)
-		p.enforce(p.config.StopTimeout + supervisorTime)
+		p.enforce(p.StopTimeout() + supervisorTime)
 	}
 	if err := p.tidy(); err != nil {
 		d.opt.Log.Warn("command cgroups not removed", logkey.Container, id, logkey.Error, err)

@@ -81,6 +81,7 @@ func (d *Driver) newProcess(id int64, group *cgroup.Group) *process {
 // run notes what it was started with.
 func (p *process) run(config proto.Config) {
 	p.config = config
+	p.timeout.Store(int64(config.StopTimeout))
 	if !config.Systemd { // which tells by itself when it is ready
 		p.up.Do(func() { close(p.ready) })
 	}

@@ -3,6 +3,9 @@ package driver
 import (
 	"context"
 	"time"
+
+	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/models"
 )
 
 // ContainerUnit is the Unit of a container. Up prepares what outlives a run (the log file), Down removes it;
@@ -18,6 +21,23 @@ type ContainerUnit interface {
 	// Start runs the container once. It returns when the command has become the container's first process, or
 	// says why it can't, and then leaves nothing behind.
 	Start(ctx context.Context, site Site, live Live) (Process, error)
+}
+
+// Changeable is a ContainerUnit whose definition can change while the container exists.
+type Changeable interface {
+	ContainerUnit
+	// Changed returns a unit with a change. It notes all faults, and returns nil if it finds one.
+	Changed(change Change, faults *errs.Faults) Changeable
+	// Apply makes the limits of the unit hold for the run proc. If proc is nil, it makes sure that they can hold for the next run. If it
+	// fails, the limits of earlier, the unit until now, hold again.
+	Apply(id int64, proc Process, earlier ContainerUnit) error
+}
+
+// Change is a change of a container's definition.
+type Change struct {
+	Path   string                  // where Config stood in its request, for messages
+	Fields []string                // those that change, by their names on the wire; one that Config lacks gets its default
+	Config *models.ContainerConfig // must not be changed or kept
 }
 
 // HeritableContainer is a ContainerUnit whose runs a later daemon takes over.

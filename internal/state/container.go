@@ -27,6 +27,25 @@ import (
 //
 // A stop goes on in the background: the answer shows the container stopping. A start that fails leaves it dead, with the reason.
 func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot, error) {
+	return m.actOn(ctx, id, func(ctx context.Context, v *View) error {
+		if decided, err := underReplace(v, want); decided {
+			return err
+		}
+		switch want {
+		case StateRunning:
+			return m.toRunning(ctx, v)
+		case StateExited:
+			m.toExited(v)
+			return nil
+		case StatePaused:
+			return m.toPaused(ctx, v)
+		}
+		return errs.New(errs.Invalid, "a container can be brought to %q, %q or %q, not to %q", StateRunning, StateExited, StatePaused, want)
+	})
+}
+
+// actOn acts on a container that is ready, while nobody else does.
+func (m *Manager) actOn(ctx context.Context, id int64, act func(ctx context.Context, v *View) error) (*Snapshot, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
 	if err := m.recovered(ctx, id); err != nil {
@@ -46,20 +65,7 @@ func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot
 	if err != nil {
 		return nil, err
 	}
-	if decided, err := underReplace(v, want); decided {
-		return m.Snapshot(), err
-	}
-	switch want {
-	case StateRunning:
-		err = m.toRunning(ctx, v)
-	case StateExited:
-		m.toExited(v)
-	case StatePaused:
-		err = m.toPaused(ctx, v)
-	default:
-		err = errs.New(errs.Invalid, "a container can be brought to %q, %q or %q, not to %q", StateRunning, StateExited, StatePaused, want)
-	}
-	if err != nil {
+	if err := act(ctx, v); err != nil {
 		return nil, fmt.Errorf("%s: %w", name(v), err)
 	}
 	return m.Snapshot(), nil

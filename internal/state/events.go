@@ -17,7 +17,8 @@ type Event struct {
 	Number int64 // the first has 1, and each the next number
 	Type   string
 	Time   time.Time
-	View   *View // as the change has left the object; of one that was removed as it was before
+	View   *View  // as the change has left the object; of one that was removed as it was before
+	Was    string // the name that a container had before
 }
 
 // KeptEvents is how many events there are to be read, the latest ones.
@@ -36,21 +37,21 @@ func (h *history) add(before *Snapshot, changed []*View, gone []int64) int64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
-	put := func(kind string, v *View) {
+	put := func(kind string, v *View, was string) {
 		h.last++
-		h.ring[h.last%KeptEvents] = Event{h.last, kind, now, v}
+		h.ring[h.last%KeptEvents] = Event{h.last, kind, now, v, was}
 	}
 	for _, id := range gone {
 		if v, ok := before.Get(id); ok {
-			put(Removed, v)
+			put(Removed, v, v.Name)
 		}
 	}
 	for _, v := range changed {
-		kind := Changed
-		if _, ok := before.Get(v.ID); !ok {
-			kind = Added
+		kind, was := Added, v.Name
+		if old, ok := before.Get(v.ID); ok {
+			kind, was = Changed, old.Name
 		}
-		put(kind, v)
+		put(kind, v, was)
 	}
 	return h.last
 }

@@ -43,7 +43,7 @@ func (c *change) plan(id int64, ran time.Duration) {
 		delay = min(m.opt.RestartMin<<n, delay)
 	}
 	c.run(id, func(r *Run) {
-		r.Error = fmt.Sprintf("%s; restarting after %s (restart %d)", ending(r), delay, r.Restarts+1)
+		r.Error = fmt.Sprintf("%s%s%s (restart %d)", ending(r), restartText, delay, r.Restarts+1)
 		r.State, r.NextStartAt, r.NextStart = StateCreated, time.Now().Add(delay), now().in(delay)
 	})
 	c.arm(id, delay)

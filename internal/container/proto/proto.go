@@ -16,6 +16,7 @@
 //	  |<-- Started (pid) -----------|
 //	  |<-- Up ----------------------|  when it says so itself; only with Config.Systemd
 //	  |                             |
+//	  |-- StopTimeout ------------->|  the timeout of a Stop that follows, in place of the one in Config
 //	  |-- Stop -------------------->|  its stop signal, and SIGKILL to all after the timeout
 //	  |                             |  the first process ends, the rest is killed, the log is complete
 //	  |<-- Exited (Exit) -----------|
@@ -56,16 +57,17 @@ type Kind byte
 
 // The kinds of messages.
 const (
-	Run     Kind = 'R' // with a Config
-	Console Kind = 'C' // with the descriptors of its terminal (master, slave) and of the socket of sd_notify(3)
-	Ready   Kind = 'Y' // the init stage is about to execute the command
-	Started Kind = 'S' // with the process id of the command and when it was started, in nanoseconds since 1970
-	Failed  Kind = 'F' // with a Failure
-	Up      Kind = 'U' // the first process says that the container is ready
-	Stop    Kind = 'T' // ask the first process to end
-	Launch  Kind = 'X' // start a program in mode ModeExec, with its descriptors in order
-	Exited  Kind = 'E' // with an Exit
-	Losing  Kind = 'L' // the log can't be written, and output begins to be lost: with the reason
+	Run         Kind = 'R' // with a Config
+	Console     Kind = 'C' // with the descriptors of its terminal (master, slave) and of the socket of sd_notify(3)
+	Ready       Kind = 'Y' // the init stage is about to execute the command
+	Started     Kind = 'S' // with the process id of the command and when it was started, in nanoseconds since 1970
+	Failed      Kind = 'F' // with a Failure
+	Up          Kind = 'U' // the first process says that the container is ready
+	Stop        Kind = 'T' // ask the first process to end
+	StopTimeout Kind = 'W' // with how long, in nanoseconds, it may take after Stop until all is killed, instead of Config.StopTimeout
+	Launch      Kind = 'X' // start a program in mode ModeExec, with its descriptors in order
+	Exited      Kind = 'E' // with an Exit
+	Losing      Kind = 'L' // the log can't be written, and output begins to be lost: with the reason
 
 	Greeting Kind = 'H' // with a Hello
 )

@@ -8,10 +8,13 @@ import (
 )
 
 // Version is what the supervisors of this version can be asked for. It grows when there is more.
-const Version = 2
+const Version = 3
 
 // VersionLaunch is the first version whose supervisors start commands (Launch).
 const VersionLaunch = 2
+
+// VersionStopTimeout is the first version whose supervisors accept another stop timeout (StopTimeout).
+const VersionStopTimeout = 3
 
 // ExitNew is added to Config.ExitName while that file is being written.
 const ExitNew = ".new"
@@ -152,4 +155,21 @@ func moment(text string) (time.Time, error) {
 		return time.Time{}, err
 	}
 	return time.Unix(0, n), nil
+}
+
+// StopTimeoutMessage encodes a StopTimeout message.
+func StopTimeoutMessage(d time.Duration) []byte {
+	return Encode(StopTimeout, strconv.FormatInt(int64(d), 10))
+}
+
+// ParseStopTimeout decodes the fields of a StopTimeout message.
+func ParseStopTimeout(fields []string) (time.Duration, error) {
+	if len(fields) < 1 {
+		return 0, errMalformed
+	}
+	n, err := strconv.ParseInt(fields[0], 10, 64)
+	if err != nil || n <= 0 {
+		return 0, errMalformed
+	}
+	return time.Duration(n), nil
 }

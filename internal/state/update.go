@@ -1,0 +1,138 @@
+package state
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
+)
+
+// Update changes the definition of a container: its limits at once, also of a run that is under way; all else from then on. The
+// generation grows unless nothing changes. If a condition fails, or the change, all is as before.
+func (m *Manager) Update(ctx context.Context, id int64, change driver.Change, conditions ...Condition) (*Snapshot, error) {
+	return m.actOn(ctx, id, func(_ context.Context, v *View) error {
+		if err := cmp.Or(check(v, conditions), unreplaced(v)); err != nil {
+			return err
+		}
+		unit, ok := v.Unit.(driver.Changeable)
+		if !ok {
+			return errs.New(errs.Unsupported, "this version can't change it")
+		}
+		var faults errs.Faults
+		next := unit.Changed(change, &faults)
+		if next == nil {
+			for i := range faults {
+				faults[i].Path = change.Path + "." + faults[i].Path
+			}
+			return faults.Err()
+		}
+		switch same, err := isSame(unit, next); {
+		case err != nil || same:
+			return err
+		case v.Run.State == StateStopping:
+			return errs.New(errs.Conflict, "it is stopping: it can be changed when it has exited")
+		}
+		if err := m.redefine(v, unit, next); err != nil {
+			return errs.At(located(change.Path, err))
+		}
+		return nil
+	})
+}
+
+// isSame reports whether two units go into the journal as the same.
+func isSame(a, b driver.Unit) (bool, error) {
+	before, err1 := json.Marshal(a)
+	after, err2 := json.Marshal(b)
+	return bytes.Equal(before, after), errors.Join(err1, err2)
+}
+
+// redefine gives a container another unit. Its name is taken first, and its limits are applied before the change shows.
+func (m *Manager) redefine(v *View, unit, next driver.Changeable) error {
+	if err := m.takeName(v.ID, next.Name()); err != nil {
+		return err
+	}
+	proc := m.process(v.ID)
+	err := m.guard("update", v.ID, func() error { return next.Apply(v.ID, proc, unit) })
+	if err != nil {
+		m.leaveName(v, next.Name())
+		return err
+	}
+	m.define(v.ID, next, v.Generation+1)
+	if err = m.record(v.ID); err != nil {
+		m.define(v.ID, unit, v.Generation)
+		m.leaveName(v, next.Name())
+		return errors.Join(err, m.guard("update", v.ID, func() error { return unit.Apply(v.ID, proc, next) }))
+	}
+	m.leaveName(v, unit.Name())
+	return nil
+}
+
+// takeName keeps a name for a container, which may have another one at the same time.
+func (m *Manager) takeName(id int64, name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if other, taken := m.names[name]; taken && other != id {
+		return errs.At("name", errs.New(errs.NameTaken, "the name %q is taken by container %d: choose another one, or delete that container", name, other))
+	}
+	if name != "" {
+		m.names[name] = id
+	}
+	return nil
+}
+
+// leaveName frees a name of a container, unless it is the one that it has now.
+func (m *Manager) leaveName(v *View, name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o := m.objects[v.ID]; m.names[name] == v.ID && (o == nil || o.view.Name != name) {
+		delete(m.names, name)
+	}
+}
+
+// define shows a container with another definition. Those that it depends on show its name.
+func (m *Manager) define(id int64, unit driver.Changeable, generation int64) {
+	_ = m.edit(func(c *change) error {
+		v := c.touch(id)
+		renamed := v.Name != unit.Name()
+		v.Unit, v.Name, v.Generation = unit, unit.Name(), generation
+		m.objects[id].view = v // holders reads the name of it
+		if renamed {
+			for _, need := range m.graph.Needs(id) {
+				c.touch(need)
+			}
+		}
+		if v.Run.waits() && !wanted(unit.Restart(), v.Run.last()) {
+			c.giveUpRestart(id)
+		}
+		return nil
+	})
+}
+
+// last returns a run that waits for the next start as it was when it had ended.
+func (r *Run) last() *Run {
+	last := *r
+	last.State = StateExited
+	if r.Reason != ReasonPoweroff && r.Reason != ReasonReboot && (r.Reason != ReasonExited || r.ExitCode != nil && *r.ExitCode != 0) {
+		last.State = StateDead
+	}
+	return &last
+}
+
+// restartText stands between why a run ended and when the next one starts.
+const restartText = "; restarting after "
+
+// giveUpRestart ends the wait for the next start since the policy does not want it any more: the container is as its last run has left it.
+func (c *change) giveUpRestart(id int64) {
+	last := c.touch(id).Run.last()
+	c.cancelRestart(id)
+	c.run(id, func(r *Run) {
+		if r.State = last.State; r.State == StateDead {
+			r.Error, _, _ = strings.Cut(last.Error, restartText)
+		}
+	})
+}
