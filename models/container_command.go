@@ -24,6 +24,13 @@ type ContainerCommand struct {
 	// As the field `env` of the container. The command also has the container's environment.
 	Env []string `json:"env,omitempty"`
 
+	// Text for the standard input of the command, which then ends. By default the command reads from `/dev/null`.
+	Stdin string `json:"stdin,omitempty"`
+
+	// The same in base64, for binary input. Only one of the two can be set.
+	// Format: byte
+	StdinBase64 strfmt.Base64 `json:"stdin_base64,omitempty"`
+
 	// After how many seconds the server kills it, 1 to 3600. By default 20.
 	Timeout int64 `json:"timeout,omitempty"`
 

@@ -24,8 +24,16 @@ type ContainerResult struct {
 	// The first MiB of its standard error, likewise.
 	Stderr string `json:"stderr"`
 
+	// Likewise for `stderr`.
+	// Format: byte
+	StderrBase64 strfmt.Base64 `json:"stderr_base64,omitempty"`
+
 	// The first MiB of its standard output. U+FFFD replaces bytes that are not UTF-8.
 	Stdout string `json:"stdout"`
+
+	// The same bytes as `stdout` in base64, without a replacement. Present only if they are not UTF-8.
+	// Format: byte
+	StdoutBase64 strfmt.Base64 `json:"stdout_base64,omitempty"`
 
 	// The server killed it at its timeout.
 	TimedOut bool `json:"timed_out,omitempty"`

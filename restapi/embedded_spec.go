@@ -3119,6 +3119,15 @@ func init() {
           },
           "x-omitempty": true
         },
+        "stdin": {
+          "description": "Text for the standard input of the command, which then ends. By default the command reads from ` + "`" + `/dev/null` + "`" + `.",
+          "type": "string"
+        },
+        "stdin_base64": {
+          "description": "The same in base64, for binary input. Only one of the two can be set.",
+          "type": "string",
+          "format": "byte"
+        },
         "timeout": {
           "description": "After how many seconds the server kills it, 1 to 3600. By default 20.",
           "type": "integer",
@@ -3592,10 +3601,20 @@ func init() {
           "type": "string",
           "x-omitempty": false
         },
+        "stderr_base64": {
+          "description": "Likewise for ` + "`" + `stderr` + "`" + `.",
+          "type": "string",
+          "format": "byte"
+        },
         "stdout": {
           "description": "The first MiB of its standard output. U+FFFD replaces bytes that are not UTF-8.",
           "type": "string",
           "x-omitempty": false
+        },
+        "stdout_base64": {
+          "description": "The same bytes as ` + "`" + `stdout` + "`" + ` in base64, without a replacement. Present only if they are not UTF-8.",
+          "type": "string",
+          "format": "byte"
         },
         "timed_out": {
           "description": "The server killed it at its timeout.",
@@ -8462,6 +8481,15 @@ func init() {
           },
           "x-omitempty": true
         },
+        "stdin": {
+          "description": "Text for the standard input of the command, which then ends. By default the command reads from ` + "`" + `/dev/null` + "`" + `.",
+          "type": "string"
+        },
+        "stdin_base64": {
+          "description": "The same in base64, for binary input. Only one of the two can be set.",
+          "type": "string",
+          "format": "byte"
+        },
         "timeout": {
           "description": "After how many seconds the server kills it, 1 to 3600. By default 20.",
           "type": "integer",
@@ -8935,10 +8963,20 @@ func init() {
           "type": "string",
           "x-omitempty": false
         },
+        "stderr_base64": {
+          "description": "Likewise for ` + "`" + `stderr` + "`" + `.",
+          "type": "string",
+          "format": "byte"
+        },
         "stdout": {
           "description": "The first MiB of its standard output. U+FFFD replaces bytes that are not UTF-8.",
           "type": "string",
           "x-omitempty": false
+        },
+        "stdout_base64": {
+          "description": "The same bytes as ` + "`" + `stdout` + "`" + ` in base64, without a replacement. Present only if they are not UTF-8.",
+          "type": "string",
+          "format": "byte"
         },
         "timed_out": {
           "description": "The server killed it at its timeout.",

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
 )
@@ -18,7 +19,10 @@ func (a *api) execInContainer(p containers.ExecInContainerParams) (containers.Ex
 		return nil, err
 	}
 	about(p.HTTPRequest, driver.Container, id)
-	command := commandOf(p.Command)
+	command, err := commandOf(p.Command)
+	if err != nil {
+		return nil, err
+	}
 	outlast(p.HTTPRequest, max(command.Timeout, 0)+time.Minute)
 	out, err := a.manager.Exec(p.HTTPRequest.Context(), id, command)
 	if err != nil {
@@ -27,16 +31,30 @@ func (a *api) execInContainer(p containers.ExecInContainerParams) (containers.Ex
 	return containers.NewExecInContainerOK().WithPayload(resultOf(out)), nil
 }
 
-func commandOf(c *models.ContainerCommand) driver.Command {
+func commandOf(c *models.ContainerCommand) (driver.Command, error) {
 	const longest = 1 << 31 // a number of seconds that is too large in any case
+	if c.Stdin != "" && c.StdinBase64 != nil {
+		return driver.Command{}, errs.New(errs.Invalid, "stdin, stdin_base64: set only one of them")
+	}
+	input := []byte(c.StdinBase64)
+	if c.Stdin != "" {
+		input = []byte(c.Stdin)
+	}
 	return driver.Command{
 		Args: c.Args, Env: c.Env, User: c.User, WorkingDir: c.WorkingDir,
 		Timeout: time.Duration(min(max(c.Timeout, -longest), longest)) * time.Second,
-	}
+		Input:   input,
+	}, nil
 }
 
 func resultOf(o driver.Output) *models.ContainerResult {
 	r := &models.ContainerResult{Signal: int64(o.Signal), Stdout: text(o.Stdout), Stderr: text(o.Stderr), Truncated: o.Truncated, TimedOut: o.TimedOut}
+	if !utf8.Valid(o.Stdout) {
+		r.StdoutBase64 = o.Stdout
+	}
+	if !utf8.Valid(o.Stderr) {
+		r.StderrBase64 = o.Stderr
+	}
 	if o.Signal == 0 {
 		code := int64(o.Code)
 		r.ExitCode = &code

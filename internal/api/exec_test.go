@@ -18,13 +18,15 @@ func TestExec(t *testing.T) {
 	w := newWorld(t)
 	expect[models.Container](t, w.do("POST", "/container", aContainer), 201)
 	out := w.do("POST", "/container/exec?name=c", `{"args": ["a", "b"], "user": "u", "working_dir": "/d"}`)
-	if got, want := strings.TrimSpace(out.Body.String()), `{"exit_code":3,"stderr":"�u/d","stdout":"a b"}`; out.Code != 200 || got != want {
+	if got, want := strings.TrimSpace(out.Body.String()), `{"exit_code":3,"stderr":"�u/d","stderr_base64":"/3UvZA==","stdout":"a b"}`; out.Code != 200 || got != want {
 		t.Errorf("status %d, %s; want %s", out.Code, got, want)
 	}
 	expectError(t, w.do("POST", "/container/exec?name=c", `{}`), 422, "container_command.args: is required")
 	expectError(t, w.do("POST", "/container/exec?name=c", `{"args": "x"}`), 422, "container_command.args")
 	expectError(t, w.do("POST", "/container/exec?name=d", `{"args": ["x"]}`), 404, `"d"`)
 	expectError(t, w.do("POST", "/container/exec", `{"args": ["x"]}`), 422, "give the id or the name")
+	expectError(t, w.do("POST", "/container/exec?name=c", `{"args": ["x"], "stdin": "a", "stdin_base64": "Yg=="}`), 422, "set only one")
+	expectError(t, w.do("POST", "/container/exec?name=c", `{"args": ["x"], "stdin_base64": "%"}`), 422, "stdin_base64")
 }
 
 // TestExecOutlastsTheServersTimeouts: a command may take longer than a request else may.

@@ -128,7 +128,7 @@ func commands() []command {
 		{"rename", "give a container another name", "Gives a container another name. It continues to run.", new(renameCommand)},
 		{"remove", "remove objects", "Deletes objects, and then the dependencies that only they referenced.", new(removeCommand)},
 		{"logs", "show the output of a container", "Prints the standard output and standard error of a container.", new(logsCommand)},
-		{"exec", "run a command in a container", "Runs a command in a running container and ends as it ends. It has no terminal, and its standard input is empty. What follows the container is the command.", new(execCommand)},
+		{"exec", "run a command in a container", "Runs a command in a running container and ends as it ends. Its input and output pass unchanged. What follows the container is the command.", new(execCommand)},
 		{"wait", "wait for a container", "Waits until a container is in a state, by default until it has ended.", new(waitCommand)},
 		{"events", "show every change", "Shows every change of containers, mounts and attachments as it happens, or only of the classes that you name.", new(eventsCommand)},
 		{"stats", "show the resource usage of containers", "Shows the current resource usage of all running containers, or of those that you name.", new(statsCommand)},

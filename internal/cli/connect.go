@@ -17,6 +17,7 @@ import (
 
 	httptransport "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
+	"github.com/gorilla/websocket"
 
 	"github.com/kraken-hpc/imageapi/client"
 )
@@ -36,7 +37,12 @@ const defaultHost = "unix:///run/imageapi.sock"
 const dialTimeout = 10 * time.Second
 
 // connection is the generated client of a server.
-type connection struct{ *client.Imageapi }
+type connection struct {
+	*client.Imageapi
+	dialer  *websocket.Dialer // for upgrades
+	base    string            // the URL of the server for these
+	courier courier
+}
 
 // connect returns the client of the server; no connection is made before the first request.
 func (a *app) connect() (*connection, error) {
@@ -67,8 +73,19 @@ func (s server) client(warn func(string)) (*connection, error) {
 	if transport.TLSClientConfig, err = s.tls(u.Scheme); err != nil {
 		return nil, err
 	}
-	through := &http.Client{Transport: courier{transport, s.Host, warn}}
-	return &connection{client.New(httptransport.NewWithClient(host, client.DefaultBasePath, []string{scheme}, through), strfmt.Default)}, nil
+	messenger := courier{transport, s.Host, warn}
+	through := &http.Client{Transport: messenger}
+	dialer := &websocket.Dialer{
+		NetDialContext: transport.DialContext, TLSClientConfig: transport.TLSClientConfig,
+		Subprotocols: []string{subprotocol}, ReadBufferSize: piece + 1, WriteBufferSize: piece + 1,
+	}
+	if u.Scheme != "unix" {
+		dialer.Proxy = transport.Proxy
+	}
+	return &connection{
+		client.New(httptransport.NewWithClient(host, client.DefaultBasePath, []string{scheme}, through), strfmt.Default),
+		dialer, strings.Replace(scheme, "http", "ws", 1) + "://" + host, messenger,
+	}, nil
 }
 
 func dialUnix(path string) func(context.Context, string, string) (net.Conn, error) {

@@ -188,7 +188,8 @@ func TestExec(t *testing.T) {
 		"no program": {[]string{"app", "none"}, 125, "", "imageapi: container 4 \"app\": run command: execute none: .*\n"},
 		"nobody":     {[]string{"nobody", "true"}, 125, "", "imageapi: no container is named \"nobody\"\n"},
 		"a mount":    {[]string{"3", "true"}, 125, "", "imageapi: mount 3 \\(overlay\\) is not a container\n"},
-		"long":       {[]string{"--timeout", "2h", "app", "true"}, 125, "", "imageapi: --timeout 2h0m0s: must be from 1s to 1h\n"},
+		"long":       {[]string{"--timeout", "2h", "app", "true"}, 0, "", ""},
+		"short":      {[]string{"--timeout", "1ms", "app", "true"}, 125, "", "imageapi: --timeout 1ms: must be at least 1s\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			status, out, errs := s.run(t, "", append([]string{"exec"}, test.args...)...)

@@ -104,6 +104,25 @@ func TestStreamBinary(t *testing.T) {
 	}
 }
 
+// A request gives the command its input, of text or of bytes.
+func TestExecInput(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := n.create(t, start(forever, n.root()))
+	if r := n.exec(t, c.ID, &models.ContainerCommand{Args: []string{"cat"}, Stdin: "one\ntwo\n"}); r.Stdout != "one\ntwo\n" || r.StdoutBase64 != nil {
+		t.Errorf("text: %s", show(r))
+	}
+	given := make([]byte, 300_000) // more than a pipe holds
+	_, _ = rand.Read(given)
+	if r := n.exec(t, c.ID, &models.ContainerCommand{Args: []string{"cat"}, StdinBase64: given}); !bytes.Equal(r.StdoutBase64, given) {
+		t.Errorf("%d bytes came back, of %d", len(r.StdoutBase64), len(given))
+	}
+	// A command that does not read it ends all the same.
+	if r := n.exec(t, c.ID, &models.ContainerCommand{Args: []string{"true"}, StdinBase64: given}); *r.ExitCode != 0 {
+		t.Errorf("unread: %s", show(r))
+	}
+}
+
 // A client that does not read makes the command wait, and costs the server next to no memory, however much there is to pass on.
 func TestStreamBackPressure(t *testing.T) {
 	t.Parallel()

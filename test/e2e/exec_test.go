@@ -74,7 +74,7 @@ func execResult(t *testing.T, n *node) {
 		"killed":       {shell("kill -9 $$"), models.ContainerResult{Signal: 9}},
 		"in PATH":      {&models.ContainerCommand{Args: []string{"echo", "a  b", "", "$HOME"}}, models.ContainerResult{ExitCode: to(int64(0)), Stdout: "a  b  $HOME\n"}},
 		"no input":     {&models.ContainerCommand{Args: []string{"cat"}}, models.ContainerResult{ExitCode: to(int64(0))}},
-		"binary":       {shell(`printf 'a\377b\200\201c\303'`), models.ContainerResult{ExitCode: to(int64(0)), Stdout: "a�b�c�"}},
+		"binary":       {shell(`printf 'a\377b\200\201c\303'`), models.ContainerResult{ExitCode: to(int64(0)), Stdout: "a�b�c�", StdoutBase64: []byte("a\xffb\x80\x81c\xc3")}},
 		"NUL":          {shell(`printf 'a\000b'`), models.ContainerResult{ExitCode: to(int64(0)), Stdout: "a\x00b"}},
 		"out of time":  {&models.ContainerCommand{Args: []string{"sh", "-c", "echo so far; sleep 1000"}, Timeout: 1}, models.ContainerResult{Signal: 9, TimedOut: true, Stdout: "so far\n"}},
 		"late and lot": {&models.ContainerCommand{Args: []string{"sh", "-c", "trap '' TERM HUP INT; setsid sh -c 'sleep 1000' & echo two; wait"}, Timeout: 1}, models.ContainerResult{Signal: 9, TimedOut: true, Stdout: "two\n"}},

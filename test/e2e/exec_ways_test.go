@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
 
@@ -156,12 +157,20 @@ func (s *wsSession) rest() (harness.Answer, error) {
 	}
 }
 
+// noText returns what is no text.
+func noText(text string) []byte {
+	if utf8.ValidString(text) {
+		return nil
+	}
+	return []byte(text)
+}
+
 func (e wsEnd) answer(out, errs string) harness.Answer {
 	if e.Status != "Success" && e.Reason != "NonZeroExitCode" {
 		body, _ := json.Marshal(models.Error{Code: int64(e.Code), Message: &e.Message})
 		return harness.Answer{Status: e.Code, Body: body}
 	}
-	r := models.ContainerResult{Stdout: strings.ToValidUTF8(out, "�"), Stderr: strings.ToValidUTF8(errs, "�")}
+	r := models.ContainerResult{StdoutBase64: noText(out), StderrBase64: noText(errs), Stdout: strings.ToValidUTF8(out, "�"), Stderr: strings.ToValidUTF8(errs, "�")}
 	switch signal, code := e.cause("Signal"), e.cause("ExitCode"); {
 	case signal > 0:
 		r.Signal = signal
