@@ -41,6 +41,8 @@ var writing = []string{"O_WRONLY", "O_RDWR", "O_CREATE", "O_CREAT", "O_TRUNC"}
 var ungated = map[string]string{
 	"cmd/imageapi-server.leaveNoCore": "about the daemon itself, before there is an object",
 
+	"internal/cli.makeRaw": "the terminal of the user of the client, which is no part of the node",
+
 	"internal/daemon.claim":      "the run directory and its lock come before all else, and stay",
 	"internal/daemon.listenUnix": "a socket is no part of any object",
 
