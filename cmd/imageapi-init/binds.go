@@ -29,7 +29,7 @@ func unfitBind(i int, b proto.Bind, err error) *proto.Failure {
 	f.Reason, f.Field = proto.Unfit, "binds["+strconv.Itoa(i)+"].target"
 	switch {
 	case err == unix.EROFS:
-		f.Detail = "it is missing and can't be made: make it in the image, or put an overlay above it"
+		f.Detail = "missing, and cannot be created; create it in the image, or put an overlay above it"
 	case err == unix.ELOOP:
 		f.Errno, f.Detail = 0, "a link is there or on the way, which is not followed"
 	case err == unix.EISDIR:

@@ -55,7 +55,7 @@ func lookUp(spec string) (account, *proto.Failure) {
 func unknown(what, name, file string) *proto.Failure {
 	return &proto.Failure{
 		Reason: proto.Unfit, Field: "user", Act: "find " + what, Path: strconv.Quote(name),
-		Detail: "it is not in the container's " + file + ": add it there, or give a number",
+		Detail: "not in the container's " + file + "; add it there, or give a number",
 	}
 }
 
@@ -79,7 +79,7 @@ func readDatabase(path string) (string, *proto.Failure) {
 		return "", unfit("", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return "", unfit("it is not a regular file", nil)
+		return "", unfit("not a regular file", nil)
 	}
 	file, err := unix.Open("/proc/self/fd/"+strconv.Itoa(handle), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -91,7 +91,7 @@ func readDatabase(path string) (string, *proto.Failure) {
 	case err != nil:
 		return "", unfit("", err)
 	case len(text) > maxDatabase:
-		return "", unfit("it is longer than "+strconv.Itoa(maxDatabase>>20)+" MiB", nil)
+		return "", unfit("the file is longer than "+strconv.Itoa(maxDatabase>>20)+" MiB", nil)
 	}
 	return text, nil
 }

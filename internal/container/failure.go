@@ -35,7 +35,7 @@ func explain(f *proto.Failure) error {
 	case proto.WrongMachine:
 		return invalid("execute %s: built for another architecture (%s)", f.Path, machine(f.Detail))
 	case proto.BadFormat:
-		return invalid("execute %s: not a program or a script that begins with #!", f.Path)
+		return invalid("execute %s: neither a program nor a script that begins with #!", f.Path)
 	case proto.Unfit:
 		return explainUnfit(f)
 	case proto.Died:

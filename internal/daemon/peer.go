@@ -147,7 +147,7 @@ func (k loopbackClients) inContainer(socket sockdiag.Socket) string {
 		err = errors.Join(err, failed)
 	}
 	if err != nil {
-		return fmt.Sprintf("it can't be told whether you are in a container: %v", err)
+		return fmt.Sprintf("the server cannot find out whether you are in a container: %v", err)
 	}
 	return ""
 }

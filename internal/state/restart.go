@@ -78,7 +78,7 @@ func ending(r *Run) string {
 	if r.Error != "" {
 		return r.Error
 	}
-	return "it has " + string(r.Reason)
+	return "the container has " + string(r.Reason)
 }
 
 // cancelRestart ends the wait for the next start.

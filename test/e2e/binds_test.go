@@ -97,7 +97,7 @@ func TestBinds(t *testing.T) {
 		for _, target := range []string{"/mnt/none/x", "/file"} {
 			c := s.shell("true", binding(file, target))
 			c.Mount = mountID(s.base)
-			s.refuses(t, "container.binds[0].target: bind at "+target+": read-only file system: it is missing and can't be made", c)
+			s.refuses(t, "container.binds[0].target: bind at "+target+": read-only file system: missing, and cannot be created", c)
 		}
 	})
 	for name, c := range map[string]struct{ source, target, want string }{

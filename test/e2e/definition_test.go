@@ -146,8 +146,8 @@ func TestUser(t *testing.T) {
 		s.shows(t, "to stdout\nfailed\n", s.shell("echo to stdout > /dev/stdout; touch /etc/passwd 2>/dev/null || echo failed", as("web")))
 	})
 	for user, want := range map[string]string{
-		"nobody":   `container.user: find the user "nobody": it is not in the container's /etc/passwd: add it there, or give a number`,
-		"web:audi": `container.user: find the group "audi": it is not in the container's /etc/group`,
+		"nobody":   `container.user: find the user "nobody": not in the container's /etc/passwd; add it there, or give a number`,
+		"web:audi": `container.user: find the group "audi": not in the container's /etc/group`,
 	} {
 		t.Run("no "+user, func(t *testing.T) { s.refuses(t, want, s.shell("true", as(user))) })
 	}

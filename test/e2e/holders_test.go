@@ -135,7 +135,7 @@ var deviceHolders = []holder{
 	{name: "mounted", hold: func(t *testing.T, path string) (string, func()) {
 		point := t.TempDir()
 		testkit.Run(t, "mount", path, point)
-		return "it is mounted at " + point, func() { testkit.Run(t, "umount", point) }
+		return "the device is mounted at " + point, func() { testkit.Run(t, "umount", point) }
 	}},
 	{name: "mounted in another namespace", hold: func(t *testing.T, path string) (string, func()) {
 		return elsewhere(t, path, "mount %s /mnt")

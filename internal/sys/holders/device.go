@@ -79,7 +79,7 @@ func (d device) under(m *mountinfo.Info) bool {
 func (s *scan) deviceMounts(d device) {
 	for _, m := range s.own {
 		if d.under(m) {
-			s.addKernel("it is mounted at %s", m.Mountpoint)
+			s.addKernel("the device is mounted at %s", m.Mountpoint)
 		}
 	}
 	for _, t := range s.others {

@@ -17,7 +17,7 @@ type Holder struct {
 	PID     int    // in the daemon's pid namespace; 0 if the kernel itself holds it
 	Command string // as in /proc/PID/comm
 	MountNS uint64 // inode of its mount namespace if that is not the daemon's, else 0
-	What    string // "has /dev/loop3 open"; if PID is 0 a whole sentence, "it is mounted at /mnt"
+	What    string // "has /dev/loop3 open"; if PID is 0 a whole sentence, "the device is mounted at /mnt"
 	Device  string // the kernel's name of the block device that is built on the one that is held, if that is the holder
 }
 

@@ -30,7 +30,7 @@ func TestText(t *testing.T) {
 			[]holders.Holder{{PID: 99, Command: "sh", MountNS: 4026532, What: "has it mounted at /x"}},
 			"pid 99 (sh, other mount namespace 4026532) has it mounted at /x",
 		},
-		"kernel":  {[]holders.Holder{{What: "it is mounted at /x"}}, "it is mounted at /x"},
+		"kernel":  {[]holders.Holder{{What: "the device is mounted at /x"}}, "the device is mounted at /x"},
 		"control": {[]holders.Holder{{PID: 1, Command: "a\x1b[2Jb", What: "works in /x\n"}}, "pid 1 (a?[2Jb) works in /x?"},
 		"many": {many, "pid 1 (sh) works in /x; pid 2 (sh) works in /x; pid 3 (sh) works in /x; pid 4 (sh) works in /x; " +
 			"pid 5 (sh) works in /x; and 2 more"},
@@ -47,7 +47,7 @@ func TestText(t *testing.T) {
 func TestBut(t *testing.T) {
 	all := []holders.Holder{
 		{What: "dm-1 holds it", Device: "dm-1"}, {What: "the block device dm-12 is built on it", Device: "dm-12"},
-		{PID: 7, Command: "sh", What: "the block device dm-1 is built on it"}, {What: "it is mounted at /x"},
+		{PID: 7, Command: "sh", What: "the block device dm-1 is built on it"}, {What: "the device is mounted at /x"},
 	}
 	if got := holders.But(all, "dm-1"); len(got) != 3 || got[0].Device != "dm-12" {
 		t.Errorf("left are %v", got)
@@ -139,7 +139,7 @@ func TestOfDevice(t *testing.T) {
 		path, number := device(t)
 		point := t.TempDir()
 		testkit.Run(t, "mount", path, point)
-		wants(t, holders.OfDevice(number), "it is mounted at "+point)
+		wants(t, holders.OfDevice(number), "the device is mounted at "+point)
 		testkit.Run(t, "umount", point)
 		none(t, holders.OfDevice(number))
 	})

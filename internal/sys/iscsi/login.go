@@ -134,7 +134,7 @@ func (a *Auth) check(ours challenge, pairs []pair) error {
 	case !ok:
 		return errs.New(errs.Remote, "the target does not authenticate itself: mutual CHAP is not set up there (auth.target_username, auth.target_secret)")
 	case name != a.TargetName:
-		return errs.New(errs.Remote, "the target fails to prove who it is: its CHAP name is %.60q, not %q (auth.target_username)", name, a.TargetName)
+		return errs.New(errs.Remote, "the target fails to authenticate itself: its CHAP name is %.60q, not %q (auth.target_username)", name, a.TargetName)
 	case !ours.proves(a.TargetSecret, proof):
 		return errs.New(errs.Remote, "the target fails to authenticate itself: its secret differs from auth.target_secret")
 	}

@@ -243,11 +243,11 @@ func TestCHAPRefused(t *testing.T) {
 		spoil func(*chapTarget)
 		want  string
 	}{
-		"our secret":       {func(g *chapTarget) { g.auth.Secret = "x" }, "does not accept our name or secret"},
-		"our name":         {func(g *chapTarget) { g.auth.Name = "x" }, "does not accept our name or secret"},
-		"their secret":     {func(g *chapTarget) { g.auth.TargetSecret = "x" }, "another secret than auth.target_secret"},
+		"our secret":       {func(g *chapTarget) { g.auth.Secret = "x" }, "does not accept the name or secret"},
+		"our name":         {func(g *chapTarget) { g.auth.Name = "x" }, "does not accept the name or secret"},
+		"their secret":     {func(g *chapTarget) { g.auth.TargetSecret = "x" }, "differs from auth.target_secret"},
 		"their name":       {func(g *chapTarget) { g.wrongName = true }, `its CHAP name is "another", not "target"`},
-		"reflected":        {func(g *chapTarget) { g.reflectProof = true }, "another secret than auth.target_secret"},
+		"reflected":        {func(g *chapTarget) { g.reflectProof = true }, "differs from auth.target_secret"},
 		"unknown algorith": {func(g *chapTarget) { g.number = "6" }, `chooses CHAP algorithm "6"; offered were 7,5`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -301,11 +301,11 @@ func TestLoginRefused(t *testing.T) {
 		want   string
 	}{
 		"no such target":     {conf(), []func(request, []pair) answer{refuses(targetNotFound)}, errs.Remote, "no such target"},
-		"wants CHAP, status": {conf(), []func(request, []pair) answer{refuses(authenticationFailed)}, errs.Remote, "demands one (auth)"},
-		"wants CHAP, key":    {conf(), []func(request, []pair) answer{says(pair{"AuthMethod", "CHAP"})}, errs.Remote, `demands authentication by "CHAP"`},
-		"knows no CHAP":      {withCHAP(), []func(request, []pair) answer{says(pair{"AuthMethod", "None"})}, errs.Remote, "does not do CHAP"},
+		"wants CHAP, status": {conf(), []func(request, []pair) answer{refuses(authenticationFailed)}, errs.Remote, "authentication is required (auth)"},
+		"wants CHAP, key":    {conf(), []func(request, []pair) answer{says(pair{"AuthMethod", "CHAP"})}, errs.Remote, `authentication by "CHAP"`},
+		"knows no CHAP":      {withCHAP(), []func(request, []pair) answer{says(pair{"AuthMethod", "None"})}, errs.Remote, "does not support CHAP"},
 		"unknown status":     {conf(), []func(request, []pair) answer{refuses(status{9, 9})}, errs.Remote, "not known (status 0909)"},
-		"no mutual":          {withMutual(), mute(), errs.Remote, "does not prove who it is"},
+		"no mutual":          {withMutual(), mute(), errs.Remote, "does not authenticate itself"},
 		"digest":             {demand, []func(request, []pair) answer{goesOn(), goesOn(pair{"DataDigest", "None"})}, errs.Remote, "does not offer DataDigest=CRC32C"},
 		"more than offered":  {conf(), []func(request, []pair) answer{goesOn(), goesOn(pair{"MaxBurstLength", "16777215"})}, errs.Remote, "which was not offered"},
 		"no number":          {conf(), []func(request, []pair) answer{goesOn(), goesOn(pair{"MaxBurstLength", "many"})}, errs.Remote, "which was not offered"},
@@ -316,7 +316,7 @@ func TestLoginRefused(t *testing.T) {
 		"other PDU":          {conf(), []func(request, []pair) answer{answers(answer{opcode: 0x3f})}, errs.Remote, "PDU of type 0x3f"},
 		"no text":            {conf(), []func(request, []pair) answer{answers(answer{raw: []byte("hello\x00")})}, errs.Remote, "where a key belongs"},
 		"twice":              {conf(), []func(request, []pair) answer{answers(answer{raw: []byte("A=1\x00A=2\x00")})}, errs.Remote, "twice"},
-		"closed":             {conf(), []func(request, []pair) answer{answers(answer{err: errs.New(errs.Remote, "%w", errClosed)})}, errs.Remote, "may demand authentication"},
+		"closed":             {conf(), []func(request, []pair) answer{answers(answer{err: errs.New(errs.Remote, "%w", errClosed)})}, errs.Remote, "may require authentication"},
 		"late":               {conf(), []func(request, []pair) answer{answers(answer{err: context.DeadlineExceeded})}, errs.Internal, "deadline"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,21 +22,21 @@ var (
 
 // statusTexts says what to do where that is known.
 var statusTexts = map[status]string{
-	{statusInitiator, 0}:  "it does not say why",
+	{statusInitiator, 0}:  "without a reason",
 	authenticationFailed:  "authentication failed",
 	{statusInitiator, 2}:  "this initiator is not allowed: add its name to the target's access list",
 	targetNotFound:        "there is no such target here",
 	{statusInitiator, 4}:  "the target was removed",
-	{statusInitiator, 5}:  "it does not speak this version of iSCSI",
-	{statusInitiator, 6}:  "it has too many connections",
-	{statusInitiator, 7}:  "it misses a parameter",
+	{statusInitiator, 5}:  "unsupported version of iSCSI",
+	{statusInitiator, 6}:  "too many connections",
+	{statusInitiator, 7}:  "a parameter is missing",
 	{statusInitiator, 8}:  "the connection can't be a part of its session",
-	{statusInitiator, 9}:  "it does not do this type of session",
-	{statusInitiator, 10}: "it does not know the session",
-	{statusInitiator, 11}: "it got a request that does not belong into a login",
-	{statusTarget, 0}:     "it has a fault",
+	{statusInitiator, 9}:  "unsupported type of session",
+	{statusInitiator, 10}: "unknown session",
+	{statusInitiator, 11}: "it received a request that does not belong to a login",
+	{statusTarget, 0}:     "internal fault of the target",
 	{statusTarget, 1}:     "there is no such target here, or it is not in service",
-	{statusTarget, 2}:     "it is out of resources",
+	{statusTarget, 2}:     "out of resources",
 }
 
 // refused is the error of a login that the target refuses. chap tells whether we offer CHAP, proven whether it had our proof.
@@ -50,7 +50,7 @@ func (s status) refused(chap, proven bool) error {
 	case s == authenticationFailed && chap:
 		text += ": the target does not support CHAP here; leave out auth, or turn authentication on there"
 	case s == authenticationFailed:
-		text += ": it demands one (auth)"
+		text += ": authentication is required (auth)"
 	}
 	return errs.New(errs.Remote, "the target refuses the login: %s (status %02x%02x)", text, s.class, s.detail)
 }

@@ -399,7 +399,7 @@ func TestBusyByMount(t *testing.T) {
 		before.Same(t)
 	}
 	testkit.Run(t, "mount", live.Device.Path, point)
-	refused("it is mounted at " + point)
+	refused("the device is mounted at " + point)
 	testkit.Run(t, "umount", point)
 
 	script := "mount " + live.Device.Path + " " + point + "; echo held; read _"
