@@ -276,16 +276,16 @@ func execNeedsRunning(t *testing.T, n *node) {
 			t.Errorf("want %q: %s", why, a.Message())
 		}
 	}
-	refused("it is created")
+	refused("is created")
 	setState(t, n, http.StatusOK, c.ID, "running")
 	if r := n.exec(t, c.ID, shell("true")); r.ExitCode == nil {
 		t.Errorf("running: %s", show(r))
 	}
 	setState(t, n, http.StatusOK, c.ID, "paused")
-	refused("it is paused")
+	refused("is paused")
 	setState(t, n, http.StatusOK, c.ID, "exited")
 	n.reaches(t, c.ID, models.ContainerStateExited)
-	refused("it is exited")
+	refused("is exited")
 }
 
 // behind starts a request and returns a function that waits for its answer.

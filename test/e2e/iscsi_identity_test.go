@@ -201,7 +201,7 @@ func TestISCSIPlain(t *testing.T) {
 	n.target.Stop(t)
 	n.target.StartWith(t, "-d", "-w")
 	answer := n.Must(t, http.StatusBadGateway, http.MethodPost, "/attach", n.lun(0, demand), nil)
-	if want := "does not offer the digests that are demanded (header_digest, data_digest)"; !strings.Contains(answer.Message(), want) {
+	if want := "does not support the required digests (header_digest, data_digest)"; !strings.Contains(answer.Message(), want) {
 		t.Errorf("a digest that is missing: %s; want %q", answer.Message(), want)
 	}
 	answer = n.Must(t, http.StatusCreated, http.MethodPost, "/attach", n.lun(0), &a)
