@@ -40,7 +40,7 @@ func health(life context.Context, meter Meter, next http.Handler) http.Handler {
 }
 
 // longOperations are those that wait, follow or run a command: their durations are not those of the server's work.
-var longOperations = []string{"wait_for_container", "watch_events", "read_container_log", "exec_in_container"}
+var longOperations = []string{"wait_for_container", "watch_events", "read_container_log", "exec_in_container", "replace_container"}
 
 // count has a request counted that was answered.
 func (a *api) count(e *exchange, status int, took time.Duration) {

@@ -192,3 +192,27 @@ func TestUpgradeIsAudited(t *testing.T) {
 		t.Errorf("the audit log contains secrets:\n%s", data)
 	}
 }
+
+// The records of a command with streams name its container and contain nothing of what it runs.
+func TestExecStreamIsAudited(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.log")
+	n := newNode(t, "--audit-log", path)
+	c := n.create(t, start(forever, n.root()))
+	s := n.opens(t, streamPath(c.ID, "echo hush-script", ""))
+	s.ends(t)
+	testkit.Eventually(t, "the record of the end", func() bool { return len(audited(t, path)) == 3 })
+	begin, end := audited(t, path)[1], audited(t, path)[2]
+	if begin["msg"] != "begin" || begin["operation"] != "exec" || end["msg"] != "change" || end["operation"] != "exec" {
+		t.Errorf("the records are %v and %v", begin, end)
+	}
+	if end["outcome"] != "done" || end["status"] != float64(http.StatusSwitchingProtocols) || end["object"] != fmt.Sprintf("container %d", c.ID) {
+		t.Errorf("the record of the end is %v", end)
+	}
+	if data, _ := os.ReadFile(path); bytes.Contains(data, []byte("hush")) {
+		t.Errorf("the audit log contains the command:\n%s", data)
+	}
+	if got := scrape(t, n); got["imageapi_long_request_duration_seconds{operation=exec}"] != 1 {
+		t.Errorf("the stream is not counted as a long request: %v", got)
+	}
+}
