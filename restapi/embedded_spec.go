@@ -985,7 +985,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6303,7 +6303,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` names what is told about it under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.",
             "schema": {
               "$ref": "#/definitions/error"
             },

@@ -116,7 +116,7 @@ func NewUpdateContainerDefault(code int) *UpdateContainerDefault {
 
 // UpdateContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 type UpdateContainerDefault struct {
 	_statusCode int
 

@@ -35,7 +35,7 @@ func (m *Manager) Update(ctx context.Context, id int64, change driver.Change, co
 		case err != nil || same:
 			return err
 		case v.Run.State == StateStopping:
-			return errs.New(errs.Conflict, "it is stopping: it can be changed when it has exited")
+			return errs.New(errs.Conflict, "the container is stopping; change it when it has exited")
 		}
 		if err := m.redefine(v, unit, next); err != nil {
 			return errs.At(located(change.Path, err))

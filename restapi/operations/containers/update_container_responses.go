@@ -53,7 +53,7 @@ func (o *UpdateContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 
 func (o *UpdateContainerOK) UpdateContainerResponder() {}
 
-// UpdateContainerDefault Any error; `see` names what is told about it under "Errors". Nothing has changed, unless the message says otherwise.
+// UpdateContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response updateContainerDefault
 type UpdateContainerDefault struct {
