@@ -23,18 +23,19 @@ import (
 // them in words only: Swagger 2 has no status 101.
 const (
 	execPath      = basePath + "/container/exec"
+	attachPath    = basePath + "/container/attach" // not implemented yet, and refused like the other one
 	execOperation = "exec"
 )
 
 // isUpgrade reports whether r asks for something that changes as a GET of these paths does, though it is a GET.
 func isUpgrade(r *http.Request) bool {
-	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && r.URL.Path == execPath
+	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && (r.URL.Path == execPath || r.URL.Path == attachPath)
 }
 
 // upgrades serves the operations that need a WebSocket, in front of the generated router.
 func (a *api) upgrades(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !isUpgrade(r) {
+		if !isUpgrade(r) || r.URL.Path != execPath {
 			next.ServeHTTP(w, r)
 			return
 		}
