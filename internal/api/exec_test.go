@@ -26,7 +26,7 @@ func TestExec(t *testing.T) {
 	expectError(t, w.do("POST", "/container/exec?name=d", `{"args": ["x"]}`), 404, `"d"`)
 	expectError(t, w.do("POST", "/container/exec", `{"args": ["x"]}`), 422, "give the id or the name")
 	expectError(t, w.do("POST", "/container/exec?name=c", `{"args": ["x"], "stdin": "a", "stdin_base64": "Yg=="}`), 422, "set only one")
-	expectError(t, w.do("POST", "/container/exec?name=c", `{"args": ["x"], "stdin_base64": "%"}`), 422, "stdin_base64")
+	expectError(t, w.do("POST", "/container/exec?name=c", `{"args": ["x"], "stdin_base64": "%"}`), 400, "base64")
 }
 
 // TestExecOutlastsTheServersTimeouts: a command may take longer than a request else may.
