@@ -126,6 +126,8 @@ func commands() []command {
 		{"resume", "thaw containers", "Resumes paused containers.", new(resumeCommand)},
 		{"update", "change a container", "Changes labels, limits, the restart policy and the stop timeout of a container without restarting it.", new(updateCommand)},
 		{"rename", "give a container another name", "Gives a container another name. It continues to run.", new(renameCommand)},
+		{"replace", "replace a container by a new version", "Replaces a running container by a new version. If the new one fails, the old one is started again. The file contains the fields that change, or the whole definition.", new(replaceCommand)},
+		{"rollback", "return to the old version of a container", "Returns to the version that replace --keep-old has kept.", new(rollbackCommand)},
 		{"remove", "remove objects", "Deletes objects, and then the dependencies that only they referenced.", new(removeCommand)},
 		{"logs", "show the output of a container", "Prints the standard output and standard error of a container.", new(logsCommand)},
 		{"exec", "run a command in a container", "Runs a command in a running container and ends as it ends. Its input and output pass unchanged. What follows the container is the command.", new(execCommand)},

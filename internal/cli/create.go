@@ -141,7 +141,7 @@ func (a *app) created(ctx context.Context, create func(*connection) (object, err
 	if err != nil {
 		return err
 	}
-	stop := a.progress(ctx, c, "creating", "pending")
+	stop := a.progress(ctx, c, "creating", inPhase("pending"))
 	o, err := create(c)
 	stop()
 	if err = unwrapped(err); errors.Is(err, context.Canceled) {

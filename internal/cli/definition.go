@@ -143,7 +143,7 @@ func classOf(definition []byte) (class, error) {
 }
 
 // decode reads a definition strictly: what this program does not know it could not send.
-func decode[T models.Container | models.Mount | models.Attach](what class, definition []byte) (*T, error) {
+func decode[T models.Container | models.ContainerReplacement | models.Mount | models.Attach](what class, definition []byte) (*T, error) {
 	dec := json.NewDecoder(bytes.NewReader(definition))
 	dec.UseNumber()
 	var plain any

@@ -22,7 +22,7 @@ func (c *removeCommand) run(ctx context.Context, a *app) error {
 		if err != nil {
 			return err
 		}
-		stop := a.progress(ctx, a.client, "removing", "stopping")
+		stop := a.progress(ctx, a.client, "removing", inPhase("stopping"))
 		err = unwrapped(a.client.remove(ctx, o, c.Force))
 		stop()
 		if err != nil {
