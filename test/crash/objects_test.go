@@ -26,6 +26,7 @@ type object struct {
 	Logfile    string `json:"logfile"`
 	Mountpoint string `json:"mountpoint"`
 	DeviceFile string `json:"device_file"`
+	Replaces   int64  `json:"replaces"`
 }
 
 func (o object) String() string {
@@ -85,7 +86,7 @@ func (o object) stopping() bool { return o.State == "running" && o.Phase == "sto
 // calm tells whether nothing is under way.
 func (all objects) calm() bool {
 	for _, o := range all {
-		if o.Phase != "ready" || o.NextStart != "" {
+		if o.Phase != "ready" || o.NextStart != "" || o.Replaces != 0 {
 			return false
 		}
 	}

@@ -142,7 +142,7 @@ func (x *trial) recover() {
 			return
 		}
 		if len(passed) <= n {
-			x.Fatalf("the daemon ended by itself, after %d points; its log:\n%s", len(passed), x.said())
+			x.Fatalf("the daemon ended by itself (%v), after %d points of %d; its log:\n%s", x.err, len(passed), n, x.said())
 		}
 		x.tally.hit(passed[n])
 	}

@@ -246,6 +246,28 @@ func TestFailingReplace(t *testing.T) {
 	})
 }
 
+// Both versions are mounted at the same time. What only one of them can have is refused before anything stops, in the dry run too.
+func TestReplaceWithTheSameUpper(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	d := n.mount(t, disk(t))
+	upper := &models.MountOverlayUpper{Mount: mountID(d.ID), Path: "/web"}
+	c := start(forever, n.over(upper))
+	c.Name = "web"
+	old := n.create(t, c)
+	for _, query := range []string{"&dry_run=true", ""} {
+		_, a := n.replaces(t, http.StatusConflict, query, replacement{"mount": n.over(upper)})
+		if !strings.Contains(a.Message(), "upper") {
+			t.Errorf("%s: %s", query, a.Message())
+		}
+	}
+	if now := n.hasName(t, old.ID); now.Pid != old.Pid {
+		t.Errorf("it was %+v and is %+v", old, now)
+	}
+	done, _ := n.replaces(t, http.StatusOK, "", replacement{"mount": mountID(old.Mount.ID), "env": []string{"A=1"}})
+	n.hasName(t, done.Container.ID)
+}
+
 // slow is a version that takes as long as a test needs: its probe succeeds when the file is there.
 func slow(file string) replacement {
 	dir, name := filepath.Split(file)
@@ -463,4 +485,52 @@ func TestDowntime(t *testing.T) {
 	if got, limit := least(seen), 2*least(said)+200*time.Millisecond; got > limit {
 		t.Errorf("a client missed it for %v, and downtime_ms is %v", got, least(said))
 	}
+}
+
+// Kraken leaves a replace alone, also when the server is killed in the middle. When it reloads or deletes the image meanwhile, the replace
+// is cancelled, and nothing fails.
+func TestKrakenDuringAReplace(t *testing.T) {
+	t.Parallel()
+	n := newHeritage(t, "--stop-timeout", "2s")
+	k := module(t, n)
+	k.define("web", n.simple("", forever))
+	k.becomes(t, "web", fateActive)
+	first := n.named(t, "web")
+
+	file, answer := n.goesOn(t, t.Context())
+	k.mu.Lock()
+	k.cut = true
+	k.mu.Unlock()
+	n.Kill(t)
+	<-answer
+	n.Again(t)
+	to := n.step(t, "probe").Replacing.To
+	seen := func() time.Time { k.mu.Lock(); defer k.mu.Unlock(); return k.shown["web"].since }()
+	<-time.After(2 * krakenPoll) // it lists meanwhile, and would act
+	release(t, file)
+	if now := n.hasName(t, models.ID(to)); now.ID == first.ID {
+		t.Errorf("it is not replaced: %+v", now)
+	}
+	if again := func() time.Time { k.mu.Lock(); defer k.mu.Unlock(); return k.shown["web"].since }(); again != seen {
+		t.Error("Kraken has seen another state than running")
+	}
+	k.smooth(t, "web")
+
+	_, answer = n.goesOn(t, t.Context())
+	k.define("web", n.simple("", forever))
+	k.becomes(t, "web", fateActive)
+	if a := <-answer; a.Status != http.StatusConflict {
+		t.Errorf("the replace returns %d %s", a.Status, a.Body)
+	}
+	k.smooth(t, "web")
+	if now := n.named(t, "web"); now.Replacing != nil || now.Generation != 1 {
+		t.Errorf("it is not Kraken's: %+v", now)
+	}
+
+	_, answer = n.goesOn(t, t.Context())
+	k.rest()
+	k.becomes(t, "web", fateIdle)
+	<-answer
+	k.smooth(t, "web")
+	k.until(t, "nothing is left", func() bool { return n.everything(t.Context(), t) == "[] [] []" })
 }
