@@ -20,7 +20,7 @@ fi
 nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./internal/driver/attach/iscsi
 # What needs no server runs on the host too. Here runs what this older kernel may do otherwise, and what it has and the host
 # may not: the device mapper, the controllers of cgroup2. All of it runs here at full length.
-others=(./internal/sys/cgroup ./test/docs=^TestCommands\$)
+others=(./internal/sys/cgroup ./test/docs=^TestCommands\$ ./internal/web/keep)
 mapping='=^Test(Driver|Mappings|Refusals|Users|HangAtUp|Force|Adopt.*)$'
 sessions='!^Test(Parallel|TakenOverAndLost|AttachWhileRecovering|TargetRestarts)$'
 asking='(Answers|Hangs|Writable)' longer=''
