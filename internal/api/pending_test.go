@@ -17,7 +17,6 @@ func TestPendingIsUnsupported(t *testing.T) {
 		{"POST", "/mount", `{"kind":"attach","attach":{"fs_type":"ext4","attach":{"id":1},"partition":{"type":"root"}}}`, "mount.attach.partition_selector"},
 		{"POST", "/attach", `{"kind":"http","http":{"urls":["http://127.0.0.1/a"]}}`, `"http"`},
 		{"POST", "/attach", `{"kind":"oci","oci":{"image":"registry.example/a:1"}}`, `"oci"`},
-		{"PATCH", "/container/config?name=web", "{}", "update_container"},
 		{"GET", "/openapi.json", "", "openapi.json"},
 	}
 	for _, tt := range tests {
