@@ -14,7 +14,7 @@ STATIC  := CGO_ENABLED=0 go build -trimpath
 TOOLS   := bin/tools
 
 export FUZZTIME ?= 6s
-TIMEOUT  ?= 10m
+TIMEOUT  ?= 20m
 
 .PHONY: help
 help: ## list the targets

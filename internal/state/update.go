@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -31,13 +32,17 @@ func (m *Manager) Update(ctx context.Context, id int64, change driver.Change, co
 			}
 			return faults.Err()
 		}
+		name := v.Name // of one that was rolled back, the definition may have an older name
+		if slices.Contains(change.Fields, "name") {
+			name = next.Name()
+		}
 		switch same, err := isSame(unit, next); {
-		case err != nil || same:
+		case err != nil || same && name == v.Name:
 			return err
 		case v.Run.State == StateStopping:
 			return errs.New(errs.Conflict, "the container is stopping; change it when it has exited")
 		}
-		if err := m.redefine(v, unit, next); err != nil {
+		if err := m.redefine(v, unit, next, name); err != nil {
 			return errs.At(located(change.Path, err))
 		}
 		return nil
@@ -51,24 +56,25 @@ func isSame(a, b driver.Unit) (bool, error) {
 	return bytes.Equal(before, after), errors.Join(err1, err2)
 }
 
-// redefine gives a container another unit. Its name is taken first, and its limits are applied before the change shows.
-func (m *Manager) redefine(v *View, unit, next driver.Changeable) error {
-	if err := m.takeName(v.ID, next.Name()); err != nil {
+// redefine gives a container another unit and a name. The name is taken first, and its limits are applied before the change shows.
+func (m *Manager) redefine(v *View, unit, next driver.Changeable, name string) error {
+	before := v.Name
+	if err := m.takeName(v.ID, name); err != nil {
 		return err
 	}
 	proc := m.process(v.ID)
 	err := m.guard("update", v.ID, func() error { return next.Apply(v.ID, proc, unit) })
 	if err != nil {
-		m.leaveName(v, next.Name())
+		m.leaveName(v, name)
 		return err
 	}
-	m.define(v.ID, next, v.Generation+1)
+	m.define(v.ID, next, name, v.Generation+1)
 	if err = m.record(v.ID); err != nil {
-		m.define(v.ID, unit, v.Generation)
-		m.leaveName(v, next.Name())
+		m.define(v.ID, unit, before, v.Generation)
+		m.leaveName(v, name)
 		return errors.Join(err, m.guard("update", v.ID, func() error { return unit.Apply(v.ID, proc, next) }))
 	}
-	m.leaveName(v, unit.Name())
+	m.leaveName(v, before)
 	return nil
 }
 
@@ -95,11 +101,11 @@ func (m *Manager) leaveName(v *View, name string) {
 }
 
 // define shows a container with another definition. Those that it depends on show its name.
-func (m *Manager) define(id int64, unit driver.Changeable, generation int64) {
+func (m *Manager) define(id int64, unit driver.Changeable, name string, generation int64) {
 	_ = m.edit(func(c *change) error {
 		v := c.touch(id)
-		renamed := v.Name != unit.Name()
-		v.Unit, v.Name, v.Generation = unit, unit.Name(), generation
+		renamed := v.Name != name
+		v.Unit, v.Name, v.Generation = unit, name, generation
 		m.objects[id].view = v // holders reads the name of it
 		if renamed {
 			for _, need := range m.graph.Needs(id) {

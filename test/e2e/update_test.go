@@ -250,3 +250,20 @@ func TestEventsOfARename(t *testing.T) {
 		t.Errorf("it hears %+v", e)
 	}
 }
+
+// TestNameAfterARollback: a container that came back under a new name keeps that name when something else of it changes.
+func TestNameAfterARollback(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.web(t, forever)
+	done, _ := n.replaces(t, http.StatusOK, "&keep_old=600", replacement{"labels": fields{"version": "2"}})
+	n.update(t, http.StatusOK, done.Container.ID, fields{"name": "renamed"})
+	n.Must(t, http.StatusOK, http.MethodPost, "/container/rollback?name=renamed", nil, nil)
+	back := n.named(t, "renamed")
+	if c, _ := n.update(t, http.StatusOK, back.ID, fields{"labels": fields{"version": "1"}}); c.Name != "renamed" {
+		t.Errorf("a change of the labels calls it %q", c.Name)
+	}
+	if c, _ := n.update(t, http.StatusOK, back.ID, fields{"name": "web"}); c.Name != "web" {
+		t.Errorf("it is called %q", c.Name)
+	}
+}
