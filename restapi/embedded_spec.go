@@ -1262,6 +1262,101 @@ func init() {
             "description": "The new container runs under the name, or the plan of a dry run.",
             "schema": {
               "$ref": "#/definitions/container_replaced"
+            },
+            "examples": {
+              "application/json": {
+                "container": {
+                  "cgroup": "/sys/fs/cgroup/imageapi/6",
+                  "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                  "generation": 2,
+                  "id": 6,
+                  "logfile": "/run/imageapi/logs/6.log",
+                  "mount": {
+                    "generation": 1,
+                    "id": 5,
+                    "kind": "overlay",
+                    "mountpoint": "/run/imageapi/mounts/5",
+                    "needed_by": [
+                      {
+                        "class": "container",
+                        "id": 6
+                      }
+                    ],
+                    "overlay": {
+                      "lower": [
+                        {
+                          "attach": {
+                            "attach": {
+                              "device_file": "/dev/loop1",
+                              "generation": 1,
+                              "id": 3,
+                              "kind": "loopback",
+                              "loopback": {
+                                "base": "root",
+                                "path": "/images/b.squashfs",
+                                "readPartitions": false,
+                                "ro": true
+                              },
+                              "needed_by": [
+                                {
+                                  "class": "mount",
+                                  "id": 4
+                                }
+                              ],
+                              "phase": "ready",
+                              "refs": 1,
+                              "since": "2026-05-04T10:15:00.000Z"
+                            },
+                            "fs_type": "squashfs"
+                          },
+                          "generation": 1,
+                          "id": 4,
+                          "kind": "attach",
+                          "mountpoint": "/run/imageapi/mounts/4",
+                          "needed_by": [
+                            {
+                              "class": "mount",
+                              "id": 5
+                            }
+                          ],
+                          "phase": "ready",
+                          "refs": 1,
+                          "since": "2026-05-04T10:15:00.000Z"
+                        }
+                      ],
+                      "upper": {
+                        "limit": 1073741824,
+                        "tmpfs": {
+                          "size": 1073741824
+                        },
+                        "used": 0
+                      },
+                      "upperdir": "/run/imageapi/mounts/5.upper/upper",
+                      "workdir": "/run/imageapi/mounts/5.upper/work"
+                    },
+                    "phase": "ready",
+                    "refs": 1,
+                    "since": "2026-05-04T10:15:00.000Z"
+                  },
+                  "name": "web",
+                  "namespaces": [
+                    "mnt",
+                    "pid",
+                    "ipc",
+                    "uts",
+                    "cgroup"
+                  ],
+                  "phase": "ready",
+                  "pid": 4711,
+                  "ready": true,
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "started_at": "2026-05-04T10:15:00.000Z",
+                  "state": "running",
+                  "systemd": false
+                },
+                "downtime_ms": 340
+              }
             }
           },
           "202": {
@@ -1271,7 +1366,18 @@ func init() {
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 404,
+                "message": "no container is named \"web\"",
+                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
+                "type": "not-found"
+              }
+            }
           }
         }
       }
@@ -1305,10 +1411,68 @@ func init() {
             "description": "The old version, running under its name.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "cgroup": "/sys/fs/cgroup/imageapi/2",
+                "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                "generation": 1,
+                "id": 2,
+                "logfile": "/run/imageapi/logs/2.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/images/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "generation": 1,
+                  "id": 1,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
+                  "phase": "ready",
+                  "refs": 2,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts",
+                  "cgroup"
+                ],
+                "phase": "ready",
+                "pid": 4711,
+                "ready": true,
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
+                "state": "running",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "$ref": "#/responses/failed"
+            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "message": "roll back container 2 \"web\": no earlier version is kept: replace it with the earlier image, and with keep_old the next time",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "conflict"
+              }
+            }
           }
         }
       }
@@ -6580,6 +6744,101 @@ func init() {
             "description": "The new container runs under the name, or the plan of a dry run.",
             "schema": {
               "$ref": "#/definitions/container_replaced"
+            },
+            "examples": {
+              "application/json": {
+                "container": {
+                  "cgroup": "/sys/fs/cgroup/imageapi/6",
+                  "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                  "generation": 2,
+                  "id": 6,
+                  "logfile": "/run/imageapi/logs/6.log",
+                  "mount": {
+                    "generation": 1,
+                    "id": 5,
+                    "kind": "overlay",
+                    "mountpoint": "/run/imageapi/mounts/5",
+                    "needed_by": [
+                      {
+                        "class": "container",
+                        "id": 6
+                      }
+                    ],
+                    "overlay": {
+                      "lower": [
+                        {
+                          "attach": {
+                            "attach": {
+                              "device_file": "/dev/loop1",
+                              "generation": 1,
+                              "id": 3,
+                              "kind": "loopback",
+                              "loopback": {
+                                "base": "root",
+                                "path": "/images/b.squashfs",
+                                "readPartitions": false,
+                                "ro": true
+                              },
+                              "needed_by": [
+                                {
+                                  "class": "mount",
+                                  "id": 4
+                                }
+                              ],
+                              "phase": "ready",
+                              "refs": 1,
+                              "since": "2026-05-04T10:15:00.000Z"
+                            },
+                            "fs_type": "squashfs"
+                          },
+                          "generation": 1,
+                          "id": 4,
+                          "kind": "attach",
+                          "mountpoint": "/run/imageapi/mounts/4",
+                          "needed_by": [
+                            {
+                              "class": "mount",
+                              "id": 5
+                            }
+                          ],
+                          "phase": "ready",
+                          "refs": 1,
+                          "since": "2026-05-04T10:15:00.000Z"
+                        }
+                      ],
+                      "upper": {
+                        "limit": 1073741824,
+                        "tmpfs": {
+                          "size": 1073741824
+                        },
+                        "used": 0
+                      },
+                      "upperdir": "/run/imageapi/mounts/5.upper/upper",
+                      "workdir": "/run/imageapi/mounts/5.upper/work"
+                    },
+                    "phase": "ready",
+                    "refs": 1,
+                    "since": "2026-05-04T10:15:00.000Z"
+                  },
+                  "name": "web",
+                  "namespaces": [
+                    "mnt",
+                    "pid",
+                    "ipc",
+                    "uts",
+                    "cgroup"
+                  ],
+                  "phase": "ready",
+                  "pid": 4711,
+                  "ready": true,
+                  "refs": 1,
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "started_at": "2026-05-04T10:15:00.000Z",
+                  "state": "running",
+                  "systemd": false
+                },
+                "downtime_ms": 340
+              }
             }
           },
           "202": {
@@ -6589,14 +6848,14 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
                 "code": 404,
-                "message": "no container has the id 12",
+                "message": "no container is named \"web\"",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found",
                 "type": "not-found"
               }
@@ -6634,19 +6893,66 @@ func init() {
             "description": "The old version, running under its name.",
             "schema": {
               "$ref": "#/definitions/container"
+            },
+            "examples": {
+              "application/json": {
+                "cgroup": "/sys/fs/cgroup/imageapi/2",
+                "command": "/bin/sh -c 'echo hello; exec sleep 1000'",
+                "generation": 1,
+                "id": 2,
+                "logfile": "/run/imageapi/logs/2.log",
+                "mount": {
+                  "bind": {
+                    "base": "root",
+                    "path": "/images/root",
+                    "recursive": false,
+                    "ro": true
+                  },
+                  "generation": 1,
+                  "id": 1,
+                  "kind": "bind",
+                  "mountpoint": "/run/imageapi/mounts/1",
+                  "needed_by": [
+                    {
+                      "class": "container",
+                      "id": 2,
+                      "name": "web"
+                    }
+                  ],
+                  "phase": "ready",
+                  "refs": 2,
+                  "since": "2026-05-04T10:15:00.000Z"
+                },
+                "name": "web",
+                "namespaces": [
+                  "mnt",
+                  "pid",
+                  "ipc",
+                  "uts",
+                  "cgroup"
+                ],
+                "phase": "ready",
+                "pid": 4711,
+                "ready": true,
+                "refs": 1,
+                "since": "2026-05-04T10:15:00.000Z",
+                "started_at": "2026-05-04T10:15:00.000Z",
+                "state": "running",
+                "systemd": false
+              }
             }
           },
           "default": {
-            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". The request has changed nothing, unless the message reports a change.\n",
+            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Nothing has changed, unless the message says otherwise.",
             "schema": {
               "$ref": "#/definitions/error"
             },
             "examples": {
               "application/json": {
-                "code": 404,
-                "message": "no container has the id 12",
-                "see": "/imageapi/v1/docs#section/Errors/404-not-found",
-                "type": "not-found"
+                "code": 409,
+                "message": "roll back container 2 \"web\": no earlier version is kept: replace it with the earlier image, and with keep_old the next time",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "conflict"
               }
             }
           }

@@ -190,7 +190,7 @@ func NewReplaceContainerDefault(code int) *ReplaceContainerDefault {
 
 // ReplaceContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
+// Any error; `see` is the path of its description under "Errors". Nothing has changed, unless the message says otherwise.
 type ReplaceContainerDefault struct {
 	_statusCode int
 

@@ -116,7 +116,7 @@ func NewRollbackContainerDefault(code int) *RollbackContainerDefault {
 
 // RollbackContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
+// Any error; `see` is the path of its description under "Errors". Nothing has changed, unless the message says otherwise.
 type RollbackContainerDefault struct {
 	_statusCode int
 

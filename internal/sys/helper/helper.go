@@ -302,11 +302,19 @@ func (r *Runner) Ioctl(ctx context.Context, file *os.File, request uint, argumen
 		return err
 	}
 	message := wire.Encode(wire.Ioctl, strconv.FormatUint(uint64(request), 10), wire.Hex(argument))
-	_, failure, err := r.do(ctx, act{name: "helper ioctl", what: what, request: message, inherit: inherited})
+	_, failure, err := r.do(ctx, act{name: ioctlName(request), what: what, request: message, inherit: inherited})
 	if failure != nil {
 		return fmt.Errorf("%s: %s: %w", what, failure.Step, failure.Errno)
 	}
 	return err
+}
+
+// ioctlName is the name of an ioctl as an act. One that only asks changes nothing.
+func ioctlName(request uint) string {
+	if request == unix.LOOP_GET_STATUS64 {
+		return "helper ioctl look"
+	}
+	return "helper ioctl"
 }
 
 // again returns one more descriptor for an open file.

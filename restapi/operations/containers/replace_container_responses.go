@@ -96,7 +96,7 @@ func (o *ReplaceContainerAccepted) WriteResponse(rw http.ResponseWriter, produce
 
 func (o *ReplaceContainerAccepted) ReplaceContainerResponder() {}
 
-// ReplaceContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
+// ReplaceContainerDefault Any error; `see` is the path of its description under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response replaceContainerDefault
 type ReplaceContainerDefault struct {

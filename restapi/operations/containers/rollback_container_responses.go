@@ -53,7 +53,7 @@ func (o *RollbackContainerOK) WriteResponse(rw http.ResponseWriter, producer run
 
 func (o *RollbackContainerOK) RollbackContainerResponder() {}
 
-// RollbackContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
+// RollbackContainerDefault Any error; `see` is the path of its description under "Errors". Nothing has changed, unless the message says otherwise.
 //
 // swagger:response rollbackContainerDefault
 type RollbackContainerDefault struct {
