@@ -111,8 +111,8 @@ func TestAlerts(t *testing.T) {
 
 // Faults that are caused in the kernel and in the server fire the alerts that are about them, by what a scrape then shows; before there are none.
 func TestAlertsOfRealFaults(t *testing.T) {
-	testkit.Root(t)
 	t.Parallel()
+	testkit.Root(t)
 	certificates := t.TempDir()
 	disk, fill := smallDisk(t)
 	certificate(t, certificates)

@@ -98,8 +98,8 @@ func smallDisk(t *testing.T) (dir string, fill func() (free func())) {
 
 // A change that cannot be recorded is not made; reads still work, and so do changes as soon as the sink has space.
 func TestFullAuditLogRefusesChanges(t *testing.T) {
-	testkit.Root(t)
 	t.Parallel()
+	testkit.Root(t)
 	dir, fill := smallDisk(t)
 	path := filepath.Join(dir, "audit.log")
 	n := newNode(t, "--audit-log", path)
@@ -134,8 +134,8 @@ func TestFullAuditLogRefusesChanges(t *testing.T) {
 
 // With --audit-full=count changes are made without a record, and counted.
 func TestFullAuditLogCounts(t *testing.T) {
-	testkit.Root(t)
 	t.Parallel()
+	testkit.Root(t)
 	dir, fill := smallDisk(t)
 	n := newNode(t, "--audit-log", filepath.Join(dir, "audit.log"), "--audit-full", "count")
 	free := fill()
