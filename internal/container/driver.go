@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,6 +53,8 @@ type Driver struct {
 	nursery     *nursery.Nursery
 	parent      *cgroup.Parent
 	supervisors *cgroup.Group
+	keepersLock sync.Mutex    // protects keepers
+	keepers     *cgroup.Group // of processes that serve devices; nil until the first
 	legacy      *cgroup.Legacy
 	trapped     sync.Once       // tells of groups of version 1 that can't be left
 	watcher     inotify.Watcher // of logs that are followed
@@ -137,6 +140,8 @@ func (d *Driver) count() {
 // driver with the same Options to find (Rejoin); what is being done with them here ends.
 func (d *Driver) Close() error {
 	d.leave()
+	d.keepersLock.Lock() // until the end: no process is launched any more
+	defer d.keepersLock.Unlock()
 	d.watches.Wait()
 	d.watcher.Release()
 	if d.nursery != nil {
@@ -146,16 +151,58 @@ func (d *Driver) Close() error {
 		d.legacy.Close()
 	}
 	var errSupervisors, errParent error
+	if d.keepers != nil {
+		d.keepers.Close()
+	}
 	if d.supervisors != nil {
-		if errSupervisors = d.supervisors.Remove(); errors.Is(errSupervisors, cgroup.ErrBusy) {
-			errSupervisors = nil
+		if err := d.supervisors.Remove(); !errors.Is(err, cgroup.ErrBusy) {
+			errSupervisors = errors.Join(errSupervisors, err)
 		}
 		d.supervisors.Close()
 	}
 	if d.parent != nil {
-		errParent = errors.Join(d.forgetParents(), d.parent.Close())
+		errParent = errors.Join(d.removeKeepersGroup(), d.forgetParents(), d.parent.Close())
 	}
 	return errors.Join(errSupervisors, errParent)
+}
+
+// removeKeepersGroup removes the cgroup of the keepers, which an earlier driver may have made, unless one lives.
+func (d *Driver) removeKeepersGroup() error {
+	names, err := d.parent.Names()
+	if err != nil || !slices.Contains(names, keepersGroup) {
+		return err
+	}
+	if err := d.parent.Remove(keepersGroup); !errors.Is(err, cgroup.ErrBusy) {
+		return err
+	}
+	return nil
+}
+
+// Launch starts a program beside the containers: in the launch namespace, which has nothing of the node.
+func (d *Driver) Launch(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
+	d.keepersLock.Lock()
+	defer d.keepersLock.Unlock()
+	if err := d.leaving.Err(); err != nil {
+		return nil, err
+	}
+	return d.nursery.Start(path, argv, attr)
+}
+
+// KeepersGroup returns the cgroup of processes that serve devices, next to that of the supervisors.
+func (d *Driver) KeepersGroup() (*os.File, error) {
+	d.keepersLock.Lock()
+	defer d.keepersLock.Unlock()
+	if err := d.leaving.Err(); err != nil {
+		return nil, err
+	}
+	if d.keepers == nil {
+		group, err := d.parent.Share(keepersGroup)
+		if err != nil {
+			return nil, err
+		}
+		d.keepers = group
+	}
+	return d.keepers.File(), nil
 }
 
 // Holds tells whether the cgroup with an id, as the kernel gives it for sockets, belongs to a container, or is below one that

@@ -16,6 +16,9 @@ import (
 // supervisorsGroup is the child of the parent group that holds the supervisors.
 const supervisorsGroup = "supervisors"
 
+// keepersGroup is the child of the parent group that holds the processes that serve devices.
+const keepersGroup = "keepers"
+
 // parentsPath is a file that lists, one a line, every parent group that may have containers of this run directory. It is written before the first
 // container starts, so that there is no container whose parent is not recorded.
 func (d *Driver) parentsPath() string { return filepath.Join(d.opt.RunDir, "cgroup-parents") }
@@ -116,7 +119,7 @@ func (d *Driver) quit(old string) (stays bool, err error) {
 			return false, err
 		case living != "":
 			return false, fmt.Errorf("%s lives in the cgroup %s: start the server with --cgroup-parent %s, or stop the container first", living, path.Join(old, name), old)
-		case idle && (name == supervisorsGroup || isContainer(name)):
+		case idle && (name == supervisorsGroup || name == keepersGroup || isContainer(name)):
 			if err := parent.Remove(name); err != nil && !errors.Is(err, cgroup.ErrBusy) {
 				return false, err
 			}

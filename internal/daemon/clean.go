@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
@@ -88,6 +89,9 @@ func deviceAt(path string) string {
 
 // cleanFile removes one, after the file system that is mounted there.
 func (n *node) cleanFile(ctx context.Context, l leftover, opt Options) error {
+	if filepath.Base(filepath.Dir(l.path)) == filepath.Base(web.KeepersDir("")) {
+		return settle(ctx, func() error { return web.CleanStray(ctx, opt.Gate, l.path) })
+	}
 	if info, err := os.Lstat(l.path); err != nil || !info.IsDir() {
 		return opt.Gate.Do("stray remove", func() error { return os.Remove(l.path) })
 	}

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
@@ -19,7 +20,7 @@ type leftover struct {
 
 // leftovers finds them.
 func leftovers(cfg Node, known func(id int64) bool) (found []leftover) {
-	for _, dir := range []string{builtin.MountsDir(cfg.RunDir), logsDir(cfg.RunDir)} {
+	for _, dir := range []string{builtin.MountsDir(cfg.RunDir), logsDir(cfg.RunDir), web.KeepersDir(cfg.RunDir)} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			continue // there is none

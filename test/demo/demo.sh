@@ -145,7 +145,7 @@ client run "http://127.0.0.1:$port/image.squashfs" --name web --command /bin/sta
 log=$(api GET '/container?name=web' | jq -r '.[0].logfile')
 says ready
 client tree web
-api GET /attach | jq -r '.[0].http | "fetched \(.fetched) bytes, \(.digest)"'
+api GET /attach | jq -r '.[0].http | "fetched \(.fetched) bytes, \(.digest // .mode)"'
 census "web image runs"
 client remove --force web
 stop_web

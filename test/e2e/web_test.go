@@ -38,6 +38,8 @@ func webImage(url string, more ...func(*models.AttachHTTP)) *models.Attach {
 	return &models.Attach{Kind: "http", HTTP: h}
 }
 
+func whole(h *models.AttachHTTP) { h.Mode = to(models.AttachHTTPModeWhole) }
+
 // TestImageFromNginx runs a container from a real web server, keeps it through a SIGKILL of the server, and downloads the image once.
 func TestImageFromNginx(t *testing.T) {
 	t.Parallel()
@@ -81,7 +83,7 @@ func TestWebImageRefused(t *testing.T) {
 		"no password":    {webImage(site.URL + "/private/app.squashfs"), http.StatusBadGateway, "wants other credentials (401); check auth"},
 		"wrong digest":   {webImage(site.URL+"/app.squashfs", func(h *models.AttachHTTP) { h.Digest = "sha256:" + strings.Repeat("0", 64) }), http.StatusBadGateway, "the object has the digest sha256:"},
 		"user in a URL":  {webImage("http://reader:canary-password@127.0.0.1/a"), http.StatusUnprocessableEntity, "move it to auth"},
-		"no such server": {webImage("http://127.0.0.1:1/a?signature=canary-query", func(h *models.AttachHTTP) { h.RetryTimeout = 1 }), http.StatusGatewayTimeout, "connection refused"},
+		"no such server": {webImage("http://127.0.0.1:1/a?signature=canary-query", func(h *models.AttachHTTP) { h.RetryTimeout, h.Mode = 1, to("whole") }), http.StatusGatewayTimeout, "connection refused"},
 	} {
 		got := n.Must(t, c.status, http.MethodPost, "/attach", c.attach, nil).Message()
 		if !strings.Contains(got, c.text) || strings.Contains(got, "canary") {
@@ -129,12 +131,12 @@ func TestCacheIsFull(t *testing.T) {
 	}
 	site := testkit.StartNginx(t, root)
 	var a models.Attach
-	n.Must(t, http.StatusCreated, http.MethodPost, "/attach", webImage(site.URL+"/one"), &a)
-	if got := n.Must(t, http.StatusInsufficientStorage, http.MethodPost, "/attach", webImage(site.URL+"/two"), nil).Message(); !strings.Contains(got, "--cache-size") {
+	n.Must(t, http.StatusCreated, http.MethodPost, "/attach", webImage(site.URL+"/one", whole), &a)
+	if got := n.Must(t, http.StatusInsufficientStorage, http.MethodPost, "/attach", webImage(site.URL+"/two", whole), nil).Message(); !strings.Contains(got, "--cache-size") {
 		t.Errorf("it says %s", got)
 	}
 	n.Must(t, http.StatusOK, http.MethodDelete, fmt.Sprintf("/attach?id=%d", a.ID), nil, nil)
-	n.Must(t, http.StatusCreated, http.MethodPost, "/attach", webImage(site.URL+"/two"), &a)
+	n.Must(t, http.StatusCreated, http.MethodPost, "/attach", webImage(site.URL+"/two", whole), &a)
 }
 
 // uriMount is a mount of kind uri.

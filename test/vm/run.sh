@@ -20,11 +20,11 @@ fi
 nfs=./internal/driver/mount/nfs rbd=./internal/driver/attach/rbd iscsi=./internal/driver/attach/iscsi
 # What needs no server runs on the host too. Here runs what this older kernel may do otherwise, and what it has and the host
 # may not: the device mapper, the controllers of cgroup2. All of it runs here at full length.
-others=(./internal/sys/cgroup ./test/docs=^TestCommands\$ ./internal/web/keep)
+others=(./internal/sys/cgroup ./test/docs=^TestCommands\$ ./internal/driver/attach/web=^TestOnDemand ./internal/web/keep)
 mapping='=^Test(Driver|Mappings|Refusals|Users|HangAtUp|Force|Adopt.*)$'
 sessions='!^Test(Parallel|TakenOverAndLost|AttachWhileRecovering|TargetRestarts)$'
 asking='(Answers|Hangs|Writable)' longer=''
-kernel='=^Test(SeesNothing|InheritedCapabilities|HostDevices|ContainerRootHeld|DeviceTakenAway|FileSystemShutDown|DiskFails|MapperHolds'
+kernel='=^Test(SeesNothing|ImageOnDemand.*|InheritedCapabilities|HostDevices|ContainerRootHeld|DeviceTakenAway|FileSystemShutDown|DiskFails|MapperHolds'
 kernel+='|HostileImage|KrakenHangingCreate|References|FileSystems|Resources.*|Systemd|TakesOver|Upper.*|Stuck(Paths|Device|Disks)|RequireVerity.*'
 kernel+='|Verity(Corruption|Refuses|Stops|TakesOver|Busy|TableChanged))$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then

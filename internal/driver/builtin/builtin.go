@@ -48,7 +48,7 @@ func Drivers(env Env) driver.Set {
 	c := claims.New(env.Gate, env.Helper)
 	return driver.Set{
 		verified(iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
-		verified(web.New(web.Options{Gate: env.Gate, Helper: env.Helper, Claims: c, Cache: env.Images, Log: env.Log})),
+		verified(web.New(web.Options{Gate: env.Gate, Helper: env.Helper, Claims: c, Cache: env.Images, Launcher: env.Containers, KeepersDir: web.KeepersDir(env.RunDir), Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
 		verified(local.New(local.Options{Helper: env.Helper, Claims: c, Log: env.Log})),
 		verified(loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Claims: c, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
 		verified(rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})),

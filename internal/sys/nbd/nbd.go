@@ -80,6 +80,36 @@ func (k Kernel) Load(ctx context.Context) error {
 	return module.Load(ctx, k.Gate, "nbd")
 }
 
+// Find fails as Load would if the kernel has no such driver. It loads nothing.
+func (k Kernel) Find(ctx context.Context) error {
+	g, err := dial()
+	if err == nil {
+		g.close()
+		return nil
+	}
+	if !errors.Is(err, errNoFamily) {
+		return err
+	}
+	return module.Find(ctx, k.Gate, "nbd")
+}
+
+// Pair returns two connected sockets: one for the kernel, one for the process that serves.
+func Pair() (kernel, peer *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return os.NewFile(uintptr(pair[0]), "nbd"), os.NewFile(uintptr(pair[1]), "nbd peer"), nil
+}
+
+// Dropped tells whether the kernel does not use the socket that it got by Reconfigure, whose other end is peer. The caller has closed its
+// own descriptor of that socket.
+func Dropped(peer *os.File) bool {
+	wait := []unix.PollFd{{Fd: int32(peer.Fd())}}
+	n, err := unix.Poll(wait, 0)
+	return err != nil || n > 0 && wait[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+}
+
 // Connect makes a read-only device that sends its requests over socket, and returns its number N of /dev/nbdN. The kernel chooses a
 // free one.
 func (k Kernel) Connect(socket *os.File, o Options) (index int, err error) {
@@ -152,6 +182,7 @@ type State struct {
 	Size     int64  // in bytes
 	Backend  string // Options.Backend, or empty before Linux 5.14
 	Inflight int    // requests under way
+	Held     bool   // other devices are built on it
 }
 
 // Look reads the state of /dev/nbdN. An error that is os.ErrNotExist says that the kernel has no such device.
@@ -170,6 +201,11 @@ func Look(index int) (State, error) {
 	if data, err := os.ReadFile(filepath.Join(dir, "backend")); err == nil {
 		s.Backend = strings.TrimSuffix(string(data), "\n")
 	}
+	held, err := os.ReadDir(filepath.Join(dir, "holders"))
+	if err != nil {
+		return s, err
+	}
+	s.Held = len(held) > 0
 	data, err := os.ReadFile(filepath.Join(dir, "inflight"))
 	if err != nil {
 		return s, err
@@ -183,6 +219,41 @@ func Look(index int) (State, error) {
 	}
 	return s, nil
 }
+
+// Find returns the number of the connected device with a backend.
+func Find(backend string) (index int, found bool, err error) {
+	files, err := filepath.Glob("/sys/block/nbd*/backend")
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil || strings.TrimSuffix(string(text), "\n") != backend {
+			continue // another one, or just disconnected
+		}
+		index, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(file)), "nbd"))
+		return index, err == nil, err
+	}
+	return -1, false, err
+}
+
+// WaitFree waits until the kernel has freed a device that was disconnected: it has no content and no requests, and nothing is built on it.
+// A device that has another backend by now counts as free.
+func WaitFree(ctx context.Context, index int, backend string) error {
+	const every = 20 * time.Millisecond // the kernel has no event for it
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		s, err := Look(index)
+		if errors.Is(err, os.ErrNotExist) || err == nil && (s.free() || s.PID != 0 && s.Backend != backend) {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		}
+	}
+}
+
+func (s State) free() bool { return s.PID == 0 && s.Size == 0 && s.Inflight == 0 && !s.Held }
 
 func number(dir, name string) (int64, error) {
 	data, err := os.ReadFile(filepath.Join(dir, name))

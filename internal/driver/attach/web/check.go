@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
-	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -15,16 +14,21 @@ func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error
 		Does: fmt.Sprintf("download the image %s into the cache and attach it to a loop device", u.URLs[0]),
 		Live: driver.Live{Device: &driver.Device{ReadOnly: true}},
 	}
-	if u.Mode == models.AttachHTTPModeOnDemand {
-		return f, errOnDemand()
+	lacking := u.driver.nbd.Find(ctx)
+	if u.Mode == models.AttachHTTPModeOnDemand && lacking != nil {
+		return f, lacking
+	}
+	if u.Mode == models.AttachHTTPModeOnDemand || u.Mode == models.AttachHTTPModeAuto && u.Digest == "" && lacking == nil {
+		f.Does = fmt.Sprintf("attach the image %s to a network block device and read it on demand", u.URLs[0])
+		f.Live.Device.Remote = true
+		f.Unknown = append(f.Unknown, "whether the server sends parts of the image")
 	}
 	if _, err := u.sourceConfig(ctx); err != nil {
 		return f, err
 	}
 	f.Unknown = append(f.Unknown, "whether the server has the image")
+	if f.Live.Device.Remote && u.Mode == models.AttachHTTPModeOnDemand {
+		return f, nil
+	}
 	return f, u.driver.loop.Find(ctx)
-}
-
-func errOnDemand() error {
-	return errs.New(errs.Unsupported, "http.mode: this version does not read on demand: use %q", models.AttachHTTPModeWhole)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/internal/web/cache"
+	"github.com/kraken-hpc/imageapi/internal/web/source"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -37,7 +38,8 @@ type unit struct {
 	RetryTimeout    int64              `json:"retry_timeout,omitempty"`
 	Connections     int64              `json:"connections"`
 	ReadAhead       int64              `json:"read_ahead,omitempty"`
-	Auth            *models.RemoteAuth `json:"auth,omitempty"` // without secrets
+	Auth            *models.RemoteAuth `json:"auth,omitempty"`    // without secrets
+	Secrets         bool               `json:"secrets,omitempty"` // it has some
 
 	secrets secrets
 }
@@ -51,15 +53,44 @@ type notes struct {
 	ETag     string  `json:"etag,omitempty"`
 	Requests int64   `json:"requests,omitempty"`
 	Fetched  int64   `json:"fetched,omitempty"`
+
+	// Of an image that is read on demand.
+	Mode     string          `json:"mode,omitempty"` // empty: whole
+	ID       int64           `json:"id,omitempty"`   // of the attachment
+	Index    int             `json:"index,omitempty"`
+	MadeNode bool            `json:"made_node,omitempty"` // the device node is ours to remove
+	Identity source.Identity `json:"identity,omitzero"`
 }
+
+func (n notes) onDemand() bool { return n.Mode == models.AttachHTTPModeOnDemand }
 
 func (u *unit) tag(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
 
-// Up downloads the image unless the cache has it, and attaches the file.
-func (u *unit) Up(ctx context.Context, site driver.Site) (_ driver.Live, err error) {
-	if u.Mode == models.AttachHTTPModeOnDemand {
-		return driver.Live{}, errOnDemand()
+// Up attaches the image: on demand if the definition, the kernel and the server allow that, or as a whole.
+func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+	if u.Mode == models.AttachHTTPModeWhole {
+		return u.whole(ctx, site)
 	}
+	if u.Mode == models.AttachHTTPModeAuto && u.Digest != "" {
+		return u.chosen(ctx, site, "only a whole image can be compared with http.digest")
+	}
+	live, err := u.onDemand(ctx, site)
+	_, left := errors.AsType[*driver.Left](err)
+	if err == nil || u.Mode == models.AttachHTTPModeOnDemand || left || !errs.Is(err, errs.Unsupported) && !errors.Is(err, errNoRanges) {
+		return live, err
+	}
+	return u.chosen(ctx, site, err.Error())
+}
+
+// chosen is whole where the mode is "auto".
+func (u *unit) chosen(ctx context.Context, site driver.Site, why string) (driver.Live, error) {
+	live, err := u.whole(ctx, site)
+	live.Warnings = append(live.Warnings, `http.mode: "auto" chose "whole": `+why)
+	return live, err
+}
+
+// whole downloads the image unless the cache has it, and attaches the file.
+func (u *unit) whole(ctx context.Context, site driver.Site) (_ driver.Live, err error) {
 	object, n, err := u.image(ctx)
 	if err != nil {
 		return driver.Live{}, errors.Join(err, u.trim())
@@ -75,9 +106,6 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (_ driver.Live, err err
 	data, err := json.Marshal(n)
 	u.driver.log.Debug("image attached", logkey.Object, site.ID, logkey.URL, n.URL, logkey.Device, device.Path, logkey.Cached, object.Cached)
 	live := driver.Live{Notes: data, Device: &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: true}}
-	if u.Mode == models.AttachHTTPModeAuto {
-		live.Warnings = append(live.Warnings, `http.mode: "auto" chose "whole": this version does not read on demand`)
-	}
 	if u.Digest == "" {
 		live.Warnings = append(live.Warnings, "http.digest is not given: without it, and without verity, nothing checks the bytes of the image")
 	}
@@ -115,12 +143,23 @@ func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) err
 	if err != nil {
 		return err
 	}
+	if n.onDemand() {
+		return u.detach(ctx, site.ID, live, n, false)
+	}
 	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop); err != nil {
 		return err
 	}
 	u.driver.claims.Disown(u.tag(site.ID))
 	u.driver.cache.release(site.ID)
 	return u.driver.cache.Trim(ctx)
+}
+
+// ForceDown is Down that has readers of an image on demand get I/O errors.
+func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
+	if n, err := u.read(live); err == nil && n.onDemand() {
+		return "", u.detach(ctx, site.ID, live, n, true)
+	}
+	return "", u.Down(ctx, site, live)
 }
 
 func (u *unit) read(live driver.Live) (n notes, err error) {
@@ -139,6 +178,9 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 	if len(u.URLs) == 0 {
 		return nil, errors.New("a unit without a URL")
 	}
+	if !u.Secrets {
+		u.secrets = secrets{URLs: u.URLs, Auth: u.Auth}
+	}
 	return u, nil
 }
 
@@ -147,6 +189,9 @@ func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) erro
 	n, err := u.read(live)
 	if err != nil {
 		return err
+	}
+	if n.onDemand() {
+		return u.adoptDevice(site, live, n)
 	}
 	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number)
 	c, err := u.driver.cache.Open()
@@ -165,6 +210,9 @@ func (u *unit) Inspect(site driver.Site, live driver.Live, _ *mounttable.Table) 
 	if err != nil {
 		return err
 	}
+	if n.onDemand() {
+		return u.inspectDevice(site.ID, live, n)
+	}
 	is, err := u.driver.loop.Lives(live.Device.Path, n.Loop)
 	if err == nil && !is {
 		u.driver.claims.Disown(u.tag(site.ID)) // the number may be that of another device by now
@@ -175,6 +223,9 @@ func (u *unit) Inspect(site driver.Site, live driver.Live, _ *mounttable.Table) 
 
 // Sweep detaches a device that an interrupted Up left.
 func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
+	if err := u.sweepDevice(ctx, site.ID); err != nil {
+		return err
+	}
 	path, id, err := u.driver.loop.Marked(ctx, u.tag(site.ID))
 	if err == nil && path != "" {
 		err = u.driver.loop.Detach(ctx, path, id)
@@ -204,16 +255,35 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 	if err != nil {
 		return // Inspect reports it
 	}
+	if n.onDemand() {
+		u.showDevice(out, n)
+		return
+	}
 	h.Mode, h.URL, h.Digest, h.Size, h.Etag = new(models.AttachHTTPModeWhole), n.URL, n.Digest, n.Size, n.ETag
 	h.Fetched, h.Requests, h.Progress = new(n.Fetched), new(n.Requests), new(int64(100))
 }
 
 // IsStill implements driver.Still.
-func (*unit) IsStill(driver.Live) bool { return true }
+func (u *unit) IsStill(live driver.Live) bool {
+	n, err := u.read(live)
+	return err == nil && !n.onDemand()
+}
+
+// Changes is the URL in use and the reason to wait, if there is one: driver.Changing.
+func (u *unit) Changes(live driver.Live) string {
+	n, err := u.read(live)
+	if err != nil || !n.onDemand() {
+		return ""
+	}
+	now := u.driver.service(n.ID).state()
+	return now.URL + " " + now.Waiting
+}
 
 var (
 	_ driver.Heritable = (*unit)(nil)
 	_ driver.Inspector = (*unit)(nil)
 	_ driver.Checker   = (*unit)(nil)
 	_ driver.Still     = (*unit)(nil)
+	_ driver.Changing  = (*unit)(nil)
+	_ driver.Forcer    = (*unit)(nil)
 )

@@ -7,6 +7,10 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"net/url"
+	"os"
+	"slices"
+	"sync"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
@@ -16,6 +20,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/gate"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
+	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
+	"github.com/kraken-hpc/imageapi/internal/sys/nbd"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -25,7 +31,15 @@ type Options struct {
 	Helper *helper.Runner // reads files with secrets
 	Claims *claims.Claims // shared with the other drivers; default: its own
 	Cache  *Store
-	Log    *slog.Logger // default: none
+
+	// For images that are read on demand.
+	Launcher   Launcher
+	KeepersDir string                   // of the keepers' sockets
+	Program    func() (*os.File, error) // imageapi-keeper in sealed memory; default: the embedded one
+	Secrets    *mountdir.Dir            // keeps secrets for a later daemon
+	Changed    func()                   // is called when an image begins or ends to be waited for; may be nil
+
+	Log *slog.Logger // default: none
 }
 
 // Driver is the driver of images on web servers.
@@ -35,6 +49,14 @@ type Driver struct {
 	claims  *claims.Claims
 	cache   *Store
 	log     *slog.Logger
+	nbd     nbd.Kernel
+	nodes   block.Nodes
+	keepers *keepers
+	kept    *mountdir.Dir
+	changed func()
+
+	mu       sync.Mutex // protects what follows
+	services map[int64]*service
 }
 
 // New makes the driver.
@@ -47,6 +69,8 @@ func New(o Options) *Driver {
 		secrets: o.Helper,
 		claims:  claims.OrNew(o.Claims, o.Gate, o.Helper),
 		cache:   o.Cache, log: o.Log,
+		nbd: nbd.Kernel{Gate: o.Gate}, nodes: block.Nodes{Gate: o.Gate}, keepers: newKeepers(o), kept: o.Secrets, changed: o.Changed,
+		services: map[int64]*service{},
 	}
 }
 
@@ -56,8 +80,14 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 // Kind is "http".
 func (d *Driver) Kind() string { return models.AttachKindHTTP }
 
-// Survey looks for the kernel's loop devices.
-func (d *Driver) Survey(ctx context.Context) driver.Survey { return driver.Lacks(d.loop.Find(ctx)) }
+// Survey looks for the kernel's loop devices, and for its network block devices, without which images are downloaded as a whole.
+func (d *Driver) Survey(ctx context.Context) driver.Survey {
+	s := driver.Lacks(d.loop.Find(ctx))
+	if err := d.nbd.Find(ctx); err != nil {
+		s.Missing = append(s.Missing, `http.mode "on_demand": `+err.Error())
+	}
+	return s
+}
 
 // Plan checks the definition's form. It connects to no server.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
@@ -73,6 +103,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		Proxy: h.Proxy, RetryTimeout: h.RetryTimeout, Connections: value(h.Connections, 4), ReadAhead: h.ReadAhead,
 		Headers: h.Headers, Auth: withoutSecrets(h.Auth), secrets: secrets{URLs: h.Urls, Auth: h.Auth},
 	}
+	u.Secrets = u.Mode != models.AttachHTTPModeWhole && hasSecrets(u.secrets)
 	checkHeaders(h.Headers, &own)
 	u.check(&own)
 	if len(own) > 0 {
@@ -80,6 +111,16 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		return nil, nil
 	}
 	return u, nil
+}
+
+// hasSecrets tells whether a definition has parts that the journal lacks.
+func hasSecrets(s secrets) bool {
+	a := s.Auth
+	return a != nil && (a.Password != nil || a.Bearer != nil || a.S3 != nil && (a.S3.SecretKey != nil || a.S3.SessionToken != nil)) ||
+		slices.ContainsFunc(s.URLs, func(text string) bool {
+			u, err := url.Parse(text)
+			return err == nil && (u.RawQuery != "" || u.ForceQuery)
+		})
 }
 
 // value returns the target of p, or a default.

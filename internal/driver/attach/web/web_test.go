@@ -131,7 +131,7 @@ func TestDriver(t *testing.T) {
 			{Name: "wrong tag", Def: def(url+"/image", `"etag":"\"two\""`), Class: errs.Remote, Text: "entity tag", Sudden: true},
 			{Name: "empty", Def: def(url + "/empty"), Class: errs.Invalid, Text: "0 bytes", Sudden: true},
 			{Name: "no certificates", Def: def(url+"/image", `"ca_file":"/dev/null"`), Class: errs.Invalid, Text: "no certificate"},
-			{Name: "on demand", Def: def(url+"/image", `"mode":"on_demand"`), Class: errs.Unsupported, Text: "whole"},
+			{Name: "on demand", Def: def(url+"/image", `"mode":"on_demand"`), Class: errs.Unsupported, Text: "nbd"},
 		},
 	})
 }

@@ -1,0 +1,140 @@
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+)
+
+// keepers returns the pids of the keepers of a server, by the group that they are in.
+func (n *node) keepers(t *testing.T) (pids []string) {
+	t.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	for _, file := range files {
+		if text, _ := os.ReadFile(file); strings.Contains(string(text), n.Cgroup+"/keepers\n") {
+			pids = append(pids, filepath.Base(filepath.Dir(file)))
+		}
+	}
+	slices.Sort(pids)
+	return pids
+}
+
+func (n *node) killKeeper(t *testing.T) {
+	t.Helper()
+	pids := n.keepers(t)
+	if len(pids) != 1 {
+		t.Fatalf("keepers: %q", pids)
+	}
+	pid, err := strconv.Atoi(pids[0])
+	must(t, err)
+	must(t, unix.Kill(pid, unix.SIGKILL))
+}
+
+// TestImageOnDemand runs a container from an image that stays on its web server. Neither the end of the server nor that of the keeper, nor
+// both, stops its reads, and no secret is to be seen.
+func TestImageOnDemand(t *testing.T) {
+	testkit.Guest(t)
+	n := newHeritage(t)
+	site, _ := newSite(t)
+	var c models.Container
+	answer := n.Must(t, http.StatusCreated, http.MethodPost, "/container", &models.Container{
+		Name: "web", State: "running", Command: to("/bin/sleep 1000"),
+		Mount: overlay(device(webImage(site.URL+"/private/app.squashfs?signature=canary-query", func(h *models.AttachHTTP) {
+			h.Auth = &models.RemoteAuth{User: "reader", Password: to("canary-password")}
+		}), "squashfs")),
+	}, &c)
+	h := c.Mount.Overlay.Lower[0].Attach.Attach.HTTP
+	if *h.Mode != models.AttachHTTPModeOnDemand || h.Size == 0 || h.URL != site.URL+"/private/app.squashfs" {
+		t.Errorf("the attachment: %+v", h)
+	}
+	image, err := os.ReadFile(testkit.BusyboxImage(t))
+	must(t, err)
+	works := func() {
+		t.Helper()
+		must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+		if got := n.sh(t, c.ID, "cat /bin/busybox | wc -c"); strings.TrimSpace(got) == "0" || got == "" {
+			t.Errorf("the program has %s bytes", got)
+		}
+		file, err := os.ReadFile(c.Mount.Overlay.Lower[0].Attach.Attach.DeviceFile)
+		if err != nil || string(file[:len(image)]) != string(image) {
+			t.Errorf("the device has other bytes: %v", err)
+		}
+	}
+	works()
+	before := n.keepers(t)
+	n.Kill(t)
+	n.Again(t)
+	works()
+	if now := n.keepers(t); !slices.Equal(before, now) {
+		t.Errorf("the keeper %q became %q", before, now)
+	}
+	n.killKeeper(t)
+	works()
+	n.Kill(t)
+	n.killKeeper(t)
+	n.Launch(t) // Again takes the connection to another keeper for one that stays open
+	testkit.Eventually(t, "the server answers", func() bool {
+		_, err := n.Do(t.Context(), http.MethodGet, "/attach", nil)
+		return err == nil
+	})
+	works()
+	if state := n.named(t, "web").State; state != "running" {
+		t.Errorf("the container is %s", state)
+	}
+	list, err := n.Do(t.Context(), http.MethodGet, "/attach", nil)
+	must(t, err)
+	seen := string(answer.Body) + string(list.Body) + n.Log()
+	files, _ := filepath.Glob("/proc/[0-9]*/*")
+	files = slices.DeleteFunc(files, func(f string) bool { return !strings.HasSuffix(f, "/cmdline") && !strings.HasSuffix(f, "/environ") })
+	for _, name := range append(files, filepath.Join(n.RunDir, "journal.db")) {
+		data, _ := os.ReadFile(name)
+		seen += string(data)
+	}
+	if strings.Contains(seen, "canary") {
+		t.Errorf("a secret is in:\n%s", seen)
+	}
+	n.Must(t, http.StatusOK, http.MethodDelete, "/container?name=web&force=true", nil, nil)
+	if left := n.keepers(t); len(left) > 0 {
+		t.Errorf("keepers are left: %q", left)
+	}
+	if left, _ := filepath.Glob("/sys/block/nbd*/pid"); len(left) > 0 {
+		t.Errorf("devices are left: %q", left)
+	}
+	if _, err := os.Stat(filepath.Join(n.RunDir, "keepers")); err == nil {
+		t.Error("the directory of the keepers is left")
+	}
+}
+
+// TestImageOnDemandBelow: verity stands on an image that is read on demand, also when its keeper is replaced.
+func TestImageOnDemandBelow(t *testing.T) {
+	n := mapperNode(t)
+	root := t.TempDir()
+	must(t, os.Chmod(root, 0o755))
+	s := seal(t, "squashfs", false)
+	image, err := os.ReadFile(s.path)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(root, "sealed"), image, 0o644))
+	site := testkit.StartNginx(t, root)
+	onDemand := func(h *models.AttachHTTP) { h.Mode = to(models.AttachHTTPModeOnDemand) }
+	var c models.Container
+	n.Must(t, http.StatusCreated, http.MethodPost, "/container", sleeper("verity", device(s.over(webImage(site.URL+"/sealed", onDemand)), "squashfs")), &c)
+	n.killKeeper(t)
+	must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+	if got := n.sh(t, c.ID, "cat /good | wc -c"); strings.TrimSpace(got) != strconv.Itoa(len(s.good)) {
+		t.Errorf("the file has %q bytes", got)
+	}
+	n.Must(t, http.StatusOK, http.MethodDelete, "/container?force=true&name=verity", nil, nil)
+}
+
+func sleeper(name string, m *models.Mount) *models.Container {
+	return &models.Container{Name: models.Name(name), State: "running", Command: to("/bin/sleep 1000"), Mount: overlay(m)}
+}
