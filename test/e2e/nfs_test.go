@@ -198,7 +198,7 @@ func TestNFSDeleteHangs(t *testing.T) {
 	var shown object
 	if !testkit.Settles(func() bool {
 		shown = n.get(t, "/mount", int64(made.ID))
-		return shown.Phase == "stopping" && strings.Contains(shown.Error, "does not answer")
+		return shown.Phase == "stopping" && strings.Contains(shown.Error, "does not respond")
 	}) {
 		t.Errorf("it shows %+v", shown)
 	}
@@ -237,6 +237,10 @@ func TestNFSForce(t *testing.T) {
 func TestNFSImageGone(t *testing.T) {
 	n := newNFSNode(t, "--delete-timeout", "5s")
 	c := n.create(t, n.onImage("/bin/sleep 1000"))
+	testkit.Eventually(t, "it sleeps, and reads nothing of its image any more", func() bool {
+		where, err := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", c.Pid))
+		return err == nil && strings.Contains(string(where), "nanosleep")
+	})
 	pass := testkit.DropNFS(t)
 	a := n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
 	if warning := a.Header.Get("Warning"); !strings.Contains(warning, "stopping") {

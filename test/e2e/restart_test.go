@@ -29,7 +29,7 @@ func TestRestart(t *testing.T) {
 	if !testkit.Settles(func() bool { got = n.container(t, made.ID); return got.NextStartAt != nil && got.Restarts > 0 }) {
 		t.Fatalf("it does not wait for another start: %+v", got)
 	}
-	if got.State != models.ContainerStateCreated || !strings.Contains(got.Error, "status 3; it is started again") || *got.ExitCode != 3 || got.ExitReason != "exited" || *got.Ready {
+	if got.State != models.ContainerStateCreated || !strings.Contains(got.Error, "status 3; restarting after") || *got.ExitCode != 3 || got.ExitReason != "exited" || *got.Ready {
 		t.Errorf("while it waits it is %+v", got)
 	}
 	if len(got.Labels) != 2 || got.Labels["job"] != "4711" {

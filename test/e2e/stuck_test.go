@@ -230,7 +230,7 @@ func TestStuckServers(t *testing.T) {
 // A path of the node that leads over a server of its own which does not answer.
 func TestStuckPaths(t *testing.T) {
 	const each = 4
-	n := newNFSNode(t, "--create-timeout", "5s", "--delete-timeout", "4s")
+	n := newNFSNode(t, "--create-timeout", "15s", "--delete-timeout", "4s") // all must have begun before the first one ends
 	far := t.TempDir()
 	testkit.Run(t, "mount", "-t", "nfs", "-o", "vers=4.2,noac", "127.0.0.1:"+n.dir, far)
 	defer testkit.Run(t, "umount", far)

@@ -82,7 +82,7 @@ func (u Unit) claim(ctx context.Context) (f *os.File, err error) {
 	}
 	f, err = u.Helper.Open(ctx, "/", path, unix.O_RDONLY|unix.O_EXCL)
 	switch {
-	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
 		return nil, nil // it goes by itself
 	case errors.Is(err, unix.EBUSY):
 		if err := inUse(path, holders.OfDevice(number)); err != nil {

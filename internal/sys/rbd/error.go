@@ -27,8 +27,8 @@ var (
 var meanings = map[unix.Errno]meaning{
 	unix.ENOENT: {errs.Invalid, "the pool, namespace, image or snapshot does not exist", regexp.MustCompile(`does not exist`)},
 	unix.ENXIO:  {errs.Unsupported, "the image has features that this kernel lacks", regexp.MustCompile(`unsupported features`)},
-	unix.EACCES: {errs.Remote, "the cluster refused the user: check name, secret, and what the user may do (ceph auth get)", authWords},
-	unix.EPERM:  {errs.Remote, "the cluster refused the user: check name, secret, and what the user may do (ceph auth get)", authWords},
+	unix.EACCES: {errs.Remote, "the cluster refused the user: check name, secret, and the capabilities of the user (ceph auth get)", authWords},
+	unix.EPERM:  {errs.Remote, "the cluster refused the user: check name, secret, and the capabilities of the user (ceph auth get)", authWords},
 	unix.EBUSY: {errs.Conflict, "another client has locked the image (`rbd lock ls` names it): unmap the image there, remove the lock with `rbd lock rm` if that client is gone for good, " +
 		"or map the image with ro", regexp.MustCompile(`lock`)},
 	unix.EROFS:     {errs.Conflict, "another client holds the image's exclusive lock and keeps it: unmap it there, or map it with ro", regexp.MustCompile(`lock`)},

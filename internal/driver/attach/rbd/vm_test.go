@@ -272,7 +272,7 @@ func TestReader(t *testing.T) {
 	reader := fmt.Sprintf(`,"name":"reader","secret":%q`, key)
 	u, live := w.up(t, w.def("one", "", reader+`,"ro":true`))
 	down(t, u, live)
-	if err := w.fails(t, w.def("one", "", reader), 20*time.Second); !errs.Is(err, errs.Remote) || !strings.Contains(err.Error(), "what the user may do") {
+	if err := w.fails(t, w.def("one", "", reader), 20*time.Second); !errs.Is(err, errs.Remote) || !strings.Contains(err.Error(), "the capabilities of the user") {
 		t.Errorf("for writing: %v: %v", errs.ClassOf(err), err)
 	}
 }
