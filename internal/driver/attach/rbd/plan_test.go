@@ -132,7 +132,7 @@ func TestIgnored(t *testing.T) {
 		`,"noceph_requires_signatures":true`:    "rbd.options.noceph_requires_signatures: the kernel ignores it; ",
 		`,"ro":true,"exclusive":true`:           "rbd.options.exclusive: a read-only",
 		`,"ro":true,"lock_on_read":true`:        "rbd.options.lock_on_read: a read-only",
-		`,"lock_timeout":7`:                     "rbd.options.lock_timeout: it has an effect",
+		`,"lock_timeout":7`:                     "rbd.options.lock_timeout: effective only with",
 		`,"lock_timeout":7,"exclusive":true`:    "",
 		`,"lock_timeout":7,"lock_on_read":true`: "",
 	} {
