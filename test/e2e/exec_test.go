@@ -324,7 +324,10 @@ func execEndsWithContainer(t *testing.T, n *node) {
 			n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
 		},
 		"killed":  func(t *testing.T, c models.Container) { kill(t, c.Pid) },
-		"exiting": func(t *testing.T, c models.Container) { n.sh(t, c.ID, "touch /end") },
+		"exiting": func(t *testing.T, c models.Container) {
+			_, err := n.behind(t.Context(), c.ID, shell("touch /end"))() // which may be killed, too
+			must(t, err)
+		},
 	} {
 		for _, namespaces := range [][]models.ContainerNamespace{nil, {"mnt"}} {
 			t.Run(fmt.Sprint(name, namespaces), func(t *testing.T) {
