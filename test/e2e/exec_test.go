@@ -323,7 +323,7 @@ func execEndsWithContainer(t *testing.T, n *node) {
 		"deleted": func(t *testing.T, c models.Container) {
 			n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
 		},
-		"killed":  func(t *testing.T, c models.Container) { kill(t, c.Pid) },
+		"killed": func(t *testing.T, c models.Container) { kill(t, c.Pid) },
 		"exiting": func(t *testing.T, c models.Container) {
 			_, err := n.behind(t.Context(), c.ID, shell("touch /end"))() // which may be killed, too
 			must(t, err)
