@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"maps"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -214,6 +215,8 @@ func TestFlakyListeners(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		// A failed deletion is tried again in the background: it may have succeeded between the last event and the list.
+		maps.DeleteFunc(f.known, func(id int64, o map[string]any) bool { return o["phase"] == "broken" && shown[id] == nil })
 		if !reflect.DeepEqual(f.known, shown) {
 			t.Errorf("listener %d of %q knows\n%v\nand GET shows\n%v", i, f.class, f.known, shown)
 		}
