@@ -286,7 +286,9 @@ func TestStuckDevice(t *testing.T) {
 	base := n.mount(t, device(disk(below), "ext4"))
 	testkit.Run(t, "cp", n.image, filepath.Join(base.Mountpoint, "image"))
 	testkit.Run(t, "sync", "-f", base.Mountpoint)
-	loop := n.attach(t, loopbackIn(mountID(base.ID), "image"))
+	testkit.Run(t, "cp", n.image, filepath.Join(base.Mountpoint, "other"))
+	testkit.Run(t, "sync", "-f", base.Mountpoint)
+	loop, read := n.attach(t, loopbackIn(mountID(base.ID), "image")), n.attach(t, loopbackIn(mountID(base.ID), "other"))
 	upper := overlay(mountID(local.ID))
 	upper.Overlay.Upper = &models.MountOverlayUpper{Mount: mountID(base.ID), Path: "upper"}
 	over := n.mount(t, upper)
@@ -301,7 +303,7 @@ func TestStuckDevice(t *testing.T) {
 
 	// To take it into use waits for nothing; to mount it, to read it through a file on it, or to save what was written does.
 	idle := n.attach(t, disk(empty))
-	for name, def := range map[string]*models.Mount{"mount": device(attachID(idle.ID), "ext4"), "read": device(attachID(loop.ID), "squashfs")} {
+	for name, def := range map[string]*models.Mount{"mount": device(attachID(idle.ID), "ext4"), "read": device(attachID(read.ID), "squashfs")} {
 		a := n.Must(t, http.StatusGatewayTimeout, http.MethodPost, "/mount", def, nil)
 		t.Logf("%s: %s", name, a.Message())
 	}
@@ -339,6 +341,11 @@ func TestStuckDevice(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(again.Mountpoint, "file")); err != nil || string(text) != "not saved yet" {
 		t.Errorf("the disk has %q, %v", text, err)
 	}
+	// The mount that a process could still have made held its device until that process ended.
+	if !within(func() bool { return n.get(t, "/attach", int64(read.ID)).Refs == 1 }) {
+		t.Errorf("the device is still held: %s", n.everything(t.Context(), t))
+	}
+	n.remove(t, http.StatusOK, "/attach", read.ID)
 	for _, m := range []models.ID{again.ID, over.ID, base.ID, local.ID} {
 		n.remove(t, http.StatusOK, "/mount", m)
 	}
