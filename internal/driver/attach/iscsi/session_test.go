@@ -222,7 +222,7 @@ func TestSilentPortal(t *testing.T) {
 	block(t, "3282")
 	u, _ := drivertest.Plan(t, n.driver(nil), def(diskIQN, `,"port":3282`))
 	_, err := u.Up(within(t, 2*time.Second), driver.Site{ID: 1})
-	if !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "does not answer") {
+	if !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "no response") {
 		t.Errorf("error %v of class %v", err, errs.ClassOf(err))
 	}
 }

@@ -337,7 +337,7 @@ func TestAdoptChanged(t *testing.T) {
 		}, "is gone: another program ended it"},
 		"no secret": {func(driver.Unit, driver.Live) {
 			must(t, os.Remove(filepath.Join(n.Dir, "mounts", "1.secret")))
-		}, "the CHAP secret was not kept"},
+		}, "the CHAP secret is lost"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, d := n.first()

@@ -102,7 +102,7 @@ func TestDriver(t *testing.T) {
 			{Name: "refused", Def: def(target, auth+`,"port":3999`), Sudden: true, Class: errs.Remote, Text: "no server listens there: connection refused"},
 			{Name: "no such target", Def: def(target+"x", auth), Sudden: true, Class: errs.Remote, Text: "no such target"},
 			{Name: "no such LUN", Def: def(target, auth+`,"lun":7`), Sudden: true, Class: errs.Remote, Text: "has no LUN 7"},
-			{Name: "no authentication", Def: def(target, ""), Sudden: true, Class: errs.Remote, Text: "demand authentication (auth)"},
+			{Name: "no authentication", Def: def(target, ""), Sudden: true, Class: errs.Remote, Text: "require authentication (auth)"},
 			{Name: "scheduler", Def: def(target, auth+`,"scheduler":"nonesuch"`), Sudden: true, Class: errs.Invalid, Text: `set scheduler "nonesuch": this kernel has: `},
 		},
 	})

@@ -59,9 +59,9 @@ func TestSuite(t *testing.T) {
 			{Name: "wrong type squashfs", Def: def(`"fs_type":"squashfs"`), Sudden: true, Class: errs.Invalid, Text: "the kernel says: "},
 			{Name: "type the kernel lacks", Def: def(`"fs_type":"nosuchfs"`), Class: errs.Unsupported, Text: "modprobe nosuchfs"},
 			{Name: "rw on a read-only device", Def: def(`"fs_type":"ext4","mount_options":["rw"]`), Needs: []driver.Live{readOnly}, Class: errs.Invalid, Text: "read-only"},
-			{Name: "another device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Live{{Device: &other}}, Class: errs.Conflict, Text: "not the device that was attached"},
+			{Name: "another device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Live{{Device: &other}}, Class: errs.Conflict, Text: "no longer the attached device"},
 			{Name: "no device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Live{{Device: &driver.Device{Path: "/dev/none"}}}, Class: errs.Conflict, Text: "no such file"},
-			{Name: "not a device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Live{{Device: &driver.Device{Path: "/dev/null"}}}, Class: errs.Conflict, Text: "not the device"},
+			{Name: "not a device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Live{{Device: &driver.Device{Path: "/dev/null"}}}, Class: errs.Conflict, Text: "no longer the attached device"},
 		},
 		Hold: func(t *testing.T, live driver.Live) (string, func()) {
 			return mounttest.Hold(t, live.Tree.Path, ":")
