@@ -201,7 +201,7 @@ func TestPartition(t *testing.T) {
 	mounttest.Reads(t, filepath.Join(tree.Path, "file"), "x")
 	u, _ := drivertest.Plan(t, device.New(device.Options{Mounts: w.Mounts}), def(`"fs_type":"ext4","partition":2`))
 	_, err := u.Up(context.Background(), driver.Site{ID: 1 << 20, Needs: []driver.Live{{Device: &part}}})
-	if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "no partition 2: it has 1, 5") {
+	if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "no partition 2; its partitions are 1, 5") {
 		t.Errorf("partition 2: %v", err)
 	}
 }
