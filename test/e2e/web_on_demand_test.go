@@ -116,7 +116,8 @@ func TestImageOnDemand(t *testing.T) {
 
 // TestImageOnDemandBelow: verity stands on an image that is read on demand, also when its keeper is replaced.
 func TestImageOnDemandBelow(t *testing.T) {
-	n := mapperNode(t)
+	testkit.Guest(t)
+	n := newHeritage(t) // the keepers' cgroup and their program stay until the server ends, as those of the supervisors do
 	root := t.TempDir()
 	must(t, os.Chmod(root, 0o755))
 	s := seal(t, "squashfs", false)
