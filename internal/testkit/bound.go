@@ -7,15 +7,12 @@ import (
 	"time"
 )
 
-// bound ends the whole process, with what each goroutine does, if a test takes longer than four minutes, ten in the guest of
-// test/vm, where one waits long for its turn among others, or an hour if IMAGEAPI_TEST_FULL is set. Nothing less ends a test that
-// hangs. In that guest those after it run all the same.
+// bound ends the whole process, with what each goroutine does, if a test takes longer than ten minutes, or an hour if
+// IMAGEAPI_TEST_FULL is set: a test with parallel subtests waits long for its turn among others. Nothing less ends a test that
+// hangs. In the guest of test/vm those after it run all the same.
 func bound(t testing.TB) {
 	t.Helper()
-	limit := 4 * time.Minute
-	if InGuest() {
-		limit = 10 * time.Minute
-	}
+	limit := 10 * time.Minute
 	if os.Getenv("IMAGEAPI_TEST_FULL") != "" {
 		limit = time.Hour
 	}
