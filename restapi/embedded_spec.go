@@ -1157,7 +1157,7 @@ func init() {
     },
     "/container/replace": {
       "post": {
-        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nBoth versions have their mounts at the same time. A writable device, file or upper layer that only one of them can use is 409, and\nnothing stops.\n\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422. The container must be ` + "`" + `running` + "`" + `.\n",
+        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nBoth versions have their mounts at the same time. If only one of them can use a writable device, file or upper layer, the request returns\n409, and nothing stops.\n\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422. The container must be ` + "`" + `running` + "`" + `.\n",
         "tags": [
           "containers"
         ],
@@ -1366,7 +1366,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Unless the message names a change, nothing has changed.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -1461,7 +1461,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Unless the message names a change, nothing has changed.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6639,7 +6639,7 @@ func init() {
     },
     "/container/replace": {
       "post": {
-        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nBoth versions have their mounts at the same time. A writable device, file or upper layer that only one of them can use is 409, and\nnothing stops.\n\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422. The container must be ` + "`" + `running` + "`" + `.\n",
+        "description": "Builds the new version next to the running container, stops the old one, starts the new one, and waits until it is ready and its\n` + "`" + `probe` + "`" + ` succeeds. Then the name moves to the new one. If a step fails, the old container runs again, and the error names the step.\n\nThe body contains only the fields that change. A field replaces the whole field of the old definition; ` + "`" + `null` + "`" + ` removes it (JSON merge\npatch, RFC 7396).\n\nThe response comes when the replace is over, after 25 seconds at the latest: then it is 202, the replace continues, and\nthe container's field ` + "`" + `replacing` + "`" + ` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete\nthe container. While the replace runs, lists contain one container of that name, in the state ` + "`" + `running` + "`" + `.\n\nBoth versions have their mounts at the same time. If only one of them can use a writable device, file or upper layer, the request returns\n409, and nothing stops.\n\nGive ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `. If you give both, they must name the same container; otherwise the request returns 422. The container must be ` + "`" + `running` + "`" + `.\n",
         "tags": [
           "containers"
         ],
@@ -6848,7 +6848,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Unless the message names a change, nothing has changed.",
             "schema": {
               "$ref": "#/definitions/error"
             },
@@ -6943,7 +6943,7 @@ func init() {
             }
           },
           "default": {
-            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Nothing has changed, unless the message says otherwise.",
+            "description": "Any error; ` + "`" + `see` + "`" + ` is the path of its description under \"Errors\". Unless the message names a change, nothing has changed.",
             "schema": {
               "$ref": "#/definitions/error"
             },

@@ -190,7 +190,7 @@ func NewReplaceContainerDefault(code int) *ReplaceContainerDefault {
 
 // ReplaceContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` is the path of its description under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error; `see` is the path of its description under "Errors". Unless the message names a change, nothing has changed.
 type ReplaceContainerDefault struct {
 	_statusCode int
 

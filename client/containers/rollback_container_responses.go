@@ -116,7 +116,7 @@ func NewRollbackContainerDefault(code int) *RollbackContainerDefault {
 
 // RollbackContainerDefault describes a response with status code -1, with default header values.
 //
-// Any error; `see` is the path of its description under "Errors". Nothing has changed, unless the message says otherwise.
+// Any error; `see` is the path of its description under "Errors". Unless the message names a change, nothing has changed.
 type RollbackContainerDefault struct {
 	_statusCode int
 

@@ -96,7 +96,7 @@ func (o *ReplaceContainerAccepted) WriteResponse(rw http.ResponseWriter, produce
 
 func (o *ReplaceContainerAccepted) ReplaceContainerResponder() {}
 
-// ReplaceContainerDefault Any error; `see` is the path of its description under "Errors". Nothing has changed, unless the message says otherwise.
+// ReplaceContainerDefault Any error; `see` is the path of its description under "Errors". Unless the message names a change, nothing has changed.
 //
 // swagger:response replaceContainerDefault
 type ReplaceContainerDefault struct {

@@ -53,7 +53,7 @@ func (o *RollbackContainerOK) WriteResponse(rw http.ResponseWriter, producer run
 
 func (o *RollbackContainerOK) RollbackContainerResponder() {}
 
-// RollbackContainerDefault Any error; `see` is the path of its description under "Errors". Nothing has changed, unless the message says otherwise.
+// RollbackContainerDefault Any error; `see` is the path of its description under "Errors". Unless the message names a change, nothing has changed.
 //
 // swagger:response rollbackContainerDefault
 type RollbackContainerDefault struct {

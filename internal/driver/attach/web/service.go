@@ -228,7 +228,7 @@ func (s *service) ready(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return errs.New(errs.Deadline, "identify the image of %s: no response in time: %w", s.unit.URLs[0], context.Cause(ctx))
 		case err != nil:
-			return fmt.Errorf("start a keeper: it ended at once: %w", err)
+			return fmt.Errorf("start a keeper: the process ended at once: %w", err)
 		case m.Kind == keeper.Ready:
 			var r keep.Ready
 			if err := keep.Decode(m, &r); err != nil {
