@@ -152,6 +152,9 @@ func (c *command) spawn() error {
 	files[proto.ExecErrors], files[proto.ExecErrorsEnd] = c.stderr.writer, c.stderr.reader
 	if c.of.version >= proto.VersionLaunch {
 		err := d.opt.Gate.Do("command start", func() error { return sendFiles(c.of.control, proto.Encode(proto.Launch), files[proto.ExecProgram:]) })
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) { // the supervisor ends with the container
+			return errs.New(errs.Conflict, "%w", errEnded)
+		}
 		if err != nil {
 			return fmt.Errorf("have imageapi-init started: %w", err)
 		}

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -145,6 +146,7 @@ func (s *Source) ReadAt(ctx context.Context, p []byte, offset int64) error {
 	}
 	w := waiter{source: s}
 	defer w.end()
+	var last error // of a server, not of ctx
 	for failures := 0; len(p) > 0; {
 		if err := s.broken(); err != nil {
 			return err
@@ -163,8 +165,9 @@ func (s *Source) ReadAt(ctx context.Context, p []byte, offset int64) error {
 		}
 		failures++
 		if ctx.Err() != nil {
-			return fmt.Errorf("%w: last failure: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w: last failure: %w", context.Cause(ctx), cmp.Or(last, err))
 		}
+		last = err
 		if len(s.servers) > 1 && failures%len(s.servers) != 0 {
 			continue // the next one at once
 		}
