@@ -83,6 +83,9 @@ docs: tools ## make docs/api/index.html anew from swagger.yaml (needs npm)
 lint: init tools ## gofmt, go vet, staticcheck, shellcheck, and the rules of internal/archtest
 	@build/lint.sh
 
+.PHONY: check
+check: lint unit ## the static checks, and the tests that need no privilege
+
 .PHONY: unit
 unit: init tools ## tests that need no privilege, with the race detector
 	@build/test.sh unit -race -short ./...
