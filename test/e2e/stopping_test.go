@@ -185,7 +185,7 @@ func stopSupervisor(t *testing.T, c models.Container) {
 	t.Cleanup(func() { _ = p.Signal(unix.SIGCONT) }) // it has ended, if the test is well
 }
 
-// A container whose supervisor does not answer is stopped all the same, and a delete by force takes it away.
+// A container whose supervisor does not answer can still be stopped, and a forced delete removes it.
 func TestStopWithoutASupervisor(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -198,7 +198,7 @@ func TestStopWithoutASupervisor(t *testing.T) {
 		n.reaches(t, stopped.ID, "exited")
 	}
 	for _, c := range []models.Container{stopped, deleted} {
-		if state := stateOf(c.Pid); state != "" && state != "Z" { // whoever inherits it may take a moment to reap it
+		if state := stateOf(c.Pid); state != "" && state != "Z" { // its new parent may reap it a moment later
 			t.Errorf("process %d of container %d is left, %s", c.Pid, c.ID, state)
 		}
 	}

@@ -26,7 +26,8 @@ func cleanStrays(t *testing.T, runDir, cgroup string) (out string, err error) {
 	return string(text), err
 }
 
-// What a journal that was lost knew is reported with its processes, keeps its ids, and is cleaned by one command; what is in the journal stays.
+// The server reports the containers of a lost journal with their processes and gives out none of their ids. One command cleans them, and
+// leaves the objects of the journal.
 func TestStraysOfALostJournal(t *testing.T) {
 	t.Parallel()
 	n, lost := heir(t)

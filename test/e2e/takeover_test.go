@@ -243,7 +243,7 @@ func TestTornJournal(t *testing.T) {
 }
 
 // TestJournalDamagedUnderTheServer damages the journal while its server runs. Creates and deletes go on, the log names the damage, and
-// the next server finds exactly what is left.
+// the next server finds exactly the remaining objects.
 func TestJournalDamagedUnderTheServer(t *testing.T) {
 	t.Parallel()
 	zeroes := func(path string) error { return os.WriteFile(path, make([]byte, 256<<10), 0o600) }
@@ -260,7 +260,7 @@ func TestJournalDamagedUnderTheServer(t *testing.T) {
 			n.Kill(t)
 			n.Again(t)
 			if diff := cmp.Diff(before, n.everything(t.Context(), t)); diff != "" {
-				t.Errorf("it is not what it was (-before +after):\n%s", diff)
+				t.Errorf("the objects changed (-before +after):\n%s", diff)
 			}
 			if !strings.Contains(n.Log(), "journal damaged") {
 				t.Errorf("the log does not name the damage:\n%s", n.Log())

@@ -40,7 +40,7 @@ func digest(t *testing.T, path string) string {
 	}
 }
 
-// dirty changes the file system in an image and leaves it as after a crash: what was written last is in its journal alone.
+// dirty changes the file system in an image and leaves it as after a crash: only its journal has the last writes.
 func dirty(t *testing.T, image string) {
 	t.Helper()
 	dir, crashed := t.TempDir(), image+".crashed"
@@ -151,7 +151,7 @@ func TestErrorsDoNotPanic(t *testing.T) {
 	}
 }
 
-// An image that needs more than its device is refused with what it needs.
+// An image that needs another device is refused, and the error names that device.
 func TestImageNeedsOtherDevices(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "erofs", "mkfs.erofs")

@@ -76,7 +76,7 @@ func TestUpdateChangesTheDefinition(t *testing.T) {
 	}
 }
 
-// What cannot change, what is wrong and what is in the way change nothing.
+// A field that cannot change, a wrong value and a conflict leave the container as it was.
 func TestUpdateRefused(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -103,12 +103,12 @@ func TestUpdateRefused(t *testing.T) {
 	if _, a := n.update(t, http.StatusConflict, c.ID, fields{"name": "update-taken"}); !strings.Contains(string(a.Body), `"name-taken"`) {
 		t.Errorf("a name that is taken: %s", a.Body)
 	}
-	n.Must(t, http.StatusNotFound, http.MethodPatch, "/container/config?name=update-nobody", fields{}, nil)
+	n.Must(t, http.StatusNotFound, http.MethodPatch, "/container/config?name=update-missing", fields{}, nil)
 	n.Must(t, http.StatusUnprocessableEntity, http.MethodPatch, "/container/config", fields{}, nil)
 	if now := n.container(t, c.ID); now.Generation != 1 || len(now.Labels) > 0 || now.Name != "update-refused" {
 		t.Errorf("it changed: %+v", now)
 	}
-	// A client may send back what it was given: fields that only answers have are dropped, as everywhere.
+	// A client can send back a response: the server ignores its read-only fields, as everywhere.
 	if same, _ := n.update(t, http.StatusOK, c.ID, fields{"id": c.ID, "generation": 1, "phase": "ready", "labels": fields{"a": "b"}}); same.Generation != 2 {
 		t.Errorf("with read-only fields: %+v", same)
 	}
@@ -235,7 +235,7 @@ func TestUpdateEndsTheWaitForARestart(t *testing.T) {
 	}
 }
 
-// Whoever follows a container by its name hears that it has another one now.
+// A client that follows a container by its name receives the event of a rename.
 func TestEventsOfARename(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

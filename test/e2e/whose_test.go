@@ -81,7 +81,7 @@ func TestImageMountedByHand(t *testing.T) {
 		n.remove(t, http.StatusOK, "/attach", other.ID)
 	})
 	t.Run("SquashFS", func(t *testing.T) {
-		loopByHand(t, n.image) // whether or not the device is writable, nobody writes to this
+		loopByHand(t, n.image) // a file system of this type is never written
 		n.goes(t, squash(n.image))
 	})
 	n.goes(t, device(loopback(image), "ext4"))
