@@ -160,7 +160,11 @@ func (b *browser) until(what, expression string, args ...any) {
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
 	poll := chromedp.Poll[bool]("(() => "+fmt.Sprintf(expression, args...)+")()", chromedp.WithPollingTimeout(patience))
-	if _, err := chromedp.Run(ctx, poll); err != nil {
+	_, err := chromedp.Run(ctx, poll)
+	for err != nil && ctx.Err() == nil && strings.Contains(err.Error(), "context with specified id") {
+		_, err = chromedp.Run(ctx, poll) // the page that was asked went while the next one was loaded
+	}
+	if err != nil {
 		b.picture("failed")
 		b.t.Fatalf("%s: %v", what, err)
 	}
