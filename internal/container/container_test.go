@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
@@ -299,7 +299,7 @@ func TestEveryActOfNewFails(t *testing.T) {
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid(), Goroutines: true, Cgroup: group, Ignore: []string{"logs"}})
 	for fail := 1; ; fail++ {
 		seen := 0
-		d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: group + "/a", Program: code, Gate: gate.Ask(func(act string) error {
+		d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: group + "/a", Program: code, Failpoint: failpoint.Ask(func(act string) error {
 			if seen++; seen == fail {
 				return fmt.Errorf("no %s", act)
 			}
@@ -322,13 +322,13 @@ func TestEveryActOfNewFails(t *testing.T) {
 // TestEveryActFails lets each privileged act of a start fail in turn: nothing may be left of it.
 func TestEveryActFails(t *testing.T) {
 	var fail, seen atomic.Int64
-	g := gate.Ask(func(act string) error {
+	g := failpoint.Ask(func(act string) error {
 		if seen.Add(1) == fail.Load() {
 			return fmt.Errorf("no %s", act)
 		}
 		return nil
 	})
-	n, root := newNode(t, func(o *container.Options) { o.Gate = g }), testkit.Busybox(t)
+	n, root := newNode(t, func(o *container.Options) { o.Failpoint = g }), testkit.Busybox(t)
 	b := n.up(t, root, definition("true"))
 	end(t, b.start())
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{n.runDir}, PID: os.Getpid(), Goroutines: true, Cgroup: n.cgroup})

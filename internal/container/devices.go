@@ -34,7 +34,7 @@ func (d *Driver) devices(list []string) ([]proto.Device, error) {
 		if entry == minimalDevices || entry == hostDevices {
 			continue
 		}
-		err := d.opt.Gate.Do("devices look", func() error { return f.add(path.Clean(entry)) })
+		err := d.opt.Failpoint.Do("devices look", func() error { return f.add(path.Clean(entry)) })
 		if err != nil {
 			return nil, errs.At(fmt.Sprintf("devices[%d]", i), err)
 		}

@@ -21,7 +21,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
 )
@@ -35,7 +35,7 @@ const (
 
 // Options say how containers are run.
 type Options struct {
-	Gate         gate.Gate
+	Failpoint    failpoint.Hook
 	RunDir       string         // has logs/, and cgroup/ if the node has no cgroup2 mounted
 	CgroupParent string         // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
 	StopTimeout  time.Duration  // from SIGTERM to SIGKILL; default DefaultStopTimeout
@@ -92,10 +92,10 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := d.opt.Gate.Do("logs make", func() error { return os.MkdirAll(d.logDir(), 0o700) }); err != nil {
+	if err := d.opt.Failpoint.Do("logs make", func() error { return os.MkdirAll(d.logDir(), 0o700) }); err != nil {
 		return err
 	}
-	if d.parent, err = cgroup.Open(d.opt.Gate, d.opt.CgroupParent, d.opt.RunDir); err != nil {
+	if d.parent, err = cgroup.Open(d.opt.Failpoint, d.opt.CgroupParent, d.opt.RunDir); err != nil {
 		return err
 	}
 	if err := d.settleParents(); err != nil {
@@ -105,10 +105,10 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if d.supervisors, err = d.parent.Share(supervisorsGroup); err != nil {
 		return err
 	}
-	if d.legacy, err = cgroup.OpenLegacy(d.opt.Gate); err != nil {
+	if d.legacy, err = cgroup.OpenLegacy(d.opt.Failpoint); err != nil {
 		return err
 	}
-	if d.nursery, err = nursery.Open(d.opt.Gate, d.leaveLegacy); err != nil {
+	if d.nursery, err = nursery.Open(d.opt.Failpoint, d.leaveLegacy); err != nil {
 		return err
 	}
 	if err := d.watcher.Hold(); err != nil { // a container may have taken all before this server was started

@@ -151,7 +151,7 @@ func (c *command) spawn() error {
 	files[proto.ExecOutput], files[proto.ExecOutputEnd] = c.stdout.writer, c.stdout.reader
 	files[proto.ExecErrors], files[proto.ExecErrorsEnd] = c.stderr.writer, c.stderr.reader
 	if c.of.version >= proto.VersionLaunch {
-		err := d.opt.Gate.Do("command start", func() error { return sendFiles(c.of.control, proto.Encode(proto.Launch), files[proto.ExecProgram:]) })
+		err := d.opt.Failpoint.Do("command start", func() error { return sendFiles(c.of.control, proto.Encode(proto.Launch), files[proto.ExecProgram:]) })
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) { // the supervisor ends with the container
 			return errs.New(errs.Conflict, "%w", errEnded)
 		}
@@ -160,7 +160,7 @@ func (c *command) spawn() error {
 		}
 		return nil
 	}
-	err = d.opt.Gate.Do("command start", func() (err error) {
+	err = d.opt.Failpoint.Do("command start", func() (err error) {
 		c.agent, err = d.nursery.Start("/proc/self/fd/"+strconv.Itoa(proto.ExecProgram),
 			[]string{"imageapi-init", proto.ModeExec, groupName(c.of.id)},
 			&os.ProcAttr{

@@ -58,7 +58,7 @@ func (c *command) begin(config proto.Config) error {
 		return err
 	}
 	defer c.input.theirs.Close()
-	return c.of.driver.opt.Gate.Do("command input", func() error {
+	return c.of.driver.opt.Failpoint.Do("command input", func() error {
 		return sendFiles(c.control, config.Message(), []*os.File{c.input.theirs})
 	})
 }
@@ -80,7 +80,7 @@ func (c *command) connect(given driver.Command) error {
 			return err
 		}
 		from.Resize = func(rows, columns uint16) error {
-			return c.of.driver.opt.Gate.Do("terminal resize", func() error { return c.input.resize(rows, columns) })
+			return c.of.driver.opt.Failpoint.Do("terminal resize", func() error { return c.input.resize(rows, columns) })
 		}
 		if given.Interactive {
 			from.Stdin = keyboard{c.input.terminal}

@@ -88,7 +88,7 @@ func (c *command) hangUp() {
 	c.hungUp = time.Now()
 	c.killer = time.AfterFunc(hangUpTime, c.kill)
 	c.mu.Unlock()
-	err := c.of.driver.opt.Gate.Do("command hang up", func() error {
+	err := c.of.driver.opt.Failpoint.Do("command hang up", func() error {
 		_, err := c.control.Write(proto.Encode(proto.Hangup))
 		return err
 	})
@@ -139,7 +139,7 @@ func (p *process) ending() error {
 
 // kill asks the command's parent to kill all that the command has started. If it has ended by itself that does nothing.
 func (c *command) kill() {
-	err := c.of.driver.opt.Gate.Do("command kill", func() error {
+	err := c.of.driver.opt.Failpoint.Do("command kill", func() error {
 		_, err := c.control.Write(proto.Encode(proto.Stop))
 		return err
 	})

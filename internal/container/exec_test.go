@@ -17,7 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -27,13 +27,13 @@ func script(text string) driver.Command { return driver.Command{Args: []string{"
 // is left of it but a cgroup that could not be removed, which goes with the container's.
 func TestExecEveryActFails(t *testing.T) {
 	var fail atomic.Pointer[string]
-	g := gate.Ask(func(act string) error {
+	g := failpoint.Ask(func(act string) error {
 		if f := fail.Load(); f != nil && *f == act {
 			return fmt.Errorf("no %s", act)
 		}
 		return nil
 	})
-	n, root := newNode(t, func(o *container.Options) { o.Gate = g }), testkit.Busybox(t)
+	n, root := newNode(t, func(o *container.Options) { o.Failpoint = g }), testkit.Busybox(t)
 	b := n.up(t, root, definition("sleep 1000"))
 	p := b.start()
 	before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{n.runDir}, PID: os.Getpid(), Goroutines: true, Cgroup: n.cgroup})
@@ -58,13 +58,13 @@ func TestExecEveryActFails(t *testing.T) {
 // TestExecThatCannotBeKilled has the kill fail: the answer does not wait for ever.
 func TestExecThatCannotBeKilled(t *testing.T) {
 	t.Parallel()
-	g := gate.Ask(func(act string) error {
+	g := failpoint.Ask(func(act string) error {
 		if act == "command kill" {
 			return fmt.Errorf("no %s", act)
 		}
 		return nil
 	})
-	n, root := newNode(t, func(o *container.Options) { o.Gate = g }), testkit.Busybox(t)
+	n, root := newNode(t, func(o *container.Options) { o.Failpoint = g }), testkit.Busybox(t)
 	p := n.up(t, root, definition("sleep 1000")).start()
 	c := script("exec sleep 1000")
 	c.Timeout = time.Second

@@ -106,11 +106,11 @@ func (d *Driver) hostDev() (*os.File, error) {
 
 // detach copies the mount at a file, restricted and cut off from the node's.
 func (d *Driver) detach(file *os.File, attr mount.Attr, recursive bool) (*os.File, error) {
-	tree, err := mount.Clone(d.opt.Gate, file, recursive)
+	tree, err := mount.Clone(d.opt.Failpoint, file, recursive)
 	if err != nil {
 		return nil, err
 	}
-	if err := mount.Restrict(d.opt.Gate, tree, attr, recursive); err != nil {
+	if err := mount.Restrict(d.opt.Failpoint, tree, attr, recursive); err != nil {
 		tree.Close()
 		return nil, err
 	}

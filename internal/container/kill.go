@@ -65,7 +65,7 @@ func (p *process) killGroup() bool {
 // rouse lets a supervisor that was stopped go on, and kills what descends from it: what has left the cgroup.
 func (p *process) rouse() {
 	err := p.driver.eachSupervisor(p.id, func(pid, pidfd int) error {
-		return p.driver.opt.Gate.Do("supervisor wake", func() error {
+		return p.driver.opt.Failpoint.Do("supervisor wake", func() error {
 			still := func() bool { return unix.PidfdSendSignal(pidfd, 0, nil, 0) == nil }
 			return errors.Join(unix.PidfdSendSignal(pidfd, unix.SIGCONT, nil, 0), descendants.Kill(pid, still))
 		})
@@ -85,7 +85,7 @@ func (p *process) killSupervisor() {
 			return nil
 		}
 		p.log.Warn("supervisor silent after container end, killed", logkey.Container, p.id, logkey.PID, pid)
-		return p.driver.opt.Gate.Do("supervisor kill", func() error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
+		return p.driver.opt.Failpoint.Do("supervisor kill", func() error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
 	})
 	if err != nil {
 		p.log.Error("supervisor kill failed", logkey.Container, p.id, logkey.Error, err)
@@ -111,7 +111,7 @@ func (p *process) killFirst() error {
 	if p.first == nil {
 		return nil
 	}
-	err := p.driver.opt.Gate.Do("first process kill", func() error { return unix.PidfdSendSignal(int(p.first.Fd()), unix.SIGKILL, nil, 0) })
+	err := p.driver.opt.Failpoint.Do("first process kill", func() error { return unix.PidfdSendSignal(int(p.first.Fd()), unix.SIGKILL, nil, 0) })
 	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}

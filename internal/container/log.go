@@ -25,7 +25,7 @@ func (d *Driver) createLog(id int64) error {
 	if err := d.removeLog(id); err != nil {
 		return err
 	}
-	err := d.opt.Gate.Do("log create", func() error {
+	err := d.opt.Failpoint.Do("log create", func() error {
 		f, err := os.OpenFile(d.logPath(id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, proto.LogOpen)
 		if err != nil {
 			return err
@@ -41,7 +41,7 @@ func (d *Driver) createLog(id int64) error {
 // openLogs opens the directory of the logs, for a supervisor to write one.
 func (d *Driver) openLogs() (*os.File, error) {
 	var f *os.File
-	err := d.opt.Gate.Do("log open", func() (err error) {
+	err := d.opt.Failpoint.Do("log open", func() (err error) {
 		f, err = os.OpenFile(d.logDir(), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		return err
 	})
@@ -55,7 +55,7 @@ func (d *Driver) openLogs() (*os.File, error) {
 // The part that is being written goes last: readers of the others learn from it that more has gone than they have read.
 func (d *Driver) removeLog(id int64) error {
 	path := d.logPath(id)
-	err := d.opt.Gate.Do("log remove", func() error {
+	err := d.opt.Failpoint.Do("log remove", func() error {
 		for _, suffix := range []string{proto.LogNext + proto.LogIndex, proto.LogNext, proto.LogOlder + proto.LogIndex, proto.LogOlder, proto.LogIndex, ""} {
 			if err := remove(path + suffix); err != nil {
 				return err

@@ -66,7 +66,7 @@ func (d *Driver) recordParents(all []string) error {
 	if now, err := os.ReadFile(d.parentsPath()); err == nil && string(now) == text {
 		return nil
 	}
-	return d.opt.Gate.Do("cgroup parents write", func() error {
+	return d.opt.Failpoint.Do("cgroup parents write", func() error {
 		next := d.parentsPath() + ".new"
 		return errors.Join(os.WriteFile(next, []byte(text), 0o600), os.Rename(next, d.parentsPath()))
 	})
@@ -81,7 +81,7 @@ func (d *Driver) forgetParents() error {
 	if names, err := d.parent.Names(); err != nil || slices.ContainsFunc(names, d.mayBeOurs) {
 		return err
 	}
-	return d.opt.Gate.Do("cgroup parents remove", func() error { return os.Remove(d.parentsPath()) })
+	return d.opt.Failpoint.Do("cgroup parents remove", func() error { return os.Remove(d.parentsPath()) })
 }
 
 // mayBeOurs tells whether a child of the parent is the group of a container of this run directory.

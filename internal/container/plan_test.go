@@ -10,19 +10,19 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 func TestSuite(t *testing.T) {
-	var current atomic.Pointer[gate.Gate]
-	current.Store(new(gate.Gate))
+	var current atomic.Pointer[failpoint.Hook]
+	current.Store(new(failpoint.Hook))
 	n := newNode(t, func(o *container.Options) {
-		o.Gate = func(act string, perform func() error) error { return current.Load().Do(act, perform) }
+		o.Failpoint = func(act string, perform func() error) error { return current.Load().Do(act, perform) }
 	})
 	drivertest.Run(t, drivertest.Case{
-		New: func(g gate.Gate) driver.Driver {
+		New: func(g failpoint.Hook) driver.Driver {
 			current.Store(&g)
 			return n.Driver
 		},

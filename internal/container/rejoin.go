@@ -201,7 +201,7 @@ func (d *Driver) killSupervisors(match func(pid int) bool) error {
 		if !match(pid) {
 			return false
 		}
-		err := d.opt.Gate.Do("descendants kill", func() error { return descendants.Kill(pid, func() bool { return match(pid) }) })
+		err := d.opt.Failpoint.Do("descendants kill", func() error { return descendants.Kill(pid, func() bool { return match(pid) }) })
 		if err != nil {
 			d.opt.Log.Warn("supervisor descendant kill failed", logkey.PID, pid, logkey.Error, err)
 		}
@@ -252,5 +252,5 @@ func (d *Driver) recorded(id int64) (*proto.Exit, error) {
 // removeExit removes what the supervisor of the last run has written down.
 func (d *Driver) removeExit(id int64) error {
 	path := filepath.Join(d.logDir(), exitName(id))
-	return d.opt.Gate.Do("exit remove", func() error { return errors.Join(remove(path+proto.ExitNew), remove(path)) })
+	return d.opt.Failpoint.Do("exit remove", func() error { return errors.Join(remove(path+proto.ExitNew), remove(path)) })
 }

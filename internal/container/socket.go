@@ -39,7 +39,7 @@ func (d *Driver) listen(id int64, logs *os.File) (*os.File, error) {
 		return nil, os.NewSyscallError("socket", err)
 	}
 	socket := os.NewFile(uintptr(fd), socketName(id))
-	err = d.opt.Gate.Do("socket bind", func() error {
+	err = d.opt.Failpoint.Do("socket bind", func() error {
 		const backlog = 8                              // of daemons that came and went while another one was there
 		if err := unix.Fchmod(fd, 0o600); err != nil { // bind(2) makes the file with the mode of the socket
 			return os.NewSyscallError("fchmod", err)
@@ -62,7 +62,7 @@ func (d *Driver) unlisten(id int64) error {
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return d.opt.Gate.Do("socket remove", func() error { return remove(path) })
+	return d.opt.Failpoint.Do("socket remove", func() error { return remove(path) })
 }
 
 // connect connects to a supervisor. The error is errAlone if there is none.

@@ -103,11 +103,11 @@ func (d *Driver) tree(ctx context.Context, root *driver.Tree, clear mount.Attr) 
 		return nil, fmt.Errorf("open root: %w", err)
 	}
 	defer dir.Close()
-	tree, err := mount.Clone(d.opt.Gate, dir, true)
+	tree, err := mount.Clone(d.opt.Failpoint, dir, true)
 	if err != nil {
 		return nil, err
 	}
-	if err := mount.Relax(d.opt.Gate, tree, clear); err != nil {
+	if err := mount.Relax(d.opt.Failpoint, tree, clear); err != nil {
 		tree.Close()
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func (d *Driver) spawn(p *process, tree *os.File, given trees, logs *os.File) er
 	files[proto.SupervisorCgroup] = p.group.File()
 	files[proto.SupervisorLogs] = logs
 	files[proto.SupervisorSocket] = socket
-	err = d.opt.Gate.Do("supervisor start", func() (err error) {
+	err = d.opt.Failpoint.Do("supervisor start", func() (err error) {
 		p.supervisor, err = d.nursery.Start("/proc/self/fd/"+strconv.Itoa(proto.SupervisorProgram),
 			supervisorArgs(p.id),
 			&os.ProcAttr{

@@ -90,10 +90,10 @@ func deviceAt(path string) string {
 // cleanFile removes one, after the file system that is mounted there.
 func (n *node) cleanFile(ctx context.Context, l leftover, opt Options) error {
 	if filepath.Base(filepath.Dir(l.path)) == filepath.Base(web.KeepersDir("")) {
-		return settle(ctx, func() error { return web.CleanStray(ctx, opt.Gate, l.path) })
+		return settle(ctx, func() error { return web.CleanStray(ctx, opt.Failpoint, l.path) })
 	}
 	if info, err := os.Lstat(l.path); err != nil || !info.IsDir() {
-		return opt.Gate.Do("stray remove", func() error { return os.Remove(l.path) })
+		return opt.Failpoint.Do("stray remove", func() error { return os.Remove(l.path) })
 	}
 	mounts := n.mounts
 	if _, word, aside := strings.Cut(filepath.Base(l.path), "."); aside {
@@ -123,7 +123,7 @@ func settle(ctx context.Context, try func() error) error {
 
 // cleanDevice detaches a loop device that a server has attached for an object which the journal does not know. Others stay, and are named.
 func (n *node) cleanDevice(ctx context.Context, device string, opt Options, known func(id int64) bool) error {
-	loops := loop.Loop{Gate: opt.Gate, Helper: n.helpers}
+	loops := loop.Loop{Failpoint: opt.Failpoint, Helper: n.helpers}
 	mark, id, err := loops.MarkOf(ctx, device)
 	if err != nil {
 		return err

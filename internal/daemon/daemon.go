@@ -12,14 +12,14 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/api"
 	"github.com/kraken-hpc/imageapi/internal/metrics"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Options is what Run works with, besides the command line.
 type Options struct {
-	Log    *slog.Logger
-	Reload <-chan os.Signal // asks for the certificates to be read anew; nil for never
-	Gate   gate.Gate        // nil in the product
+	Log       *slog.Logger
+	Reload    <-chan os.Signal // asks for the certificates to be read anew; nil for never
+	Failpoint failpoint.Hook   // nil in the product
 
 	Version string  // for metrics and /info
 	Service Service // what a service manager has given

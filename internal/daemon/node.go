@@ -54,14 +54,14 @@ func openNode(ctx context.Context, cfg Config, dir *runDir, opt Options, observe
 	if n.watcher, err = watch.Open(); err != nil {
 		return n, err
 	}
-	n.images = &web.Store{Gate: opt.Gate, Dir: cfg.Node.CacheDir, Size: int64(cfg.Node.CacheSize), Mounts: n.mounts}
+	n.images = &web.Store{Failpoint: opt.Failpoint, Dir: cfg.Node.CacheDir, Size: int64(cfg.Node.CacheSize), Mounts: n.mounts}
 	n.drivers = builtin.Drivers(builtin.Env{
-		Gate: opt.Gate, Mounts: n.mounts, Containers: n.runner, Helper: n.helpers, Images: n.images,
+		Failpoint: opt.Failpoint, Mounts: n.mounts, Containers: n.runner, Helper: n.helpers, Images: n.images,
 		RunDir: cfg.Node.RunDir, FSTypes: cfg.Node.FSTypes, Changed: n.watcher.Wake, Log: opt.Log,
 	})
 	next := n.reportStrays(cfg.Node, knownTo(found.Records))
 	n.manager = state.New(state.Options{
-		Gate: opt.Gate, Journal: n.journal, Entries: found.Entries, NextID: max(found.NextID, next), Log: opt.Log, MaxObjects: cfg.Limits.Objects, Observe: observe,
+		Failpoint: opt.Failpoint, Journal: n.journal, Entries: found.Entries, NextID: max(found.NextID, next), Log: opt.Log, MaxObjects: cfg.Limits.Objects, Observe: observe,
 		CreateTimeout: cfg.Node.CreateTimeout, DeleteTimeout: cfg.Node.DeleteTimeout, RequireVerity: cfg.Node.RequireVerity,
 	})
 	n.manager.Load(found.Records, n.drivers)
@@ -81,16 +81,16 @@ func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *no
 	if err := dir.keep(len(found.Records)); err != nil {
 		return n, found, err
 	}
-	if n.mounts, err = mountdir.Open(builtin.MountsDir(cfg.Node.RunDir), opt.Gate); err != nil {
+	if n.mounts, err = mountdir.Open(builtin.MountsDir(cfg.Node.RunDir), opt.Failpoint); err != nil {
 		return n, found, err
 	}
 	if n.program, err = initbin.Program(); err != nil {
 		return n, found, err
 	}
-	n.helpers = helper.New(n.program, opt.Gate)
+	n.helpers = helper.New(n.program, opt.Failpoint)
 	err = outwait(ctx, func() (err error) {
 		n.runner, err = container.New(ctx, container.Options{
-			Gate: opt.Gate, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: opt.Log,
+			Failpoint: opt.Failpoint, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: opt.Log,
 			LogSize: int64(cfg.Node.LogSize), Capabilities: cfg.Node.Capabilities, Program: n.program, Helper: n.helpers, Groups: groupsOf(found.Records),
 		})
 		if errors.Is(err, cgroup.ErrTaken) {

@@ -26,12 +26,12 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/state/graph"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Options is what a Manager is made of. Zero durations take the defaults.
 type Options struct {
-	Gate          gate.Gate
+	Failpoint     failpoint.Hook
 	Journal       *journal.Journal
 	Entries       []journal.Entry // other than records, as the journal found them
 	NextID        int64           // the smallest id never given out, as the journal found it
@@ -291,7 +291,7 @@ func (m *Manager) recordWith(others []journal.Entry, ids ...int64) error {
 		}
 		entries = append(entries, own...)
 	}
-	err := m.opt.Gate.Do("journal write", func() error { return m.opt.Journal.Write(next, append(entries, others...)...) })
+	err := m.opt.Failpoint.Do("journal write", func() error { return m.opt.Journal.Write(next, append(entries, others...)...) })
 	if err != nil {
 		return err
 	}

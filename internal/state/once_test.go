@@ -13,7 +13,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Results are kept for an hour, a thousand of them and a number of bytes; what goes is deleted from the journal by the same write.
@@ -85,7 +85,7 @@ func TestKeyAndObjectAreKeptTogether(t *testing.T) {
 			t.Fatal(err)
 		}
 		writes := 0
-		m := New(Options{Journal: j, Log: slog.New(slog.DiscardHandler), Gate: gate.Ask(func(act string) error {
+		m := New(Options{Journal: j, Log: slog.New(slog.DiscardHandler), Failpoint: failpoint.Ask(func(act string) error {
 			if act == "journal write" {
 				if writes++; writes > last {
 					return errors.New("the daemon has ended")

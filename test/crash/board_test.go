@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// beDaemon is what cmd/imageapi-server does, with a gate.
+// beDaemon is what cmd/imageapi-server does, with a failpoint.
 func beDaemon(args []string) int {
 	cfg, _, err := daemon.Parse(args)
 	if err != nil {
@@ -56,7 +56,7 @@ func beDaemon(args []string) int {
 	}()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	if err := daemon.Run(ctx, cfg, daemon.Options{Log: daemon.NewLog(cfg.Log, os.Stderr), Gate: b.pass}); err != nil {
+	if err := daemon.Run(ctx, cfg, daemon.Options{Log: daemon.NewLog(cfg.Log, os.Stderr), Failpoint: b.pass}); err != nil {
 		fmt.Fprintln(os.Stderr, "failed:", err)
 		return 1
 	}
@@ -72,7 +72,7 @@ const (
 
 var errInjected = errors.New("injected failure")
 
-// board is the gate of a daemon.
+// board is the failpoint of a daemon.
 type board struct {
 	mu     sync.Mutex
 	mode   string
@@ -101,7 +101,7 @@ func tell(text string) error {
 	return err
 }
 
-// pass is the gate.
+// pass is the failpoint.
 func (b *board) pass(act string, perform func() error) error {
 	if err := b.point("before", act); err != nil {
 		return err

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The programs that the daemon starts have no gate. Instead the kernel stops them before each system call of a list and asks
+// The programs that the daemon starts have no failpoint. Instead the kernel stops them before each system call of a list and asks
 // this test what shall happen: seccomp_unotify(2). The daemon installs the filter for itself and so for all that it starts.
 
 // calls are those that are asked about: whatever changes the node, and each message to the daemon.

@@ -19,7 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
@@ -27,7 +27,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// switchboard is the gate of a node: it records the acts and makes one of them fail.
+// switchboard is the failpoint of a node: it records the acts and makes one of them fail.
 type switchboard struct {
 	mu    sync.Mutex
 	acts  []string
@@ -61,7 +61,7 @@ func (s *switchboard) disarm() []string {
 	return s.acts
 }
 
-// node is all below the API, as the daemon puts it together, with a gate.
+// node is all below the API, as the daemon puts it together, with a failpoint.
 type node struct {
 	board   *switchboard
 	manager *state.Manager
@@ -78,15 +78,15 @@ func newNode(t *testing.T) *node {
 	check(t, err)
 	init, err := program.Seal("imageapi-init", code)
 	check(t, err)
-	mounts, err := mountdir.Open(builtin.MountsDir(dir), gate.Ask(n.board.pass))
+	mounts, err := mountdir.Open(builtin.MountsDir(dir), failpoint.Ask(n.board.pass))
 	check(t, err)
 	cgroup := "/" + filepath.Base(dir)
 	runner, err := container.New(context.Background(), container.Options{
-		Gate: gate.Ask(n.board.pass), RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, Log: log, Program: init,
+		Failpoint: failpoint.Ask(n.board.pass), RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, Log: log, Program: init,
 	})
 	check(t, err)
 	n.drivers = builtin.Drivers(builtin.Env{
-		Gate: gate.Ask(n.board.pass), Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: helper.New(init, gate.Ask(n.board.pass)),
+		Failpoint: failpoint.Ask(n.board.pass), Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: helper.New(init, failpoint.Ask(n.board.pass)),
 	})
 	j, _, err := journal.Open(filepath.Join(dir, "journal.db"), "test", slog.New(slog.DiscardHandler))
 	check(t, err)

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Nursery is a thread of this process that lives in a mount namespace of its own. Its root is a tmpfs with an empty
@@ -26,7 +26,7 @@ type Nursery struct {
 }
 
 // Open makes a nursery. before, unless it is nil, is called on its thread before each program is started.
-func Open(g gate.Gate, before func()) (*Nursery, error) {
+func Open(g failpoint.Hook, before func()) (*Nursery, error) {
 	n := &Nursery{calls: make(chan func()), ended: make(chan struct{}), before: before}
 	ready := make(chan error)
 	go n.run(g, ready)
@@ -66,7 +66,7 @@ func (n *Nursery) Start(path string, argv []string, attr *os.ProcAttr) (p *os.Pr
 }
 
 // run is the thread. It is never unlocked, so that it ends with the goroutine and nothing else ever runs on it.
-func (n *Nursery) run(g gate.Gate, ready chan<- error) {
+func (n *Nursery) run(g failpoint.Hook, ready chan<- error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		// /proc/<pid> shows what the first thread sees, and that thread can't end: take another one, which there
@@ -92,7 +92,7 @@ func (n *Nursery) run(g gate.Gate, ready chan<- error) {
 }
 
 // enter moves the calling thread into a new mount namespace and empties that.
-func enter(g gate.Gate) error {
+func enter(g failpoint.Hook) error {
 	// 1. A namespace of our own, from which nothing propagates back.
 	if err := g.Do("nursery unshare", func() error { return unix.Unshare(unix.CLONE_NEWNS) }); err != nil {
 		return os.NewSyscallError("unshare", err)

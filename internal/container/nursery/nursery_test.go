@@ -81,10 +81,10 @@ func TestNurseryOpensFromTheFirstThread(t *testing.T) {
 	}
 }
 
-func TestGateStopsTheNursery(t *testing.T) {
+func TestFailpointStopsTheNursery(t *testing.T) {
 	testkit.Root(t)
 	if _, err := Open(func(act string, _ func() error) error { return fmt.Errorf("no %s", act) }, nil); err == nil {
-		t.Error("opened though the gate forbade it")
+		t.Error("opened though the failpoint forbade it")
 	}
 	onlyOne(t)
 }

@@ -19,14 +19,14 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
 // Env is what the drivers work with.
 type Env struct {
-	Gate       gate.Gate
+	Failpoint  failpoint.Hook
 	Mounts     *mountdir.Dir
 	Containers *container.Driver
 	Helper     *helper.Runner
@@ -43,19 +43,19 @@ func MountsDir(runDir string) string { return filepath.Join(runDir, "mounts") }
 // Drivers returns the drivers.
 func Drivers(env Env) driver.Set {
 	verified := func(below driver.Heir) driver.Driver {
-		return verity.Over(below, verity.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})
+		return verity.Over(below, verity.Options{Failpoint: env.Failpoint, Helper: env.Helper, Log: env.Log})
 	}
-	c := claims.New(env.Gate, env.Helper)
+	c := claims.New(env.Failpoint, env.Helper)
 	return driver.Set{
-		verified(iscsi.New(iscsi.Options{Gate: env.Gate, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
-		verified(web.New(web.Options{Gate: env.Gate, Helper: env.Helper, Claims: c, Cache: env.Images, Launcher: env.Containers, KeepersDir: web.KeepersDir(env.RunDir), Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
+		verified(iscsi.New(iscsi.Options{Failpoint: env.Failpoint, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
+		verified(web.New(web.Options{Failpoint: env.Failpoint, Helper: env.Helper, Claims: c, Cache: env.Images, Launcher: env.Containers, KeepersDir: web.KeepersDir(env.RunDir), Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
 		verified(local.New(local.Options{Helper: env.Helper, Claims: c, Log: env.Log})),
-		verified(loopback.New(loopback.Options{Gate: env.Gate, Helper: env.Helper, Claims: c, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
-		verified(rbd.New(rbd.Options{Gate: env.Gate, Helper: env.Helper, Log: env.Log})),
-		device.New(device.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Claims: c, Log: env.Log, FSTypes: env.FSTypes}),
-		bind.New(bind.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper}),
+		verified(loopback.New(loopback.Options{Failpoint: env.Failpoint, Helper: env.Helper, Claims: c, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
+		verified(rbd.New(rbd.Options{Failpoint: env.Failpoint, Helper: env.Helper, Log: env.Log})),
+		device.New(device.Options{Failpoint: env.Failpoint, Mounts: env.Mounts, Helper: env.Helper, Claims: c, Log: env.Log, FSTypes: env.FSTypes}),
+		bind.New(bind.Options{Failpoint: env.Failpoint, Mounts: env.Mounts, Helper: env.Helper}),
 		nfs.New(nfs.Options{Mounts: env.Mounts, Helper: env.Helper, Log: env.Log}),
-		overlay.New(overlay.Options{Gate: env.Gate, Mounts: env.Mounts, Helper: env.Helper, Claims: c}),
+		overlay.New(overlay.Options{Failpoint: env.Failpoint, Mounts: env.Mounts, Helper: env.Helper, Claims: c}),
 		env.Containers,
 	}
 }

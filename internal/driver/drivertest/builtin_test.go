@@ -19,16 +19,16 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
 // bench is what the drivers under test work with: a directory of mounts, and files of the test.
 type bench struct {
-	dir    string // of the test's files
-	mounts *mountdir.Dir
-	gate   gate.Gate // of the driver under test, which shares the directory of mounts with those below it
+	dir       string // of the test's files
+	mounts    *mountdir.Dir
+	failpoint failpoint.Hook // of the driver under test, which shares the directory of mounts with those below it
 }
 
 func newBench(t *testing.T) *bench {
@@ -37,11 +37,11 @@ func newBench(t *testing.T) *bench {
 	b := &bench{dir: testkit.RunDir(t)}
 	var err error
 	b.mounts, err = mountdir.Open(filepath.Join(b.dir, "mounts"), func(act string, perform func() error) error {
-		return b.gate.Do(act, perform)
+		return b.failpoint.Do(act, perform)
 	})
 	must(t, err)
 	t.Cleanup(func() {
-		b.gate = nil
+		b.failpoint = nil
 		// A process that has just been started elsewhere may still have a copy of all mounts.
 		testkit.Eventually(t, "the directory of mounts closes", func() bool { return b.mounts.Close() == nil })
 	})
@@ -58,26 +58,26 @@ func (b *bench) file(t *testing.T, image string) string {
 	return path
 }
 
-func (b *bench) local(gate.Gate) driver.Driver { return local.New(local.Options{}) }
+func (b *bench) local(failpoint.Hook) driver.Driver { return local.New(local.Options{}) }
 
-func (b *bench) loopback(g gate.Gate) driver.Driver {
-	return loopback.New(loopback.Options{Gate: g, Forbidden: []string{filepath.Join(b.dir, "mounts")}})
+func (b *bench) loopback(g failpoint.Hook) driver.Driver {
+	return loopback.New(loopback.Options{Failpoint: g, Forbidden: []string{filepath.Join(b.dir, "mounts")}})
 }
 
-func (b *bench) device(g gate.Gate) driver.Driver {
-	b.gate = g
-	return device.New(device.Options{Gate: g, Mounts: b.mounts})
+func (b *bench) device(g failpoint.Hook) driver.Driver {
+	b.failpoint = g
+	return device.New(device.Options{Failpoint: g, Mounts: b.mounts})
 }
 
-func (b *bench) bind(g gate.Gate) driver.Driver {
-	b.gate = g
-	return bind.New(bind.Options{Gate: g, Mounts: b.mounts})
+func (b *bench) bind(g failpoint.Hook) driver.Driver {
+	b.failpoint = g
+	return bind.New(bind.Options{Failpoint: g, Mounts: b.mounts})
 }
 
-func (b *bench) overlay(classic bool) func(g gate.Gate) driver.Driver {
-	return func(g gate.Gate) driver.Driver {
-		b.gate = g
-		return overlay.New(overlay.Options{Gate: g, Mounts: b.mounts, Classic: classic})
+func (b *bench) overlay(classic bool) func(g failpoint.Hook) driver.Driver {
+	return func(g failpoint.Hook) driver.Driver {
+		b.failpoint = g
+		return overlay.New(overlay.Options{Failpoint: g, Mounts: b.mounts, Classic: classic})
 	}
 }
 

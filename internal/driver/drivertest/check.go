@@ -7,14 +7,14 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
 // checkIsPure proves that Check changes nothing, and that what it foretells is what Up brings about.
 func checkIsPure(t *testing.T, c Case) {
 	checking := false // New may act
-	u := c.unit(t, gate.Ask(func(act string) error {
+	u := c.unit(t, failpoint.Ask(func(act string) error {
 		if checking && !strings.HasSuffix(act, " look") && act != "helper open" {
 			t.Errorf("Check performs %q", act)
 		}

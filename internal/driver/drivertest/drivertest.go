@@ -12,15 +12,15 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // Case describes a driver to the suite. Definitions are JSON, as a client sends them.
 type Case struct {
-	// New makes the driver behind a gate.
-	New func(g gate.Gate) driver.Driver
+	// New makes the driver behind a failpoint.
+	New func(g failpoint.Hook) driver.Driver
 	// Scope is where the driver leaves its traces; the suite adds this process.
 	Scope testkit.Scope
 	// Good is a definition that comes up on Needs.
@@ -37,7 +37,7 @@ type Case struct {
 	Hold func(t *testing.T, live driver.Live) (holder string, release func())
 	// Single says that what Good names can be up only once at a time.
 	Single bool
-	// Passive says that nothing is done to the node: no act passes the gate.
+	// Passive says that nothing is done to the node: no act passes the failpoint.
 	Passive bool
 }
 
@@ -170,7 +170,7 @@ func down(t testing.TB, u driver.Unit, site driver.Site, live driver.Live) {
 	}
 }
 
-func (c Case) unit(t *testing.T, g gate.Gate) driver.Unit {
+func (c Case) unit(t *testing.T, g failpoint.Hook) driver.Unit {
 	t.Helper()
 	u, _ := Plan(t, c.New(g), c.Good)
 	return u

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -57,7 +57,7 @@ const orders = "IMAGEAPI_TEST_ORDERS"
 
 // Victim is the daemon that Killed kills: this process, if Killed has started it. It does not return then. start makes its driver.
 // A test that calls Killed calls it first.
-func Victim(t *testing.T, start func(dir string, g gate.Gate) driver.Driver) {
+func Victim(t *testing.T, start func(dir string, g failpoint.Hook) driver.Driver) {
 	text := os.Getenv(orders)
 	if text == "" {
 		return
@@ -116,7 +116,7 @@ func Killed(t *testing.T, k Killing) {
 		}
 		t.Logf("killed at %d points, of Down: %v", o.Point, down)
 		if o.Point < 3 {
-			t.Error("it has passed no gate")
+			t.Error("it has passed no failpoint")
 		}
 	}
 }

@@ -8,15 +8,15 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
 func TestKilled(t *testing.T) {
-	drivertest.Victim(t, func(dir string, g gate.Gate) driver.Driver {
+	drivertest.Victim(t, func(dir string, g failpoint.Hook) driver.Driver {
 		mounts, err := mountdir.Open(filepath.Join(dir, "mounts"), g)
 		must(t, err)
-		return bind.New(bind.Options{Gate: g, Mounts: mounts})
+		return bind.New(bind.Options{Failpoint: g, Mounts: mounts})
 	})
 	b := newBench(t)
 	source := filepath.Join(b.dir, "source")

@@ -12,7 +12,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -133,14 +133,14 @@ func fails(t *testing.T, c Case) {
 
 var errInjected = errors.New("injected by the test")
 
-// failing is a gate that lets all acts but the nth pass, and names that one.
+// failing is a failpoint that lets all acts but the nth pass, and names that one.
 type failing struct {
 	sync.Mutex
 	n, seen int
 	act     string
 }
 
-func (f *failing) gate(act string) error {
+func (f *failing) failpoint(act string) error {
 	f.Lock()
 	defer f.Unlock()
 	f.seen++
@@ -169,7 +169,7 @@ func (f *failing) fired() string {
 // act it comes up, and Down must then take all away.
 func everyActOfUpFails(t *testing.T, c Case) {
 	var f failing
-	u := c.unit(t, gate.Ask(f.gate))
+	u := c.unit(t, failpoint.Ask(f.failpoint))
 	for n := 1; ; n++ {
 		before := testkit.Snapshot(t, c.Scope)
 		site := newSite(c.Needs)
@@ -190,7 +190,7 @@ func everyActOfUpFails(t *testing.T, c Case) {
 				t.Errorf("up without a failing act: %v", err)
 			}
 			if n == 1 && !c.Passive {
-				t.Error("Up passes no gate")
+				t.Error("Up passes no failpoint")
 			}
 			return
 		}
@@ -201,7 +201,7 @@ func everyActOfUpFails(t *testing.T, c Case) {
 // everyActOfDownFails proves that Down can be tried again whichever of its acts fails.
 func everyActOfDownFails(t *testing.T, c Case) {
 	var f failing
-	u := c.unit(t, gate.Ask(f.gate))
+	u := c.unit(t, failpoint.Ask(f.failpoint))
 	for n := 1; ; n++ {
 		before := testkit.Snapshot(t, c.Scope)
 		site := newSite(c.Needs)

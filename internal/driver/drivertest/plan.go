@@ -8,7 +8,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -53,7 +53,7 @@ func refused(t *testing.T, d driver.Driver, def string, paths []string) {
 // planIsPure proves that Plan does not touch the kernel, change its argument, or keep it.
 func planIsPure(t *testing.T, c Case) {
 	planning := false // New may act
-	d := c.New(gate.Ask(func(act string) error {
+	d := c.New(failpoint.Ask(func(act string) error {
 		if planning {
 			t.Errorf("Plan performs %q", act)
 		}

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // ErrNone says that no process keeps what was asked for.
@@ -28,10 +28,10 @@ type Starter interface {
 
 // Registry starts and finds the keepers of one run directory. It is safe for concurrent use.
 type Registry struct {
-	Dir     string // of sockets and exit records; root's, and private
-	Starter Starter
-	Cgroup  *os.File // the directory of the cgroup that keepers are born in; nil for the daemon's
-	Gate    gate.Gate
+	Dir       string // of sockets and exit records; root's, and private
+	Starter   Starter
+	Cgroup    *os.File // the directory of the cgroup that keepers are born in; nil for the daemon's
+	Failpoint failpoint.Hook
 }
 
 // Spec describes a keeper.
@@ -80,7 +80,7 @@ func (r *Registry) Start(spec Spec) (_ *Keeper, err error) {
 }
 
 func (r *Registry) spawn(k *Keeper, spec Spec, files []*os.File) error {
-	return r.Gate.Do("keeper start", func() error {
+	return r.Failpoint.Do("keeper start", func() error {
 		attr := &os.ProcAttr{Env: spec.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &k.pidfd, Cloneflags: spec.Flags}}
 		if r.Cgroup != nil {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(r.Cgroup.Fd())
@@ -108,7 +108,7 @@ func (r *Registry) listen(dir *os.File, name string) (*os.File, error) {
 		return nil, os.NewSyscallError("socket", err)
 	}
 	socket := os.NewFile(uintptr(fd), socketName(name))
-	err = r.Gate.Do("keeper socket", func() error {
+	err = r.Failpoint.Do("keeper socket", func() error {
 		const backlog = 8 // daemons that came and went while another one was connected
 		return errors.Join(
 			os.NewSyscallError("fchmod", unix.Fchmod(fd, 0o600)), // bind(2) makes the file with the mode of the socket
@@ -196,7 +196,7 @@ func (r *Registry) Forget(name string) error {
 		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		err := r.Gate.Do("keeper forget", func() error { return os.Remove(path) })
+		err := r.Failpoint.Do("keeper forget", func() error { return os.Remove(path) })
 		if !errors.Is(err, os.ErrNotExist) {
 			failed = errors.Join(failed, err)
 		}

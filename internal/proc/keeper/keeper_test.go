@@ -277,7 +277,7 @@ func TestStartFails(t *testing.T) {
 	t.Parallel()
 	r := registry(t)
 	for _, act := range []string{"keeper socket", "keeper start"} {
-		r.Gate = func(name string, perform func() error) error {
+		r.Failpoint = func(name string, perform func() error) error {
 			if name == act {
 				return errors.New("refused")
 			}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Info is what the kernel says about a block device.
@@ -89,8 +89,8 @@ func Name(number uint64) string {
 
 // Nodes makes device nodes where nobody else does.
 type Nodes struct {
-	Gate gate.Gate
-	Dir  string // where nodes are; default /dev
+	Failpoint failpoint.Hook
+	Dir       string // where nodes are; default /dev
 }
 
 // nodeTries bounds how often a node may come and go while it is looked at.
@@ -119,7 +119,7 @@ func (n Nodes) Ensure(number uint64) (path string, made bool, err error) {
 		case err != unix.ENOENT:
 			return "", false, fmt.Errorf("stat %s: %w", path, err)
 		}
-		err = n.Gate.Do("node make", func() error { return unix.Mknod(path, unix.S_IFBLK|ownNode|0o600, int(number)) })
+		err = n.Failpoint.Do("node make", func() error { return unix.Mknod(path, unix.S_IFBLK|ownNode|0o600, int(number)) })
 		if err != nil && !errors.Is(err, unix.EEXIST) { // else another one was faster
 			break
 		}
@@ -143,7 +143,7 @@ func (n Nodes) RemoveUnless(path string, number uint64, inUse func() bool) error
 		if inUse() || unix.Lstat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != number {
 			return nil
 		}
-		err := n.Gate.Do("node remove", func() error { return os.Remove(path) })
+		err := n.Failpoint.Do("node remove", func() error { return os.Remove(path) })
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}

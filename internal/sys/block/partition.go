@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Partition is a part of a block device that has, or is to have, a device of its own.
@@ -76,7 +76,7 @@ func NumberOf(dir string) (uint64, error) {
 
 // AddPartition tells the kernel of a partition of the disk that is open as f: BLKPG_ADD_PARTITION. Its content is
 // not touched. EBUSY means that the index is taken or that it overlaps another one.
-func AddPartition(g gate.Gate, f *os.File, p Partition) error {
+func AddPartition(g failpoint.Hook, f *os.File, p Partition) error {
 	err := g.Do("partition add", func() error { return blkpg(f, unix.BLKPG_ADD_PARTITION, p) })
 	if err != nil {
 		return fmt.Errorf("add partition %d of %s: %w", p.Index, f.Name(), err)
@@ -86,7 +86,7 @@ func AddPartition(g gate.Gate, f *os.File, p Partition) error {
 
 // DeletePartition makes the kernel forget a partition of the disk that is open as f: BLKPG_DEL_PARTITION. Its content
 // is not touched, and it is no error if there is none. EBUSY means that somebody has it open.
-func DeletePartition(g gate.Gate, f *os.File, index int) error {
+func DeletePartition(g failpoint.Hook, f *os.File, index int) error {
 	err := g.Do("partition delete", func() error { return blkpg(f, unix.BLKPG_DEL_PARTITION, Partition{Index: index}) })
 	if err != nil && err != unix.ENXIO {
 		return fmt.Errorf("delete partition %d of %s: %w", index, f.Name(), err)

@@ -12,5 +12,5 @@ func (g *Group) Below() (*Parent, error) {
 	if err != nil {
 		return nil, wrap("open cgroup", g.file.Name(), err)
 	}
-	return &Parent{gate: g.parent.gate, owner: g.parent.owner, path: g.file.Name(), dir: os.NewFile(uintptr(fd), g.file.Name())}, nil
+	return &Parent{failpoint: g.parent.failpoint, owner: g.parent.owner, path: g.file.Name(), dir: os.NewFile(uintptr(fd), g.file.Name())}, nil
 }

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -46,7 +46,7 @@ func TestFind(t *testing.T) {
 }
 
 // open opens a parent of this test's own.
-func open(t *testing.T, g gate.Gate) (p *Parent, path string) {
+func open(t *testing.T, g failpoint.Hook) (p *Parent, path string) {
 	t.Helper()
 	testkit.Root(t)
 	testkit.Need(t, "cgroup2")
@@ -205,7 +205,7 @@ func TestOwnMount(t *testing.T) {
 		t.Error(err)
 	}
 	if err := mount(func(string, func() error) error { return unix.EPERM }, at); !errors.Is(err, unix.EPERM) {
-		t.Errorf("mount behind a closed gate: %v", err)
+		t.Errorf("mount behind a failpoint that forbids it: %v", err)
 	}
 }
 
@@ -309,7 +309,7 @@ func TestEveryActFails(t *testing.T) {
 	forbidden := errors.New("forbidden")
 	for fail := 1; ; fail++ {
 		seen := 0
-		g := gate.Ask(func(string) error {
+		g := failpoint.Ask(func(string) error {
 			if seen++; seen == fail {
 				return forbidden
 			}

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // The controllers that are used here.
@@ -61,7 +61,7 @@ func (p *Parent) Enable(controllers ...string) error {
 func (p *Parent) CanEnable(controllers ...string) error {
 	errWould := errors.New("would be enabled")
 	look := *p
-	look.gate = gate.Ask(func(string) error { return errWould })
+	look.failpoint = failpoint.Ask(func(string) error { return errWould })
 	if err := look.Enable(controllers...); !errors.Is(err, errWould) {
 		return err
 	}
@@ -94,7 +94,7 @@ func (p *Parent) handOnOne(dir *os.File, controller string) error {
 	if err := mayHandOn(dir); err != nil {
 		return err
 	}
-	return p.gate.Do("cgroup controller", func() error { return Dir(dir.Fd()).write("cgroup.subtree_control", "+"+controller) })
+	return p.failpoint.Do("cgroup controller", func() error { return Dir(dir.Fd()).write("cgroup.subtree_control", "+"+controller) })
 }
 
 // mayHandOn refuses a group with processes of its own. Some controllers the kernel would hand on beside them, and make the groups
@@ -113,7 +113,7 @@ func mayHandOn(dir *os.File) error {
 
 // Set writes a limit or another setting. Where its controller is not available the error is ENOENT.
 func (g *Group) Set(file, value string) error {
-	err := g.parent.gate.Do("cgroup set", func() error { return g.write(file, value) })
+	err := g.parent.failpoint.Do("cgroup set", func() error { return g.write(file, value) })
 	return wrap("write "+strconv.Quote(value)+" to", path.Join(g.file.Name(), file), err)
 }
 
@@ -123,7 +123,7 @@ const Payload = "payload"
 
 // Divide makes the Payload of g. It goes with g.
 func (g *Group) Divide() error {
-	err := g.parent.gate.Do("cgroup create", func() error { return unix.Mkdirat(int(g.Dir), Payload, 0o755) })
+	err := g.parent.failpoint.Do("cgroup create", func() error { return unix.Mkdirat(int(g.Dir), Payload, 0o755) })
 	return wrap("create cgroup", path.Join(g.file.Name(), Payload), err)
 }
 

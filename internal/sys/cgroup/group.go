@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // ErrBusy says that a group has processes and so can be neither taken nor removed.
@@ -19,20 +19,20 @@ var ErrTaken = errors.New("another server has its containers there: give each it
 
 // Parent is a group whose children are containers' groups.
 type Parent struct {
-	gate   gate.Gate
-	path   string   // in the file system, for messages
-	root   *os.File // of the hierarchy
-	dir    *os.File
-	levels []string // the names of the groups on the way from root to dir
-	made   []string // the groups that Open made, or did for an earlier server, relative to root, outermost first
-	own    string   // where Open mounted the hierarchy, or did for an earlier server, or empty
-	owner  Owner    // whose the groups are that are made here
+	failpoint failpoint.Hook
+	path      string   // in the file system, for messages
+	root      *os.File // of the hierarchy
+	dir       *os.File
+	levels    []string // the names of the groups on the way from root to dir
+	made      []string // the groups that Open made, or did for an earlier server, relative to root, outermost first
+	own       string   // where Open mounted the hierarchy, or did for an earlier server, or empty
+	owner     Owner    // whose the groups are that are made here
 }
 
 // Open finds the hierarchy, or mounts it at cgroup/ in a run directory if it is mounted nowhere, and opens the group in it, an
 // absolute path within the hierarchy such as "/imageapi", for this server alone: else it is ErrTaken. What is missing is
 // made. What an earlier server with the same run directory made, and could not take away since there were containers, counts as made now.
-func Open(g gate.Gate, group, runDir string) (*Parent, error) {
+func Open(g failpoint.Hook, group, runDir string) (*Parent, error) {
 	owner, err := OwnerAt(runDir)
 	if err != nil {
 		return nil, err
@@ -41,7 +41,7 @@ func Open(g gate.Gate, group, runDir string) (*Parent, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Parent{gate: g, owner: owner}
+	p := &Parent{failpoint: g, owner: owner}
 	if own {
 		p.own = at
 	}
@@ -101,7 +101,7 @@ func (p *Parent) lock(how int) error {
 
 // level makes a group unless it is there, and tells whether this server has made it, now or before.
 func (p *Parent) level(sub string) (made bool, err error) {
-	err = p.gate.Do("cgroup create", func() error { return p.mkdir(p.root, sub) })
+	err = p.failpoint.Do("cgroup create", func() error { return p.mkdir(p.root, sub) })
 	if err != unix.EEXIST {
 		return err == nil, err
 	}
@@ -135,13 +135,13 @@ func (p *Parent) Close() error {
 	if err != nil || p.own == "" {
 		return err
 	}
-	return unmount(p.gate, p.own)
+	return unmount(p.failpoint, p.own)
 }
 
 // removeMade removes the groups that Open made, the innermost first.
 func (p *Parent) removeMade() error {
 	for i := len(p.made) - 1; i >= 0; i-- {
-		err := p.gate.Do("cgroup remove", func() error { return rmdir(int(p.root.Fd()), p.made[i]) })
+		err := p.failpoint.Do("cgroup remove", func() error { return rmdir(int(p.root.Fd()), p.made[i]) })
 		if err == ErrBusy {
 			return err
 		}
@@ -163,7 +163,7 @@ type Group struct {
 // Create makes the child name, without a slash, and opens it. A child of that name without processes is replaced;
 // with processes it is ErrBusy.
 func (p *Parent) Create(name string) (*Group, error) {
-	err := p.gate.Do("cgroup create", func() error {
+	err := p.failpoint.Do("cgroup create", func() error {
 		err := p.mkdir(p.dir, name)
 		if err != unix.EEXIST {
 			return err
@@ -181,7 +181,7 @@ func (p *Parent) Create(name string) (*Group, error) {
 
 // Share opens the child name, and makes it if it is missing.
 func (p *Parent) Share(name string) (*Group, error) {
-	err := p.gate.Do("cgroup create", func() error { return unix.Mkdirat(int(p.dir.Fd()), name, 0o755) })
+	err := p.failpoint.Do("cgroup create", func() error { return unix.Mkdirat(int(p.dir.Fd()), name, 0o755) })
 	if err != nil && err != unix.EEXIST {
 		return nil, wrap("create cgroup", path.Join(p.path, name), err)
 	}
@@ -237,19 +237,19 @@ func (g *Group) File() *os.File { return g.file }
 // Close closes the directory, after which only Remove may be called; the group stays.
 func (g *Group) Close() { g.file.Close() }
 
-// Kill is Dir.Kill behind the gate.
-func (g *Group) Kill() error { return g.parent.gate.Do("cgroup kill", g.Dir.Kill) }
+// Kill is Dir.Kill behind the failpoint.
+func (g *Group) Kill() error { return g.parent.failpoint.Do("cgroup kill", g.Dir.Kill) }
 
-// KillEach is Dir.KillEach behind the gate.
+// KillEach is Dir.KillEach behind the failpoint.
 func (g *Group) KillEach(match func(pid int) bool) error {
-	return g.parent.gate.Do("cgroup kill", func() error { return g.Dir.KillEach(match) })
+	return g.parent.failpoint.Do("cgroup kill", func() error { return g.Dir.KillEach(match) })
 }
 
-// Freeze is Dir.Freeze behind the gate.
-func (g *Group) Freeze() error { return g.parent.gate.Do("cgroup freeze", g.Dir.Freeze) }
+// Freeze is Dir.Freeze behind the failpoint.
+func (g *Group) Freeze() error { return g.parent.failpoint.Do("cgroup freeze", g.Dir.Freeze) }
 
-// Thaw is Dir.Thaw behind the gate.
-func (g *Group) Thaw() error { return g.parent.gate.Do("cgroup thaw", g.Dir.Thaw) }
+// Thaw is Dir.Thaw behind the failpoint.
+func (g *Group) Thaw() error { return g.parent.failpoint.Do("cgroup thaw", g.Dir.Thaw) }
 
 // Remove is Parent.Remove of this group.
 func (g *Group) Remove() error { return g.parent.Remove(g.name) }
@@ -257,7 +257,7 @@ func (g *Group) Remove() error { return g.parent.Remove(g.name) }
 // Remove removes the child name and the groups below it, the deepest first. If one of them has processes it is ErrBusy. A
 // group that is gone counts as removed.
 func (p *Parent) Remove(name string) error {
-	err := p.gate.Do("cgroup remove", func() error { return p.remove(name) })
+	err := p.failpoint.Do("cgroup remove", func() error { return p.remove(name) })
 	return wrap("remove cgroup", path.Join(p.path, name), err)
 }
 

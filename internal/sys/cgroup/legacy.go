@@ -9,14 +9,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Legacy is the hierarchies of version 1 that a node has mounted besides, each by the file that takes threads into its root group. Children are
 // born into the groups of the thread that forks them, and the limits and the freezer of these would hold for them too.
 type Legacy struct {
-	gate  gate.Gate
-	roots []root
+	failpoint failpoint.Hook
+	roots     []root
 }
 
 // root is the root group of a hierarchy.
@@ -26,12 +26,12 @@ type root struct {
 }
 
 // OpenLegacy looks where the node has hierarchies of version 1. Those that it has mounted nowhere, or shows only in part, are missing.
-func OpenLegacy(g gate.Gate) (*Legacy, error) {
+func OpenLegacy(g failpoint.Hook) (*Legacy, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	l := &Legacy{gate: g}
+	l := &Legacy{failpoint: g}
 	for line := range strings.Lines(string(table)) {
 		mount, super, _ := strings.Cut(line, " - ")
 		fields, kind := strings.Fields(mount), strings.Fields(super)
@@ -81,7 +81,7 @@ func (l *Legacy) leave(controllers []string) error {
 		if slices.ContainsFunc(controllers, func(c string) bool { return !slices.Contains(r.controllers, c) }) {
 			continue
 		}
-		return l.gate.Do("cgroup leave", func() error {
+		return l.failpoint.Do("cgroup leave", func() error {
 			tasks, err := os.OpenFile(inside(r.tasks, ""), os.O_WRONLY, 0)
 			if err != nil {
 				return err

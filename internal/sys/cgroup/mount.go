@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // source is what our own mounts of the hierarchy are called, so that no server relies on another's.
@@ -17,7 +17,7 @@ const source = "imageapi"
 
 // locate finds the hierarchy, or mounts it at mountpoint if the node has it nowhere. A mount that an earlier server left
 // there is ours again.
-func locate(g gate.Gate, mountpoint string) (at string, own bool, err error) {
+func locate(g failpoint.Hook, mountpoint string) (at string, own bool, err error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return "", false, err
@@ -68,7 +68,7 @@ func unescape(s string) string {
 }
 
 // mount mounts the hierarchy at a directory that it makes.
-func mount(g gate.Gate, at string) error {
+func mount(g failpoint.Hook, at string) error {
 	if err := g.Do("cgroup directory make", func() error { return os.MkdirAll(at, 0o700) }); err != nil {
 		return err
 	}
@@ -81,11 +81,11 @@ func mount(g gate.Gate, at string) error {
 	return nil
 }
 
-func remove(g gate.Gate, at string) error {
+func remove(g failpoint.Hook, at string) error {
 	return g.Do("cgroup directory remove", func() error { return os.Remove(at) })
 }
 
-func unmount(g gate.Gate, at string) error {
+func unmount(g failpoint.Hook, at string) error {
 	err := g.Do("cgroup unmount", func() error { return unix.Unmount(at, unix.UMOUNT_NOFOLLOW) })
 	if err == unix.EBUSY { // supervisors have groups of it open: it is for a later server
 		return nil

@@ -60,7 +60,7 @@ func (p *Parent) Owner(name string) (Owner, bool) { return ownerOf(p.dir, name) 
 // idle no server uses it, and none can until it is closed; Close removes what that server made, if nothing is in it. If there is no such group
 // the error is an os.ErrNotExist.
 func (p *Parent) Beside(group string) (beside *Parent, idle bool, err error) {
-	q := &Parent{gate: p.gate, owner: p.owner}
+	q := &Parent{failpoint: p.failpoint, owner: p.owner}
 	fd, err := unix.FcntlInt(p.root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, false, wrap("open cgroup", p.root.Name(), err)

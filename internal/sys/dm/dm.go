@@ -19,7 +19,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
@@ -28,8 +28,8 @@ import (
 
 // Mapper makes devices. What may wait for a device below happens in a helper.
 type Mapper struct {
-	Gate   gate.Gate
-	Helper *helper.Runner
+	Failpoint failpoint.Hook
+	Helper    *helper.Runner
 }
 
 // Target says what a whole device is.
@@ -99,7 +99,7 @@ func (m Mapper) Find(ctx context.Context) error {
 	if _, err := os.Stat(controlNode); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return module.Find(ctx, m.Gate, moduleName)
+	return module.Find(ctx, m.Failpoint, moduleName)
 }
 
 const moduleName = "dm_mod"
@@ -110,7 +110,7 @@ func (m Mapper) load(ctx context.Context) (*os.File, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return control, err
 	}
-	if err := module.Load(ctx, m.Gate, moduleName); err != nil {
+	if err := module.Load(ctx, m.Failpoint, moduleName); err != nil {
 		return nil, err
 	}
 	control, err = os.Open(controlNode)
@@ -124,7 +124,7 @@ func (m Mapper) load(ctx context.Context) (*os.File, error) {
 func (m Mapper) create(control *os.File, id string) error {
 	request := newRequest(id, 0)
 	copy(request.head().Name[:], id)
-	return m.Gate.Do("mapper create", func() error { return ioctl(control, unix.DM_DEV_CREATE, request) })
+	return m.Failpoint.Do("mapper create", func() error { return ioctl(control, unix.DM_DEV_CREATE, request) })
 }
 
 // fill gives a device its table, with which the devices below are opened.
@@ -137,12 +137,12 @@ func (m Mapper) fill(ctx context.Context, control *os.File, id string, target Ta
 	if n := copy(request[headSize+specSize:len(request)-1], target.Params); n < len(target.Params) {
 		return errors.New("its table is too long")
 	}
-	return m.Gate.Do("mapper load", func() error { return m.help(ctx, control, unix.DM_TABLE_LOAD, request) })
+	return m.Failpoint.Do("mapper load", func() error { return m.help(ctx, control, unix.DM_TABLE_LOAD, request) })
 }
 
 // resume makes a table that was loaded the one in use.
 func (m Mapper) resume(ctx context.Context, control *os.File, id string) error {
-	return m.Gate.Do("mapper resume", func() error { return m.help(ctx, control, unix.DM_DEV_SUSPEND, newRequest(id, 0)) })
+	return m.Failpoint.Do("mapper resume", func() error { return m.help(ctx, control, unix.DM_DEV_SUSPEND, newRequest(id, 0)) })
 }
 
 func (m Mapper) help(ctx context.Context, control *os.File, command uint, r request) error {
@@ -185,7 +185,7 @@ func (m Mapper) remove(ctx context.Context, id string) error {
 	defer control.Close()
 	err = newRequest(id, 0).ask(control, unix.DM_DEV_STATUS)
 	if err == nil {
-		err = m.Gate.Do("mapper remove", func() error { return m.help(ctx, control, unix.DM_DEV_REMOVE, newRequest(id, 0)) })
+		err = m.Failpoint.Do("mapper remove", func() error { return m.help(ctx, control, unix.DM_DEV_REMOVE, newRequest(id, 0)) })
 	}
 	if errors.Is(err, unix.ENXIO) {
 		return nil

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
@@ -39,13 +39,13 @@ import (
 //
 // A helper ends with the daemon, as far as the kernel lets it, and begins nothing once that is gone.
 type Runner struct {
-	program *os.File
-	gate    gate.Gate
-	about   string
+	program   *os.File
+	failpoint failpoint.Hook
+	about     string
 }
 
 // New returns a Runner for imageapi-init, in sealed memory (package program), which stays the caller's.
-func New(p *os.File, g gate.Gate) *Runner { return &Runner{program: p, gate: g} }
+func New(p *os.File, g failpoint.Hook) *Runner { return &Runner{program: p, failpoint: g} }
 
 // FS describes a file system and a mount of it.
 type FS struct {

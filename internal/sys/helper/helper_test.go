@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
@@ -36,7 +36,7 @@ var built = sync.OnceValues(func() ([]byte, error) {
 })
 
 // newRunner also proves that nothing is left after the test, which must not run in parallel with others.
-func newRunner(t *testing.T, g gate.Gate) (*helper.Runner, string) {
+func newRunner(t *testing.T, g failpoint.Hook) (*helper.Runner, string) {
 	t.Helper()
 	testkit.Root(t)
 	code, err := built()
@@ -336,7 +336,7 @@ func TestStuck(t *testing.T) {
 	<-stuck.Done()
 }
 
-func TestGate(t *testing.T) {
+func TestFailpoint(t *testing.T) {
 	refused := errors.New("no")
 	r, dir := newRunner(t, func(act string, _ func() error) error { return fmt.Errorf("%s: %w", act, refused) })
 	null, err := os.Open(os.DevNull)

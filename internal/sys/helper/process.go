@@ -28,7 +28,7 @@ const (
 
 // act is what one process does.
 type act struct {
-	name    string // for the gate
+	name    string // for the failpoint
 	what    string // for messages
 	request []byte
 	inherit *os.File // given to the process and closed here, or nil
@@ -125,7 +125,7 @@ func (r *Runner) spawn(a act, socket int) (*process, error) {
 		args = append(args, r.about)
 	}
 	p, pidfd := &process{}, -1
-	err = r.gate.Do(a.name, func() (err error) {
+	err = r.failpoint.Do(a.name, func() (err error) {
 		p.pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(wire.Program), args, &syscall.ProcAttr{
 			Env:   []string{"GOMAXPROCS=1"},
 			Files: files,

@@ -30,7 +30,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/module"
 )
 
@@ -87,9 +87,9 @@ func (c *Config) isid() (id [6]byte) {
 
 // Env is what sessions work with.
 type Env struct {
-	Gate gate.Gate
-	Dir  string       // the run directory: what sessions are marked with
-	Log  *slog.Logger // of what happens to a connection by itself
+	Failpoint failpoint.Hook
+	Dir       string       // the run directory: what sessions are marked with
+	Log       *slog.Logger // of what happens to a connection by itself
 	// Backoff is the time between attempts to log in again: it begins with Min, doubles up to Max, and is jittered
 	// by half, so that the nodes of a cluster do not all come at once when a target is back.
 	Backoff struct{ Min, Max time.Duration }
@@ -102,7 +102,7 @@ func (e Env) load(ctx context.Context, brings, name string) error {
 	if _, err := os.Stat(brings); err == nil {
 		return nil
 	}
-	return module.Load(ctx, e.Gate, name)
+	return module.Load(ctx, e.Failpoint, name)
 }
 
 // Find fails as Open would if the node lacks the initiator, or if somebody else has a session between these two. It loads
@@ -119,7 +119,7 @@ func (e Env) Available(ctx context.Context) error {
 	if _, err := os.Stat(transport); err == nil {
 		return nil
 	}
-	return module.Find(ctx, e.Gate, moduleName)
+	return module.Find(ctx, e.Failpoint, moduleName)
 }
 
 const moduleName = "iscsi_tcp"

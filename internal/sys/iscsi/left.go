@@ -27,7 +27,7 @@ func (e Env) Left() ([]Left, error) {
 	if _, err := os.Stat(transport); err != nil {
 		return nil, nil // nobody can have made one
 	}
-	k, err := openKernel(e.Gate)
+	k, err := openKernel(e.Failpoint)
 	if err != nil {
 		return nil, err
 	}

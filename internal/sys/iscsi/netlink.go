@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Messages to and from the kernel: enum iscsi_uevent_e.
@@ -49,16 +49,16 @@ const (
 // kernel is the way to the kernel's initiator. Each request has a socket of its own, on which nothing but its reply can
 // arrive.
 type kernel struct {
-	gate   gate.Gate
-	handle uint64 // of the transport: iscsi_tcp
-	port   uint32 // from which requests come, or 0 for any
+	failpoint failpoint.Hook
+	handle    uint64 // of the transport: iscsi_tcp
+	port      uint32 // from which requests come, or 0 for any
 }
 
 // transport is what the kernel tells of iscsi_tcp.
 const transport = "/sys/class/iscsi_transport/tcp"
 
 // openKernel finds the transport iscsi_tcp.
-func openKernel(g gate.Gate) (kernel, error) {
+func openKernel(g failpoint.Hook) (kernel, error) {
 	text, err := os.ReadFile(transport + "/handle")
 	if err != nil {
 		return kernel{}, errs.New(errs.Unsupported, "the kernel has no iSCSI initiator (module iscsi_tcp): %w", err)
@@ -67,7 +67,7 @@ func openKernel(g gate.Gate) (kernel, error) {
 	if err != nil {
 		return kernel{}, fmt.Errorf("read the handle of iscsi_tcp: %w", err)
 	}
-	return kernel{gate: g, handle: handle}, nil
+	return kernel{failpoint: g, handle: handle}, nil
 }
 
 // socket opens a netlink socket at a port, or at any if that is 0. One with a group gets the events of all sessions.
@@ -108,7 +108,7 @@ type result struct{ first, second uint32 }
 
 // do sends a request and returns its result. The kernel does what is asked before send returns.
 func (k kernel) do(act string, kind uint16, args [argumentsSize]byte, extra []byte) (r result, err error) {
-	err = k.gate.Do(act, func() error {
+	err = k.failpoint.Do(act, func() error {
 		r, err = k.request(kind, args, extra)
 		return err
 	})

@@ -42,7 +42,7 @@ func Open(ctx context.Context, env Env, conf Config) (*Session, error) {
 	if err := env.load(ctx, transport, moduleName); err != nil {
 		return nil, err
 	}
-	k, err := openKernel(env.Gate)
+	k, err := openKernel(env.Failpoint)
 	if err != nil {
 		return nil, err
 	}

@@ -138,7 +138,7 @@ var errPassing = errors.New("in use")
 
 // claim opens the device so that nobody can mount it.
 func (l *Loop) claim(path string, id ID) (f *os.File, err error) {
-	err = l.Gate.Do("loop claim", func() error {
+	err = l.Failpoint.Do("loop claim", func() error {
 		f, err = os.OpenFile(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 		return err
 	})
@@ -171,7 +171,7 @@ func (l *Loop) deletePartitions(f *os.File, id ID) ([]block.Partition, error) {
 		return nil, inUse(f.Name(), found, errPassing)
 	}
 	for i, p := range parts {
-		if err := block.DeletePartition(l.Gate, f, p.Index); err != nil {
+		if err := block.DeletePartition(l.Failpoint, f, p.Index); err != nil {
 			undo := l.addPartitions(f, parts[:i])
 			if errors.Is(err, unix.EBUSY) {
 				err = inUse(f.Name(), holders.OfDevice(id.Number), errPassing)
@@ -185,7 +185,7 @@ func (l *Loop) deletePartitions(f *os.File, id ID) ([]block.Partition, error) {
 func (l *Loop) addPartitions(f *os.File, parts []block.Partition) error {
 	var all error
 	for _, p := range parts {
-		all = errors.Join(all, block.AddPartition(l.Gate, f, p))
+		all = errors.Join(all, block.AddPartition(l.Failpoint, f, p))
 	}
 	return all
 }

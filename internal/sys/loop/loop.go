@@ -15,15 +15,15 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/module"
 )
 
 // Loop is the way to loop devices. Its methods are safe for concurrent use.
 type Loop struct {
-	Gate   gate.Gate
-	Nodes  block.Nodes
-	Helper Ioctler // for files whose server may be gone; nil: no file has one
+	Failpoint failpoint.Hook
+	Nodes     block.Nodes
+	Helper    Ioctler // for files whose server may be gone; nil: no file has one
 }
 
 // Ioctler does ioctl(2) where it can hang, with an argument that is not read back. The kernel changes a loop device only when all
@@ -138,7 +138,7 @@ func (l *Loop) freeMinor(ctx context.Context) (minor int, err error) {
 		return 0, notFree(err)
 	}
 	defer f.Close()
-	err = l.Gate.Do("loop get free", func() error {
+	err = l.Failpoint.Do("loop get free", func() error {
 		minor, err = unix.IoctlRetInt(int(f.Fd()), unix.LOOP_CTL_GET_FREE)
 		return err
 	})
@@ -151,7 +151,7 @@ func (l *Loop) freeMinor(ctx context.Context) (minor int, err error) {
 // Find fails as Attach would if the kernel has no loop devices. It loads nothing.
 func (l *Loop) Find(ctx context.Context) error {
 	if _, err := os.Stat(controlPath); errors.Is(err, unix.ENOENT) {
-		if err := module.Find(ctx, l.Gate, "loop"); err != nil {
+		if err := module.Find(ctx, l.Failpoint, "loop"); err != nil {
 			return notFree(err)
 		}
 	}
@@ -166,7 +166,7 @@ const controlPath = "/dev/loop-control"
 func (l *Loop) control(ctx context.Context) (*os.File, error) {
 	f, err := os.OpenFile(controlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
-		if err := module.Load(ctx, l.Gate, "loop"); err != nil {
+		if err := module.Load(ctx, l.Failpoint, "loop"); err != nil {
 			return nil, err
 		}
 		f, err = os.OpenFile(controlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -190,7 +190,7 @@ func (l *Loop) configure(device, file *os.File, o Options) error {
 		config.Info.Flags |= flagReadOnly
 	}
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], o.Mark) // the kernel keeps the last byte for a NUL
-	err := l.Gate.Do("loop configure", func() error { return unix.IoctlLoopConfigure(int(device.Fd()), &config) })
+	err := l.Failpoint.Do("loop configure", func() error { return unix.IoctlLoopConfigure(int(device.Fd()), &config) })
 	switch {
 	case errors.Is(err, unix.ENOTTY):
 		return errs.New(errs.Unsupported, "attach %s: LOOP_CONFIGURE needs Linux 5.8: %w", file.Name(), err)
@@ -229,14 +229,14 @@ func (l *Loop) complete(d *Device) (*Device, error) {
 func (l *Loop) sweep(d *Device) error {
 	parts, err := block.Partitions(d.Number)
 	for _, p := range parts {
-		err = errors.Join(err, block.DeletePartition(l.Gate, d.file, p.Index))
+		err = errors.Join(err, block.DeletePartition(l.Failpoint, d.file, p.Index))
 	}
 	return err
 }
 
 // lock keeps udev from looking into the device: https://systemd.io/BLOCK_DEVICE_LOCKING.
 func (l *Loop) lock(f *os.File) error {
-	err := l.Gate.Do("loop lock", func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	err := l.Failpoint.Do("loop lock", func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
@@ -291,7 +291,7 @@ func (l *Loop) changeFlags(f *os.File, act string, take, add uint32, set func(*u
 		return fmt.Errorf("ask for the state of %s: %w", f.Name(), err)
 	}
 	status.Flags = status.Flags&^take | add
-	err = l.Gate.Do(act, func() error { return set(status) })
+	err = l.Failpoint.Do(act, func() error { return set(status) })
 	if err != nil {
 		return fmt.Errorf("set the state of %s: %w", f.Name(), err)
 	}
@@ -301,7 +301,7 @@ func (l *Loop) changeFlags(f *os.File, act string, take, add uint32, set func(*u
 // clear detaches the file: LOOP_CLR_FD. While others have the device open the kernel only sets AUTOCLEAR; and newer
 // kernels always wait for the last close.
 func (l *Loop) clear(f *os.File) error {
-	err := l.Gate.Do("loop clear", func() error { return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0) })
+	err := l.Failpoint.Do("loop clear", func() error { return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0) })
 	if err != nil && !errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("detach %s: %w", f.Name(), err)
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
@@ -249,7 +249,7 @@ func TestDetachLosesRace(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Close()
-	l.Gate = gate.Ask(func(act string) error {
+	l.Failpoint = failpoint.Ask(func(act string) error {
 		if act == "loop clear" && late == nil {
 			late = exec.Command("sh", "-c", "exec 3<"+d.Path+"; echo held; read _")
 			out, _ := late.StdoutPipe()
@@ -279,7 +279,7 @@ func TestDetachLosesRace(t *testing.T) {
 	if got := attribute(t, d, "loop/backing_file"); got != f.Name() {
 		t.Error("the device vanished with its last user")
 	}
-	l.Gate = nil
+	l.Failpoint = nil
 	if err := l.Detach(context.Background(), d.Path, d.ID); err != nil {
 		t.Error(err)
 	}
@@ -352,7 +352,7 @@ func TestTakenMeanwhile(t *testing.T) {
 	f := backing(t, dir)
 	var taken []string
 	l := loop.Loop{}
-	l.Gate = gate.Ask(func(act string) error {
+	l.Failpoint = failpoint.Ask(func(act string) error {
 		if act == "loop configure" && len(taken) < 3 {
 			taken = append(taken, strings.TrimSpace(testkit.Run(t, "losetup", "--find", "--show", f.Name())))
 		}

@@ -11,18 +11,18 @@ import (
 	"os/exec"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Load loads a module with the program that the kernel itself uses (/proc/sys/kernel/modprobe). It is an
 // errs.Unsupported if there is none, or if it fails.
-func Load(ctx context.Context, g gate.Gate, name string) error {
+func Load(ctx context.Context, g failpoint.Hook, name string) error {
 	_, err := run(ctx, g, "module load", name, "-q")
 	return err
 }
 
 // Find fails as Load would if the node has no such module. It loads nothing.
-func Find(ctx context.Context, g gate.Gate, name string) error {
+func Find(ctx context.Context, g failpoint.Hook, name string) error {
 	out, err := run(ctx, g, "module look", name, "-q", "-D")
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && (!exit.Exited() || len(out) > 0) {
 		return nil // a program that can't tell: those of BusyBox do not all know -D
@@ -30,7 +30,7 @@ func Find(ctx context.Context, g gate.Gate, name string) error {
 	return err
 }
 
-func run(ctx context.Context, g gate.Gate, act, name string, options ...string) ([]byte, error) {
+func run(ctx context.Context, g failpoint.Hook, act, name string, options ...string) ([]byte, error) {
 	program, err := os.ReadFile("/proc/sys/kernel/modprobe")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -5,13 +5,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 )
 
 // Classic mounts with mount(2), for what the kernel's newer interface does not take. Relative paths in data are
 // resolved from dir. Of attr only ReadOnly, NoSUID, NoDev and NoExec count. For speaker see [FS.Label].
-func Classic(g gate.Gate, dir, fsType, label, speaker, target string, attr Attr, data string) error {
+func Classic(g failpoint.Hook, dir, fsType, label, speaker, target string, attr Attr, data string) error {
 	log := kmsg.Listen(kmsg.About(speaker))
 	defer log.Close()
 	err := g.Do("mount classic", func() error {

@@ -14,23 +14,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 	"github.com/kraken-hpc/imageapi/internal/sys/module"
 )
 
 // FS is a file system that is being configured (fsopen(2)). It is not safe for concurrent use.
 type FS struct {
-	gate   gate.Gate
-	fd     int
-	fsType string
-	source string
-	log    *kmsg.Log
+	failpoint failpoint.Hook
+	fd        int
+	fsType    string
+	source    string
+	log       *kmsg.Log
 }
 
 // New begins a file system of a type. A type that the kernel does not have, and can't load, is errs.Unsupported.
-func New(g gate.Gate, fsType string) (*FS, error) {
-	f := &FS{gate: g, fd: -1, fsType: fsType}
+func New(g failpoint.Hook, fsType string) (*FS, error) {
+	f := &FS{failpoint: g, fd: -1, fsType: fsType}
 	err := g.Do("mount open", func() (err error) {
 		f.fd, err = unix.Fsopen(fsType, unix.FSOPEN_CLOEXEC)
 		return err
@@ -45,7 +45,7 @@ func New(g gate.Gate, fsType string) (*FS, error) {
 }
 
 // Find fails as New would if the kernel neither has a type nor could load it. It loads nothing.
-func Find(ctx context.Context, g gate.Gate, fsType string) error {
+func Find(ctx context.Context, g failpoint.Hook, fsType string) error {
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil {
 		return err
@@ -99,7 +99,7 @@ func (f *FS) Label(name, speaker string) error {
 
 // Set passes an option on. The error names it.
 func (f *FS) Set(p Param) error {
-	err := f.gate.Do("mount option", func() error {
+	err := f.failpoint.Do("mount option", func() error {
 		if p.HasValue {
 			return unix.FsconfigSetString(f.fd, p.Key, p.Value)
 		}
@@ -113,7 +113,7 @@ func (f *FS) Set(p Param) error {
 
 // SetFile passes a descriptor as the value of an option.
 func (f *FS) SetFile(key string, file *os.File) error {
-	err := f.gate.Do("mount option", func() error { return unix.FsconfigSetFd(f.fd, key, int(file.Fd())) })
+	err := f.failpoint.Do("mount option", func() error { return unix.FsconfigSetFd(f.fd, key, int(file.Fd())) })
 	if err != nil {
 		return f.fail(key+"="+file.Name(), err)
 	}
@@ -123,11 +123,11 @@ func (f *FS) SetFile(key string, file *os.File) error {
 // Mount makes the file system and returns a detached mount of it: nobody else can see it, and closing the
 // descriptor undoes it.
 func (f *FS) Mount(attr Attr) (*os.File, error) {
-	if err := f.gate.Do("mount create", func() error { return unix.FsconfigCreate(f.fd) }); err != nil {
+	if err := f.failpoint.Do("mount create", func() error { return unix.FsconfigCreate(f.fd) }); err != nil {
 		return nil, f.failAttr(attr, err)
 	}
 	fd := -1
-	err := f.gate.Do("mount make", func() (err error) {
+	err := f.failpoint.Do("mount make", func() (err error) {
 		fd, err = unix.Fsmount(f.fd, unix.FSMOUNT_CLOEXEC, int(attr))
 		return err
 	})

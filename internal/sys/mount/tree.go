@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 // Clone returns a detached copy of the tree of files at a directory (open_tree(2)); O_PATH is enough for dir. With
 // recursive the mounts below it are copied too, except unbindable ones.
-func Clone(g gate.Gate, dir *os.File, recursive bool) (*os.File, error) {
+func Clone(g failpoint.Hook, dir *os.File, recursive bool) (*os.File, error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
@@ -34,7 +34,7 @@ func Clone(g gate.Gate, dir *os.File, recursive bool) (*os.File, error) {
 
 // Restrict sets attributes of a detached tree and cuts it off from the propagation of mounts and unmounts in both
 // directions; with recursive, of all mounts in it.
-func Restrict(g gate.Gate, tree *os.File, set Attr, recursive bool) error {
+func Restrict(g failpoint.Hook, tree *os.File, set Attr, recursive bool) error {
 	flags := uint(unix.AT_EMPTY_PATH)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
@@ -49,7 +49,7 @@ func Restrict(g gate.Gate, tree *os.File, set Attr, recursive bool) error {
 }
 
 // Attach puts a detached tree onto the entry name of the directory dir, for everyone to see.
-func Attach(g gate.Gate, tree, dir *os.File, name string) error {
+func Attach(g failpoint.Hook, tree, dir *os.File, name string) error {
 	err := g.Do("mount attach", func() error {
 		return unix.MoveMount(int(tree.Fd()), "", int(dir.Fd()), name, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	})

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 )
@@ -55,7 +55,7 @@ func Below(path string) ([]string, error) {
 //
 // With whole the mount stands for its file system, which ends with it: then any mount of that file system in
 // another namespace holds it too, unless our own namespace has more of them.
-func Unmount(g gate.Gate, path string, submounts []string, whole bool) error {
+func Unmount(g failpoint.Hook, path string, submounts []string, whole bool) error {
 	if err := unheld(path, whole); err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func unheld(path string, whole bool) error {
 }
 
 // unmountTree unmounts below in order and then path. If one of them is busy those that went before it are put back.
-func unmountTree(g gate.Gate, path string, below []string) (err error) {
+func unmountTree(g failpoint.Hook, path string, below []string) (err error) {
 	var gone []*submount
 	defer func() {
 		for _, s := range slices.Backward(gone) {
@@ -151,7 +151,7 @@ type submount struct {
 }
 
 // unmountSub unmounts the mount at point inside the tree at root.
-func unmountSub(g gate.Gate, root, point string) (*submount, error) {
+func unmountSub(g failpoint.Hook, root, point string) (*submount, error) {
 	s := &submount{root: root, inside: strings.TrimPrefix(point, root)}
 	if err := s.keep(g); err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func unmountSub(g gate.Gate, root, point string) (*submount, error) {
 	return s, nil
 }
 
-func (s *submount) keep(g gate.Gate) error {
+func (s *submount) keep(g failpoint.Hook) error {
 	top, err := rootpath.Open(s.root, s.inside, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
@@ -184,7 +184,7 @@ func (s *submount) above() (*os.File, error) {
 	return rootpath.Open(s.root, filepath.Dir(s.inside), unix.O_PATH|unix.O_DIRECTORY)
 }
 
-func (s *submount) restore(g gate.Gate) error {
+func (s *submount) restore(g failpoint.Hook) error {
 	above, err := s.above()
 	if err != nil {
 		return err
@@ -197,10 +197,10 @@ func (s *submount) close() { s.copy.Close() }
 
 // UnmountHere takes away the mount at path without a look at other mount namespaces: for a mount whose copies there
 // do no harm. Otherwise it is as Unmount.
-func UnmountHere(g gate.Gate, path string) error { return unmount(g, path, path) }
+func UnmountHere(g failpoint.Hook, path string) error { return unmount(g, path, path) }
 
 // unmount unmounts what handle leads to; point is its name in messages.
-func unmount(g gate.Gate, handle, point string) error {
+func unmount(g failpoint.Hook, handle, point string) error {
 	return explained(point, func() error {
 		err := g.Do("unmount", func() error { return unix.Unmount(handle, unix.UMOUNT_NOFOLLOW) })
 		if _, ok := err.(unix.Errno); ok {

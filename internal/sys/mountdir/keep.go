@@ -12,7 +12,7 @@ import (
 // daemon, as the mounts do, but not the node's boot. It is in memory, and nobody can bind it to another place. What was kept for
 // the id is replaced.
 func (d *Dir) Keep(id int64, data []byte) error {
-	return d.gate.Do("secret keep", func() error {
+	return d.failpoint.Do("secret keep", func() error {
 		f, err := d.open(id, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC)
 		if err != nil {
 			return err
@@ -38,7 +38,7 @@ func (d *Dir) Forget(id int64) error {
 	if unix.Fstatat(int(d.root.Fd()), d.name(id), &st, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT {
 		return nil
 	}
-	err := d.gate.Do("secret forget", func() error { return unix.Unlinkat(int(d.root.Fd()), d.name(id), 0) })
+	err := d.failpoint.Do("secret forget", func() error { return unix.Unlinkat(int(d.root.Fd()), d.name(id), 0) })
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "unlink", Path: d.Path(id), Err: err}
 	}

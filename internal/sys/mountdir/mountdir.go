@@ -19,7 +19,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
 
@@ -28,20 +28,20 @@ const label = "imageapi"
 
 // Dir is an open directory of mountpoints. It is safe for concurrent use with different ids.
 type Dir struct {
-	gate   gate.Gate
-	path   string   // without symbolic links
-	root   *os.File // the top of the tmpfs
-	suffix string   // of the names in it
+	failpoint failpoint.Hook
+	path      string   // without symbolic links
+	root      *os.File // the top of the tmpfs
+	suffix    string   // of the names in it
 }
 
 // Open makes path, mode 0700, unless it exists, and mounts the tmpfs over it. It must be a directory of ours that
 // nobody else can write to. What a daemon that was killed has left there is taken over, with the mounts in it.
-func Open(path string, g gate.Gate) (*Dir, error) {
+func Open(path string, g failpoint.Hook) (*Dir, error) {
 	above, err := filepath.EvalSymlinks(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("open directory of mounts: %w", err)
 	}
-	d := &Dir{gate: g, path: filepath.Join(above, filepath.Base(path))}
+	d := &Dir{failpoint: g, path: filepath.Join(above, filepath.Base(path))}
 	err = g.Do("mounts make", func() error { return os.Mkdir(d.path, 0o700) })
 	made := err == nil
 	if err != nil && !errors.Is(err, os.ErrExist) {
@@ -106,7 +106,7 @@ func (d *Dir) mount() error {
 		return err
 	}
 	defer below.Close()
-	fs, err := mount.New(d.gate, "tmpfs")
+	fs, err := mount.New(d.failpoint, "tmpfs")
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func (d *Dir) mount() error {
 		return err
 	}
 	defer above.Close()
-	return mount.Attach(d.gate, tree, above, filepath.Base(d.path))
+	return mount.Attach(d.failpoint, tree, above, filepath.Base(d.path))
 }
 
 // openOwn opens a directory and refuses one that others can change.
@@ -157,7 +157,7 @@ func openOwn(path string) (*os.File, error) {
 
 // unbindable makes the tmpfs private and unbindable. On a shared parent this is possible only once it is attached.
 func (d *Dir) unbindable() error {
-	err := d.gate.Do("mounts private", func() error {
+	err := d.failpoint.Do("mounts private", func() error {
 		return unix.MountSetattr(int(d.root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_UNBINDABLE})
 	})
 	if err != nil {
@@ -177,14 +177,14 @@ func (d *Dir) Close() error {
 		d.root = nil
 	}
 	// Any service with a mount namespace of its own may have a copy of the tmpfs. It is empty: let it.
-	if err := mount.UnmountHere(d.gate, d.path); err != nil {
+	if err := mount.UnmountHere(d.failpoint, d.path); err != nil {
 		return err
 	}
 	return d.rmdir()
 }
 
 func (d *Dir) rmdir() error {
-	err := d.gate.Do("mounts remove", func() error { return unix.Rmdir(d.path) })
+	err := d.failpoint.Do("mounts remove", func() error { return unix.Rmdir(d.path) })
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "rmdir", Path: d.path, Err: err}
 	}
@@ -215,13 +215,13 @@ func (d *Dir) Contains(f *os.File) (bool, error) {
 
 // Attach shows a detached tree at the mountpoint of id, which it makes and whose path it returns.
 func (d *Dir) Attach(id int64, tree *os.File) (string, error) {
-	return d.AttachWith(id, func(string) error { return mount.Attach(d.gate, tree, d.root, d.name(id)) })
+	return d.AttachWith(id, func(string) error { return mount.Attach(d.failpoint, tree, d.root, d.name(id)) })
 }
 
 // AttachWith is Attach for what comes without a detached tree: it calls put to mount onto the mountpoint.
 func (d *Dir) AttachWith(id int64, put func(path string) error) (string, error) {
 	path := d.Path(id)
-	err := d.gate.Do("mountpoint make", func() error {
+	err := d.failpoint.Do("mountpoint make", func() error {
 		return unix.Mkdirat(int(d.root.Fd()), filepath.Base(path), 0o700)
 	})
 	if err != nil {
@@ -248,7 +248,7 @@ func (d *Dir) Detach(ctx context.Context, id int64, submounts []string, whole bo
 	if err := ctx.Err(); err != nil {
 		return errs.New(errs.Deadline, "unmount %s: %w", path, err)
 	}
-	if err := mount.Unmount(d.gate, path, submounts, whole); err != nil {
+	if err := mount.Unmount(d.failpoint, path, submounts, whole); err != nil {
 		return err
 	}
 	return d.remove(path)
@@ -330,7 +330,7 @@ func (d *Dir) Sweep(ctx context.Context, id int64) error {
 
 // remove is a plain rmdir: should anything still be mounted there nothing in it is deleted.
 func (d *Dir) remove(path string) error {
-	err := d.gate.Do("mountpoint remove", func() error {
+	err := d.failpoint.Do("mountpoint remove", func() error {
 		return unix.Unlinkat(int(d.root.Fd()), filepath.Base(path), unix.AT_REMOVEDIR)
 	})
 	switch {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -171,7 +171,7 @@ func TestEveryActOfOpenFails(t *testing.T) {
 	for n := 1; ; n++ {
 		before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{run}})
 		seen, failed, open := 0, "", false
-		d, err := mountdir.Open(filepath.Join(run, "mounts"), gate.Ask(func(act string) error {
+		d, err := mountdir.Open(filepath.Join(run, "mounts"), failpoint.Ask(func(act string) error {
 			if seen++; seen == n && !open {
 				failed = act
 				return errInjected

@@ -28,7 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/module"
 )
 
@@ -65,7 +65,7 @@ type Options struct {
 }
 
 // Kernel is the way to network block devices. It is safe for concurrent use.
-type Kernel struct{ Gate gate.Gate }
+type Kernel struct{ Failpoint failpoint.Hook }
 
 // Load loads the module if the kernel lacks the driver. The error is an errs.Unsupported that names nbd.
 func (k Kernel) Load(ctx context.Context) error {
@@ -77,7 +77,7 @@ func (k Kernel) Load(ctx context.Context) error {
 	if !errors.Is(err, errNoFamily) {
 		return err
 	}
-	return module.Load(ctx, k.Gate, "nbd")
+	return module.Load(ctx, k.Failpoint, "nbd")
 }
 
 // Find fails as Load would if the kernel has no such driver. It loads nothing.
@@ -90,7 +90,7 @@ func (k Kernel) Find(ctx context.Context) error {
 	if !errors.Is(err, errNoFamily) {
 		return err
 	}
-	return module.Find(ctx, k.Gate, "nbd")
+	return module.Find(ctx, k.Failpoint, "nbd")
 }
 
 // Pair returns two connected sockets: one for the kernel, one for the process that serves.
@@ -151,7 +151,7 @@ func (k Kernel) ask(act string, command uint8, attributes ...[]byte) (answer map
 		return nil, err
 	}
 	defer g.close()
-	err = k.Gate.Do(act, func() error {
+	err = k.Failpoint.Do(act, func() error {
 		answer, err = g.ask(command, attributes...)
 		return err
 	})

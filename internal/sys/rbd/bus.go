@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
@@ -29,8 +29,8 @@ import (
 
 // Bus is the way to krbd. Its methods are safe for concurrent use.
 type Bus struct {
-	Gate   gate.Gate
-	Helper *helper.Runner
+	Failpoint failpoint.Hook
+	Helper    *helper.Runner
 }
 
 // dir is the bus's place in sysfs.
@@ -41,7 +41,7 @@ func (b *Bus) Load(ctx context.Context) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	return module.Load(ctx, b.Gate, moduleName)
+	return module.Load(ctx, b.Failpoint, moduleName)
 }
 
 // Find fails as Load would if the node does not have it. It loads nothing.
@@ -49,7 +49,7 @@ func (b *Bus) Find(ctx context.Context) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	return module.Find(ctx, b.Gate, moduleName)
+	return module.Find(ctx, b.Failpoint, moduleName)
 }
 
 const moduleName = "rbd"

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
 const (
@@ -36,21 +36,21 @@ const (
 
 // Options describe a cache.
 type Options struct {
-	Dir  string // made if it is missing
-	Size int64  // the bound on its content, in bytes
-	Keep bool   // entries stay when nobody uses them, until their space is needed
-	Boot string // identifies the boot of the node
-	Gate gate.Gate
+	Dir       string // made if it is missing
+	Size      int64  // the bound on its content, in bytes
+	Keep      bool   // entries stay when nobody uses them, until their space is needed
+	Boot      string // identifies the boot of the node
+	Failpoint failpoint.Hook
 }
 
 // Cache is one directory. It is safe for concurrent use.
 type Cache struct {
-	dir  string
-	size int64
-	keep bool
-	boot string
-	lock *os.File
-	gate gate.Gate
+	dir       string
+	size      int64
+	keep      bool
+	boot      string
+	lock      *os.File
+	failpoint failpoint.Hook
 
 	mu      sync.Mutex // protects what follows
 	entries map[string]*entry
@@ -68,8 +68,8 @@ type entry struct {
 
 // Open opens a cache and removes objects that an earlier process did not complete. It refuses a directory that is not root's alone.
 func Open(o Options) (*Cache, error) {
-	c := &Cache{dir: o.Dir, size: o.Size, keep: o.Keep, boot: o.Boot, gate: o.Gate, entries: map[string]*entry{}}
-	if err := o.Gate.Do("cache open", c.open); err != nil {
+	c := &Cache{dir: o.Dir, size: o.Size, keep: o.Keep, boot: o.Boot, failpoint: o.Failpoint, entries: map[string]*entry{}}
+	if err := o.Failpoint.Do("cache open", c.open); err != nil {
 		return nil, err
 	}
 	if err := c.load(); err != nil {
@@ -270,12 +270,12 @@ func (c *Cache) intact(ctx context.Context, o *Object) bool {
 
 // mark notes that an entry was compared with its digest in this boot.
 func (c *Cache) mark(path string) error {
-	return c.gate.Do("cache mark", func() error { return os.WriteFile(path+marked, []byte(c.boot), 0o600) })
+	return c.failpoint.Do("cache mark", func() error { return os.WriteFile(path+marked, []byte(c.boot), 0o600) })
 }
 
 // remove removes a file, which may be gone already.
 func (c *Cache) remove(path string) error {
-	return c.gate.Do("cache remove", func() error {
+	return c.failpoint.Do("cache remove", func() error {
 		if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -343,7 +343,7 @@ func (c *Cache) idle() string {
 // fetch fills a file and makes it an entry in use.
 func (c *Cache) fetch(ctx context.Context, digest string, fetch Fetch) (_ *Object, err error) {
 	var file *os.File
-	err = c.gate.Do("cache create", func() (err error) {
+	err = c.failpoint.Do("cache create", func() (err error) {
 		file, err = os.CreateTemp(c.dir, partial)
 		return err
 	})
@@ -373,7 +373,7 @@ func (c *Cache) fetch(ctx context.Context, digest string, fetch Fetch) (_ *Objec
 // enter renames a complete file into its place.
 func (c *Cache) enter(w *Writer, digest string, isNew bool) (*Object, error) {
 	o := &Object{Path: c.path(digest), Digest: digest, Size: w.size, cache: c}
-	err := c.gate.Do("cache sync", w.file.Sync)
+	err := c.failpoint.Do("cache sync", w.file.Sync)
 	if err == nil {
 		err = c.mark(o.Path)
 	}
@@ -389,7 +389,7 @@ func (c *Cache) enter(w *Writer, digest string, isNew bool) (*Object, error) {
 		e.users++
 		return o, nil
 	}
-	err = c.gate.Do("cache keep", func() error { return os.Rename(w.file.Name(), o.Path) })
+	err = c.failpoint.Do("cache keep", func() error { return os.Rename(w.file.Name(), o.Path) })
 	if err != nil {
 		return nil, fmt.Errorf("cache an object: %w", err)
 	}
@@ -447,7 +447,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 
 // Restart forgets what was written.
 func (w *Writer) Restart() error {
-	if err := w.cache.gate.Do("cache truncate", func() error { return w.file.Truncate(0) }); err != nil {
+	if err := w.cache.failpoint.Do("cache truncate", func() error { return w.file.Truncate(0) }); err != nil {
 		return err
 	}
 	if _, err := w.file.Seek(0, io.SeekStart); err != nil {

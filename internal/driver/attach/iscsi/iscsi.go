@@ -10,7 +10,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/models"
@@ -18,9 +18,9 @@ import (
 
 // Options are what the driver depends on.
 type Options struct {
-	Gate   gate.Gate
-	Helper Helper // does what can hang
-	RunDir string // by which a later daemon knows the sessions of this one
+	Failpoint failpoint.Hook
+	Helper    Helper // does what can hang
+	RunDir    string // by which a later daemon knows the sessions of this one
 	// Secrets keeps what a later daemon needs to log in again: a directory in memory that nobody else sees.
 	Secrets *mountdir.Dir
 	Changed func()       // is told when the state of a session changes; may be nil
@@ -35,12 +35,12 @@ type Helper interface {
 
 // Driver is the driver of iSCSI devices.
 type Driver struct {
-	pool    *pool
-	helper  Helper
-	secrets secrets
-	nodes   block.Nodes
-	gate    gate.Gate
-	log     *slog.Logger
+	pool      *pool
+	helper    Helper
+	secrets   secrets
+	nodes     block.Nodes
+	failpoint failpoint.Hook
+	log       *slog.Logger
 }
 
 // Between attempts to log in again.
@@ -54,15 +54,15 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	env := iscsi.Env{Gate: o.Gate, Log: o.Log, Dir: o.RunDir, Changed: o.Changed, Helper: o.Helper}
+	env := iscsi.Env{Failpoint: o.Failpoint, Log: o.Log, Dir: o.RunDir, Changed: o.Changed, Helper: o.Helper}
 	env.Backoff.Min, env.Backoff.Max = backoffMin, backoffMax
 	return &Driver{
-		pool:    newPool(env, o.Helper),
-		helper:  o.Helper,
-		secrets: secrets{dir: o.Secrets},
-		nodes:   block.Nodes{Gate: o.Gate},
-		gate:    o.Gate,
-		log:     o.Log,
+		pool:      newPool(env, o.Helper),
+		helper:    o.Helper,
+		secrets:   secrets{dir: o.Secrets},
+		nodes:     block.Nodes{Failpoint: o.Failpoint},
+		failpoint: o.Failpoint,
+		log:       o.Log,
 	}
 }
 

@@ -25,7 +25,7 @@ var chapOptions = []string{"-c", "user:userssecret12", "-m", "target:targetssecr
 
 var errKilled = errors.New("the daemon was killed")
 
-// life is the gate of a daemon that is killed: from then on it changes nothing any more.
+// life is the failpoint of a daemon that is killed: from then on it changes nothing any more.
 type life struct {
 	fatal string // the act after which it is killed
 	mu    sync.Mutex
@@ -34,7 +34,7 @@ type life struct {
 	last  string
 }
 
-func (l *life) gate(act string, perform func() error) error {
+func (l *life) failpoint(act string, perform func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.dead || l.left == 0 {
@@ -68,7 +68,7 @@ func (l *life) died() (act string, dead bool) {
 // first begins the life of a daemon.
 func (n *node) first() (*life, driver.Driver) {
 	l := &life{left: -1}
-	return l, n.driver(l.gate)
+	return l, n.driver(l.failpoint)
 }
 
 // next begins a daemon after another one, and restores what that has planned.
@@ -134,7 +134,7 @@ func TestKilledAndForgotten(t *testing.T) {
 	before := traces()
 	for _, fatal := range []string{"iscsi create session", "iscsi bind connection", "iscsi start connection", "helper write"} {
 		l := &life{left: -1, fatal: fatal}
-		u, _ := drivertest.Plan(t, n.driver(l.gate), def(target, ""))
+		u, _ := drivertest.Plan(t, n.driver(l.failpoint), def(target, ""))
 		if _, err := u.Up(within(t, time.Minute), driver.Site{ID: 1}); !errors.Is(err, errKilled) {
 			t.Errorf("%s: %v", fatal, err)
 		}
@@ -345,7 +345,7 @@ func TestAdoptChanged(t *testing.T) {
 			live, err := u.Up(within(t, time.Minute), site)
 			must(t, err)
 			l.kill()
-			n.Gate(nil)
+			n.Failpoint(nil)
 			c.change(u, live)
 			h := n.next(t, u)[0]
 			err = h.Adopt(within(t, time.Minute), site, live)
@@ -433,7 +433,7 @@ func TestOtherRunDirectoryNameless(t *testing.T) {
 	target := testkit.StartTarget(t, "nameless").IQN
 	before := traces()
 	l := &life{left: -1, fatal: "iscsi create session"}
-	theirs, _ := drivertest.Plan(t, other.driver(l.gate), def(target, ""))
+	theirs, _ := drivertest.Plan(t, other.driver(l.failpoint), def(target, ""))
 	site := driver.Site{ID: 1}
 	if _, err := theirs.Up(within(t, time.Minute), site); !errors.Is(err, errKilled) {
 		t.Fatal(err)

@@ -168,7 +168,7 @@ func (u *unit) describe(ctx context.Context, d *driver.Device) error {
 	}
 	defer f.Close()
 	if u.ReadOnly {
-		if err := block.SetReadOnly(u.driver.gate, f); err != nil {
+		if err := block.SetReadOnly(u.driver.failpoint, f); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -73,13 +73,13 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func (n *node) driver(g gate.Gate) driver.Driver {
-	n.Gate(g)
+func (n *node) driver(g failpoint.Hook) driver.Driver {
+	n.Failpoint(g)
 	return iscsi.New(n.options(g))
 }
 
-func (n *node) options(g gate.Gate) iscsi.Options {
-	return iscsi.Options{Gate: g, Helper: helper.New(n.program, g), RunDir: n.Dir, Secrets: n.Mounts}
+func (n *node) options(g failpoint.Hook) iscsi.Options {
+	return iscsi.Options{Failpoint: g, Helper: helper.New(n.program, g), RunDir: n.Dir, Secrets: n.Mounts}
 }
 
 // def is a definition with further fields.

@@ -14,13 +14,13 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/local"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
 func def(path string) string { return fmt.Sprintf(`{"kind":"local","local":{"path":%q}}`, path) }
 
-func newDriver(gate.Gate) driver.Driver { return local.New(local.Options{}) }
+func newDriver(failpoint.Hook) driver.Driver { return local.New(local.Options{}) }
 
 // device makes a loop device, which stands for a disk of the node.
 func device(t *testing.T, dir string, options ...string) string {

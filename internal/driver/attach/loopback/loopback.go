@@ -15,7 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/models"
@@ -23,9 +23,9 @@ import (
 
 // Options are what the driver depends on.
 type Options struct {
-	Gate   gate.Gate
-	Helper *helper.Runner // for files whose server may be gone
-	Claims *claims.Claims // shared with the other drivers; default: its own
+	Failpoint failpoint.Hook
+	Helper    *helper.Runner // for files whose server may be gone
+	Claims    *claims.Claims // shared with the other drivers; default: its own
 	// Forbidden are directories that base "root" must not reach into: our own mount directories. What lies in them
 	// belongs to objects, which would then not be known to be needed.
 	Forbidden []string
@@ -49,14 +49,14 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	l := loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}}
+	l := loop.Loop{Failpoint: o.Failpoint, Nodes: block.Nodes{Failpoint: o.Failpoint}}
 	if o.Helper != nil {
 		l.Helper = o.Helper
 	}
 	return &Driver{
 		loop:      l,
 		helper:    o.Helper,
-		claims:    claims.OrNew(o.Claims, o.Gate, o.Helper),
+		claims:    claims.OrNew(o.Claims, o.Failpoint, o.Helper),
 		forbidden: o.Forbidden,
 		log:       o.Log,
 	}

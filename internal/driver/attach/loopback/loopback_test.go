@@ -20,7 +20,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/loopback"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -34,7 +34,7 @@ func inMount(path, more string) string {
 	return fmt.Sprintf(`{"kind":"loopback","loopback":{"base":"mount","path":%q,"mount":{"id":7}%s}}`, path, more)
 }
 
-func newDriver(g gate.Gate) driver.Driver { return loopback.New(loopback.Options{Gate: g}) }
+func newDriver(g failpoint.Hook) driver.Driver { return loopback.New(loopback.Options{Failpoint: g}) }
 
 // file writes a file of size bytes that begins with head.
 func file(t *testing.T, path string, size int64, head string) string {

@@ -101,7 +101,7 @@ func (u *unit) partitions(ctx context.Context, device *loop.Device) ([]block.Par
 		return nil, errs.New(errs.Invalid, "attach %q: its partition table is empty: leave out readPartitions", u.Path)
 	}
 	for _, p := range table {
-		if err := block.AddPartition(u.driver.loop.Gate, device.File(), p); err != nil {
+		if err := block.AddPartition(u.driver.loop.Failpoint, device.File(), p); err != nil {
 			return nil, err
 		}
 	}
@@ -134,7 +134,7 @@ func (u *unit) removeNodes(parts []driver.Partition, made []int) error {
 func (u *unit) removePartitions(device *loop.Device) error {
 	parts, err := block.Partitions(device.Number)
 	for _, p := range parts {
-		err = errors.Join(err, block.DeletePartition(u.driver.loop.Gate, device.File(), p.Index))
+		err = errors.Join(err, block.DeletePartition(u.driver.loop.Failpoint, device.File(), p.Index))
 	}
 	return err
 }

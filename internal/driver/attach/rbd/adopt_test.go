@@ -16,7 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -34,12 +34,12 @@ func (w *world) next(t *testing.T, u driver.Unit) driver.Heritable {
 
 // victim is a daemon in its own process: its directory has the program.
 func victim(t *testing.T) {
-	drivertest.Victim(t, func(dir string, g gate.Gate) driver.Driver {
+	drivertest.Victim(t, func(dir string, g failpoint.Hook) driver.Driver {
 		code, err := os.ReadFile(filepath.Join(dir, "init"))
 		must(t, err)
 		init, err := program.Seal("imageapi-init", code)
 		must(t, err)
-		return rbd.New(rbd.Options{Gate: g, Helper: helper.New(init, g)})
+		return rbd.New(rbd.Options{Failpoint: g, Helper: helper.New(init, g)})
 	})
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
 	"github.com/kraken-hpc/imageapi/models"
@@ -17,9 +17,9 @@ import (
 
 // Options are what the driver depends on.
 type Options struct {
-	Gate   gate.Gate
-	Helper *helper.Runner
-	Log    *slog.Logger // default: none
+	Failpoint failpoint.Hook
+	Helper    *helper.Runner
+	Log       *slog.Logger // default: none
 }
 
 // Driver is the driver of mapped images.
@@ -37,9 +37,9 @@ func New(o Options) *Driver {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		bus:      rbd.Bus{Gate: o.Gate, Helper: o.Helper},
+		bus:      rbd.Bus{Failpoint: o.Failpoint, Helper: o.Helper},
 		helper:   o.Helper,
-		nodes:    block.Nodes{Gate: o.Gate},
+		nodes:    block.Nodes{Failpoint: o.Failpoint},
 		resolver: &net.Resolver{PreferGo: true},
 		log:      o.Log,
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -80,8 +80,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func (w *world) driver(g gate.Gate) driver.Driver {
-	return rbd.New(rbd.Options{Gate: g, Helper: helper.New(w.program, g)})
+func (w *world) driver(g failpoint.Hook) driver.Driver {
+	return rbd.New(rbd.Options{Failpoint: g, Helper: helper.New(w.program, g)})
 }
 
 // def is the definition of an image, with fields of it and options that are added or replaced.

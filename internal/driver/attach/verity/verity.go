@@ -18,16 +18,16 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/dm"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // Options are what the driver depends on.
 type Options struct {
-	Gate   gate.Gate
-	Helper *helper.Runner
-	Log    *slog.Logger // default: none
+	Failpoint failpoint.Hook
+	Helper    *helper.Runner
+	Log       *slog.Logger // default: none
 }
 
 // Driver is a driver of attachments that may have verity.
@@ -52,7 +52,7 @@ func Over(below driver.Heir, o Options) *Driver {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		Heir: below, mapper: dm.Mapper{Gate: o.Gate, Helper: o.Helper}, helper: o.Helper, nodes: block.Nodes{Gate: o.Gate}, log: o.Log,
+		Heir: below, mapper: dm.Mapper{Failpoint: o.Failpoint, Helper: o.Helper}, helper: o.Helper, nodes: block.Nodes{Failpoint: o.Failpoint}, log: o.Log,
 		corrupted: map[string]bool{}, stranded: map[int64]driver.Live{},
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -38,7 +38,7 @@ func must(t *testing.T, err error) {
 }
 
 // newDriver returns what makes a loopback driver with verity. The test also proves that no device of the device mapper is left.
-func newDriver(t *testing.T) func(g gate.Gate) driver.Driver {
+func newDriver(t *testing.T) func(g failpoint.Hook) driver.Driver {
 	t.Helper()
 	testkit.Guest(t)
 	testkit.Run(t, "modprobe", "-a", "loop", "dm_mod")
@@ -52,9 +52,9 @@ func newDriver(t *testing.T) func(g gate.Gate) driver.Driver {
 			t.Errorf("left: %s", left)
 		}
 	})
-	return func(g gate.Gate) driver.Driver {
+	return func(g failpoint.Hook) driver.Driver {
 		h := helper.New(init, g)
-		return verity.Over(loopback.New(loopback.Options{Gate: g, Helper: h}), verity.Options{Gate: g, Helper: h})
+		return verity.Over(loopback.New(loopback.Options{Failpoint: g, Helper: h}), verity.Options{Failpoint: g, Helper: h})
 	}
 }
 

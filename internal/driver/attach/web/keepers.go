@@ -16,7 +16,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/web/keeperbin"
 	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/nbd"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/web/keep"
@@ -43,7 +43,7 @@ func newKeepers(o Options) *keepers {
 	if k.binary == nil {
 		k.binary = keeperbin.Program
 	}
-	k.registry = keeper.Registry{Dir: o.KeepersDir, Starter: k, Gate: o.Gate}
+	k.registry = keeper.Registry{Dir: o.KeepersDir, Starter: k, Failpoint: o.Failpoint}
 	return k
 }
 
@@ -64,7 +64,7 @@ func (k *keepers) Start(path string, argv []string, attr *os.ProcAttr) (*os.Proc
 }
 
 // start starts a keeper.
-func (k *keepers) start(g gate.Gate, name, config string) (*keeper.Keeper, error) {
+func (k *keepers) start(g failpoint.Hook, name, config string) (*keeper.Keeper, error) {
 	code, err := k.code()
 	if err != nil {
 		return nil, err
@@ -123,10 +123,10 @@ func (u *unit) keeperName(id int64) string { return strconv.FormatInt(id, 10) + 
 func KeepersDir(runDir string) string { return filepath.Join(runDir, "keepers") }
 
 // CleanStray ends the device and the keeper to which a file in KeepersDir belongs, and removes the file.
-func CleanStray(ctx context.Context, g gate.Gate, path string) error {
+func CleanStray(ctx context.Context, g failpoint.Hook, path string) error {
 	name, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(path), ".sock"), ".exit")
 	tag := "imageapi-" + strings.Replace(name, ".", "-", 1)
-	k := nbd.Kernel{Gate: g}
+	k := nbd.Kernel{Failpoint: g}
 	index, found, err := nbd.Find(tag)
 	if err == nil && found {
 		if err = k.Disconnect(index); err == nil {
@@ -136,7 +136,7 @@ func CleanStray(ctx context.Context, g gate.Gate, path string) error {
 	if err != nil {
 		return err
 	}
-	return endKeeper(ctx, &keeper.Registry{Dir: filepath.Dir(path), Gate: g}, name)
+	return endKeeper(ctx, &keeper.Registry{Dir: filepath.Dir(path), Failpoint: g}, name)
 }
 
 // endKeeper ends a keeper, if there is one, and removes its files.
@@ -158,7 +158,7 @@ func endKeeper(ctx context.Context, r *keeper.Registry, name string) error {
 	if _, err := os.Lstat(r.Dir); err != nil {
 		return nil
 	}
-	err := r.Gate.Do("keepers remove", func() error { return os.Remove(r.Dir) })
+	err := r.Failpoint.Do("keepers remove", func() error { return os.Remove(r.Dir) })
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) {
 		return nil
 	}

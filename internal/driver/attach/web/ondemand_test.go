@@ -24,7 +24,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/nbd"
@@ -101,9 +101,9 @@ func keeperProgram(dir string) func() (*os.File, error) {
 	}
 }
 
-func (r *remote) driver(t *testing.T, g gate.Gate) driver.Driver {
+func (r *remote) driver(t *testing.T, g failpoint.Hook) driver.Driver {
 	return web.New(web.Options{
-		Gate: g, Helper: helper.New(r.program, g), Cache: &web.Store{Gate: g, Size: 64 << 20, Mounts: r.mounts},
+		Failpoint: g, Helper: helper.New(r.program, g), Cache: &web.Store{Failpoint: g, Size: 64 << 20, Mounts: r.mounts},
 		Launcher: r.launch, KeepersDir: filepath.Join(r.dir, "keepers"), Program: keeperProgram(t.TempDir()), Secrets: r.mounts,
 	})
 }
@@ -454,7 +454,7 @@ func TestOnDemandRefused(t *testing.T) {
 
 // A daemon that is killed at any act leaves nothing that the next one does not take away.
 func TestOnDemandKilled(t *testing.T) {
-	drivertest.Victim(t, func(dir string, g gate.Gate) driver.Driver {
+	drivertest.Victim(t, func(dir string, g failpoint.Hook) driver.Driver {
 		return (&remote{lab: openLab(t, dir), launch: openLaunch(t)}).driver(t, g)
 	})
 	r := newRemote(t)

@@ -209,7 +209,7 @@ func (s *service) start(ctx context.Context, resume bool) error {
 	if err != nil {
 		return err
 	}
-	k, err := d.keepers.start(d.nbd.Gate, s.name(), text)
+	k, err := d.keepers.start(d.nbd.Failpoint, s.name(), text)
 	if err != nil {
 		return err
 	}

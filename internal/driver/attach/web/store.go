@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/web/cache"
@@ -15,10 +15,10 @@ import (
 // Store opens the node's cache when the first image needs it: in a directory of the node's, or in a file system in memory that has
 // nothing else, so that images never take the space of the journal.
 type Store struct {
-	Gate   gate.Gate
-	Dir    string // empty: in memory
-	Size   int64  // in bytes
-	Mounts *mountdir.Dir
+	Failpoint failpoint.Hook
+	Dir       string // empty: in memory
+	Size      int64  // in bytes
+	Mounts    *mountdir.Dir
 
 	mu    sync.Mutex // protects what follows
 	cache *cache.Cache
@@ -79,7 +79,7 @@ func (s *Store) Open() (*cache.Cache, error) {
 			return nil, fmt.Errorf("make the image cache: %w", err)
 		}
 	}
-	s.cache, err = cache.Open(cache.Options{Dir: dir, Size: s.Size, Keep: s.Dir != "", Boot: boot, Gate: s.Gate})
+	s.cache, err = cache.Open(cache.Options{Dir: dir, Size: s.Size, Keep: s.Dir != "", Boot: boot, Failpoint: s.Failpoint})
 	return s.cache, err
 }
 
@@ -91,7 +91,7 @@ func (s *Store) memory() (string, error) {
 	if mounted, err := mount.IsMounted(path); err != nil || mounted {
 		return path, err
 	}
-	fs, err := mount.New(s.Gate, "tmpfs")
+	fs, err := mount.New(s.Failpoint, "tmpfs")
 	if err != nil {
 		return "", err
 	}

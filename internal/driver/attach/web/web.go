@@ -17,7 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
@@ -27,10 +27,10 @@ import (
 
 // Options are the driver's dependencies.
 type Options struct {
-	Gate   gate.Gate
-	Helper *helper.Runner // reads files with secrets
-	Claims *claims.Claims // shared with the other drivers; default: its own
-	Cache  *Store
+	Failpoint failpoint.Hook
+	Helper    *helper.Runner // reads files with secrets
+	Claims    *claims.Claims // shared with the other drivers; default: its own
+	Cache     *Store
 
 	// For images that are read on demand.
 	Launcher   Launcher
@@ -65,11 +65,11 @@ func New(o Options) *Driver {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		loop:    loop.Loop{Gate: o.Gate, Nodes: block.Nodes{Gate: o.Gate}},
+		loop:    loop.Loop{Failpoint: o.Failpoint, Nodes: block.Nodes{Failpoint: o.Failpoint}},
 		secrets: o.Helper,
-		claims:  claims.OrNew(o.Claims, o.Gate, o.Helper),
+		claims:  claims.OrNew(o.Claims, o.Failpoint, o.Helper),
 		cache:   o.Cache, log: o.Log,
-		nbd: nbd.Kernel{Gate: o.Gate}, nodes: block.Nodes{Gate: o.Gate}, keepers: newKeepers(o), kept: o.Secrets, changed: o.Changed,
+		nbd: nbd.Kernel{Failpoint: o.Failpoint}, nodes: block.Nodes{Failpoint: o.Failpoint}, keepers: newKeepers(o), kept: o.Secrets, changed: o.Changed,
 		services: map[int64]*service{},
 	}
 }

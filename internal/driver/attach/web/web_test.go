@@ -19,7 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
@@ -85,8 +85,8 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
-func (l *lab) driver(g gate.Gate, s *web.Store) driver.Driver {
-	return web.New(web.Options{Gate: g, Helper: helper.New(l.program, g), Cache: s})
+func (l *lab) driver(g failpoint.Hook, s *web.Store) driver.Driver {
+	return web.New(web.Options{Failpoint: g, Helper: helper.New(l.program, g), Cache: s})
 }
 
 func TestDriver(t *testing.T) {
@@ -96,7 +96,7 @@ func TestDriver(t *testing.T) {
 		return drivertest.Wrong{Name: name, Def: def, Paths: []string{path}}
 	}
 	drivertest.Run(t, drivertest.Case{
-		New:   func(g gate.Gate) driver.Driver { return l.driver(g, store) },
+		New:   func(g failpoint.Hook) driver.Driver { return l.driver(g, store) },
 		Scope: testkit.Scope{Dirs: []string{l.dir}},
 		Good: def(url+"/private?signature=canary-query", `"mode":"whole"`, `"digest":"`+digest()+`"`, `"etag":"\"one\""`, fmt.Sprintf(`"size":%d`, len(image)),
 			`"auth":{"user":"reader","password":"canary-password"}`),

@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
@@ -23,9 +23,9 @@ import (
 
 // Options is what the driver works with.
 type Options struct {
-	Gate   gate.Gate
-	Mounts *mountdir.Dir
-	Helper *helper.Runner // for trees whose server may be gone
+	Failpoint failpoint.Hook
+	Mounts    *mountdir.Dir
+	Helper    *helper.Runner // for trees whose server may be gone
 }
 
 type binder struct {
@@ -214,7 +214,7 @@ func (u *unit) remoteTree(dir *os.File) (driver.Tree, error) {
 
 // show copies the tree, restricts the copy while nobody can see it, and attaches it.
 func (u *unit) show(ctx context.Context, dir *os.File, site driver.Site, tree driver.Tree) (driver.Live, error) {
-	clone, err := mount.Clone(u.b.Gate, dir, u.Recursive)
+	clone, err := mount.Clone(u.b.Failpoint, dir, u.Recursive)
 	if err != nil {
 		return driver.Live{}, err
 	}
@@ -223,7 +223,7 @@ func (u *unit) show(ctx context.Context, dir *os.File, site driver.Site, tree dr
 	if u.ReadOnly {
 		attr |= mount.ReadOnly
 	}
-	if err := mount.Restrict(u.b.Gate, clone, attr, u.Recursive); err != nil {
+	if err := mount.Restrict(u.b.Failpoint, clone, attr, u.Recursive); err != nil {
 		return driver.Live{}, err
 	}
 	tree.Path, err = u.b.Mounts.Attach(site.ID, clone)

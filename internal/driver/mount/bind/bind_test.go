@@ -16,7 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/bind"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
@@ -69,9 +69,9 @@ func TestSuite(t *testing.T) {
 	}
 	tmpfs(t, filepath.Join(dir, "sub/deep"))
 	need := []driver.Live{mounttest.Tree(dir)}
-	create := func(g gate.Gate) driver.Driver {
-		w.Gate(g)
-		return bind.New(bind.Options{Gate: w.Pass, Mounts: w.Mounts})
+	create := func(g failpoint.Hook) driver.Driver {
+		w.Failpoint(g)
+		return bind.New(bind.Options{Failpoint: w.Pass, Mounts: w.Mounts})
 	}
 	hold := func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") }
 	t.Run("root", func(t *testing.T) {

@@ -51,7 +51,7 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	if u.FSType == detect {
 		return f, nil
 	}
-	if err := mount.Find(ctx, u.m.Gate, fs.Type); err != nil {
+	if err := mount.Find(ctx, u.m.Failpoint, fs.Type); err != nil {
 		return f, err
 	}
 	return f, u.m.Claims.Check(ctx, on.claim(fs))

@@ -17,7 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
@@ -28,11 +28,11 @@ import (
 
 // Options is what the driver works with.
 type Options struct {
-	Gate   gate.Gate
-	Mounts *mountdir.Dir
-	Helper *helper.Runner // for devices whose server may be gone
-	Claims *claims.Claims // shared with the other drivers; default: its own
-	Log    *slog.Logger   // default: none
+	Failpoint failpoint.Hook
+	Mounts    *mountdir.Dir
+	Helper    *helper.Runner // for devices whose server may be gone
+	Claims    *claims.Claims // shared with the other drivers; default: its own
+	Log       *slog.Logger   // default: none
 	// FSTypes are file systems that may be mounted besides the default ones. A file system's code reads whatever
 	// the image holds, so the list should have no more than what is used.
 	FSTypes []string
@@ -58,7 +58,7 @@ type mounter struct {
 
 // New returns the driver.
 func New(o Options) driver.Driver {
-	o.Claims = claims.OrNew(o.Claims, o.Gate, o.Helper)
+	o.Claims = claims.OrNew(o.Claims, o.Failpoint, o.Helper)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -72,7 +72,7 @@ func (*mounter) Kind() string { return "attach" }
 // Survey looks for each file system that may be mounted. One is enough.
 func (m *mounter) Survey(ctx context.Context) (s driver.Survey) {
 	for _, fsType := range m.allowed {
-		if err := mount.Find(ctx, m.Gate, fsType); err != nil {
+		if err := mount.Find(ctx, m.Failpoint, fsType); err != nil {
 			s.Missing = append(s.Missing, err.Error())
 		}
 	}
@@ -260,7 +260,7 @@ func (u *unit) mount(ctx context.Context, id int64, fs helper.FS, remote bool) (
 	if remote {
 		return u.m.remote.Helper(id).Mount(ctx, fs)
 	}
-	config, err := mount.New(u.m.Gate, fs.Type)
+	config, err := mount.New(u.m.Failpoint, fs.Type)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -35,9 +35,9 @@ func TestSuite(t *testing.T) {
 	other := *ext4.Device
 	other.Sequence++
 	drivertest.Run(t, drivertest.Case{
-		New: func(g gate.Gate) driver.Driver {
-			w.Gate(g)
-			return device.New(device.Options{Gate: w.Pass, Mounts: w.Mounts, FSTypes: []string{"nosuchfs"}})
+		New: func(g failpoint.Hook) driver.Driver {
+			w.Failpoint(g)
+			return device.New(device.Options{Failpoint: w.Pass, Mounts: w.Mounts, FSTypes: []string{"nosuchfs"}})
 		},
 		Scope: w.Scope(),
 		Good:  def(`"fs_type":"ext4","mount_options":["noatime","user_xattr,errors=continue"]`),
@@ -211,14 +211,14 @@ func TestReplacedBeforeMount(t *testing.T) {
 	w := mounttest.New(t)
 	on := mounttest.Attached(t, testkit.Ext4(t, mounttest.Files(t, map[string]string{"file": "x"})))
 	other := testkit.Ext4(t, mounttest.Files(t, map[string]string{"file": "of another"}))
-	w.Gate(func(act string, perform func() error) error {
+	w.Failpoint(func(act string, perform func() error) error {
 		if act == "mount create" {
 			testkit.Run(t, "losetup", "--detach", on.Device.Path)
 			testkit.Eventually(t, "the device is used again", func() bool { return exec.Command("losetup", on.Device.Path, other).Run() == nil })
 		}
 		return perform()
 	})
-	u, _ := drivertest.Plan(t, device.New(device.Options{Gate: w.Pass, Mounts: w.Mounts}), def(`"fs_type":"ext4"`))
+	u, _ := drivertest.Plan(t, device.New(device.Options{Failpoint: w.Pass, Mounts: w.Mounts}), def(`"fs_type":"ext4"`))
 	site := driver.Site{ID: 78, Needs: []driver.Live{on}}
 	before := testkit.Snapshot(t, w.Scope())
 	live, err := u.Up(context.Background(), site)

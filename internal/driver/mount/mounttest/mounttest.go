@@ -14,7 +14,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
@@ -24,30 +24,30 @@ type World struct {
 	Dir    string
 	Mounts *mountdir.Dir
 
-	gate *atomic.Pointer[gate.Gate]
+	failpoint *atomic.Pointer[failpoint.Hook]
 }
 
-// Gate lets the acts of Mounts pass g from now on.
-func (w World) Gate(g gate.Gate) { w.gate.Store(&g) }
+// Failpoint lets the acts of Mounts pass g from now on.
+func (w World) Failpoint(g failpoint.Hook) { w.failpoint.Store(&g) }
 
-// Pass is the gate of Mounts: it leaves the acts to what Gate was given.
+// Pass is the failpoint of Mounts: it leaves the acts to what Failpoint was given.
 func (w World) Pass(act string, perform func() error) error {
-	return w.gate.Load().Do(act, perform)
+	return w.failpoint.Load().Do(act, perform)
 }
 
 // New makes a World. The test needs root.
 func New(t testing.TB) World {
 	t.Helper()
 	testkit.Root(t)
-	w := World{Dir: testkit.RunDir(t), gate: &atomic.Pointer[gate.Gate]{}}
-	w.Gate(nil)
+	w := World{Dir: testkit.RunDir(t), failpoint: &atomic.Pointer[failpoint.Hook]{}}
+	w.Failpoint(nil)
 	mounts, err := mountdir.Open(filepath.Join(w.Dir, "mounts"), w.Pass)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.Mounts = mounts
 	t.Cleanup(func() {
-		w.Gate(nil)
+		w.Failpoint(nil)
 		if err := mounts.Close(); err != nil {
 			t.Errorf("close the directory of mounts: %v", err)
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
@@ -33,7 +33,7 @@ func (w *world) next(t *testing.T, u driver.Unit) driver.Heritable {
 
 // victim is a daemon in its own process: its directory has the program, and a link to the run directory.
 func victim(t *testing.T) {
-	drivertest.Victim(t, func(dir string, g gate.Gate) driver.Driver {
+	drivertest.Victim(t, func(dir string, g failpoint.Hook) driver.Driver {
 		mounts, err := mountdir.Open(filepath.Join(dir, "run/mounts"), g)
 		must(t, err)
 		code, err := os.ReadFile(filepath.Join(dir, "init"))

@@ -23,7 +23,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
@@ -380,7 +380,7 @@ func TestForceIsGentle(t *testing.T) {
 // TestSuite is what every driver passes, and those that stand on a server pass there too.
 func TestSuite(t *testing.T) {
 	w := newWorld(t)
-	runner := func(g gate.Gate) *helper.Runner { return helper.New(w.init, g) }
+	runner := func(g failpoint.Hook) *helper.Runner { return helper.New(w.init, g) }
 	testkit.Run(t, "cp", testkit.BusyboxImage(t), filepath.Join(export, "image"))
 	must(t, os.MkdirAll(filepath.Join(export, "dir/sub"), 0o755))
 	base, live := w.up(t, models.MountNfs{})
@@ -392,8 +392,8 @@ func TestSuite(t *testing.T) {
 
 	t.Run("nfs", func(t *testing.T) {
 		drivertest.Run(t, drivertest.Case{
-			New: func(g gate.Gate) driver.Driver {
-				w.Gate(g)
+			New: func(g failpoint.Hook) driver.Driver {
+				w.Failpoint(g)
 				return nfs.New(nfs.Options{Mounts: w.Mounts, Helper: runner(g)})
 			},
 			Scope: w.Scope(), Hold: hold,
@@ -404,9 +404,9 @@ func TestSuite(t *testing.T) {
 	})
 	t.Run("bind", func(t *testing.T) {
 		drivertest.Run(t, drivertest.Case{
-			New: func(g gate.Gate) driver.Driver {
-				w.Gate(g)
-				return bind.New(bind.Options{Gate: g, Mounts: w.Mounts, Helper: runner(g)})
+			New: func(g failpoint.Hook) driver.Driver {
+				w.Failpoint(g)
+				return bind.New(bind.Options{Failpoint: g, Mounts: w.Mounts, Helper: runner(g)})
 			},
 			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{live},
 			Good:  `{"kind":"bind","bind":{"path":"dir","base":"mount","mount":` + below + `}}`,
@@ -415,8 +415,8 @@ func TestSuite(t *testing.T) {
 	})
 	t.Run("loopback", func(t *testing.T) {
 		drivertest.Run(t, drivertest.Case{
-			New: func(g gate.Gate) driver.Driver {
-				return loopback.New(loopback.Options{Gate: g, Helper: runner(g)})
+			New: func(g failpoint.Hook) driver.Driver {
+				return loopback.New(loopback.Options{Failpoint: g, Helper: runner(g)})
 			},
 			Scope: w.Scope(), Needs: []driver.Live{live},
 			Good: `{"kind":"loopback","loopback":{"path":"../image","base":"mount","mount":` + below + `}}`,
@@ -428,9 +428,9 @@ func TestSuite(t *testing.T) {
 	})
 	t.Run("overlay", func(t *testing.T) {
 		drivertest.Run(t, drivertest.Case{
-			New: func(g gate.Gate) driver.Driver {
-				w.Gate(g)
-				return overlay.New(overlay.Options{Gate: g, Mounts: w.Mounts, Helper: runner(g)})
+			New: func(g failpoint.Hook) driver.Driver {
+				w.Failpoint(g)
+				return overlay.New(overlay.Options{Failpoint: g, Mounts: w.Mounts, Helper: runner(g)})
 			},
 			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{live},
 			Good: `{"kind":"overlay","overlay":{"lower":[` + below + `]}}`,
@@ -440,9 +440,9 @@ func TestSuite(t *testing.T) {
 		attached := mounttest.Attached(t, filepath.Join(live.Tree.Path, "image"), "--read-only")
 		attached.Device.Remote = true
 		drivertest.Run(t, drivertest.Case{
-			New: func(g gate.Gate) driver.Driver {
-				w.Gate(g)
-				return device.New(device.Options{Gate: g, Mounts: w.Mounts, Helper: runner(g)})
+			New: func(g failpoint.Hook) driver.Driver {
+				w.Failpoint(g)
+				return device.New(device.Options{Failpoint: g, Mounts: w.Mounts, Helper: runner(g)})
 			},
 			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{attached},
 			Good:  `{"kind":"attach","attach":{"fs_type":"squashfs","attach":` + below + `}}`,

@@ -43,7 +43,7 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	if err != nil {
 		return f, err
 	}
-	return f, mount.Find(ctx, u.o.Gate, "overlay")
+	return f, mount.Find(ctx, u.o.Failpoint, "overlay")
 }
 
 // checkLayers makes sure of what can be told of the layers.

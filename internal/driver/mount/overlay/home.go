@@ -88,7 +88,7 @@ func (u *unit) homeInMemory(ctx context.Context, id int64, look layer.Look) (*ho
 
 // tmpfs makes a file system in memory that ends with its mount.
 func (o *overlayer) tmpfs(size int64) (*os.File, error) {
-	fs, err := mount.New(o.Gate, "tmpfs")
+	fs, err := mount.New(o.Failpoint, "tmpfs")
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +226,7 @@ func (o *overlayer) prepare(ctx context.Context, tree *driver.Tree, path string,
 		dir, err = o.Helper.Layer(ctx, tree.Path, path, look)
 		return dir, explain(err)
 	}
-	err = o.Gate.Do("overlay layer make", func() error {
+	err = o.Failpoint.Do("overlay layer make", func() error {
 		fd, err := layer.Prepare(tree.Path, path, look)
 		if err != nil {
 			return err
@@ -302,7 +302,7 @@ func (o *overlayer) copyOf(path string) (*os.File, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	return mount.Clone(o.Gate, dir, false)
+	return mount.Clone(o.Failpoint, dir, false)
 }
 
 func (b *taken) restore() error {

@@ -77,12 +77,12 @@ func (o *overlayer) showLower(ctx context.Context, id int64, lower *driver.Tree)
 		return driver.Live{}, err
 	}
 	defer dir.Close()
-	tree, err := mount.Clone(o.Gate, dir, false)
+	tree, err := mount.Clone(o.Failpoint, dir, false)
 	if err != nil {
 		return driver.Live{}, err
 	}
 	defer tree.Close()
-	if err := mount.Restrict(o.Gate, tree, mount.OnNode|mount.ReadOnly, false); err != nil {
+	if err := mount.Restrict(o.Failpoint, tree, mount.OnNode|mount.ReadOnly, false); err != nil {
 		return driver.Live{}, err
 	}
 	path, err := o.Mounts.Attach(id, tree)
@@ -99,7 +99,7 @@ func probe() bool {
 		return false
 	}
 	defer dir.Close()
-	fs, err := mount.New(nil, "overlay") // changes nothing, and so needs no gate
+	fs, err := mount.New(nil, "overlay") // changes nothing, and so needs no failpoint
 	if err != nil {
 		return true // whatever it is, the mount tells it
 	}
@@ -121,7 +121,7 @@ func (l layers) fs() helper.FS {
 
 // mount passes the layers by descriptor and returns a detached mount.
 func (o *overlayer) mount(l layers) (*os.File, error) {
-	fs, err := mount.New(o.Gate, "overlay")
+	fs, err := mount.New(o.Failpoint, "overlay")
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +173,7 @@ func (o *overlayer) showClassic(ctx context.Context, id int64, l layers) (string
 		if l.remote {
 			return o.remote.Helper(id).Classic(ctx, l.fs(), names, path, data)
 		}
-		return mount.Classic(o.Gate, names, "overlay", "overlay", speaker, path, l.attr(), data)
+		return mount.Classic(o.Failpoint, names, "overlay", "overlay", speaker, path, l.attr(), data)
 	})
 }
 
@@ -196,7 +196,7 @@ func (o *overlayer) link(dir string, l layers) (string, error) {
 	for _, p := range l.params() {
 		options = append(options, fmt.Sprint(p))
 	}
-	err := o.Gate.Do("overlay names make", func() error {
+	err := o.Failpoint.Do("overlay names make", func() error {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return err
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
@@ -34,10 +34,10 @@ const (
 
 // Options is what the driver works with.
 type Options struct {
-	Gate   gate.Gate
-	Mounts *mountdir.Dir
-	Helper *helper.Runner // for layers whose server may be gone
-	Claims *claims.Claims // shared with the other drivers; default: its own
+	Failpoint failpoint.Hook
+	Mounts    *mountdir.Dir
+	Helper    *helper.Runner // for layers whose server may be gone
+	Claims    *claims.Claims // shared with the other drivers; default: its own
 	// Classic makes overlays by mount(2) even where the kernel takes layers by descriptor.
 	Classic bool
 }
@@ -51,7 +51,7 @@ type overlayer struct {
 
 // New returns the driver.
 func New(o Options) driver.Driver {
-	o.Claims = claims.OrNew(o.Claims, o.Gate, o.Helper)
+	o.Claims = claims.OrNew(o.Claims, o.Failpoint, o.Helper)
 	return &overlayer{
 		Options: o,
 		// Not asked before the first overlay: asking would load the kernel's module.
@@ -67,7 +67,7 @@ func (*overlayer) Kind() string { return "overlay" }
 
 // Survey looks for overlayfs.
 func (o *overlayer) Survey(ctx context.Context) driver.Survey {
-	return driver.Lacks(mount.Find(ctx, o.Gate, "overlay"))
+	return driver.Lacks(mount.Find(ctx, o.Failpoint, "overlay"))
 }
 
 func (o *overlayer) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
@@ -219,7 +219,7 @@ func (u *unit) unmount(ctx context.Context, site driver.Site) error {
 
 // removeNames removes what showClassic needs.
 func (o *overlayer) removeNames(id int64) error {
-	return o.Gate.Do("overlay names remove", func() error { return rmtree.Remove(o.names(id)) })
+	return o.Failpoint.Do("overlay names remove", func() error { return rmtree.Remove(o.names(id)) })
 }
 
 func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {

@@ -16,7 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/gate"
+	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
@@ -41,9 +41,9 @@ func bothWays(t *testing.T, test func(t *testing.T, w world)) {
 	}
 }
 
-func (w world) driver(g gate.Gate) driver.Driver {
-	w.Gate(g)
-	return overlay.New(overlay.Options{Mounts: w.Mounts, Classic: w.classic, Gate: w.Pass, Helper: helper.New(w.program, w.Pass)})
+func (w world) driver(g failpoint.Hook) driver.Driver {
+	w.Failpoint(g)
+	return overlay.New(overlay.Options{Mounts: w.Mounts, Classic: w.classic, Failpoint: w.Pass, Helper: helper.New(w.program, w.Pass)})
 }
 
 // lowers makes n layers with a file each and one that all have, and returns them, topmost first.

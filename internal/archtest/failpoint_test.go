@@ -19,8 +19,8 @@ import (
 	"testing"
 )
 
-// privileged are the functions that change the node, or may. The gate's rule is about them: what reaches one must do so inside
-// of a function that is given to gate.Gate.Do. A name that ends in * means all that begin so.
+// privileged are the functions that change the node, or may. The failpoint's rule is about them: what reaches one must do so inside
+// of a function that is given to failpoint.Hook.Do. A name that ends in * means all that begin so.
 var privileged = map[string]string{
 	"golang.org/x/sys/unix": `Mount MoveMount OpenTree Fsopen Fspick Fsconfig* Fsmount MountSetattr Unmount PivotRoot Chroot Unshare Setns Sethostname
 		Mknod Mknodat Mkdir Mkdirat Rmdir Unlink Unlinkat Symlink Symlinkat Link Linkat Rename Renameat Renameat2 Truncate Ftruncate
@@ -37,8 +37,8 @@ var privileged = map[string]string{
 // writing are the flags by which an open file can change the node; so opening one is an act.
 var writing = []string{"O_WRONLY", "O_RDWR", "O_CREATE", "O_CREAT", "O_TRUNC"}
 
-// ungated are the functions that may act without a gate, each with the reason. What is reached through one is not looked at.
-var ungated = map[string]string{
+// unguarded are the functions that may act without a failpoint, each with the reason. What is reached through one is not looked at.
+var unguarded = map[string]string{
 	"cmd/imageapi-server.leaveNoCore": "about the daemon itself, before there is an object",
 
 	"internal/cli.makeRaw": "the terminal of the user of the client, which is no part of the node",
@@ -55,17 +55,17 @@ var ungated = map[string]string{
 	"(*internal/sys/cgroup.Parent).lock": "as claim",
 
 	"internal/state/journal.Open":           "a file is set aside before there is an object",
-	"(*internal/state/journal.floor).raise": "a part of writing the journal, which has a gate",
+	"(*internal/state/journal.floor).raise": "a part of writing the journal, which has a failpoint",
 
 	"internal/container.takeOpenFiles":                  "the daemon's own limit of open files",
 	"internal/sys/block.ioctl":                          "asks a device",
 	"(internal/sys/dm.request).ask":                     "asks for a device",
 	"internal/sys/sockdiag.Lookup":                      "asks for a socket",
 	"(*internal/container.command).firstGone":           "asks for a process: signal 0",
-	"(*internal/sys/loop.Loop).free":                    "opens a device; what is done with it has gates",
+	"(*internal/sys/loop.Loop).free":                    "opens a device; what is done with it has failpoints",
 	"(*internal/sys/loop.Loop).control":                 "as free",
-	"internal/sys/loop.setStatus":                       "changeFlags takes it through a gate",
-	"(*internal/driver/attach/loopback.unit).openPlace": "opens an image; what is done with it has gates",
+	"internal/sys/loop.setStatus":                       "changeFlags takes it through a failpoint",
+	"(*internal/driver/attach/loopback.unit).openPlace": "opens an image; what is done with it has failpoints",
 
 	// The kernel refuses nobody to kill his child, and whoever is killed before has not killed either.
 	"(*internal/container.process).undo":   "kills a supervisor that failed",
@@ -74,20 +74,20 @@ var ungated = map[string]string{
 	"(*internal/sys/helper.process).kill":  "kills a helper",
 	"(*internal/proc/keeper.Keeper).Kill":  "kills a keeper",
 
-	"(*internal/container.Driver).Launch": "package keeper starts its programs behind a gate",
+	"(*internal/container.Driver).Launch": "package keeper starts its programs behind a failpoint",
 	"internal/sys/nbd.dial":               "asks for a family of generic netlink",
 	"internal/proc/wire.Send":             "sends a message to a process of ours",
 }
 
-// isBeside tells whether a function is part of the programs beside and inside containers and beside devices, where a gate can't be: a
+// isBeside tells whether a function is part of the programs beside and inside containers and beside devices, where a failpoint can't be: a
 // crash test kills them from the outside.
 func isBeside(name string) bool {
 	return strings.Contains(name, "cmd/imageapi-init.") ||
 		strings.Contains(name, "internal/web/keep.") || strings.Contains(name, "internal/proc/companion.")
 }
 
-// TestEveryActPassesAGate: what no gate sees no test can fail or die at.
-func TestEveryActPassesAGate(t *testing.T) {
+// TestEveryActPassesAFailpoint: what no failpoint sees no test can fail or die at.
+func TestEveryActPassesAFailpoint(t *testing.T) {
 	t.Parallel()
 	tree := load(t)
 	used := map[string]bool{}
@@ -96,29 +96,29 @@ func TestEveryActPassesAGate(t *testing.T) {
 			continue
 		}
 		for _, act := range f.acts {
-			if ungated[name] != "" {
+			if unguarded[name] != "" {
 				used[name] = true
 				continue
 			}
 			if ways := tree.open(name, nil, used); len(ways) > 0 {
-				t.Errorf("%s: %s is reached without a gate, by %d ways, such as %s", act.at, act.name, len(ways), slices.MinFunc(ways, shorter))
+				t.Errorf("%s: %s is reached without a failpoint, by %d ways, such as %s", act.at, act.name, len(ways), slices.MinFunc(ways, shorter))
 			}
 		}
 	}
-	for name := range ungated {
+	for name := range unguarded {
 		if !used[name] {
-			t.Errorf("ungated: %s does nothing that needs an exception", name)
+			t.Errorf("unguarded: %s does nothing that needs an exception", name)
 		}
 	}
-	if len(tree.gates) < 40 {
-		t.Errorf("only %d kinds of acts were found", len(tree.gates))
+	if len(tree.failpoints) < 40 {
+		t.Errorf("only %d kinds of acts were found", len(tree.failpoints))
 	}
 }
 
 // A function is one that is declared in the tree.
 type function struct {
 	acts    []act
-	callers []string // that call it, or take its value, outside of a gate
+	callers []string // that call it, or take its value, outside of a failpoint
 	called  bool     // also inside of one
 }
 
@@ -126,17 +126,17 @@ type act struct{ name, at string }
 
 // A source is the tree, as far as it can act.
 type source struct {
-	files     *token.FileSet
-	functions map[string]*function
-	gates     map[string]bool // the names of the acts that pass one
+	files      *token.FileSet
+	functions  map[string]*function
+	failpoints map[string]bool // the names of the acts that pass one
 }
 
-// open returns by which ways a function is reached without a gate: each a list of functions, from the outermost.
+// open returns by which ways a function is reached without a failpoint: each a list of functions, from the outermost.
 func (s *source) open(name string, below []string, used map[string]bool) (chains []string) {
 	if slices.Contains(below, name) {
 		return nil
 	}
-	if ungated[name] != "" {
+	if unguarded[name] != "" {
 		used[name] = true
 		return nil
 	}
@@ -145,7 +145,7 @@ func (s *source) open(name string, below []string, used map[string]bool) (chains
 	outer := slices.DeleteFunc(slices.Clone(f.callers), isBeside)
 	if len(outer) == 0 {
 		if f.called || len(f.callers) > 0 {
-			return nil // only behind a gate, or beside
+			return nil // only behind a failpoint, or beside
 		}
 		slices.Reverse(below)
 		return []string{strings.Join(below, ", ")}
@@ -159,7 +159,7 @@ func (s *source) open(name string, below []string, used map[string]bool) (chains
 // load reads what daemon and imageapi-init are made of.
 func load(t *testing.T) *source {
 	t.Helper()
-	s := &source{functions: map[string]*function{}, gates: map[string]bool{}}
+	s := &source{functions: map[string]*function{}, failpoints: map[string]bool{}}
 	for _, p := range checked(t) {
 		s.files = p.files
 		for _, file := range p.parsed {
@@ -253,20 +253,20 @@ func (s *source) function(name string) *function {
 // A visitor walks through a function.
 type visitor struct {
 	*source
-	info  *types.Info
-	owner string
-	gated bool
+	info    *types.Info
+	owner   string
+	guarded bool
 }
 
 func (v visitor) Visit(n ast.Node) ast.Visitor {
 	switch n := n.(type) {
 	case *ast.CallExpr:
-		if v.isGate(n) {
+		if v.isFailpoint(n) {
 			inside := v
-			inside.gated = true
+			inside.guarded = true
 			ast.Walk(inside, n.Args[1])
 			if name, err := strconv.Unquote(text(n.Args[0])); err == nil {
-				v.gates[name] = true
+				v.failpoints[name] = true
 			}
 			return nil
 		}
@@ -289,7 +289,7 @@ func (v visitor) Visit(n ast.Node) ast.Visitor {
 }
 
 func (v visitor) note(name string, at token.Pos) {
-	if !v.gated {
+	if !v.guarded {
 		p := v.files.Position(at)
 		f := v.function(v.owner)
 		f.acts = append(f.acts, act{name, fmt.Sprintf("%s:%d", p.Filename[strings.Index(p.Filename, "/internal/")+1:], p.Line)})
@@ -299,19 +299,19 @@ func (v visitor) note(name string, at token.Pos) {
 func (v visitor) calls(f *types.Func) {
 	to := v.function(nameOf(f))
 	to.called = true
-	if !v.gated && nameOf(f) != v.owner {
+	if !v.guarded && nameOf(f) != v.owner {
 		to.callers = append(to.callers, v.owner)
 	}
 }
 
-// isGate tells whether a call is one of gate.Gate.Do.
-func (v visitor) isGate(call *ast.CallExpr) bool {
+// isFailpoint tells whether a call is one of failpoint.Hook.Do.
+func (v visitor) isFailpoint(call *ast.CallExpr) bool {
 	s, ok := call.Fun.(*ast.SelectorExpr)
 	if !ok {
 		return false
 	}
 	f, ok := v.info.Uses[s.Sel].(*types.Func)
-	return ok && nameOf(f) == "(internal/sys/gate.Gate).Do"
+	return ok && nameOf(f) == "(internal/sys/failpoint.Hook).Do"
 }
 
 // opens tells whether a call has a flag that opens a file for writing. What is written to /dev/null changes nothing.
