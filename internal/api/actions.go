@@ -87,7 +87,7 @@ func warnOfCreated(r *http.Request, snap *state.Snapshot, plan *driver.Plan, id 
 	if !ok {
 		return
 	}
-	for _, text := range view.Live.Warnings {
+	for _, text := range view.Status.Warnings {
 		warn(r, "%s.%s", plan.Path, text)
 	}
 	for i, need := range plan.Needs {

@@ -35,7 +35,7 @@ func (r renderer) object(id int64) (driver.Object, error) {
 		return driver.Object{}, err
 	}
 	o := blank(view)
-	view.Unit.Show(o, view.Live, needs)
+	view.Unit.Show(o, view.Status, needs)
 	r.done[id] = o
 	return o, nil
 }
@@ -47,7 +47,7 @@ func (r renderer) moves() bool {
 		if !ok {
 			continue
 		}
-		if s, ok := v.Unit.(driver.Still); !ok || !s.IsStill(v.Live) {
+		if s, ok := v.Unit.(driver.Still); !ok || !s.IsStill(v.Status) {
 			return true
 		}
 	}
@@ -77,7 +77,7 @@ func alone(view *state.View) driver.Object {
 		needs[i] = driver.Object{Attach: &models.Attach{ID: models.ID(id)}, Mount: &models.Mount{ID: models.ID(id)}} // its unit knows which it is
 	}
 	o := blank(view)
-	view.Unit.Show(o, view.Live, needs)
+	view.Unit.Show(o, view.Status, needs)
 	return o
 }
 
@@ -100,8 +100,8 @@ func attachOf(v *state.View) *models.Attach {
 	}
 	a.Labels, a.Generation, a.NeededBy = v.Labels, v.Generation, neededBy(v)
 	a.WaitsFor, a.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
-	if v.Live.Device != nil {
-		a.DeviceFile = v.Live.Device.Path
+	if v.Status.Device != nil {
+		a.DeviceFile = v.Status.Device.Path
 	}
 	return a
 }
@@ -113,8 +113,8 @@ func mountOf(v *state.View) *models.Mount {
 	}
 	m.Labels, m.Generation, m.NeededBy = v.Labels, v.Generation, neededBy(v)
 	m.WaitsFor, m.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
-	if v.Live.Tree != nil {
-		m.Mountpoint = v.Live.Tree.Path
+	if v.Status.Tree != nil {
+		m.Mountpoint = v.Status.Tree.Path
 	}
 	return m
 }

@@ -157,24 +157,24 @@ type unit struct {
 	def driver.Object
 }
 
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	if err := u.w.up(ctx); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	switch {
 	case u.def.Attach != nil:
-		live := driver.Live{Device: &driver.Device{Path: "/dev/fake"}}
+		status := driver.Status{Device: &driver.Device{Path: "/dev/fake"}}
 		if u.def.Attach.Local != nil && *u.def.Attach.Local.Path == "/dev/odd" {
-			live.Warnings = []string{"local.path: is odd"}
+			status.Warnings = []string{"local.path: is odd"}
 		}
-		return live, nil
+		return status, nil
 	case u.def.Mount != nil:
-		return driver.Live{Tree: &driver.Tree{Path: "/mounts/fake"}}, nil
+		return driver.Status{Tree: &driver.Tree{Path: "/mounts/fake"}}, nil
 	}
-	return driver.Live{}, nil
+	return driver.Status{}, nil
 }
 
-func (u *unit) Down(context.Context, driver.Site, driver.Live) error {
+func (u *unit) Down(context.Context, driver.Placement, driver.Status) error {
 	if u.def.Attach != nil {
 		return u.w.down(driver.Attach)
 	}
@@ -183,9 +183,9 @@ func (u *unit) Down(context.Context, driver.Site, driver.Live) error {
 
 func (u *unit) MarshalJSON() ([]byte, error) { return []byte("{}"), nil }
 
-func (u *unit) IsStill(driver.Live) bool { return !u.w.moves }
+func (u *unit) IsStill(driver.Status) bool { return !u.w.moves }
 
-func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
+func (u *unit) Show(out driver.Object, _ driver.Status, needs []driver.Object) {
 	u.w.shown.Add(1)
 	switch {
 	case out.Container != nil:
@@ -212,7 +212,7 @@ func (u *containerUnit) Autostart() bool {
 	return u.def.Container.State == models.ContainerStateRunning
 }
 
-func (u *containerUnit) Start(context.Context, driver.Site, driver.Live) (driver.Process, error) {
+func (u *containerUnit) Start(context.Context, driver.Placement, driver.Status) (driver.Process, error) {
 	return &process{done: make(chan struct{})}, nil
 }
 

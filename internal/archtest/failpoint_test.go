@@ -65,7 +65,7 @@ var unguarded = map[string]string{
 	"(*internal/sys/loop.Loop).free":                    "opens a device; what is done with it has failpoints",
 	"(*internal/sys/loop.Loop).control":                 "as free",
 	"internal/sys/loop.setStatus":                       "changeFlags takes it through a failpoint",
-	"(*internal/driver/attach/loopback.unit).openPlace": "opens an image; what is done with it has failpoints",
+	"(*internal/driver/attach/loopback.unit).openFound": "opens an image; what is done with it has failpoints",
 
 	// The kernel refuses nobody to kill his child, and whoever is killed before has not killed either.
 	"(*internal/container.process).undo":   "kills a supervisor that failed",

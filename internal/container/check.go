@@ -18,7 +18,7 @@ import (
 )
 
 // Check implements driver.Checker.
-func (u *unit) Check(_ context.Context, _ driver.Site) (driver.Forecast, error) {
+func (u *unit) Check(_ context.Context, _ driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{Does: "make the log of the container"}
 	if u.Resources != nil {
 		f.Does += " and try its limits"
@@ -31,9 +31,9 @@ func (u *unit) Check(_ context.Context, _ driver.Site) (driver.Forecast, error) 
 }
 
 // CheckStart implements driver.StartChecker.
-func (u *unit) CheckStart(ctx context.Context, site driver.Site) (driver.Forecast, error) {
+func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{Does: "start " + u.Words[0]}
-	config, err := u.whole(site.ID)
+	config, err := u.whole(place.ID)
 	if err != nil {
 		return f, err
 	}
@@ -42,7 +42,7 @@ func (u *unit) CheckStart(ctx context.Context, site driver.Site) (driver.Forecas
 	if err != nil {
 		return f, err
 	}
-	looked, err := u.checkCommand(site.Needs[0].Tree, config)
+	looked, err := u.checkCommand(place.Needs[0].Tree, config)
 	if !looked {
 		f.Unknown = []string{fmt.Sprintf("whether the root has %s, and what it needs", u.Words[0])}
 	}

@@ -71,10 +71,10 @@ func newNode(t testing.TB, change ...func(*container.Options)) *node {
 
 // box is a container that is up.
 type box struct {
-	t    testing.TB
-	unit driver.ContainerUnit
-	site driver.Site
-	live driver.Live
+	t      testing.TB
+	unit   driver.ContainerUnit
+	place  driver.Placement
+	status driver.Status
 }
 
 // definition makes a definition from a command and namespaces.
@@ -90,13 +90,13 @@ func (n *node) up(t testing.TB, root string, c *models.Container) *box {
 	if err := faults.Err(); err != nil {
 		t.Fatal(err)
 	}
-	b := &box{t: t, unit: u.(driver.ContainerUnit), site: driver.Site{ID: n.ids.Add(1), Needs: []driver.Live{{Tree: &driver.Tree{Path: root}}}}}
+	b := &box{t: t, unit: u.(driver.ContainerUnit), place: driver.Placement{ID: n.ids.Add(1), Needs: []driver.Status{{Tree: &driver.Tree{Path: root}}}}}
 	var err error
-	if b.live, err = u.Up(t.Context(), b.site); err != nil {
+	if b.status, err = u.Up(t.Context(), b.place); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := u.Down(context.Background(), b.site, b.live); err != nil {
+		if err := u.Down(context.Background(), b.place, b.status); err != nil {
 			t.Errorf("down: %v", err)
 		}
 	})
@@ -106,7 +106,7 @@ func (n *node) up(t testing.TB, root string, c *models.Container) *box {
 // start starts it; it is killed after the test.
 func (b *box) start() driver.Process {
 	b.t.Helper()
-	p, err := b.unit.Start(b.t.Context(), b.site, b.live)
+	p, err := b.unit.Start(b.t.Context(), b.place, b.status)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func (b *box) start() driver.Process {
 func (b *box) log() string {
 	b.t.Helper()
 	var shown models.Container
-	b.unit.Show(driver.Object{Container: &shown}, b.live, nil)
+	b.unit.Show(driver.Object{Container: &shown}, b.status, nil)
 	text, err := os.ReadFile(shown.Logfile)
 	if err != nil {
 		b.t.Fatal(err)
@@ -214,7 +214,7 @@ func TestOutput(t *testing.T) {
 	if got := b.log(); !strings.HasPrefix(got, first) || len(got) <= len(first) {
 		t.Errorf("a second start makes %q of %q", got, first)
 	}
-	info, err := os.Stat(filepath.Join(n.runDir, "logs", fmt.Sprint(b.site.ID)+".log"))
+	info, err := os.Stat(filepath.Join(n.runDir, "logs", fmt.Sprint(b.place.ID)+".log"))
 	if err != nil || info.Mode() != 0o600 {
 		t.Errorf("mode of the log: %v, %v", info.Mode(), err)
 	}
@@ -249,7 +249,7 @@ func TestLogThatIsALinkIsNotFollowed(t *testing.T) {
 	if err := os.Symlink(victim, link); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.unit.Start(t.Context(), b.site, b.live); err == nil {
+	if _, err := b.unit.Start(t.Context(), b.place, b.status); err == nil {
 		t.Error("started with a link for a log")
 	}
 	if text, _ := os.ReadFile(victim); string(text) != "precious" {
@@ -282,7 +282,7 @@ func TestRemovedGroup(t *testing.T) {
 	if !removed {
 		t.Fatal("there is no group of the supervisors")
 	}
-	if _, err := b.unit.Start(t.Context(), b.site, b.live); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "--cgroup-parent") {
+	if _, err := b.unit.Start(t.Context(), b.place, b.status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "--cgroup-parent") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -335,7 +335,7 @@ func TestEveryActFails(t *testing.T) {
 	for act := int64(1); ; act++ {
 		seen.Store(0)
 		fail.Store(act)
-		p, err := b.unit.Start(t.Context(), b.site, b.live)
+		p, err := b.unit.Start(t.Context(), b.place, b.status)
 		if err != nil {
 			t.Logf("act %d: %v", act, err)
 			continue

@@ -47,8 +47,8 @@ func TestExecEveryActFails(t *testing.T) {
 			t.Errorf("without %q something is left", act)
 		}
 	}
-	group := filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.site.ID))
-	testkit.Eventually(t, "none brings a command in", func() bool { return len(agents(t, n, b.site.ID)) == 0 })
+	group := filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.place.ID))
+	testkit.Eventually(t, "none brings a command in", func() bool { return len(agents(t, n, b.place.ID)) == 0 })
 	if left, err := filepath.Glob(group + "/exec-*"); err != nil || len(left) != 1 {
 		t.Errorf("the cgroups of commands that are left: %q, %v", left, err)
 	}
@@ -85,7 +85,7 @@ func TestExecWithoutItsParent(t *testing.T) {
 		answer <- err
 	}()
 	testkit.Eventually(t, "it runs", func() bool { return exists(filepath.Join(root, "there")) })
-	for _, agent := range agents(t, n, b.site.ID) {
+	for _, agent := range agents(t, n, b.place.ID) {
 		if err := unix.Kill(agent, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +126,7 @@ func TestExecLeavesNoParent(t *testing.T) {
 	n, root := newNode(t), testkit.Busybox(t)
 	b := n.up(t, root, definition("sleep 1000", mnt))
 	p := b.start()
-	group := filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.site.ID))
+	group := filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.place.ID))
 	left := func() []string {
 		groups, err := filepath.Glob(group + "/exec-*")
 		if err != nil {
@@ -139,7 +139,7 @@ func TestExecLeavesNoParent(t *testing.T) {
 		if _, err := p.Exec(t.Context(), script("while [ ! -e /end ]; do sleep 0.01; echo more; done "+redirect+" &")); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "none brings a command in", func() bool { return len(agents(t, n, b.site.ID)) == 0 })
+		testkit.Eventually(t, "none brings a command in", func() bool { return len(agents(t, n, b.place.ID)) == 0 })
 		running := left()
 		if len(running) != 1 {
 			t.Fatalf("%s: it does not run on: %q", what, running)

@@ -41,7 +41,7 @@ func TestCommandIsFirstProcess(t *testing.T) {
 		return err == nil && string(args) == "sleep\x001000\x00"
 	})
 	group, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID()))
-	if want := fmt.Sprintf("0::%s/%d\n", n.cgroup, b.site.ID); !strings.HasSuffix(string(group), want) {
+	if want := fmt.Sprintf("0::%s/%d\n", n.cgroup, b.place.ID); !strings.HasSuffix(string(group), want) {
 		t.Errorf("its cgroups are %q, without %q", group, want)
 	}
 }
@@ -193,7 +193,7 @@ func TestHostname(t *testing.T) {
 	}
 	b := n.up(t, root, definition("hostname"))
 	end(t, b.start())
-	if got, want := b.log(), fmt.Sprintf("imageapi-%d\n", b.site.ID); got != want {
+	if got, want := b.log(), fmt.Sprintf("imageapi-%d\n", b.place.ID); got != want {
 		t.Errorf("the unnamed one has the host name %q, want %q", got, want)
 	}
 	if now, _ := os.Hostname(); now != node {
@@ -251,7 +251,7 @@ func TestNamespaces(t *testing.T) {
 				}
 			}
 			var shown models.Container
-			b.unit.Show(object(&shown), b.live, nil)
+			b.unit.Show(object(&shown), b.status, nil)
 			if !slices.Equal(shown.Namespaces, c.own) {
 				t.Errorf("shown %v, want %v", shown.Namespaces, c.own)
 			}
@@ -360,14 +360,14 @@ func (n *node) refused(t *testing.T, root, command, text string, namespaces ...m
 func (n *node) refuses(t *testing.T, root string, def *models.Container, text string) {
 	t.Helper()
 	b, command := n.up(t, root, def), *def.Command
-	_, err := b.unit.Start(t.Context(), b.site, b.live)
+	_, err := b.unit.Start(t.Context(), b.place, b.status)
 	if err == nil || !strings.Contains(err.Error(), text) {
 		t.Errorf("%s: error %v, want one with %q", command, err, text)
 	}
 	if err != nil && !errs.Is(err, errs.Invalid) {
 		t.Errorf("%s: class %v", command, errs.ClassOf(err))
 	}
-	if group := filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.site.ID)); exists(group) {
+	if group := filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.place.ID)); exists(group) {
 		t.Errorf("%s: %s is left", command, group)
 	}
 }

@@ -109,7 +109,7 @@ func TestNothingEscapes(t *testing.T) {
 			t.Parallel()
 			n, root := newNode(t), testkit.Busybox(t)
 			b := n.up(t, root, definition(`sh -c '(setsid sh -c "echo out; exec sleep 54321" &) ; until grep -q 54321 /proc/[0-9]*/cmdline 2>/dev/null; do :; done; exit 0'`, list...))
-			group := filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.site.ID))
+			group := filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.place.ID))
 			p := b.start()
 			end(t, p)
 			if exists(group) {
@@ -164,7 +164,7 @@ func TestFreezeAndThaw(t *testing.T) {
 	if err := p.Freeze(t.Context()); err != nil {
 		t.Errorf("freeze twice: %v", err)
 	}
-	events, err := os.ReadFile(filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.site.ID), "cgroup.events"))
+	events, err := os.ReadFile(filepath.Join(testkit.CgroupRoot(), n.cgroup, fmt.Sprint(b.place.ID), "cgroup.events"))
 	if err != nil || !strings.Contains(string(events), "frozen 1\n") {
 		t.Errorf("after freezing: %q, %v", events, err)
 	}
@@ -285,9 +285,9 @@ func TestManyAtOnce(t *testing.T) {
 	var work sync.WaitGroup
 	for _, b := range boxes {
 		work.Go(func() {
-			p, err := b.unit.Start(t.Context(), b.site, b.live)
+			p, err := b.unit.Start(t.Context(), b.place, b.status)
 			if err != nil {
-				t.Errorf("start %d: %v", b.site.ID, err)
+				t.Errorf("start %d: %v", b.place.ID, err)
 				return
 			}
 			end(t, p)
@@ -308,7 +308,7 @@ func TestStartIsCancelled(t *testing.T) {
 	b := n.up(t, root, definition("sleep 1000"))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
 	defer cancel()
-	if p, err := b.unit.Start(ctx, b.site, b.live); !errs.Is(err, errs.Deadline) {
+	if p, err := b.unit.Start(ctx, b.place, b.status); !errs.Is(err, errs.Deadline) {
 		if err == nil {
 			p.Kill()
 			end(t, p)
@@ -318,7 +318,7 @@ func TestStartIsCancelled(t *testing.T) {
 	// At every moment of a start.
 	for d := 100 * time.Microsecond; ; d += 100 * time.Microsecond {
 		ctx, cancel := context.WithTimeout(t.Context(), d)
-		p, err := b.unit.Start(ctx, b.site, b.live)
+		p, err := b.unit.Start(ctx, b.place, b.status)
 		cancel()
 		if err == nil {
 			p.Kill()
@@ -372,7 +372,7 @@ func TestDevicesOfOthersCanBeFreed(t *testing.T) {
 				return
 			default:
 			}
-			p, err := quick.unit.Start(t.Context(), quick.site, quick.live)
+			p, err := quick.unit.Start(t.Context(), quick.place, quick.status)
 			if err != nil {
 				t.Error(err)
 				return
@@ -518,8 +518,8 @@ func daemonDies(t *testing.T, early bool) {
 		goOn()
 		testkit.Eventually(t, "all its processes to end", func() bool { return len(inGroupOf(t, group)) == 0 })
 	}
-	d, unit, site := successor(t, dir, root, group)
-	found, err := unit.Rejoin(t.Context(), site, driver.Live{})
+	d, unit, place := successor(t, dir, root, group)
+	found, err := unit.Rejoin(t.Context(), place, driver.Status{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -531,7 +531,7 @@ func daemonDies(t *testing.T, early bool) {
 	if exit == nil || exit.Code != 6 || exit.Lost != "" || exit.Left != nil || found.Since.IsZero() {
 		t.Errorf("found: %+v, ended %+v", found, exit)
 	}
-	if err := errors.Join(unit.Down(t.Context(), site, driver.Live{}), d.Close()); err != nil {
+	if err := errors.Join(unit.Down(t.Context(), place, driver.Status{}), d.Close()); err != nil {
 		t.Error(err)
 	}
 }
@@ -539,7 +539,7 @@ func daemonDies(t *testing.T, early bool) {
 const untilGo = "sh -c 'echo ready; until test -e /go; do sleep 0.1; done; echo went on; sleep 4321 & exit 6'"
 
 // successor is the next daemon, and its idea of the container of the one that died.
-func successor(t *testing.T, dir, root, group string) (*container.Driver, driver.HeritableContainer, driver.Site) {
+func successor(t *testing.T, dir, root, group string) (*container.Driver, driver.HeritableContainer, driver.Placement) {
 	t.Helper()
 	code, err := sealed()
 	if err != nil {
@@ -554,7 +554,7 @@ func successor(t *testing.T, dir, root, group string) (*container.Driver, driver
 	if err := faults.Err(); err != nil {
 		t.Fatal(err)
 	}
-	return d, u.(driver.HeritableContainer), driver.Site{ID: 1, Needs: []driver.Live{{Tree: &driver.Tree{Path: root}}}}
+	return d, u.(driver.HeritableContainer), driver.Placement{ID: 1, Needs: []driver.Status{{Tree: &driver.Tree{Path: root}}}}
 }
 
 // daemon runs a container until it is killed.

@@ -116,7 +116,7 @@ func TestOptionsAreShown(t *testing.T) {
 			t.Fatal(err)
 		}
 		var shown models.Container
-		u.Show(driver.Object{Container: &shown}, driver.Live{}, nil)
+		u.Show(driver.Object{Container: &shown}, driver.Status{}, nil)
 		shown.Mount = nil
 		data, err := json.Marshal(&shown)
 		if err != nil {

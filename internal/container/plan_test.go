@@ -28,7 +28,7 @@ func TestSuite(t *testing.T) {
 		},
 		Scope: testkit.Scope{Dirs: []string{n.runDir}, Cgroup: n.cgroup},
 		Good:  `{"name": "web", "command": "/bin/true", "namespaces": ["uts", "uts"], "state": "running", "mount": {"id": 7}, ` + everything + `}`,
-		Needs: []driver.Live{{Tree: &driver.Tree{Path: testkit.Busybox(t)}}},
+		Needs: []driver.Status{{Tree: &driver.Tree{Path: testkit.Busybox(t)}}},
 		Wrong: []drivertest.Wrong{
 			{Name: "unclosed quote", Def: `{"command": "sh -c 'x", "mount": {"id": 7}}`, Paths: []string{"command"}},
 			{Name: "no word", Def: `{"command": " \t", "mount": {"id": 7}}`, Paths: []string{"command"}},

@@ -27,11 +27,11 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt implements driver.Heritable. What there is of a container beside its runs is a file that the next run makes anew.
-func (u *unit) Adopt(context.Context, driver.Site, driver.Live) error { return nil }
+func (u *unit) Adopt(context.Context, driver.Placement, driver.Status) error { return nil }
 
 // Sweep implements driver.Heritable. The start belongs to the creation, so that there may be a run.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	found, err := u.Rejoin(ctx, site, driver.Live{})
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	found, err := u.Rejoin(ctx, place, driver.Status{})
 	if err != nil {
 		return err
 	}
@@ -43,32 +43,32 @@ func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
 			return fmt.Errorf("end container: %w", context.Cause(ctx))
 		}
 	}
-	return u.Down(ctx, site, driver.Live{})
+	return u.Down(ctx, place, driver.Status{})
 }
 
 // Rejoin implements driver.HeritableContainer.
-func (u *unit) Rejoin(ctx context.Context, site driver.Site, _ driver.Live) (driver.Found, error) {
-	p, hello, err := u.driver.rejoin(ctx, site.ID)
+func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Status) (driver.Found, error) {
+	p, hello, err := u.driver.rejoin(ctx, place.ID)
 	switch {
 	case err == nil:
-		if len(site.Needs) == 1 && site.Needs[0].Tree != nil {
-			if p.shares, err = findWritables(u.shared(site.Needs[0].Tree.Path)); err != nil {
-				u.driver.opt.Log.Warn("mount table not read, a remounted file system stays read-only", logkey.Container, site.ID, logkey.Error, err)
+		if len(place.Needs) == 1 && place.Needs[0].Tree != nil {
+			if p.shares, err = findWritables(u.shared(place.Needs[0].Tree.Path)); err != nil {
+				u.driver.opt.Log.Warn("mount table not read, a remounted file system stays read-only", logkey.Container, place.ID, logkey.Error, err)
 			}
 		}
-		u.catchUp(site.ID, p)
+		u.catchUp(place.ID, p)
 		u.driver.watches.Go(p.watch)
 		return driver.Found{Process: p, Since: hello.Since, Asked: hello.Asked}, nil
 	case errors.Is(err, errAlone):
-		return u.settle(ctx, site.ID, errAlone.Error(), false)
+		return u.settle(ctx, place.ID, errAlone.Error(), false)
 	case ctx.Err() != nil: // it was not given its time
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", context.Cause(ctx))
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		u.driver.opt.Log.Warn("supervisor unresponsive, killed", logkey.Container, site.ID, logkey.Error, err)
-		if err := u.driver.killSupervisor(site.ID); err != nil {
+		u.driver.opt.Log.Warn("supervisor unresponsive, killed", logkey.Container, place.ID, logkey.Error, err)
+		if err := u.driver.killSupervisor(place.ID); err != nil {
 			return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
 		}
-		return u.settle(ctx, site.ID, "the supervisor did not answer and was killed", true)
+		return u.settle(ctx, place.ID, "the supervisor did not answer and was killed", true)
 	default:
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
 	}

@@ -91,9 +91,9 @@ func (s *succession) begin(t *testing.T, root string, c *models.Container) *heri
 		t.Fatal(err)
 	}
 	h := &heritage{nodes: s}
-	h.box = &box{t: t, unit: u.(driver.ContainerUnit), site: driver.Site{ID: s.ids.Add(1), Needs: []driver.Live{{Tree: &driver.Tree{Path: root}}}}}
+	h.box = &box{t: t, unit: u.(driver.ContainerUnit), place: driver.Placement{ID: s.ids.Add(1), Needs: []driver.Status{{Tree: &driver.Tree{Path: root}}}}}
 	var err error
-	if h.live, err = u.Up(t.Context(), h.site); err != nil {
+	if h.status, err = u.Up(t.Context(), h.place); err != nil {
 		t.Fatal(err)
 	}
 	supervisor := 0
@@ -107,14 +107,14 @@ func (s *succession) begin(t *testing.T, root string, c *models.Container) *heri
 		s.close(t)
 		s.next(t)
 		h.restore()
-		if err := h.unit.(driver.Heritable).Sweep(context.Background(), h.site); err != nil {
+		if err := h.unit.(driver.Heritable).Sweep(context.Background(), h.place); err != nil {
 			t.Errorf("sweep: %v", err)
 		}
-		if left, err := filepath.Glob(filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".*")); err != nil || len(left) > 0 {
-			t.Errorf("of container %d is left: %q, %v", h.site.ID, left, err)
+		if left, err := filepath.Glob(filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".*")); err != nil || len(left) > 0 {
+			t.Errorf("of container %d is left: %q, %v", h.place.ID, left, err)
 		}
 	})
-	if h.proc, err = h.unit.Start(t.Context(), h.site, h.live); err != nil {
+	if h.proc, err = h.unit.Start(t.Context(), h.place, h.status); err != nil {
 		t.Fatal(err)
 	}
 	supervisor = supervisorOf(t, h.proc)
@@ -143,10 +143,10 @@ func (h *heritage) rejoin(meanwhile func()) driver.Found {
 	h.nodes.next(h.t)
 	h.restore()
 	unit := h.unit.(driver.HeritableContainer)
-	if err := unit.Adopt(h.t.Context(), h.site, h.live); err != nil {
+	if err := unit.Adopt(h.t.Context(), h.place, h.status); err != nil {
 		h.t.Fatal(err)
 	}
-	found, err := unit.Rejoin(h.t.Context(), h.site, h.live)
+	found, err := unit.Rejoin(h.t.Context(), h.place, h.status)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -192,7 +192,7 @@ func TestRejoin(t *testing.T) {
 					t.Error("it is not ready")
 				}
 				out, err := h.proc.Exec(t.Context(), script("echo $COLOUR; pwd; hostname"))
-				if want := fmt.Sprintf("green\n/bin\nimageapi-%d\n", h.site.ID); err != nil || list == nil && string(out.Stdout) != want || !strings.HasPrefix(string(out.Stdout), "green\n/bin\n") {
+				if want := fmt.Sprintf("green\n/bin\nimageapi-%d\n", h.place.ID); err != nil || list == nil && string(out.Stdout) != want || !strings.HasPrefix(string(out.Stdout), "green\n/bin\n") {
 					t.Errorf("a command: %q, %v", out.Stdout, err)
 				}
 				testkit.Eventually(t, "what has run the command to end", func() bool {
@@ -431,7 +431,7 @@ func TestOutputAcrossRejoin(t *testing.T) {
 		size := len(h.log())
 		testkit.Eventually(t, "more output", func() bool { return len(h.log()) > size })
 	})
-	log, err := h.unit.(driver.Logger).OpenLog(h.site.ID, driver.LogQuery{Tail: -1, Follow: true})
+	log, err := h.unit.(driver.Logger).OpenLog(h.place.ID, driver.LogQuery{Tail: -1, Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -562,7 +562,7 @@ func TestSupervisorTalksToRootAlone(t *testing.T) {
 	s, root := newSuccession(t), testkit.Busybox(t)
 	h := s.begin(t, root, definition("sleep 1000"))
 	pid := h.proc.PID()
-	path := filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock")
+	path := filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".sock")
 	found := h.rejoin(func() {
 		if err := errors.Join(os.Chmod(path, 0o666), os.Chmod(filepath.Dir(path), 0o711)); err != nil {
 			t.Fatal(err)
@@ -630,7 +630,7 @@ func TestSupervisorOfAnotherVersion(t *testing.T) {
 			t.Fatal(err)
 		}
 		testkit.Eventually(t, "the container to die", func() bool { return len(commands(t, group)) == 0 })
-		path := filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock")
+		path := filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".sock")
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
@@ -666,7 +666,7 @@ func TestSupervisorKilledBeforeItTells(t *testing.T) {
 	h.await("ready")
 	h.taken(nothing)
 	exit := proto.Exit{Code: 9, At: time.Unix(8, 0), Since: time.Unix(7, 0), LogErr: "no space"}
-	if err := os.WriteFile(filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".exit"), exit.Message(), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".exit"), exit.Message(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	supervisor, group := supervisorOf(t, h.proc), h.proc.Cgroup()
@@ -696,7 +696,7 @@ func TestSupervisorDoesNotGrow(t *testing.T) {
 	h.await("ready")
 	h.rejoin(func() {
 		visit := func() {
-			conn, err := net.Dial("unixpacket", filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock"))
+			conn, err := net.Dial("unixpacket", filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".sock"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -755,7 +755,7 @@ func TestDaemonOfAnotherVersion(t *testing.T) {
 	h := s.begin(t, root, definition(polite))
 	h.await("ready")
 	found := h.rejoin(func() {
-		conn, err := net.Dial("unixpacket", filepath.Join(s.runDir, "logs", fmt.Sprint(h.site.ID)+".sock"))
+		conn, err := net.Dial("unixpacket", filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".sock"))
 		if err != nil {
 			t.Fatal(err)
 		}

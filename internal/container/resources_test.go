@@ -57,7 +57,7 @@ func TestPlanResources(t *testing.T) {
 			c.want = c.given
 		}
 		var shown models.Container
-		u.Show(driver.Object{Container: &shown}, driver.Live{}, nil)
+		u.Show(driver.Object{Container: &shown}, driver.Status{}, nil)
 		if shown.Resources == nil || !reflect.DeepEqual(*shown.Resources, c.want) {
 			t.Errorf("%+v is shown as %+v", c.given, shown.Resources)
 		}
@@ -86,7 +86,7 @@ func TestMissingController(t *testing.T) {
 		def.Resources = &r
 		var faults errs.Faults
 		u, _ := n.Plan(driver.Object{Container: def}, &faults)
-		_, err := u.Up(t.Context(), driver.Site{ID: n.ids.Add(1), Needs: []driver.Live{{Tree: &driver.Tree{Path: root}}}})
+		_, err := u.Up(t.Context(), driver.Placement{ID: n.ids.Add(1), Needs: []driver.Status{{Tree: &driver.Tree{Path: root}}}})
 		if want := fmt.Sprintf("resources.%s: the node's cgroup v2 tree lacks the controller %s", field, controller); !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v (%v), want %q", field, err, errs.ClassOf(err), want)
 		}

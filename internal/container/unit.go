@@ -57,21 +57,21 @@ func (u *unit) Restart() driver.Restart {
 func (u *unit) Verified(below bool) bool { return below && len(u.Binds) == 0 }
 
 // Up makes the log file.
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	if err := u.supported(); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	if err := ctx.Err(); err != nil {
-		return driver.Live{}, errs.New(errs.Deadline, "create container: %w", context.Cause(ctx))
+		return driver.Status{}, errs.New(errs.Deadline, "create container: %w", context.Cause(ctx))
 	}
-	if err := u.tryResources(site.ID); err != nil {
-		return driver.Live{}, err
+	if err := u.tryResources(place.ID); err != nil {
+		return driver.Status{}, err
 	}
-	if err := u.driver.createLog(site.ID); err != nil {
-		return driver.Live{}, err
+	if err := u.driver.createLog(place.ID); err != nil {
+		return driver.Status{}, err
 	}
-	data, err := json.Marshal(notes{Log: u.driver.logPath(site.ID)})
-	return driver.Live{Notes: data}, err
+	data, err := json.Marshal(notes{Log: u.driver.logPath(place.ID)})
+	return driver.Status{Notes: data}, err
 }
 
 // supported refuses what this version or this kernel has not.
@@ -89,15 +89,15 @@ func (u *unit) supported() error {
 }
 
 // Down removes the log file and what is left of the last run: how it ended and, if its end could not, the cgroup and the socket.
-func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
-	if err := u.driver.parent.Remove(groupName(site.ID)); err != nil {
+func (u *unit) Down(_ context.Context, place driver.Placement, _ driver.Status) error {
+	if err := u.driver.parent.Remove(groupName(place.ID)); err != nil {
 		return err
 	}
-	return errors.Join(u.driver.unlisten(site.ID), u.driver.removeExit(site.ID), u.driver.removeLog(site.ID))
+	return errors.Join(u.driver.unlisten(place.ID), u.driver.removeExit(place.ID), u.driver.removeLog(place.ID))
 }
 
 // Show implements driver.Unit. What changes from run to run is not ours to show.
-func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
+func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
 	c := out.Container
 	c.Command = &u.Command
 	c.Systemd = &u.Systemd
@@ -109,20 +109,20 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 		c.Mount = needs[0].Mount
 	}
 	var n notes
-	if json.Unmarshal(live.Notes, &n) == nil { // there are none before Up
+	if json.Unmarshal(status.Notes, &n) == nil { // there are none before Up
 		c.Logfile = n.Log
 	}
 }
 
 // IsStill implements driver.Still.
-func (*unit) IsStill(driver.Live) bool { return true }
+func (*unit) IsStill(driver.Status) bool { return true }
 
 // Start implements driver.ContainerUnit.
-func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driver.Process, error) {
-	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
-		return nil, errs.New(errs.Internal, "start container %d: no root", site.ID)
+func (u *unit) Start(ctx context.Context, place driver.Placement, _ driver.Status) (driver.Process, error) {
+	if len(place.Needs) != 1 || place.Needs[0].Tree == nil {
+		return nil, errs.New(errs.Internal, "start container %d: no root", place.ID)
 	}
-	config, err := u.whole(site.ID)
+	config, err := u.whole(place.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -131,11 +131,11 @@ func (u *unit) Start(ctx context.Context, site driver.Site, _ driver.Live) (driv
 		return nil, err
 	}
 	defer given.close()
-	shares, err := findWritables(u.shared(site.Needs[0].Tree.Path))
+	shares, err := findWritables(u.shared(place.Needs[0].Tree.Path))
 	if err != nil {
 		return nil, err
 	}
-	p, err := u.driver.start(ctx, site.ID, site.Needs[0].Tree, given, shares, u.Resources, config)
+	p, err := u.driver.start(ctx, place.ID, place.Needs[0].Tree, given, shares, u.Resources, config)
 	if err != nil {
 		return nil, err
 	}

@@ -20,7 +20,7 @@ type ContainerUnit interface {
 	Restart() Restart
 	// Start runs the container once. It returns when the command has become the container's first process, or
 	// says why it can't, and then leaves nothing behind.
-	Start(ctx context.Context, site Site, live Live) (Process, error)
+	Start(ctx context.Context, place Placement, status Status) (Process, error)
 }
 
 // Changeable is a ContainerUnit whose definition can change while the container exists.
@@ -46,7 +46,7 @@ type HeritableContainer interface {
 	Heritable
 	// Rejoin finds the run that an earlier daemon has started last. If nobody sees to its processes any more it ends them. With an
 	// error nothing can be told of it, and it is left as it is.
-	Rejoin(ctx context.Context, site Site, live Live) (Found, error)
+	Rejoin(ctx context.Context, place Placement, status Status) (Found, error)
 }
 
 // Found is what a later daemon finds of the last run of a container.

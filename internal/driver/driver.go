@@ -52,7 +52,7 @@ type Need struct {
 	Def  Object
 }
 
-// Unit is one planned object. It never changes once made: what its life brings about is in Live. It is safe for
+// Unit is one planned object. It never changes once made: what Up brings about is in Status. It is safe for
 // concurrent use; the manager calls Up and Down of one Unit one at a time.
 //
 // A Unit marshals to JSON for the journal, without secrets.
@@ -60,14 +60,14 @@ type Unit interface {
 	// Up makes the object, or leaves nothing behind and says why not; if it can't undo in time what it has begun, the error has a
 	// *Left in its chain. It honours ctx's deadline.
 	// The error has a class, the cause in the kernel's own words, and says what to do.
-	Up(ctx context.Context, site Site) (Live, error)
+	Up(ctx context.Context, place Placement) (Status, error)
 	// Down takes away what Up made. What is already gone counts as taken away. If something else than an
 	// object of ours holds it, Down changes nothing and returns an errs.Conflict that names the holders.
-	Down(ctx context.Context, site Site, live Live) error
+	Down(ctx context.Context, place Placement, status Status) error
 	// Show writes the sub-object of its kind into out: the definition with its defaults, without secrets, and
-	// what live tells. needs are the objects it needs, whole, in the order of Plan's. live is zero before Up
+	// what status reports. needs are the objects it needs, whole, in the order of Plan's. status is zero before Up
 	// has succeeded. What is shared with earlier results of Show must not be changed afterwards.
-	Show(out Object, live Live, needs []Object)
+	Show(out Object, status Status, needs []Object)
 }
 
 // Left is the error of an Up of which something is left, or may yet come: the object is kept until its Sweep has taken that away. Only
@@ -84,22 +84,22 @@ func (e *Left) Unwrap() error { return e.Err }
 // Other units may tell what changes by itself, such as how full something is or whether a server is there.
 type Still interface {
 	Unit
-	// IsStill tells whether that holds for an object that is as live tells.
-	IsStill(live Live) bool
+	// IsStill tells whether that holds for an object that is as status reports.
+	IsStill(status Status) bool
 }
 
 // Changing is a Unit of which Show tells something that changes by itself, now and then, and that clients are to hear of.
 type Changing interface {
 	Unit
 	// Changes is what that is now, as a word. It waits for nothing.
-	Changes(live Live) string
+	Changes(status Status) string
 }
 
 // Spacious is a mount with a layer that can become full.
 type Spacious interface {
 	Unit
 	// Space is how large that is and how much of it is used, in bytes, or nil. It waits for nothing.
-	Space(live Live) (limit, used *int64)
+	Space(status Status) (limit, used *int64)
 }
 
 // Forcer is a Unit that can be taken down even if that loses data, when its client says so.
@@ -107,7 +107,7 @@ type Forcer interface {
 	Unit
 	// ForceDown is Down without regard to what is not saved. If anything may be lost by it, warning says what, in a
 	// sentence that begins with the object.
-	ForceDown(ctx context.Context, site Site, live Live) (warning string, err error)
+	ForceDown(ctx context.Context, place Placement, status Status) (warning string, err error)
 }
 
 // Inspector is a Unit that can tell whether its object is still what Up has made it, although somebody else may have changed that.
@@ -116,21 +116,21 @@ type Inspector interface {
 	// Inspect looks at the object. It changes nothing in the kernel and waits for nothing: for what may wait, only mounts is looked
 	// at, which was read after the object had come up. If the kernel's side of it is not what it was, the error says what has become
 	// of it. It may be called while Down is: what it says then is not used.
-	Inspect(site Site, live Live, mounts *mounttable.Table) error
+	Inspect(place Placement, status Status, mounts *mounttable.Table) error
 }
 
 // Reviver is a Unit that can make its file system writable again after a container has remounted it read-only, as an image does that powers
 // off. It fails where the kernel has made it read-only, after errors.
 type Reviver interface {
 	Unit
-	Revive(ctx context.Context, live Live) error
+	Revive(ctx context.Context, status Status) error
 }
 
 // Condemner is a Unit that can end the containers that stand on it.
 type Condemner interface {
 	Unit
 	// Condemned tells of an object that is broken whether no container may go on that stands on it. It waits for nothing.
-	Condemned(live Live) bool
+	Condemned(status Status) bool
 }
 
 // Verified is a Unit of which it takes more to tell whether it is verified than what it stands on. All others are if what is below them is.
@@ -151,19 +151,19 @@ type Heir interface {
 // Heritable is a Unit that a later daemon can take over.
 type Heritable interface {
 	Unit
-	// Adopt looks whether what live tells is there as the earlier daemon made it, and makes it this one's own. It
+	// Adopt looks whether what status reports is there as the earlier daemon made it, and makes it this one's own. It
 	// changes nothing in the kernel, never waits for a server, and is called once, for what the object needs first. If the kernel's
 	// side of it is not what it was, the error says what has become of it; Down must then still be able to take away the rest.
-	Adopt(ctx context.Context, site Site, live Live) error
+	Adopt(ctx context.Context, place Placement, status Status) error
 	// Sweep takes away whatever an Up has left that was cut off at any point, before it returned. That there is nothing is
 	// no error. It is else as Down.
-	Sweep(ctx context.Context, site Site) error
+	Sweep(ctx context.Context, place Placement) error
 }
 
-// Site is where a Unit's Up happens: its identity and what it stands on.
-type Site struct {
-	ID    int64  // the object's id: names its directories and cgroup
-	Needs []Live // what it needs, in the order of Plan's needs
+// Placement is where a Unit's Up happens: its identity and what it stands on.
+type Placement struct {
+	ID    int64    // the object's id: names its directories and cgroup
+	Needs []Status // what it needs, in the order of Plan's needs
 	// Warn is told of what a Down could not save, in a sentence that begins with the object. It may be nil.
 	Warn func(text string)
 	// Mounts is what was mounted when a recovery began, or nil. Adopt reads it by Table.
@@ -171,7 +171,7 @@ type Site struct {
 }
 
 // Table returns the mount table for Adopt. It is read only once in a recovery: reading it costs as much as all mounts together.
-func (s Site) Table() (*mounttable.Table, error) {
+func (s Placement) Table() (*mounttable.Table, error) {
 	if s.Mounts != nil {
 		return s.Mounts, nil
 	}
@@ -179,14 +179,14 @@ func (s Site) Table() (*mounttable.Table, error) {
 }
 
 // Lost has the client told that data was lost by a Down that has else done its work.
-func (s Site) Lost(format string, args ...any) {
+func (s Placement) Lost(format string, args ...any) {
 	if s.Warn != nil {
 		s.Warn(fmt.Sprintf(format, args...))
 	}
 }
 
-// Live is what Up has brought about, as data: it is written to the journal and never changed.
-type Live struct {
+// Status is what a driver reports of an object that is up, as data: it is written to the journal and never changed.
+type Status struct {
 	Device *Device         `json:"device,omitempty"` // of an attach
 	Tree   *Tree           `json:"tree,omitempty"`   // of a mount
 	Notes  json.RawMessage `json:"notes,omitempty"`  // what the driver itself needs for Down and Show

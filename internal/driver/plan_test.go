@@ -30,9 +30,11 @@ func (stack) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver
 
 type nothing struct{}
 
-func (nothing) Up(context.Context, driver.Site) (driver.Live, error) { return driver.Live{}, nil }
-func (nothing) Down(context.Context, driver.Site, driver.Live) error { return nil }
-func (nothing) Show(driver.Object, driver.Live, []driver.Object)     {}
+func (nothing) Up(context.Context, driver.Placement) (driver.Status, error) {
+	return driver.Status{}, nil
+}
+func (nothing) Down(context.Context, driver.Placement, driver.Status) error { return nil }
+func (nothing) Show(driver.Object, driver.Status, []driver.Object)          {}
 func mount(kind string, lowers ...*models.Mount) *models.Mount {
 	m := &models.Mount{Kind: kind}
 	if kind == "overlay" && len(lowers) > 0 {

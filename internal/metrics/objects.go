@@ -94,7 +94,7 @@ func (o *objects) Collect(metrics chan<- prometheus.Metric) {
 	o.collectAttachments(out, s.List(driver.Attach))
 	for _, v := range s.List(driver.Mount) {
 		if unit, ok := v.Unit.(driver.Spacious); ok {
-			limit, used := unit.Space(v.Live)
+			limit, used := unit.Space(v.Status)
 			out.optional(o.limit, prometheus.GaugeValue, limit, 1, idOf(v))
 			out.optional(o.used, prometheus.GaugeValue, used, 1, idOf(v))
 		}
@@ -131,7 +131,7 @@ func (o *objects) collectAttachments(out sink, all []*state.View) {
 	words := map[string]int{}
 	for _, v := range all {
 		if unit, ok := v.Unit.(driver.Changing); ok && v.Up {
-			for _, word := range strings.Fields(unit.Changes(v.Live)) {
+			for _, word := range strings.Fields(unit.Changes(v.Status)) {
 				words[word]++
 			}
 		}

@@ -82,7 +82,7 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 	if v.Class == driver.Container {
 		v.Run = &Run{State: StateCreated}
 	}
-	if err := json.Unmarshal(r.Live, &v.Live); err != nil {
+	if err := json.Unmarshal(r.Status, &v.Status); err != nil {
 		return v, fmt.Errorf("read the journal: results: %w", err)
 	}
 	if err := json.Unmarshal(r.Run, &v.Run); err != nil {
@@ -111,9 +111,9 @@ func (m *Manager) inherit(ctx context.Context, id int64, mounts *mounttable.Tabl
 	if !ok {
 		return
 	}
-	site, live := m.site(id)
-	site.Mounts = mounts
-	if err := m.guard("adopt", id, func() error { return unit.Adopt(ctx, site, live) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
+	place, status := m.place(id)
+	place.Mounts = mounts
+	if err := m.guard("adopt", id, func() error { return unit.Adopt(ctx, place, status) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
 		m.log.Error("object changed during restart, marked broken", logkey.Object, name(v), logkey.Error, err)
 		_ = m.edit(func(c *change) error {
 			c.phase(id, Broken, err.Error())
@@ -127,10 +127,10 @@ func (m *Manager) inherit(ctx context.Context, id int64, mounts *mounttable.Tabl
 
 // rejoin finds the last run of a container again. It may be younger than the journal, and so may what was done with it.
 func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableContainer) {
-	site, live := m.site(id)
+	place, status := m.place(id)
 	var found driver.Found
 	err := m.guard("rejoin", id, func() (err error) {
-		found, err = unit.Rejoin(ctx, site, live)
+		found, err = unit.Rejoin(ctx, place, status)
 		return err
 	})
 	if ctx.Err() != nil && found.Process == nil {
@@ -288,11 +288,11 @@ func (m *Manager) wasAsked(id int64) bool {
 // unknown is the unit of an object that this version knows nothing of: what the journal has of it.
 type unknown struct{ json.RawMessage }
 
-func (unknown) Up(context.Context, driver.Site) (driver.Live, error) {
-	return driver.Live{}, errUnknown()
+func (unknown) Up(context.Context, driver.Placement) (driver.Status, error) {
+	return driver.Status{}, errUnknown()
 }
-func (unknown) Down(context.Context, driver.Site, driver.Live) error { return errUnknown() }
-func (unknown) Show(driver.Object, driver.Live, []driver.Object)     {}
+func (unknown) Down(context.Context, driver.Placement, driver.Status) error { return errUnknown() }
+func (unknown) Show(driver.Object, driver.Status, []driver.Object)          {}
 
 func errUnknown() error {
 	return errs.New(errs.Unsupported, "another version of the server created the object, and this version cannot delete it; start that version on the same run directory")

@@ -46,33 +46,33 @@ func (w *world) drivers() driver.Set {
 	return driver.Set{heir{w, driver.Attach}, heir{w, driver.Mount}, heir{w, driver.Container}}
 }
 
-func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
+func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
 	if err := u.w.ask("adopt", u); err != nil {
 		return err
 	}
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
-	if _, ok := u.w.up[site.ID]; !ok {
+	if _, ok := u.w.up[place.ID]; !ok {
 		return errs.New(errs.Conflict, "it is gone")
 	}
-	if live.Device == nil || int64(live.Device.Number) != site.ID {
-		u.w.fault("object %d is adopted with %+v", site.ID, live)
+	if status.Device == nil || int64(status.Device.Number) != place.ID {
+		u.w.fault("object %d is adopted with %+v", place.ID, status)
 	}
 	return nil
 }
 
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	return u.Down(ctx, site, driver.Live{})
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	return u.Down(ctx, place, driver.Status{})
 }
 
-func (u *unit) Rejoin(_ context.Context, site driver.Site, _ driver.Live) (driver.Found, error) {
+func (u *unit) Rejoin(_ context.Context, place driver.Placement, _ driver.Status) (driver.Found, error) {
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
-	if p := u.w.procs[site.ID]; p != nil {
-		return driver.Found{Process: p, Since: time.Now(), Asked: u.w.told[site.ID]}, nil
+	if p := u.w.procs[place.ID]; p != nil {
+		return driver.Found{Process: p, Since: time.Now(), Asked: u.w.told[place.ID]}, nil
 	}
-	if exit, ok := u.w.exits[site.ID]; ok {
-		return driver.Found{Ended: &exit, Since: exit.At.Add(-time.Second), Asked: u.w.told[site.ID]}, nil
+	if exit, ok := u.w.exits[place.ID]; ok {
+		return driver.Found{Ended: &exit, Since: exit.At.Add(-time.Second), Asked: u.w.told[place.ID]}, nil
 	}
 	return driver.Found{}, nil
 }

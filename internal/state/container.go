@@ -103,12 +103,12 @@ func (m *Manager) toRunning(ctx context.Context, v *View) error {
 
 // start starts a container and keeps its process. What the state shows does not change yet.
 func (m *Manager) start(ctx context.Context, id int64, unit driver.ContainerUnit) error {
-	site, live := m.site(id)
+	place, status := m.place(id)
 	var proc driver.Process
 	err := m.guard("start", id, func() (err error) {
 		ctx := m.watch(ctx, id)
 		defer waits.Begin(ctx, "its command to start")(false)
-		proc, err = unit.Start(ctx, site, live)
+		proc, err = unit.Start(ctx, place, status)
 		return err
 	})
 	m.waitsNoMore(id)

@@ -250,10 +250,10 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	site, _ := m.site(id)
-	var live driver.Live
+	place, _ := m.place(id)
+	var status driver.Status
 	err := m.guard("up", id, func() (err error) {
-		live, err = m.unit(id).Up(m.watch(ctx, id), site)
+		status, err = m.unit(id).Up(m.watch(ctx, id), place)
 		return err
 	})
 	_, left := errors.AsType[*driver.Left](err)
@@ -262,11 +262,11 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 	}
 	told := ""
 	if err == nil {
-		told = changes(m.unit(id), live)
+		told = changes(m.unit(id), status)
 	}
 	_ = m.edit(func(c *change) error {
 		v := c.touch(id)
-		v.Live, v.Up = live, err == nil
+		v.Status, v.Up = status, err == nil
 		m.objects[id].sweep, m.objects[id].told = left, told
 		return nil
 	})

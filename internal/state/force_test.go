@@ -18,9 +18,9 @@ type hanging struct {
 	begun chan struct{}
 }
 
-func (u hanging) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+func (u hanging) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
 	if u.w.ask("hang", u.unit) == nil {
-		return u.unit.Down(ctx, site, live)
+		return u.unit.Down(ctx, place, status)
 	}
 	select {
 	case u.begun <- struct{}{}:
@@ -30,8 +30,8 @@ func (u hanging) Down(ctx context.Context, site driver.Site, live driver.Live) e
 	return errs.New(errs.Deadline, "the server does not answer: %w", context.Cause(ctx))
 }
 
-func (u hanging) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (string, error) {
-	return "data is lost", u.unit.Down(ctx, site, live)
+func (u hanging) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (string, error) {
+	return "data is lost", u.unit.Down(ctx, place, status)
 }
 
 // hang makes an object that hangs until the world does not fail any more.
@@ -70,9 +70,9 @@ type deaf struct {
 	released chan struct{}
 }
 
-func (u deaf) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+func (u deaf) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
 	<-u.released
-	return u.unit.Down(ctx, site, live)
+	return u.unit.Down(ctx, place, status)
 }
 
 // TestAnUndoThatHangs: a create that failed answers when its undo has had its time, and says what is left.
@@ -156,9 +156,9 @@ func TestForceOfWhatWaitsForARetry(t *testing.T) {
 // losing is an object whose Down can't save everything.
 type losing struct{ *unit }
 
-func (u losing) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	site.Lost("object %d has lost something", site.ID)
-	return u.unit.Down(ctx, site, live)
+func (u losing) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
+	place.Lost("object %d has lost something", place.ID)
+	return u.unit.Down(ctx, place, status)
 }
 
 // What could not be saved is told to whoever deletes, also of what only the object held.

@@ -38,7 +38,7 @@ func (m *Manager) foresee(ctx context.Context, plan *driver.Plan, replaced int64
 	if err := m.treesRecovered(ctx); err != nil {
 		return nil, err
 	}
-	f := seer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Live{}}
+	f := seer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Status{}}
 	m.mu.Lock()
 	err := m.admit(f.order, replaced)
 	f.snap = m.Snapshot()
@@ -67,7 +67,7 @@ type seer struct {
 	m     *Manager
 	snap  *Snapshot
 	order []*driver.Plan
-	lives map[*driver.Plan]driver.Live // as they will be
+	lives map[*driver.Plan]driver.Status // as they will be
 	steps []Step
 }
 
@@ -78,9 +78,9 @@ func (f *seer) look(ctx context.Context, act string, level *driver.Plan) (foreca
 		starter, checksStart := level.Unit.(driver.StartChecker)
 		switch {
 		case act == ActUp && checks:
-			forecast, err = u.Check(ctx, f.site(level))
+			forecast, err = u.Check(ctx, f.place(level))
 		case act == ActStart && checksStart:
-			forecast, err = starter.CheckStart(ctx, f.site(level))
+			forecast, err = starter.CheckStart(ctx, f.place(level))
 		default:
 			forecast.Unknown = []string{"whether it can be done"}
 		}
@@ -90,21 +90,21 @@ func (f *seer) look(ctx context.Context, act string, level *driver.Plan) (foreca
 }
 
 // site is where a level will stand.
-func (f *seer) site(level *driver.Plan) (site driver.Site) {
+func (f *seer) place(level *driver.Plan) (place driver.Placement) {
 	for _, ref := range level.Needs {
-		live := f.lives[ref.Plan]
+		status := f.lives[ref.Plan]
 		if v, ok := f.snap.Get(ref.ID); ok {
-			live = v.Live
+			status = v.Status
 		}
-		site.Needs = append(site.Needs, live)
+		place.Needs = append(place.Needs, status)
 	}
-	return site
+	return place
 }
 
 // tell adds a step, and before the first one of a level what it uses that is there.
 func (f *seer) tell(act string, level *driver.Plan, forecast driver.Forecast) {
 	if act == ActUp {
-		f.lives[level] = forecast.Live
+		f.lives[level] = forecast.Status
 		for _, ref := range level.Needs {
 			if v, ok := f.snap.Get(ref.ID); ok {
 				f.steps = append(f.steps, Step{Act: ActUse, Path: ref.Path, Class: v.Class, Kind: v.Kind, ID: v.ID, Does: "use " + name(v)})
@@ -113,6 +113,6 @@ func (f *seer) tell(act string, level *driver.Plan, forecast driver.Forecast) {
 	}
 	f.steps = append(f.steps, Step{
 		Act: act, Path: level.Path, Class: level.Class, Kind: level.Kind,
-		Does: forecast.Does, Unknown: forecast.Unknown, Warnings: forecast.Live.Warnings,
+		Does: forecast.Does, Unknown: forecast.Unknown, Warnings: forecast.Status.Warnings,
 	})
 }

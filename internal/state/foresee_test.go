@@ -16,11 +16,11 @@ import (
 // foreseeing is a unit that can tell how its Up would go.
 type foreseeing struct {
 	*unit
-	check func(ctx context.Context, site driver.Site) (driver.Forecast, error)
+	check func(ctx context.Context, place driver.Placement) (driver.Forecast, error)
 }
 
-func (u foreseeing) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
-	return u.check(ctx, site)
+func (u foreseeing) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
+	return u.check(ctx, place)
 }
 
 // acts writes the acts of a plan as a world is asked about them.
@@ -75,13 +75,13 @@ func TestForeseenNeeds(t *testing.T) {
 	m := newManager(t, w)
 	base := create(t, m, w.level(driver.Mount, "base"))
 	lower, upper := w.level(driver.Mount, "lower"), w.level(driver.Mount, "upper")
-	lower.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Site) (driver.Forecast, error) {
-		return driver.Forecast{Does: "lie", Live: driver.Live{Tree: &driver.Tree{Depth: 7}, Warnings: []string{"lower: is odd"}}}, nil
+	lower.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Placement) (driver.Forecast, error) {
+		return driver.Forecast{Does: "lie", Status: driver.Status{Tree: &driver.Tree{Depth: 7}, Warnings: []string{"lower: is odd"}}}, nil
 	}}
 	upper.Needs = []driver.Ref{whole(lower), byID(driver.Mount, base.ID)}
-	upper.Unit = foreseeing{&unit{w: w}, func(_ context.Context, site driver.Site) (driver.Forecast, error) {
-		if site.Needs[0].Tree.Depth != 7 || site.Needs[1].Device.Number != uint64(base.ID) {
-			t.Errorf("it would stand on %+v", site.Needs)
+	upper.Unit = foreseeing{&unit{w: w}, func(_ context.Context, place driver.Placement) (driver.Forecast, error) {
+		if place.Needs[0].Tree.Depth != 7 || place.Needs[1].Device.Number != uint64(base.ID) {
+			t.Errorf("it would stand on %+v", place.Needs)
 		}
 		return driver.Forecast{}, errs.At("place", errs.New(errs.Invalid, "it can't be"))
 	}}
@@ -102,7 +102,7 @@ func TestForeseenInTime(t *testing.T) {
 	m := newManager(t, w)
 	m.opt.Foresight = time.Millisecond
 	stuck := w.level(driver.Mount, "stuck")
-	stuck.Unit = foreseeing{&unit{w: w}, func(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+	stuck.Unit = foreseeing{&unit{w: w}, func(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
 		<-ctx.Done()
 		return driver.Forecast{Does: "hang"}, errs.New(errs.Deadline, "too late")
 	}}
@@ -112,7 +112,7 @@ func TestForeseenInTime(t *testing.T) {
 	}
 	m.opt.Foresight = time.Hour
 	early := w.level(driver.Mount, "early")
-	early.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Site) (driver.Forecast, error) {
+	early.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Placement) (driver.Forecast, error) {
 		return driver.Forecast{}, errs.New(errs.Deadline, "a helper was killed")
 	}}
 	if steps, err := m.Foresee(t.Context(), early); err != nil || len(steps[0].Unknown) != 1 {

@@ -79,7 +79,7 @@ func (m *Manager) inspectAll(ctx context.Context) {
 
 // tell makes an event of what has changed by itself.
 func (m *Manager) tell(v *View) {
-	now := changes(v.Unit, v.Live)
+	now := changes(v.Unit, v.Status)
 	if now == "" {
 		return
 	}
@@ -115,17 +115,17 @@ func (m *Manager) inspect(v *View, mounts *mounttable.Table) error {
 	if err := now.standsOnBroken(v); err != nil {
 		return err
 	}
-	site := driver.Site{ID: v.ID, Needs: make([]driver.Live, len(v.Needs))}
+	place := driver.Placement{ID: v.ID, Needs: make([]driver.Status, len(v.Needs))}
 	for i, id := range v.Needs {
 		if need, ok := now.Get(id); ok {
-			site.Needs[i] = need.Live
+			place.Needs[i] = need.Status
 		}
 	}
 	unit, ok := v.Unit.(driver.Inspector)
 	if !ok {
 		return nil
 	}
-	return m.guard(actInspect, v.ID, func() error { return unit.Inspect(site, v.Live, mounts) })
+	return m.guard(actInspect, v.ID, func() error { return unit.Inspect(place, v.Status, mounts) })
 }
 
 // standsOnBroken says which of the objects that an object needs is broken, if one is.
@@ -172,12 +172,12 @@ func (s *Snapshot) below(id int64) (all []int64) {
 }
 
 // changes is what a unit shows that changes by itself, or empty.
-func changes(u driver.Unit, live driver.Live) string {
+func changes(u driver.Unit, status driver.Status) string {
 	unit, ok := u.(driver.Changing)
 	if !ok {
 		return ""
 	}
-	return unit.Changes(live)
+	return unit.Changes(status)
 }
 
 // confirm looks once more, while nobody else acts on the object, and makes it broken.
@@ -236,7 +236,7 @@ func (m *Manager) revive(ctx context.Context, v *View) bool {
 	if !ok || !m.Snapshot().carries(v.ID) {
 		return false
 	}
-	if err := m.guard(actInspect, v.ID, func() error { return unit.Revive(ctx, v.Live) }); err != nil {
+	if err := m.guard(actInspect, v.ID, func() error { return unit.Revive(ctx, v.Status) }); err != nil {
 		m.log.Warn("file system stays read-only", logkey.Object, name(v), logkey.Error, err)
 		return false
 	}
@@ -264,6 +264,6 @@ func (s *Snapshot) condemned(v *View) bool {
 			return false
 		}
 		unit, can := need.Unit.(driver.Condemner)
-		return can && need.Phase == Broken && unit.Condemned(need.Live) || s.condemned(need)
+		return can && need.Phase == Broken && unit.Condemned(need.Status) || s.condemned(need)
 	})
 }

@@ -19,7 +19,7 @@ type inspected struct {
 	u *unit
 }
 
-func (i inspected) Inspect(driver.Site, driver.Live, *mounttable.Table) error {
+func (i inspected) Inspect(driver.Placement, driver.Status, *mounttable.Table) error {
 	return i.u.w.ask("inspect", i.u)
 }
 
@@ -29,7 +29,7 @@ type restless struct {
 	now *atomic.Value
 }
 
-func (r restless) Changes(driver.Live) string { return r.now.Load().(string) }
+func (r restless) Changes(driver.Status) string { return r.now.Load().(string) }
 
 // What changes by itself is told by one event for each change.
 func TestTellsOfChanges(t *testing.T) {

@@ -342,7 +342,7 @@ func recordOf(v *View) (journal.Record, error) {
 	for _, part := range []struct {
 		from any
 		to   *json.RawMessage
-	}{{v.Unit, &r.Unit}, {v.Live, &r.Live}, {v.Run, &r.Run}} {
+	}{{v.Unit, &r.Unit}, {v.Status, &r.Status}, {v.Run, &r.Run}} {
 		var e error
 		*part.to, e = json.Marshal(part.from)
 		err = errors.Join(err, e)
@@ -351,17 +351,17 @@ func recordOf(v *View) (journal.Record, error) {
 }
 
 // site is where an object stands.
-func (m *Manager) site(id int64) (site driver.Site, live driver.Live) {
+func (m *Manager) place(id int64) (place driver.Placement, status driver.Status) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	v := m.objects[id].view
-	site = driver.Site{ID: id, Needs: make([]driver.Live, len(v.Needs))}
+	place = driver.Placement{ID: id, Needs: make([]driver.Status, len(v.Needs))}
 	for i, need := range v.Needs {
 		if o := m.objects[need]; o != nil { // it is gone if it was deleted by force
-			site.Needs[i] = o.view.Live
+			place.Needs[i] = o.view.Status
 		}
 	}
-	return site, v.Live
+	return place, v.Status
 }
 
 // lock takes the keyed lock of an object.

@@ -85,21 +85,21 @@ func (s State) alive() bool {
 
 // View is an object as it was at one moment. It never changes.
 type View struct {
-	ID    int64
-	Class driver.Class
-	Kind  string
-	Name  string // of a container
-	Unit  driver.Unit
-	Live  driver.Live
-	Needs []int64 // in the order of the plan
-	Refs  int64   // how many hold it, the client included
+	ID     int64
+	Class  driver.Class
+	Kind   string
+	Name   string // of a container
+	Unit   driver.Unit
+	Status driver.Status
+	Needs  []int64 // in the order of the plan
+	Refs   int64   // how many hold it, the client included
 	// NeededBy are the objects that depend on it, by id.
 	NeededBy   []Holder
 	Labels     map[string]string // of an attachment or a mount; never changed
 	Generation int64             // grows with each change of the definition, from 1
 	Held       bool              // by the client
 	Phase      Phase
-	Up         bool      // Live tells what was brought about
+	Up         bool      // Status tells what was brought about
 	Error      string    // why it is broken, or still stopping
 	Since      time.Time // when the phase, or the state of a container, became what it is
 	Run        *Run      // of a container

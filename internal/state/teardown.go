@@ -63,20 +63,20 @@ func (m *Manager) takeDown(id int64, force bool) (warnings []string, err error) 
 			return nil, errs.New(errs.Deadline, "its processes do not end: %w", err)
 		}
 	}
-	site, live := m.site(id)
-	site.Warn = func(text string) { warnings = append(warnings, text) }
+	place, status := m.place(id)
+	place.Warn = func(text string) { warnings = append(warnings, text) }
 	err = m.guard("down", id, func() (err error) {
 		if u, ok := m.unit(id).(driver.Heritable); ok && !m.isUp(id) {
-			return u.Sweep(ctx, site)
+			return u.Sweep(ctx, place)
 		}
 		if u, ok := m.unit(id).(driver.Forcer); ok && force {
-			warning, err := u.ForceDown(ctx, site, live)
+			warning, err := u.ForceDown(ctx, place, status)
 			if warning != "" {
-				site.Warn(warning)
+				place.Warn(warning)
 			}
 			return err
 		}
-		return m.unit(id).Down(ctx, site, live)
+		return m.unit(id).Down(ctx, place, status)
 	})
 	return warnings, err
 }

@@ -75,7 +75,7 @@ type condemning struct {
 	condemns func() bool
 }
 
-func (c condemning) Condemned(driver.Live) bool { return c.condemns() }
+func (c condemning) Condemned(driver.Status) bool { return c.condemns() }
 
 func TestCondemned(t *testing.T) {
 	w := newWorld()

@@ -28,18 +28,18 @@ func (u served) ask(ctx context.Context, what string) error {
 	}
 }
 
-func (u served) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u served) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	if err := u.ask(ctx, "up"); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	return u.unit.Up(ctx, site)
+	return u.unit.Up(ctx, place)
 }
 
-func (u served) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+func (u served) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
 	if err := u.ask(ctx, "down"); err != nil {
 		return err
 	}
-	return u.unit.Down(ctx, site, live)
+	return u.unit.Down(ctx, place, status)
 }
 
 func TestAnObjectShowsWhatItWaitsFor(t *testing.T) {

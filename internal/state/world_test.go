@@ -74,7 +74,7 @@ func (w *world) check(t interface{ Errorf(string, ...any) }) {
 	w.faults = nil
 }
 
-// unit is an object of this world. Its Live is its own id, so that those above know what they stand on.
+// unit is an object of this world. Its Status is its own id, so that those above know what they stand on.
 type unit struct {
 	w      *world
 	Label  string
@@ -83,42 +83,42 @@ type unit struct {
 	Policy driver.Restart
 }
 
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	if err := context.Cause(ctx); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	if err := u.w.ask("up", u); err != nil {
 		if _, left := errors.AsType[*driver.Left](err); left {
 			u.w.mu.Lock()
 			defer u.w.mu.Unlock()
-			u.w.up[site.ID] = u.stands(site)
+			u.w.up[place.ID] = u.stands(place)
 		}
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	defer func() { u.w.after("up") }()
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
-	needs := u.stands(site)
-	u.w.up[site.ID] = needs
-	return driver.Live{Device: &driver.Device{Number: uint64(site.ID)}}, nil
+	needs := u.stands(place)
+	u.w.up[place.ID] = needs
+	return driver.Status{Device: &driver.Device{Number: uint64(place.ID)}}, nil
 }
 
-func (u *unit) stands(site driver.Site) (needs []int64) {
-	for i, n := range site.Needs {
+func (u *unit) stands(place driver.Placement) (needs []int64) {
+	for i, n := range place.Needs {
 		if n.Device == nil {
-			u.w.fault("object %d comes up on nothing (need %d)", site.ID, i)
+			u.w.fault("object %d comes up on nothing (need %d)", place.ID, i)
 			continue
 		}
 		need := int64(n.Device.Number)
 		if _, ok := u.w.up[need]; !ok {
-			u.w.fault("object %d comes up on %d, which is down", site.ID, need)
+			u.w.fault("object %d comes up on %d, which is down", place.ID, need)
 		}
 		needs = append(needs, need)
 	}
 	return needs
 }
 
-func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
+func (u *unit) Down(_ context.Context, place driver.Placement, _ driver.Status) error {
 	if err := u.w.ask("down", u); err != nil {
 		return err
 	}
@@ -128,36 +128,36 @@ func (u *unit) Down(_ context.Context, site driver.Site, _ driver.Live) error {
 	for id, needs := range u.w.up {
 		for _, need := range needs {
 			// A container that does not run may lose what it stands on, by force.
-			if need == site.ID && u.w.procs[id] != nil {
-				u.w.fault("object %d is taken from under %d", site.ID, id)
+			if need == place.ID && u.w.procs[id] != nil {
+				u.w.fault("object %d is taken from under %d", place.ID, id)
 			}
 		}
 	}
-	if u.w.procs[site.ID] != nil {
-		u.w.fault("container %d goes down while it runs", site.ID)
+	if u.w.procs[place.ID] != nil {
+		u.w.fault("container %d goes down while it runs", place.ID)
 	}
-	delete(u.w.up, site.ID)
+	delete(u.w.up, place.ID)
 	return nil
 }
 
-func (u *unit) Show(driver.Object, driver.Live, []driver.Object) {}
-func (u *unit) Name() string                                     { return u.Named }
-func (u *unit) Autostart() bool                                  { return u.Auto }
-func (u *unit) Restart() driver.Restart                          { return u.Policy }
+func (u *unit) Show(driver.Object, driver.Status, []driver.Object) {}
+func (u *unit) Name() string                                       { return u.Named }
+func (u *unit) Autostart() bool                                    { return u.Auto }
+func (u *unit) Restart() driver.Restart                            { return u.Policy }
 
-func (u *unit) Start(_ context.Context, site driver.Site, _ driver.Live) (driver.Process, error) {
+func (u *unit) Start(_ context.Context, place driver.Placement, _ driver.Status) (driver.Process, error) {
 	if err := u.w.ask("start", u); err != nil {
 		return nil, err
 	}
 	defer func() { u.w.after("start") }()
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
-	if u.w.procs[site.ID] != nil {
-		u.w.fault("container %d is started twice", site.ID)
+	if u.w.procs[place.ID] != nil {
+		u.w.fault("container %d is started twice", place.ID)
 	}
-	u.stands(site)
-	p := &proc{w: u.w, id: site.ID, ready: make(chan struct{}), done: make(chan struct{})}
-	u.w.procs[site.ID] = p
+	u.stands(place)
+	p := &proc{w: u.w, id: place.ID, ready: make(chan struct{}), done: make(chan struct{})}
+	u.w.procs[place.ID] = p
 	if u.w.ready {
 		close(p.ready)
 	}

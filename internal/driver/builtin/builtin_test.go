@@ -116,7 +116,7 @@ func shown(t *testing.T, set driver.Set, name, def string) map[string]any {
 	for _, need := range needs {
 		below = append(below, need.Def)
 	}
-	unit.Show(out, driver.Live{}, below)
+	unit.Show(out, driver.Status{}, below)
 	data, err := json.Marshal([]any{out.Attach, out.Mount, out.Container})
 	if err != nil {
 		t.Fatal(err)

@@ -101,7 +101,7 @@ func face(t *testing.T, unit driver.Unit, class driver.Class, needs []driver.Nee
 	for _, need := range needs {
 		below = append(below, need.Def)
 	}
-	unit.Show(out, driver.Live{}, below)
+	unit.Show(out, driver.Status{}, below)
 	data, err := json.Marshal(out)
 	if err != nil {
 		t.Fatal(err)

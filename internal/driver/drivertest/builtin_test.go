@@ -94,18 +94,18 @@ func def(format string, texts ...string) string {
 const needed = `{"id":4711}`
 
 // holdOpen makes a process hold what an attach driver made.
-func holdOpen(t *testing.T, live driver.Live) (string, func()) {
+func holdOpen(t *testing.T, status driver.Status) (string, func()) {
 	t.Helper()
-	f, err := os.Open(live.Device.Path)
+	f, err := os.Open(status.Device.Path)
 	must(t, err)
 	defer f.Close()
 	return hold(t, &exec.Cmd{ExtraFiles: []*os.File{f}})
 }
 
 // holdDir makes a process hold what a mount driver made.
-func holdDir(t *testing.T, live driver.Live) (string, func()) {
+func holdDir(t *testing.T, status driver.Status) (string, func()) {
 	t.Helper()
-	return hold(t, &exec.Cmd{Dir: live.Tree.Path})
+	return hold(t, &exec.Cmd{Dir: status.Tree.Path})
 }
 
 // hold runs cat, which ends with its input.
@@ -162,7 +162,7 @@ func TestLoopback(t *testing.T) {
 		form = `{"kind":"loopback","loopback":{"path":%s,"base":"root"}}`
 		in   = `{"kind":"loopback","loopback":{"path":%s,"base":"mount","mount":` + needed + `}}`
 	)
-	below := []driver.Live{drivertest.Up(t, b.bind(nil), def(`{"kind":"bind","bind":{"path":%s,"base":"root"}}`, b.dir))}
+	below := []driver.Status{drivertest.Up(t, b.bind(nil), def(`{"kind":"bind","bind":{"path":%s,"base":"root"}}`, b.dir))}
 	c := drivertest.Case{
 		New: b.loopback, Scope: b.scope(), Hold: holdOpen,
 		Wrong: []drivertest.Wrong{
@@ -219,7 +219,7 @@ func TestDevice(t *testing.T) {
 			disk := drivertest.Up(t, b.loopback(nil), def(`{"kind":"loopback","loopback":{"path":%s,"base":"root"}}`, path))
 			drivertest.Run(t, drivertest.Case{
 				New: b.device, Scope: b.scope(), Hold: holdDir,
-				Good: def(form, kind), Needs: []driver.Live{disk},
+				Good: def(form, kind), Needs: []driver.Status{disk},
 				Wrong: []drivertest.Wrong{
 					{Name: "no type", Def: `{"kind":"attach","attach":{"attach":` + needed + `}}`, Paths: []string{"attach.fs_type"}},
 					{Name: "type not allowed", Def: def(form, "vfat"), Paths: []string{"attach.fs_type"}},
@@ -257,7 +257,7 @@ func TestBind(t *testing.T) {
 		form = `{"kind":"bind","bind":{"path":%s,"base":"root"}}`
 		in   = `{"kind":"bind","bind":{"path":%s,"base":"mount","mount":` + needed + `}}`
 	)
-	below := []driver.Live{drivertest.Up(t, b.bind(nil), def(form, source))}
+	below := []driver.Status{drivertest.Up(t, b.bind(nil), def(form, source))}
 	fails := []drivertest.Failing{
 		{Name: "file", Def: def(form, file), Class: errs.Invalid, Text: "director"},
 		{Name: "nothing", Def: def(form, "/nothing/here"), Class: errs.Invalid, Text: "no such file"},
@@ -305,11 +305,11 @@ func TestOverlay(t *testing.T) {
 		{Name: "501 lowers", Def: `{"kind":"overlay","overlay":{"lower":[` + strings.Repeat(needed+",", 500) + needed + `]}}`, Paths: []string{"overlay.lower"}},
 	}
 	for name, c := range map[string]drivertest.Case{
-		"one lower":  {Good: single, Needs: []driver.Live{lower}, Wrong: wrong},
-		"two lowers": {Good: double, Needs: []driver.Live{lower, other}},
-		"on overlay": {Good: single, Needs: []driver.Live{stacked}},
-		"too deep": {Good: single, Needs: []driver.Live{lower}, Fails: []drivertest.Failing{
-			{Name: "three", Def: single, Needs: []driver.Live{deepest}, Class: errs.Invalid, Text: "2"},
+		"one lower":  {Good: single, Needs: []driver.Status{lower}, Wrong: wrong},
+		"two lowers": {Good: double, Needs: []driver.Status{lower, other}},
+		"on overlay": {Good: single, Needs: []driver.Status{stacked}},
+		"too deep": {Good: single, Needs: []driver.Status{lower}, Fails: []drivertest.Failing{
+			{Name: "three", Def: single, Needs: []driver.Status{deepest}, Class: errs.Invalid, Text: "2"},
 		}},
 	} {
 		for way, classic := range map[string]bool{"by descriptor": false, "classic": true} {

@@ -20,11 +20,11 @@ func checkIsPure(t *testing.T, c Case) {
 		}
 		return nil
 	}))
-	site := newSite(c.Needs)
+	place := newPlace(c.Needs)
 	before := testkit.Snapshot(t, c.Scope)
 	checking = true
-	forecast, err := u.(driver.Checker).Check(t.Context(), site)
-	unmade, errUnmade := u.(driver.Checker).Check(t.Context(), driver.Site{Needs: stillToBeMade(c.Needs)})
+	forecast, err := u.(driver.Checker).Check(t.Context(), place)
+	unmade, errUnmade := u.(driver.Checker).Check(t.Context(), driver.Placement{Needs: stillToBeMade(c.Needs)})
 	checking = false
 	before.Same(t)
 	if err != nil || errUnmade != nil {
@@ -33,44 +33,44 @@ func checkIsPure(t *testing.T, c Case) {
 	if forecast.Does == "" || unmade.Does == "" {
 		t.Error("Check does not say what Up does")
 	}
-	live := up(t, u, site)
+	status := up(t, u, place)
 	for _, f := range []driver.Forecast{forecast, unmade} {
-		foretold(t, f.Live, live)
+		foretold(t, f.Status, status)
 	}
-	down(t, u, site, live)
+	down(t, u, place, status)
 }
 
 // foretold compares what was foretold with what is. That something is read-only may show later; that it can be written to may not.
-func foretold(t *testing.T, f, live driver.Live) {
+func foretold(t *testing.T, f, status driver.Status) {
 	t.Helper()
-	if d := live.Device; d != nil && (f.Device == nil || f.Device.ReadOnly && !d.ReadOnly || f.Device.Remote != d.Remote) {
+	if d := status.Device; d != nil && (f.Device == nil || f.Device.ReadOnly && !d.ReadOnly || f.Device.Remote != d.Remote) {
 		t.Errorf("Check foretold the device %+v, and it is %+v", f.Device, d)
 	}
-	if tree := live.Tree; tree != nil && (f.Tree == nil || f.Tree.ReadOnly && !tree.ReadOnly || f.Tree.Depth != tree.Depth || f.Tree.Remote != tree.Remote) {
+	if tree := status.Tree; tree != nil && (f.Tree == nil || f.Tree.ReadOnly && !tree.ReadOnly || f.Tree.Depth != tree.Depth || f.Tree.Remote != tree.Remote) {
 		t.Errorf("Check foretold the tree %+v, and it is %+v", f.Tree, tree)
 	}
 }
 
 // stillToBeMade returns what a Check of needs would foretell.
-func stillToBeMade(needs []driver.Live) (all []driver.Live) {
-	for _, live := range needs {
-		if live.Device != nil {
-			live.Device = &driver.Device{ReadOnly: live.Device.ReadOnly, Remote: live.Device.Remote}
+func stillToBeMade(needs []driver.Status) (all []driver.Status) {
+	for _, status := range needs {
+		if status.Device != nil {
+			status.Device = &driver.Device{ReadOnly: status.Device.ReadOnly, Remote: status.Device.Remote}
 		}
-		if live.Tree != nil {
-			tree := *live.Tree
+		if status.Tree != nil {
+			tree := *status.Tree
 			tree.Path = ""
-			live.Tree = &tree
+			status.Tree = &tree
 		}
-		all = append(all, live)
+		all = append(all, status)
 	}
 	return all
 }
 
 // foresees proves that Check says what Up has said, with class and place.
-func foresees(t *testing.T, u driver.Unit, site driver.Site, f Failing, said error) {
+func foresees(t *testing.T, u driver.Unit, place driver.Placement, f Failing, said error) {
 	t.Helper()
-	_, err := u.(driver.Checker).Check(context.Background(), site)
+	_, err := u.(driver.Checker).Check(context.Background(), place)
 	switch {
 	case f.Sudden && err != nil:
 		t.Errorf("Check foresees it: %v", err)

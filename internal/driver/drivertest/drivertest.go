@@ -25,7 +25,7 @@ type Case struct {
 	Scope testkit.Scope
 	// Good is a definition that comes up on Needs.
 	Good  string
-	Needs []driver.Live
+	Needs []driver.Status
 	// Secrets are strings in Good that nobody must see again.
 	Secrets []string
 	// Wrong are definitions that Plan refuses, with the paths of the faults.
@@ -34,7 +34,7 @@ type Case struct {
 	Fails []Failing
 	// Hold makes something that is no object use what Up made, and returns what the error of Down must name
 	// and how to let go.
-	Hold func(t *testing.T, live driver.Live) (holder string, release func())
+	Hold func(t *testing.T, status driver.Status) (holder string, release func())
 	// Single says that what Good names can be up only once at a time.
 	Single bool
 	// Passive says that nothing is done to the node: no act passes the failpoint.
@@ -52,7 +52,7 @@ type Wrong struct {
 type Failing struct {
 	Name  string
 	Def   string
-	Needs []driver.Live // nil: those of the Case
+	Needs []driver.Status // nil: those of the Case
 	Class errs.Class
 	Text  string // a part of the error
 	// Sudden says that Check can't foresee it: it shows when the kernel, or a server, is asked.
@@ -120,36 +120,36 @@ func Plan(t testing.TB, d driver.Driver, def string) (driver.Unit, []driver.Need
 }
 
 // Up brings up what another driver needs, and takes it down after the test.
-func Up(t testing.TB, d driver.Driver, def string, needs ...driver.Live) driver.Live {
+func Up(t testing.TB, d driver.Driver, def string, needs ...driver.Status) driver.Status {
 	t.Helper()
 	unit, _ := Plan(t, d, def)
-	site := newSite(needs)
-	live := up(t, unit, site)
-	t.Cleanup(func() { down(t, unit, site, live) })
-	return live
+	place := newPlace(needs)
+	status := up(t, unit, place)
+	t.Cleanup(func() { down(t, unit, place, status) })
+	return status
 }
 
-func newSite(needs []driver.Live) driver.Site {
-	return driver.Site{ID: ids.Add(1), Needs: needs}
+func newPlace(needs []driver.Status) driver.Placement {
+	return driver.Placement{ID: ids.Add(1), Needs: needs}
 }
 
 // up returns the live state as it comes back from the journal.
-func up(t testing.TB, u driver.Unit, site driver.Site) driver.Live {
+func up(t testing.TB, u driver.Unit, place driver.Placement) driver.Status {
 	t.Helper()
-	live, err := u.Up(context.Background(), site)
+	status, err := u.Up(context.Background(), place)
 	if err != nil {
 		t.Fatalf("up: %v", err)
 	}
-	return journaled(t, live)
+	return journaled(t, status)
 }
 
-func journaled(t testing.TB, live driver.Live) driver.Live {
+func journaled(t testing.TB, status driver.Status) driver.Status {
 	t.Helper()
-	data, err := json.Marshal(live)
+	data, err := json.Marshal(status)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var back driver.Live
+	var back driver.Status
 	if err := json.Unmarshal(data, &back); err != nil {
 		t.Fatal(err)
 	}
@@ -158,11 +158,11 @@ func journaled(t testing.TB, live driver.Live) driver.Live {
 
 // down takes down what nothing of the test holds. A program that is just starting elsewhere on the machine may have a
 // copy of all mounts for a moment: that one reason is waited out.
-func down(t testing.TB, u driver.Unit, site driver.Site, live driver.Live) {
+func down(t testing.TB, u driver.Unit, place driver.Placement, status driver.Status) {
 	t.Helper()
 	var err error
 	testkit.Settles(func() bool {
-		err = u.Down(context.Background(), site, live)
+		err = u.Down(context.Background(), place, status)
 		return !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "other mount namespace")
 	})
 	if err != nil {
@@ -182,7 +182,7 @@ func takenOver(t *testing.T, c Case) {
 	if !ok {
 		t.Fatal("no later daemon could take over what this driver makes: it is no driver.Heir")
 	}
-	u, site := c.unit(t, nil), newSite(c.Needs)
+	u, place := c.unit(t, nil), newPlace(c.Needs)
 	data, err := json.Marshal(u)
 	if err != nil {
 		t.Fatal(err)
@@ -194,23 +194,23 @@ func takenOver(t *testing.T, c Case) {
 	if again, err := json.Marshal(next); err != nil || string(again) != string(data) {
 		t.Errorf("%s came back as %s, %v", data, again, err)
 	}
-	if err := next.Sweep(t.Context(), site); err != nil {
+	if err := next.Sweep(t.Context(), place); err != nil {
 		t.Errorf("sweep of nothing: %v", err)
 	}
-	live := up(t, u, site)
-	if err := next.Adopt(t.Context(), site, live); err != nil {
+	status := up(t, u, place)
+	if err := next.Adopt(t.Context(), place, status); err != nil {
 		t.Errorf("adopt: %v", err)
 	}
-	inspect(t, next, site, live)
+	inspect(t, next, place, status)
 	needs := needsOf(t, heir, c.Good)
-	if was, is := shown(t, heir, u, live, needs), shown(t, heir, next, live, needs); was != is {
+	if was, is := shown(t, heir, u, status, needs), shown(t, heir, next, status, needs); was != is {
 		t.Errorf("it was shown as\n%s\nand is shown as\n%s", was, is)
 	}
-	down(t, next, site, live)
+	down(t, next, place, status)
 }
 
 // inspect expects of a unit that can be looked at that it finds nothing wrong.
-func inspect(t *testing.T, u driver.Unit, site driver.Site, live driver.Live) {
+func inspect(t *testing.T, u driver.Unit, place driver.Placement, status driver.Status) {
 	t.Helper()
 	i, ok := u.(driver.Inspector)
 	if !ok {
@@ -218,7 +218,7 @@ func inspect(t *testing.T, u driver.Unit, site driver.Site, live driver.Live) {
 	}
 	mounts, err := mounttable.Read()
 	if err == nil {
-		err = i.Inspect(site, live, mounts)
+		err = i.Inspect(place, status, mounts)
 	}
 	if err != nil {
 		t.Errorf("inspect: %v", err)

@@ -80,18 +80,18 @@ func Victim(t *testing.T, start func(dir string, g failpoint.Hook) driver.Driver
 	u, _ := Plan(t, d, o.Good)
 	o.note(t, "unit", u)
 	armed = !o.Down
-	live, err := u.Up(context.Background(), o.site())
+	status, err := u.Up(context.Background(), o.place())
 	must(t, err)
 	if o.Down {
-		o.note(t, "live", live)
+		o.note(t, "status", status)
 		armed = true
-		must(t, u.Down(context.Background(), o.site(), live))
+		must(t, u.Down(context.Background(), o.place(), status))
 	}
 	o.note(t, "done", points)
 	must(t, unix.Kill(os.Getpid(), unix.SIGKILL))
 }
 
-func (o order) site() driver.Site { return driver.Site{ID: o.ID} }
+func (o order) place() driver.Placement { return driver.Placement{ID: o.ID} }
 
 func (o order) note(t *testing.T, name string, v any) {
 	t.Helper()
@@ -106,7 +106,7 @@ func Killed(t *testing.T, k Killing) {
 		o := order{Dir: k.Dir, Good: k.Good, Down: down}
 		for o.Point = 1; ; o.Point++ {
 			same := k.unchanged(t)
-			o.Notes, o.ID = t.TempDir(), newSite(nil).ID
+			o.Notes, o.ID = t.TempDir(), newPlace(nil).ID
 			o.kill(t, nil)
 			o.takeOver(t, k.Next)
 			same(fmt.Sprintf("point %d, of Down: %v", o.Point, down))
@@ -125,7 +125,7 @@ func Killed(t *testing.T, k Killing) {
 func KilledWhen(t *testing.T, k Killing, is func() bool) {
 	t.Helper()
 	same := k.unchanged(t)
-	o := order{Dir: k.Dir, Good: k.Good, Notes: t.TempDir(), ID: newSite(nil).ID}
+	o := order{Dir: k.Dir, Good: k.Good, Notes: t.TempDir(), ID: newPlace(nil).ID}
 	o.kill(t, is)
 	o.takeOver(t, k.Next)
 	same("the moment")
@@ -161,16 +161,16 @@ func (o order) takeOver(t *testing.T, next driver.Heir) {
 	u, err := next.Restore(text)
 	must(t, err)
 	if !o.Down {
-		must(t, u.Sweep(ctx, o.site()))
-		must(t, u.Sweep(ctx, o.site())) // as if it had been killed again
+		must(t, u.Sweep(ctx, o.place()))
+		must(t, u.Sweep(ctx, o.place())) // as if it had been killed again
 		return
 	}
-	var live driver.Live
-	text, err = os.ReadFile(filepath.Join(o.Notes, "live"))
+	var status driver.Status
+	text, err = os.ReadFile(filepath.Join(o.Notes, "status"))
 	must(t, err)
-	must(t, json.Unmarshal(text, &live))
-	_ = u.Adopt(ctx, o.site(), live) // it may be gone by now
-	must(t, u.Down(ctx, o.site(), live))
+	must(t, json.Unmarshal(text, &status))
+	_ = u.Adopt(ctx, o.place(), status) // it may be gone by now
+	must(t, u.Down(ctx, o.place(), status))
 }
 
 func must(t *testing.T, err error) {

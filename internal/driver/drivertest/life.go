@@ -20,31 +20,31 @@ func upShowDown(t *testing.T, c Case) {
 	d := c.New(nil)
 	u, needs := Plan(t, d, c.Good)
 	before := testkit.Snapshot(t, c.Scope)
-	site := newSite(c.Needs)
-	live := up(t, u, site)
+	place := newPlace(c.Needs)
+	status := up(t, u, place)
 	switch d.Class() {
 	case driver.Attach:
-		if live.Device == nil || live.Device.Path == "" || live.Device.Number == 0 {
-			t.Errorf("device %+v lacks its path or number", live.Device)
+		if status.Device == nil || status.Device.Path == "" || status.Device.Number == 0 {
+			t.Errorf("device %+v lacks its path or number", status.Device)
 		}
 	case driver.Mount:
-		if live.Tree == nil || live.Tree.Path == "" {
-			t.Errorf("tree %+v lacks its path", live.Tree)
+		if status.Tree == nil || status.Tree.Path == "" {
+			t.Errorf("tree %+v lacks its path", status.Tree)
 		}
 	}
-	planned, raised := shown(t, d, u, driver.Live{}, needs), shown(t, d, u, live, needs)
+	planned, raised := shown(t, d, u, driver.Status{}, needs), shown(t, d, u, status, needs)
 	unit, err := json.Marshal(u)
 	if err != nil {
 		t.Errorf("the unit can't be written to the journal: %v", err)
 	}
-	for where, text := range map[string]string{"Show before Up": planned, "Show": raised, "the journal": string(unit), "Live": marshal(t, live)} {
+	for where, text := range map[string]string{"Show before Up": planned, "Show": raised, "the journal": string(unit), "Live": marshal(t, status)} {
 		for _, secret := range c.Secrets {
 			if strings.Contains(text, secret) {
 				t.Errorf("%s gives away a secret: %s", where, text)
 			}
 		}
 	}
-	down(t, u, site, live)
+	down(t, u, place, status)
 	before.Same(t)
 }
 
@@ -60,7 +60,7 @@ func marshal(t *testing.T, v any) string {
 // twice has two objects of one definition at a time; they come and go in the order that hurts.
 func twice(t *testing.T, c Case) {
 	u := c.unit(t, nil)
-	one, two := newSite(c.Needs), newSite(c.Needs)
+	one, two := newPlace(c.Needs), newPlace(c.Needs)
 	first := up(t, u, one)
 	if c.Single {
 		if _, err := u.Up(context.Background(), two); err != nil && !errs.Is(err, errs.Conflict) {
@@ -71,28 +71,28 @@ func twice(t *testing.T, c Case) {
 	}
 	second := up(t, u, two)
 	down(t, u, one, first)
-	third := newSite(c.Needs)
+	third := newPlace(c.Needs)
 	again := up(t, u, third)
 	down(t, u, two, second)
 	down(t, u, third, again)
 }
 
 func downAgain(t *testing.T, c Case) {
-	u, site := c.unit(t, nil), newSite(c.Needs)
-	live := up(t, u, site)
-	down(t, u, site, live)
-	down(t, u, site, live) // gone is success
+	u, place := c.unit(t, nil), newPlace(c.Needs)
+	status := up(t, u, place)
+	down(t, u, place, status)
+	down(t, u, place, status) // gone is success
 }
 
 func busy(t *testing.T, c Case) {
 	if c.Hold == nil {
 		t.Skip("nothing can hold what this driver makes")
 	}
-	u, site := c.unit(t, nil), newSite(c.Needs)
-	live := up(t, u, site)
-	holder, release := c.Hold(t, live)
+	u, place := c.unit(t, nil), newPlace(c.Needs)
+	status := up(t, u, place)
+	holder, release := c.Hold(t, status)
 	before := testkit.Snapshot(t, c.Scope)
-	err := u.Down(context.Background(), site, live)
+	err := u.Down(context.Background(), place, status)
 	if !errs.Is(err, errs.Conflict) {
 		t.Errorf("down of what %s holds: error %v of class %v, want %v", holder, err, errs.ClassOf(err), errs.Conflict)
 	} else if !strings.Contains(err.Error(), holder) {
@@ -101,7 +101,7 @@ func busy(t *testing.T, c Case) {
 	before.Same(t)
 	release()
 	testkit.Eventually(t, "what was held comes down", func() bool {
-		return u.Down(context.Background(), site, live) == nil
+		return u.Down(context.Background(), place, status) == nil
 	})
 }
 
@@ -114,13 +114,13 @@ func fails(t *testing.T, c Case) {
 				needs = c.Needs
 			}
 			u, _ := Plan(t, c.New(nil), f.Def)
-			site := newSite(needs)
-			live, err := u.Up(context.Background(), site)
+			place := newPlace(needs)
+			status, err := u.Up(context.Background(), place)
 			if err == nil {
-				down(t, u, site, live)
+				down(t, u, place, status)
 				t.Fatal("comes up")
 			}
-			foresees(t, u, site, f, err)
+			foresees(t, u, place, f, err)
 			if !errs.Is(err, f.Class) {
 				t.Errorf("error %q has class %v, want %v", err, errs.ClassOf(err), f.Class)
 			}
@@ -172,13 +172,13 @@ func everyActOfUpFails(t *testing.T, c Case) {
 	u := c.unit(t, failpoint.Ask(f.failpoint))
 	for n := 1; ; n++ {
 		before := testkit.Snapshot(t, c.Scope)
-		site := newSite(c.Needs)
+		place := newPlace(c.Needs)
 		f.arm(n)
-		live, err := u.Up(context.Background(), site)
+		status, err := u.Up(context.Background(), place)
 		act := f.fired()
 		f.arm(0)
 		if err == nil {
-			down(t, u, site, live)
+			down(t, u, place, status)
 		} else if act != "" && !errors.Is(err, errInjected) {
 			t.Errorf("%s fails: the error does not say so: %v", act, err)
 		}
@@ -204,15 +204,15 @@ func everyActOfDownFails(t *testing.T, c Case) {
 	u := c.unit(t, failpoint.Ask(f.failpoint))
 	for n := 1; ; n++ {
 		before := testkit.Snapshot(t, c.Scope)
-		site := newSite(c.Needs)
+		place := newPlace(c.Needs)
 		f.arm(0)
-		live := up(t, u, site)
+		status := up(t, u, place)
 		f.arm(n)
-		err := u.Down(context.Background(), site, live)
+		err := u.Down(context.Background(), place, status)
 		act := f.fired()
 		f.arm(0)
 		if err != nil {
-			down(t, u, site, live)
+			down(t, u, place, status)
 		}
 		if !before.Same(t) {
 			t.Fatalf("act %d of Down, %s: see above", n, act)
@@ -235,17 +235,17 @@ func cancelled(t *testing.T, c Case) {
 	defer cancelLate()
 	for name, ctx := range map[string]context.Context{"cancelled": over, "late": late} {
 		before := testkit.Snapshot(t, c.Scope)
-		u, site := c.unit(t, nil), newSite(c.Needs)
-		live, err := u.Up(ctx, site)
+		u, place := c.unit(t, nil), newPlace(c.Needs)
+		status, err := u.Up(ctx, place)
 		if err == nil {
-			down(t, u, site, live)
+			down(t, u, place, status)
 		} else if errs.Is(err, errs.Internal) {
 			t.Errorf("%s: up fails with class %v: %v", name, errs.Internal, err)
 		}
 		before.Same(t)
-		live = up(t, u, site)
-		_ = u.Down(ctx, site, live)
-		down(t, u, site, live)
+		status = up(t, u, place)
+		_ = u.Down(ctx, place, status)
+		down(t, u, place, status)
 		before.Same(t)
 	}
 }
@@ -258,7 +258,7 @@ func showDuringUp(t *testing.T, c Case) {
 	var group sync.WaitGroup
 	group.Go(func() {
 		for {
-			shown(t, d, u, driver.Live{}, needs)
+			shown(t, d, u, driver.Status{}, needs)
 			select {
 			case <-end:
 				return
@@ -266,9 +266,9 @@ func showDuringUp(t *testing.T, c Case) {
 			}
 		}
 	})
-	site := newSite(c.Needs)
-	live := up(t, u, site)
+	place := newPlace(c.Needs)
+	status := up(t, u, place)
 	close(end)
 	group.Wait()
-	down(t, u, site, live)
+	down(t, u, place, status)
 }

@@ -74,9 +74,9 @@ func planIsPure(t *testing.T, c Case) {
 	if fresh := Object(t, d.Class(), c.Good); !reflect.DeepEqual(def, fresh) {
 		t.Errorf("Plan changed the definition to %s, want %s", encoded(t, def), encoded(t, fresh))
 	}
-	first := shown(t, d, unit, driver.Live{}, needs)
+	first := shown(t, d, unit, driver.Status{}, needs)
 	scramble(reflect.ValueOf(def))
-	if second := shown(t, d, unit, driver.Live{}, needsOf(t, d, c.Good)); second != first {
+	if second := shown(t, d, unit, driver.Status{}, needsOf(t, d, c.Good)); second != first {
 		t.Errorf("Plan kept a part of the definition: Show gave %s, then %s", first, second)
 	}
 }
@@ -88,14 +88,14 @@ func needsOf(t *testing.T, d driver.Driver, def string) []driver.Need {
 }
 
 // shown returns what Show writes, as JSON.
-func shown(t *testing.T, d driver.Driver, u driver.Unit, live driver.Live, needs []driver.Need) string {
+func shown(t *testing.T, d driver.Driver, u driver.Unit, status driver.Status, needs []driver.Need) string {
 	t.Helper()
 	var whole []driver.Object
 	for _, n := range needs {
 		whole = append(whole, n.Def)
 	}
 	out := Object(t, d.Class(), "{}")
-	u.Show(out, live, whole)
+	u.Show(out, status, whole)
 	return encoded(t, out)
 }
 

@@ -40,19 +40,19 @@ type Entry struct {
 
 // Record is what the journal knows of an object. It holds no secrets.
 type Record struct {
-	ID    int64           `json:"id"`
-	Class string          `json:"class"`
-	Kind  string          `json:"kind,omitempty"`
-	Name  string          `json:"name,omitempty"`
-	Unit  json.RawMessage `json:"unit"`           // the planned object, as it marshals itself
-	Needs []int64         `json:"needs"`          // ids, in the order of the plan
-	Held  bool            `json:"held,omitempty"` // by the client
-	Phase string          `json:"phase"`
-	Up    bool            `json:"up,omitempty"` // what Live tells was brought about
-	Error string          `json:"error,omitempty"`
-	Since time.Time       `json:"since"`
-	Live  json.RawMessage `json:"live,omitempty"` // what was brought about
-	Run   json.RawMessage `json:"run,omitempty"`  // of a container
+	ID     int64           `json:"id"`
+	Class  string          `json:"class"`
+	Kind   string          `json:"kind,omitempty"`
+	Name   string          `json:"name,omitempty"`
+	Unit   json.RawMessage `json:"unit"`           // the planned object, as it marshals itself
+	Needs  []int64         `json:"needs"`          // ids, in the order of the plan
+	Held   bool            `json:"held,omitempty"` // by the client
+	Phase  string          `json:"phase"`
+	Up     bool            `json:"up,omitempty"` // what Status tells was brought about
+	Error  string          `json:"error,omitempty"`
+	Since  time.Time       `json:"since"`
+	Status json.RawMessage `json:"status,omitempty"` // what was brought about
+	Run    json.RawMessage `json:"run,omitempty"`    // of a container
 
 	Labels     map[string]string `json:"labels,omitempty"` // of an attachment or a mount
 	Generation int64             `json:"generation,omitempty"`

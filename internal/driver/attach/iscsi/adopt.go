@@ -27,16 +27,16 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 
 // Adopt takes over the session, unless another unit of the target has, and makes sure that the disk is the one that was made. A
 // session whose connection is lost is logged in to again in the background.
-func (u *unit) Adopt(ctx context.Context, site driver.Site, live driver.Live) error {
+func (u *unit) Adopt(ctx context.Context, place driver.Placement, status driver.Status) error {
 	conf := u.config()
-	auth, unknown := u.driver.secrets.find(site.ID, u.Username, u.TargetUsername)
+	auth, unknown := u.driver.secrets.find(place.ID, u.Username, u.TargetUsername)
 	conf.Auth = auth
-	session, err := u.driver.pool.adopt(ctx, int(u.LUN), site.ID, conf)
+	session, err := u.driver.pool.adopt(ctx, int(u.LUN), place.ID, conf)
 	if err != nil {
 		return err
 	}
-	stands := u.stands(session, live)
-	if n, err := notesOf(live); stands == nil && err == nil && n.Unit != nil {
+	stands := u.stands(session, status)
+	if n, err := notesOf(status); stands == nil && err == nil && n.Unit != nil {
 		session.Guard(int(u.LUN), *n.Unit)
 		session.Verify()
 	}
@@ -44,30 +44,30 @@ func (u *unit) Adopt(ctx context.Context, site driver.Site, live driver.Live) er
 }
 
 // stands tells what has become of the disk, if it is not what it was.
-func (u *unit) stands(session *iscsi.Session, live driver.Live) error {
-	if live.Device == nil || u.of(session).Is(live.Device.Number, live.Device.Sequence) {
+func (u *unit) stands(session *iscsi.Session, status driver.Status) error {
+	if status.Device == nil || u.of(session).Is(status.Device.Number, status.Device.Sequence) {
 		return nil
 	}
-	return errs.New(errs.Conflict, "%s is no longer LUN %d of target %s: another program deleted the device; delete the attachment and create it again", live.Device.Path, u.LUN, u.Target)
+	return errs.New(errs.Conflict, "%s is no longer LUN %d of target %s: another program deleted the device; delete the attachment and create it again", status.Device.Path, u.LUN, u.Target)
 }
 
 // Inspect implements driver.Inspector. What has become of the session is told by session_state.
-func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
+func (u *unit) Inspect(_ driver.Placement, status driver.Status, _ *mounttable.Table) error {
 	if session, ok := u.driver.pool.session(u.names()); ok {
 		if err := session.Wrong(int(u.LUN)); err != nil {
 			return err
 		}
 	}
-	if err := block.Check(live.Device.Number, live.Device.Sequence); err != nil {
-		return fmt.Errorf("%s, LUN %d of target %s: %w", live.Device.Path, u.LUN, u.Target, err)
+	if err := block.Check(status.Device.Number, status.Device.Sequence); err != nil {
+		return fmt.Errorf("%s, LUN %d of target %s: %w", status.Device.Path, u.LUN, u.Target, err)
 	}
 	return nil
 }
 
 // Sweep takes away what an Up has left that was cut off: the disk, and the session unless others use it.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	if err := u.driver.pool.sweep(waits.On(ctx, u.target()), u.names(), int(u.LUN), site.ID); err != nil {
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	if err := u.driver.pool.sweep(waits.On(ctx, u.target()), u.names(), int(u.LUN), place.ID); err != nil {
 		return err
 	}
-	return u.driver.secrets.forget(site.ID)
+	return u.driver.secrets.forget(place.ID)
 }

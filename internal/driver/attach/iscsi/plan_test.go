@@ -76,7 +76,7 @@ func TestShow(t *testing.T) {
 		"auth":{"username":"user","secret":"usersecret12","target_username":"target","target_secret":"targetsecret"}`)
 	u, _ := drivertest.Plan(t, d, given)
 	out := driver.Object{Attach: &models.Attach{}}
-	u.Show(out, driver.Live{}, nil)
+	u.Show(out, driver.Status{}, nil)
 	shown, err := json.Marshal(out.Attach.Iscsi)
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +124,7 @@ func TestSecretFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := driver.Object{Attach: &models.Attach{}}
-	u.Show(out, driver.Live{}, nil)
+	u.Show(out, driver.Status{}, nil)
 	shown, err := json.Marshal(out.Attach.Iscsi.Auth)
 	if err != nil {
 		t.Fatal(err)

@@ -24,9 +24,9 @@ import (
 // attached is an attachment that is up.
 type attached struct {
 	driver.Unit
-	site driver.Site
-	live driver.Live
-	log  *logged
+	place  driver.Placement
+	status driver.Status
+	log    *logged
 }
 
 // logged counts what a driver logs, by message.
@@ -60,17 +60,17 @@ const (
 // attach brings an attachment up. It is down after the test, unless the test has seen to that.
 func (n *node) attach(t *testing.T, def string) *attached {
 	t.Helper()
-	a := &attached{site: driver.Site{ID: 1}, log: &logged{Handler: slog.DiscardHandler, count: map[string]int{}}}
+	a := &attached{place: driver.Placement{ID: 1}, log: &logged{Handler: slog.DiscardHandler, count: map[string]int{}}}
 	o := n.options(nil)
 	o.Log = slog.New(a.log)
 	a.Unit, _ = drivertest.Plan(t, iscsi.New(o), def)
 	var err error
-	a.live, err = a.Up(within(t, time.Minute), a.site)
+	a.status, err = a.Up(within(t, time.Minute), a.place)
 	must(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		if err := a.Down(ctx, a.site, a.live); err != nil {
+		if err := a.Down(ctx, a.place, a.status); err != nil {
 			t.Error(err)
 		}
 	})
@@ -80,7 +80,7 @@ func (n *node) attach(t *testing.T, def string) *attached {
 // state is what an answer shows.
 func (a *attached) state() string {
 	out := driver.Object{Attach: &models.Attach{}}
-	a.Show(out, a.live, nil)
+	a.Show(out, a.status, nil)
 	return out.Attach.Iscsi.SessionState
 }
 
@@ -106,7 +106,7 @@ type stream struct {
 
 func (a *attached) write(t *testing.T) *stream {
 	t.Helper()
-	f, err := os.OpenFile(a.live.Device.Path, os.O_RDWR|unix.O_DIRECT, 0)
+	f, err := os.OpenFile(a.status.Device.Path, os.O_RDWR|unix.O_DIRECT, 0)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &stream{done: make(chan struct{}), end: cancel}
@@ -262,11 +262,11 @@ func TestDownWithoutTarget(t *testing.T) {
 	a := n.attach(t, def(target.IQN, ""))
 	target.Stop(t)
 	a.becomes(t, "recovering", 30*time.Second)
-	err := a.Down(within(t, 2*time.Second), a.site, a.live)
+	err := a.Down(within(t, 2*time.Second), a.place, a.status)
 	if !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "the connection to target "+target.IQN+" is lost") {
 		t.Errorf("down: %v of class %v", err, errs.ClassOf(err))
 	}
-	warning, err := a.Unit.(driver.Forcer).ForceDown(within(t, 30*time.Second), a.site, a.live)
+	warning, err := a.Unit.(driver.Forcer).ForceDown(within(t, 30*time.Second), a.place, a.status)
 	if err != nil || !strings.Contains(warning, "is lost") {
 		t.Errorf("forced down: %q, %v", warning, err)
 	}
@@ -279,23 +279,23 @@ func TestAttachWhileRecovering(t *testing.T) {
 	target := testkit.StartTarget(t, "later", "-l", "2")
 	d := n.driver(nil)
 	first, _ := drivertest.Plan(t, d, def(target.IQN, ""))
-	live, err := first.Up(within(t, time.Minute), driver.Site{ID: 1})
+	status, err := first.Up(within(t, time.Minute), driver.Placement{ID: 1})
 	must(t, err)
 	target.Stop(t)
 	state := func() string {
 		out := driver.Object{Attach: &models.Attach{}}
-		first.Show(out, live, nil)
+		first.Show(out, status, nil)
 		return out.Attach.Iscsi.SessionState
 	}
 	testkit.Eventually(t, "it is noticed", func() bool { return state() == "recovering" })
 	second, _ := drivertest.Plan(t, d, def(target.IQN, `,"lun":1`))
-	_, err = second.Up(within(t, 2*time.Second), driver.Site{ID: 2})
+	_, err = second.Up(within(t, 2*time.Second), driver.Placement{ID: 2})
 	if !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "is lost and was not back in time") {
 		t.Errorf("error %v of class %v", err, errs.ClassOf(err))
 	}
 	target.Start(t)
-	again, err := second.Up(within(t, time.Minute), driver.Site{ID: 2})
+	again, err := second.Up(within(t, time.Minute), driver.Placement{ID: 2})
 	must(t, err)
-	must(t, second.Down(within(t, time.Minute), driver.Site{ID: 2}, again))
-	must(t, first.Down(within(t, time.Minute), driver.Site{ID: 1}, live))
+	must(t, second.Down(within(t, time.Minute), driver.Placement{ID: 2}, again))
+	must(t, first.Down(within(t, time.Minute), driver.Placement{ID: 1}, status))
 }

@@ -42,9 +42,9 @@ func attribute(t *testing.T, pattern string) string {
 }
 
 // disk reads an attribute of an attachment's disk.
-func disk(t *testing.T, live driver.Live, name string) string {
+func disk(t *testing.T, status driver.Status, name string) string {
 	t.Helper()
-	return attribute(t, filepath.Join("/sys/block", filepath.Base(live.Device.Path), name))
+	return attribute(t, filepath.Join("/sys/block", filepath.Base(status.Device.Path), name))
 }
 
 func sessions() []string {
@@ -74,10 +74,10 @@ func TestAuthentication(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			testkit.Unchanged(t, testkit.Scope{PID: os.Getpid(), Goroutines: true})
 			u, _ := drivertest.Plan(t, n.driver(nil), c.def)
-			live, err := u.Up(within(t, 30*time.Second), driver.Site{ID: 1})
+			status, err := u.Up(within(t, 30*time.Second), driver.Placement{ID: 1})
 			switch {
 			case err == nil:
-				must(t, u.Down(within(t, 30*time.Second), driver.Site{ID: 1}, live))
+				must(t, u.Down(within(t, 30*time.Second), driver.Placement{ID: 1}, status))
 				if c.want != "" {
 					t.Error("comes up")
 				}
@@ -97,10 +97,10 @@ func TestSettings(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "settings", "-l", "3").IQN
 	a := n.attach(t, def(target, `,"lun":2,"ro":true,"queue_depth":5,"scheduler":"noop","header_digest":"crc32c","data_digest":"crc32c","max_comands":64,"replacement_timeout":77`))
-	if !a.live.Device.ReadOnly || disk(t, a.live, "ro") != "1" {
+	if !a.status.Device.ReadOnly || disk(t, a.status, "ro") != "1" {
 		t.Error("it is not read-only")
 	}
-	if f, err := os.OpenFile(a.live.Device.Path, os.O_WRONLY, 0); err == nil {
+	if f, err := os.OpenFile(a.status.Device.Path, os.O_WRONLY, 0); err == nil {
 		_, err := f.Write(make([]byte, 512))
 		f.Close()
 		if !errors.Is(err, unix.EPERM) {
@@ -108,16 +108,16 @@ func TestSettings(t *testing.T) {
 		}
 	}
 	for file, want := range map[string]string{
-		filepath.Join("/sys/block", filepath.Base(a.live.Device.Path), "device/queue_depth"): "5",
-		filepath.Join("/sys/block", filepath.Base(a.live.Device.Path), "queue/scheduler"):    "[none] mq-deadline",
-		filepath.Join("/sys/block", filepath.Base(a.live.Device.Path), "device/vpd_pg80"):    "settings-2",
-		"/sys/class/iscsi_connection/*/header_digest":                                        "1",
-		"/sys/class/iscsi_connection/*/data_digest":                                          "1",
-		"/sys/class/iscsi_session/*/recovery_tmo":                                            "77",
-		"/sys/class/iscsi_session/*/targetname":                                              "(null)",
-		"/sys/class/iscsi_session/*/ifacename":                                               target,
-		"/sys/class/iscsi_session/*/initiatorname":                                           initiator,
-		"/sys/class/iscsi_session/*/password":                                                "(null)",
+		filepath.Join("/sys/block", filepath.Base(a.status.Device.Path), "device/queue_depth"): "5",
+		filepath.Join("/sys/block", filepath.Base(a.status.Device.Path), "queue/scheduler"):    "[none] mq-deadline",
+		filepath.Join("/sys/block", filepath.Base(a.status.Device.Path), "device/vpd_pg80"):    "settings-2",
+		"/sys/class/iscsi_connection/*/header_digest":                                          "1",
+		"/sys/class/iscsi_connection/*/data_digest":                                            "1",
+		"/sys/class/iscsi_session/*/recovery_tmo":                                              "77",
+		"/sys/class/iscsi_session/*/targetname":                                                "(null)",
+		"/sys/class/iscsi_session/*/ifacename":                                                 target,
+		"/sys/class/iscsi_session/*/initiatorname":                                             initiator,
+		"/sys/class/iscsi_session/*/password":                                                  "(null)",
 	} {
 		if got := attribute(t, file); !strings.Contains(got, want) {
 			t.Errorf("%s: %q, want %q", file, got, want)
@@ -137,8 +137,8 @@ func TestSharedSession(t *testing.T) {
 	two, _ := drivertest.Plan(t, d, def(target, `,"lun":1`))
 	other, _ := drivertest.Plan(t, d, def(target, `,"lun":1,"replacement_timeout":60,"header_digest":"crc32c"`))
 	ctx := within(t, 2*time.Minute)
-	first, second := driver.Site{ID: 11}, driver.Site{ID: 12}
-	liveOne, err := one.Up(ctx, first)
+	first, second := driver.Placement{ID: 11}, driver.Placement{ID: 12}
+	statusOne, err := one.Up(ctx, first)
 	must(t, err)
 	before := sessions()
 	_, err = other.Up(ctx, second)
@@ -149,19 +149,19 @@ func TestSharedSession(t *testing.T) {
 	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "attachment 11 has this LUN") {
 		t.Errorf("the same unit again: %v", err)
 	}
-	liveTwo, err := two.Up(ctx, second)
+	statusTwo, err := two.Up(ctx, second)
 	must(t, err)
 	if after := sessions(); !slices.Equal(before, after) || len(after) != 1 {
 		t.Errorf("sessions %q, then %q", before, after)
 	}
-	must(t, one.Down(ctx, first, liveOne))
+	must(t, one.Down(ctx, first, statusOne))
 	if after := sessions(); !slices.Equal(before, after) {
 		t.Errorf("the first one to go took the session with it: %q", after)
 	}
-	if _, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(liveTwo.Device.Path), "size")); err != nil {
+	if _, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(statusTwo.Device.Path), "size")); err != nil {
 		t.Error(err)
 	}
-	must(t, two.Down(ctx, second, liveTwo))
+	must(t, two.Down(ctx, second, statusTwo))
 	if after := sessions(); len(after) != 0 {
 		t.Errorf("the session stays: %q", after)
 	}
@@ -184,13 +184,13 @@ func TestParallel(t *testing.T) {
 		for i, text := range defs {
 			u, _ := drivertest.Plan(t, d, text)
 			group.Go(func() {
-				site := driver.Site{ID: int64(i + 1)}
-				live, err := u.Up(ctx, site)
+				place := driver.Placement{ID: int64(i + 1)}
+				status, err := u.Up(ctx, place)
 				if err != nil {
 					t.Errorf("%s: %v", text, err)
 					return
 				}
-				if err := u.Down(ctx, site, live); err != nil {
+				if err := u.Down(ctx, place, status); err != nil {
 					t.Errorf("%s: %v", text, err)
 				}
 			})
@@ -221,7 +221,7 @@ func TestSilentPortal(t *testing.T) {
 	n := newNode(t)
 	block(t, "3282")
 	u, _ := drivertest.Plan(t, n.driver(nil), def(diskIQN, `,"port":3282`))
-	_, err := u.Up(within(t, 2*time.Second), driver.Site{ID: 1})
+	_, err := u.Up(within(t, 2*time.Second), driver.Placement{ID: 1})
 	if !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "no response") {
 		t.Errorf("error %v of class %v", err, errs.ClassOf(err))
 	}
@@ -247,16 +247,16 @@ func TestForeignSession(t *testing.T) {
 		})
 	})
 	u, _ := drivertest.Plan(t, n.driver(nil), def(target, ""))
-	_, err := u.Up(within(t, 30*time.Second), driver.Site{ID: 1})
+	_, err := u.Up(within(t, 30*time.Second), driver.Placement{ID: 1})
 	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), filepath.Base(theirs[0])) {
 		t.Errorf("error %v", err)
 	}
 	d := n.driver(nil)
 	mine, _ := drivertest.Plan(t, d, def(other, `,"port":3290`))
-	live, err := mine.Up(within(t, 30*time.Second), driver.Site{ID: 2})
+	status, err := mine.Up(within(t, 30*time.Second), driver.Placement{ID: 2})
 	must(t, err)
-	must(t, mine.Down(within(t, 30*time.Second), driver.Site{ID: 2}, live))
-	must(t, n.next(t, u)[0].Sweep(within(t, 30*time.Second), driver.Site{ID: 3}))
+	must(t, mine.Down(within(t, 30*time.Second), driver.Placement{ID: 2}, status))
+	must(t, n.next(t, u)[0].Sweep(within(t, 30*time.Second), driver.Placement{ID: 3}))
 	if got := sessions(); !slices.Equal(got, theirs) {
 		t.Errorf("sessions %q, then %q", theirs, got)
 	}

@@ -101,19 +101,19 @@ func (n *node) clean(t *testing.T, before string) bool {
 func TestKilledDuringUp(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "killed", chapOptions...).IQN
-	site, before := driver.Site{ID: 1}, traces()
+	place, before := driver.Placement{ID: 1}, traces()
 	for acts := 1; ; acts++ {
 		l, d := n.first()
 		u, _ := drivertest.Plan(t, d, def(target, chapFields))
 		l.after(acts)
-		_, err := u.Up(within(t, time.Minute), site)
+		_, err := u.Up(within(t, time.Minute), place)
 		act, dead := l.died()
 		l.kill() // or right after it
 		if err == nil && dead || err != nil && !errors.Is(err, errKilled) {
 			t.Errorf("killed after act %d, %s: %v", acts, act, err)
 		}
 		h := n.next(t, u)[0]
-		must(t, h.Sweep(within(t, time.Minute), site))
+		must(t, h.Sweep(within(t, time.Minute), place))
 		if !n.clean(t, before) {
 			t.Fatalf("killed after act %d, %s: see above", acts, act)
 		}
@@ -135,21 +135,21 @@ func TestKilledAndForgotten(t *testing.T) {
 	for _, fatal := range []string{"iscsi create session", "iscsi bind connection", "iscsi start connection", "helper write"} {
 		l := &life{left: -1, fatal: fatal}
 		u, _ := drivertest.Plan(t, n.driver(l.failpoint), def(target, ""))
-		if _, err := u.Up(within(t, time.Minute), driver.Site{ID: 1}); !errors.Is(err, errKilled) {
+		if _, err := u.Up(within(t, time.Minute), driver.Placement{ID: 1}); !errors.Is(err, errKilled) {
 			t.Errorf("%s: %v", fatal, err)
 		}
 		if traces() == before {
 			t.Errorf("%s leaves nothing", fatal)
 		}
 		again, _ := drivertest.Plan(t, n.driver(nil), def(target, ""))
-		live, err := again.Up(within(t, time.Minute), driver.Site{ID: 2})
+		status, err := again.Up(within(t, time.Minute), driver.Placement{ID: 2})
 		if err != nil {
 			t.Fatalf("after %s: %v", fatal, err)
 		}
 		if got := sessions(); len(got) != 1 {
 			t.Errorf("after %s there are sessions %q", fatal, got)
 		}
-		must(t, again.Down(within(t, time.Minute), driver.Site{ID: 2}, live))
+		must(t, again.Down(within(t, time.Minute), driver.Placement{ID: 2}, status))
 		n.clean(t, before)
 	}
 }
@@ -158,19 +158,19 @@ func TestKilledAndForgotten(t *testing.T) {
 func TestKilledDuringDown(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "killed", chapOptions...).IQN
-	site, before := driver.Site{ID: 1}, traces()
+	place, before := driver.Placement{ID: 1}, traces()
 	for acts := 1; ; acts++ {
 		l, d := n.first()
 		u, _ := drivertest.Plan(t, d, def(target, chapFields))
-		live, err := u.Up(within(t, time.Minute), site)
+		status, err := u.Up(within(t, time.Minute), place)
 		must(t, err)
 		l.after(acts)
-		_ = u.Down(within(t, time.Minute), site, live)
+		_ = u.Down(within(t, time.Minute), place, status)
 		act, dead := l.died()
 		l.kill()
 		h := n.next(t, u)[0]
-		adopted := h.Adopt(within(t, time.Minute), site, live)
-		if err := h.Down(within(t, time.Minute), site, live); err != nil {
+		adopted := h.Adopt(within(t, time.Minute), place, status)
+		if err := h.Down(within(t, time.Minute), place, status); err != nil {
 			t.Errorf("killed after act %d, %s: adopt: %v, down: %v", acts, act, adopted, err)
 		}
 		if !n.clean(t, before) {
@@ -187,12 +187,12 @@ func TestKilledDuringDown(t *testing.T) {
 func TestKilledBesideAnother(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "beside", "-l", "2").IQN
-	one, two, before := driver.Site{ID: 1}, driver.Site{ID: 2}, traces()
+	one, two, before := driver.Placement{ID: 1}, driver.Placement{ID: 2}, traces()
 	for acts := 1; ; acts++ {
 		l, d := n.first()
 		first, _ := drivertest.Plan(t, d, def(target, ""))
 		second, _ := drivertest.Plan(t, d, def(target, `,"lun":1`))
-		live, err := first.Up(within(t, time.Minute), one)
+		status, err := first.Up(within(t, time.Minute), one)
 		must(t, err)
 		stays := traces()
 		l.after(acts)
@@ -200,12 +200,12 @@ func TestKilledBesideAnother(t *testing.T) {
 		act, dead := l.died()
 		l.kill()
 		h := n.next(t, first, second)
-		must(t, h[0].Adopt(within(t, time.Minute), one, live))
+		must(t, h[0].Adopt(within(t, time.Minute), one, status))
 		must(t, h[1].Sweep(within(t, time.Minute), two))
 		if got := traces(); got != stays {
 			t.Errorf("killed after act %d, %s: there is %s, want %s", acts, act, got, stays)
 		}
-		must(t, h[0].Down(within(t, time.Minute), one, live))
+		must(t, h[0].Down(within(t, time.Minute), one, status))
 		if !n.clean(t, before) || !dead {
 			t.Logf("killed after each of %d acts", acts-1)
 			return
@@ -218,11 +218,11 @@ func TestKilledBesideAnother(t *testing.T) {
 func TestKilledWhileScanning(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "scanning", "-l", "2").IQN
-	one, two, before := driver.Site{ID: 1}, driver.Site{ID: 2}, traces()
+	one, two, before := driver.Placement{ID: 1}, driver.Placement{ID: 2}, traces()
 	l, d := n.first()
 	first, _ := drivertest.Plan(t, d, def(target, ""))
 	second, _ := drivertest.Plan(t, d, def(target, `,"lun":1`))
-	live, err := first.Up(within(t, time.Minute), one)
+	status, err := first.Up(within(t, time.Minute), one)
 	must(t, err)
 	stays := traces()
 	hosts, err := filepath.Glob("/sys/class/iscsi_host/*")
@@ -237,7 +237,7 @@ func TestKilledWhileScanning(t *testing.T) {
 	testkit.Eventually(t, "the scan waits for the target", func() bool { return waitsInKernel(scan.Process.Pid) })
 	l.kill()
 	h := n.next(t, first, second)
-	must(t, h[0].Adopt(within(t, time.Minute), one, live))
+	must(t, h[0].Adopt(within(t, time.Minute), one, status))
 	swept := make(chan error, 1)
 	go func() { swept <- h[1].Sweep(within(t, time.Minute), two) }()
 	helpers := func() bool {
@@ -251,13 +251,13 @@ func TestKilledWhileScanning(t *testing.T) {
 	if got := traces(); got != stays {
 		t.Errorf("there is %s, want %s", got, stays)
 	}
-	must(t, h[0].Down(within(t, time.Minute), one, live))
+	must(t, h[0].Down(within(t, time.Minute), one, status))
 	n.clean(t, before)
 }
 
 // shownState is the session's state in an answer.
-func shownState(u driver.Unit, live driver.Live) string {
-	a := attached{Unit: u, live: live}
+func shownState(u driver.Unit, status driver.Status) string {
+	a := attached{Unit: u, status: status}
 	return a.state()
 }
 
@@ -273,16 +273,16 @@ func TestTakenOverAndLost(t *testing.T) {
 			before := traces()
 			target := testkit.StartTarget(t, "lost", append(slices.Clone(c.options), "-l", "2")...)
 			l, d := n.first()
-			sites := []driver.Site{{ID: 1}, {ID: 2}}
+			sites := []driver.Placement{{ID: 1}, {ID: 2}}
 			var units []driver.Unit
-			var lives []driver.Live
+			var lives []driver.Status
 			var writes []*stream
-			for i, site := range sites {
+			for i, place := range sites {
 				u, _ := drivertest.Plan(t, d, def(target.IQN, c.fields+fmt.Sprintf(`,"lun":%d`, i)))
-				live, err := u.Up(within(t, time.Minute), site)
+				status, err := u.Up(within(t, time.Minute), place)
 				must(t, err)
-				units, lives = append(units, u), append(lives, live)
-				writes = append(writes, (&attached{live: live}).write(t))
+				units, lives = append(units, u), append(lives, status)
+				writes = append(writes, (&attached{status: status}).write(t))
 			}
 			session := sessions()[0]
 			l.kill()
@@ -322,37 +322,37 @@ func TestTakenOverAndLost(t *testing.T) {
 func TestAdoptChanged(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "changed", chapOptions...).IQN
-	site, before := driver.Site{ID: 1}, traces()
+	place, before := driver.Placement{ID: 1}, traces()
 	for name, c := range map[string]struct {
-		change func(u driver.Unit, live driver.Live)
+		change func(u driver.Unit, status driver.Status)
 		want   string
 	}{
-		"no device": {func(_ driver.Unit, live driver.Live) {
-			must(t, os.WriteFile(filepath.Join("/sys/block", filepath.Base(live.Device.Path), "device/delete"), []byte("1"), 0))
+		"no device": {func(_ driver.Unit, status driver.Status) {
+			must(t, os.WriteFile(filepath.Join("/sys/block", filepath.Base(status.Device.Path), "device/delete"), []byte("1"), 0))
 		}, "another program deleted the device"},
-		"no session": {func(u driver.Unit, live driver.Live) {
+		"no session": {func(u driver.Unit, status driver.Status) {
 			h := n.next(t, u)[0]
-			must(t, h.Adopt(t.Context(), site, live))
-			must(t, h.Down(within(t, time.Minute), site, live))
+			must(t, h.Adopt(t.Context(), place, status))
+			must(t, h.Down(within(t, time.Minute), place, status))
 		}, "is gone: another program ended it"},
-		"no secret": {func(driver.Unit, driver.Live) {
+		"no secret": {func(driver.Unit, driver.Status) {
 			must(t, os.Remove(filepath.Join(n.Dir, "mounts", "1.secret")))
 		}, "the CHAP secret is lost"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, d := n.first()
 			u, _ := drivertest.Plan(t, d, def(target, chapFields))
-			live, err := u.Up(within(t, time.Minute), site)
+			status, err := u.Up(within(t, time.Minute), place)
 			must(t, err)
 			l.kill()
 			n.Failpoint(nil)
-			c.change(u, live)
+			c.change(u, status)
 			h := n.next(t, u)[0]
-			err = h.Adopt(within(t, time.Minute), site, live)
+			err = h.Adopt(within(t, time.Minute), place, status)
 			if !errs.Is(err, errs.Conflict) && name != "no secret" || err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("adopt: %v", err)
 			}
-			must(t, h.Down(within(t, time.Minute), site, live))
+			must(t, h.Down(within(t, time.Minute), place, status))
 			n.clean(t, before)
 		})
 	}
@@ -362,14 +362,14 @@ func TestAdoptChanged(t *testing.T) {
 func TestHostNumberOfAnother(t *testing.T) {
 	n := newNode(t)
 	target, other := testkit.StartTarget(t, "ours").IQN, testkit.StartTarget(t, "theirs", "-p", "3290").IQN
-	site := driver.Site{ID: 1}
+	place := driver.Placement{ID: 1}
 	u, _ := drivertest.Plan(t, n.driver(nil), def(target, ""))
-	live, err := u.Up(within(t, time.Minute), site)
+	status, err := u.Up(within(t, time.Minute), place)
 	must(t, err)
-	host := hostOf(t, live.Device.Path)
+	host := hostOf(t, status.Device.Path)
 	h := n.next(t, u)[0]
-	must(t, h.Adopt(within(t, time.Minute), site, live))
-	must(t, h.Down(within(t, time.Minute), site, live))
+	must(t, h.Adopt(within(t, time.Minute), place, status))
+	must(t, h.Down(within(t, time.Minute), place, status))
 	testkit.Need(t, "iscsistart")
 	testkit.Run(t, "iscsistart", "-i", initiator, "-t", other, "-g", "1", "-a", "127.0.0.1", "-p", "3290")
 	t.Cleanup(func() {
@@ -387,7 +387,7 @@ func TestHostNumberOfAnother(t *testing.T) {
 	if got := hostOf(t, theirs); got != host {
 		t.Fatalf("their host is %s and ours was %s: this test shows nothing", got, host)
 	}
-	_ = u.Down(within(t, time.Minute), site, live)
+	_ = u.Down(within(t, time.Minute), place, status)
 	if _, err := os.Stat("/sys/block/" + filepath.Base(theirs)); err != nil {
 		t.Errorf("their disk was taken away: %v", err)
 	}
@@ -407,24 +407,24 @@ func TestOtherRunDirectory(t *testing.T) {
 	n, other := newNode(t), newNode(t)
 	target := testkit.StartTarget(t, "other").IQN
 	theirs, _ := drivertest.Plan(t, other.driver(nil), def(target, ""))
-	site := driver.Site{ID: 1}
-	live, err := theirs.Up(within(t, time.Minute), site)
+	place := driver.Placement{ID: 1}
+	status, err := theirs.Up(within(t, time.Minute), place)
 	must(t, err)
 	before := traces()
 	h := n.next(t, theirs)[0]
-	if err := h.Adopt(t.Context(), site, live); !errs.Is(err, errs.Conflict) {
+	if err := h.Adopt(t.Context(), place, status); !errs.Is(err, errs.Conflict) {
 		t.Errorf("adopt: %v", err)
 	}
-	must(t, h.Down(within(t, time.Minute), site, live))
-	must(t, n.next(t, theirs)[0].Sweep(within(t, time.Minute), site))
+	must(t, h.Down(within(t, time.Minute), place, status))
+	must(t, n.next(t, theirs)[0].Sweep(within(t, time.Minute), place))
 	ours, _ := drivertest.Plan(t, n.driver(nil), def(target, ""))
-	if _, err := ours.Up(within(t, time.Minute), driver.Site{ID: 2}); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another run directory") {
+	if _, err := ours.Up(within(t, time.Minute), driver.Placement{ID: 2}); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another run directory") {
 		t.Errorf("up: %v", err)
 	}
 	if got := traces(); got != before {
 		t.Errorf("%s became %s", before, got)
 	}
-	must(t, theirs.Down(within(t, time.Minute), site, live))
+	must(t, theirs.Down(within(t, time.Minute), place, status))
 }
 
 // One that was cut off before it had names is told from those of others by who has created it.
@@ -434,15 +434,15 @@ func TestOtherRunDirectoryNameless(t *testing.T) {
 	before := traces()
 	l := &life{left: -1, fatal: "iscsi create session"}
 	theirs, _ := drivertest.Plan(t, other.driver(l.failpoint), def(target, ""))
-	site := driver.Site{ID: 1}
-	if _, err := theirs.Up(within(t, time.Minute), site); !errors.Is(err, errKilled) {
+	place := driver.Placement{ID: 1}
+	if _, err := theirs.Up(within(t, time.Minute), place); !errors.Is(err, errKilled) {
 		t.Fatal(err)
 	}
 	left := traces()
-	must(t, n.next(t, theirs)[0].Sweep(within(t, time.Minute), site))
+	must(t, n.next(t, theirs)[0].Sweep(within(t, time.Minute), place))
 	if got := traces(); got != left || got == before {
 		t.Errorf("%s became %s", left, got)
 	}
-	must(t, other.next(t, theirs)[0].Sweep(within(t, time.Minute), site))
+	must(t, other.next(t, theirs)[0].Sweep(within(t, time.Minute), place))
 	other.clean(t, before)
 }

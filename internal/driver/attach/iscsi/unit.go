@@ -31,7 +31,7 @@ type unit struct {
 	Port             int64    `json:"port"`
 	Portals          []string `json:"portals,omitempty"` // further ones, as given
 	LUN              int64    `json:"lun"`
-	ReadOnly         bool     `json:"ro,omitempty"` // as asked; what came of it is in Live
+	ReadOnly         bool     `json:"ro,omitempty"` // as asked; what came of it is in Status
 	Username         string   `json:"username,omitempty"`
 	TargetUsername   string   `json:"target_username,omitempty"`
 	SecretFile       string   `json:"secret_file,omitempty"` // in place of secrets in the request
@@ -54,8 +54,8 @@ type notes struct {
 	Unit     *iscsi.Identity `json:"unit,omitempty"`      // what the unit was when it was attached; nil: an earlier version did not ask
 }
 
-func notesOf(live driver.Live) (n notes, err error) {
-	if err = json.Unmarshal(live.Notes, &n); err != nil {
+func notesOf(status driver.Status) (n notes, err error) {
+	if err = json.Unmarshal(status.Notes, &n); err != nil {
 		err = fmt.Errorf("read its notes: %w", err)
 	}
 	return n, err
@@ -71,31 +71,31 @@ func (u *unit) of(s *iscsi.Session) iscsi.Unit {
 func (u *unit) target() string { return "iSCSI target " + u.Target + " at " + u.Host }
 
 // Up logs in, unless another unit of the target has, and makes the logical unit a disk.
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	if err := u.readSecrets(ctx); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	ctx = waits.On(ctx, u.target())
-	if err := u.driver.secrets.keep(site.ID, u.Auth); err != nil {
-		return driver.Live{}, err
+	if err := u.driver.secrets.keep(place.ID, u.Auth); err != nil {
+		return driver.Status{}, err
 	}
-	session, err := u.driver.pool.acquire(ctx, int(u.LUN), site.ID, u.config())
+	session, err := u.driver.pool.acquire(ctx, int(u.LUN), place.ID, u.config())
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.driver.secrets.forget(site.ID))
+		return driver.Status{}, errors.Join(err, u.driver.secrets.forget(place.ID))
 	}
-	live, err := u.attach(ctx, session)
+	status, err := u.attach(ctx, session)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.undo(ctx, site.ID, live))
+		return driver.Status{}, errors.Join(err, u.undo(ctx, place.ID, status))
 	}
-	u.driver.log.Debug("logical unit attached", logkey.Object, site.ID, logkey.Target, u.Target, logkey.LUN, u.LUN, logkey.Device, live.Device.Path)
-	return live, nil
+	u.driver.log.Debug("logical unit attached", logkey.Object, place.ID, logkey.Target, u.Target, logkey.LUN, u.LUN, logkey.Device, status.Device.Path)
+	return status, nil
 }
 
 // Check implements driver.Checker. The target is not asked.
-func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{
 		Does:    fmt.Sprintf("attach LUN %d of %s", u.LUN, u.target()),
-		Live:    driver.Live{Device: &driver.Device{ReadOnly: u.ReadOnly, Remote: true}},
+		Status:  driver.Status{Device: &driver.Device{ReadOnly: u.ReadOnly, Remote: true}},
 		Unknown: []string{"whether the target answers, has this LUN, and lets this node in"},
 	}
 	if err := u.readSecrets(ctx); err != nil {
@@ -109,18 +109,18 @@ func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error
 }
 
 // attach makes the disk; what it returns with an error is there and must go again.
-func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Live, error) {
+func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Status, error) {
 	lu := u.of(session)
 	if _, err := lu.Add(ctx); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	number, err := lu.Number()
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	path, made, err := u.driver.nodes.Ensure(number)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	d := &driver.Device{Path: path, Number: number, Remote: true}
 	d.Fail = lu.Delete()
@@ -139,7 +139,7 @@ func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Live,
 	if err == nil {
 		session.Guard(int(u.LUN), identity)
 	}
-	return driver.Live{Device: d, Notes: text, Warnings: u.surprises(d)}, err
+	return driver.Status{Device: d, Notes: text, Warnings: u.surprises(d)}, err
 }
 
 // identify returns what the unit is. If it does not take the questions, what the kernel has found out must do.
@@ -185,50 +185,50 @@ func (u *unit) describe(ctx context.Context, d *driver.Device) error {
 
 // Down takes the disk away unless somebody uses it. The last unit of a session logs out. A disk that was not written to
 // does not wait for a target that is gone: there is nothing to lose. Nor does one whose I/O fails anyway.
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	lost := u.lost(site.ID, live)
-	if err := u.detach(ctx, site.ID, live, lost != "" || live.Device != nil && live.Device.ReadOnly); err != nil {
+func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
+	lost := u.lost(place.ID, status)
+	if err := u.detach(ctx, place.ID, status, lost != "" || status.Device != nil && status.Device.ReadOnly); err != nil {
 		return err
 	}
 	if lost != "" {
-		site.Lost("%s", lost)
+		place.Lost("%s", lost)
 	}
 	return nil
 }
 
 // lost says what becomes of what was written to a disk whose I/O fails for good, or is empty.
-func (u *unit) lost(id int64, live driver.Live) string {
+func (u *unit) lost(id int64, status driver.Status) string {
 	_, session := u.driver.pool.find(u.names(), int(u.LUN), id)
-	if session == nil || live.Device == nil || live.Device.ReadOnly {
+	if session == nil || status.Device == nil || status.Device.ReadOnly {
 		return ""
 	}
 	const text = "%s was detached, but what was written to it last is lost or went to another volume: %v"
 	switch wrong := session.Wrong(int(u.LUN)); {
 	case wrong != nil:
-		return fmt.Sprintf(text, live.Device.Path, wrong)
+		return fmt.Sprintf(text, status.Device.Path, wrong)
 	case u.of(session).Failed():
-		return fmt.Sprintf(text, live.Device.Path, "the kernel has it offline")
+		return fmt.Sprintf(text, status.Device.Path, "the kernel has it offline")
 	}
 	return ""
 }
 
 // ForceDown is Down that does not wait for a target that is gone.
-func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
+func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (warning string, err error) {
 	state, _ := u.driver.pool.state(u.names())
-	lost := u.lost(site.ID, live)
-	if err := u.detach(ctx, site.ID, live, true); err != nil {
+	lost := u.lost(place.ID, status)
+	if err := u.detach(ctx, place.ID, status, true); err != nil {
 		return "", err
 	}
 	if lost != "" {
 		return lost, nil
 	}
-	if state != iscsi.LoggedIn && live.Device != nil && !live.Device.ReadOnly {
-		warning = fmt.Sprintf("%s was taken away while target %s could not be reached: what was written and not yet saved there is lost", live.Device.Path, u.Target)
+	if state != iscsi.LoggedIn && status.Device != nil && !status.Device.ReadOnly {
+		warning = fmt.Sprintf("%s was taken away while target %s could not be reached: what was written and not yet saved there is lost", status.Device.Path, u.Target)
 	}
 	return warning, nil
 }
 
-func (u *unit) detach(ctx context.Context, id int64, live driver.Live, force bool) error {
+func (u *unit) detach(ctx context.Context, id int64, status driver.Status, force bool) error {
 	ctx = waits.On(ctx, u.target())
 	if s, session := u.driver.pool.find(u.names(), int(u.LUN), id); s != nil {
 		if err := u.quit(ctx, s, session, force); err != nil {
@@ -236,7 +236,7 @@ func (u *unit) detach(ctx context.Context, id int64, live driver.Live, force boo
 		}
 		u.driver.log.Debug("logical unit detached", logkey.Object, id, logkey.Target, u.Target, logkey.LUN, u.LUN)
 	}
-	return errors.Join(u.removeNode(live), u.driver.secrets.forget(id))
+	return errors.Join(u.removeNode(status), u.driver.secrets.forget(id))
 }
 
 // quit takes the disk away and leaves the session, which may be gone already.
@@ -254,24 +254,24 @@ func (u *unit) quit(ctx context.Context, s *shared, session *iscsi.Session, forc
 }
 
 // undo takes away what there is of a unit that could not come up. Nobody will try again.
-func (u *unit) undo(ctx context.Context, id int64, live driver.Live) error {
+func (u *unit) undo(ctx context.Context, id int64, status driver.Status) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	s, session := u.driver.pool.find(u.names(), int(u.LUN), id)
 	session.Release(int(u.LUN))
-	return errors.Join(u.of(session).Detach(ctx, true), u.driver.pool.leave(ctx, s, int(u.LUN), true), u.removeNode(live), u.driver.secrets.forget(id))
+	return errors.Join(u.of(session).Detach(ctx, true), u.driver.pool.leave(ctx, s, int(u.LUN), true), u.removeNode(status), u.driver.secrets.forget(id))
 }
 
-func (u *unit) removeNode(live driver.Live) error {
+func (u *unit) removeNode(status driver.Status) error {
 	var n notes
-	if live.Device == nil || json.Unmarshal(live.Notes, &n) != nil || !n.MadeNode {
+	if status.Device == nil || json.Unmarshal(status.Notes, &n) != nil || !n.MadeNode {
 		return nil
 	}
-	return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
+	return u.driver.nodes.Remove(status.Device.Path, status.Device.Number)
 }
 
 // Show writes the definition without the secrets, and what the session does.
-func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
+func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) {
 	m := &models.AttachIscsi{
 		Initiator: new(u.Initiator), Target: new(u.Target), Host: new(u.Host), Port: new(u.Port), Portals: u.Portals,
 		Lun: u.LUN, Ro: new(u.ReadOnly), HeaderDigest: new(u.HeaderDigest), DataDigest: new(u.DataDigest),
@@ -282,8 +282,8 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 			Username: u.Username, SecretFile: u.SecretFile, TargetUsername: u.TargetUsername, TargetSecretFile: u.TargetSecretFile,
 		}
 	}
-	if live.Device != nil {
-		m.Ro = new(live.Device.ReadOnly)
+	if status.Device != nil {
+		m.Ro = new(status.Device.ReadOnly)
 		u.showSession(m)
 	}
 	out.Attach.Iscsi = m
@@ -303,7 +303,7 @@ func (u *unit) showSession(m *models.AttachIscsi) {
 }
 
 // Changes is the state of the session, or empty: driver.Changing.
-func (u *unit) Changes(driver.Live) string {
+func (u *unit) Changes(driver.Status) string {
 	state, ok := u.driver.pool.state(u.names())
 	if !ok {
 		return ""

@@ -109,9 +109,9 @@ func TestDriver(t *testing.T) {
 }
 
 // hold has another process use the disk.
-func hold(t *testing.T, live driver.Live) (holder string, release func()) {
+func hold(t *testing.T, status driver.Status) (holder string, release func()) {
 	t.Helper()
-	cmd := exec.Command("sh", "-c", "exec 3<$0; echo held; read _", live.Device.Path)
+	cmd := exec.Command("sh", "-c", "exec 3<$0; echo held; read _", status.Device.Path)
 	in, err := cmd.StdinPipe()
 	must(t, err)
 	out, err := cmd.StdoutPipe()
@@ -119,7 +119,7 @@ func hold(t *testing.T, live driver.Live) (holder string, release func()) {
 	must(t, cmd.Start())
 	_, err = out.Read(make([]byte, 8))
 	must(t, err)
-	return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, live.Device.Path), func() {
+	return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, status.Device.Path), func() {
 		in.Close()
 		_ = cmd.Wait()
 	}

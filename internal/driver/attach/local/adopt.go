@@ -17,20 +17,20 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt claims the device anew, if it still is the one that was attached.
-func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	if err := u.driver.claims.Device(site.ID, live.Device.Number, live.Device.Path); err != nil {
+func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+	if err := u.driver.claims.Device(place.ID, status.Device.Number, status.Device.Path); err != nil {
 		return err
 	}
-	return u.Inspect(site, live, nil)
+	return u.Inspect(place, status, nil)
 }
 
 // Inspect implements driver.Inspector.
-func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
-	if err := block.Check(live.Device.Number, live.Device.Sequence); err != nil {
-		return fmt.Errorf("%s: %w", live.Device.Path, err)
+func (u *unit) Inspect(_ driver.Placement, status driver.Status, _ *mounttable.Table) error {
+	if err := block.Check(status.Device.Number, status.Device.Sequence); err != nil {
+		return fmt.Errorf("%s: %w", status.Device.Path, err)
 	}
 	return nil
 }
 
 // Sweep has nothing to do: a claim ends with the daemon.
-func (*unit) Sweep(context.Context, driver.Site) error { return nil }
+func (*unit) Sweep(context.Context, driver.Placement) error { return nil }

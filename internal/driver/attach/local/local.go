@@ -89,26 +89,26 @@ type unit struct {
 }
 
 // Up finds the device and claims it.
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	found, err := u.find(ctx)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	if err := u.driver.claims.Device(site.ID, found.Number, found.Path); err != nil {
-		return driver.Live{}, err
+	if err := u.driver.claims.Device(place.ID, found.Number, found.Path); err != nil {
+		return driver.Status{}, err
 	}
-	u.driver.log.Debug("local device attached", logkey.Object, site.ID, logkey.Device, found.Path)
-	return driver.Live{Device: found}, nil
+	u.driver.log.Debug("local device attached", logkey.Object, place.ID, logkey.Device, found.Path)
+	return driver.Status{Device: found}, nil
 }
 
 // Check implements driver.Checker.
-func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{Does: "use the block device " + u.Path}
 	found, err := u.find(ctx)
 	if err != nil {
 		return f, err
 	}
-	f.Live.Device = found
+	f.Status.Device = found
 	return f, u.driver.claims.CheckDevice(found.Number, found.Path)
 }
 
@@ -145,18 +145,18 @@ func (u *unit) find(ctx context.Context) (*driver.Device, error) {
 }
 
 // Down gives the device back. The device itself stays as it is.
-func (u *unit) Down(_ context.Context, site driver.Site, live driver.Live) error {
-	if live.Device == nil {
+func (u *unit) Down(_ context.Context, place driver.Placement, status driver.Status) error {
+	if status.Device == nil {
 		return nil
 	}
-	u.driver.claims.DropDevice(site.ID, live.Device.Number)
+	u.driver.claims.DropDevice(place.ID, status.Device.Number)
 	return nil
 }
 
 // Show writes the definition.
-func (u *unit) Show(out driver.Object, _ driver.Live, _ []driver.Object) {
+func (u *unit) Show(out driver.Object, _ driver.Status, _ []driver.Object) {
 	out.Attach.Local = &models.AttachLocal{Path: new(u.Path)}
 }
 
 // IsStill implements driver.Still.
-func (*unit) IsStill(driver.Live) bool { return true }
+func (*unit) IsStill(driver.Status) bool { return true }

@@ -83,34 +83,34 @@ func TestClaim(t *testing.T) {
 	}
 	d := newDriver(nil)
 	u, _ := drivertest.Plan(t, d, def(dev))
-	first := driver.Site{ID: 41}
-	live, err := u.Up(context.Background(), first)
+	first := driver.Placement{ID: 41}
+	status, err := u.Up(context.Background(), first)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if live.Device.Path != dev || live.Device.ReadOnly {
-		t.Errorf("device %+v", live.Device)
+	if status.Device.Path != dev || status.Device.ReadOnly {
+		t.Errorf("device %+v", status.Device)
 	}
 	again, _ := drivertest.Plan(t, d, def(link))
-	_, err = again.Up(context.Background(), driver.Site{ID: 42})
+	_, err = again.Up(context.Background(), driver.Placement{ID: 42})
 	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "attachment 41 has this device") {
 		t.Errorf("error %v, want a conflict with attachment 41", err)
 	}
 	// The loser's Down must not free the winner's device.
-	if err := again.Down(context.Background(), driver.Site{ID: 42}, live); err != nil {
+	if err := again.Down(context.Background(), driver.Placement{ID: 42}, status); err != nil {
 		t.Error(err)
 	}
-	if _, err := again.Up(context.Background(), driver.Site{ID: 42}); !errs.Is(err, errs.Conflict) {
+	if _, err := again.Up(context.Background(), driver.Placement{ID: 42}); !errs.Is(err, errs.Conflict) {
 		t.Errorf("after the Down of another: error %v, want a conflict", err)
 	}
-	if err := u.Down(context.Background(), first, live); err != nil {
+	if err := u.Down(context.Background(), first, status); err != nil {
 		t.Error(err)
 	}
-	if live, err = again.Up(context.Background(), driver.Site{ID: 42}); err != nil {
+	if status, err = again.Up(context.Background(), driver.Placement{ID: 42}); err != nil {
 		t.Fatal(err)
 	}
-	if live.Device.Path != dev {
-		t.Errorf("the symbolic link was resolved to %s, want %s", live.Device.Path, dev)
+	if status.Device.Path != dev {
+		t.Errorf("the symbolic link was resolved to %s, want %s", status.Device.Path, dev)
 	}
 	if _, err := os.Stat(dev); err != nil {
 		t.Errorf("the device is gone: %v", err)
@@ -120,7 +120,7 @@ func TestClaim(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	testkit.Root(t)
 	dev := device(t, testkit.RunDir(t), "--read-only")
-	if live := drivertest.Up(t, newDriver(nil), def(dev)); !live.Device.ReadOnly {
+	if status := drivertest.Up(t, newDriver(nil), def(dev)); !status.Device.ReadOnly {
 		t.Error("a read-only device is not known to be")
 	}
 }

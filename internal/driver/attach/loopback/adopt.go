@@ -17,28 +17,28 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt makes sure that the device is still the one that was attached.
-func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number)
-	return u.Inspect(site, live, nil)
+func (u *unit) Adopt(_ context.Context, found driver.Placement, status driver.Status) error {
+	u.driver.claims.Attached(u.tag(found.ID), status.Device.Number)
+	return u.Inspect(found, status, nil)
 }
 
 // Inspect implements driver.Inspector. It opens no device that has a sequence number: whoever detaches it may find it in use.
-func (u *unit) Inspect(site driver.Site, live driver.Live, _ *mounttable.Table) error {
+func (u *unit) Inspect(found driver.Placement, status driver.Status, _ *mounttable.Table) error {
 	var n notes
-	if err := json.Unmarshal(live.Notes, &n); err != nil {
-		return fmt.Errorf("look at %s: read its notes: %w", live.Device.Path, err)
+	if err := json.Unmarshal(status.Notes, &n); err != nil {
+		return fmt.Errorf("look at %s: read its notes: %w", status.Device.Path, err)
 	}
-	is, err := u.driver.loop.Lives(live.Device.Path, n.Loop)
+	is, err := u.driver.loop.Lives(status.Device.Path, n.Loop)
 	if err == nil && !is {
-		u.driver.claims.Disown(u.tag(site.ID)) // the number may be another's by now
-		err = errs.New(errs.Conflict, "%s is no longer attached to %s: another program detached it; delete the attachment and create it again", live.Device.Path, u.Path)
+		u.driver.claims.Disown(u.tag(found.ID)) // the number may be another's by now
+		err = errs.New(errs.Conflict, "%s is no longer attached to %s: another program detached it; delete the attachment and create it again", status.Device.Path, u.Path)
 	}
 	return err
 }
 
 // Sweep detaches what has the object's mark: an Up that was cut off right after the kernel had attached the file.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	path, id, err := u.driver.loop.Marked(ctx, u.tag(site.ID))
+func (u *unit) Sweep(ctx context.Context, found driver.Placement) error {
+	path, id, err := u.driver.loop.Marked(ctx, u.tag(found.ID))
 	if err != nil || path == "" {
 		return err
 	}

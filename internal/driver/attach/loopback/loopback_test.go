@@ -49,8 +49,8 @@ func file(t *testing.T, path string, size int64, head string) string {
 }
 
 // tree is a mount that base mount can stand on.
-func tree(path string, readOnly bool) []driver.Live {
-	return []driver.Live{{Tree: &driver.Tree{Path: path, ReadOnly: readOnly}}}
+func tree(path string, readOnly bool) []driver.Status {
+	return []driver.Status{{Tree: &driver.Tree{Path: path, ReadOnly: readOnly}}}
 }
 
 // partitioned makes an image with two partitions: ext4 with the file "here", and swap.
@@ -71,11 +71,11 @@ func partitioned(t *testing.T, label string) string {
 	return path
 }
 
-func holdOpen(t *testing.T, live driver.Live) (string, func()) {
+func holdOpen(t *testing.T, status driver.Status) (string, func()) {
 	t.Helper()
-	path := live.Device.Path
-	if n := len(live.Device.Partitions); n > 0 {
-		path = live.Device.Partitions[n-1].Path
+	path := status.Device.Path
+	if n := len(status.Device.Partitions); n > 0 {
+		path = status.Device.Partitions[n-1].Path
 	}
 	cmd := exec.Command("sh", "-c", "exec 3<"+path+"; echo held; read _")
 	in, err := cmd.StdinPipe()
@@ -203,7 +203,7 @@ func TestForbidden(t *testing.T) {
 		d := loopback.New(loopback.Options{Forbidden: []string{"/nonexistent", forbidden}})
 		for _, path := range []string{image, filepath.Join(symlinked, "image"), filepath.Join(other, "image"), other + "/../" + filepath.Base(own) + "/image", own} {
 			u, _ := drivertest.Plan(t, d, def(path, ""))
-			_, err := u.Up(context.Background(), driver.Site{ID: 1})
+			_, err := u.Up(context.Background(), driver.Placement{ID: 1})
 			if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `use base "mount"`) {
 				t.Errorf("%s with %s forbidden: error %v", path, forbidden, err)
 			}
@@ -212,9 +212,9 @@ func TestForbidden(t *testing.T) {
 	}
 }
 
-func sysfs(t *testing.T, live driver.Live, name string) string {
+func sysfs(t *testing.T, status driver.Status, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(live.Device.Path), name))
+	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(status.Device.Path), name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestReadOnly(t *testing.T) {
 
 	for name, c := range map[string]struct {
 		def   string
-		needs []driver.Live
+		needs []driver.Status
 		want  bool
 	}{
 		"writable":       {def(plain, ""), nil, false},
@@ -255,11 +255,11 @@ func TestReadOnly(t *testing.T) {
 		"real squashfs":  {def(testkit.Squashfs(t, dir), ""), nil, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			live := drivertest.Up(t, newDriver(nil), c.def, c.needs...)
-			if live.Device.ReadOnly != c.want || (sysfs(t, live, "ro") == "1") != c.want {
-				t.Errorf("read-only: live %v, kernel %s; want %v", live.Device.ReadOnly, sysfs(t, live, "ro"), c.want)
+			status := drivertest.Up(t, newDriver(nil), c.def, c.needs...)
+			if status.Device.ReadOnly != c.want || (sysfs(t, status, "ro") == "1") != c.want {
+				t.Errorf("read-only: live %v, kernel %s; want %v", status.Device.ReadOnly, sysfs(t, status, "ro"), c.want)
 			}
-			f, err := os.OpenFile(live.Device.Path, os.O_WRONLY, 0)
+			f, err := os.OpenFile(status.Device.Path, os.O_WRONLY, 0)
 			if err == nil {
 				_, err = f.Write(make([]byte, 512))
 				err = errors.Join(err, f.Close())
@@ -279,17 +279,17 @@ func TestSweep(t *testing.T) {
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid()})
 	other := drivertest.Up(t, newDriver(nil), def(image, ""))
 	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
-	site := driver.Site{ID: 1}
-	live, err := u.Up(context.Background(), site)
+	place := driver.Placement{ID: 1}
+	status, err := u.Up(context.Background(), place)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, open := range testkit.Descriptors(os.Getpid()) {
-		if open == live.Device.Path {
+		if open == status.Device.Path {
 			t.Error("the device is still open")
 		}
 	}
-	if got := sysfs(t, live, "loop/autoclear"); got != "0" {
+	if got := sysfs(t, status, "loop/autoclear"); got != "0" {
 		t.Errorf("autoclear is %s", got)
 	}
 	text, err := json.Marshal(u)
@@ -301,12 +301,12 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time there is nothing
-		if err := later.Sweep(t.Context(), site); err != nil {
+		if err := later.Sweep(t.Context(), place); err != nil {
 			t.Error(err)
 		}
 	}
-	if _, err := os.Stat(filepath.Join("/sys/block", filepath.Base(live.Device.Path), "loop/backing_file")); err == nil {
-		t.Errorf("%s is still attached", live.Device.Path)
+	if _, err := os.Stat(filepath.Join("/sys/block", filepath.Base(status.Device.Path), "loop/backing_file")); err == nil {
+		t.Errorf("%s is still attached", status.Device.Path)
 	}
 	if got := sysfs(t, other, "loop/backing_file"); got != image {
 		t.Errorf("the other's device now has %q", got)
@@ -319,21 +319,21 @@ func TestDownOfReusedDevice(t *testing.T) {
 	dir := testkit.RunDir(t)
 	image := file(t, filepath.Join(dir, "image"), 1<<20, "")
 	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
-	site := driver.Site{ID: 1}
-	live, err := u.Up(context.Background(), site)
+	place := driver.Placement{ID: 1}
+	status, err := u.Up(context.Background(), place)
 	if err != nil {
 		t.Fatal(err)
 	}
-	testkit.Run(t, "losetup", "-d", live.Device.Path)
+	testkit.Run(t, "losetup", "-d", status.Device.Path)
 	// The same file on the same device, and yet not ours. Somebody else on this machine may have it for a moment.
 	testkit.Eventually(t, "the device is used again", func() bool {
-		return exec.Command("losetup", live.Device.Path, image).Run() == nil
+		return exec.Command("losetup", status.Device.Path, image).Run() == nil
 	})
-	defer testkit.Run(t, "losetup", "-d", live.Device.Path)
-	if err := u.Down(context.Background(), site, live); err != nil {
+	defer testkit.Run(t, "losetup", "-d", status.Device.Path)
+	if err := u.Down(context.Background(), place, status); err != nil {
 		t.Error(err)
 	}
-	if got := sysfs(t, live, "loop/backing_file"); got != image {
+	if got := sysfs(t, status, "loop/backing_file"); got != image {
 		t.Errorf("the other's device now has %q", got)
 	}
 }
@@ -345,11 +345,11 @@ func TestParallel(t *testing.T) {
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid()})
 	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
 	const count = 64
-	lives, errors := make([]driver.Live, count), make([]error, count)
-	each := func(act func(i int, site driver.Site) error) {
+	lives, errors := make([]driver.Status, count), make([]error, count)
+	each := func(act func(i int, place driver.Placement) error) {
 		var group sync.WaitGroup
 		for i := range count {
-			group.Go(func() { errors[i] = act(i, driver.Site{ID: int64(i)}) })
+			group.Go(func() { errors[i] = act(i, driver.Placement{ID: int64(i)}) })
 		}
 		group.Wait()
 		for i, err := range errors {
@@ -358,20 +358,20 @@ func TestParallel(t *testing.T) {
 			}
 		}
 	}
-	each(func(i int, site driver.Site) (err error) {
-		lives[i], err = u.Up(context.Background(), site)
+	each(func(i int, place driver.Placement) (err error) {
+		lives[i], err = u.Up(context.Background(), place)
 		return err
 	})
 	devices := map[string]bool{}
-	for _, live := range lives {
-		if live.Device != nil {
-			devices[live.Device.Path] = true
+	for _, status := range lives {
+		if status.Device != nil {
+			devices[status.Device.Path] = true
 		}
 	}
 	if len(devices) != count {
 		t.Errorf("%d different devices, want %d", len(devices), count)
 	}
-	each(func(i int, site driver.Site) error { return u.Down(context.Background(), site, lives[i]) })
+	each(func(i int, place driver.Placement) error { return u.Down(context.Background(), place, lives[i]) })
 }
 
 // What is mounted, here or in another namespace, stays attached, and Down says where it is mounted.
@@ -380,29 +380,29 @@ func TestBusyByMount(t *testing.T) {
 	image := testkit.Ext4(t, t.TempDir())
 	point := t.TempDir()
 	u, _ := drivertest.Plan(t, newDriver(nil), def(image, ""))
-	site := driver.Site{ID: 1}
-	live, err := u.Up(context.Background(), site)
+	place := driver.Placement{ID: 1}
+	status, err := u.Up(context.Background(), place)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = u.Down(context.Background(), site, live) }) // if the test fails
+	t.Cleanup(func() { _ = u.Down(context.Background(), place, status) }) // if the test fails
 	refused := func(want string) {
 		t.Helper()
 		before := testkit.Snapshot(t, testkit.Scope{Dirs: []string{filepath.Dir(image), point}, PID: os.Getpid()})
-		err := u.Down(context.Background(), site, live)
+		err := u.Down(context.Background(), place, status)
 		if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want a conflict with %q", err, want)
 		}
-		if got := sysfs(t, live, "loop/autoclear"); got != "0" {
+		if got := sysfs(t, status, "loop/autoclear"); got != "0" {
 			t.Errorf("autoclear is now %s", got)
 		}
 		before.Same(t)
 	}
-	testkit.Run(t, "mount", live.Device.Path, point)
+	testkit.Run(t, "mount", status.Device.Path, point)
 	refused("the device is mounted at " + point)
 	testkit.Run(t, "umount", point)
 
-	script := "mount " + live.Device.Path + " " + point + "; echo held; read _"
+	script := "mount " + status.Device.Path + " " + point + "; echo held; read _"
 	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -421,7 +421,7 @@ func TestBusyByMount(t *testing.T) {
 	refused(fmt.Sprintf("pid %d (sh, other mount namespace ", cmd.Process.Pid))
 	in.Close()
 	cmd.Wait()
-	if err := u.Down(context.Background(), site, live); err != nil {
+	if err := u.Down(context.Background(), place, status); err != nil {
 		t.Error(err)
 	}
 }
@@ -431,8 +431,8 @@ func TestPartitions(t *testing.T) {
 	for _, label := range []string{"gpt", "dos"} {
 		t.Run(label, func(t *testing.T) {
 			image := partitioned(t, label)
-			live := drivertest.Up(t, newDriver(nil), def(image, `,"readPartitions":true`))
-			parts := live.Device.Partitions
+			status := drivertest.Up(t, newDriver(nil), def(image, `,"readPartitions":true`))
+			parts := status.Device.Partitions
 			if len(parts) != 2 || parts[0].Index != 1 || parts[0].Start != 1<<20 || parts[0].Size != 64<<20 || parts[1].Index != 2 {
 				t.Fatalf("partitions %+v", parts)
 			}
@@ -460,11 +460,11 @@ func TestPartitions4K(t *testing.T) {
 	if err != nil {
 		t.Fatalf("sfdisk: %v\n%s", err, out)
 	}
-	live := drivertest.Up(t, newDriver(nil), def(image, `,"readPartitions":true`))
-	if got := sysfs(t, live, "queue/logical_block_size"); got != "4096" {
+	status := drivertest.Up(t, newDriver(nil), def(image, `,"readPartitions":true`))
+	if got := sysfs(t, status, "queue/logical_block_size"); got != "4096" {
 		t.Errorf("sector size %s", got)
 	}
-	if parts := live.Device.Partitions; len(parts) != 1 || parts[0].Start != 1<<20 || parts[0].Size != 8<<20 {
+	if parts := status.Device.Partitions; len(parts) != 1 || parts[0].Start != 1<<20 || parts[0].Size != 8<<20 {
 		t.Errorf("partitions %+v", parts)
 	}
 }
@@ -481,8 +481,8 @@ func TestBlockDevice(t *testing.T) {
 		}
 		lower := strings.TrimSpace(testkit.Run(t, "losetup", args...))
 		t.Cleanup(func() { testkit.Run(t, "losetup", "-d", lower) })
-		if live := drivertest.Up(t, newDriver(nil), def(lower, "")); live.Device.ReadOnly != readOnly {
-			t.Errorf("over a device with read-only %v: %v", readOnly, live.Device.ReadOnly)
+		if status := drivertest.Up(t, newDriver(nil), def(lower, "")); status.Device.ReadOnly != readOnly {
+			t.Errorf("over a device with read-only %v: %v", readOnly, status.Device.ReadOnly)
 		}
 	}
 }
@@ -517,15 +517,15 @@ func TestFileInOverlay(t *testing.T) {
 		fmt.Sprintf("lowerdir=%s,upperdir=%[2]s/upper,workdir=%[2]s/work", points["lower"], points["layers"]))
 	for name, more := range map[string]string{"read": `,"ro":true`, "written": ""} {
 		t.Run(name, func(t *testing.T) {
-			live := drivertest.Up(t, newDriver(nil), inMount(name, more), tree(points["merged"], false)...)
-			got, err := os.ReadFile(live.Device.Path)
+			status := drivertest.Up(t, newDriver(nil), inMount(name, more), tree(points["merged"], false)...)
+			got, err := os.ReadFile(status.Device.Path)
 			if err != nil || !bytes.Equal(got, content) {
 				t.Errorf("read %d bytes, %v", len(got), err)
 			}
 			if name == "read" {
 				return
 			}
-			f, err := os.OpenFile(live.Device.Path, os.O_WRONLY, 0)
+			f, err := os.OpenFile(status.Device.Path, os.O_WRONLY, 0)
 			if err == nil {
 				_, err = f.Write(make([]byte, 512))
 				err = errors.Join(err, f.Sync(), f.Close())

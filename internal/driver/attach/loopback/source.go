@@ -31,50 +31,50 @@ type source struct {
 
 // open finds the file and opens it for no more than is needed. An image is untrusted: the path is resolved once,
 // and nothing is opened before it is known to be a file that can be opened without harm.
-func (u *unit) open(ctx context.Context, site driver.Site) (source, error) {
+func (u *unit) open(ctx context.Context, place driver.Placement) (source, error) {
 	if u.Base == models.AttachLoopbackBaseRoot {
 		return u.openOnNode(ctx)
 	}
-	if len(site.Needs) != 1 || site.Needs[0].Tree == nil {
+	if len(place.Needs) != 1 || place.Needs[0].Tree == nil {
 		return source{}, errs.New(errs.Internal, "open %q: the mount it lies in is not there", u.Path)
 	}
-	tree := site.Needs[0].Tree
-	place, err := remote.Open(ctx, u.driver.helper, tree, u.Path, unix.O_PATH)
+	tree := place.Needs[0].Tree
+	found, err := remote.Open(ctx, u.driver.helper, tree, u.Path, unix.O_PATH)
 	if err != nil {
 		return source{}, err
 	}
-	defer place.Close()
-	marked, err := u.checkType(place)
+	defer found.Close()
+	marked, err := u.checkType(found)
 	if err != nil {
 		return source{}, err
 	}
-	return u.openPlace(ctx, place, tree.Remote, u.ReadOnly || tree.ReadOnly || marked)
+	return u.openFound(ctx, found, tree.Remote, u.ReadOnly || tree.ReadOnly || marked)
 }
 
 // openOnNode is open with the base "root".
 func (u *unit) openOnNode(ctx context.Context) (source, error) {
-	place, err := remote.OpenOnNode(ctx, u.driver.helper, u.Path, unix.O_PATH)
+	found, err := remote.OpenOnNode(ctx, u.driver.helper, u.Path, unix.O_PATH)
 	if err != nil {
 		return source{}, err
 	}
-	defer place.Close()
-	if err := u.checkOutside(place); err != nil {
+	defer found.Close()
+	if err := u.checkOutside(found); err != nil {
 		return source{}, err
 	}
-	marked, err := u.checkType(place)
+	marked, err := u.checkType(found)
 	if err != nil {
 		return source{}, err
 	}
-	mayHang, err := remote.MayHang(place)
+	mayHang, err := remote.MayHang(found)
 	if err != nil {
 		return source{}, err
 	}
-	return u.openPlace(ctx, place, mayHang && u.driver.helper != nil, u.ReadOnly || marked)
+	return u.openFound(ctx, found, mayHang && u.driver.helper != nil, u.ReadOnly || marked)
 }
 
 // checkOutside refuses what lies in our own mount directories, whichever way the path went.
-func (u *unit) checkOutside(place *os.File) error {
-	at, err := location(place)
+func (u *unit) checkOutside(found *os.File) error {
+	at, err := location(found)
 	if err != nil {
 		return err
 	}
@@ -111,8 +111,8 @@ func location(f *os.File) (string, error) {
 func link(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // checkType refuses what can't be a disk, and tells whether its owner marked it as not to be written.
-func (u *unit) checkType(place *os.File) (readOnly bool, err error) {
-	st, err := remote.Stat(place)
+func (u *unit) checkType(found *os.File) (readOnly bool, err error) {
+	st, err := remote.Stat(found)
 	if err != nil {
 		return false, err
 	}
@@ -126,10 +126,10 @@ func (u *unit) checkType(place *os.File) (readOnly bool, err error) {
 	return false, errs.New(errs.Invalid, "attach %q: neither a regular file nor a block device", u.Path)
 }
 
-// openPlace opens the file itself, for writing only if it is to be written. A descriptor that can write would keep
+// openFound opens the file itself, for writing only if it is to be written. A descriptor that can write would keep
 // the file system below from becoming read-only.
-func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly bool) (source, error) {
-	f, err := u.reopen(ctx, place, remote, unix.O_RDONLY)
+func (u *unit) openFound(ctx context.Context, found *os.File, remote, readOnly bool) (source, error) {
+	f, err := u.reopen(ctx, found, remote, unix.O_RDONLY)
 	if err != nil {
 		return source{}, err
 	}
@@ -139,12 +139,12 @@ func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly b
 	}
 	src := source{File: f, readOnly: true, remote: remote}
 	if !readOnly {
-		if err := u.openToWrite(ctx, place, &src); err != nil {
+		if err := u.openToWrite(ctx, found, &src); err != nil {
 			f.Close()
 			return source{}, err
 		}
 	}
-	src.buffered, err = u.isBuffered(ctx, place, remote)
+	src.buffered, err = u.isBuffered(ctx, found, remote)
 	if err != nil {
 		src.Close()
 	}
@@ -152,8 +152,8 @@ func (u *unit) openPlace(ctx context.Context, place *os.File, remote, readOnly b
 }
 
 // openToWrite makes src one that can be written to, if the file can be.
-func (u *unit) openToWrite(ctx context.Context, place *os.File, src *source) error {
-	w, err := u.reopen(ctx, place, src.remote, unix.O_RDWR)
+func (u *unit) openToWrite(ctx context.Context, found *os.File, src *source) error {
+	w, err := u.reopen(ctx, found, src.remote, unix.O_RDWR)
 	for _, errno := range []error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ETXTBSY} {
 		if errors.Is(err, errno) {
 			return nil
@@ -170,8 +170,8 @@ func (u *unit) openToWrite(ctx context.Context, place *os.File, src *source) err
 // isBuffered tells whether the file can't be read by direct I/O. The loop driver finds that out by itself, except for an
 // overlay: that takes direct I/O, and then fails each request if the file system that the file is on does not. Opening the file,
 // which an overlay does below too, tells.
-func (u *unit) isBuffered(ctx context.Context, place *os.File, remote bool) (bool, error) {
-	f, err := u.reopen(ctx, place, remote, unix.O_RDONLY|unix.O_DIRECT)
+func (u *unit) isBuffered(ctx context.Context, found *os.File, remote bool) (bool, error) {
+	f, err := u.reopen(ctx, found, remote, unix.O_RDONLY|unix.O_DIRECT)
 	if errors.Is(err, unix.EINVAL) {
 		return true, nil
 	}
@@ -181,10 +181,10 @@ func (u *unit) isBuffered(ctx context.Context, place *os.File, remote bool) (boo
 	return false, f.Close()
 }
 
-func (u *unit) reopen(ctx context.Context, place *os.File, onServer bool, flags int) (*os.File, error) {
+func (u *unit) reopen(ctx context.Context, found *os.File, onServer bool, flags int) (*os.File, error) {
 	flags |= unix.O_NONBLOCK | unix.O_CLOEXEC // somebody may hold a lease on the file
-	f, err := u.again(ctx, place, onServer, flags)
-	if at, atErr := location(place); err != nil && onServer && atErr == nil {
+	f, err := u.again(ctx, found, onServer, flags)
+	if at, atErr := location(found); err != nil && onServer && atErr == nil {
 		err = remote.Denied(err, at)
 	}
 	switch {
@@ -200,11 +200,11 @@ func (u *unit) reopen(ctx context.Context, place *os.File, onServer bool, flags 
 	return f, nil
 }
 
-func (u *unit) again(ctx context.Context, place *os.File, remote bool, flags int) (*os.File, error) {
+func (u *unit) again(ctx context.Context, found *os.File, remote bool, flags int) (*os.File, error) {
 	if remote {
-		return u.driver.helper.Reopen(ctx, place, flags)
+		return u.driver.helper.Reopen(ctx, found, flags)
 	}
-	fd, err := unix.Open(link(place), flags, 0)
+	fd, err := unix.Open(link(found), flags, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -25,26 +25,26 @@ type unit struct {
 	Path           string `json:"path"`
 	Base           string `json:"base"`
 	ReadPartitions bool   `json:"readPartitions,omitempty"`
-	ReadOnly       bool   `json:"ro,omitempty"` // as asked; what came of it is in Live
+	ReadOnly       bool   `json:"ro,omitempty"` // as asked; what came of it is in Status
 }
 
 // notes is what Down needs beyond the device.
 type notes struct {
 	Loop  loop.ID `json:"loop"`
-	Nodes []int   `json:"nodes,omitempty"` // indices in Live.Device.Partitions whose device nodes we made
+	Nodes []int   `json:"nodes,omitempty"` // indices in Status.Device.Partitions whose device nodes we made
 }
 
 // tag is what the kernel keeps with the device of the object that has an id.
 func (u *unit) tag(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
 
 // Up attaches the file and makes its partitions.
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
-	src, err := u.open(ctx, site)
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
+	src, err := u.open(ctx, place)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	defer src.Close()
-	o := loop.Options{ReadOnly: src.readOnly, Remote: src.remote, Buffered: src.buffered, Mark: u.tag(site.ID)}
+	o := loop.Options{ReadOnly: src.readOnly, Remote: src.remote, Buffered: src.buffered, Mark: u.tag(place.ID)}
 	if u.ReadPartitions {
 		o.Sector = block.TableSector(src)
 	}
@@ -52,22 +52,22 @@ func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
 	device, err := u.driver.loop.Attach(ctx, src.File, o)
 	if err != nil {
 		u.driver.claims.Disown(o.Mark)
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	live, err := u.live(ctx, device, src)
+	status, err := u.status(ctx, device, src)
 	if err != nil {
 		err = errors.Join(err, device.Release())
 		u.driver.claims.Disown(o.Mark)
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	device.Close()
 	u.driver.claims.Attached(o.Mark, device.Number)
-	u.driver.log.Debug("file attached", logkey.Object, site.ID, logkey.Path, u.Path, logkey.Device, device.Path, logkey.ReadOnly, device.Info.ReadOnly)
-	return live, nil
+	u.driver.log.Debug("file attached", logkey.Object, place.ID, logkey.Path, u.Path, logkey.Device, device.Path, logkey.ReadOnly, device.Info.ReadOnly)
+	return status, nil
 }
 
 // live makes the partitions, or none of them, and puts down what there is now.
-func (u *unit) live(ctx context.Context, device *loop.Device, src source) (driver.Live, error) {
+func (u *unit) status(ctx context.Context, device *loop.Device, src source) (driver.Status, error) {
 	n := notes{Loop: device.ID}
 	d := &driver.Device{
 		Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly, Remote: src.remote,
@@ -78,11 +78,11 @@ func (u *unit) live(ctx context.Context, device *loop.Device, src source) (drive
 			d.Partitions, n.Nodes, err = u.nodes(parts)
 		}
 		if err != nil {
-			return driver.Live{}, errors.Join(err, u.removePartitions(device), u.removeNodes(d.Partitions, n.Nodes))
+			return driver.Status{}, errors.Join(err, u.removePartitions(device), u.removeNodes(d.Partitions, n.Nodes))
 		}
 	}
 	text, err := json.Marshal(n)
-	return driver.Live{Device: d, Notes: text}, err
+	return driver.Status{Device: d, Notes: text}, err
 }
 
 // partitions makes the kernel know the partitions: by itself if it can read their table, else we read it.
@@ -140,62 +140,62 @@ func (u *unit) removePartitions(device *loop.Device) error {
 }
 
 // Down detaches the file, if the device is still the one of Up and nobody uses it.
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	if live.Device == nil {
+func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
+	if status.Device == nil {
 		return nil
 	}
 	var n notes
-	if err := json.Unmarshal(live.Notes, &n); err != nil {
-		return fmt.Errorf("detach %s: read its notes: %w", live.Device.Path, err)
+	if err := json.Unmarshal(status.Notes, &n); err != nil {
+		return fmt.Errorf("detach %s: read its notes: %w", status.Device.Path, err)
 	}
-	if err := u.settle(ctx, site, live.Device); err != nil {
+	if err := u.settle(ctx, place, status.Device); err != nil {
 		return err
 	}
-	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop); err != nil {
+	if err := u.driver.loop.Detach(ctx, status.Device.Path, n.Loop); err != nil {
 		return err
 	}
-	u.driver.claims.Disown(u.tag(site.ID))
-	u.driver.log.Debug("file detached", logkey.Object, site.ID, logkey.Path, u.Path, logkey.Device, live.Device.Path)
-	return u.removeNodes(live.Device.Partitions, n.Nodes)
+	u.driver.claims.Disown(u.tag(place.ID))
+	u.driver.log.Debug("file detached", logkey.Object, place.ID, logkey.Path, u.Path, logkey.Device, status.Device.Path)
+	return u.removeNodes(status.Device.Partitions, n.Nodes)
 }
 
 // settle has a helper wait for who has the file: the kernel closes it, and writes what is left to write, in the thread that detaches the
 // device. After this it has nothing to wait for, unless who has the file goes in that very moment. A file that is gone is fine.
-func (u *unit) settle(ctx context.Context, site driver.Site, device *driver.Device) error {
+func (u *unit) settle(ctx context.Context, place driver.Placement, device *driver.Device) error {
 	h, left := u.driver.helper, &u.driver.left
 	if !device.Remote || h == nil {
 		return nil
 	}
-	if err := left.Settle(ctx, site.ID, "detach "+device.Path); err != nil {
+	if err := left.Settle(ctx, place.ID, "detach "+device.Path); err != nil {
 		return err
 	}
 	root := "/"
-	if len(site.Needs) > 0 && site.Needs[0].Tree != nil {
-		root = site.Needs[0].Tree.Path
+	if len(place.Needs) > 0 && place.Needs[0].Tree != nil {
+		root = place.Needs[0].Tree.Path
 	}
-	place, err := h.Open(ctx, root, u.Path, unix.O_PATH)
+	found, err := h.Open(ctx, root, u.Path, unix.O_PATH)
 	if err == nil {
 		var file *os.File
-		if file, err = h.Reopen(ctx, place, unix.O_RDONLY|unix.O_NONBLOCK); err == nil {
+		if file, err = h.Reopen(ctx, found, unix.O_RDONLY|unix.O_NONBLOCK); err == nil {
 			err = h.Discard(ctx, file)
 		}
-		place.Close()
+		found.Close()
 	}
-	if err = left.Keep(site.ID, err); errs.Is(err, errs.Deadline) {
+	if err = left.Keep(place.ID, err); errs.Is(err, errs.Deadline) {
 		return errs.New(errs.Deadline, "detach %s: %w", device.Path, err)
 	}
 	return nil
 }
 
 // Show writes the definition, the mount whole, and what the device has become.
-func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
+func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
 	l := &models.AttachLoopback{Path: new(u.Path), Base: new(u.Base), ReadPartitions: new(u.ReadPartitions), Ro: new(u.ReadOnly)}
 	if len(needs) > 0 {
 		l.Mount = needs[0].Mount
 	}
-	if live.Device != nil {
-		l.Ro = new(live.Device.ReadOnly)
-		for _, p := range live.Device.Partitions {
+	if status.Device != nil {
+		l.Ro = new(status.Device.ReadOnly)
+		for _, p := range status.Device.Partitions {
 			l.Partitions = append(l.Partitions, &models.Partition{Index: int64(p.Index), DeviceFile: p.Path, Start: p.Start, Size: p.Size})
 		}
 	}
@@ -203,6 +203,6 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 }
 
 // IsStill implements driver.Still.
-func (*unit) IsStill(driver.Live) bool { return true }
+func (*unit) IsStill(driver.Status) bool { return true }
 
 var _ driver.Driver = (*Driver)(nil)

@@ -24,21 +24,21 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt implements driver.Heritable.
-func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	return u.Inspect(site, live, nil)
+func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+	return u.Inspect(place, status, nil)
 }
 
 // Inspect implements driver.Inspector. What is mapped the kernel tells by itself, without the cluster.
-func (u *unit) Inspect(_ driver.Site, live driver.Live, _ *mounttable.Table) error {
-	n, err := notesOf(live)
+func (u *unit) Inspect(_ driver.Placement, status driver.Status, _ *mounttable.Table) error {
+	n, err := notesOf(status)
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", live.Device.Path, err)
+		return fmt.Errorf("look at %s: %w", status.Device.Path, err)
 	}
 	return u.driver.bus.Look(n.Mapping)
 }
 
 // Sweep unmaps what was mapped for this object. The marks in the keys tell it from what others have mapped, other daemons on this
 // node included.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	return u.driver.bus.Sweep(ctx, u.keys(site.ID))
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	return u.driver.bus.Sweep(ctx, u.keys(place.ID))
 }

@@ -85,19 +85,19 @@ func TestKilledWhileMapping(t *testing.T) {
 	mend := drop(t)
 	drivertest.KilledWhen(t, k, func() bool { return helpers() != "" })
 	mend()
-	u, live := w.up(t, w.def("one", "", "")) // so much time has passed
-	down(t, u, live)
+	u, status := w.up(t, w.def("one", "", "")) // so much time has passed
+	down(t, u, status)
 }
 
 // A later daemon looks at a device without the cluster, and takes it down without the secret.
 func TestAdopt(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")
-	u, live := w.up(t, w.def("one", "", ""))
+	u, status := w.up(t, w.def("one", "", ""))
 	next := w.next(t, u)
 	mend := drop(t)
 	done := make(chan error, 1)
-	go func() { done <- next.Adopt(t.Context(), driver.Site{ID: 7}, live) }()
+	go func() { done <- next.Adopt(t.Context(), driver.Placement{ID: 7}, status) }()
 	select {
 	case err := <-done:
 		must(t, err)
@@ -105,17 +105,17 @@ func TestAdopt(t *testing.T) {
 		t.Error("it waits for the cluster")
 	}
 	mend()
-	if _, err := next.Up(within(t, 20*time.Second), driver.Site{ID: 8}); err == nil || strings.Contains(err.Error(), w.Secret) {
+	if _, err := next.Up(within(t, 20*time.Second), driver.Placement{ID: 8}); err == nil || strings.Contains(err.Error(), w.Secret) {
 		t.Errorf("it has kept the secret: %v", err)
 	}
-	down(t, next, live)
+	down(t, next, status)
 }
 
 // The kernel's client proves anew who it is when its connection breaks: no key is needed for that, and none is there.
 func TestReconnect(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")
-	u, live := w.up(t, w.def("one", "", ""))
+	u, status := w.up(t, w.def("one", "", ""))
 	before := strings.Count(testkit.Run(t, "dmesg"), "session established")
 	testkit.Run(t, "nft", "table ip cut { chain c { type filter hook input priority 0; tcp dport { 3300, 6789, 6800-7300 } reject with tcp reset; }; }")
 	lost := patiently(func() bool {
@@ -130,9 +130,9 @@ func TestReconnect(t *testing.T) {
 		t.Error("there is no new session")
 	}
 	next := w.next(t, u)
-	must(t, next.Adopt(t.Context(), driver.Site{ID: 7}, live))
-	testkit.Run(t, "timeout", "60", "dd", "if="+live.Device.Path, "of=/dev/null", "bs=4096", "count=1", "iflag=direct")
-	down(t, next, live)
+	must(t, next.Adopt(t.Context(), driver.Placement{ID: 7}, status))
+	testkit.Run(t, "timeout", "60", "dd", "if="+status.Device.Path, "of=/dev/null", "bs=4096", "count=1", "iflag=direct")
+	down(t, next, status)
 }
 
 // patiently is testkit.Settles with a minute's time.
@@ -149,12 +149,12 @@ func patiently(is func() bool) bool {
 func TestSweepOfAnother(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")
-	u, live := w.up(t, w.def("one", "", ""))
+	u, status := w.up(t, w.def("one", "", ""))
 	other, _ := drivertest.Plan(t, w.driver(nil), w.def("one", "", ""))
-	must(t, w.next(t, other).Sweep(within(t, 20*time.Second), driver.Site{ID: 7}))
-	must(t, w.next(t, u).Sweep(within(t, 20*time.Second), driver.Site{ID: 77}))
-	must(t, w.next(t, u).Adopt(t.Context(), driver.Site{ID: 7}, live))
-	must(t, w.next(t, u).Sweep(within(t, 20*time.Second), driver.Site{ID: 7}))
+	must(t, w.next(t, other).Sweep(within(t, 20*time.Second), driver.Placement{ID: 7}))
+	must(t, w.next(t, u).Sweep(within(t, 20*time.Second), driver.Placement{ID: 77}))
+	must(t, w.next(t, u).Adopt(t.Context(), driver.Placement{ID: 7}, status))
+	must(t, w.next(t, u).Sweep(within(t, 20*time.Second), driver.Placement{ID: 7}))
 	if left := traces(t); left != "" {
 		t.Errorf("left %s", left)
 	}
@@ -165,17 +165,17 @@ func TestAdoptOfSomethingElse(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")
 	w.Image(t, "two")
-	u, live := w.up(t, w.def("one", "", ""))
+	u, status := w.up(t, w.def("one", "", ""))
 	next := w.next(t, u)
-	must(t, os.WriteFile("/sys/bus/rbd/remove_single_major", fmt.Append(nil, unix.Minor(live.Device.Number)>>4), 0))
-	if err := next.Adopt(t.Context(), driver.Site{ID: 7}, live); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "image rbd/one is no longer mapped") {
+	must(t, os.WriteFile("/sys/bus/rbd/remove_single_major", fmt.Append(nil, unix.Minor(status.Device.Number)>>4), 0))
+	if err := next.Adopt(t.Context(), driver.Placement{ID: 7}, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "image rbd/one is no longer mapped") {
 		t.Errorf("of nothing: %v", err)
 	}
-	other, otherLive := w.up(t, w.def("two", "", ""))
-	if err := next.Adopt(t.Context(), driver.Site{ID: 7}, live); otherLive.Device.Path == live.Device.Path && (!errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another mapping now, of rbd/two")) {
+	other, otherStatus := w.up(t, w.def("two", "", ""))
+	if err := next.Adopt(t.Context(), driver.Placement{ID: 7}, status); otherStatus.Device.Path == status.Device.Path && (!errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another mapping now, of rbd/two")) {
 		t.Errorf("of another mapping: %v", err)
 	}
-	down(t, next, live)
-	must(t, w.next(t, other).Adopt(t.Context(), driver.Site{ID: 7}, otherLive))
-	down(t, other, otherLive)
+	down(t, next, status)
+	must(t, w.next(t, other).Adopt(t.Context(), driver.Placement{ID: 7}, otherStatus))
+	down(t, other, otherStatus)
 }

@@ -157,7 +157,7 @@ func TestSecretStaysInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := driver.Object{Attach: &models.Attach{}}
-	u.Show(out, driver.Live{}, nil)
+	u.Show(out, driver.Status{}, nil)
 	answer, err := json.Marshal(out.Attach)
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +272,7 @@ func TestSecretFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := driver.Object{Attach: &models.Attach{}}
-	u.Show(out, driver.Live{}, nil)
+	u.Show(out, driver.Status{}, nil)
 	shown, err := json.Marshal(out.Attach)
 	if err != nil {
 		t.Fatal(err)

@@ -40,8 +40,8 @@ type notes struct {
 	MadeNode bool         `json:"made_node,omitempty"` // whether its device node is ours to remove
 }
 
-func notesOf(live driver.Live) (n notes, err error) {
-	if err = json.Unmarshal(live.Notes, &n); err != nil {
+func notesOf(status driver.Status) (n notes, err error) {
+	if err = json.Unmarshal(status.Notes, &n); err != nil {
 		err = fmt.Errorf("read its notes: %w", err)
 	}
 	return n, err
@@ -55,45 +55,45 @@ func notesOf(live driver.Live) (n notes, err error) {
 //  4. ask the cluster, if this build can: its answers are better than the kernel's;
 //  5. map;
 //  6. compare with what was meant, or unmap.
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	key, err := u.key(ctx)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	ctx = waits.On(ctx, u.cluster())
 	if err := u.driver.bus.Load(ctx); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	spec, warnings, err := u.spec(ctx)
 	if err != nil {
-		return driver.Live{}, fmt.Errorf("map %s: %w", u.name(), err)
+		return driver.Status{}, fmt.Errorf("map %s: %w", u.name(), err)
 	}
 	users, err := u.ask(ctx, spec)
 	if err != nil {
-		return driver.Live{}, fmt.Errorf("map %s: %w", u.name(), err)
+		return driver.Status{}, fmt.Errorf("map %s: %w", u.name(), err)
 	}
 	spec.Options = append(spec.Options, u.limits(ctx)...)
-	device, err := u.driver.bus.Map(ctx, spec, key, u.keys(site.ID)+rand.Text())
+	device, err := u.driver.bus.Map(ctx, spec, key, u.keys(place.ID)+rand.Text())
 	if err != nil && users != "" && errs.Is(err, errs.Conflict) {
 		err = errs.New(errs.Conflict, "%w; its clients: %s", err, users)
 	}
 	if err != nil {
-		return driver.Live{}, u.undo(site.ID, err)
+		return driver.Status{}, u.undo(place.ID, err)
 	}
-	live, err := u.live(device)
+	status, err := u.status(device)
 	if err != nil {
-		return driver.Live{}, u.undo(site.ID, err)
+		return driver.Status{}, u.undo(place.ID, err)
 	}
-	live.Warnings = append(u.ignored(), warnings...)
-	u.driver.log.Debug("image mapped", logkey.Object, site.ID, logkey.Image, u.name(), logkey.Device, live.Device.Path, logkey.ReadOnly, device.ReadOnly)
-	return live, nil
+	status.Warnings = append(u.ignored(), warnings...)
+	u.driver.log.Debug("image mapped", logkey.Object, place.ID, logkey.Image, u.name(), logkey.Device, status.Device.Path, logkey.ReadOnly, device.ReadOnly)
+	return status, nil
 }
 
 // Check implements driver.Checker: steps 1 to 3 of Up. What was loaded there is only looked for.
-func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{
 		Does:    "map the image " + u.name(),
-		Live:    driver.Live{Device: &driver.Device{ReadOnly: u.readOnly(), Remote: true}, Warnings: u.ignored()},
+		Status:  driver.Status{Device: &driver.Device{ReadOnly: u.readOnly(), Remote: true}, Warnings: u.ignored()},
 		Unknown: []string{"whether the cluster answers, has this image, and lets the user map it"},
 	}
 	if _, err := u.key(ctx); err != nil {
@@ -106,7 +106,7 @@ func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error
 	if err != nil {
 		return f, fmt.Errorf("map %s: %w", u.name(), err)
 	}
-	f.Live.Warnings = append(f.Live.Warnings, warnings...)
+	f.Status.Warnings = append(f.Status.Warnings, warnings...)
 	return f, nil
 }
 
@@ -146,67 +146,67 @@ func (u *unit) undo(id int64, cause error) error {
 }
 
 // live makes sure that the device is what was meant, and puts down what it is.
-func (u *unit) live(device rbd.Device) (driver.Live, error) {
+func (u *unit) status(device rbd.Device) (driver.Status, error) {
 	if want := u.Options.Fsid; want != "" && !strings.EqualFold(want, device.Cluster) {
-		return driver.Live{}, errs.New(errs.Invalid, "map %s: the monitors are of cluster %s, not of fsid %s", u.name(), device.Cluster, want)
+		return driver.Status{}, errs.New(errs.Invalid, "map %s: the monitors are of cluster %s, not of fsid %s", u.name(), device.Cluster, want)
 	}
 	if !u.Options.Exclusive { // with it the kernel sees to this
 		rival, found, err := u.driver.bus.Rival(device)
 		if err != nil {
-			return driver.Live{}, err
+			return driver.Status{}, err
 		}
 		if found {
-			return driver.Live{}, errs.New(errs.Conflict, "map %s: /dev/%s of this node is the same image, and not read-only: unmap it, use it, or map with ro", u.name(), rival.Name())
+			return driver.Status{}, errs.New(errs.Conflict, "map %s: /dev/%s of this node is the same image, and not read-only: unmap it, use it, or map with ro", u.name(), rival.Name())
 		}
 	}
 	path, made, err := u.driver.nodes.Ensure(device.Number)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	text, err := json.Marshal(notes{Mapping: device.Identity, MadeNode: made})
-	return driver.Live{
+	return driver.Status{
 		Device: &driver.Device{Path: path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.ReadOnly, Remote: true},
 		Notes:  text,
 	}, err
 }
 
 // Down unmaps the image, if the device is still the one of Up and nobody uses it.
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	if live.Device == nil {
+func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
+	if status.Device == nil {
 		return nil
 	}
-	n, err := notesOf(live)
+	n, err := notesOf(status)
 	if err != nil {
-		return fmt.Errorf("unmap %s: %w", live.Device.Path, err)
+		return fmt.Errorf("unmap %s: %w", status.Device.Path, err)
 	}
 	if u.inherited {
-		if err := u.driver.bus.Outlive(ctx, u.keys(site.ID)); err != nil {
-			return fmt.Errorf("unmap %s: %w", live.Device.Path, err)
+		if err := u.driver.bus.Outlive(ctx, u.keys(place.ID)); err != nil {
+			return fmt.Errorf("unmap %s: %w", status.Device.Path, err)
 		}
 	}
 	if err := u.driver.bus.Unmap(waits.On(ctx, u.cluster()), n.Mapping, u.Options.Force); err != nil {
 		return err
 	}
-	u.driver.log.Debug("image unmapped", logkey.Object, site.ID, logkey.Image, u.name(), logkey.Device, live.Device.Path)
+	u.driver.log.Debug("image unmapped", logkey.Object, place.ID, logkey.Image, u.name(), logkey.Device, status.Device.Path)
 	if n.MadeNode {
-		return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
+		return u.driver.nodes.Remove(status.Device.Path, status.Device.Number)
 	}
 	return nil
 }
 
 // Show writes the definition without the secret, and the number of the device.
-func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
+func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) {
 	o := u.Options
 	o.Name = new(u.User)
 	r := &models.AttachRbd{Monitors: u.Monitors, Pool: new(u.Pool), Image: new(u.Image), Snapshot: u.Snapshot, Options: &o}
-	if n, err := notesOf(live); err == nil {
+	if n, err := notesOf(status); err == nil {
 		r.DeviceID = int64(n.Mapping.ID)
 	}
 	out.Attach.Rbd = r
 }
 
 // IsStill implements driver.Still.
-func (*unit) IsStill(driver.Live) bool { return true }
+func (*unit) IsStill(driver.Status) bool { return true }
 
 // cluster is how the cluster is called where it is waited for.
 func (u *unit) cluster() string { return "Ceph monitors " + strings.Join(u.Monitors, ",") }

@@ -98,17 +98,17 @@ func within(t *testing.T, d time.Duration) context.Context {
 }
 
 // up maps, and fails if that takes long.
-func (w *world) up(t *testing.T, def string) (driver.Unit, driver.Live) {
+func (w *world) up(t *testing.T, def string) (driver.Unit, driver.Status) {
 	t.Helper()
 	u, _ := drivertest.Plan(t, w.driver(nil), def)
-	live, err := u.Up(within(t, 20*time.Second), driver.Site{ID: 7})
+	status, err := u.Up(within(t, 20*time.Second), driver.Placement{ID: 7})
 	must(t, err)
-	return u, live
+	return u, status
 }
 
-func down(t *testing.T, u driver.Unit, live driver.Live) {
+func down(t *testing.T, u driver.Unit, status driver.Status) {
 	t.Helper()
-	if err := u.Down(within(t, 20*time.Second), driver.Site{ID: 7}, live); err != nil {
+	if err := u.Down(within(t, 20*time.Second), driver.Placement{ID: 7}, status); err != nil {
 		t.Error(err)
 	}
 }
@@ -117,9 +117,9 @@ func down(t *testing.T, u driver.Unit, live driver.Live) {
 func (w *world) fails(t *testing.T, def string, limit time.Duration) error {
 	t.Helper()
 	u, _ := drivertest.Plan(t, w.driver(nil), def)
-	live, err := u.Up(within(t, limit), driver.Site{ID: 7})
+	status, err := u.Up(within(t, limit), driver.Placement{ID: 7})
 	if err == nil {
-		down(t, u, live)
+		down(t, u, status)
 		t.Fatalf("%s comes up", def)
 	}
 	if strings.Contains(err.Error(), w.Secret) {
@@ -135,7 +135,7 @@ func sweep(t *testing.T, u driver.Unit, err error, id int64) {
 	if _, left := errors.AsType[*driver.Left](err); left {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		must(t, u.(driver.Heritable).Sweep(ctx, driver.Site{ID: id}))
+		must(t, u.(driver.Heritable).Sweep(ctx, driver.Placement{ID: id}))
 	}
 }
 
@@ -146,8 +146,8 @@ func TestDriver(t *testing.T) {
 		New:     w.driver,
 		Good:    w.def("one", "", `,"ro":true`),
 		Secrets: []string{w.Secret},
-		Hold: func(t *testing.T, live driver.Live) (string, func()) {
-			cmd := exec.Command("sh", "-c", "exec 3<"+live.Device.Path+"; echo held; read _")
+		Hold: func(t *testing.T, status driver.Status) (string, func()) {
+			cmd := exec.Command("sh", "-c", "exec 3<"+status.Device.Path+"; echo held; read _")
 			in, err := cmd.StdinPipe()
 			must(t, err)
 			out, err := cmd.StdoutPipe()
@@ -155,7 +155,7 @@ func TestDriver(t *testing.T) {
 			must(t, cmd.Start())
 			_, err = out.Read(make([]byte, 8))
 			must(t, err)
-			return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, live.Device.Path), func() { in.Close(); cmd.Wait() }
+			return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, status.Device.Path), func() { in.Close(); cmd.Wait() }
 		},
 	})
 }
@@ -198,14 +198,14 @@ func TestMappings(t *testing.T) {
 		"read-only, journaled": {w.def("journaled", "", `,"ro":true`), true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			u, live := w.up(t, c.def)
-			if live.Device.ReadOnly != c.readOnly || !live.Device.Remote || live.Device.Sequence == 0 {
-				t.Errorf("the device is %+v", live.Device)
+			u, status := w.up(t, c.def)
+			if status.Device.ReadOnly != c.readOnly || !status.Device.Remote || status.Device.Sequence == 0 {
+				t.Errorf("the device is %+v", status.Device)
 			}
-			if got := strings.Join(live.Warnings, "|"); !strings.Contains(got, c.warning) || (got == "") != (c.warning == "") {
+			if got := strings.Join(status.Warnings, "|"); !strings.Contains(got, c.warning) || (got == "") != (c.warning == "") {
 				t.Errorf("warnings are %q, want %q", got, c.warning)
 			}
-			file, err := os.OpenFile(live.Device.Path, os.O_RDWR, 0)
+			file, err := os.OpenFile(status.Device.Path, os.O_RDWR, 0)
 			if err == nil {
 				_, err = file.Write(make([]byte, 4096))
 				must(t, file.Close())
@@ -213,8 +213,8 @@ func TestMappings(t *testing.T) {
 			if (err == nil) == c.readOnly {
 				t.Errorf("writing gives %v", err)
 			}
-			down(t, u, live)
-			down(t, u, live)
+			down(t, u, status)
+			down(t, u, status)
 		})
 	}
 }
@@ -270,8 +270,8 @@ func TestReader(t *testing.T) {
 	key := strings.TrimSpace(testkit.Run(t, "timeout", "60", "ceph", "auth", "get-or-create-key", "client.reader",
 		"mon", "profile rbd-read-only", "osd", "profile rbd-read-only pool=rbd"))
 	reader := fmt.Sprintf(`,"name":"reader","secret":%q`, key)
-	u, live := w.up(t, w.def("one", "", reader+`,"ro":true`))
-	down(t, u, live)
+	u, status := w.up(t, w.def("one", "", reader+`,"ro":true`))
+	down(t, u, status)
 	if err := w.fails(t, w.def("one", "", reader), 20*time.Second); !errs.Is(err, errs.Remote) || !strings.Contains(err.Error(), "the capabilities of the user") {
 		t.Errorf("for writing: %v: %v", errs.ClassOf(err), err)
 	}
@@ -283,19 +283,19 @@ func TestUsers(t *testing.T) {
 	reader := w.def("one", "", `,"ro":true`)
 	a, one := w.up(t, reader)
 	b, two := w.up(t, reader)
-	u, live := w.up(t, w.def("one", "", ""))
+	u, status := w.up(t, w.def("one", "", ""))
 	if err := w.fails(t, w.def("one", "", ""), 20*time.Second); !errs.Is(err, errs.Conflict) {
 		t.Errorf("a second mapping for writing: %v", err)
 	}
-	down(t, u, live)
+	down(t, u, status)
 	down(t, a, one)
 	down(t, b, two)
 
-	u, live = w.up(t, w.def("one", "", `,"exclusive":true`))
+	u, status = w.up(t, w.def("one", "", `,"exclusive":true`))
 	if err := w.fails(t, w.def("one", "", `,"exclusive":true,"noshare":true`), 20*time.Second); !errs.Is(err, errs.Conflict) {
 		t.Errorf("a second exclusive mapping: %v", err)
 	}
-	down(t, u, live)
+	down(t, u, status)
 
 	// A client that is not of this node's kernel.
 	cmd := exec.Command("python3", "-c", `
@@ -315,10 +315,10 @@ with rados.Rados(conffile="/etc/ceph/ceph.conf") as c, c.open_ioctx("rbd") as p,
 			t.Errorf("another client watches it: %v", err)
 		}
 	}
-	u, live = w.up(t, reader)
-	down(t, u, live)
-	u, live = w.up(t, w.def("one", "", `,"exclusive":true`))
-	down(t, u, live)
+	u, status = w.up(t, reader)
+	down(t, u, status)
+	u, status = w.up(t, w.def("one", "", `,"exclusive":true`))
+	down(t, u, status)
 	must(t, in.Close())
 	must(t, cmd.Wait())
 }
@@ -336,8 +336,8 @@ func drop(t *testing.T) func() {
 func TestHangAtUp(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")
-	u, live := w.up(t, w.def("one", "", "")) // so that there is a session
-	down(t, u, live)
+	u, status := w.up(t, w.def("one", "", "")) // so that there is a session
+	down(t, u, status)
 	mend := drop(t)
 	for _, limit := range []time.Duration{8 * time.Second, 2 * time.Second} {
 		start := time.Now()
@@ -351,18 +351,18 @@ func TestHangAtUp(t *testing.T) {
 		t.Log(time.Since(start), err)
 	}
 	mend()
-	u, live = w.up(t, w.def("one", "", ""))
-	down(t, u, live)
+	u, status = w.up(t, w.def("one", "", ""))
+	down(t, u, status)
 }
 
 // The same while an image is mapped: the deletion ends in time, and comes to its end when the cluster is back.
 func TestHangAtDown(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")
-	u, live := w.up(t, w.def("one", "", ""))
+	u, status := w.up(t, w.def("one", "", ""))
 	mend := drop(t)
 	start := time.Now()
-	err := u.Down(within(t, 5*time.Second), driver.Site{ID: 7}, live)
+	err := u.Down(within(t, 5*time.Second), driver.Placement{ID: 7}, status)
 	t.Log(time.Since(start), err)
 	if late := time.Since(start) - 5*time.Second; late > 2*time.Second {
 		t.Errorf("the answer is %v late", late)
@@ -372,17 +372,17 @@ func TestHangAtDown(t *testing.T) {
 	}
 	mend()
 	testkit.Eventually(t, "it is unmapped", func() bool {
-		err := u.Down(within(t, 10*time.Second), driver.Site{ID: 7}, live)
+		err := u.Down(within(t, 10*time.Second), driver.Placement{ID: 7}, status)
 		return err == nil
 	})
 
 	// The cluster still believes in the client that was cut off, and in its lock. What a new mapping waits for may go on in
 	// the kernel after its deadline.
-	live, err = u.Up(within(t, 4*time.Second), driver.Site{ID: 8})
+	status, err = u.Up(within(t, 4*time.Second), driver.Placement{ID: 8})
 	t.Log(err)
 	switch {
 	case err == nil:
-		down(t, u, live)
+		down(t, u, status)
 	case errs.Is(err, errs.Conflict) && strings.Contains(err.Error(), "watches it"): // who asks the cluster is told so
 	case !errs.Is(err, errs.Deadline):
 		t.Errorf("mapped again: %v: %v", errs.ClassOf(err), err)
@@ -396,23 +396,23 @@ func TestForce(t *testing.T) {
 	w := newWorld(t)
 	testkit.Need(t, "mkfs.ext4")
 	w.RBD(t, "create", "--size", "16M", "doomed")
-	u, live := w.up(t, w.def("doomed", "", ""))
-	testkit.Run(t, "mkfs.ext4", "-q", live.Device.Path)
-	down(t, u, live)
+	u, status := w.up(t, w.def("doomed", "", ""))
+	testkit.Run(t, "mkfs.ext4", "-q", status.Device.Path)
+	down(t, u, status)
 
-	plain, live := w.up(t, w.def("doomed", "", `,"ro":true`))
+	plain, status := w.up(t, w.def("doomed", "", `,"ro":true`))
 	forced, _ := drivertest.Plan(t, w.driver(nil), w.def("doomed", "", `,"ro":true,"force":true`))
-	hidden := detached(t, live.Device.Path)
+	hidden := detached(t, status.Device.Path)
 	for name, u := range map[string]driver.Unit{"without force": plain, "with force, alive": forced} {
-		if err := u.Down(within(t, 20*time.Second), driver.Site{ID: 7}, live); !errs.Is(err, errs.Conflict) {
+		if err := u.Down(within(t, 20*time.Second), driver.Placement{ID: 7}, status); !errs.Is(err, errs.Conflict) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	w.RBD(t, "rm", "doomed")
-	if err := plain.Down(within(t, 20*time.Second), driver.Site{ID: 7}, live); !errs.Is(err, errs.Conflict) {
+	if err := plain.Down(within(t, 20*time.Second), driver.Placement{ID: 7}, status); !errs.Is(err, errs.Conflict) {
 		t.Errorf("without force, dead: %v", err)
 	}
-	if err := forced.Down(within(t, 20*time.Second), driver.Site{ID: 7}, live); err != nil {
+	if err := forced.Down(within(t, 20*time.Second), driver.Placement{ID: 7}, status); err != nil {
 		t.Errorf("with force, dead: %v", err)
 	}
 	must(t, unix.Close(hidden))
@@ -438,15 +438,15 @@ func TestDownOfReusedNumber(t *testing.T) {
 	w.Image(t, "one")
 	u, old := w.up(t, w.def("one", "", ""))
 	down(t, u, old)
-	again, live := w.up(t, w.def("one", "", ""))
-	if live.Device.Path != old.Device.Path {
-		t.Skipf("the number is not used again: %s, %s", old.Device.Path, live.Device.Path)
+	again, status := w.up(t, w.def("one", "", ""))
+	if status.Device.Path != old.Device.Path {
+		t.Skipf("the number is not used again: %s, %s", old.Device.Path, status.Device.Path)
 	}
 	down(t, u, old)
-	if _, err := os.Stat(live.Device.Path); err != nil {
+	if _, err := os.Stat(status.Device.Path); err != nil {
 		t.Errorf("another mapping was taken away: %v", err)
 	}
-	down(t, again, live)
+	down(t, again, status)
 }
 
 func TestParallel(t *testing.T) {
@@ -459,9 +459,9 @@ func TestParallel(t *testing.T) {
 	for i := range n {
 		wg.Go(func() {
 			u, _ := drivertest.Plan(t, w.driver(nil), w.def(fmt.Sprintf("p%d", i), "", ""))
-			live, err := u.Up(within(t, 60*time.Second), driver.Site{ID: int64(i)})
+			status, err := u.Up(within(t, 60*time.Second), driver.Placement{ID: int64(i)})
 			if err == nil {
-				err = u.Down(within(t, 60*time.Second), driver.Site{ID: int64(i)}, live)
+				err = u.Down(within(t, 60*time.Second), driver.Placement{ID: int64(i)}, status)
 			}
 			if err != nil {
 				t.Error(err)

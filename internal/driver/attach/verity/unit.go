@@ -35,14 +35,14 @@ type unit struct {
 
 // notes is what there is beyond the device.
 type notes struct {
-	Name     string      `json:"name"`  // of the device, for the device mapper
-	Table    string      `json:"table"` // as the kernel tells it
-	MadeNode bool        `json:"made_node,omitempty"`
-	Under    driver.Live `json:"under"`
+	Name     string        `json:"name"`  // of the device, for the device mapper
+	Table    string        `json:"table"` // as the kernel tells it
+	MadeNode bool          `json:"made_node,omitempty"`
+	Under    driver.Status `json:"under"`
 }
 
-func notesOf(live driver.Live) (n notes, err error) {
-	if err = json.Unmarshal(live.Notes, &n); err != nil {
+func notesOf(status driver.Status) (n notes, err error) {
+	if err = json.Unmarshal(status.Notes, &n); err != nil {
 		err = fmt.Errorf("read its notes: %w", err)
 	}
 	return n, err
@@ -52,11 +52,11 @@ func notesOf(live driver.Live) (n notes, err error) {
 func (u *unit) name(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
 
 // below is where the device below is made.
-func (u *unit) below(site driver.Site) driver.Site {
+func (u *unit) below(place driver.Placement) driver.Placement {
 	if u.Verity.HashDevice {
-		site.Needs = site.Needs[:len(site.Needs)-1]
+		place.Needs = place.Needs[:len(place.Needs)-1]
 	}
-	return site
+	return place
 }
 
 // Up makes the device below, and the one above it:
@@ -65,31 +65,31 @@ func (u *unit) below(site driver.Site) driver.Site {
 //  2. the superblock says what the tree is like; its sizes must be those of the devices;
 //  3. the device mapper makes the device;
 //  4. its first block is read: then the root hash is that of the tree, and the tree that of the first block.
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
-	under, err := u.Under.Up(ctx, u.below(site))
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
+	under, err := u.Under.Up(ctx, u.below(place))
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	live, err := u.cover(waits.On(ctx, "device "+under.Device.Path), site, under)
+	status, err := u.cover(waits.On(ctx, "device "+under.Device.Path), place, under)
 	if err != nil {
-		return driver.Live{}, u.undo(site, live, under, err)
+		return driver.Status{}, u.undo(place, status, under, err)
 	}
-	u.driver.log.Debug("dm-verity device created", logkey.Object, site.ID, logkey.DataDevice, under.Device.Path, logkey.Device, live.Device.Path)
-	return live, nil
+	u.driver.log.Debug("dm-verity device created", logkey.Object, place.ID, logkey.DataDevice, under.Device.Path, logkey.Device, status.Device.Path)
+	return status, nil
 }
 
 // Check implements driver.Checker. Of a hash tree something is known only if the devices are there already.
-func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
-	f, err := u.Under.(driver.Checker).Check(ctx, u.below(site)) // all attach drivers have one
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
+	f, err := u.Under.(driver.Checker).Check(ctx, u.below(place)) // all attach drivers have one
 	f.Does += ", and check what is read from it against a root hash"
 	if err != nil {
 		return f, err
 	}
-	data, hash := f.Live.Device, f.Live.Device
+	data, hash := f.Status.Device, f.Status.Device
 	if u.Verity.HashDevice {
-		hash = site.Needs[len(site.Needs)-1].Device
+		hash = place.Needs[len(place.Needs)-1].Device
 	}
-	f.Live.Device = &driver.Device{ReadOnly: true, Remote: data.Remote || hash.Remote}
+	f.Status.Device = &driver.Device{ReadOnly: true, Remote: data.Remote || hash.Remote}
 	f.Unknown = append(f.Unknown, "whether the root hash is that of the device")
 	if data.Made() && hash.Made() {
 		if _, err := u.superblock(ctx, data, hash); err != nil {
@@ -100,40 +100,40 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 }
 
 // cover makes the device above; what it returns with an error is there and must go again.
-func (u *unit) cover(ctx context.Context, site driver.Site, under driver.Live) (driver.Live, error) {
-	d, n := u.driver, notes{Name: u.name(site.ID), Under: under}
+func (u *unit) cover(ctx context.Context, place driver.Placement, under driver.Status) (driver.Status, error) {
+	d, n := u.driver, notes{Name: u.name(place.ID), Under: under}
 	data, hash := under.Device, under.Device
 	if u.Verity.HashDevice {
-		hash = site.Needs[len(site.Needs)-1].Device
+		hash = place.Needs[len(place.Needs)-1].Device
 	}
 	s, err := u.superblock(ctx, data, hash)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	err = d.mapper.Make(ctx, n.Name, dm.Target{
 		Type: "verity", Size: s.size(), Params: s.table(numbers(data), numbers(hash), u.Verity.HashOffset, u.Verity.RootHash),
 	})
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	status, err := d.mapper.Status(n.Name)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	n.Table = status.Table
 	info, err := block.Find(status.Number)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	device := &driver.Device{Number: info.Number, Sequence: info.Sequence, ReadOnly: true, Remote: data.Remote || hash.Remote}
 	if device.Path, n.MadeNode, err = d.nodes.Ensure(info.Number); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	text, err := json.Marshal(n)
 	if err == nil {
 		err = u.firstBlock(ctx, device.Path, s, n)
 	}
-	return driver.Live{Device: device, Notes: text, Warnings: under.Warnings}, err
+	return driver.Status{Device: device, Notes: text, Warnings: under.Warnings}, err
 }
 
 // numbers writes a device as the device mapper takes it.
@@ -192,52 +192,52 @@ func (u *unit) firstBlock(ctx context.Context, path string, s superblock, n note
 func corrupted(status dm.Status) bool { return strings.HasPrefix(status.Text, "C") }
 
 // undo takes away what there is of a device that could not come up, and returns why it did not.
-func (u *unit) undo(site driver.Site, live, under driver.Live, cause error) error {
+func (u *unit) undo(place driver.Placement, status, under driver.Status, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 	defer cancel()
-	err := u.driver.mapper.Remove(ctx, u.name(site.ID))
+	err := u.driver.mapper.Remove(ctx, u.name(place.ID))
 	if err == nil {
-		err = errors.Join(u.removeNode(live), u.Under.Down(ctx, u.below(site), under))
+		err = errors.Join(u.removeNode(status), u.Under.Down(ctx, u.below(place), under))
 	}
 	if err != nil {
-		u.driver.strand(site.ID, under)
+		u.driver.strand(place.ID, under)
 		return &driver.Left{Err: errors.Join(cause, err)}
 	}
 	return cause
 }
 
-func (u *unit) removeNode(live driver.Live) error {
-	if n, err := notesOf(live); err != nil || !n.MadeNode {
+func (u *unit) removeNode(status driver.Status) error {
+	if n, err := notesOf(status); err != nil || !n.MadeNode {
 		return nil
 	}
-	return u.driver.nodes.Remove(live.Device.Path, live.Device.Number)
+	return u.driver.nodes.Remove(status.Device.Path, status.Device.Number)
 }
 
 // Down takes the device away, unless somebody uses it or the one below, and then that.
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	return u.uncover(ctx, live, func(under driver.Live) error { return u.Under.Down(ctx, u.below(site), under) })
+func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
+	return u.uncover(ctx, status, func(under driver.Status) error { return u.Under.Down(ctx, u.below(place), under) })
 }
 
 // ForceDown is Down with that of what is below.
-func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
+func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (warning string, err error) {
 	f, ok := u.Under.(driver.Forcer)
 	if !ok {
-		return "", u.Down(ctx, site, live)
+		return "", u.Down(ctx, place, status)
 	}
-	err = u.uncover(ctx, live, func(under driver.Live) (err error) {
-		warning, err = f.ForceDown(ctx, u.below(site), under)
+	err = u.uncover(ctx, status, func(under driver.Status) (err error) {
+		warning, err = f.ForceDown(ctx, u.below(place), under)
 		return err
 	})
 	return warning, err
 }
 
-func (u *unit) uncover(ctx context.Context, live driver.Live, down func(under driver.Live) error) error {
-	if live.Device == nil {
+func (u *unit) uncover(ctx context.Context, status driver.Status, down func(under driver.Status) error) error {
+	if status.Device == nil {
 		return nil
 	}
-	n, err := notesOf(live)
+	n, err := notesOf(status)
 	if err != nil {
-		return fmt.Errorf("detach %s: %w", live.Device.Path, err)
+		return fmt.Errorf("detach %s: %w", status.Device.Path, err)
 	}
 	if err := u.free(ctx, n); err != nil {
 		return err
@@ -246,7 +246,7 @@ func (u *unit) uncover(ctx context.Context, live driver.Live, down func(under dr
 		return err
 	}
 	u.driver.forget(n.Name)
-	err = errors.Join(u.removeNode(live), down(n.Under))
+	err = errors.Join(u.removeNode(status), down(n.Under))
 	if errs.Is(err, errs.Conflict) { // somebody was quick; but it is not as it was any more
 		err = errs.New(errs.Internal, "%w", err)
 	}
@@ -285,60 +285,60 @@ func (u *unit) free(ctx context.Context, n notes) error {
 }
 
 // Adopt has what is below adopted, and makes sure that what is above is what was made.
-func (u *unit) Adopt(ctx context.Context, site driver.Site, live driver.Live) error {
-	n, err := notesOf(live)
+func (u *unit) Adopt(ctx context.Context, place driver.Placement, status driver.Status) error {
+	n, err := notesOf(status)
 	if err == nil {
-		err = u.Under.Adopt(ctx, u.below(site), n.Under)
+		err = u.Under.Adopt(ctx, u.below(place), n.Under)
 	}
 	if err != nil {
 		return err
 	}
-	return u.look(live, n)
+	return u.look(status, n)
 }
 
 // Inspect implements driver.Inspector.
-func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Table) error {
-	n, err := notesOf(live)
+func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
+	n, err := notesOf(status)
 	if err != nil {
 		return err
 	}
 	if i, ok := u.Under.(driver.Inspector); ok {
-		if err := i.Inspect(u.below(site), n.Under, mounts); err != nil {
+		if err := i.Inspect(u.below(place), n.Under, mounts); err != nil {
 			return err
 		}
 	}
-	return u.look(live, n)
+	return u.look(status, n)
 }
 
 // look looks at the device above. That it is corrupted is an error only if its users are to stop.
-func (u *unit) look(live driver.Live, n notes) error {
-	status, err := u.driver.mapper.Status(n.Name)
+func (u *unit) look(status driver.Status, n notes) error {
+	mapped, err := u.driver.mapper.Status(n.Name)
 	switch {
 	case errors.Is(err, dm.ErrNone):
-		return errs.New(errs.Conflict, "%s is gone: another program removed it; delete the attachment and create it again", live.Device.Path)
+		return errs.New(errs.Conflict, "%s is gone: another program removed it; delete the attachment and create it again", status.Device.Path)
 	case err != nil:
 		return err
-	case status.Number != live.Device.Number || status.Type != "verity" || status.Table != n.Table:
-		return errs.New(errs.Conflict, "%s has another table: another program changed it; delete the attachment and create it again", live.Device.Path)
-	case !corrupted(status):
+	case mapped.Number != status.Device.Number || mapped.Type != "verity" || mapped.Table != n.Table:
+		return errs.New(errs.Conflict, "%s has another table: another program changed it; delete the attachment and create it again", status.Device.Path)
+	case !corrupted(mapped):
 		return nil
 	}
-	u.driver.note(n.Name, live.Device.Path, n.Under.Device.Path)
+	u.driver.note(n.Name, status.Device.Path, n.Under.Device.Path)
 	if u.Verity.OnCorruption != models.AttachVerityOnCorruptionStop {
 		return nil
 	}
-	return errs.New(errs.Conflict, "%s is corrupted: a read failed verification against root_hash; repair the image on %s, delete the attachment and create it again", live.Device.Path, n.Under.Device.Path)
+	return errs.New(errs.Conflict, "%s is corrupted: a read failed verification against root_hash; repair the image on %s, delete the attachment and create it again", status.Device.Path, n.Under.Device.Path)
 }
 
 // Condemned implements driver.Condemner.
-func (u *unit) Condemned(live driver.Live) bool {
-	n, err := notesOf(live)
+func (u *unit) Condemned(status driver.Status) bool {
+	n, err := notesOf(status)
 	return err == nil && u.Verity.OnCorruption == models.AttachVerityOnCorruptionStop && u.driver.isCorrupted(n.Name)
 }
 
 // Changes is whether a check has failed, and what changes below: driver.Changing.
-func (u *unit) Changes(live driver.Live) string {
-	n, err := notesOf(live)
+func (u *unit) Changes(status driver.Status) string {
+	n, err := notesOf(status)
 	if err != nil {
 		return ""
 	}
@@ -356,15 +356,15 @@ func (u *unit) Changes(live driver.Live) string {
 func (*unit) Verified(bool) bool { return true }
 
 // Sweep takes away what an Up has left that was cut off.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	if err := u.driver.mapper.Remove(ctx, u.name(site.ID)); err != nil {
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	if err := u.driver.mapper.Remove(ctx, u.name(place.ID)); err != nil {
 		return err
 	}
-	under, stranded, done := u.driver.rescue(site.ID)
+	under, stranded, done := u.driver.rescue(place.ID)
 	if !stranded {
-		return u.Under.Sweep(ctx, u.below(site))
+		return u.Under.Sweep(ctx, u.below(place))
 	}
-	if err := u.Under.Down(ctx, u.below(site), under); err != nil {
+	if err := u.Under.Down(ctx, u.below(place), under); err != nil {
 		return err
 	}
 	done()
@@ -372,14 +372,14 @@ func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
 }
 
 // Show writes the definition, that of what is below included, and what has become of it.
-func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
+func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
 	v := &models.AttachVerity{RootHash: new(u.Verity.RootHash), HashOffset: u.Verity.HashOffset, OnCorruption: new(u.Verity.OnCorruption)}
 	if u.Verity.HashDevice {
 		last := len(needs) - 1
 		v.HashDevice, needs = needs[last].Attach, needs[:last]
 	}
-	var under driver.Live
-	if n, err := notesOf(live); err == nil && live.Device != nil {
+	var under driver.Status
+	if n, err := notesOf(status); err == nil && status.Device != nil {
 		under, v.State, v.DataDeviceFile = n.Under, models.AttachVerityStateOk, n.Under.Device.Path
 		if u.driver.isCorrupted(n.Name) {
 			v.State = models.AttachVerityStateCorrupted

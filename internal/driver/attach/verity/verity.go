@@ -43,7 +43,7 @@ type Driver struct {
 	// corrupted has the devices, by their ids of the device mapper, of which a read failed the check.
 	corrupted map[string]bool
 	// stranded is what is below of objects that could not come up and could not be undone either, by their ids.
-	stranded map[int64]driver.Live
+	stranded map[int64]driver.Status
 }
 
 // Over returns the driver below with verity.
@@ -53,7 +53,7 @@ func Over(below driver.Heir, o Options) *Driver {
 	}
 	return &Driver{
 		Heir: below, mapper: dm.Mapper{Failpoint: o.Failpoint, Helper: o.Helper}, helper: o.Helper, nodes: block.Nodes{Failpoint: o.Failpoint}, log: o.Log,
-		corrupted: map[string]bool{}, stranded: map[int64]driver.Live{},
+		corrupted: map[string]bool{}, stranded: map[int64]driver.Status{},
 	}
 }
 
@@ -190,14 +190,14 @@ func (d *Driver) forget(name string) {
 	delete(d.corrupted, name)
 }
 
-func (d *Driver) strand(id int64, under driver.Live) {
+func (d *Driver) strand(id int64, under driver.Status) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stranded[id] = under
 }
 
 // rescue returns what was stranded of an object, until the returned function is called.
-func (d *Driver) rescue(id int64) (under driver.Live, is bool, done func()) {
+func (d *Driver) rescue(id int64) (under driver.Status, is bool, done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	under, is = d.stranded[id]

@@ -128,22 +128,22 @@ func TestDriver(t *testing.T) {
 			New:   newDriver,
 			Scope: testkit.Scope{Dirs: []string{dir}, Ignore: []string{"other.tree"}},
 			Good:  def(file("other"), "", fmt.Sprintf(`"root_hash":%q,"hash_device":{"id":1}`, other)),
-			Needs: []driver.Live{mounttest.Attached(t, file("other.tree"))},
+			Needs: []driver.Status{mounttest.Attached(t, file("other.tree"))},
 			Hold:  holdOpen,
 		})
 	})
 }
 
 // holdBelow opens the device below: once the one above is gone nobody can bring it back.
-func holdBelow(t *testing.T, live driver.Live) (string, func()) {
+func holdBelow(t *testing.T, status driver.Status) (string, func()) {
 	t.Helper()
-	var notes struct{ Under driver.Live }
-	must(t, json.Unmarshal(live.Notes, &notes))
+	var notes struct{ Under driver.Status }
+	must(t, json.Unmarshal(status.Notes, &notes))
 	return holdOpen(t, notes.Under)
 }
 
-func holdOpen(t *testing.T, live driver.Live) (string, func()) {
+func holdOpen(t *testing.T, status driver.Status) (string, func()) {
 	t.Helper()
-	pid, release := mounttest.Hold(t, "/", "exec 3<"+live.Device.Path)
-	return pid + "(sh) has " + live.Device.Path + " open", release
+	pid, release := mounttest.Hold(t, "/", "exec 3<"+status.Device.Path)
+	return pid + "(sh) has " + status.Device.Path + " open", release
 }

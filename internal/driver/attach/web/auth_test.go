@@ -88,17 +88,17 @@ func TestObjectStore(t *testing.T) {
 	}
 	keys := fmt.Sprintf(`"secret_key_file":%q,"session_token_file":%q`, secret("key", "canary-secret"), secret("token", "canary-token"))
 	d := l.driver(nil, &web.Store{Size: 16 << 20, Mounts: l.mounts})
-	up := func(id int64, more ...string) (driver.Unit, driver.Live, error) {
+	up := func(id int64, more ...string) (driver.Unit, driver.Status, error) {
 		unit, _ := drivertest.Plan(t, d, def(url+"/bucket/a%20b%2Bc/image.squashfs", more...))
-		live, err := unit.Up(t.Context(), driver.Site{ID: id})
-		return unit, live, err
+		status, err := unit.Up(t.Context(), driver.Placement{ID: id})
+		return unit, status, err
 	}
 	trust := fmt.Sprintf(`"ca_file":%q`, ca)
-	unit, live, err := up(1, trust, `"auth":{"s3":{"access_key":"reader",`+keys+`}}`)
+	unit, status, err := up(1, trust, `"auth":{"s3":{"access_key":"reader",`+keys+`}}`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unit.Down(t.Context(), driver.Site{ID: 1}, live); err != nil {
+	if err := unit.Down(t.Context(), driver.Placement{ID: 1}, status); err != nil {
 		t.Error(err)
 	}
 	for name, c := range map[string]struct {

@@ -9,10 +9,10 @@ import (
 )
 
 // Check implements driver.Checker. It asks no server: the request would reach others.
-func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{
-		Does: fmt.Sprintf("download the image %s into the cache and attach it to a loop device", u.URLs[0]),
-		Live: driver.Live{Device: &driver.Device{ReadOnly: true}},
+		Does:   fmt.Sprintf("download the image %s into the cache and attach it to a loop device", u.URLs[0]),
+		Status: driver.Status{Device: &driver.Device{ReadOnly: true}},
 	}
 	lacking := u.driver.nbd.Find(ctx)
 	if u.Mode == models.AttachHTTPModeOnDemand && lacking != nil {
@@ -20,14 +20,14 @@ func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error
 	}
 	if u.Mode == models.AttachHTTPModeOnDemand || u.Mode == models.AttachHTTPModeAuto && u.Digest == "" && lacking == nil {
 		f.Does = fmt.Sprintf("attach the image %s to a network block device and read it on demand", u.URLs[0])
-		f.Live.Device.Remote = true
+		f.Status.Device.Remote = true
 		f.Unknown = append(f.Unknown, "whether the server sends parts of the image")
 	}
 	if _, err := u.sourceConfig(ctx); err != nil {
 		return f, err
 	}
 	f.Unknown = append(f.Unknown, "whether the server has the image")
-	if f.Live.Device.Remote && u.Mode == models.AttachHTTPModeOnDemand {
+	if f.Status.Device.Remote && u.Mode == models.AttachHTTPModeOnDemand {
 		return f, nil
 	}
 	return f, u.driver.loop.Find(ctx)

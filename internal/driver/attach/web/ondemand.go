@@ -32,28 +32,28 @@ const (
 )
 
 // onDemand attaches the image to a network block device that a keeper serves.
-func (u *unit) onDemand(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) onDemand(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	d := u.driver
 	if err := d.nbd.Load(ctx); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	a, err := u.access(ctx)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	if err := u.keepSecrets(site.ID); err != nil {
-		return driver.Live{}, err
+	if err := u.keepSecrets(place.ID); err != nil {
+		return driver.Status{}, err
 	}
-	s := d.newService(u, site.ID)
+	s := d.newService(u, place.ID)
 	s.access = &a
-	live, err := s.up(ctx)
+	status, err := s.up(ctx)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, s.undo())
+		return driver.Status{}, errors.Join(err, s.undo())
 	}
-	d.log.Debug("image attached", logkey.Object, site.ID, logkey.URL, u.URLs[0], logkey.Device, live.Device.Path)
-	live.Warnings = u.unchecked()
+	d.log.Debug("image attached", logkey.Object, place.ID, logkey.URL, u.URLs[0], logkey.Device, status.Device.Path)
+	status.Warnings = u.unchecked()
 	s.begin()
-	return live, nil
+	return status, nil
 }
 
 // unchecked warns of a definition that lets servers exchange bytes.
@@ -94,7 +94,7 @@ func (u *unit) present(id int64, index int) (bool, error) {
 }
 
 // detach ends device and keeper. While the image is waited for, or by force, readers do not keep it: they get I/O errors.
-func (u *unit) detach(ctx context.Context, id int64, live driver.Live, n notes, force bool) error {
+func (u *unit) detach(ctx context.Context, id int64, status driver.Status, n notes, force bool) error {
 	d := u.driver
 	s := d.service(id)
 	is, err := u.present(id, n.Index)
@@ -103,8 +103,8 @@ func (u *unit) detach(ctx context.Context, id int64, live driver.Live, n notes, 
 	}
 	if is {
 		if !force && !s.waits() {
-			if users := holders.OfDevice(live.Device.Number); len(users) > 0 {
-				return errs.New(errs.Busy, "detach %s: in use: %s", live.Device.Path, holders.Text(users))
+			if users := holders.OfDevice(status.Device.Number); len(users) > 0 {
+				return errs.New(errs.Busy, "detach %s: in use: %s", status.Device.Path, holders.Text(users))
 			}
 		}
 		s.end()
@@ -122,7 +122,7 @@ func (u *unit) detach(ctx context.Context, id int64, live driver.Live, n notes, 
 			state, err := nbd.Look(n.Index)
 			return err == nil && state.PID != 0
 		}
-		if err := d.nodes.RemoveUnless(live.Device.Path, live.Device.Number, free); err != nil {
+		if err := d.nodes.RemoveUnless(status.Device.Path, status.Device.Number, free); err != nil {
 			return err
 		}
 	}
@@ -144,24 +144,24 @@ func (u *unit) disconnect(ctx context.Context, id int64, index int) error {
 }
 
 // adoptDevice takes over the device and looks for its keeper in the background.
-func (u *unit) adoptDevice(site driver.Site, live driver.Live, n notes) error {
-	if err := u.inspectDevice(site.ID, live, n); err != nil {
+func (u *unit) adoptDevice(place driver.Placement, status driver.Status, n notes) error {
+	if err := u.inspectDevice(place.ID, status, n); err != nil {
 		return err
 	}
-	s := u.driver.newService(u, site.ID)
+	s := u.driver.newService(u, place.ID)
 	s.index, s.identity = n.Index, n.Identity
 	s.begin()
 	return nil
 }
 
 // inspectDevice is Inspect for mode on_demand.
-func (u *unit) inspectDevice(id int64, live driver.Live, n notes) error {
+func (u *unit) inspectDevice(id int64, status driver.Status, n notes) error {
 	is, err := u.present(id, n.Index)
 	if err != nil {
 		return err
 	}
 	if !is {
-		return errs.New(errs.Conflict, "%s is no longer attached to the image of %s: a program disconnected it; delete the attachment and create it again", live.Device.Path, n.URL)
+		return errs.New(errs.Conflict, "%s is no longer attached to the image of %s: a program disconnected it; delete the attachment and create it again", status.Device.Path, n.URL)
 	}
 	if how := u.driver.service(id).state().Changed; how != "" {
 		return errs.New(errs.Conflict, "%s: all reads fail; delete the attachment and create it again", how)

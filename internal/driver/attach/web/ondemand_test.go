@@ -115,17 +115,17 @@ func (r *remote) def(mode string) string {
 // device is an attachment that is up.
 type device struct {
 	*remote
-	unit driver.Heritable
-	site driver.Site
-	live driver.Live
+	unit   driver.Heritable
+	place  driver.Placement
+	status driver.Status
 }
 
 func (r *remote) up(t *testing.T, mode string) *device {
 	t.Helper()
 	planned, _ := drivertest.Plan(t, r.driver(t, nil), r.def(mode))
-	d := &device{remote: r, unit: planned.(driver.Heritable), site: driver.Site{ID: 7}}
+	d := &device{remote: r, unit: planned.(driver.Heritable), place: driver.Placement{ID: 7}}
 	var err error
-	if d.live, err = d.unit.Up(within(t, time.Minute), d.site); err != nil {
+	if d.status, err = d.unit.Up(within(t, time.Minute), d.place); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -133,7 +133,7 @@ func (r *remote) up(t *testing.T, mode string) *device {
 		r.status.Store(0)
 		ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 		defer cancel()
-		if err := d.unit.(driver.Forcer).Down(ctx, d.site, d.live); err != nil {
+		if err := d.unit.(driver.Forcer).Down(ctx, d.place, d.status); err != nil {
 			t.Error(err)
 		}
 		if left := d.left(); left != "" {
@@ -170,7 +170,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 
 // read reads a part of the device, not of the page cache.
 func (d *device) read(offset, length int) error {
-	f, err := os.OpenFile(d.live.Device.Path, os.O_RDONLY|unix.O_DIRECT, 0)
+	f, err := os.OpenFile(d.status.Device.Path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (d *device) readAll(stop func() bool) (longest time.Duration, err error) {
 // shown is what a response has.
 func (d *device) shown() *models.Attach {
 	out := driver.Object{Attach: new(models.Attach)}
-	d.unit.Show(out, d.live, nil)
+	d.unit.Show(out, d.status, nil)
 	return out.Attach
 }
 
@@ -217,7 +217,7 @@ func (d *device) shown() *models.Attach {
 func (d *device) next(t *testing.T) {
 	t.Helper()
 	data, err := json.Marshal(d.unit)
-	if err != nil || bytes.Contains(data, []byte(canary)) || bytes.Contains(d.live.Notes, []byte(canary)) {
+	if err != nil || bytes.Contains(data, []byte(canary)) || bytes.Contains(d.status.Notes, []byte(canary)) {
 		t.Fatalf("journal: %s, %v", data, err)
 	}
 	unit, err := d.remote.driver(t, nil).(driver.Heir).Restore(data)
@@ -225,13 +225,13 @@ func (d *device) next(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.unit = unit
-	if err := d.unit.Adopt(within(t, time.Minute), d.site, d.live); err != nil {
+	if err := d.unit.Adopt(within(t, time.Minute), d.place, d.status); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func (d *device) inspect() error {
-	return d.unit.(driver.Inspector).Inspect(d.site, d.live, nil)
+	return d.unit.(driver.Inspector).Inspect(d.place, d.status, nil)
 }
 
 func kill(t *testing.T, pids []string) {
@@ -265,10 +265,10 @@ func TestOnDemand(t *testing.T) {
 	if bytes.Contains(text, []byte(canary)) {
 		t.Errorf("a secret is shown: %s", text)
 	}
-	if err := os.WriteFile(d.live.Device.Path, []byte("x"), 0); err == nil {
+	if err := os.WriteFile(d.status.Device.Path, []byte("x"), 0); err == nil {
 		t.Error("it can be written to")
 	}
-	f, err := os.Open(d.live.Device.Path)
+	f, err := os.Open(d.status.Device.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +278,7 @@ func TestOnDemand(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
-	if err := d.unit.Down(within(t, time.Minute), d.site, d.live); !errs.Is(err, errs.Busy) {
+	if err := d.unit.Down(within(t, time.Minute), d.place, d.status); !errs.Is(err, errs.Busy) {
 		t.Errorf("down of a device in use: %v", err)
 	}
 	_ = holder.Process.Kill()
@@ -429,7 +429,7 @@ func TestOnDemandDownWhileWaiting(t *testing.T) {
 	go func() { done <- d.read(8<<20, 64<<10) }()
 	patiently(t, "it waits", func() bool { return d.shown().WaitsFor != "" })
 	began := time.Now()
-	if err := d.unit.Down(within(t, time.Minute), d.site, d.live); err != nil {
+	if err := d.unit.Down(within(t, time.Minute), d.place, d.status); err != nil {
 		t.Error(err)
 	}
 	if took := time.Since(began); took > 20*time.Second {
@@ -444,7 +444,7 @@ func TestOnDemandDownWhileWaiting(t *testing.T) {
 func TestOnDemandRefused(t *testing.T) {
 	r := newRemote(t)
 	planned, _ := drivertest.Plan(t, r.driver(t, nil), def(r.url, `"mode":"on_demand","auth":{"user":"u","password":"other"}`))
-	if _, err := planned.Up(within(t, time.Minute), driver.Site{ID: 8}); !errs.Is(err, errs.Remote) || !strings.Contains(err.Error(), "401") {
+	if _, err := planned.Up(within(t, time.Minute), driver.Placement{ID: 8}); !errs.Is(err, errs.Remote) || !strings.Contains(err.Error(), "401") {
 		t.Errorf("wrong password: %v", err)
 	}
 	if left := r.left(); left != "" {

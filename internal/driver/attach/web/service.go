@@ -138,31 +138,31 @@ func (s *service) options() nbd.Options {
 }
 
 // up starts a keeper and connects a device to it.
-func (s *service) up(ctx context.Context) (driver.Live, error) {
+func (s *service) up(ctx context.Context) (driver.Status, error) {
 	if err := s.start(ctx, false); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	if s.identity.Size < sector {
-		return driver.Live{}, errs.New(errs.Invalid, "the image at %s has %d bytes; a device has at least %d", s.unit.URLs[0], s.identity.Size, sector)
+		return driver.Status{}, errs.New(errs.Invalid, "the image at %s has %d bytes; a device has at least %d", s.unit.URLs[0], s.identity.Size, sector)
 	}
 	kernel, peer, err := nbd.Pair()
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	defer kernel.Close()
 	defer peer.Close()
 	if s.index, err = s.unit.driver.nbd.Connect(kernel, s.options()); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	if err := s.hand(peer); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	device, made, err := s.unit.device(s.index)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	data, err := json.Marshal(notes{ID: s.id, Mode: models.AttachHTTPModeOnDemand, Index: s.index, MadeNode: made, Identity: s.identity, URL: s.unit.URLs[s.identity.URL]})
-	return driver.Live{Device: device, Notes: data}, err
+	return driver.Status{Device: device, Notes: data}, err
 }
 
 // hand gives the keeper a socket.

@@ -67,49 +67,49 @@ func (n notes) onDemand() bool { return n.Mode == models.AttachHTTPModeOnDemand 
 func (u *unit) tag(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
 
 // Up attaches the image: on demand if the definition, the kernel and the server allow that, or as a whole.
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	if u.Mode == models.AttachHTTPModeWhole {
-		return u.whole(ctx, site)
+		return u.whole(ctx, place)
 	}
 	if u.Mode == models.AttachHTTPModeAuto && u.Digest != "" {
-		return u.chosen(ctx, site, "only a whole image can be compared with http.digest")
+		return u.chosen(ctx, place, "only a whole image can be compared with http.digest")
 	}
-	live, err := u.onDemand(ctx, site)
+	status, err := u.onDemand(ctx, place)
 	_, left := errors.AsType[*driver.Left](err)
 	if err == nil || u.Mode == models.AttachHTTPModeOnDemand || left || !errs.Is(err, errs.Unsupported) && !errors.Is(err, errNoRanges) {
-		return live, err
+		return status, err
 	}
-	return u.chosen(ctx, site, err.Error())
+	return u.chosen(ctx, place, err.Error())
 }
 
 // chosen is whole where the mode is "auto".
-func (u *unit) chosen(ctx context.Context, site driver.Site, why string) (driver.Live, error) {
-	live, err := u.whole(ctx, site)
-	live.Warnings = append(live.Warnings, `http.mode: "auto" chose "whole": `+why)
-	return live, err
+func (u *unit) chosen(ctx context.Context, place driver.Placement, why string) (driver.Status, error) {
+	status, err := u.whole(ctx, place)
+	status.Warnings = append(status.Warnings, `http.mode: "auto" chose "whole": `+why)
+	return status, err
 }
 
 // whole downloads the image unless the cache has it, and attaches the file.
-func (u *unit) whole(ctx context.Context, site driver.Site) (_ driver.Live, err error) {
+func (u *unit) whole(ctx context.Context, place driver.Placement) (_ driver.Status, err error) {
 	object, n, err := u.image(ctx)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.trim())
+		return driver.Status{}, errors.Join(err, u.trim())
 	}
-	device, err := u.attach(ctx, site.ID, object)
+	device, err := u.attach(ctx, place.ID, object)
 	if err != nil {
 		object.Release()
-		return driver.Live{}, errors.Join(err, u.trim())
+		return driver.Status{}, errors.Join(err, u.trim())
 	}
 	defer device.Close()
-	u.driver.cache.keep(site.ID, object)
+	u.driver.cache.keep(place.ID, object)
 	n.Loop = device.ID
 	data, err := json.Marshal(n)
-	u.driver.log.Debug("image attached", logkey.Object, site.ID, logkey.URL, n.URL, logkey.Device, device.Path, logkey.Cached, object.Cached)
-	live := driver.Live{Notes: data, Device: &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: true}}
+	u.driver.log.Debug("image attached", logkey.Object, place.ID, logkey.URL, n.URL, logkey.Device, device.Path, logkey.Cached, object.Cached)
+	status := driver.Status{Notes: data, Device: &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: true}}
 	if u.Digest == "" {
-		live.Warnings = append(live.Warnings, "http.digest is not given: without it, and without verity, nothing checks the bytes of the image")
+		status.Warnings = append(status.Warnings, "http.digest is not given: without it, and without verity, nothing checks the bytes of the image")
 	}
-	return live, err
+	return status, err
 }
 
 // attach makes the loop device.
@@ -135,35 +135,35 @@ func (u *unit) attach(ctx context.Context, id int64, object *cache.Object) (*loo
 }
 
 // Down detaches the file. The image stays in the cache until its space is needed.
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	if live.Device == nil {
+func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
+	if status.Device == nil {
 		return nil
 	}
-	n, err := u.read(live)
+	n, err := u.read(status)
 	if err != nil {
 		return err
 	}
 	if n.onDemand() {
-		return u.detach(ctx, site.ID, live, n, false)
+		return u.detach(ctx, place.ID, status, n, false)
 	}
-	if err := u.driver.loop.Detach(ctx, live.Device.Path, n.Loop); err != nil {
+	if err := u.driver.loop.Detach(ctx, status.Device.Path, n.Loop); err != nil {
 		return err
 	}
-	u.driver.claims.Disown(u.tag(site.ID))
-	u.driver.cache.release(site.ID)
+	u.driver.claims.Disown(u.tag(place.ID))
+	u.driver.cache.release(place.ID)
 	return u.driver.cache.Trim(ctx)
 }
 
 // ForceDown is Down that has readers of an image on demand get I/O errors.
-func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
-	if n, err := u.read(live); err == nil && n.onDemand() {
-		return "", u.detach(ctx, site.ID, live, n, true)
+func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (warning string, err error) {
+	if n, err := u.read(status); err == nil && n.onDemand() {
+		return "", u.detach(ctx, place.ID, status, n, true)
 	}
-	return "", u.Down(ctx, site, live)
+	return "", u.Down(ctx, place, status)
 }
 
-func (u *unit) read(live driver.Live) (n notes, err error) {
-	if err := json.Unmarshal(live.Notes, &n); err != nil {
+func (u *unit) read(status driver.Status) (n notes, err error) {
+	if err := json.Unmarshal(status.Notes, &n); err != nil {
 		return n, fmt.Errorf("detach the image of %s: read its notes: %w", u.URLs[0], err)
 	}
 	return n, nil
@@ -185,48 +185,48 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt makes sure that the device is still the one that was attached, and keeps its image in the cache.
-func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	n, err := u.read(live)
+func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+	n, err := u.read(status)
 	if err != nil {
 		return err
 	}
 	if n.onDemand() {
-		return u.adoptDevice(site, live, n)
+		return u.adoptDevice(place, status, n)
 	}
-	u.driver.claims.Attached(u.tag(site.ID), live.Device.Number)
+	u.driver.claims.Attached(u.tag(place.ID), status.Device.Number)
 	c, err := u.driver.cache.Open()
 	if err != nil {
 		return err
 	}
 	if object, err := c.Use(n.Digest); err == nil {
-		u.driver.cache.keep(site.ID, object) // where its file was removed, the device still has it
+		u.driver.cache.keep(place.ID, object) // where its file was removed, the device still has it
 	}
-	return u.Inspect(site, live, nil)
+	return u.Inspect(place, status, nil)
 }
 
 // Inspect implements driver.Inspector.
-func (u *unit) Inspect(site driver.Site, live driver.Live, _ *mounttable.Table) error {
-	n, err := u.read(live)
+func (u *unit) Inspect(place driver.Placement, status driver.Status, _ *mounttable.Table) error {
+	n, err := u.read(status)
 	if err != nil {
 		return err
 	}
 	if n.onDemand() {
-		return u.inspectDevice(site.ID, live, n)
+		return u.inspectDevice(place.ID, status, n)
 	}
-	is, err := u.driver.loop.Lives(live.Device.Path, n.Loop)
+	is, err := u.driver.loop.Lives(status.Device.Path, n.Loop)
 	if err == nil && !is {
-		u.driver.claims.Disown(u.tag(site.ID)) // the number may be that of another device by now
-		err = errs.New(errs.Conflict, "%s is no longer attached to the image of %s: a program detached it; delete the attachment and create it again", live.Device.Path, n.URL)
+		u.driver.claims.Disown(u.tag(place.ID)) // the number may be that of another device by now
+		err = errs.New(errs.Conflict, "%s is no longer attached to the image of %s: a program detached it; delete the attachment and create it again", status.Device.Path, n.URL)
 	}
 	return err
 }
 
 // Sweep detaches a device that an interrupted Up left.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	if err := u.sweepDevice(ctx, site.ID); err != nil {
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	if err := u.sweepDevice(ctx, place.ID); err != nil {
 		return err
 	}
-	path, id, err := u.driver.loop.Marked(ctx, u.tag(site.ID))
+	path, id, err := u.driver.loop.Marked(ctx, u.tag(place.ID))
 	if err == nil && path != "" {
 		err = u.driver.loop.Detach(ctx, path, id)
 	}
@@ -242,16 +242,16 @@ func (u *unit) trim() error {
 }
 
 // Show writes the definition, and the state of the image.
-func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
+func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) {
 	h := &models.AttachHTTP{
 		Urls: u.URLs, Headers: u.Headers, Auth: u.Auth, Mode: new(u.Mode), Size: u.Size, Digest: u.Digest, Etag: u.ETag, CaFile: u.CAFile, ClientCertificateFile: u.CertificateFile,
 		ClientKeyFile: u.KeyFile, Proxy: u.Proxy, RetryTimeout: u.RetryTimeout, Connections: new(u.Connections), ReadAhead: u.ReadAhead,
 	}
 	out.Attach.HTTP = h
-	if live.Device == nil {
+	if status.Device == nil {
 		return
 	}
-	n, err := u.read(live)
+	n, err := u.read(status)
 	if err != nil {
 		return // Inspect reports it
 	}
@@ -264,14 +264,14 @@ func (u *unit) Show(out driver.Object, live driver.Live, _ []driver.Object) {
 }
 
 // IsStill implements driver.Still.
-func (u *unit) IsStill(live driver.Live) bool {
-	n, err := u.read(live)
+func (u *unit) IsStill(status driver.Status) bool {
+	n, err := u.read(status)
 	return err == nil && !n.onDemand()
 }
 
 // Changes is the URL in use and the reason to wait, if there is one: driver.Changing.
-func (u *unit) Changes(live driver.Live) string {
-	n, err := u.read(live)
+func (u *unit) Changes(status driver.Status) string {
+	n, err := u.read(status)
 	if err != nil || !n.onDemand() {
 		return ""
 	}

@@ -137,9 +137,9 @@ func TestDriver(t *testing.T) {
 }
 
 // holdOpen has a process open the device.
-func holdOpen(t *testing.T, live driver.Live) (string, func()) {
+func holdOpen(t *testing.T, status driver.Status) (string, func()) {
 	t.Helper()
-	cmd := exec.Command("sh", "-c", "exec 3<"+live.Device.Path+"; echo held; read _")
+	cmd := exec.Command("sh", "-c", "exec 3<"+status.Device.Path+"; echo held; read _")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +154,7 @@ func holdOpen(t *testing.T, live driver.Live) (string, func()) {
 	if _, err := out.Read(make([]byte, 8)); err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, live.Device.Path), func() { in.Close(); _ = cmd.Wait() }
+	return fmt.Sprintf("pid %d (sh) has %s open", cmd.Process.Pid, status.Device.Path), func() { in.Close(); _ = cmd.Wait() }
 }
 
 // TestCacheIsUsed: the second attachment of a digest downloads nothing, also for a later daemon.
@@ -165,18 +165,18 @@ func TestCacheIsUsed(t *testing.T) {
 		store := &web.Store{Dir: dir, Size: 16 << 20, Mounts: l.mounts}
 		d := l.driver(nil, store)
 		unit, _ := drivertest.Plan(t, d, def(url+"/image", `"digest":"`+digest()+`"`))
-		live, err := unit.Up(t.Context(), driver.Site{ID: 7})
+		status, err := unit.Up(t.Context(), driver.Placement{ID: 7})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var notes struct{ Fetched int64 }
-		if err := json.Unmarshal(live.Notes, &notes); err != nil || notes.Fetched != fetched {
+		if err := json.Unmarshal(status.Notes, &notes); err != nil || notes.Fetched != fetched {
 			t.Errorf("%d bytes were fetched, want %d, %v", notes.Fetched, fetched, err)
 		}
-		if data, err := os.ReadFile(live.Device.Path); err != nil || !bytes.Equal(data, image[:len(image)/512*512]) {
+		if data, err := os.ReadFile(status.Device.Path); err != nil || !bytes.Equal(data, image[:len(image)/512*512]) {
 			t.Errorf("the device has %d bytes, %v", len(data), err)
 		}
-		if err := unit.Down(t.Context(), driver.Site{ID: 7}, live); err != nil {
+		if err := unit.Down(t.Context(), driver.Placement{ID: 7}, status); err != nil {
 			t.Fatal(err)
 		}
 		if err := store.Close(); err != nil {

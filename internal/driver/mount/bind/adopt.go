@@ -17,23 +17,23 @@ func (b *binder) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt implements driver.Heritable.
-func (u *unit) Adopt(_ context.Context, site driver.Site, _ driver.Live) error {
-	return u.b.Mounts.Check(site.Table, site.ID)
+func (u *unit) Adopt(_ context.Context, place driver.Placement, _ driver.Status) error {
+	return u.b.Mounts.Check(place.Table, place.ID)
 }
 
 // Inspect implements driver.Inspector.
-func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Table) error {
-	e, err := u.b.Mounts.Find(mounts, site.ID)
+func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
+	e, err := u.b.Mounts.Find(mounts, place.ID)
 	if err != nil {
 		return err
 	}
-	if err := mountdir.Removed(live.Tree.Path, e); err != nil {
+	if err := mountdir.Removed(status.Tree.Path, e); err != nil {
 		return err
 	}
-	return mount.Failed(e, live.Tree.Path, false) // the node's file systems may be made read-only as their owner likes
+	return mount.Failed(e, status.Tree.Path, false) // the node's file systems may be made read-only as their owner likes
 }
 
 // Sweep implements driver.Heritable.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	return u.b.Mounts.Sweep(ctx, site.ID)
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	return u.b.Mounts.Sweep(ctx, place.ID)
 }

@@ -107,50 +107,50 @@ type notes struct {
 	Submounts []string `json:"submounts,omitempty"` // the mountpoints that came with a recursive bind
 }
 
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	if err := ctx.Err(); err != nil {
-		return driver.Live{}, errs.New(errs.Deadline, "bind %q: %w", u.Path, err)
+		return driver.Status{}, errs.New(errs.Deadline, "bind %q: %w", u.Path, err)
 	}
-	dir, err := u.open(ctx, site)
+	dir, err := u.open(ctx, place)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	defer dir.Close()
-	tree, err := u.tree(dir, site)
+	tree, err := u.tree(dir, place)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	return u.show(ctx, dir, site, tree)
+	return u.show(ctx, dir, place, tree)
 }
 
 // Check implements driver.Checker.
-func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{Does: fmt.Sprintf("show the directory %s of the node", u.Path)}
 	if u.Base == baseMount {
 		f.Does = fmt.Sprintf("show the directory %s of a mount", u.Path)
-		if source := site.Needs[0].Tree; !source.Made() {
-			f.Live.Tree = &driver.Tree{ReadOnly: u.ReadOnly || source.ReadOnly, Depth: source.Depth, Remote: source.Remote}
+		if source := place.Needs[0].Tree; !source.Made() {
+			f.Status.Tree = &driver.Tree{ReadOnly: u.ReadOnly || source.ReadOnly, Depth: source.Depth, Remote: source.Remote}
 			f.Unknown = []string{fmt.Sprintf("whether %s is a directory of the mount, which is still to be made", u.Path)}
 			return f, nil
 		}
 	}
-	dir, err := u.open(ctx, site)
+	dir, err := u.open(ctx, place)
 	if err != nil {
 		return f, err
 	}
 	defer dir.Close()
-	tree, err := u.tree(dir, site)
-	f.Live.Tree = &tree
+	tree, err := u.tree(dir, place)
+	f.Status.Tree = &tree
 	return f, err
 }
 
 // open finds the directory. From here on it is a descriptor: no path is looked up a second time.
-func (u *unit) open(ctx context.Context, site driver.Site) (*os.File, error) {
+func (u *unit) open(ctx context.Context, place driver.Placement) (*os.File, error) {
 	const flags = unix.O_PATH | unix.O_DIRECTORY
 	var dir *os.File
 	var err error
 	if u.Base == baseMount {
-		dir, err = remote.Open(ctx, u.b.Helper, site.Needs[0].Tree, u.Path, flags)
+		dir, err = remote.Open(ctx, u.b.Helper, place.Needs[0].Tree, u.Path, flags)
 	} else {
 		dir, err = remote.OpenOnNode(ctx, u.b.Helper, u.Path, flags)
 	}
@@ -172,9 +172,9 @@ func (u *unit) open(ctx context.Context, site driver.Site) (*os.File, error) {
 }
 
 // tree tells what the bind will be: read-only if it or its source is, and as deep as its source.
-func (u *unit) tree(dir *os.File, site driver.Site) (driver.Tree, error) {
+func (u *unit) tree(dir *os.File, place driver.Placement) (driver.Tree, error) {
 	if u.Base == baseMount {
-		source := site.Needs[0].Tree
+		source := place.Needs[0].Tree
 		if source.Remote { // to look would be to ask the server
 			return driver.Tree{ReadOnly: u.ReadOnly || source.ReadOnly, Depth: source.Depth, Remote: true}, nil
 		}
@@ -213,10 +213,10 @@ func (u *unit) remoteTree(dir *os.File) (driver.Tree, error) {
 }
 
 // show copies the tree, restricts the copy while nobody can see it, and attaches it.
-func (u *unit) show(ctx context.Context, dir *os.File, site driver.Site, tree driver.Tree) (driver.Live, error) {
+func (u *unit) show(ctx context.Context, dir *os.File, place driver.Placement, tree driver.Tree) (driver.Status, error) {
 	clone, err := mount.Clone(u.b.Failpoint, dir, u.Recursive)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	defer clone.Close()
 	attr := mount.OnNode
@@ -224,48 +224,48 @@ func (u *unit) show(ctx context.Context, dir *os.File, site driver.Site, tree dr
 		attr |= mount.ReadOnly
 	}
 	if err := mount.Restrict(u.b.Failpoint, clone, attr, u.Recursive); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	tree.Path, err = u.b.Mounts.Attach(site.ID, clone)
+	tree.Path, err = u.b.Mounts.Attach(place.ID, clone)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	live, err := u.live(tree)
+	status, err := u.status(tree)
 	if err != nil {
 		undo, cancel := remote.Undo(ctx)
 		defer cancel()
-		return driver.Live{}, errors.Join(err, u.Down(undo, site, live))
+		return driver.Status{}, errors.Join(err, u.Down(undo, place, status))
 	}
-	return live, nil
+	return status, nil
 }
 
-func (u *unit) live(tree driver.Tree) (live driver.Live, err error) {
-	live = driver.Live{Tree: &tree}
+func (u *unit) status(tree driver.Tree) (status driver.Status, err error) {
+	status = driver.Status{Tree: &tree}
 	if !u.Recursive {
-		return live, nil
+		return status, nil
 	}
 	var n notes
 	if n.Submounts, err = mount.Below(tree.Path); err != nil {
-		return live, err
+		return status, err
 	}
-	live.Notes, err = json.Marshal(n)
-	return live, err
+	status.Notes, err = json.Marshal(n)
+	return status, err
 }
 
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
+func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
 	var n notes
-	if len(live.Notes) > 0 {
-		if err := json.Unmarshal(live.Notes, &n); err != nil {
-			return fmt.Errorf("read the notes of mount %d: %w", site.ID, err)
+	if len(status.Notes) > 0 {
+		if err := json.Unmarshal(status.Notes, &n); err != nil {
+			return fmt.Errorf("read the notes of mount %d: %w", place.ID, err)
 		}
 	}
-	if live.Tree != nil && live.Tree.Remote && len(n.Submounts) == 0 {
-		return u.b.remote.Unmount(ctx, site.ID, 0) // it may be the last mount of its file system
+	if status.Tree != nil && status.Tree.Remote && len(n.Submounts) == 0 {
+		return u.b.remote.Unmount(ctx, place.ID, 0) // it may be the last mount of its file system
 	}
-	return u.b.Mounts.Detach(ctx, site.ID, n.Submounts, false)
+	return u.b.Mounts.Detach(ctx, place.ID, n.Submounts, false)
 }
 
-func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
+func (u *unit) Show(out driver.Object, _ driver.Status, needs []driver.Object) {
 	d := &models.MountBind{Path: new(u.Path), Base: new(u.Base), Recursive: new(u.Recursive), Ro: new(u.ReadOnly)}
 	if u.Base == baseMount {
 		d.Mount = needs[0].Mount
@@ -274,4 +274,4 @@ func (u *unit) Show(out driver.Object, _ driver.Live, needs []driver.Object) {
 }
 
 // IsStill implements driver.Still.
-func (*unit) IsStill(driver.Live) bool { return true }
+func (*unit) IsStill(driver.Status) bool { return true }

@@ -68,12 +68,14 @@ func TestSuite(t *testing.T) {
 		t.Fatal(err)
 	}
 	tmpfs(t, filepath.Join(dir, "sub/deep"))
-	need := []driver.Live{mounttest.Tree(dir)}
+	need := []driver.Status{mounttest.Tree(dir)}
 	create := func(g failpoint.Hook) driver.Driver {
 		w.Failpoint(g)
 		return bind.New(bind.Options{Failpoint: w.Pass, Mounts: w.Mounts})
 	}
-	hold := func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") }
+	hold := func(t *testing.T, status driver.Status) (string, func()) {
+		return mounttest.Hold(t, status.Tree.Path, ":")
+	}
 	t.Run("root", func(t *testing.T) {
 		drivertest.Run(t, drivertest.Case{
 			New: create, Scope: w.Scope(), Hold: hold,
@@ -107,7 +109,7 @@ func TestSuite(t *testing.T) {
 }
 
 // up brings up a definition for the time of the test.
-func up(t *testing.T, w mounttest.World, def string, needs ...driver.Live) *driver.Tree {
+func up(t *testing.T, w mounttest.World, def string, needs ...driver.Status) *driver.Tree {
 	t.Helper()
 	return drivertest.Up(t, bind.New(bind.Options{Mounts: w.Mounts}), def, needs...).Tree
 }
@@ -128,7 +130,7 @@ func TestPathsStayInside(t *testing.T) {
 	d := bind.New(bind.Options{Mounts: w.Mounts})
 	for _, path := range []string{"usr", "self", "/proc/self/root", "up/usr"} {
 		u, _ := drivertest.Plan(t, d, def(t, "mount", path, ""))
-		if _, err := u.Up(context.Background(), driver.Site{ID: 1 << 20, Needs: []driver.Live{mounttest.Tree(dir)}}); !errs.Is(err, errs.Invalid) || !errors.Is(err, unix.ENOENT) {
+		if _, err := u.Up(context.Background(), driver.Placement{ID: 1 << 20, Needs: []driver.Status{mounttest.Tree(dir)}}); !errs.Is(err, errs.Invalid) || !errors.Is(err, unix.ENOENT) {
 			t.Errorf("bind of %q: %v, want that it is not there", path, err)
 		}
 	}
@@ -147,7 +149,7 @@ func TestOurMountsByAnotherName(t *testing.T) {
 	d := bind.New(bind.Options{Mounts: w.Mounts})
 	for _, path := range []string{link, link + "/sub", w.Dir + "/source/../mounts/.", "/proc/1/../.." + tree.Path} {
 		u, _ := drivertest.Plan(t, d, def(t, "root", path, ""))
-		if _, err := u.Up(context.Background(), driver.Site{ID: 1 << 20}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "directory of mounts") {
+		if _, err := u.Up(context.Background(), driver.Placement{ID: 1 << 20}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "directory of mounts") {
 			t.Errorf("bind of %q: %v, want that it is refused", path, err)
 		}
 	}
@@ -213,7 +215,7 @@ func TestSource(t *testing.T) {
 	dir := source(t, w)
 	ro := up(t, w, def(t, "root", dir, `,"ro":true`))
 	for _, more := range []string{"", `,"recursive":true`} {
-		tree := up(t, w, def(t, "mount", "/sub", more), driver.Live{Tree: &driver.Tree{Path: ro.Path, ReadOnly: true, Depth: 2}})
+		tree := up(t, w, def(t, "mount", "/sub", more), driver.Status{Tree: &driver.Tree{Path: ro.Path, ReadOnly: true, Depth: 2}})
 		write(t, tree.Path, false)
 		if !tree.ReadOnly || tree.Depth != 2 {
 			t.Errorf("%+v: want read-only and depth 2", tree)
@@ -276,16 +278,16 @@ func TestBusyChangesNothing(t *testing.T) {
 		mounttest.Write(t, filepath.Join(path, "in"), sub)
 	}
 	u, _ := drivertest.Plan(t, bind.New(bind.Options{Mounts: w.Mounts}), def(t, "root", dir, `,"recursive":true,"ro":true`))
-	site := driver.Site{ID: 7}
-	live, err := u.Up(context.Background(), site)
+	place := driver.Placement{ID: 7}
+	status, err := u.Up(context.Background(), place)
 	if err != nil {
 		t.Fatal(err)
 	}
-	top := live.Tree.Path
+	top := status.Tree.Path
 	refused := func(t *testing.T, holder string) {
 		t.Helper()
 		before := testkit.Snapshot(t, w.Scope())
-		err := u.Down(context.Background(), site, live)
+		err := u.Down(context.Background(), place, status)
 		if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), holder) {
 			t.Errorf("down: %v (%v), want a conflict that names %s", err, errs.ClassOf(err), holder)
 		}
@@ -304,7 +306,7 @@ func TestBusyChangesNothing(t *testing.T) {
 		point := filepath.Join(w.Mounts.Path(7), "sub/b")
 		tmpfs(t, point)
 		mounttest.Write(t, filepath.Join(point, "in"), "sub/b")
-		err := u.Down(context.Background(), site, live)
+		err := u.Down(context.Background(), place, status)
 		if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), point) {
 			t.Errorf("down: %v, want a conflict that names %s", err, point)
 		}
@@ -314,7 +316,7 @@ func TestBusyChangesNothing(t *testing.T) {
 		refused(t, pid)
 		release()
 	})
-	testkit.Eventually(t, "the bind comes down", func() bool { return u.Down(context.Background(), site, live) == nil })
+	testkit.Eventually(t, "the bind comes down", func() bool { return u.Down(context.Background(), place, status) == nil })
 	if below, err := mount.Below(top); err != nil || len(below) > 0 {
 		t.Errorf("still mounted: %q, %v", below, err)
 	}

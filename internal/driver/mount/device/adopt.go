@@ -28,33 +28,33 @@ func (m *mounter) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt claims the device anew for a mount in this way.
-func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
+func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
 	var has claims.Image
-	if err := json.Unmarshal(live.Notes, &has); err != nil {
-		return fmt.Errorf("adopt mount %d: read its notes: %w", site.ID, err)
+	if err := json.Unmarshal(status.Notes, &has); err != nil {
+		return fmt.Errorf("adopt mount %d: read its notes: %w", place.ID, err)
 	}
-	u.m.Claims.Enter(site.ID, has)
-	if live.Tree.Remote {
-		u.m.remote.Inherit(site.ID)
+	u.m.Claims.Enter(place.ID, has)
+	if status.Tree.Remote {
+		u.m.remote.Inherit(place.ID)
 	}
-	return u.m.Mounts.Check(site.Table, site.ID)
+	return u.m.Mounts.Check(place.Table, place.ID)
 }
 
 // Inspect implements driver.Inspector.
-func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Table) error {
-	e, err := u.m.Mounts.Find(mounts, site.ID)
+func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
+	e, err := u.m.Mounts.Find(mounts, place.ID)
 	if err != nil {
 		return err
 	}
-	if !u.is(e, site.ID) {
-		return mountdir.Strange(live.Tree.Path, e)
+	if !u.is(e, place.ID) {
+		return mountdir.Strange(status.Tree.Path, e)
 	}
-	return mount.Failed(e, live.Tree.Path, !live.Tree.ReadOnly)
+	return mount.Failed(e, status.Tree.Path, !status.Tree.ReadOnly)
 }
 
 // Revive implements driver.Reviver.
-func (u *unit) Revive(ctx context.Context, live driver.Live) error {
-	return u.m.Helper.Revive(ctx, live.Tree.Path)
+func (u *unit) Revive(ctx context.Context, status driver.Status) error {
+	return u.m.Helper.Revive(ctx, status.Tree.Path)
 }
 
 // is tells whether e is the mount that was made. Some file systems, such as btrfs, have a number of their own, without a major part.
@@ -64,32 +64,32 @@ func (u *unit) is(e mounttable.Entry, id int64) bool {
 }
 
 // Sweep implements driver.Heritable. Until it is done the image stays claimed: what is left may still mount it.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	if u.m.Claims.ImageOf(site.ID).Number == 0 {
-		u.reclaim(ctx, site)
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	if u.m.Claims.ImageOf(place.ID).Number == 0 {
+		u.reclaim(ctx, place)
 	}
-	if err := u.sweep(ctx, site); err != nil {
+	if err := u.sweep(ctx, place); err != nil {
 		return err
 	}
-	u.m.Claims.DropImage(site.ID)
+	u.m.Claims.DropImage(place.ID)
 	return nil
 }
 
 // reclaim claims the image of an earlier daemon's mount that was not made, as if it could be written. A device that is gone, or was not
 // attached yet, has none.
-func (u *unit) reclaim(ctx context.Context, site driver.Site) {
-	if site.Needs[0].Device == nil {
+func (u *unit) reclaim(ctx context.Context, place driver.Placement) {
+	if place.Needs[0].Device == nil {
 		return
 	}
-	if source, err := u.source(ctx, site.Needs[0].Device); err == nil {
-		u.m.Claims.Enter(site.ID, source.claim(helper.FS{Type: u.FSType}))
+	if source, err := u.source(ctx, place.Needs[0].Device); err == nil {
+		u.m.Claims.Enter(place.ID, source.claim(helper.FS{Type: u.FSType}))
 	}
 }
 
-func (u *unit) sweep(ctx context.Context, site driver.Site) error {
-	if d := site.Needs[0].Device; d != nil && d.Remote {
-		u.m.remote.Inherit(site.ID)
-		return u.m.remote.Detach(ctx, site)
+func (u *unit) sweep(ctx context.Context, place driver.Placement) error {
+	if d := place.Needs[0].Device; d != nil && d.Remote {
+		u.m.remote.Inherit(place.ID)
+		return u.m.remote.Detach(ctx, place)
 	}
-	return u.m.Mounts.Sweep(ctx, site.ID)
+	return u.m.Mounts.Sweep(ctx, place.ID)
 }

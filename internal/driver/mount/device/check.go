@@ -11,10 +11,10 @@ import (
 )
 
 // Check implements driver.Checker. Of what is on the device only what Up looks at is known: the kernel alone can say the rest.
-func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
-	d := site.Needs[0].Device
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
+	d := place.Needs[0].Device
 	f := driver.Forecast{
-		Live:    driver.Live{Tree: &driver.Tree{Remote: d.Remote}},
+		Status:  driver.Status{Tree: &driver.Tree{Remote: d.Remote}},
 		Unknown: []string{"whether there is a sound " + u.FSType + " file system"},
 	}
 	if len(u.FSOptions) > 0 {
@@ -46,8 +46,8 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	if err != nil {
 		return f, err
 	}
-	f.Live.Warnings = warnings
-	f.Live.Tree.ReadOnly = fs.Attr&mount.ReadOnly != 0
+	f.Status.Warnings = warnings
+	f.Status.Tree.ReadOnly = fs.Attr&mount.ReadOnly != 0
 	if u.FSType == detect {
 		return f, nil
 	}

@@ -146,9 +146,9 @@ type notes struct {
 }
 
 // fsType is the type of the file system: of one that is mounted, the detected one.
-func (u *unit) fsType(live driver.Live) string {
+func (u *unit) fsType(status driver.Status) string {
 	var n notes
-	if u.FSType == detect && json.Unmarshal(live.Notes, &n) == nil && n.FSType != "" {
+	if u.FSType == detect && json.Unmarshal(status.Notes, &n) == nil && n.FSType != "" {
 		return n.FSType
 	}
 	return u.FSType
@@ -171,68 +171,68 @@ func (u *unit) detected(ctx context.Context, source source, remote bool) (*unit,
 	return &known, nil
 }
 
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
-	device := site.Needs[0].Device
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
+	device := place.Needs[0].Device
 	ctx = waits.On(ctx, "device "+device.Path)
 	source, err := u.source(ctx, device)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	if err := ctx.Err(); err != nil {
-		return driver.Live{}, errs.New(errs.Deadline, "mount %s: %w", source.path, err)
+		return driver.Status{}, errs.New(errs.Deadline, "mount %s: %w", source.path, err)
 	}
 	if u, err = u.detected(ctx, source, device.Remote); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	facts, err := u.facts(ctx, source, device.Remote)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	fs, warnings, err := u.fs(source, facts)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	if err := u.m.Claims.Reserve(ctx, site.ID, source.claim(fs)); err != nil {
-		return driver.Live{}, err
+	if err := u.m.Claims.Reserve(ctx, place.ID, source.claim(fs)); err != nil {
+		return driver.Status{}, err
 	}
-	live, err := u.show(ctx, site.ID, source, fs, device.Remote)
+	status, err := u.show(ctx, place.ID, source, fs, device.Remote)
 	if helper.AsStuck(err) != nil { // it may still mount: the claim stays until Sweep
-		return driver.Live{}, &driver.Left{Err: err}
+		return driver.Status{}, &driver.Left{Err: err}
 	}
 	if err != nil {
-		u.m.Claims.DropImage(site.ID)
-		return driver.Live{}, err
+		u.m.Claims.DropImage(place.ID)
+		return driver.Status{}, err
 	}
-	live.Warnings = warnings
-	return live, nil
+	status.Warnings = warnings
+	return status, nil
 }
 
 // show mounts the file system of source at the mountpoint of id.
-func (u *unit) show(ctx context.Context, id int64, source source, fs helper.FS, remote bool) (driver.Live, error) {
+func (u *unit) show(ctx context.Context, id int64, source source, fs helper.FS, remote bool) (driver.Status, error) {
 	tree, err := u.mount(ctx, id, fs, remote)
 	if err != nil {
-		return driver.Live{}, hint(source, err)
+		return driver.Status{}, hint(source, err)
 	}
 	// The device was found by its number, which another one can have got meanwhile. From now on the file system holds it.
 	if err := block.Check(source.number, source.sequence); err != nil {
-		return driver.Live{}, errors.Join(fmt.Errorf("mount %s: %w", source.path, err), u.discard(ctx, tree, remote))
+		return driver.Status{}, errors.Join(fmt.Errorf("mount %s: %w", source.path, err), u.discard(ctx, tree, remote))
 	}
 	// Only now: what the kernel says of an option comes first.
 	if err := u.m.Claims.Take(id, source.claim(fs)); err != nil {
-		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
+		return driver.Status{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
 	return u.attach(ctx, id, tree, remote)
 }
 
 // attach shows a detached mount, which it closes, at the mountpoint of id.
-func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool) (driver.Live, error) {
+func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool) (driver.Status, error) {
 	readOnly, err := mount.IsReadOnly(tree)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
+		return driver.Status{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
 	notes, err := json.Marshal(notes{Image: u.m.Claims.ImageOf(id), FSType: u.FSType})
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.discard(ctx, tree, remote))
+		return driver.Status{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
 	path := ""
 	if remote {
@@ -242,9 +242,9 @@ func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool)
 		tree.Close()
 	}
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: remote}, Notes: notes}, nil
+	return driver.Status{Tree: &driver.Tree{Path: path, ReadOnly: readOnly, Remote: remote}, Notes: notes}, nil
 }
 
 // discard closes a detached mount, with which its file system may end.
@@ -276,35 +276,35 @@ func (u *unit) mount(ctx context.Context, id int64, fs helper.FS, remote bool) (
 	return config.Mount(fs.Attr)
 }
 
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	if err := u.unmount(ctx, site, live); err != nil {
+func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
+	if err := u.unmount(ctx, place, status); err != nil {
 		return err
 	}
-	u.m.Claims.DropImage(site.ID)
+	u.m.Claims.DropImage(place.ID)
 	return nil
 }
 
-func (u *unit) unmount(ctx context.Context, site driver.Site, live driver.Live) error {
-	if err := u.m.Mounts.Ours(site.ID, func(e mounttable.Entry) bool { return u.is(e, site.ID) }); err != nil {
+func (u *unit) unmount(ctx context.Context, place driver.Placement, status driver.Status) error {
+	if err := u.m.Mounts.Ours(place.ID, func(e mounttable.Entry) bool { return u.is(e, place.ID) }); err != nil {
 		return err
 	}
-	if live.Tree != nil && live.Tree.Remote {
-		if d := site.Needs[0].Device; d != nil {
+	if status.Tree != nil && status.Tree.Remote {
+		if d := place.Needs[0].Device; d != nil {
 			ctx = waits.On(ctx, "device "+d.Path)
 		}
-		return u.m.remote.Detach(ctx, site)
+		return u.m.remote.Detach(ctx, place)
 	}
-	return u.m.Mounts.Detach(ctx, site.ID, nil, true)
+	return u.m.Mounts.Detach(ctx, place.ID, nil, true)
 }
 
-func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
+func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
 	out.Mount.Attach = &models.MountAttach{
 		Attach:       needs[0].Attach,
-		FsType:       new(u.fsType(live)),
+		FsType:       new(u.fsType(status)),
 		MountOptions: slices.Clone(u.FSOptions),
 		Partition:    u.Partition,
 	}
 }
 
 // IsStill implements driver.Still.
-func (*unit) IsStill(driver.Live) bool { return true }
+func (*unit) IsStill(driver.Status) bool { return true }

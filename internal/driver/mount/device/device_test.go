@@ -41,7 +41,7 @@ func TestSuite(t *testing.T) {
 		},
 		Scope: w.Scope(),
 		Good:  def(`"fs_type":"ext4","mount_options":["noatime","user_xattr,errors=continue"]`),
-		Needs: []driver.Live{ext4},
+		Needs: []driver.Status{ext4},
 		Wrong: []drivertest.Wrong{
 			{Name: "no attachment", Def: `{"kind":"attach","attach":{"fs_type":"ext4"}}`, Paths: []string{"attach.attach"}},
 			{Name: "nothing", Def: `{"kind":"attach","attach":{"partition":-1}}`, Paths: []string{"attach.attach", "attach.fs_type", "attach.partition"}},
@@ -58,19 +58,19 @@ func TestSuite(t *testing.T) {
 			{Name: "wrong type", Def: def(`"fs_type":"xfs"`), Sudden: true, Class: errs.Invalid, Text: "the kernel says: XFS ("},
 			{Name: "wrong type squashfs", Def: def(`"fs_type":"squashfs"`), Sudden: true, Class: errs.Invalid, Text: "the kernel says: "},
 			{Name: "type the kernel lacks", Def: def(`"fs_type":"nosuchfs"`), Class: errs.Unsupported, Text: "modprobe nosuchfs"},
-			{Name: "rw on a read-only device", Def: def(`"fs_type":"ext4","mount_options":["rw"]`), Needs: []driver.Live{readOnly}, Class: errs.Invalid, Text: "read-only"},
-			{Name: "another device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Live{{Device: &other}}, Class: errs.Conflict, Text: "no longer the attached device"},
-			{Name: "no device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Live{{Device: &driver.Device{Path: "/dev/none"}}}, Class: errs.Conflict, Text: "no such file"},
-			{Name: "not a device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Live{{Device: &driver.Device{Path: "/dev/null"}}}, Class: errs.Conflict, Text: "no longer the attached device"},
+			{Name: "rw on a read-only device", Def: def(`"fs_type":"ext4","mount_options":["rw"]`), Needs: []driver.Status{readOnly}, Class: errs.Invalid, Text: "read-only"},
+			{Name: "another device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Status{{Device: &other}}, Class: errs.Conflict, Text: "no longer the attached device"},
+			{Name: "no device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Status{{Device: &driver.Device{Path: "/dev/none"}}}, Class: errs.Conflict, Text: "no such file"},
+			{Name: "not a device", Def: def(`"fs_type":"ext4"`), Needs: []driver.Status{{Device: &driver.Device{Path: "/dev/null"}}}, Class: errs.Conflict, Text: "no longer the attached device"},
 		},
-		Hold: func(t *testing.T, live driver.Live) (string, func()) {
-			return mounttest.Hold(t, live.Tree.Path, ":")
+		Hold: func(t *testing.T, status driver.Status) (string, func()) {
+			return mounttest.Hold(t, status.Tree.Path, ":")
 		},
 	})
 }
 
 // up brings up a definition for the time of the test.
-func up(t *testing.T, w mounttest.World, on driver.Live, fields string) *driver.Tree {
+func up(t *testing.T, w mounttest.World, on driver.Status, fields string) *driver.Tree {
 	t.Helper()
 	return drivertest.Up(t, device.New(device.Options{Mounts: w.Mounts}), def(fields), on).Tree
 }
@@ -184,11 +184,11 @@ func TestDirtyJournal(t *testing.T) {
 	image := testkit.Ext4(t, t.TempDir())
 	testkit.Run(t, "debugfs", "-w", "-R", "feature needs_recovery", image)
 	on := mounttest.Attached(t, image, "--read-only")
-	live := drivertest.Up(t, device.New(device.Options{Mounts: w.Mounts}), def(`"fs_type":"ext4"`), on)
-	if len(live.Warnings) != 1 || !strings.Contains(live.Warnings[0], `added "noload"`) {
-		t.Errorf("warnings %q", live.Warnings)
+	status := drivertest.Up(t, device.New(device.Options{Mounts: w.Mounts}), def(`"fs_type":"ext4"`), on)
+	if len(status.Warnings) != 1 || !strings.Contains(status.Warnings[0], `added "noload"`) {
+		t.Errorf("warnings %q", status.Warnings)
 	}
-	writes(t, live.Tree, false)
+	writes(t, status.Tree, false)
 }
 
 func TestPartition(t *testing.T) {
@@ -197,10 +197,10 @@ func TestPartition(t *testing.T) {
 	part := *on.Device
 	part.Number, part.Path = 0, "/dev/none"
 	part.Partitions = []driver.Partition{{Index: 1, Path: "/dev/none"}, {Index: 5, Path: on.Device.Path, Number: on.Device.Number}}
-	tree := up(t, w, driver.Live{Device: &part}, `"fs_type":"ext4","partition":5`)
+	tree := up(t, w, driver.Status{Device: &part}, `"fs_type":"ext4","partition":5`)
 	mounttest.Reads(t, filepath.Join(tree.Path, "file"), "x")
 	u, _ := drivertest.Plan(t, device.New(device.Options{Mounts: w.Mounts}), def(`"fs_type":"ext4","partition":2`))
-	_, err := u.Up(context.Background(), driver.Site{ID: 1 << 20, Needs: []driver.Live{{Device: &part}}})
+	_, err := u.Up(context.Background(), driver.Placement{ID: 1 << 20, Needs: []driver.Status{{Device: &part}}})
 	if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "no partition 2; its partitions are 1, 5") {
 		t.Errorf("partition 2: %v", err)
 	}
@@ -219,14 +219,14 @@ func TestReplacedBeforeMount(t *testing.T) {
 		return perform()
 	})
 	u, _ := drivertest.Plan(t, device.New(device.Options{Failpoint: w.Pass, Mounts: w.Mounts}), def(`"fs_type":"ext4"`))
-	site := driver.Site{ID: 78, Needs: []driver.Live{on}}
+	place := driver.Placement{ID: 78, Needs: []driver.Status{on}}
 	before := testkit.Snapshot(t, w.Scope())
-	live, err := u.Up(context.Background(), site)
+	status, err := u.Up(context.Background(), place)
 	if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another device") {
-		t.Errorf("up: %+v, %v", live, err)
+		t.Errorf("up: %+v, %v", status, err)
 	}
 	if err == nil {
-		testkit.Eventually(t, "the mount comes down", func() bool { return u.Down(context.Background(), site, live) == nil })
+		testkit.Eventually(t, "the mount comes down", func() bool { return u.Down(context.Background(), place, status) == nil })
 	}
 	before.Same(t)
 }
@@ -238,10 +238,10 @@ func TestOtherOptions(t *testing.T) {
 	d := device.New(device.Options{Mounts: w.Mounts})
 	bring := func(id int64, fields string) (down func(), err error) {
 		u, _ := drivertest.Plan(t, d, def(fields))
-		site := driver.Site{ID: id, Needs: []driver.Live{on}}
-		live, err := u.Up(context.Background(), site)
+		place := driver.Placement{ID: id, Needs: []driver.Status{on}}
+		status, err := u.Up(context.Background(), place)
 		return func() {
-			if err := u.Down(context.Background(), site, live); err != nil {
+			if err := u.Down(context.Background(), place, status); err != nil {
 				t.Error(err)
 			}
 		}, err
@@ -283,33 +283,33 @@ func TestBusy(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			u, _ := drivertest.Plan(t, device.New(device.Options{Mounts: w.Mounts}), def(`"fs_type":"ext4"`))
-			site := driver.Site{ID: 77, Needs: []driver.Live{on}}
-			live, err := u.Up(context.Background(), site)
+			place := driver.Placement{ID: 77, Needs: []driver.Status{on}}
+			status, err := u.Up(context.Background(), place)
 			if err != nil {
 				t.Fatal(err)
 			}
-			pid, release := c.hold(t, strings.ReplaceAll(c.script, "$P", live.Tree.Path))
+			pid, release := c.hold(t, strings.ReplaceAll(c.script, "$P", status.Tree.Path))
 			before := testkit.Snapshot(t, w.Scope())
-			err = u.Down(context.Background(), site, live)
+			err = u.Down(context.Background(), place, status)
 			if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), pid) {
 				t.Errorf("down: %v (%v), want a conflict that names %s", err, errs.ClassOf(err), pid)
 			}
 			before.Same(t)
-			mounttest.Reads(t, filepath.Join(live.Tree.Path, "dir/file"), "x")
+			mounttest.Reads(t, filepath.Join(status.Tree.Path, "dir/file"), "x")
 			release()
-			testkit.Eventually(t, "the mount comes down", func() bool { return u.Down(context.Background(), site, live) == nil })
+			testkit.Eventually(t, "the mount comes down", func() bool { return u.Down(context.Background(), place, status) == nil })
 		})
 	}
 	t.Run("idle copy in another namespace", func(t *testing.T) {
 		u, _ := drivertest.Plan(t, device.New(device.Options{Mounts: w.Mounts}), def(`"fs_type":"ext4"`))
-		site := driver.Site{ID: 78, Needs: []driver.Live{on}}
-		live, err := u.Up(context.Background(), site)
+		place := driver.Placement{ID: 78, Needs: []driver.Status{on}}
+		status, err := u.Up(context.Background(), place)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, release := w.HoldElsewhere(t, ":")
 		defer release()
-		if err := u.Down(context.Background(), site, live); err != nil {
+		if err := u.Down(context.Background(), place, status); err != nil {
 			t.Fatal(err)
 		}
 		// The file system is really gone: its device can be claimed.

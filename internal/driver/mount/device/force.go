@@ -21,11 +21,11 @@ const patience = 3 * time.Second
 
 // ForceDown is Down for a device whose server does not answer: all its I/O is made to fail, if the kernel can do that and no other user
 // has the device. What was not written is lost.
-func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
-	d := site.Needs[0].Device
+func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (warning string, err error) {
+	d := place.Needs[0].Device
 	for {
 		short, cancel := context.WithTimeout(ctx, patience)
-		err := u.Down(short, site, live)
+		err := u.Down(short, place, status)
 		cancel()
 		switch {
 		case err == nil || !errs.Is(err, errs.Deadline) || d == nil || ctx.Err() != nil:
@@ -33,7 +33,7 @@ func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live
 		case d.Fail == "":
 			return "", errs.New(errs.Deadline, "%w; the kernel cannot end the I/O of %s, which waits until its server answers", err, d.Path)
 		case blocked(d):
-			return u.failDown(ctx, site, live, d, err)
+			return u.failDown(ctx, place, status, d, err)
 		} // else the server answers, or it is not known yet that it does not
 	}
 }
@@ -45,8 +45,8 @@ func blocked(d *driver.Device) bool {
 }
 
 // failDown makes the I/O of the device fail, and is Down then. cause is why that is needed.
-func (u *unit) failDown(ctx context.Context, site driver.Site, live driver.Live, d *driver.Device, cause error) (warning string, err error) {
-	others, err := u.others(site.ID, d)
+func (u *unit) failDown(ctx context.Context, place driver.Placement, status driver.Status, d *driver.Device, cause error) (warning string, err error) {
+	others, err := u.others(place.ID, d)
 	switch {
 	case err != nil:
 		return "", err
@@ -54,15 +54,15 @@ func (u *unit) failDown(ctx context.Context, site driver.Site, live driver.Live,
 		return "", errs.New(errs.Deadline, "%w; the I/O of %s cannot be ended by force, since it is also used by %s", cause, d.Path, strings.Join(others, ", "))
 	}
 	if block.Check(d.Number, d.Sequence) == nil {
-		if err := u.m.remote.Helper(site.ID).WriteFile(ctx, d.Fail, []byte("1")); err != nil {
+		if err := u.m.remote.Helper(place.ID).WriteFile(ctx, d.Fail, []byte("1")); err != nil {
 			return "", err
 		}
 	}
-	u.m.Log.Warn("device failed by force", logkey.Object, site.ID, logkey.Device, d.Path)
-	if err := u.Down(ctx, site, live); err != nil {
+	u.m.Log.Warn("device failed by force", logkey.Object, place.ID, logkey.Device, d.Path)
+	if err := u.Down(ctx, place, status); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("mount %d (attach) was unmounted by force since the server of %s did not answer: what was not written to it is lost", site.ID, d.Path), nil
+	return fmt.Sprintf("mount %d (attach) was unmounted by force since the server of %s did not answer: what was not written to it is lost", place.ID, d.Path), nil
 }
 
 // others returns the other users of a device and its partitions: mounts, and devices that are built on it.

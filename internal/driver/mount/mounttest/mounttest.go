@@ -59,7 +59,7 @@ func New(t testing.TB) World {
 func (w World) Scope() testkit.Scope { return testkit.Scope{Dirs: []string{w.Dir}} }
 
 // Attached attaches an image to a loop device for the time of the test; flags are those of losetup(8).
-func Attached(t testing.TB, image string, flags ...string) driver.Live {
+func Attached(t testing.TB, image string, flags ...string) driver.Status {
 	t.Helper()
 	testkit.Need(t, "losetup")
 	args := append([]string{"--find", "--show"}, flags...)
@@ -74,11 +74,11 @@ func Attached(t testing.TB, image string, flags ...string) driver.Live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return driver.Live{Device: &driver.Device{Path: path, Number: info.Number, Sequence: info.Sequence, ReadOnly: info.ReadOnly}}
+	return driver.Status{Device: &driver.Device{Path: path, Number: info.Number, Sequence: info.Sequence, ReadOnly: info.ReadOnly}}
 }
 
 // Tree is a directory that stands for a mount.
-func Tree(path string) driver.Live { return driver.Live{Tree: &driver.Tree{Path: path}} }
+func Tree(path string) driver.Status { return driver.Status{Tree: &driver.Tree{Path: path}} }
 
 // Files writes files, by their names below a new directory, and returns the directory.
 func Files(t testing.TB, files map[string]string) string {

@@ -32,9 +32,9 @@ func (u *unit) note(id int64) (json.RawMessage, error) {
 }
 
 // noted returns what tells the mount of Up from others.
-func noted(id int64, live driver.Live) (is func(mounttable.Entry) bool, err error) {
+func noted(id int64, status driver.Status) (is func(mounttable.Entry) bool, err error) {
 	var was notes
-	if err := json.Unmarshal(live.Notes, &was); err != nil {
+	if err := json.Unmarshal(status.Notes, &was); err != nil {
 		return nil, fmt.Errorf("look at mount %d: read its notes: %w", id, err)
 	}
 	return func(e mounttable.Entry) bool { return e.Source == was.Source && e.Number == was.Number }, nil
@@ -51,29 +51,29 @@ func (m *mounter) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt implements driver.Heritable.
-func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
-	u.m.mounts.Inherit(site.ID)
-	table, err := site.Table()
+func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+	u.m.mounts.Inherit(place.ID)
+	table, err := place.Table()
 	if err != nil {
 		return err
 	}
-	return u.Inspect(site, live, table)
+	return u.Inspect(place, status, table)
 }
 
 // Inspect implements driver.Inspector.
-func (u *unit) Inspect(site driver.Site, live driver.Live, mounts *mounttable.Table) error {
-	is, err := noted(site.ID, live)
+func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
+	is, err := noted(place.ID, status)
 	if err != nil {
 		return err
 	}
-	e, err := u.m.Mounts.Find(mounts, site.ID)
+	e, err := u.m.Mounts.Find(mounts, place.ID)
 	if err == nil && !is(e) {
-		err = mountdir.Strange(live.Tree.Path, e)
+		err = mountdir.Strange(status.Tree.Path, e)
 	}
 	return err
 }
 
 // Sweep implements driver.Heritable. Nobody has used the mount yet: there is nothing to write back that a dead server could hold up.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	return u.m.mounts.Sweep(ctx, site.ID)
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	return u.m.mounts.Sweep(ctx, place.ID)
 }

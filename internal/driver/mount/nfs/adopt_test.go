@@ -101,18 +101,18 @@ func TestAdopt(t *testing.T) {
 	for _, version := range []string{"3", "4.2"} {
 		t.Run(version, func(t *testing.T) {
 			w := newWorld(t)
-			u, live := w.up(t, models.MountNfs{Version: &version, Options: []string{"noatime"}})
-			dirty(t, filepath.Join(live.Tree.Path, "kept"))
+			u, status := w.up(t, models.MountNfs{Version: &version, Options: []string{"noatime"}})
+			dirty(t, filepath.Join(status.Tree.Path, "kept"))
 			pass := testkit.DropNFS(t)
 			next := w.next(t, u)
-			if err := atOnce(t, func() error { return next.Adopt(t.Context(), site, live) }); err != nil {
+			if err := atOnce(t, func() error { return next.Adopt(t.Context(), place, status) }); err != nil {
 				t.Error(err)
 			}
-			if err := next.Down(within(t, 2*time.Second), site, live); !errs.Is(err, errs.Deadline) {
+			if err := next.Down(within(t, 2*time.Second), place, status); !errs.Is(err, errs.Deadline) {
 				t.Errorf("down of what the server has not got: %v: %v", errs.ClassOf(err), err)
 			}
 			pass()
-			down(t, next, live)
+			down(t, next, status)
 			if text, err := os.ReadFile(filepath.Join(export, "kept")); !strings.HasPrefix(string(text), "precious") {
 				t.Errorf("the server has %.10q, %v", text, err)
 			}
@@ -123,33 +123,33 @@ func TestAdopt(t *testing.T) {
 // A mount shows the source of the first one of its file system, whatever its own.
 func TestAdoptOfAnotherName(t *testing.T) {
 	w := newWorld(t)
-	first, firstLive := w.up(t, models.MountNfs{})
-	other := driver.Site{ID: site.ID + 1}
+	first, firstStatus := w.up(t, models.MountNfs{})
+	other := driver.Placement{ID: place.ID + 1}
 	u := w.plan(t, models.MountNfs{Host: new("localhost")})
-	live, err := u.Up(within(t, 20*time.Second), other)
+	status, err := u.Up(within(t, 20*time.Second), other)
 	must(t, err)
-	down(t, first, firstLive)
+	down(t, first, firstStatus)
 	next := w.next(t, u)
-	must(t, next.Adopt(t.Context(), other, live))
-	must(t, next.Down(within(t, 20*time.Second), other, live))
+	must(t, next.Adopt(t.Context(), other, status))
+	must(t, next.Down(within(t, 20*time.Second), other, status))
 }
 
 // What was changed behind the daemon's back is told, and the rest can be taken away.
 func TestAdoptOfSomethingElse(t *testing.T) {
 	w := newWorld(t)
-	u, live := w.up(t, models.MountNfs{})
-	must(t, unix.Unmount(live.Tree.Path, 0))
+	u, status := w.up(t, models.MountNfs{})
+	must(t, unix.Unmount(status.Tree.Path, 0))
 	next := w.next(t, u)
-	if err := next.Adopt(t.Context(), site, live); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "nothing is mounted at "+live.Tree.Path) {
+	if err := next.Adopt(t.Context(), place, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "nothing is mounted at "+status.Tree.Path) {
 		t.Errorf("of nothing: %v", err)
 	}
-	must(t, unix.Mount("other", live.Tree.Path, "tmpfs", 0, ""))
-	if err := next.Adopt(t.Context(), site, live); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another file system (tmpfs") {
+	must(t, unix.Mount("other", status.Tree.Path, "tmpfs", 0, ""))
+	if err := next.Adopt(t.Context(), place, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another file system (tmpfs") {
 		t.Errorf("of something else: %v", err)
 	}
-	if err := next.Down(within(t, 20*time.Second), site, live); !errs.Is(err, errs.Conflict) {
+	if err := next.Down(within(t, 20*time.Second), place, status); !errs.Is(err, errs.Conflict) {
 		t.Errorf("it unmounts something else: %v", err)
 	}
-	must(t, unix.Unmount(live.Tree.Path, 0))
-	down(t, next, live)
+	must(t, unix.Unmount(status.Tree.Path, 0))
+	down(t, next, status)
 }

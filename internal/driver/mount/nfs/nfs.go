@@ -95,25 +95,25 @@ type unit struct {
 	FSOptions []string `json:"options,omitempty"`
 }
 
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	ctx = waits.On(ctx, u.server())
-	tree, err := u.mount(ctx, site.ID)
+	tree, err := u.mount(ctx, place.ID)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	if err := u.checkDirectory(ctx, tree); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	path, err := u.m.mounts.Attach(ctx, site.ID, tree)
+	path, err := u.m.mounts.Attach(ctx, place.ID, tree)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	notes, err := u.note(site.ID)
+	notes, err := u.note(place.ID)
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.m.mounts.Unmount(context.WithoutCancel(ctx), site.ID, 0))
+		return driver.Status{}, errors.Join(err, u.m.mounts.Unmount(context.WithoutCancel(ctx), place.ID, 0))
 	}
-	live := driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}, Notes: notes, Warnings: namesakes(u.Version, hostName(), identifiers)}
-	return live, nil
+	status := driver.Status{Tree: &driver.Tree{Path: path, ReadOnly: u.readOnly(), Remote: true}, Notes: notes, Warnings: namesakes(u.Version, hostName(), identifiers)}
+	return status, nil
 }
 
 // checkDirectory discards a mount whose root is a file: the kernel makes it, but it can be attached to no directory.
@@ -130,10 +130,10 @@ func (u *unit) checkDirectory(ctx context.Context, tree *os.File) error {
 }
 
 // Check implements driver.Checker. The server is not asked.
-func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{
 		Does:    "mount " + u.source + " by NFS " + versions[u.Version],
-		Live:    driver.Live{Tree: &driver.Tree{ReadOnly: u.readOnly(), Remote: true}, Warnings: namesakes(u.Version, hostName(), identifiers)},
+		Status:  driver.Status{Tree: &driver.Tree{ReadOnly: u.readOnly(), Remote: true}, Warnings: namesakes(u.Version, hostName(), identifiers)},
 		Unknown: []string{"whether the server answers, has this export and lets this node use it"},
 	}
 	if len(u.FSOptions) > 0 {
@@ -148,11 +148,11 @@ func (u *unit) Check(ctx context.Context, _ driver.Site) (driver.Forecast, error
 // server is how the server is called where it is waited for.
 func (u *unit) server() string { return "NFS server " + u.Host }
 
-func (u *unit) Show(out driver.Object, _ driver.Live, _ []driver.Object) {
+func (u *unit) Show(out driver.Object, _ driver.Status, _ []driver.Object) {
 	out.Mount.Nfs = &models.MountNfs{
 		Host: new(u.Host), Path: new(u.Path), Ro: new(u.ReadOnly), Version: new(u.Version), Options: slices.Clone(u.FSOptions),
 	}
 }
 
 // IsStill implements driver.Still.
-func (*unit) IsStill(driver.Live) bool { return true }
+func (*unit) IsStill(driver.Status) bool { return true }

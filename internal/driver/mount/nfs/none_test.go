@@ -31,7 +31,7 @@ func TestNoNFS(t *testing.T) {
 	var faults errs.Faults
 	def := models.MountNfs{Host: new("127.0.0.1"), Path: new("/")}
 	unit, _ := nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(init, nil)}).Plan(driver.Object{Mount: &models.Mount{Nfs: &def}}, &faults)
-	_, err = unit.Up(t.Context(), site)
+	_, err = unit.Up(t.Context(), place)
 	if !errs.Is(err, errs.Unsupported) || !strings.HasPrefix(err.Error(), "mount nfs: the kernel has no such file system: load its module (modprobe nfs)") {
 		t.Errorf("got %v: %v", errs.ClassOf(err), err)
 	}

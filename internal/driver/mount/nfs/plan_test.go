@@ -27,7 +27,7 @@ func TestPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := models.Mount{}
-	unit.Show(driver.Object{Mount: &out}, driver.Live{}, nil)
+	unit.Show(driver.Object{Mount: &out}, driver.Status{}, nil)
 	if got := mounttest.JSON(t, out.Nfs); got != `{"host":"server","path":"/a b:c","ro":false,"version":"4.2"}` {
 		t.Errorf("it shows %s", got)
 	}
@@ -116,7 +116,7 @@ func TestNoSuchHost(t *testing.T) {
 			var faults errs.Faults
 			def := models.MountNfs{Host: new("none.invalid"), Path: new("/")}
 			unit, _ := nfs.New(nfs.Options{Resolver: resolver}).Plan(driver.Object{Mount: &models.Mount{Nfs: &def}}, &faults)
-			_, err := unit.Up(within(t, 500e6), site)
+			_, err := unit.Up(within(t, 500e6), place)
 			if !errs.Is(err, c.class) || !strings.HasPrefix(err.Error(), c.want) {
 				t.Errorf("got %v: %v", errs.ClassOf(err), err)
 			}

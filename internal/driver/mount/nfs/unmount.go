@@ -14,13 +14,13 @@ import (
 )
 
 // Down implements driver.Unit.
-func (u *unit) Down(ctx context.Context, site driver.Site, live driver.Live) error {
-	is, err := noted(site.ID, live)
+func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {
+	is, err := noted(place.ID, status)
 	if err == nil {
-		err = u.m.Mounts.Ours(site.ID, is)
+		err = u.m.Mounts.Ours(place.ID, is)
 	}
 	if err == nil {
-		err = u.m.mounts.Detach(waits.On(ctx, u.server()), site)
+		err = u.m.mounts.Detach(waits.On(ctx, u.server()), place)
 	}
 	if errs.Is(err, errs.Deadline) {
 		return errs.New(errs.Deadline, "%w; %s does not respond: the server retries until it does; force=true discards unwritten data", err, u.Host)
@@ -37,21 +37,21 @@ const (
 
 // ForceDown is Down for a server that does not answer: after a moment all that waits for it fails (MNT_FORCE, umount2(2)),
 // also in other mounts of the same file system, and what was not written is lost.
-func (u *unit) ForceDown(ctx context.Context, site driver.Site, live driver.Live) (warning string, err error) {
+func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (warning string, err error) {
 	short, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := u.Down(short, site, live); err == nil || !errs.Is(err, errs.Deadline) {
+	if err := u.Down(short, place, status); err == nil || !errs.Is(err, errs.Deadline) {
 		return "", err
 	}
-	if err := u.giveUp(waits.On(ctx, u.server()), site.ID); err != nil {
+	if err := u.giveUp(waits.On(ctx, u.server()), place.ID); err != nil {
 		return "", err
 	}
 	short, cancel = context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := u.m.mounts.Unmount(short, site.ID, unix.MNT_FORCE); err != nil {
+	if err := u.m.mounts.Unmount(short, place.ID, unix.MNT_FORCE); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("mount %d (nfs) was unmounted by force since %s did not answer: what was not written to it is lost", site.ID, u.Host), nil
+	return fmt.Sprintf("mount %d (nfs) was unmounted by force since %s did not answer: what was not written to it is lost", place.ID, u.Host), nil
 }
 
 // giveUp makes all requests to the server fail until the file system has nothing left to write and nothing of an

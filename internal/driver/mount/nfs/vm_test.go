@@ -84,22 +84,22 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-var site = driver.Site{ID: 4711}
+var place = driver.Placement{ID: 4711}
 
 // up mounts and has it unmounted in the end.
-func (w *world) up(t *testing.T, def models.MountNfs) (driver.Unit, driver.Live) {
+func (w *world) up(t *testing.T, def models.MountNfs) (driver.Unit, driver.Status) {
 	t.Helper()
 	unit := w.plan(t, def)
-	live, err := unit.Up(within(t, 20*time.Second), site)
+	status, err := unit.Up(within(t, 20*time.Second), place)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return unit, live
+	return unit, status
 }
 
-func down(t *testing.T, unit driver.Unit, live driver.Live) {
+func down(t *testing.T, unit driver.Unit, status driver.Status) {
 	t.Helper()
-	if err := unit.Down(within(t, 20*time.Second), site, live); err != nil {
+	if err := unit.Down(within(t, 20*time.Second), place, status); err != nil {
 		t.Error(err)
 	}
 }
@@ -118,8 +118,8 @@ func TestVersions(t *testing.T) {
 			if version != "" {
 				def.Version = &version
 			}
-			unit, live := w.up(t, def)
-			have := options(t, live.Tree.Path)
+			unit, status := w.up(t, def)
+			have := options(t, status.Tree.Path)
 			if !slices.Contains(have, "vers="+want) || !slices.Contains(have, "addr=127.0.0.1") {
 				t.Errorf("it is mounted with %q", have)
 			}
@@ -129,14 +129,14 @@ func TestVersions(t *testing.T) {
 			if want == "3" && !slices.Contains(have, "nolock") {
 				t.Errorf("it locks without rpc.statd: %q", have)
 			}
-			mounttest.Reads(t, filepath.Join(live.Tree.Path, "file"), "hello")
-			mounttest.Write(t, filepath.Join(live.Tree.Path, "written"), version)
+			mounttest.Reads(t, filepath.Join(status.Tree.Path, "file"), "hello")
+			mounttest.Write(t, filepath.Join(status.Tree.Path, "written"), version)
 			mounttest.Reads(t, filepath.Join(export, "written"), version)
-			if live.Tree.ReadOnly || !live.Tree.Remote {
-				t.Errorf("it is %+v", live.Tree)
+			if status.Tree.ReadOnly || !status.Tree.Remote {
+				t.Errorf("it is %+v", status.Tree)
 			}
-			down(t, unit, live)
-			down(t, unit, live) // what is gone counts as taken away
+			down(t, unit, status)
+			down(t, unit, status) // what is gone counts as taken away
 		})
 	}
 }
@@ -145,16 +145,16 @@ func TestOptions(t *testing.T) {
 	w := newWorld(t)
 	given := []string{"noatime", "timeo=77,retrans=5", "nconnect=2", "noexec", "actimeo=9", "soft"}
 	def := models.MountNfs{Options: given, Version: new("4.1")}
-	unit, live := w.up(t, def)
-	defer down(t, unit, live)
-	have := options(t, live.Tree.Path)
+	unit, status := w.up(t, def)
+	defer down(t, unit, status)
+	have := options(t, status.Tree.Path)
 	for _, want := range []string{"rw", "noatime", "noexec", "nosuid", "nodev", "timeo=77", "retrans=5", "nconnect=2", "soft", "acregmin=9"} {
 		if !slices.Contains(have, want) {
 			t.Errorf("lacks %s: %q", want, have)
 		}
 	}
 	out := models.Mount{}
-	unit.Show(driver.Object{Mount: &out}, live, nil)
+	unit.Show(driver.Object{Mount: &out}, status, nil)
 	if !slices.Equal(out.Nfs.Options, given) || *out.Nfs.Version != "4.1" || *out.Nfs.Ro {
 		t.Errorf("it shows %s", mounttest.JSON(t, out.Nfs))
 	}
@@ -164,10 +164,10 @@ func TestReadOnly(t *testing.T) {
 	for name, def := range map[string]models.MountNfs{"field": {Ro: new(true)}, "option": {Options: []string{"ro"}}} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			unit, live := w.up(t, def)
-			defer down(t, unit, live)
-			if err := os.WriteFile(filepath.Join(live.Tree.Path, "new"), nil, 0o644); !errors.Is(err, unix.EROFS) || !live.Tree.ReadOnly {
-				t.Errorf("it can be written: %v, %+v", err, live.Tree)
+			unit, status := w.up(t, def)
+			defer down(t, unit, status)
+			if err := os.WriteFile(filepath.Join(status.Tree.Path, "new"), nil, 0o644); !errors.Is(err, unix.EROFS) || !status.Tree.ReadOnly {
+				t.Errorf("it can be written: %v, %+v", err, status.Tree)
 			}
 		})
 	}
@@ -192,12 +192,12 @@ func TestHosts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			testkit.Drop(t, "ip daddr 127.0.0.8")
-			unit, live := w.up(t, models.MountNfs{Host: &c.host})
-			defer down(t, unit, live)
-			if have := options(t, live.Tree.Path); !slices.Contains(have, "addr="+c.addr) {
+			unit, status := w.up(t, models.MountNfs{Host: &c.host})
+			defer down(t, unit, status)
+			if have := options(t, status.Tree.Path); !slices.Contains(have, "addr="+c.addr) {
 				t.Errorf("it is mounted with %q", have)
 			}
-			mounttest.Reads(t, filepath.Join(live.Tree.Path, "file"), "hello")
+			mounttest.Reads(t, filepath.Join(status.Tree.Path, "file"), "hello")
 		})
 	}
 }
@@ -228,7 +228,7 @@ func TestErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			_, err := w.plan(t, c.def).Up(within(t, 20*time.Second), site)
+			_, err := w.plan(t, c.def).Up(within(t, 20*time.Second), place)
 			t.Logf("%v: %v", errs.ClassOf(err), err)
 			if !errs.Is(err, c.class) || !strings.Contains(fmt.Sprint(err), c.want) {
 				t.Errorf("want %v: %s", c.class, c.want)
@@ -243,7 +243,7 @@ func TestNoVersion(t *testing.T) {
 	_ = exec.Command("modprobe", "--remove", "nfsv3").Run() // it may not be loaded
 	must(t, os.WriteFile("/etc/modprobe.d/test.conf", []byte("install nfsv3 /bin/false\n"), 0o644))
 	defer func() { must(t, os.Remove("/etc/modprobe.d/test.conf")) }()
-	_, err := w.plan(t, models.MountNfs{Version: new("3")}).Up(within(t, 20*time.Second), site)
+	_, err := w.plan(t, models.MountNfs{Version: new("3")}).Up(within(t, 20*time.Second), place)
 	if !errs.Is(err, errs.Unsupported) || !strings.Contains(err.Error(), "the kernel of this node does not have version 3 of NFS: load its module (modprobe nfsv3)") {
 		t.Errorf("got %v: %v", errs.ClassOf(err), err)
 	}
@@ -256,14 +256,14 @@ func TestCreateHangs(t *testing.T) {
 			w := newWorld(t)
 			pass := testkit.DropNFS(t)
 			begin := time.Now()
-			_, err := w.plan(t, models.MountNfs{Version: &version}).Up(within(t, 4*time.Second), site)
+			_, err := w.plan(t, models.MountNfs{Version: &version}).Up(within(t, 4*time.Second), place)
 			t.Logf("%v: %v", time.Since(begin), err)
 			if !errs.Is(err, errs.Deadline) || !strings.Contains(fmt.Sprint(err), "the server does not answer") || time.Since(begin) > 4*time.Second {
 				t.Errorf("got %v", errs.ClassOf(err))
 			}
 			pass()
-			unit, live := w.up(t, models.MountNfs{Version: &version}) // the failure poisons nothing
-			down(t, unit, live)
+			unit, status := w.up(t, models.MountNfs{Version: &version}) // the failure poisons nothing
+			down(t, unit, status)
 		})
 	}
 }
@@ -271,25 +271,25 @@ func TestCreateHangs(t *testing.T) {
 // TestCrossings: the kernel mounts what is below an export when it is entered; that goes with the mount.
 func TestCrossings(t *testing.T) {
 	w := newWorld(t)
-	unit, live := w.up(t, models.MountNfs{})
-	mounttest.Reads(t, filepath.Join(live.Tree.Path, "sub/file"), "below")
-	if table := testkit.Run(t, "findmnt", "-n", "-o", "FSTYPE", filepath.Join(live.Tree.Path, "sub")); strings.TrimSpace(table) != "nfs4" {
+	unit, status := w.up(t, models.MountNfs{})
+	mounttest.Reads(t, filepath.Join(status.Tree.Path, "sub/file"), "below")
+	if table := testkit.Run(t, "findmnt", "-n", "-o", "FSTYPE", filepath.Join(status.Tree.Path, "sub")); strings.TrimSpace(table) != "nfs4" {
 		t.Errorf("the server's other file system is no mount of its own: %q", table)
 	}
-	down(t, unit, live)
+	down(t, unit, status)
 }
 
 func TestBusy(t *testing.T) {
 	w := newWorld(t)
-	unit, live := w.up(t, models.MountNfs{})
-	pid, release := mounttest.Hold(t, filepath.Join(live.Tree.Path, "sub"), "true")
-	err := unit.Down(within(t, 20*time.Second), site, live)
+	unit, status := w.up(t, models.MountNfs{})
+	pid, release := mounttest.Hold(t, filepath.Join(status.Tree.Path, "sub"), "true")
+	err := unit.Down(within(t, 20*time.Second), place, status)
 	t.Log(err)
 	if !errs.Is(err, errs.Conflict) || !strings.Contains(fmt.Sprint(err), pid) && !strings.Contains(fmt.Sprint(err), "/sub") {
 		t.Errorf("it does not say who holds it: %v", err)
 	}
 	release()
-	down(t, unit, live)
+	down(t, unit, status)
 }
 
 // dirty leaves a page of a file in memory that the server does not have yet. Each close of a file that was open for writing
@@ -315,23 +315,23 @@ func TestDeleteHangs(t *testing.T) {
 		for _, unwritten := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s unwritten %v", version, unwritten), func(t *testing.T) {
 				w := newWorld(t)
-				unit, live := w.up(t, models.MountNfs{Version: &version})
-				file := filepath.Join(live.Tree.Path, "kept")
+				unit, status := w.up(t, models.MountNfs{Version: &version})
+				file := filepath.Join(status.Tree.Path, "kept")
 				if unwritten {
 					dirty(t, file)
 				}
 				pass := testkit.DropNFS(t)
 				begin := time.Now()
-				err := unit.Down(within(t, 3*time.Second), site, live)
+				err := unit.Down(within(t, 3*time.Second), place, status)
 				t.Logf("%v: %v", time.Since(begin), err)
 				if !errs.Is(err, errs.Deadline) || time.Since(begin) > 3*time.Second {
 					t.Errorf("got %v", errs.ClassOf(err))
 				}
-				if err := unit.Down(within(t, time.Second), site, live); !errs.Is(err, errs.Deadline) {
+				if err := unit.Down(within(t, time.Second), place, status); !errs.Is(err, errs.Deadline) {
 					t.Errorf("the second time: %v", err)
 				}
 				pass()
-				down(t, unit, live)
+				down(t, unit, status)
 				if text, err := os.ReadFile(filepath.Join(export, "kept")); unwritten && !strings.HasPrefix(string(text), "precious") {
 					t.Errorf("the server has %.10q, %v", text, err)
 				}
@@ -346,13 +346,13 @@ func TestForce(t *testing.T) {
 		for _, unwritten := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s unwritten %v", version, unwritten), func(t *testing.T) {
 				w := newWorld(t)
-				unit, live := w.up(t, models.MountNfs{Version: &version})
+				unit, status := w.up(t, models.MountNfs{Version: &version})
 				if unwritten {
-					dirty(t, filepath.Join(live.Tree.Path, "lost"))
+					dirty(t, filepath.Join(status.Tree.Path, "lost"))
 				}
 				pass := testkit.DropNFS(t)
 				begin := time.Now()
-				warning, err := unit.(driver.Forcer).ForceDown(within(t, 18*time.Second), site, live)
+				warning, err := unit.(driver.Forcer).ForceDown(within(t, 18*time.Second), place, status)
 				t.Logf("%v: %q, %v", time.Since(begin), warning, err)
 				if err != nil || !strings.Contains(warning, "is lost") {
 					t.Errorf("got %q, %v", warning, err)
@@ -366,9 +366,9 @@ func TestForce(t *testing.T) {
 // TestForceIsGentle: with a server that answers nothing is lost.
 func TestForceIsGentle(t *testing.T) {
 	w := newWorld(t)
-	unit, live := w.up(t, models.MountNfs{})
-	dirty(t, filepath.Join(live.Tree.Path, "saved"))
-	warning, err := unit.(driver.Forcer).ForceDown(within(t, 18*time.Second), site, live)
+	unit, status := w.up(t, models.MountNfs{})
+	dirty(t, filepath.Join(status.Tree.Path, "saved"))
+	warning, err := unit.(driver.Forcer).ForceDown(within(t, 18*time.Second), place, status)
 	if warning != "" || err != nil {
 		t.Errorf("got %q, %v", warning, err)
 	}
@@ -383,10 +383,10 @@ func TestSuite(t *testing.T) {
 	runner := func(g failpoint.Hook) *helper.Runner { return helper.New(w.init, g) }
 	testkit.Run(t, "cp", testkit.BusyboxImage(t), filepath.Join(export, "image"))
 	must(t, os.MkdirAll(filepath.Join(export, "dir/sub"), 0o755))
-	base, live := w.up(t, models.MountNfs{})
-	defer down(t, base, live)
-	hold := func(t *testing.T, live driver.Live) (string, func()) {
-		return mounttest.Hold(t, live.Tree.Path, "true")
+	base, status := w.up(t, models.MountNfs{})
+	defer down(t, base, status)
+	hold := func(t *testing.T, status driver.Status) (string, func()) {
+		return mounttest.Hold(t, status.Tree.Path, "true")
 	}
 	const below = `{"id":4711}`
 
@@ -408,7 +408,7 @@ func TestSuite(t *testing.T) {
 				w.Failpoint(g)
 				return bind.New(bind.Options{Failpoint: g, Mounts: w.Mounts, Helper: runner(g)})
 			},
-			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{live},
+			Scope: w.Scope(), Hold: hold, Needs: []driver.Status{status},
 			Good:  `{"kind":"bind","bind":{"path":"dir","base":"mount","mount":` + below + `}}`,
 			Fails: []drivertest.Failing{{Name: "a file", Def: `{"kind":"bind","bind":{"path":"image","base":"mount","mount":` + below + `}}`, Class: errs.Invalid, Text: "only directories"}},
 		})
@@ -418,7 +418,7 @@ func TestSuite(t *testing.T) {
 			New: func(g failpoint.Hook) driver.Driver {
 				return loopback.New(loopback.Options{Failpoint: g, Helper: runner(g)})
 			},
-			Scope: w.Scope(), Needs: []driver.Live{live},
+			Scope: w.Scope(), Needs: []driver.Status{status},
 			Good: `{"kind":"loopback","loopback":{"path":"../image","base":"mount","mount":` + below + `}}`,
 			Fails: []drivertest.Failing{
 				{Name: "none", Def: `{"kind":"loopback","loopback":{"path":"none","base":"mount","mount":` + below + `}}`, Class: errs.Invalid, Text: "no such file"},
@@ -432,19 +432,19 @@ func TestSuite(t *testing.T) {
 				w.Failpoint(g)
 				return overlay.New(overlay.Options{Failpoint: g, Mounts: w.Mounts, Helper: runner(g)})
 			},
-			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{live},
+			Scope: w.Scope(), Hold: hold, Needs: []driver.Status{status},
 			Good: `{"kind":"overlay","overlay":{"lower":[` + below + `]}}`,
 		})
 	})
 	t.Run("device", func(t *testing.T) {
-		attached := mounttest.Attached(t, filepath.Join(live.Tree.Path, "image"), "--read-only")
+		attached := mounttest.Attached(t, filepath.Join(status.Tree.Path, "image"), "--read-only")
 		attached.Device.Remote = true
 		drivertest.Run(t, drivertest.Case{
 			New: func(g failpoint.Hook) driver.Driver {
 				w.Failpoint(g)
 				return device.New(device.Options{Failpoint: g, Mounts: w.Mounts, Helper: runner(g)})
 			},
-			Scope: w.Scope(), Hold: hold, Needs: []driver.Live{attached},
+			Scope: w.Scope(), Hold: hold, Needs: []driver.Status{attached},
 			Good:  `{"kind":"attach","attach":{"fs_type":"squashfs","attach":` + below + `}}`,
 			Fails: []drivertest.Failing{{Name: "another type", Def: `{"kind":"attach","attach":{"fs_type":"ext4","attach":` + below + `}}`, Sudden: true, Class: errs.Invalid, Text: "the kernel says"}},
 		})

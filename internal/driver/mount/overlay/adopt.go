@@ -18,66 +18,66 @@ func (o *overlayer) Restore(data json.RawMessage) (driver.Heritable, error) {
 }
 
 // Adopt claims anew an upper layer in another mount.
-func (u *unit) Adopt(_ context.Context, site driver.Site, live driver.Live) error {
+func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
 	var n notes
-	if live.Notes != nil { // a single lower mount without an upper one has none
-		if err := json.Unmarshal(live.Notes, &n); err != nil {
-			return fmt.Errorf("adopt mount %d: read its notes: %w", site.ID, err)
+	if status.Notes != nil { // a single lower mount without an upper one has none
+		if err := json.Unmarshal(status.Notes, &n); err != nil {
+			return fmt.Errorf("adopt mount %d: read its notes: %w", place.ID, err)
 		}
 	}
 	var h *home
 	if u.Upper.Sort == inMount {
 		h = &home{path: filepath.Dir(n.Upper)}
 	}
-	l, err := u.layers(site, h)
+	l, err := u.layers(place, h)
 	if err == nil {
-		err = u.o.Claims.TakeLayers(site.ID, l)
+		err = u.o.Claims.TakeLayers(place.ID, l)
 	}
 	if err != nil {
 		return err
 	}
 	if u.Upper.Sort == inMemory {
-		if err := u.o.uppers.Check(site.Table, site.ID); err != nil {
+		if err := u.o.uppers.Check(place.Table, place.ID); err != nil {
 			return err
 		}
 	}
-	return u.o.Mounts.Check(site.Table, site.ID)
+	return u.o.Mounts.Check(place.Table, place.ID)
 }
 
 // Inspect implements driver.Inspector.
-func (u *unit) Inspect(site driver.Site, _ driver.Live, mounts *mounttable.Table) error {
+func (u *unit) Inspect(place driver.Placement, _ driver.Status, mounts *mounttable.Table) error {
 	if u.Upper.Sort == inMemory {
-		if _, err := u.o.uppers.Find(mounts, site.ID); err != nil {
+		if _, err := u.o.uppers.Find(mounts, place.ID); err != nil {
 			return err
 		}
 	}
-	e, err := u.o.Mounts.Find(mounts, site.ID)
+	e, err := u.o.Mounts.Find(mounts, place.ID)
 	if err != nil {
 		return err
 	}
-	return mountdir.Removed(u.o.Mounts.Path(site.ID), e) // of a single lower mount
+	return mountdir.Removed(u.o.Mounts.Path(place.ID), e) // of a single lower mount
 }
 
 // Sweep implements driver.Heritable. What an earlier daemon has left may still mount the layers, which stay claimed until it has ended.
 // For the rest, Down relies on nothing but what it finds.
-func (u *unit) Sweep(ctx context.Context, site driver.Site) error {
-	if anyRemote(site.Needs) {
-		u.reclaim(site)
-		u.o.remote.Inherit(site.ID)
-		if err := u.o.remote.Settle(ctx, site.ID); err != nil {
+func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	if anyRemote(place.Needs) {
+		u.reclaim(place)
+		u.o.remote.Inherit(place.ID)
+		if err := u.o.remote.Settle(ctx, place.ID); err != nil {
 			return err
 		}
 	}
-	return u.Down(ctx, site, driver.Live{})
+	return u.Down(ctx, place, driver.Status{})
 }
 
 // reclaim claims the layers that an earlier daemon was to mount, if nobody has them.
-func (u *unit) reclaim(site driver.Site) {
+func (u *unit) reclaim(place driver.Placement) {
 	var h *home
-	if u.Upper.Sort == inMount && site.Needs[u.Lower].Tree.Made() {
-		h = &home{path: filepath.Join(site.Needs[u.Lower].Tree.Path, u.Upper.Path)}
+	if u.Upper.Sort == inMount && place.Needs[u.Lower].Tree.Made() {
+		h = &home{path: filepath.Join(place.Needs[u.Lower].Tree.Path, u.Upper.Path)}
 	}
-	if l, err := u.layers(site, h); err == nil {
-		_ = u.o.Claims.TakeLayers(site.ID, l)
+	if l, err := u.layers(place, h); err == nil {
+		_ = u.o.Claims.TakeLayers(place.ID, l)
 	}
 }

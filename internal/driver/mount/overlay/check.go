@@ -13,9 +13,9 @@ import (
 )
 
 // Check implements driver.Checker.
-func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, error) {
-	lower := site.Needs[:u.Lower]
-	f := driver.Forecast{Does: fmt.Sprintf("lay an overlay of %d lower layers", u.Lower), Live: driver.Live{Tree: &driver.Tree{}}}
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
+	lower := place.Needs[:u.Lower]
+	f := driver.Forecast{Does: fmt.Sprintf("lay an overlay of %d lower layers", u.Lower), Status: driver.Status{Tree: &driver.Tree{}}}
 	if u.Lower == 1 {
 		f.Does = "lay an overlay over one lower layer"
 	}
@@ -29,13 +29,13 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 	}
 	if u.Upper.Sort == inNone && u.Lower == 1 {
 		f.Does = "show the lower layer, read-only"
-		*f.Live.Tree = driver.Tree{ReadOnly: true, Depth: lower[0].Tree.Depth, Remote: lower[0].Tree.Remote}
+		*f.Status.Tree = driver.Tree{ReadOnly: true, Depth: lower[0].Tree.Depth, Remote: lower[0].Tree.Remote}
 		return f, nil
 	}
 	depth, err := depthOf(lower)
-	*f.Live.Tree = driver.Tree{ReadOnly: u.Upper.Sort == inNone, Depth: depth, Remote: anyRemote(site.Needs)}
+	*f.Status.Tree = driver.Tree{ReadOnly: u.Upper.Sort == inNone, Depth: depth, Remote: anyRemote(place.Needs)}
 	if err == nil {
-		err = u.checkLayers(ctx, site)
+		err = u.checkLayers(ctx, place)
 	}
 	if u.Upper.Sort == inMount {
 		f.Unknown = []string{"whether the file system of the upper layer can hold one"}
@@ -47,22 +47,22 @@ func (u *unit) Check(ctx context.Context, site driver.Site) (driver.Forecast, er
 }
 
 // checkLayers makes sure of what can be told of the layers.
-func (u *unit) checkLayers(ctx context.Context, site driver.Site) error {
+func (u *unit) checkLayers(ctx context.Context, place driver.Placement) error {
 	if u.Upper.Sort != inMount {
-		l, err := u.layers(site, nil)
+		l, err := u.layers(place, nil)
 		if err != nil {
 			return err
 		}
 		return u.o.Claims.CheckLayers(l)
 	}
-	tree, err := u.upperTree(site)
+	tree, err := u.upperTree(place)
 	if err != nil {
 		return errs.At(atUpper, err)
 	}
 	if !tree.Made() {
 		return nil
 	}
-	if err := u.checkPlanned(site, tree); err != nil {
+	if err := u.checkPlanned(place, tree); err != nil {
 		return err
 	}
 	dir, err := remote.Open(ctx, u.o.Helper, tree, "/"+u.Upper.Path, unix.O_PATH|unix.O_DIRECTORY)
@@ -74,7 +74,7 @@ func (u *unit) checkLayers(ctx context.Context, site driver.Site) error {
 	if err := h.locate(); err != nil {
 		return err
 	}
-	l, err := u.layers(site, h)
+	l, err := u.layers(place, h)
 	if err != nil {
 		return err
 	}

@@ -49,23 +49,23 @@ func (h *home) notes() notes {
 }
 
 // makeUpper prepares the upper layer of an overlay, or returns nil if it has none.
-func (u *unit) makeUpper(ctx context.Context, site driver.Site) (*home, error) {
+func (u *unit) makeUpper(ctx context.Context, place driver.Placement) (*home, error) {
 	if u.Upper.Sort != inMount {
-		if err := u.claim(site, nil); err != nil {
+		if err := u.claim(place, nil); err != nil {
 			return nil, err
 		}
 	}
 	if u.Upper.Sort == inNone {
 		return nil, nil
 	}
-	look, err := u.o.lookOf(ctx, site.Needs[0].Tree)
+	look, err := u.o.lookOf(ctx, place.Needs[0].Tree)
 	if err != nil {
 		return nil, err
 	}
 	if u.Upper.Sort == inMount {
-		return u.homeInMount(ctx, site, look)
+		return u.homeInMount(ctx, place, look)
 	}
-	return u.homeInMemory(ctx, site.ID, look)
+	return u.homeInMemory(ctx, place.ID, look)
 }
 
 func (u *unit) homeInMemory(ctx context.Context, id int64, look layer.Look) (*home, error) {
@@ -113,9 +113,9 @@ func (o *overlayer) tmpfs(size int64) (*os.File, error) {
 func inodes(size int64) int64 { return max(1024, size/2048) }
 
 // upperTree returns the mount that the upper layer is in, if it can be in there.
-func (u *unit) upperTree(site driver.Site) (*driver.Tree, error) {
-	tree := site.Needs[u.Lower].Tree
-	same := slices.IndexFunc(site.Needs[:u.Lower], func(l driver.Live) bool { return tree.Made() && l.Tree.Path == tree.Path })
+func (u *unit) upperTree(place driver.Placement) (*driver.Tree, error) {
+	tree := place.Needs[u.Lower].Tree
+	same := slices.IndexFunc(place.Needs[:u.Lower], func(l driver.Status) bool { return tree.Made() && l.Tree.Path == tree.Path })
 	switch {
 	case same >= 0:
 		return nil, errs.New(errs.Invalid, "the same directory is lower[%d], and a layer cannot contain another; bind one of its directories and use that as the lower layer", same)
@@ -127,12 +127,12 @@ func (u *unit) upperTree(site driver.Site) (*driver.Tree, error) {
 	return tree, nil
 }
 
-func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Look) (*home, error) {
-	tree, err := u.upperTree(site)
+func (u *unit) homeInMount(ctx context.Context, place driver.Placement, look layer.Look) (*home, error) {
+	tree, err := u.upperTree(place)
 	if err != nil {
 		return nil, errs.At(atUpper, err)
 	}
-	if err := u.checkPlanned(site, tree); err != nil { // before anything is made there
+	if err := u.checkPlanned(place, tree); err != nil { // before anything is made there
 		return nil, err
 	}
 	dir, err := u.o.prepare(ctx, tree, u.Upper.Path, look)
@@ -143,7 +143,7 @@ func (u *unit) homeInMount(ctx context.Context, site driver.Site, look layer.Loo
 	if countsInMemory(dir) {
 		h.space = tree.Path
 	}
-	if err := u.claim(site, h); err != nil {
+	if err := u.claim(place, h); err != nil {
 		h.close()
 		return nil, err
 	}
@@ -163,26 +163,26 @@ func countsInMemory(dir *os.File) bool {
 }
 
 // claim finds out where the layers of an overlay are and enters them. h is its home in a mount, or nil.
-func (u *unit) claim(site driver.Site, h *home) error {
+func (u *unit) claim(place driver.Placement, h *home) error {
 	if h != nil {
 		if err := h.locate(); err != nil {
 			return err
 		}
 	}
-	l, err := u.layers(site, h)
+	l, err := u.layers(place, h)
 	if err != nil {
 		return err
 	}
-	return u.o.Claims.TakeLayers(site.ID, l)
+	return u.o.Claims.TakeLayers(place.ID, l)
 }
 
 // layers are the places of an overlay's layers, as far as they are there.
-func (u *unit) layers(site driver.Site, h *home) (l claims.Layers, err error) {
+func (u *unit) layers(place driver.Placement, h *home) (l claims.Layers, err error) {
 	table, err := mounttable.Read()
 	if err != nil {
 		return l, err
 	}
-	for _, need := range site.Needs[:u.Lower] {
+	for _, need := range place.Needs[:u.Lower] {
 		place := claims.Place{} // of nothing
 		if need.Tree.Made() {
 			if place, err = claims.PlaceOf(table, need.Tree.Path); err != nil {
@@ -202,8 +202,8 @@ func (u *unit) layers(site driver.Site, h *home) (l claims.Layers, err error) {
 }
 
 // checkPlanned makes sure that the layers can be where the definition says, symbolic links aside.
-func (u *unit) checkPlanned(site driver.Site, tree *driver.Tree) error {
-	l, err := u.layers(site, &home{path: filepath.Join(tree.Path, u.Upper.Path)})
+func (u *unit) checkPlanned(place driver.Placement, tree *driver.Tree) error {
+	l, err := u.layers(place, &home{path: filepath.Join(tree.Path, u.Upper.Path)})
 	if err != nil {
 		return err
 	}

@@ -71,25 +71,25 @@ func (o *overlayer) show(ctx context.Context, id int64, l layers) (string, error
 }
 
 // showLower shows a tree as it is, read-only: the kernel makes no overlay of one layer.
-func (o *overlayer) showLower(ctx context.Context, id int64, lower *driver.Tree) (driver.Live, error) {
+func (o *overlayer) showLower(ctx context.Context, id int64, lower *driver.Tree) (driver.Status, error) {
 	dir, err := remote.Open(ctx, o.Helper, lower, "/", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	defer dir.Close()
 	tree, err := mount.Clone(o.Failpoint, dir, false)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	defer tree.Close()
 	if err := mount.Restrict(o.Failpoint, tree, mount.OnNode|mount.ReadOnly, false); err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
 	path, err := o.Mounts.Attach(id, tree)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: true, Depth: lower.Depth, Remote: lower.Remote}}, nil
+	return driver.Status{Tree: &driver.Tree{Path: path, ReadOnly: true, Depth: lower.Depth, Remote: lower.Remote}}, nil
 }
 
 // probe tells whether the kernel takes layers by descriptor (Linux 6.13).

@@ -123,44 +123,44 @@ type notes struct {
 	Space string `json:"space,omitempty"` // a directory whose file system tells how much is written, and can't hang
 }
 
-func (u *unit) Up(ctx context.Context, site driver.Site) (driver.Live, error) {
+func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
 	if err := ctx.Err(); err != nil {
-		return driver.Live{}, errs.New(errs.Deadline, "mount overlay: %w", err)
+		return driver.Status{}, errs.New(errs.Deadline, "mount overlay: %w", err)
 	}
-	lower := site.Needs[:u.Lower]
+	lower := place.Needs[:u.Lower]
 	if u.Upper.Sort == inNone && u.Lower == 1 {
-		return u.o.showLower(ctx, site.ID, lower[0].Tree)
+		return u.o.showLower(ctx, place.ID, lower[0].Tree)
 	}
 	depth, err := depthOf(lower)
 	if err != nil {
-		return driver.Live{}, err
+		return driver.Status{}, err
 	}
-	l := layers{remote: anyRemote(site.Needs)}
+	l := layers{remote: anyRemote(place.Needs)}
 	for _, need := range lower {
 		l.lower = append(l.lower, need.Tree.Path)
 	}
-	if l.upper, err = u.makeUpper(ctx, site); err != nil {
-		u.o.Claims.DropLayers(site.ID)
-		return driver.Live{}, err
+	if l.upper, err = u.makeUpper(ctx, place); err != nil {
+		u.o.Claims.DropLayers(place.ID)
+		return driver.Status{}, err
 	}
 	defer l.upper.close()
 	n, err := json.Marshal(l.upper.notes())
 	if err != nil {
-		return driver.Live{}, errors.Join(err, u.dropUpper(context.WithoutCancel(ctx), site.ID))
+		return driver.Status{}, errors.Join(err, u.dropUpper(context.WithoutCancel(ctx), place.ID))
 	}
-	path, err := u.o.show(ctx, site.ID, l)
+	path, err := u.o.show(ctx, place.ID, l)
 	if helper.AsStuck(err) != nil { // it may still mount the layers, which stay as they are until Sweep
-		return driver.Live{}, &driver.Left{Err: err}
+		return driver.Status{}, &driver.Left{Err: err}
 	}
 	if err != nil {
 		l.upper.close() // it would be busy
-		return driver.Live{}, errors.Join(err, u.o.removeNames(site.ID), u.dropUpper(context.WithoutCancel(ctx), site.ID))
+		return driver.Status{}, errors.Join(err, u.o.removeNames(place.ID), u.dropUpper(context.WithoutCancel(ctx), place.ID))
 	}
-	return driver.Live{Tree: &driver.Tree{Path: path, ReadOnly: u.Upper.Sort == inNone, Depth: depth, Remote: l.remote}, Notes: n}, nil
+	return driver.Status{Tree: &driver.Tree{Path: path, ReadOnly: u.Upper.Sort == inNone, Depth: depth, Remote: l.remote}, Notes: n}, nil
 }
 
 // depthOf tells how many overlays are stacked with this one.
-func depthOf(lower []driver.Live) (int, error) {
+func depthOf(lower []driver.Status) (int, error) {
 	depth := 1
 	for i, l := range lower {
 		depth = max(depth, l.Tree.Depth+1)
@@ -183,37 +183,37 @@ func (o *overlayer) lookOf(ctx context.Context, top *driver.Tree) (layer.Look, e
 }
 
 // anyRemote tells whether a server has one of the trees.
-func anyRemote(needs []driver.Live) bool {
-	return slices.ContainsFunc(needs, func(l driver.Live) bool { return l.Tree != nil && l.Tree.Remote })
+func anyRemote(needs []driver.Status) bool {
+	return slices.ContainsFunc(needs, func(l driver.Status) bool { return l.Tree != nil && l.Tree.Remote })
 }
 
 // Down goes in this order: first the tmpfs of the upper layer, which stays in use by the overlay, so that whoever holds it
 // from outside is found while all can still be put back; then the overlay. What asks no server is done to its end once it
 // is begun.
-func (u *unit) Down(ctx context.Context, site driver.Site, _ driver.Live) error {
+func (u *unit) Down(ctx context.Context, place driver.Placement, _ driver.Status) error {
 	if err := ctx.Err(); err != nil {
 		return errs.New(errs.Deadline, "unmount overlay: %w", context.Cause(ctx))
 	}
-	back, err := u.takeUpper(context.WithoutCancel(ctx), site.ID)
+	back, err := u.takeUpper(context.WithoutCancel(ctx), place.ID)
 	if err != nil {
 		return err
 	}
-	if err := u.unmount(ctx, site); err != nil {
+	if err := u.unmount(ctx, place); err != nil {
 		return errors.Join(err, back.restore())
 	}
 	back.forget()
-	u.o.Claims.DropLayers(site.ID)
-	return u.o.removeNames(site.ID)
+	u.o.Claims.DropLayers(place.ID)
+	return u.o.removeNames(place.ID)
 }
 
-func (u *unit) unmount(ctx context.Context, site driver.Site) error {
+func (u *unit) unmount(ctx context.Context, place driver.Placement) error {
 	switch whole := u.Upper.Sort != inNone || u.Lower > 1; {
-	case !whole || !anyRemote(site.Needs):
-		return u.o.Mounts.Detach(context.WithoutCancel(ctx), site.ID, nil, whole)
+	case !whole || !anyRemote(place.Needs):
+		return u.o.Mounts.Detach(context.WithoutCancel(ctx), place.ID, nil, whole)
 	case u.Upper.Sort == inMount:
-		return u.o.remote.Detach(ctx, site)
+		return u.o.remote.Detach(ctx, place)
 	default:
-		return u.o.remote.Unmount(ctx, site.ID, 0) // there is nothing to write to the server before
+		return u.o.remote.Unmount(ctx, place.ID, 0) // there is nothing to write to the server before
 	}
 }
 
@@ -222,7 +222,7 @@ func (o *overlayer) removeNames(id int64) error {
 	return o.Failpoint.Do("overlay names remove", func() error { return rmtree.Remove(o.names(id)) })
 }
 
-func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) {
+func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
 	d := &models.MountOverlay{Lower: make([]*models.Mount, u.Lower), Upper: u.Upper.show()}
 	for i := range d.Lower {
 		d.Lower[i] = needs[i].Mount
@@ -231,24 +231,24 @@ func (u *unit) Show(out driver.Object, live driver.Live, needs []driver.Object) 
 		d.Upper.Mount = needs[u.Lower].Mount
 	}
 	var n notes
-	if json.Unmarshal(live.Notes, &n) == nil {
+	if json.Unmarshal(status.Notes, &n) == nil {
 		d.Upperdir, d.Workdir = n.Upper, n.Work
 	}
-	d.Upper.Limit, d.Upper.Used = u.Space(live)
+	d.Upper.Limit, d.Upper.Used = u.Space(status)
 	out.Mount.Overlay = d
 }
 
 // Space implements driver.Spacious.
-func (u *unit) Space(live driver.Live) (limit, used *int64) {
+func (u *unit) Space(status driver.Status) (limit, used *int64) {
 	var n notes
-	if json.Unmarshal(live.Notes, &n) != nil {
+	if json.Unmarshal(status.Notes, &n) != nil {
 		return nil, nil
 	}
 	return space(n.Space)
 }
 
 // IsStill implements driver.Still: unless it tells how full an upper layer is.
-func (u *unit) IsStill(live driver.Live) bool {
+func (u *unit) IsStill(status driver.Status) bool {
 	var n notes
-	return json.Unmarshal(live.Notes, &n) != nil || n.Space == ""
+	return json.Unmarshal(status.Notes, &n) != nil || n.Space == ""
 }

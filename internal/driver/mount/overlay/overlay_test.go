@@ -47,11 +47,11 @@ func (w world) driver(g failpoint.Hook) driver.Driver {
 }
 
 // lowers makes n layers with a file each and one that all have, and returns them, topmost first.
-func (w world) lowers(t *testing.T, n int) []driver.Live {
+func (w world) lowers(t *testing.T, n int) []driver.Status {
 	t.Helper()
 	base := filepath.Join(w.Dir, "lower")
 	t.Cleanup(func() { os.RemoveAll(base) })
-	layers := make([]driver.Live, n)
+	layers := make([]driver.Status, n)
 	for i := range layers {
 		dir := filepath.Join(base, fmt.Sprint(odd, i))
 		mounttest.Write(t, filepath.Join(dir, fmt.Sprint("file", i)), "mine")
@@ -70,7 +70,7 @@ func with(n int, upper string) string {
 	return strings.TrimSuffix(def(n), "}}") + `,"upper":` + upper + "}}"
 }
 
-func (w world) up(t *testing.T, lowers ...driver.Live) driver.Live {
+func (w world) up(t *testing.T, lowers ...driver.Status) driver.Status {
 	t.Helper()
 	return drivertest.Up(t, w.driver(nil), def(len(lowers)), lowers...)
 }
@@ -98,10 +98,12 @@ func TestSuite(t *testing.T) {
 				{Name: "negative", Def: with(1, `{"tmpfs":{"size":-1}}`), Paths: []string{"overlay.upper.tmpfs.size"}},
 			},
 			Fails: []drivertest.Failing{
-				{Name: "too deep", Def: def(2), Needs: []driver.Live{two[0], deep}, Class: errs.Invalid, Text: "overlay.lower[1]: the tree already stacks 2 overlays"},
-				{Name: "twice", Def: def(3), Needs: []driver.Live{two[0], two[1], two[0]}, Sudden: true, Class: errs.Invalid, Text: "conflicting lowerdir path"},
+				{Name: "too deep", Def: def(2), Needs: []driver.Status{two[0], deep}, Class: errs.Invalid, Text: "overlay.lower[1]: the tree already stacks 2 overlays"},
+				{Name: "twice", Def: def(3), Needs: []driver.Status{two[0], two[1], two[0]}, Sudden: true, Class: errs.Invalid, Text: "conflicting lowerdir path"},
 			},
-			Hold: func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") },
+			Hold: func(t *testing.T, status driver.Status) (string, func()) {
+				return mounttest.Hold(t, status.Tree.Path, ":")
+			},
 		})
 	})
 }
@@ -115,14 +117,14 @@ func TestLayers(t *testing.T) {
 		if err := os.Chown(lowers[0].Tree.Path, 12, 34); err != nil {
 			t.Fatal(err)
 		}
-		live := w.up(t, lowers...)
-		path := live.Tree.Path
+		status := w.up(t, lowers...)
+		path := status.Tree.Path
 		mounttest.Reads(t, filepath.Join(path, "all"), "0")
 		for i := range lowers {
 			mounttest.Reads(t, filepath.Join(path, fmt.Sprint("file", i)), "mine")
 		}
-		if live.Tree.ReadOnly || live.Tree.Depth != 1 {
-			t.Errorf("%+v: want writable and depth 1", live.Tree)
+		if status.Tree.ReadOnly || status.Tree.Depth != 1 {
+			t.Errorf("%+v: want writable and depth 1", status.Tree)
 		}
 		var st unix.Stat_t
 		if err := unix.Stat(path, &st); err != nil || st.Mode&0o7777 != 0o1751 || st.Uid != 12 || st.Gid != 34 {
@@ -143,7 +145,7 @@ func TestLayers(t *testing.T) {
 		var out models.Mount
 		u, _ := drivertest.Plan(t, w.driver(nil), def(3))
 		needs := []driver.Object{{Mount: &models.Mount{ID: 5}}, {Mount: &models.Mount{ID: 6}}, {Mount: &models.Mount{ID: 7}}}
-		u.Show(driver.Object{Mount: &out}, live, needs)
+		u.Show(driver.Object{Mount: &out}, status, needs)
 		o := out.Overlay
 		if len(o.Lower) != 3 || o.Lower[0].ID != 5 || o.Lower[2].ID != 7 {
 			t.Errorf("lower layers shown: %v", o.Lower)
@@ -158,9 +160,9 @@ func TestLayers(t *testing.T) {
 func TestManyLayers(t *testing.T) {
 	bothWays(t, func(t *testing.T, w world) {
 		lowers := w.lowers(t, 500)
-		live := w.up(t, lowers...)
-		mounttest.Reads(t, filepath.Join(live.Tree.Path, "all"), "0")
-		mounttest.Reads(t, filepath.Join(live.Tree.Path, "file499"), "mine")
+		status := w.up(t, lowers...)
+		mounttest.Reads(t, filepath.Join(status.Tree.Path, "all"), "0")
+		mounttest.Reads(t, filepath.Join(status.Tree.Path, "file499"), "mine")
 	})
 }
 
@@ -176,7 +178,7 @@ func TestStack(t *testing.T) {
 		mounttest.Reads(t, filepath.Join(two.Tree.Path, "file1"), "mine")
 		u, _ := drivertest.Plan(t, w.driver(nil), def(1))
 		unknown := mounttest.Tree(two.Tree.Path)
-		if _, err := u.Up(context.Background(), driver.Site{ID: 1 << 20, Needs: []driver.Live{unknown}}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "maximum fs stacking depth exceeded") {
+		if _, err := u.Up(context.Background(), driver.Placement{ID: 1 << 20, Needs: []driver.Status{unknown}}); !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "maximum fs stacking depth exceeded") {
 			t.Errorf("third overlay: %v (%v), want an invalid request with the kernel's words", err, errs.ClassOf(err))
 		}
 	})
@@ -192,13 +194,13 @@ func TestHostileContentGoes(t *testing.T) {
 		t.Cleanup(func() { os.RemoveAll(keep) })
 		d := w.driver(nil)
 		u, _ := drivertest.Plan(t, d, def(1))
-		site := driver.Site{ID: 9, Needs: lowers}
+		place := driver.Placement{ID: 9, Needs: lowers}
 		before := testkit.Snapshot(t, w.Scope())
-		live, err := u.Up(context.Background(), site)
+		status, err := u.Up(context.Background(), place)
 		if err != nil {
 			t.Fatal(err)
 		}
-		path := live.Tree.Path
+		path := status.Tree.Path
 		mounttest.Write(t, filepath.Join(path, "a/b/c"), "x")
 		testkit.Run(t, "chattr", "+i", filepath.Join(path, "a/b/c"), filepath.Join(path, "a/b"))
 		for name, target := range map[string]string{"link": keep, "a/link": "../../../../../keep", "work": "/"} {
@@ -212,7 +214,7 @@ func TestHostileContentGoes(t *testing.T) {
 		if err := os.Remove(filepath.Join(path, "all")); err != nil {
 			t.Fatal(err)
 		}
-		if err := u.Down(context.Background(), site, live); err != nil {
+		if err := u.Down(context.Background(), place, status); err != nil {
 			t.Fatal(err)
 		}
 		before.Same(t)
@@ -226,24 +228,24 @@ func TestBusy(t *testing.T) {
 	bothWays(t, func(t *testing.T, w world) {
 		lowers := w.lowers(t, 1)
 		u, _ := drivertest.Plan(t, w.driver(nil), def(1))
-		site := driver.Site{ID: 9, Needs: lowers}
-		live, err := u.Up(context.Background(), site)
+		place := driver.Placement{ID: 9, Needs: lowers}
+		status, err := u.Up(context.Background(), place)
 		if err != nil {
 			t.Fatal(err)
 		}
-		mounttest.Write(t, filepath.Join(live.Tree.Path, "new"), "new")
+		mounttest.Write(t, filepath.Join(status.Tree.Path, "new"), "new")
 		here := func(t testing.TB, script string) (string, func()) { return mounttest.Hold(t, "/", script) }
 		for _, hold := range []func(testing.TB, string) (string, func()){here, w.HoldElsewhere} {
-			pid, release := hold(t, "exec 3<"+live.Tree.Path+"/new")
-			err := u.Down(context.Background(), site, live)
+			pid, release := hold(t, "exec 3<"+status.Tree.Path+"/new")
+			err := u.Down(context.Background(), place, status)
 			if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), pid) {
 				t.Errorf("down: %v (%v), want a conflict that names %s", err, errs.ClassOf(err), pid)
 			}
-			mounttest.Reads(t, filepath.Join(live.Tree.Path, "new"), "new")
-			mounttest.Write(t, filepath.Join(live.Tree.Path, "more"), "more")
+			mounttest.Reads(t, filepath.Join(status.Tree.Path, "new"), "new")
+			mounttest.Write(t, filepath.Join(status.Tree.Path, "more"), "more")
 			release()
 		}
-		testkit.Eventually(t, "the overlay comes down", func() bool { return u.Down(context.Background(), site, live) == nil })
+		testkit.Eventually(t, "the overlay comes down", func() bool { return u.Down(context.Background(), place, status) == nil })
 	})
 }
 
@@ -259,8 +261,8 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 		if err := unix.Setxattr(trap, "trusted.overlay.redirect", []byte("/secret"), 0); err != nil {
 			t.Fatal(err)
 		}
-		live := w.up(t, lowers...)
-		if _, err := os.Stat(filepath.Join(live.Tree.Path, "trap/file")); err == nil || errors.Is(err, unix.EIO) {
+		status := w.up(t, lowers...)
+		if _, err := os.Stat(filepath.Join(status.Tree.Path, "trap/file")); err == nil || errors.Is(err, unix.EIO) {
 			t.Errorf("a redirect in a lower layer was followed or broke the directory: %v", err)
 		}
 	})

@@ -21,7 +21,7 @@ import (
 )
 
 // mounted mounts a file system without a device for the time of a test.
-func mounted(t *testing.T, kind, options string) driver.Live {
+func mounted(t *testing.T, kind, options string) driver.Status {
 	t.Helper()
 	point := t.TempDir()
 	if err := unix.Mount(kind, point, kind, 0, options); err != nil {
@@ -41,7 +41,9 @@ func TestSuiteOfUppers(t *testing.T) {
 		readOnly, overlaid, full := disk, disk, mounted(t, "tmpfs", "size=1m,nr_inodes=2")
 		readOnly.Tree = &driver.Tree{Path: disk.Tree.Path, ReadOnly: true}
 		overlaid.Tree = &driver.Tree{Path: disk.Tree.Path, Depth: 1}
-		hold := func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") }
+		hold := func(t *testing.T, status driver.Status) (string, func()) {
+			return mounttest.Hold(t, status.Tree.Path, ":")
+		}
 		inMount := with(2, `{"mount":{"id":9},"path":"deep/layer"}`)
 		must(t, os.WriteFile(filepath.Join(disk.Tree.Path, "file"), nil, 0o600))
 		must(t, os.MkdirAll(filepath.Join(disk.Tree.Path, "odd/upper"), 0o700))
@@ -54,7 +56,7 @@ func TestSuiteOfUppers(t *testing.T) {
 				{Name: "read-only", Def: inMount, Needs: append(two[:2:2], readOnly), Class: errs.Invalid, Text: "overlay.upper.mount: the mount is read-only"},
 				{Name: "overlay", Def: inMount, Needs: append(two[:2:2], overlaid), Class: errs.Invalid, Text: "overlay.upper.mount: the mount is an overlay"},
 				{Name: "ramfs", Def: inMount, Needs: append(two[:2:2], mounted(t, "ramfs", "")), Sudden: true, Class: errs.Invalid, Text: "trusted extended attributes"},
-				{Name: "also a lower one", Def: with(1, `{"mount":{"id":9}}`), Needs: []driver.Live{disk, disk}, Class: errs.Invalid, Text: "the same directory is lower[0]"},
+				{Name: "also a lower one", Def: with(1, `{"mount":{"id":9}}`), Needs: []driver.Status{disk, disk}, Class: errs.Invalid, Text: "the same directory is lower[0]"},
 				{Name: "full", Def: inMount, Needs: append(two[:2:2], full), Sudden: true, Class: errs.OutOfSpace, Text: "no space left"},
 				{Name: "in a file", Def: with(2, `{"mount":{"id":9},"path":"file/x"}`), Sudden: true, Class: errs.Invalid, Text: "not a directory"},
 				{Name: "link", Def: with(2, `{"mount":{"id":9},"path":"odd"}`), Sudden: true, Class: errs.Invalid, Text: "open the directory work"},
@@ -85,16 +87,18 @@ func TestSuiteOfRemotes(t *testing.T) {
 		ramfs.Tree.Remote = true
 		inMount := with(1, `{"mount":{"id":9},"path":"deep/layer"}`)
 		for name, c := range map[string]drivertest.Case{
-			"lower":       {Good: def(1), Needs: []driver.Live{far}},
-			"none of two": {Good: with(2, `{"none":true}`), Needs: []driver.Live{lowers[0], far}},
-			"none of one": {Good: with(1, `{"none":true}`), Needs: []driver.Live{far}},
-			"upper": {Good: inMount, Needs: []driver.Live{lowers[0], disk}, Single: true, Fails: []drivertest.Failing{
-				{Name: "ramfs", Def: inMount, Needs: []driver.Live{lowers[0], ramfs}, Sudden: true, Class: errs.Invalid, Text: "trusted extended attributes"},
+			"lower":       {Good: def(1), Needs: []driver.Status{far}},
+			"none of two": {Good: with(2, `{"none":true}`), Needs: []driver.Status{lowers[0], far}},
+			"none of one": {Good: with(1, `{"none":true}`), Needs: []driver.Status{far}},
+			"upper": {Good: inMount, Needs: []driver.Status{lowers[0], disk}, Single: true, Fails: []drivertest.Failing{
+				{Name: "ramfs", Def: inMount, Needs: []driver.Status{lowers[0], ramfs}, Sudden: true, Class: errs.Invalid, Text: "trusted extended attributes"},
 			}},
 		} {
 			t.Run(name, func(t *testing.T) {
 				c.New, c.Scope = w.driver, w.Scope()
-				c.Hold = func(t *testing.T, live driver.Live) (string, func()) { return mounttest.Hold(t, live.Tree.Path, ":") }
+				c.Hold = func(t *testing.T, status driver.Status) (string, func()) {
+					return mounttest.Hold(t, status.Tree.Path, ":")
+				}
 				drivertest.Run(t, c)
 			})
 		}
@@ -109,13 +113,13 @@ func must(t testing.TB, err error) {
 }
 
 // show returns what the API shows of an overlay that stands on n lower mounts and, if it is in one, on that of its layer.
-func show(u driver.Unit, live driver.Live, needs int) *models.MountOverlay {
+func show(u driver.Unit, status driver.Status, needs int) *models.MountOverlay {
 	var out models.Mount
 	objects := make([]driver.Object, needs)
 	for i := range objects {
 		objects[i].Mount = &models.Mount{ID: models.ID(i + 1)}
 	}
-	u.Show(driver.Object{Mount: &out}, live, objects)
+	u.Show(driver.Object{Mount: &out}, status, objects)
 	return out.Overlay
 }
 
@@ -167,7 +171,7 @@ func TestDefaultSize(t *testing.T) {
 	var info unix.Sysinfo_t
 	must(t, unix.Sysinfo(&info))
 	u, _ := drivertest.Plan(t, w.driver(nil), def(1))
-	if got, want := show(u, driver.Live{}, 1).Upper.Tmpfs.Size, int64(info.Totalram)*int64(info.Unit)/4; got != want {
+	if got, want := show(u, driver.Status{}, 1).Upper.Tmpfs.Size, int64(info.Totalram)*int64(info.Unit)/4; got != want {
 		t.Errorf("%d bytes, want %d", got, want)
 	}
 }
@@ -184,15 +188,15 @@ func TestKept(t *testing.T) {
 		if len(needs) != 2 || needs[1].Path != "overlay.upper.mount" || needs[1].Def.Mount.ID != 9 {
 			t.Fatalf("needs %+v", needs)
 		}
-		up := func(id int64, lower driver.Live) driver.Live {
+		up := func(id int64, lower driver.Status) driver.Status {
 			t.Helper()
-			live, err := u.Up(context.Background(), driver.Site{ID: id, Needs: []driver.Live{lower, disk}})
+			status, err := u.Up(context.Background(), driver.Placement{ID: id, Needs: []driver.Status{lower, disk}})
 			must(t, err)
-			return live
+			return status
 		}
-		down := func(id int64, lower, live driver.Live) {
+		down := func(id int64, lower, status driver.Status) {
 			t.Helper()
-			must(t, u.Down(context.Background(), driver.Site{ID: id, Needs: []driver.Live{lower, disk}}, live))
+			must(t, u.Down(context.Background(), driver.Placement{ID: id, Needs: []driver.Status{lower, disk}}, status))
 		}
 		first := up(101, lowers[0])
 		must(t, os.WriteFile(filepath.Join(first.Tree.Path, "kept"), []byte("kept"), 0o600))
@@ -207,7 +211,7 @@ func TestKept(t *testing.T) {
 			t.Errorf("limit %d, used %d, %d lowers", *shown.Upper.Limit, *shown.Upper.Used, len(shown.Lower))
 		}
 		again, _ := drivertest.Plan(t, d, with(1, `{"mount":{"id":9},"path":"layers/./a/"}`))
-		_, err := again.Up(context.Background(), driver.Site{ID: 102, Needs: []driver.Live{lowers[1], disk}})
+		_, err := again.Up(context.Background(), driver.Placement{ID: 102, Needs: []driver.Status{lowers[1], disk}})
 		if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "mount 101 (overlay)") {
 			t.Errorf("a second overlay on one layer: %v (%v)", err, errs.ClassOf(err))
 		}
@@ -236,16 +240,16 @@ func TestNone(t *testing.T) {
 		lowers := w.lowers(t, 2)
 		for n := 1; n <= 2; n++ {
 			definition := with(n, `{"none":true}`)
-			live := drivertest.Up(t, w.driver(nil), definition, lowers[:n]...)
-			mounttest.Reads(t, filepath.Join(live.Tree.Path, "all"), "0")
-			if err := os.WriteFile(filepath.Join(live.Tree.Path, "new"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+			status := drivertest.Up(t, w.driver(nil), definition, lowers[:n]...)
+			mounttest.Reads(t, filepath.Join(status.Tree.Path, "all"), "0")
+			if err := os.WriteFile(filepath.Join(status.Tree.Path, "new"), nil, 0o600); !errors.Is(err, unix.EROFS) {
 				t.Errorf("write to %d layers: %v", n, err)
 			}
-			if !live.Tree.ReadOnly || live.Tree.Depth != n-1 {
-				t.Errorf("tree of %d layers: %+v", n, live.Tree)
+			if !status.Tree.ReadOnly || status.Tree.Depth != n-1 {
+				t.Errorf("tree of %d layers: %+v", n, status.Tree)
 			}
 			u, _ := drivertest.Plan(t, w.driver(nil), definition)
-			if shown := show(u, live, n); !shown.Upper.None || shown.Upper.Limit != nil || shown.Upper.Used != nil || shown.Upperdir != "" || shown.Workdir != "" {
+			if shown := show(u, status, n); !shown.Upper.None || shown.Upper.Limit != nil || shown.Upper.Used != nil || shown.Upperdir != "" || shown.Workdir != "" {
 				t.Errorf("shown of %d layers: %+v, %+v", n, shown, shown.Upper)
 			}
 		}
@@ -257,20 +261,20 @@ func TestBusyUpper(t *testing.T) {
 	bothWays(t, func(t *testing.T, w world) {
 		lowers := w.lowers(t, 1)
 		u, _ := drivertest.Plan(t, w.driver(nil), def(1))
-		site := driver.Site{ID: 9, Needs: lowers}
-		live, err := u.Up(context.Background(), site)
+		place := driver.Placement{ID: 9, Needs: lowers}
+		status, err := u.Up(context.Background(), place)
 		must(t, err)
 		before := testkit.Snapshot(t, w.Scope())
-		for _, dir := range []string{show(u, live, 1).Upperdir, live.Tree.Path} {
+		for _, dir := range []string{show(u, status, 1).Upperdir, status.Tree.Path} {
 			pid, release := mounttest.Hold(t, dir, ":")
-			if err := u.Down(context.Background(), site, live); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), pid) {
+			if err := u.Down(context.Background(), place, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), pid) {
 				t.Errorf("down while %s is in %s: %v", pid, dir, err)
 			}
-			mounttest.Write(t, filepath.Join(live.Tree.Path, "file"), "x")
-			mounttest.Reads(t, filepath.Join(show(u, live, 1).Upperdir, "file"), "x")
+			mounttest.Write(t, filepath.Join(status.Tree.Path, "file"), "x")
+			mounttest.Reads(t, filepath.Join(show(u, status, 1).Upperdir, "file"), "x")
 			release()
 			before.Same(t)
 		}
-		testkit.Eventually(t, "it comes down", func() bool { return u.Down(context.Background(), site, live) == nil })
+		testkit.Eventually(t, "it comes down", func() bool { return u.Down(context.Background(), place, status) == nil })
 	})
 }

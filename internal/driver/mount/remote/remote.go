@@ -91,8 +91,8 @@ func (m *Mounts) Path(id int64) string { return m.dir.Path(id) }
 //
 // If the server does not answer, 1 or 2 end with the deadline, an errs.Deadline, and nothing has changed. If it refuses to
 // write, the mount goes all the same, and the client is told.
-func (m *Mounts) Detach(ctx context.Context, site driver.Site) error {
-	id := site.ID
+func (m *Mounts) Detach(ctx context.Context, place driver.Placement) error {
+	id := place.ID
 	if err := m.Settle(ctx, id); err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (m *Mounts) Detach(ctx context.Context, site driver.Site) error {
 	}
 	if unsaved != nil && !errors.Is(unsaved, unix.ENOENT) { // else it was not mounted any more
 		m.log.Warn("unsaved data lost at unmount", logkey.Object, id, logkey.Error, unsaved)
-		site.Lost("mount %d is unmounted, but not all that was written to it could be saved: %v", id, unsaved)
+		place.Lost("mount %d is unmounted, but not all that was written to it could be saved: %v", id, unsaved)
 	}
 	return nil
 }

@@ -66,11 +66,11 @@ func TestDetachWaits(t *testing.T) {
 	}
 	short, cancel = context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
-	if err := mounts.Detach(short, driver.Site{ID: 1}); !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "an earlier attempt is not over") {
+	if err := mounts.Detach(short, driver.Placement{ID: 1}); !errs.Is(err, errs.Deadline) || !strings.Contains(err.Error(), "an earlier attempt is not over") {
 		t.Errorf("got %v: %v", errs.ClassOf(err), err)
 	}
 	thaw()
-	must(t, mounts.Detach(ctx, driver.Site{ID: 1}))
+	must(t, mounts.Detach(ctx, driver.Placement{ID: 1}))
 	if mounted, err := mount.IsMounted(path); mounted || err != nil {
 		t.Errorf("it is still mounted: %v", err)
 	}
@@ -105,7 +105,7 @@ func TestDetachOfInherited(t *testing.T) {
 	})
 	_, err = os.ReadFile(fifo)
 	must(t, errors.Join(err, <-written))
-	must(t, next.Detach(ctx, driver.Site{ID: 1}))
+	must(t, next.Detach(ctx, driver.Placement{ID: 1}))
 	if mounted, err := mount.IsMounted(path); mounted || err != nil {
 		t.Errorf("it is still mounted: %v", err)
 	}
