@@ -87,7 +87,7 @@ func TestBinds(t *testing.T) {
 		s.shows(t, "below\n/x\n/x/sub\n/x/sub/inner\n", s.shell("cat /x/sub/inner/below; cut -d ' ' -f 5 /proc/self/mountinfo | grep ^/x",
 			binding(filepath.Join(dir, "link"), "/x"), binding(filepath.Join(dir, "sub"), "/x/sub/inner")))
 	})
-	t.Run("nobody else holds it", func(t *testing.T) {
+	t.Run("no other process holds it", func(t *testing.T) {
 		s.shows(t, "gone\n", s.shell("umount /x && echo gone", binding(filepath.Join(dir, "sub"), "/x")))
 	})
 	t.Run("on a read-only root", func(t *testing.T) {
@@ -179,7 +179,7 @@ func TestBindHoldsMount(t *testing.T) {
 	}
 }
 
-// A source whose server does not answer holds up nobody but the one who asked for it.
+// A source whose server does not answer delays only its own request.
 func TestBindOfDeadServer(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)

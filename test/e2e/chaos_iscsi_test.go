@@ -56,7 +56,7 @@ func (n iscsiNode) origins(t *testing.T) []*origin {
 	return append(all, n.origin("squashfs", 2, squashRoot, unwritten).readsRandom(random), silent)
 }
 
-// dials tells whether somebody here connects to a port, in hexadecimal, and has no answer: state 2 in proc_pid_net(5).
+// dials reports whether a process here connects to a port, in hexadecimal, without a response: state 2 in proc_pid_net(5).
 func dials(port string) bool {
 	table, _ := os.ReadFile("/proc/net/tcp")
 	return strings.Contains(string(table), ":"+port+" 02 ")
@@ -109,7 +109,7 @@ func (n iscsiNode) neverBack(t *testing.T) {
 	}
 	a := n.Must(t, http.StatusOK, http.MethodDelete, fmt.Sprintf("/container?id=%d", c.ID), nil, nil)
 	if warnings := strings.Join(a.Header.Values("Warning"), "\n"); !strings.Contains(warnings, "not all that was written to it could be saved") {
-		t.Errorf("nobody is told of what is lost: %q", warnings)
+		t.Errorf("no warning of lost data: %q", warnings)
 	}
 	n.empties(t)
 }

@@ -24,8 +24,8 @@ func setState(t testing.TB, n *node, want int, id models.ID, state string) strin
 	return string(c.State)
 }
 
-// How a container ends tells what it shows: exited if it was asked to, went down by itself or returned 0.
-func TestEnds(t *testing.T) {
+// A container is exited if it was stopped, powered itself off or returned 0, and dead otherwise.
+func TestContainerStates(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	base := n.mount(t, squash(n.image))
@@ -244,7 +244,7 @@ func TestLog(t *testing.T) {
 }
 
 // A container sees nothing of the node: no other mounts, no descriptors, no environment of the daemon.
-func TestSeesNothing(t *testing.T) {
+func TestContainerCannotSeeTheNode(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	other := n.mount(t, squash(n.image))
@@ -274,7 +274,7 @@ func TestSeesNothing(t *testing.T) {
 }
 
 // While one container runs, what another one used, also one that is older, can be freed.
-func TestNeighbourIsFree(t *testing.T) {
+func TestBusyContainerDoesNotSlowOthers(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	older := n.create(t, start(forever, n.root()))

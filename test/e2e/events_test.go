@@ -17,7 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// listener is somebody who is told of events.
+// listener receives events.
 type listener struct {
 	*testkit.Events
 	body io.ReadCloser
@@ -62,7 +62,7 @@ func (n *node) shown(t *testing.T) testkit.Fold {
 }
 
 // Listeners that are cut off at random and come back know in the end what GET shows, whatever happens on the node meanwhile.
-func TestListenersKnowWhatIsThere(t *testing.T) {
+func TestEventsMatchTheList(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	here := testkit.Snapshot(t, n.Scope())
@@ -137,10 +137,10 @@ func (n *node) lives(t *testing.T, base models.ID, name string) {
 }
 
 // A stream outlasts the server's time-outs, ends as a whole when the server ends, and nothing of it is left. Who comes back to a
-// later server with an id of the earlier one is told to begin anew.
+// later server with an id of the earlier one is asked to begin again.
 func TestEventsAcrossServers(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t, "--create-timeout", "2s", "--delete-timeout", "2s", "--write-timeout", "2100ms", "--read-timeout", "1s", "--graceful-timeout", "10m", "--cleanup-timeout", "1s")
+	n := newRestartable(t, "--create-timeout", "2s", "--delete-timeout", "2s", "--write-timeout", "2100ms", "--read-timeout", "1s", "--graceful-timeout", "10m", "--cleanup-timeout", "1s")
 	n.Stay()
 	n.Stop(t)
 	n.Again(t)

@@ -349,7 +349,7 @@ func TestStreamShutdown(t *testing.T) {
 			if ends {
 				grace = "60s"
 			}
-			n := newHeritage(t, "--graceful-timeout", grace)
+			n := newRestartable(t, "--graceful-timeout", grace)
 			c := n.create(t, start(forever, n.root()))
 			s := n.opens(t, streamPath(c.ID, "trap 'exit 5' HUP; echo there; until [ -e /end ]; do sleep 0.05; done; echo more; exit 3", ""))
 			_, _, err := s.next()
@@ -491,7 +491,7 @@ func TestStreamParameters(t *testing.T) {
 	if a.Status != http.StatusBadRequest || !strings.Contains(a.Message(), wsProtocol) {
 		t.Errorf("another protocol: status %d: %s", a.Status, a.Body)
 	}
-	// Odd messages do no harm.
+	// Invalid messages do no harm.
 	s := n.opens(t, streamPath(c.ID, "read line; echo $line", "&stdin=true"))
 	for _, message := range []string{"", "\x04", "\x04{", "\x04{\"Width\":99999}", "\x07x", "\x01x", "\x02", "\x03", "\xff", "\xff\x01", "\x00"} {
 		must(t, s.WriteMessage(websocket.BinaryMessage, []byte(message)))

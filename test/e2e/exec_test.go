@@ -516,7 +516,7 @@ func execHostileImage(t *testing.T, n *node) {
 
 // In a container with systemd, whose cgroup may have no processes of its own once that enables controllers, commands run from the first moment
 // on, beside systemd's units, and do not disturb them.
-func TestExecBesideSystemd(t *testing.T) {
+func TestExecWithSystemd(t *testing.T) {
 	t.Parallel()
 	suites := testkit.Debians()
 	image := testkit.Debian(t, suites[len(suites)-1])

@@ -158,7 +158,7 @@ var deviceHolders = []holder{
 	}},
 }
 
-// Whoever holds a mount is named, and nothing changes; when he lets go the delete works.
+// A failed delete of a mount names the holders and changes nothing. It succeeds once they release the mount.
 func TestMountHolders(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -186,7 +186,7 @@ func TestMountHolders(t *testing.T) {
 	}
 }
 
-// So is whoever holds a device.
+// The same for the holders of a device.
 func TestDeviceHolders(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -219,7 +219,7 @@ func (n *node) refuses(t *testing.T, resource string, id models.ID, path string,
 		a, err := n.Do(t.Context(), http.MethodDelete, fmt.Sprintf("%s?id=%d", resource, id), nil)
 		return err == nil && a.Status == http.StatusOK
 	}) {
-		t.Errorf("it can't be deleted when nobody holds it: %s", n.everything(t.Context(), t))
+		t.Errorf("the mount cannot be deleted without holders: %s", n.everything(t.Context(), t))
 	}
 }
 
@@ -238,7 +238,7 @@ func TestContainerRootHeld(t *testing.T) {
 	testkit.Eventually(t, "all is gone", func() bool { return n.everything(t.Context(), t) == "[] [] []" })
 }
 
-// Only what was attached is detached: a partition that somebody has open counts.
+// A device with an open partition is not detached.
 func TestPartitionHeld(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// What was the root before is not below the container's, nor behind it: neither for who enters the mount namespace anew, which leads to the
+// The node's root is neither below nor behind the container's: not even for a process that enters the mount namespace again, which leads to the
 // root of that, nor for who takes the root away, nor for who goes up from a directory outside of a chroot.
 func TestOldRootIsGone(t *testing.T) {
 	t.Parallel()
@@ -23,7 +23,7 @@ func TestOldRootIsGone(t *testing.T) {
 		must(t, os.Mkdir(filepath.Join(dir, "jail"), 0o755))
 	})
 	for _, c := range []struct{ name, script, want string }{
-		{"entered anew", "nsenter -t 1 -m cat /mark; nsenter -t 1 -m cut -d ' ' -f 5 /proc/1/mountinfo | grep -c '^/$'", "of the image\n1\n"},
+		{"entered again", "nsenter -t 1 -m cat /mark; nsenter -t 1 -m cut -d ' ' -f 5 /proc/1/mountinfo | grep -c '^/$'", "of the image\n1\n"},
 		{"copied", "unshare -m cat /mark; unshare -m cut -d ' ' -f 5 /proc/self/mountinfo | grep -c '^/$'", "of the image\n1\n"},
 		{"up", "cd /proc/1/root/../../..; cat mark; cd /proc/1/cwd/../../..; ls -d mark | wc -l", "of the image\n1\n"},
 		{"taken away", "umount / 2>/dev/null; umount -l /; cat /mark; ls /proc /dev | wc -l", "of the image\n3\n"}, // the names and an empty line

@@ -16,8 +16,8 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// odd are files of kinds that are found where regular ones are expected. The block device is the one that all nodes have: 7:0.
-func odd(t *testing.T, dir string) {
+// special creates files of all kinds that are not regular. The block device is one that all nodes have: 7:0.
+func special(t *testing.T, dir string) {
 	t.Helper()
 	must(t, os.MkdirAll(dir, 0o755))
 	for name, node := range map[string]struct{ kind, number uint64 }{
@@ -33,12 +33,12 @@ func odd(t *testing.T, dir string) {
 
 var oddKinds = []string{"fifo", "socket", "zero", "block", "dir"}
 
-// What is no regular file where one is expected is refused, and nobody waits for it or opens a device by it: as a disk, as the
+// Pipes, sockets and devices are refused where a regular file is expected, without waiting for or opening a device: as a disk, as the
 // command, as its interpreter, as the list of users, as the root of a bind.
 func TestHostileFiles(t *testing.T) {
 	t.Parallel()
 	s := newStudio(t, func(dir string) {
-		odd(t, filepath.Join(dir, "odd"))
+		special(t, filepath.Join(dir, "odd"))
 		for _, kind := range oddKinds {
 			script := fmt.Sprintf("#!/odd/%s\n", kind)
 			must(t, os.WriteFile(filepath.Join(dir, "odd/by-"+kind), []byte(script), 0o755))
@@ -69,7 +69,7 @@ func TestHostileFiles(t *testing.T) {
 		t.Run("users "+kind, func(t *testing.T) {
 			quick(t)
 			base := s.baseOf(t, func(dir string) {
-				odd(t, filepath.Join(dir, "odd"))
+				special(t, filepath.Join(dir, "odd"))
 				must(t, os.Remove(filepath.Join(dir, "etc/passwd")))
 				must(t, os.Rename(filepath.Join(dir, "odd", kind), filepath.Join(dir, "etc/passwd")))
 			})
@@ -90,7 +90,7 @@ func TestHostileFiles(t *testing.T) {
 func TestImageIsInertOnTheNode(t *testing.T) {
 	t.Parallel()
 	s := newStudio(t, func(dir string) {
-		odd(t, filepath.Join(dir, "odd"))
+		special(t, filepath.Join(dir, "odd"))
 		must(t, os.Chmod(filepath.Join(dir, "bin/busybox"), 0o755|os.ModeSetuid))
 	})
 	over := s.mount(t, overlay(mountID(s.base)))

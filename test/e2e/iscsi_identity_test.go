@@ -54,7 +54,7 @@ func TestISCSIAnotherVolumeWhileKilled(t *testing.T) { anotherVolume(t, true) }
 func anotherVolume(t *testing.T, killed bool) {
 	t.Helper()
 	target := newTarget(t, 2)
-	n := iscsiNode{newHeritage(t), target}
+	n := iscsiNode{newRestartable(t), target}
 	n.Stay()
 	n.Stop(t)
 	n.Again(t)

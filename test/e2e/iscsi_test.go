@@ -175,7 +175,7 @@ func TestISCSIParallel(t *testing.T) {
 	}
 }
 
-// A disk that somebody uses stays, with all that is needed for it, and the answer says who.
+// A disk in use stays with its dependencies, and the error names the holder.
 func TestISCSIBusy(t *testing.T) {
 	n := newISCSINode(t, 1)
 	a := n.attach(t, n.lun(0))
@@ -234,9 +234,9 @@ func TestISCSIRecovers(t *testing.T) {
 
 // A server that takes over a session whose connection was lost while there was none logs in again, with the secrets: who writes
 // goes on.
-func TestISCSITakenOver(t *testing.T) {
+func TestISCSISurvivesRestarts(t *testing.T) {
 	target := newTarget(t, 1)
-	n := iscsiNode{newHeritage(t), target}
+	n := iscsiNode{newRestartable(t), target}
 	n.Stay()
 	n.Stop(t)
 	n.Again(t)

@@ -367,7 +367,7 @@ func (k *kraken) rest() {
 	}
 }
 
-// define changes the configuration of an image: it is made, or made anew; nil takes it away.
+// define changes the configuration of an image; nil removes it.
 func (k *kraken) define(name string, def *models.Container) {
 	k.mu.Lock()
 	before := k.config[name]
@@ -493,7 +493,7 @@ func TestKrakenModule(t *testing.T) {
 			must(t, syscall.Kill(int(before.Pid), signal))
 			k.recovers(t, "app", failed)
 			if after := n.named(t, "app"); after.ID <= before.ID {
-				t.Errorf("container %d was not made anew", before.ID)
+				t.Errorf("container %d was not created again", before.ID)
 			}
 		})
 	}
@@ -618,7 +618,7 @@ func TestKrakenSlowStop(t *testing.T) {
 // reloaded.
 func TestKrakenAndKilledServers(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t, "--stop-timeout", "4s")
+	n := newRestartable(t, "--stop-timeout", "4s")
 	k := module(t, n)
 	k.define("app", n.simple("", stubborn))
 	k.define("data", n.simple("", forever))
@@ -650,7 +650,7 @@ func TestKrakenAndKilledServers(t *testing.T) {
 }
 
 // A container that cannot be killed keeps its image waiting without an error, and is deleted when its processes have ended.
-func TestKrakenAndWhatCannotBeKilled(t *testing.T) {
+func TestKrakenAndUnkillableContainers(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
 	testkit.Need(t, "fsfreeze")

@@ -380,7 +380,7 @@ func (n *node) kept(t *testing.T, id models.ID) (sum int64) {
 	return sum
 }
 
-// A client that takes nothing holds nobody up: not the container, not others. It gets what it could have in time, without a
+// A client that does not read delays neither the container nor other clients. It gets what it could have in time, without a
 // gap, and is then cut off.
 func TestSlowFollower(t *testing.T) {
 	t.Parallel()
@@ -578,7 +578,7 @@ func supervisorMemory(t *testing.T, pid int64) (kib int) {
 func TestFollowWithoutInotify(t *testing.T) {
 	t.Parallel()
 	testkit.NotInGuest(t, "tail", "ldd")
-	n := newHeritage(t)
+	n := newRestartable(t)
 	s := studio{n, n.baseOf(t, func(dir string) { program(t, dir, "tail") })} // that of busybox uses no inotify
 	w := n.tell(t)
 	greedy := s.create(t, s.shell("touch /dev/shm/file; while :; do /usr/bin/tail -n 0 -F /dev/shm/file >/dev/null 2>&1 & i=$((i+1)); [ $i -lt 140 ] || break; done; echo taken; wait"))

@@ -17,13 +17,13 @@ func mapperOn(t *testing.T, below string) (name, device string) {
 	t.Helper()
 	testkit.Guest(t)
 	testkit.Run(t, "modprobe", "dm_mod")
-	name = "honest-" + filepath.Base(below)
+	name = "held-" + filepath.Base(below)
 	sectors := strings.TrimSpace(testkit.Run(t, "blockdev", "--getsz", below))
 	testkit.Run(t, "dmsetup", "create", "--noudevsync", name, "--table", fmt.Sprintf("0 %s linear %s 0", sectors, below))
 	return name, strings.TrimSpace(testkit.Run(t, "dmsetup", "info", "--columns", "--noheadings", "--options", "blkdevname", name))
 }
 
-// The device mapper on a device holds it, whether or not somebody uses what it has made.
+// The device mapper on a device holds it, whether or not its own device is in use.
 func TestMapperHolds(t *testing.T) {
 	t.Parallel()
 	testkit.Guest(t)

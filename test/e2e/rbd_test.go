@@ -202,7 +202,7 @@ func unplug(t *testing.T) func() {
 	return mend
 }
 
-// A cluster that does not answer costs a create and a delete their time limits, and nobody else anything.
+// A cluster that does not answer costs a create and a delete their time limits, and no other request anything.
 func TestRBDHangs(t *testing.T) {
 	n := newCephNode(t, "--create-timeout", "6s", "--delete-timeout", "4s")
 	n.Image(t, "one")

@@ -82,7 +82,7 @@ func (n *node) first(t *testing.T, resource string) (list []object) {
 // How long a server takes to its first list, and to recover all objects, grows with their number, not with the square of it.
 func TestRecoveryIsLinear(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	const few, times = 250, 6
 	best := func(count int) comeback {
 		n.binds(t, count)
@@ -139,7 +139,7 @@ func (n *node) containers(t *testing.T, count int) map[int64]models.Container {
 // while it recovers them. None is lost or started again.
 func TestKilledDuringRecovery(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	made := n.containers(t, 100)
 	complete := func(list []object) {
 		t.Helper()
@@ -176,7 +176,7 @@ func TestKilledDuringRecovery(t *testing.T) {
 // of one.
 func TestRecoveryWithoutSupervisors(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	made := n.containers(t, 8)
 	var healthy, mute []models.Container
 	for _, id := range slices.Sorted(maps.Keys(made)) {

@@ -388,7 +388,7 @@ func TestServerRestartDuringAReplace(t *testing.T) {
 	for name, end := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := newHeritage(t)
+			n := newRestartable(t)
 			n.Stay()
 			n.Stop(t)
 			n.Again(t)
@@ -491,7 +491,7 @@ func TestDowntime(t *testing.T) {
 // is cancelled, and nothing fails.
 func TestKrakenDuringAReplace(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t, "--stop-timeout", "2s")
+	n := newRestartable(t, "--stop-timeout", "2s")
 	k := module(t, n)
 	k.define("web", n.simple("", forever))
 	k.becomes(t, "web", fateActive)

@@ -186,7 +186,7 @@ func TestOldFormsAreMarkedDeprecated(t *testing.T) {
 // TestLabelsOfAttachmentsAndMounts: they are stored, shown, selected by, and survive a daemon.
 func TestLabelsOfAttachmentsAndMounts(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	a := loopback(n.image)
 	a.Labels = map[string]string{"tier": "base", "job": "1"}
 	m := device(a, "squashfs")
@@ -222,7 +222,7 @@ func TestLabelsOfAttachmentsAndMounts(t *testing.T) {
 // TestNeededByNamesTheHolders: what a DELETE would be refused for can be read, in lists and in events, and goes with the holder.
 func TestNeededByNamesTheHolders(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	base := n.mount(t, squash(n.image))
 	names := func() (all []string) {
 		var list []models.Mount
@@ -256,7 +256,7 @@ func TestNeededByNamesTheHolders(t *testing.T) {
 // TestIfMatchGuardsADelete: with another generation nothing happens.
 func TestIfMatchGuardsADelete(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	made := n.create(t, n.simple("app", forever))
 	if made.Generation != 1 || made.Mount.Generation != 1 {
 		t.Errorf("generation %d on %d", made.Generation, made.Mount.Generation)
@@ -293,7 +293,7 @@ func TestIfMatchGuardsADelete(t *testing.T) {
 // more is created. One that failed can be sent again.
 func TestIdempotencyKeyCreatesOnce(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	send := func(path, key string, def any) harness.Answer {
 		t.Helper()
 		body, err := json.Marshal(def)

@@ -115,7 +115,7 @@ func TestRestartRefused(t *testing.T) {
 // container that waits to be started again is an hour in the future. The container starts after the rest of its wait.
 func TestRestartAfterTheClockWasSet(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	c := start(`/bin/sh -c 'exit 3'`, overlay(squash(n.image)))
 	c.Restart = models.ContainerRestartOnDashFailure
 	made := n.create(t, c)

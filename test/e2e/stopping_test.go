@@ -132,7 +132,7 @@ func TestADeletedContainerReadsRunning(t *testing.T) {
 // A server that is killed during a stop recovers a container that is stopping, and then has exited and is still there.
 func TestKilledDuringAStop(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t, "--stop-timeout", "3s")
+	n := newRestartable(t, "--stop-timeout", "3s")
 	c := n.create(t, start(stubborn, n.root()))
 	n.logged(t, c.ID, "deaf\n")
 	setState(t, n, http.StatusOK, c.ID, "exited")
@@ -221,7 +221,7 @@ func TestAContainerThatCannotBeKilled(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
 	testkit.Need(t, "fsfreeze")
-	n := newHeritage(t)
+	n := newRestartable(t)
 	data := n.mount(t, device(loopback(testkit.Ext4(t, t.TempDir())), "ext4"))
 	c := start(`/bin/sh -c "while :; do echo 1 > /data/file; done"`, n.root())
 	c.Binds = []*models.ContainerBind{{Source: to(data.Mountpoint), Target: to("/data")}}

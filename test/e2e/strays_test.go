@@ -30,7 +30,7 @@ func cleanStrays(t *testing.T, runDir, cgroup string) (out string, err error) {
 // leaves the objects of the journal.
 func TestStraysOfALostJournal(t *testing.T) {
 	t.Parallel()
-	n, lost := heir(t)
+	n, lost := killedServer(t)
 	must(t, os.WriteFile(filepath.Join(n.RunDir, "journal.db"), []byte(strings.Repeat("lost", 4096)), 0o600))
 	since := len(n.Log())
 	n.Again(t)
@@ -68,7 +68,7 @@ func TestStraysOfALostJournal(t *testing.T) {
 // A fresh run directory with the cgroup parent of another one: nothing collides, and nothing is cleaned whose run directory is still there.
 func TestFreshRunDirectory(t *testing.T) {
 	t.Parallel()
-	n, old := heir(t)
+	n, old := killedServer(t)
 	dir := testkit.RunDir(t)
 	fresh := &node{image: n.image}
 	fresh.Daemon = harness.Restart(t, harness.Server(t), dir, "--cgroup-parent", n.Cgroup)

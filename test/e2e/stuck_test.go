@@ -209,7 +209,7 @@ func TestStuckServers(t *testing.T) {
 	for range 2*each - 2 {
 		a := <-answers
 		if a.Status != http.StatusCreated {
-			// The first portals did not answer in time, and nobody is at the others.
+			// The first portals did not answer in time, and the others have no listener.
 			if a.resource == "/mount" || a.Status != http.StatusBadGateway && a.Status != http.StatusGatewayTimeout {
 				t.Errorf("%s is answered %d %s", a.resource, a.Status, a.Body)
 			}
@@ -479,7 +479,7 @@ func TestStuckImageStaysTaken(t *testing.T) {
 	t.Cleanup(func() { testkit.Run(t, "umount", host) })
 	image := filepath.Join(host, "image")
 	testkit.Run(t, "mkfs.ext4", "-q", image, "32M")
-	n := newHeritage(t, "--create-timeout", "4s", "--delete-timeout", "2s")
+	n := newRestartable(t, "--create-timeout", "4s", "--delete-timeout", "2s")
 	n.Stay()
 	first, second := n.attach(t, loopback(image)), n.attach(t, loopback(image))
 	testkit.Run(t, "fsfreeze", "--freeze", host)

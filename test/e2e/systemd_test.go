@@ -180,7 +180,7 @@ func systemdTimer(t *testing.T, c models.Container) {
 	until(t, c, "test -e /run/ticked")
 }
 
-// A service is started when somebody connects to its socket.
+// A service starts when a client connects to its socket.
 func systemdSocket(t *testing.T, c models.Container) {
 	const units = `cd /run/systemd/system
 		printf '[Socket]\nListenFIFO=/run/answer\n' >answer.socket

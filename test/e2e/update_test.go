@@ -38,7 +38,7 @@ func (n *node) rootOf(t *testing.T, c models.Container) models.Mount {
 // that changes nothing does not.
 func TestUpdateChangesTheDefinition(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	def := n.simple("update-a", forever)
 	def.Labels = map[string]string{"job": "1", "user": "eve"}
 	c := n.create(t, def)
@@ -140,7 +140,7 @@ func TestIfMatchGuardsAnUpdate(t *testing.T) {
 func TestUpdateResourcesOfARunningContainer(t *testing.T) {
 	t.Parallel()
 	testkit.Controllers(t, "memory", "pids", "cpu")
-	n := newHeritage(t)
+	n := newRestartable(t)
 	for _, first := range []*models.ContainerResources{nil, {Memory: 64 << 20, Pids: 20, CPUWeight: 50}} {
 		def := n.simple("", forever)
 		def.State, def.Resources = "running", first
@@ -198,7 +198,7 @@ func TestUpdateDoesNotKillForMemory(t *testing.T) {
 // A new stop timeout holds for the run that is under way, also for a daemon that comes later.
 func TestUpdateStopTimeoutOfARunningContainer(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t, "--stop-timeout", "45s")
+	n := newRestartable(t, "--stop-timeout", "45s")
 	for _, again := range []bool{false, true} {
 		c := n.create(t, start(stubborn, n.root()))
 		n.logged(t, c.ID, "deaf\n")

@@ -176,7 +176,7 @@ func TestISCSIVerity(t *testing.T) {
 	})
 }
 
-// The same over an image of a Ceph cluster, which somebody else changes.
+// The same over an image of a Ceph cluster, which another client changes.
 func TestRBDVerity(t *testing.T) {
 	n := newCephNode(t)
 	s := seal(t, "squashfs", false)
@@ -293,13 +293,13 @@ func TestVerityStops(t *testing.T) {
 }
 
 // A later server takes the devices over, reads from the kernel what has become of them meanwhile, and does what is to be done.
-func TestVerityTakesOver(t *testing.T) {
+func TestVerityAfterRestart(t *testing.T) {
 	t.Parallel()
 	testkit.Guest(t)
 	for name, end := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := newHeritage(t)
+			n := newRestartable(t)
 			n.Stay()
 			n.Stop(t)
 			n.Again(t)
@@ -413,7 +413,7 @@ func TestRequireVerity(t *testing.T) {
 func TestRequireVerityLater(t *testing.T) {
 	t.Parallel()
 	testkit.Guest(t)
-	n := newHeritage(t)
+	n := newRestartable(t)
 	n.Stay()
 	n.Stop(t)
 	n.Again(t)

@@ -43,7 +43,7 @@ func (n *node) killKeeper(t *testing.T) {
 // both, stops its reads, and no secret is to be seen.
 func TestImageOnDemand(t *testing.T) {
 	testkit.Guest(t)
-	n := newHeritage(t)
+	n := newRestartable(t)
 	site, _ := newSite(t)
 	var c models.Container
 	answer := n.Must(t, http.StatusCreated, http.MethodPost, "/container", &models.Container{
@@ -117,7 +117,7 @@ func TestImageOnDemand(t *testing.T) {
 // TestImageOnDemandBelow: verity stands on an image that is read on demand, also when its keeper is replaced.
 func TestImageOnDemandBelow(t *testing.T) {
 	testkit.Guest(t)
-	n := newHeritage(t) // the keepers' cgroup and their program stay until the server ends, as those of the supervisors do
+	n := newRestartable(t) // the keepers' cgroup and their program stay until the server ends, as those of the supervisors do
 	root := t.TempDir()
 	must(t, os.Chmod(root, 0o755))
 	s := seal(t, "squashfs", false)

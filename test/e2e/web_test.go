@@ -43,7 +43,7 @@ func whole(h *models.AttachHTTP) { h.Mode = to(models.AttachHTTPModeWhole) }
 // TestImageFromNginx runs a container from a real web server, keeps it through a SIGKILL of the server, and downloads the image once.
 func TestImageFromNginx(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	site, digest := newSite(t)
 	withDigest := func(h *models.AttachHTTP) { h.Digest = digest }
 	var c models.Container
@@ -72,7 +72,7 @@ func TestImageFromNginx(t *testing.T) {
 // TestWebImageRefused: each failure names its cause and remedy, and leaves nothing.
 func TestWebImageRefused(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	site, _ := newSite(t)
 	for name, c := range map[string]struct {
 		attach *models.Attach
@@ -98,7 +98,7 @@ func TestWebImageRefused(t *testing.T) {
 // TestWebImageSecrets: the password works, and is in no response, event, log or file of the run directory.
 func TestWebImageSecrets(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	site, _ := newSite(t)
 	var a models.Attach
 	n.Must(t, http.StatusCreated, http.MethodPost, "/attach", webImage(site.URL+"/private/app.squashfs?signature=canary-query", func(h *models.AttachHTTP) {
@@ -123,7 +123,7 @@ func TestWebImageSecrets(t *testing.T) {
 // TestCacheIsFull: an image that does not fit is a 507 that names the flag, and an unused one makes room.
 func TestCacheIsFull(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t, "--cache-size", "3MiB")
+	n := newRestartable(t, "--cache-size", "3MiB")
 	root := t.TempDir()
 	must(t, os.Chmod(root, 0o755))
 	for _, name := range []string{"one", "two"} {
@@ -151,7 +151,7 @@ func uriMount(uri string, more ...func(*models.MountURI)) *models.Mount {
 // TestURI: a URI becomes the objects that it stands for, and the type of the file system is found on the device. They survive the server.
 func TestURI(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	site, _ := newSite(t)
 	root := testkit.Busybox(t)
 	for uri, want := range map[string]string{

@@ -12,14 +12,14 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// An image that is written to is mounted by way of one device: a second one would destroy it, and the kernel lets it.
-func TestImageTwice(t *testing.T) {
+// A writable image is mounted through one device only. A second one would destroy it, and the kernel allows that.
+func TestWritableImageIsMountedOnce(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "ext4")
 	for name, end := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := newHeritage(t)
+			n := newRestartable(t)
 			n.Stay()
 			n.Stop(t)
 			n.Again(t)
@@ -34,7 +34,7 @@ func TestImageTwice(t *testing.T) {
 				}
 			}
 
-			// Of many at a time one comes up.
+			// Of many creates at once, one succeeds.
 			var mu sync.Mutex
 			var made []models.Mount
 			var all sync.WaitGroup

@@ -29,7 +29,7 @@ func mountByHand(t *testing.T, source, options string) (dir string) {
 	return dir
 }
 
-// taken has a mount refused, because of something that the answer names.
+// taken checks that a mount is refused, and that the error names the holder.
 func (n *node) taken(t *testing.T, by string, m *models.Mount) {
 	t.Helper()
 	if got := n.refused(t, http.StatusConflict, m); !strings.Contains(got, by) {
@@ -43,7 +43,7 @@ func (n *node) goes(t *testing.T, m *models.Mount) {
 	n.remove(t, http.StatusOK, "/mount", n.mount(t, m).ID)
 }
 
-// An image that is mounted by hand is not mounted a second time, by whatever name, if one of the two can write to it.
+// An image that is mounted outside ImageAPI is not mounted a second time, under any name, if either mount is writable.
 func TestImageMountedByHand(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -87,13 +87,13 @@ func TestImageMountedByHand(t *testing.T) {
 	n.goes(t, device(loopback(image), "ext4"))
 }
 
-// Of our own devices over one file, made in any way, one is mounted.
-func TestImageByAnyDevice(t *testing.T) {
+// Of several devices with the same file, however created, only one is mounted.
+func TestOneImageIsMountedThroughOneDevice(t *testing.T) {
 	t.Parallel()
 	for name, end := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := newHeritage(t)
+			n := newRestartable(t)
 			n.Stay()
 			n.Stop(t)
 			n.Again(t)
@@ -123,7 +123,7 @@ func TestImageByAnyDevice(t *testing.T) {
 	}
 }
 
-// A device by hand over the file of one of ours has the same content, from its offset on.
+// A foreign device with the same file as one of ours has the same content, from its offset on.
 func TestImageLocalAndLoopback(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -136,7 +136,7 @@ func TestImageLocalAndLoopback(t *testing.T) {
 	n.taken(t, loop, device(loopback(image), "ext4"))
 }
 
-// Parts of a file are each others' only if they have a sector in common.
+// Two parts of a file conflict only if they share a sector.
 func TestImageParts(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -171,7 +171,7 @@ func TestImageParts(t *testing.T) {
 	n.goes(t, on(1))
 }
 
-// What a device of the device mapper stands on has its content.
+// A device of the device mapper and the device below it have the same content.
 func TestImageMapped(t *testing.T) {
 	t.Parallel()
 	testkit.Guest(t)
@@ -182,13 +182,13 @@ func TestImageMapped(t *testing.T) {
 	n.remove(t, http.StatusOK, "/mount", m.ID)
 }
 
-// An upper layer that is kept is no other overlay's layer, whichever of the two comes first.
-func TestLayersApart(t *testing.T) {
+// A kept upper layer cannot be a layer of another overlay, whichever is created first.
+func TestKeptUpperLayerIsNotShared(t *testing.T) {
 	t.Parallel()
 	for name, end := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := newHeritage(t)
+			n := newRestartable(t)
 			n.Stay()
 			n.Stop(t)
 			n.Again(t)

@@ -19,7 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// digest is that of what a sparse file has, and where.
+// digest returns the digest of a sparse file's data and their offsets.
 func digest(t *testing.T, path string) string {
 	t.Helper()
 	f, err := os.Open(path)
@@ -51,7 +51,7 @@ func dirty(t *testing.T, image string) {
 	must(t, os.Rename(crashed, image))
 }
 
-// A mount that is read-only, by whatever means, does not write to its image, and says if that leaves something out.
+// A read-only mount never writes to its image, and warns if the image has an unreplayed journal.
 func TestReadOnlyNeverWrites(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -101,7 +101,7 @@ func TestReadOnlyNeverWrites(t *testing.T) {
 	}
 }
 
-// The kernel removes deleted files that were open in a crash even in a mount that is read-only, journal or not.
+// The kernel removes orphaned files of a crash even in a read-only mount, with or without a journal.
 func TestReadOnlyWithOrphans(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -121,7 +121,7 @@ func TestReadOnlyWithOrphans(t *testing.T) {
 	}
 }
 
-// No file system stops the node because of an error in an image, whether its superblock asks for that or the definition.
+// An error in an image never panics the node, whether its superblock or its definition requests that.
 func TestErrorsDoNotPanic(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -184,7 +184,7 @@ func TestImageNeedsOtherDevices(t *testing.T) {
 	}
 }
 
-// A packed image is whole although something follows it, such as a signature.
+// A packed image is valid although bytes follow it, such as a signature.
 func TestBytesAfterImage(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -204,7 +204,7 @@ func TestBytesAfterImage(t *testing.T) {
 	}
 }
 
-// Two subvolumes of one device are two trees of one file system.
+// Two subvolumes of one device can be mounted at once.
 func TestSubvolumes(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

@@ -12,8 +12,8 @@ import (
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
-// Two servers on one node have a run directory and a cgroup each: whose objects have the same numbers must not share either.
-func TestServersBeside(t *testing.T) {
+// Two servers on one node need separate run directories and cgroups, because their objects have the same ids.
+func TestTwoServersShareNothing(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	dir := testkit.RunDir(t)

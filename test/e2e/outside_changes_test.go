@@ -13,8 +13,8 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// TestLogFileRemovedByHand removes the log of a container that runs: the container is not gone, and has a log again when it has
-// started again.
+// TestLogFileRemovedByHand removes the log of a container that runs: the container continues, and has a log again after its next
+// start.
 func TestLogFileRemovedByHand(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -31,11 +31,11 @@ func TestLogFileRemovedByHand(t *testing.T) {
 	n.logged(t, c.ID, "hello")
 }
 
-// TestMountsDirectoryUnmountedByHand unmounts the directory of mountpoints. That is the node's state and no fault of a request; the
+// TestMountsDirectoryUnmountedByHand unmounts the directory of mountpoints. Requests return 500 then, since the node is at fault; the
 // next server mounts it again.
 func TestMountsDirectoryUnmountedByHand(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	dir := filepath.Join(n.RunDir, "mounts")
 	must(t, unix.Unmount(dir, unix.MNT_DETACH))
 	for name, def := range map[string]*models.Mount{"image": squash(n.image), "overlay": overlay(squash(n.image)), "bind": bind("/usr")} {

@@ -19,10 +19,10 @@ import (
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
-// heir starts a node with one running container, whose server has been killed.
-func heir(t *testing.T) (*node, models.Container) {
+// killedServer starts a node with one running container, whose server has been killed.
+func killedServer(t *testing.T) (*node, models.Container) {
 	t.Helper()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	n.Stay()
 	n.Stop(t)
 	n.Again(t)
@@ -46,7 +46,7 @@ func (n *node) fails(t *testing.T, flags ...string) string {
 	return string(out)
 }
 
-// same checks that a container runs on as it was.
+// same checks that a container continues unchanged.
 func (n *node) same(t *testing.T, c models.Container) {
 	t.Helper()
 	if got := n.container(t, c.ID); got.State != models.ContainerStateRunning || got.Pid != c.Pid || got.Phase != "ready" {
@@ -57,10 +57,10 @@ func (n *node) same(t *testing.T, c models.Container) {
 	}
 }
 
-// A server finds its containers again when the run directory is spelled in another way.
+// A server recovers its containers when --run-dir is spelled differently.
 func TestRunDirectoryByAnotherSpelling(t *testing.T) {
 	t.Parallel()
-	n, c := heir(t)
+	n, c := killedServer(t)
 	link := filepath.Join(testkit.RunDir(t), "link")
 	must(t, os.Symlink(filepath.Dir(n.RunDir), link))
 	n.Flags("--run-dir", filepath.Join(link, filepath.Base(n.RunDir)))
@@ -74,10 +74,10 @@ func TestRunDirectoryByAnotherSpelling(t *testing.T) {
 	hasEnded(t, c.Pid)
 }
 
-// A run directory under another name, where its mounts are not seen, is refused, and nothing that lives is touched.
+// A server refuses a run directory at another mountpoint, where its mounts are not visible. Containers continue.
 func TestRunDirectoryByAnotherMount(t *testing.T) {
 	t.Parallel()
-	n, c := heir(t)
+	n, c := killedServer(t)
 	alias := testkit.RunDir(t)
 	testkit.Run(t, "mount", "--bind", n.RunDir, alias)
 	t.Cleanup(func() { testkit.Run(t, "umount", alias) })
@@ -88,10 +88,10 @@ func TestRunDirectoryByAnotherMount(t *testing.T) {
 	n.same(t, c)
 }
 
-// A server is refused another parent for its groups while containers live in the old one, and takes it when none does.
+// A server refuses another --cgroup-parent while containers run in the old one, and accepts it later.
 func TestAnotherCgroupParent(t *testing.T) {
 	t.Parallel()
-	n, c := heir(t)
+	n, c := killedServer(t)
 	other := n.Cgroup + "-other"
 	before := testkit.Snapshot(t, testkit.Scope{Cgroup: other})
 	out := n.fails(t, "--cgroup-parent", other)
@@ -124,8 +124,8 @@ func hasEnded(t *testing.T, pid int64) {
 	testkit.Eventually(t, fmt.Sprintf("process %d is gone", pid), func() bool { return unix.Kill(int(pid), 0) == unix.ESRCH })
 }
 
-// A container that has moved itself out of its cgroup is stopped, and deleted, as any other.
-func TestLeavesItsCgroup(t *testing.T) {
+// A container that has moved itself out of its cgroup is stopped and deleted like any other.
+func TestContainerOutsideItsCgroupStops(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	for name, namespaces := range map[string][]models.ContainerNamespace{
@@ -153,12 +153,12 @@ func TestLeavesItsCgroup(t *testing.T) {
 	}
 }
 
-// outside is a command that goes, with a child of another session, to a group at a directory in it.
+// outside is a command that moves, with a child of another session, to the cgroup at a directory.
 func outside(first, group string) string {
 	return fmt.Sprintf(`/bin/sh -c "trap '' TERM HUP; %s; echo 0 >%s/cgroup.procs || exit 9; setsid sleep 4242 & echo out; while :; do sleep 1000; done"`, first, group)
 }
 
-// shelter makes a cgroup that a container can flee to.
+// shelter creates a cgroup that a container can move to.
 func shelter(t *testing.T) (group string) {
 	t.Helper()
 	group = "/" + filepath.Base(testkit.RunDir(t)) + "-shelter"
@@ -170,7 +170,7 @@ func shelter(t *testing.T) (group string) {
 	return group
 }
 
-// escaped runs a container that leaves its cgroup for the shelter, has it ended, and checks that nothing of it is left.
+// escaped runs a container that moves to the shelter, ends it, and checks that nothing is left.
 func (n *node) escaped(t *testing.T, def *models.Container, shelter string, end func(t *testing.T, c models.Container)) {
 	t.Helper()
 	c := n.create(t, def)
@@ -189,8 +189,8 @@ func (n *node) escaped(t *testing.T, def *models.Container, shelter string, end 
 	testkit.Eventually(t, "no process is left in the shelter", func() bool { return len(inside()) == 0 })
 }
 
-// One whose supervisor is killed is killed too, wherever it is.
-func TestLeavesItsCgroupAndLosesItsSupervisor(t *testing.T) {
+// A container whose supervisor is killed is killed too, whatever its cgroup.
+func TestContainerOutsideItsCgroupEndsWithItsSupervisor(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	shelter := shelter(t)
@@ -204,8 +204,8 @@ func TestLeavesItsCgroupAndLosesItsSupervisor(t *testing.T) {
 	})
 }
 
-// So is stopped one that has the node's devices, and one with systemd, to which the node's tree was bound.
-func TestLeavesItsCgroupWithMore(t *testing.T) {
+// The same for a container with the node's devices, and for one with systemd that has the node's tree bound.
+func TestPrivilegedContainerOutsideItsCgroupStops(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	for name, change := range map[string]func(c *models.Container){
@@ -228,7 +228,7 @@ func TestLeavesItsCgroupWithMore(t *testing.T) {
 	}
 }
 
-// A forced delete does not depend on the supervisor: one that is stopped changes nothing.
+// A forced delete does not depend on the supervisor, even if that is stopped.
 func TestForcedDeleteWithStoppedSupervisor(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -242,10 +242,10 @@ func TestForcedDeleteWithStoppedSupervisor(t *testing.T) {
 	hasEnded(t, supervisor)
 }
 
-// A container that has left its cgroup and removed it is found again by the next server, which ends it as any other.
-func TestLeavesAndRemovesItsCgroup(t *testing.T) {
+// A container that has left its cgroup and removed it is recovered by the next server, which stops it like any other.
+func TestContainerWithRemovedCgroupIsRecovered(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	n.Stay()
 	n.Stop(t)
 	n.Again(t)
@@ -263,7 +263,7 @@ func TestLeavesAndRemovesItsCgroup(t *testing.T) {
 	})
 }
 
-// Limits of the server's groups of version 1, on a node that has these besides, do not hold for containers.
+// Limits of the server's cgroups of version 1 do not apply to containers.
 func TestContainersLeaveLegacyGroups(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
@@ -315,7 +315,7 @@ func TestContainersLeaveLegacyGroups(t *testing.T) {
 	}
 }
 
-// legacyRoot returns where a hierarchy of version 1 is mounted, or skips the test on a node without.
+// legacyRoot returns the mountpoint of a hierarchy of version 1, or skips the test on a node without one.
 func legacyRoot(t *testing.T, controller string) string {
 	t.Helper()
 	root := filepath.Join("/sys/fs/cgroup", controller)

@@ -51,14 +51,14 @@ func (n *node) stops(t testing.TB) {
 	must(t, unix.Waitid(unix.P_PID, n.PID, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
 }
 
-// bait is a request that creates a bind, with so much behind it that the server reads it all before it sees that the connection is gone.
+// bait is a request that creates a bind. Its padding makes the server read all of it before it sees that the connection is closed.
 func (n *node) bait(source string) string {
 	var b strings.Builder
 	n.send(&b, "POST", "/mount", fmt.Sprintf(`{"kind":"bind","bind":{"path":%q,"base":"root"}}`, source))
 	return strings.Replace(b.String(), "Connection: close\r\n", "", 1) + strings.Repeat("x", 32<<10)
 }
 
-// leaves sends text as nobody and resets the connection at once. It returns the port, which is free for others then.
+// leaves sends text as user nobody and resets the connection at once. It returns the port, which is free again.
 func leaves(t testing.TB, address, text string) (port int) {
 	t.Helper()
 	conn, err := dialFrom(nobody, 0, address)
@@ -80,9 +80,9 @@ func (n *node) asksFrom(t testing.TB, conn net.Conn) string {
 	return line
 }
 
-// A request that nobody sent, over a connection that was reset before the server accepted it, is not taken for root's because
-// root has connected from the same port since. Root's own request is answered.
-func TestPortTakenOverByRoot(t *testing.T) {
+// A connection of user nobody is reset before the server accepts it. Root then connects from the same port: the first request
+// does not get root's identity, and root's own request succeeds.
+func TestReusedPortGivesNoIdentity(t *testing.T) {
 	t.Parallel()
 	for name, at := range map[string]struct {
 		start func(testing.TB, ...string) *harness.Daemon
@@ -123,7 +123,7 @@ func nextTo(address string, port int) string {
 	return net.JoinHostPort(host, fmt.Sprint(port))
 }
 
-// untouched fails the test if anybody has created something.
+// untouched fails the test if any object was created.
 func (n *node) untouched(t testing.TB) {
 	t.Helper()
 	if left := n.everything(t.Context(), t); left != "[] [] []" || strings.Contains(n.Log(), "operation=mount ") {
@@ -131,8 +131,8 @@ func (n *node) untouched(t testing.TB) {
 	}
 }
 
-// The same while the server is not stopped, but has much to do.
-func TestPortsTakenOverByRoot(t *testing.T) {
+// The same while the server is not stopped, but busy.
+func TestReusedPortsGiveNoIdentityUnderLoad(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(testing.TB, ...string) *harness.Daemon{"with inet_diag": harness.Start, "without": harness.StartWithoutDiag} {
 		t.Run(name, func(t *testing.T) {
@@ -164,8 +164,8 @@ func TestPortsTakenOverByRoot(t *testing.T) {
 	}
 }
 
-// Over https without --tls-ca the same is true of what is known about the client, though a dead connection can send no request there.
-func TestPortTakenOverByRootOverHTTPS(t *testing.T) {
+// The same over https without --tls-ca, although a dead connection cannot send a request there.
+func TestReusedPortGivesNoIdentityOverHTTPS(t *testing.T) {
 	t.Parallel()
 	dir, port := t.TempDir(), freePort(t)
 	certificate(t, dir)
@@ -185,7 +185,7 @@ func TestPortTakenOverByRootOverHTTPS(t *testing.T) {
 	}
 }
 
-// What is refused and what is let in does not depend on the modules inet_diag and tcp_diag.
+// Access does not depend on the modules inet_diag and tcp_diag.
 func TestClientsWithoutDiag(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{"127.0.0.1", "::1"} {
@@ -254,8 +254,8 @@ func occupies(t testing.TB, uid int, address string, count int) {
 	}
 }
 
-// However few connections a listener may have, a user who may send no requests does not keep root from it.
-func TestStrangersKeepNobodyOut(t *testing.T) {
+// However few connections a listener allows, a user without access does not block root.
+func TestRefusedClientsDoNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []string{"1", "16"} {
 		t.Run(limit, func(t *testing.T) {
@@ -271,7 +271,7 @@ func TestStrangersKeepNobodyOut(t *testing.T) {
 	}
 }
 
-// Connections without a handshake close the door for nobody, not for a client at the same address and of the same user either.
+// Connections without a handshake do not block other clients, not even a client of the same address and user.
 func TestConnectionsWithoutHandshake(t *testing.T) {
 	t.Parallel()
 	for name, uid := range map[string]int{"of another user": nobody, "of the same user": 0} {
@@ -292,7 +292,7 @@ func TestConnectionsWithoutHandshake(t *testing.T) {
 	}
 }
 
-// The reference and the specification can be read by everybody who can connect, and nothing else can.
+// Every client that can connect can read the reference and the specification, and nothing else.
 func TestDocumentationForEverybody(t *testing.T) {
 	t.Parallel()
 	n, address, _ := httpsNode(t)
@@ -329,8 +329,8 @@ func TestDocumentationForEverybody(t *testing.T) {
 	}
 }
 
-// A listener for monitoring serves its three pages to everybody and nothing else, however many connections somebody has, and no
-// page contains what a client or an image has chosen.
+// A listener for monitoring serves exactly three pages to all clients, however many connections one client has. No page
+// contains text that a client or an image chose.
 func TestMonitoring(t *testing.T) {
 	t.Parallel()
 	port := freePort(t)
@@ -364,7 +364,7 @@ func TestMonitoring(t *testing.T) {
 	}
 }
 
-// A server that ends removes its own socket and not the one that another server has put in its place.
+// A server that ends removes its own socket, but not one that has replaced it.
 func TestSocketOfAnotherServerStays(t *testing.T) {
 	t.Parallel()
 	d := harness.Start(t)
@@ -380,7 +380,7 @@ func TestSocketOfAnotherServerStays(t *testing.T) {
 	}
 }
 
-// A client whose authority is taken away does not get in again by a session of before.
+// A client whose CA was removed cannot resume an earlier session.
 func TestSessionsOfFormerClients(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -15,7 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// becomesBroken waits until an object is broken and says why.
+// becomesBroken waits until an object is broken, and checks the reason.
 func (n *node) becomesBroken(t *testing.T, resource string, id models.ID, why string) {
 	t.Helper()
 	var o object
@@ -27,8 +27,8 @@ func (n *node) becomesBroken(t *testing.T, resource string, id models.ID, why st
 	}
 }
 
-// What is unmounted or mounted over by hand is shown as broken, with all that stands on it, and can be deleted.
-func TestMountTakenAway(t *testing.T) {
+// A mount that is unmounted outside ImageAPI is broken, as are its holders. All can be deleted.
+func TestUnmountedMountIsBroken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	ext4 := testkit.Ext4(t, t.TempDir())
@@ -72,8 +72,8 @@ func TestMountTakenAway(t *testing.T) {
 
 func unmounted(t *testing.T, point string) { testkit.Run(t, "umount", point) }
 
-// What somebody has mounted over a mount is not ours to unmount: the delete says what is in its way.
-func TestMountedOver(t *testing.T) {
+// ImageAPI does not unmount a foreign mount on top of its own: the delete fails and names it.
+func TestMountedOverMountIsBroken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	for _, def := range []*models.Mount{bind(filepath.Dir(n.image)), squash(n.image), n.root()} {
@@ -88,8 +88,8 @@ func TestMountedOver(t *testing.T) {
 	}
 }
 
-// A device that somebody has detached is shown so, also when its number comes to be that of another one.
-func TestDeviceTakenAway(t *testing.T) {
+// A device that is detached outside ImageAPI is broken, even when its number is reused.
+func TestDetachedDeviceIsBroken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	image := filepath.Join(t.TempDir(), "image")
@@ -113,8 +113,8 @@ func TestDeviceTakenAway(t *testing.T) {
 	}
 }
 
-// A file system that the kernel has given up is shown so, with what stands on it, and can be deleted.
-func TestFileSystemShutDown(t *testing.T) {
+// A file system that the kernel has shut down is broken, as are its holders. All can be deleted.
+func TestFailedFileSystemIsBroken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	for _, c := range []struct {
@@ -123,9 +123,9 @@ func TestFileSystemShutDown(t *testing.T) {
 		kill   func(t *testing.T, point string)
 		why    string
 	}{
-		{"xfs", testkit.Xfs, goDown, "the kernel has shut down the file system (xfs)"},
-		{"ext4", testkit.Ext4, goDown, "the kernel has shut down the file system (ext4)"},
-		// As after errors: the kernel has no other way to ask for it.
+		{"xfs", testkit.Xfs, shutDown, "the kernel has shut down the file system (xfs)"},
+		{"ext4", testkit.Ext4, shutDown, "the kernel has shut down the file system (ext4)"},
+		// As after errors. The kernel has no other way to request this state.
 		{"ext4", testkit.Ext4, remountRO, "has become read-only"},
 		{"btrfs", testkit.Btrfs, remountRO, "has become read-only"},
 	} {
@@ -143,11 +143,11 @@ func TestFileSystemShutDown(t *testing.T) {
 	}
 }
 
-// silent tells whether this kernel shows nowhere that an ext4 was shut down and not made read-only.
+// silent reports whether this kernel does not show that an ext4 was shut down.
 func silent(t *testing.T) bool { return testkit.Older(t, 6, 15) }
 
-// goDown shuts a file system down: FS_IOC_SHUTDOWN without writing the log, as xfs_io's shutdown does.
-func goDown(t *testing.T, point string) {
+// shutDown shuts a file system down: FS_IOC_SHUTDOWN without writing the log, as xfs_io's shutdown does.
+func shutDown(t *testing.T, point string) {
 	t.Helper()
 	const shutdown, noLogFlush = 0x8004587d, 2
 	f, err := os.Open(point)
@@ -161,9 +161,9 @@ func goDown(t *testing.T, point string) {
 
 func remountRO(t *testing.T, point string) { testkit.Run(t, "mount", "-o", "remount,ro", point) }
 
-// A container that runs goes on when what it stands on is taken away by hand: what is below shows it. When it has ended it
-// is broken, and does not start again.
-func TestBelowContainerTakenAway(t *testing.T) {
+// A running container continues when its mount is unmounted outside ImageAPI, and the mount is broken. Once the container has ended,
+// it is broken too, and cannot be started.
+func TestContainerOnBrokenMountKeepsRunning(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	lower := n.mount(t, squash(n.image))
@@ -183,8 +183,8 @@ func TestBelowContainerTakenAway(t *testing.T) {
 	n.remove(t, http.StatusOK, "/mount", lower.ID)
 }
 
-// A full upper layer is no fault of the object.
-func TestFullIsNotBroken(t *testing.T) {
+// An overlay whose upper layer is full is not broken.
+func TestFullOverlayIsNotBroken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	m := n.mount(t, n.over(&models.MountOverlayUpper{Tmpfs: &models.MountOverlayTmpfs{Size: 1 << 20}}))
@@ -199,9 +199,9 @@ func TestFullIsNotBroken(t *testing.T) {
 	}
 }
 
-// A bind whose directory was removed on the node is broken, and so is what stands on it. A container on it is refused with that reason,
-// also before it was noticed.
-func TestBoundDirectoryRemoved(t *testing.T) {
+// A bind whose directory was removed on the node is broken, as are its holders. Creating a container on it fails with that reason,
+// even before the daemon has noticed.
+func TestBindOfRemovedDirectoryIsBroken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	for name, show := range map[string]func(m *models.Mount) *models.Mount{
@@ -220,7 +220,7 @@ func TestBoundDirectoryRemoved(t *testing.T) {
 				m = n.mount(t, show(mountID(base.ID)))
 			}
 			must(t, os.RemoveAll(dir))
-			// At once: whether or not it has been noticed by now.
+			// At once, whether or not the daemon has noticed by now.
 			got := n.Must(t, http.StatusConflict, http.MethodPost, "/container", start("/bin/busybox true", mountID(m.ID)), nil)
 			if !strings.Contains(got.Message(), "removed") {
 				t.Errorf("a container on it: %s", got.Body)

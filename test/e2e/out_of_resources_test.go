@@ -21,7 +21,7 @@ import (
 )
 
 // TestNoDescriptorsLeft takes all free file descriptors from the server. Each request that needs one returns 503 and changes nothing, and
-// the same request succeeds when there are some again.
+// the same request succeeds once descriptors are free again.
 func TestNoDescriptorsLeft(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -69,7 +69,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 	}
 }
 
-// exchange sends a request over a connection, which stays open, and returns the answer.
+// exchange sends a request over a connection, which stays open, and returns the response.
 func exchange(t *testing.T, conn net.Conn, method, path string, body any) (status int, answer []byte) {
 	t.Helper()
 	data := []byte{}
@@ -89,7 +89,7 @@ func exchange(t *testing.T, conn net.Conn, method, path string, body any) (statu
 	return resp.StatusCode, answer
 }
 
-// TestNoSpaceLeft fills the run directory, a small tmpfs. Creates return 507, deletes succeed, and so do creates when there is space again.
+// TestNoSpaceLeft fills the run directory, a small tmpfs. Creates return 507, deletes succeed, and creates succeed once space is free again.
 func TestNoSpaceLeft(t *testing.T) {
 	testkit.Root(t)
 	dir := testkit.RunDir(t)

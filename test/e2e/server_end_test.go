@@ -24,7 +24,7 @@ import (
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
-// SIGTERM and SIGINT take everything down, running containers included, and say so; nothing is left.
+// SIGTERM and SIGINT with --teardown delete all objects, running containers included, and log it. Nothing is left.
 func TestTeardown(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
@@ -57,8 +57,8 @@ func TestTeardown(t *testing.T) {
 	}
 }
 
-// A second server on the same run directory is refused and does the first no harm.
-func TestOneServer(t *testing.T) {
+// A second server on the same run directory refuses to start, and the first one continues.
+func TestSecondServerIsRefused(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	made := n.create(t, start(forever, n.root()))
@@ -76,8 +76,8 @@ func TestOneServer(t *testing.T) {
 	}
 }
 
-// The socket is for its owner alone, whatever the umask.
-func TestSocketMode(t *testing.T) {
+// Only the owner can use the socket, whatever the umask.
+func TestSocketIsPrivate(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	info, err := os.Stat(n.Socket)
@@ -89,8 +89,8 @@ func TestSocketMode(t *testing.T) {
 	}
 }
 
-// SIGHUP makes the server show another certificate, and changes nothing else.
-func TestHangUpReadsCertificates(t *testing.T) {
+// SIGHUP makes the server read its certificate again, and changes nothing else.
+func TestReloadReadsCertificates(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	first := certificate(t, dir)
@@ -136,8 +136,8 @@ func freePort(t *testing.T) string {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
-// A socket that a killed server left behind is no obstacle.
-func TestStaleSocket(t *testing.T) {
+// A new server replaces the socket of a killed one.
+func TestStaleSocketIsReplaced(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
 	runDir := testkit.RunDir(t)
@@ -151,7 +151,7 @@ func TestStaleSocket(t *testing.T) {
 	d.Unix(t).Must(t, http.StatusOK, http.MethodGet, "/mount", nil, nil)
 }
 
-// listenAndLeave makes a socket that nobody listens on any more.
+// listenAndLeave creates a socket without a listener.
 func listenAndLeave(path string) (*os.File, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {

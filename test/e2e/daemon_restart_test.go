@@ -17,8 +17,8 @@ import (
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
-// newHeritage starts a server that is to be ended and started again in the test.
-func newHeritage(t *testing.T, flags ...string) *node {
+// newRestartable starts a server that is to be ended and started again in the test.
+func newRestartable(t *testing.T, flags ...string) *node {
 	t.Helper()
 	testkit.Root(t)
 	n := &node{image: testkit.BusyboxImage(t)}
@@ -29,7 +29,7 @@ func newHeritage(t *testing.T, flags ...string) *node {
 	return n
 }
 
-// ways are how a server can go.
+// ways are the ways in which a server can end.
 var ways = map[string]func(t *testing.T, n *node){
 	"killed": func(t *testing.T, n *node) { n.Kill(t) },
 	"ended": func(t *testing.T, n *node) {
@@ -37,13 +37,13 @@ var ways = map[string]func(t *testing.T, n *node){
 	},
 }
 
-// A server takes over what an earlier one has left: all of it, as it was.
-func TestTakesOver(t *testing.T) {
+// A server recovers all objects of the earlier one, unchanged.
+func TestRecoversAllObjects(t *testing.T) {
 	t.Parallel()
 	for name, end := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := newHeritage(t)
+			n := newRestartable(t)
 			n.Stay()
 			n.Stop(t)
 			n.Again(t)
@@ -64,13 +64,13 @@ func TestTakesOver(t *testing.T) {
 	}
 }
 
-// heritage is one object of each kind and state at rest.
-type heritage struct {
+// oneOfEach is one object of each kind and state at rest.
+type oneOfEach struct {
 	running, paused, deep, ended, dead, created models.Container
 	latest                                      models.ID
 }
 
-func (n *node) everyKind(t *testing.T) (h heritage) {
+func (n *node) everyKind(t *testing.T) (h oneOfEach) {
 	t.Helper()
 	base := n.mount(t, squash(n.image))
 	root := func() *models.Mount { return overlay(mountID(base.ID)) }
@@ -89,8 +89,8 @@ func (n *node) everyKind(t *testing.T) (h heritage) {
 	return h
 }
 
-// works uses what was taken over.
-func (n *node) works(t *testing.T, h heritage) {
+// works uses the recovered objects.
+func (n *node) works(t *testing.T, h oneOfEach) {
 	t.Helper()
 	if got := n.sh(t, h.running.ID, "echo from inside"); got != "from inside\n" {
 		t.Errorf("exec says %q", got)
@@ -117,10 +117,10 @@ func (n *node) works(t *testing.T, h heritage) {
 	}
 }
 
-// What ends while there is no server is told by the next one: how, and what it said last.
-func TestEndsWithoutServer(t *testing.T) {
+// A container that ends while no server runs has its exit reason and last output at the next one.
+func TestExitsWithoutServerAreRecorded(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	base := n.mount(t, squash(n.image))
 	until := func(end string) *models.Container {
 		return start(`/bin/sh -c "mkfifo /go; read x </go; echo last words; `+end+`"`, overlay(mountID(base.ID)))
@@ -170,10 +170,10 @@ func TestEndsWithoutServer(t *testing.T) {
 	})
 }
 
-// No line of a container's output is lost or doubled by servers that come and go.
+// Restarts of the server neither lose nor repeat a line of a container's output.
 func TestLogAcrossServers(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	c := n.create(t, start(`/bin/sh -c "i=0; while [ $i -lt 40000 ]; do echo $i; i=$((i+1)); [ $((i % 100)) != 0 ] || usleep 10000; done"`, n.root()))
 	for range testkit.Rounds(5, 50) {
 		n.Kill(t)
@@ -189,10 +189,10 @@ func TestLogAcrossServers(t *testing.T) {
 	}
 }
 
-// What somebody else did to it meanwhile is told.
+// The next server reports objects that were changed while no server ran.
 func TestChangedWithoutServer(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	bound := n.mount(t, &models.Mount{Kind: "bind", Bind: &models.MountBind{Base: to("root"), Path: to(filepath.Dir(n.image))}})
 	squashed := n.mount(t, squash(n.image))
 	device := squashed.Attach.Attach
@@ -214,10 +214,10 @@ func TestChangedWithoutServer(t *testing.T) {
 	n.remove(t, http.StatusOK, "/mount", squashed.ID)
 }
 
-// A journal that can't be read is set aside. What stands in the run directory is named and left alone, and no id comes back.
-func TestTornJournal(t *testing.T) {
+// An unreadable journal is set aside. The server names the leftovers in the run directory, does not touch them, and reuses no id.
+func TestUnreadableJournalIsSetAside(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	squashed := n.mount(t, squash(n.image))
 	n.Kill(t)
 	must(t, os.Truncate(filepath.Join(n.RunDir, "journal.db"), 300))
@@ -242,7 +242,7 @@ func TestTornJournal(t *testing.T) {
 	testkit.Run(t, "losetup", "--detach", squashed.Attach.Attach.DeviceFile)
 }
 
-// TestJournalDamagedUnderTheServer damages the journal while its server runs. Creates and deletes go on, the log names the damage, and
+// TestJournalDamagedUnderTheServer damages the journal while its server runs. Creates and deletes continue, the log names the damage, and
 // the next server finds exactly the remaining objects.
 func TestJournalDamagedUnderTheServer(t *testing.T) {
 	t.Parallel()
@@ -250,7 +250,7 @@ func TestJournalDamagedUnderTheServer(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{"zeroed": zeroes, "removed": os.Remove} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := newHeritage(t)
+			n := newRestartable(t)
 			deleted := n.mount(t, squash(n.image))
 			kept := n.mount(t, squash(n.image))
 			must(t, damage(filepath.Join(n.RunDir, "journal.db")))
@@ -271,10 +271,10 @@ func TestJournalDamagedUnderTheServer(t *testing.T) {
 	}
 }
 
-// A request that runs when the server is told to end gets its answer, and the next server knows what came of it.
+// A request that is running when the server receives SIGTERM gets its response, and the next server has its result.
 func TestRequestsInFlight(t *testing.T) {
 	t.Parallel()
-	n := newHeritage(t)
+	n := newRestartable(t)
 	n.Stay()
 	n.Stop(t)
 	n.Again(t)

@@ -20,20 +20,19 @@ import (
 //go:embed testdata/wrong.json
 var wrongInputs []byte
 
-// wrong is a request with a fault and the answer it gets. IMAGE in it stands for an image, MOUNT for the id of a
-// mount of it.
+// wrong is an invalid request and the expected response. IMAGE is replaced by an image, MOUNT by the id of a mount of it.
 type wrong struct {
 	Name    string            `json:"name"`
 	Method  string            `json:"method"` // POST if empty
 	Path    string            `json:"path"`
 	Header  map[string]string `json:"header"`
-	Body    json.RawMessage   `json:"body"`    // sent as it stands
+	Body    json.RawMessage   `json:"body"`    // sent unchanged
 	Raw     *string           `json:"raw"`     // instead of Body, where that is no JSON
 	Repeat  *repeat           `json:"repeat"`  // instead of Body, where that is long
 	Status  int               `json:"status"`  // of the answer
 	Message []string          `json:"message"` // parts of the answer's message
 	Warning string            `json:"warning"` // part of the answer's Warning header
-	Sudden  bool              `json:"sudden"`  // a dry run can't foresee it
+	Sudden  bool              `json:"sudden"`  // a dry run cannot predict the error
 }
 
 // repeat is a long text: the parts before, n times the middle, and after.
@@ -55,8 +54,8 @@ func (w wrong) body() []byte {
 	}
 }
 
-// Every wrong input gets a clear error, or a warning where it is tolerated, and leaves nothing behind.
-func TestWrongInputs(t *testing.T) {
+// Every invalid request returns a clear error, or a warning where it is tolerated, and leaves nothing behind.
+func TestInvalidRequestsAreRefused(t *testing.T) {
 	t.Parallel()
 	var all []wrong
 	decode(t, wrongInputs, &all)
@@ -116,7 +115,7 @@ func TestWrongInputs(t *testing.T) {
 	state.Same(t)
 }
 
-// dry sends a POST before it is meant.
+// dry sends a POST as a dry run.
 func (n *node) dry(t *testing.T, req *http.Request) (a harness.Answer) {
 	t.Helper()
 	if req.Method != http.MethodPost {
@@ -131,7 +130,7 @@ func (n *node) dry(t *testing.T, req *http.Request) (a harness.Answer) {
 	return a
 }
 
-// undo deletes what a tolerated request has created.
+// undo deletes the objects that a tolerated request created.
 func (n *node) undo(t *testing.T, path string, status int, body []byte) {
 	t.Helper()
 	if status != http.StatusCreated {
@@ -142,8 +141,8 @@ func (n *node) undo(t *testing.T, path string, status int, body []byte) {
 	n.remove(t, http.StatusOK, path[strings.LastIndex(path, "/"):], models.ID(made.ID), "&force=true")
 }
 
-// Of many containers of one name that are created at once, one comes up.
-func TestNameInParallel(t *testing.T) {
+// Many clients create a container with the same name at once: exactly one succeeds.
+func TestOneOfManyCreatesGetsTheName(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	m := n.mount(t, squash(n.image))
@@ -173,8 +172,8 @@ func TestNameInParallel(t *testing.T) {
 	}
 }
 
-// Every answer can be sent back as a definition: what is read-only in it is ignored without a warning.
-func TestEcho(t *testing.T) {
+// Every response can be sent back as a definition: its read-only fields are ignored without a warning.
+func TestResponsesAreValidDefinitions(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	n.create(t, n.nested(forever))
@@ -204,7 +203,7 @@ func TestEcho(t *testing.T) {
 	}
 }
 
-// A client that hangs up before its object is there leaves nothing; if the object was faster, it is whole.
+// If a client hangs up during a create, the object is either complete or absent.
 func TestHangUp(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

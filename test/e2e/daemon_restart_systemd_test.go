@@ -8,12 +8,12 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
-// systemd comes up whichever servers come and go meanwhile, each of which knows whether it has, and halts when the last one asks.
-func TestSystemdTakenOver(t *testing.T) {
+// systemd boots although the server restarts meanwhile. Each server reports whether it is ready, and the last one can stop it.
+func TestSystemdSurvivesRestarts(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
 	image := testkit.Debian(t, "bookworm")
-	n := newHeritage(t)
+	n := newRestartable(t)
 	n.Stay()
 	n.Stop(t)
 	n.Again(t)
