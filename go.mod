@@ -6,6 +6,7 @@ require (
 	github.com/aws/aws-sdk-go-v2 v1.48.0
 	github.com/ceph/go-ceph v0.39.0
 	github.com/docker/go-units v0.5.0
+	github.com/erofs/go-erofs v0.3.1
 	github.com/go-openapi/analysis v1.0.1
 	github.com/go-openapi/errors v0.22.9
 	github.com/go-openapi/loads v0.25.3

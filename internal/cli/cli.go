@@ -134,6 +134,7 @@ func commands() []command {
 		{"wait", "wait for a container", "Waits until a container is in a state, by default until it has ended.", new(waitCommand)},
 		{"events", "show every change", "Shows every change of containers, mounts and attachments as it happens, or only of the classes that you name.", new(eventsCommand)},
 		{"stats", "show the resource usage of containers", "Shows the current resource usage of all running containers, or of those that you name.", new(statsCommand)},
+		{"demo-image", "create a small image to try things with", "Creates a small image file (EROFS) with a shell, from programs of this machine. Its /sbin/init prints a line and runs until it is stopped. Existing files are never replaced.", new(demoCommand)},
 		{"completion", "print a completion script for bash", "Prints a completion script for bash: source <(imageapi completion)", new(completionCommand)},
 	}
 }
