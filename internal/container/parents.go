@@ -130,7 +130,7 @@ func (d *Driver) quit(old string) (stays bool, err error) {
 
 // livesIn names a container of this run directory that has processes in the child of a parent, or its supervisor. It is empty if there is none.
 func (d *Driver) livesIn(parent *cgroup.Parent, name string) (text string, err error) {
-	group, err := parent.Adopt(name)
+	group, err := parent.Recover(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil // gone, or another server's
 	}

@@ -20,16 +20,16 @@ import (
 // answerTimeout is how long a supervisor that lives may take to say so, and a start that is under way to come to its end.
 const answerTimeout = 10 * time.Second
 
-// Restore implements driver.Heir.
-func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{driver: d}
 	return u, json.Unmarshal(data, u)
 }
 
-// Adopt implements driver.Heritable. What there is of a container beside its runs is a file that the next run makes anew.
-func (u *unit) Adopt(context.Context, driver.Placement, driver.Status) error { return nil }
+// Recover implements driver.Recoverable. What there is of a container beside its runs is a file that the next run makes anew.
+func (u *unit) Recover(context.Context, driver.Placement, driver.Status) error { return nil }
 
-// Sweep implements driver.Heritable. The start belongs to the creation, so that there may be a run.
+// Sweep implements driver.Recoverable. The start belongs to the creation, so that there may be a run.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	found, err := u.Rejoin(ctx, place, driver.Status{})
 	if err != nil {
@@ -80,7 +80,7 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.
 	if err != nil {
 		return nil, hello, err
 	}
-	group, err := d.parent.Adopt(groupName(id))
+	group, err := d.parent.Recover(groupName(id))
 	if errors.Is(err, os.ErrNotExist) {
 		// The group is no proof: a container that has left it can have removed it. The supervisor knows.
 		group, err = d.parent.Create(groupName(id))
@@ -160,7 +160,7 @@ func (u *unit) settle(ctx context.Context, id int64, why string, lived bool) (fo
 		found.Since, found.Asked = exit.Since, exit.Asked
 		found.Ended = new(ended(*exit, flags(u.Namespaces)))
 	}
-	group, err := d.parent.Adopt(groupName(id))
+	group, err := d.parent.Recover(groupName(id))
 	if errors.Is(err, os.ErrNotExist) { // it has no processes: they could be in no other parent (settleParents), and a group with any can't be removed
 		return found, d.unlisten(id)
 	}

@@ -107,7 +107,7 @@ func (s *succession) begin(t *testing.T, root string, c *models.Container) *heri
 		s.close(t)
 		s.next(t)
 		h.restore()
-		if err := h.unit.(driver.Heritable).Sweep(context.Background(), h.place); err != nil {
+		if err := h.unit.(driver.Recoverable).Sweep(context.Background(), h.place); err != nil {
 			t.Errorf("sweep: %v", err)
 		}
 		if left, err := filepath.Glob(filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".*")); err != nil || len(left) > 0 {
@@ -143,7 +143,7 @@ func (h *heritage) rejoin(meanwhile func()) driver.Found {
 	h.nodes.next(h.t)
 	h.restore()
 	unit := h.unit.(driver.HeritableContainer)
-	if err := unit.Adopt(h.t.Context(), h.place, h.status); err != nil {
+	if err := unit.Recover(h.t.Context(), h.place, h.status); err != nil {
 		h.t.Fatal(err)
 	}
 	found, err := unit.Rejoin(h.t.Context(), h.place, h.status)

@@ -1,4 +1,4 @@
-// Package daemon is the life of the server: it puts the parts together, takes over what an earlier server has left, listens,
+// Package daemon is the life of the server: it puts the parts together, recovers what an earlier server has left, listens,
 // and leaves everything to the next one, or takes it down.
 package daemon
 
@@ -32,7 +32,7 @@ func begin[T any](f func() (T, error)) func() (T, error) {
 	return once
 }
 
-// Run takes over what an earlier server has left in the run directory, serves the API until ctx ends, and leaves everything to
+// Run recovers what an earlier server has left in the run directory, serves the API until ctx ends, and leaves everything to
 // a later one; with --teardown it takes down all that was made. It returns an error if it could not start, if a listener
 // failed, or if something could not be taken down; the log names what.
 func Run(ctx context.Context, cfg Config, opt Options) (err error) {

@@ -40,10 +40,10 @@ type Change struct {
 	Config *models.ContainerConfig // must not be changed or kept
 }
 
-// HeritableContainer is a ContainerUnit whose runs a later daemon takes over.
+// HeritableContainer is a ContainerUnit whose runs a later daemon recovers.
 type HeritableContainer interface {
 	ContainerUnit
-	Heritable
+	Recoverable
 	// Rejoin finds the run that an earlier daemon has started last. If nobody sees to its processes any more it ends them. With an
 	// error nothing can be told of it, and it is left as it is.
 	Rejoin(ctx context.Context, place Placement, status Status) (Found, error)

@@ -71,7 +71,7 @@ type Unit interface {
 }
 
 // Left is the error of an Up of which something is left, or may yet come: the object is kept until its Sweep has taken that away. Only
-// a Heritable may return it.
+// a Recoverable may return it.
 type Left struct{ Err error }
 
 // Error is what is wrapped.
@@ -141,20 +141,20 @@ type Verified interface {
 	Verified(below bool) bool
 }
 
-// Heir is a Driver whose objects a later daemon takes over from an earlier one that ended or was killed.
-type Heir interface {
+// Restorer is a Driver whose objects a later daemon recovers from an earlier one that ended or was killed.
+type Restorer interface {
 	Driver
 	// Restore makes a Unit of what one marshalled itself to. The error says why it can't, as when a later version wrote it.
-	Restore(unit json.RawMessage) (Heritable, error)
+	Restore(unit json.RawMessage) (Recoverable, error)
 }
 
-// Heritable is a Unit that a later daemon can take over.
-type Heritable interface {
+// Recoverable is a Unit that a later daemon can recover.
+type Recoverable interface {
 	Unit
-	// Adopt looks whether what status reports is there as the earlier daemon made it, and makes it this one's own. It
+	// Recover looks whether what status reports is there as the earlier daemon made it, and makes it this one's own. It
 	// changes nothing in the kernel, never waits for a server, and is called once, for what the object needs first. If the kernel's
 	// side of it is not what it was, the error says what has become of it; Down must then still be able to take away the rest.
-	Adopt(ctx context.Context, place Placement, status Status) error
+	Recover(ctx context.Context, place Placement, status Status) error
 	// Sweep takes away whatever an Up has left that was cut off at any point, before it returned. That there is nothing is
 	// no error. It is else as Down.
 	Sweep(ctx context.Context, place Placement) error
@@ -166,11 +166,11 @@ type Placement struct {
 	Needs []Status // what it needs, in the order of Plan's needs
 	// Warn is told of what a Down could not save, in a sentence that begins with the object. It may be nil.
 	Warn func(text string)
-	// Mounts is what was mounted when a recovery began, or nil. Adopt reads it by Table.
+	// Mounts is what was mounted when a recovery began, or nil. Recover reads it by Table.
 	Mounts *mounttable.Table
 }
 
-// Table returns the mount table for Adopt. It is read only once in a recovery: reading it costs as much as all mounts together.
+// Table returns the mount table for Recover. It is read only once in a recovery: reading it costs as much as all mounts together.
 func (s Placement) Table() (*mounttable.Table, error) {
 	if s.Mounts != nil {
 		return s.Mounts, nil

@@ -88,7 +88,7 @@ func (m *Manager) tell(v *View) {
 		if o == nil || o.told == now {
 			return nil
 		}
-		if o.told != "" { // else it was taken over: nobody was told anything yet
+		if o.told != "" { // else it was recovered: nobody was told anything yet
 			c.touch(v.ID)
 		}
 		o.told = now

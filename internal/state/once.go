@@ -45,7 +45,7 @@ type results struct {
 	size    int      // bytes of answers
 }
 
-// load takes over what an earlier daemon has kept.
+// load recovers what an earlier daemon has kept.
 func (k *results) load(entries []journal.Entry) {
 	k.running, k.kept = map[string]bool{}, map[string]result{}
 	for _, e := range entries {

@@ -95,7 +95,7 @@ func (m *Manager) recover(v *View, mounts *mounttable.Table) {
 	if m.life.Err() != nil {
 		return
 	}
-	m.inherit(m.life, v.ID, mounts)
+	m.recoverUnit(m.life, v.ID, mounts)
 	if m.life.Err() != nil {
 		return
 	}

@@ -66,7 +66,7 @@ func (m *Manager) takeDown(id int64, force bool) (warnings []string, err error) 
 	place, status := m.place(id)
 	place.Warn = func(text string) { warnings = append(warnings, text) }
 	err = m.guard("down", id, func() (err error) {
-		if u, ok := m.unit(id).(driver.Heritable); ok && !m.isUp(id) {
+		if u, ok := m.unit(id).(driver.Recoverable); ok && !m.isUp(id) {
 			return u.Sweep(ctx, place)
 		}
 		if u, ok := m.unit(id).(driver.Forcer); ok && force {

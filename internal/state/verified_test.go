@@ -11,7 +11,7 @@ import (
 
 // checked is a unit that is verified if it says so, as an attachment with verity does, or never, as a container with binds.
 type checked struct {
-	driver.Heritable
+	driver.Recoverable
 	is bool
 }
 
@@ -19,7 +19,7 @@ func (c checked) Verified(bool) bool { return c.is }
 
 func (w *world) checked(is bool, class driver.Class, label string, needs ...driver.Ref) *driver.Plan {
 	p := w.level(class, label, needs...)
-	p.Unit = checked{p.Unit.(driver.Heritable), is}
+	p.Unit = checked{p.Unit.(driver.Recoverable), is}
 	return p
 }
 
@@ -140,7 +140,7 @@ func TestCondemned(t *testing.T) {
 }
 
 // One that was stopping for what it stands on when the daemon was killed is dead for that, however the next daemon learns of its end.
-func TestCondemnedIsTakenOver(t *testing.T) {
+func TestCondemnedIsRecovered(t *testing.T) {
 	t.Parallel()
 	for _, asked := range []bool{false, true} {
 		r := Run{State: StateStopping, Reason: ReasonCorrupted, Error: "it is corrupted"}

@@ -165,7 +165,7 @@ func (u *unit) Start(_ context.Context, place driver.Placement, _ driver.Status)
 }
 
 // plain hides that a unit could be a container.
-type plain struct{ driver.Heritable }
+type plain struct{ driver.Recoverable }
 
 // proc is a run that ends when it is told to.
 type proc struct {

@@ -232,7 +232,7 @@ func TestISCSIRecovers(t *testing.T) {
 	n.remove(t, http.StatusOK, "/container", c.ID, "&force=true")
 }
 
-// A server that takes over a session whose connection was lost while there was none logs in again, with the secrets: who writes
+// A server that recovers a session whose connection was lost while there was none logs in again, with the secrets: who writes
 // goes on.
 func TestISCSISurvivesRestarts(t *testing.T) {
 	target := newTarget(t, 1)

@@ -39,12 +39,12 @@ func TestJournalOfEarlierVersions(t *testing.T) {
 			t.Errorf("no driver for %s %s", k.Class, k.Kind)
 			continue
 		}
-		heir, ok := d.(driver.Heir)
+		restorer, ok := d.(driver.Restorer)
 		if !ok {
 			t.Errorf("%s %s is not taken over", k.Class, k.Kind)
 			continue
 		}
-		restored, err := heir.Restore(k.Unit)
+		restored, err := restorer.Restore(k.Unit)
 		if err != nil {
 			t.Errorf("%s %s: %v", k.Class, k.Kind, err)
 			continue

@@ -178,16 +178,16 @@ func (c Case) unit(t *testing.T, g failpoint.Hook) driver.Unit {
 
 // takenOver: another daemon, which has only the journal, knows the object and can take it down.
 func takenOver(t *testing.T, c Case) {
-	heir, ok := c.New(nil).(driver.Heir)
+	restorer, ok := c.New(nil).(driver.Restorer)
 	if !ok {
-		t.Fatal("no later daemon could take over what this driver makes: it is no driver.Heir")
+		t.Fatal("no later daemon could recover what this driver makes: it is no driver.Restorer")
 	}
 	u, place := c.unit(t, nil), newPlace(c.Needs)
 	data, err := json.Marshal(u)
 	if err != nil {
 		t.Fatal(err)
 	}
-	next, err := heir.Restore(data)
+	next, err := restorer.Restore(data)
 	if err != nil {
 		t.Fatalf("restore %s: %v", data, err)
 	}
@@ -198,12 +198,12 @@ func takenOver(t *testing.T, c Case) {
 		t.Errorf("sweep of nothing: %v", err)
 	}
 	status := up(t, u, place)
-	if err := next.Adopt(t.Context(), place, status); err != nil {
-		t.Errorf("adopt: %v", err)
+	if err := next.Recover(t.Context(), place, status); err != nil {
+		t.Errorf("recover: %v", err)
 	}
 	inspect(t, next, place, status)
-	needs := needsOf(t, heir, c.Good)
-	if was, is := shown(t, heir, u, status, needs), shown(t, heir, next, status, needs); was != is {
+	needs := needsOf(t, restorer, c.Good)
+	if was, is := shown(t, restorer, u, status, needs), shown(t, restorer, next, status, needs); was != is {
 		t.Errorf("it was shown as\n%s\nand is shown as\n%s", was, is)
 	}
 	down(t, next, place, status)

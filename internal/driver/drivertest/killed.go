@@ -21,10 +21,10 @@ import (
 
 // Killing describes to Killed a driver and what it leaves.
 type Killing struct {
-	Dir   string        // told to the victim
-	Next  driver.Heir   // of the daemon that comes after it
-	Scope testkit.Scope // where the driver leaves its traces
-	Good  string        // a definition that comes up on nothing
+	Dir   string          // told to the victim
+	Next  driver.Restorer // of the daemon that comes after it
+	Scope testkit.Scope   // where the driver leaves its traces
+	Good  string          // a definition that comes up on nothing
 	// Left names what the driver has left beyond the Scope. It may be nil.
 	Left func(t *testing.T) string
 }
@@ -108,7 +108,7 @@ func Killed(t *testing.T, k Killing) {
 			same := k.unchanged(t)
 			o.Notes, o.ID = t.TempDir(), newPlace(nil).ID
 			o.kill(t, nil)
-			o.takeOver(t, k.Next)
+			o.recover(t, k.Next)
 			same(fmt.Sprintf("point %d, of Down: %v", o.Point, down))
 			if _, err := os.Stat(filepath.Join(o.Notes, "done")); err == nil {
 				break
@@ -127,7 +127,7 @@ func KilledWhen(t *testing.T, k Killing, is func() bool) {
 	same := k.unchanged(t)
 	o := order{Dir: k.Dir, Good: k.Good, Notes: t.TempDir(), ID: newPlace(nil).ID}
 	o.kill(t, is)
-	o.takeOver(t, k.Next)
+	o.recover(t, k.Next)
 	same("the moment")
 }
 
@@ -151,8 +151,8 @@ func (o order) kill(t *testing.T, when func() bool) {
 	}
 }
 
-// takeOver is what the next daemon does.
-func (o order) takeOver(t *testing.T, next driver.Heir) {
+// recover is what the next daemon does.
+func (o order) recover(t *testing.T, next driver.Restorer) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -169,7 +169,7 @@ func (o order) takeOver(t *testing.T, next driver.Heir) {
 	text, err = os.ReadFile(filepath.Join(o.Notes, "status"))
 	must(t, err)
 	must(t, json.Unmarshal(text, &status))
-	_ = u.Adopt(ctx, o.place(), status) // it may be gone by now
+	_ = u.Recover(ctx, o.place(), status) // it may be gone by now
 	must(t, u.Down(ctx, o.place(), status))
 }
 

@@ -121,7 +121,7 @@ func Open(path, boot string, log *slog.Logger) (*Journal, Found, error) {
 	return j, found, nil
 }
 
-// read takes over what is in the file. With an error it returns only the next id, or 0 if that can't be read either.
+// read recovers what is in the file. With an error it returns only the next id, or 0 if that can't be read either.
 func (j *Journal) read() (Found, error) {
 	f, entries, err := load(j.path)
 	found := Found{NextID: f.head.Next}

@@ -240,8 +240,8 @@ func TestOwnMountInUse(t *testing.T) {
 	})
 }
 
-// TestTakeOver: a later server of the same run directory has what an earlier one made, and another server does not.
-func TestTakeOver(t *testing.T) {
+// TestRecovery: a later server of the same run directory has what an earlier one made, and another server does not.
+func TestRecovery(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
 	dir := testkit.RunDir(t)
@@ -268,7 +268,7 @@ func TestTakeOver(t *testing.T) {
 		t.Error(err)
 	}
 	other := server("b")
-	if _, err := other.Adopt("7"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := other.Recover("7"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("another server has it: %v", err)
 	}
 	if err := other.Close(); err != nil {
@@ -279,7 +279,7 @@ func TestTakeOver(t *testing.T) {
 	if err != nil || !slices.Equal(names, []string{"7"}) {
 		t.Errorf("there are %q, %v", names, err)
 	}
-	g, err = second.Adopt("7")
+	g, err = second.Recover("7")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +381,7 @@ func TestOwnerByAnotherName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g, err = second.Adopt("7"); err != nil {
+	if g, err = second.Recover("7"); err != nil {
 		t.Fatal(err)
 	}
 	g.Close()

@@ -188,9 +188,9 @@ func (p *Parent) Share(name string) (*Group, error) {
 	return p.Open(name)
 }
 
-// Adopt opens the child name that an earlier server with the same run directory made. One that another server made counts as not there:
+// Recover opens the child name that an earlier server with the same run directory made. One that another server made counts as not there:
 // then there is none of ours, since there are no two of a name.
-func (p *Parent) Adopt(name string) (*Group, error) {
+func (p *Parent) Recover(name string) (*Group, error) {
 	if !p.mayOwn(name) {
 		return nil, wrap("open cgroup", path.Join(p.path, name), unix.ENOENT)
 	}

@@ -56,7 +56,7 @@ func (s *Session) Guard(lun int, want Identity) {
 	s.mu.Unlock()
 }
 
-// remember guards the units that nobody has asked to be guarded, such as those that a later server is just about to take over, by what
+// remember guards the units that nobody has asked to be guarded, such as those that a later server is just about to recover, by what
 // the kernel has read when it found them.
 func (s *Session) remember() {
 	for _, lun := range s.Units() {

@@ -10,7 +10,7 @@
 // those of the session that it has made, by its number, and nothing else; sessions of others are never touched. One that
 // another program has, to the same target with the same initiator name, is a conflict: the target would end it for ours.
 //
-// iscsid does likewise as long as it runs. But when it starts it takes over all sessions that it finds, and logs in to them again
+// iscsid does likewise as long as it runs. But when it starts it recovers all sessions that it finds, and logs in to them again
 // as its own configuration says, without our secrets. It passes over those without a target name; so the kernel is not
 // told that of ours. The name of the interface, which means nothing to iscsi_tcp, holds it instead, with a mark of the server.
 //

@@ -125,7 +125,7 @@ func (s *Session) recover(ctx context.Context) bool {
 			return false
 		}
 		if s.State() == Failed {
-			s.fail() // of a session that was taken over the kernel alone knows when its time began
+			s.fail() // of a session that was recovered the kernel alone knows when its time began
 		}
 		pause := jitter(wait)
 		s.env.Log.Warn("iSCSI login failed, retrying", logkey.Target, s.conf.Target, logkey.Error, err, logkey.Delay, pause)

@@ -35,7 +35,7 @@ type Dir struct {
 }
 
 // Open makes path, mode 0700, unless it exists, and mounts the tmpfs over it. It must be a directory of ours that
-// nobody else can write to. What a daemon that was killed has left there is taken over, with the mounts in it.
+// nobody else can write to. What a daemon that was killed has left there is recovered, with the mounts in it.
 func Open(path string, g failpoint.Hook) (*Dir, error) {
 	above, err := filepath.EvalSymlinks(filepath.Dir(path))
 	if err != nil {

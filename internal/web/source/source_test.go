@@ -311,7 +311,7 @@ func TestExpectedIdentity(t *testing.T) {
 	}
 }
 
-// TestNextURL: the next server takes over at once, and one that holds another object is never read.
+// TestNextURL: the next server recovers at once, and one that holds another object is never read.
 func TestNextURL(t *testing.T) {
 	t.Parallel()
 	object := random(200_000)

@@ -94,7 +94,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 }
 
 var (
-	_ driver.Heir      = (*Driver)(nil)
-	_ driver.Forcer    = (*unit)(nil)
-	_ driver.Heritable = (*unit)(nil)
+	_ driver.Restorer    = (*Driver)(nil)
+	_ driver.Forcer      = (*unit)(nil)
+	_ driver.Recoverable = (*unit)(nil)
 )

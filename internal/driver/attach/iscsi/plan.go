@@ -36,7 +36,7 @@ const (
 	digestCRC32C = "crc32c"
 )
 
-// newUnit takes over a definition and fills in the defaults.
+// newUnit recovers a definition and fills in the defaults.
 func newUnit(d *Driver, m *models.AttachIscsi, faults *errs.Faults) *unit {
 	u := &unit{
 		driver:       d,
@@ -71,7 +71,7 @@ func value[T any](p *T, fallback T) T {
 	return *p
 }
 
-// setAuth takes over who is who.
+// setAuth recovers who is who.
 func (u *unit) setAuth(m *models.IscsiAuth, faults *errs.Faults) {
 	u.Username, u.TargetUsername = m.Username, m.TargetUsername
 	a := iscsi.Auth{Name: m.Username, Secret: value(m.Secret, ""), TargetName: m.TargetUsername, TargetSecret: value(m.TargetSecret, "")}

@@ -304,7 +304,7 @@ func TestBesideIscsid(t *testing.T) {
 	}
 }
 
-// When iscsid starts it takes over the sessions that it finds, but not ours.
+// When iscsid starts it recovers the sessions that it finds, but not ours.
 func TestIscsidStartsLater(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "later").IQN

@@ -13,17 +13,17 @@ import (
 )
 
 // Check implements driver.Checker.
-func (u *unit) Check(ctx context.Context, found driver.Placement) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
 	f := driver.Forecast{Does: fmt.Sprintf("attach the file %s to a loop device", u.Path), Status: driver.Status{Device: &driver.Device{}}}
 	d := f.Status.Device
 	if u.Base != models.AttachLoopbackBaseRoot {
 		f.Does = fmt.Sprintf("attach the file %s of a mount to a loop device", u.Path)
 	}
-	if u.Base != models.AttachLoopbackBaseRoot && !found.Needs[0].Tree.Made() {
-		d.ReadOnly, d.Remote = u.ReadOnly || found.Needs[0].Tree.ReadOnly, found.Needs[0].Tree.Remote
+	if u.Base != models.AttachLoopbackBaseRoot && !place.Needs[0].Tree.Made() {
+		d.ReadOnly, d.Remote = u.ReadOnly || place.Needs[0].Tree.ReadOnly, place.Needs[0].Tree.Remote
 		f.Unknown = append(f.Unknown, fmt.Sprintf("whether %s is in the mount, which is still to be made, and can be a device", u.Path))
 	} else {
-		src, err := u.open(ctx, found)
+		src, err := u.open(ctx, place)
 		if err != nil {
 			return f, err
 		}

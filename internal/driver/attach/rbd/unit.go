@@ -24,7 +24,7 @@ import (
 type unit struct {
 	driver    *Driver
 	secret    *secret           // in no journal, answer or log; a pointer, since fmt prints what a private field holds
-	inherited bool              // from an earlier daemon
+	recovered bool              // from an earlier daemon
 	Mark      string            `json:"mark"` // random: tells what is ours from what is another daemon's
 	Monitors  []string          `json:"monitors"`
 	Pool      string            `json:"pool"`
@@ -179,7 +179,7 @@ func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.S
 	if err != nil {
 		return fmt.Errorf("unmap %s: %w", status.Device.Path, err)
 	}
-	if u.inherited {
+	if u.recovered {
 		if err := u.driver.bus.Outlive(ctx, u.keys(place.ID)); err != nil {
 			return fmt.Errorf("unmap %s: %w", status.Device.Path, err)
 		}

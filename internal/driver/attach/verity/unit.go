@@ -28,9 +28,9 @@ const undoTime = 10 * time.Second
 // unit is an attachment with verity.
 type unit struct {
 	driver *Driver
-	Mark   string           `json:"mark"` // random: tells what is ours from what is another daemon's
-	Verity params           `json:"verity"`
-	Under  driver.Heritable `json:"under"`
+	Mark   string             `json:"mark"` // random: tells what is ours from what is another daemon's
+	Verity params             `json:"verity"`
+	Under  driver.Recoverable `json:"under"`
 }
 
 // notes is what there is beyond the device.
@@ -284,11 +284,11 @@ func (u *unit) free(ctx context.Context, n notes) error {
 	}
 }
 
-// Adopt has what is below adopted, and makes sure that what is above is what was made.
-func (u *unit) Adopt(ctx context.Context, place driver.Placement, status driver.Status) error {
+// Recover has what is below recovered, and makes sure that what is above is what was made.
+func (u *unit) Recover(ctx context.Context, place driver.Placement, status driver.Status) error {
 	n, err := notesOf(status)
 	if err == nil {
-		err = u.Under.Adopt(ctx, u.below(place), n.Under)
+		err = u.Under.Recover(ctx, u.below(place), n.Under)
 	}
 	if err != nil {
 		return err

@@ -32,11 +32,11 @@ type Options struct {
 
 // Driver is a driver of attachments that may have verity.
 type Driver struct {
-	driver.Heir // what is below
-	mapper      dm.Mapper
-	helper      *helper.Runner
-	nodes       block.Nodes
-	log         *slog.Logger
+	driver.Restorer // what is below
+	mapper          dm.Mapper
+	helper          *helper.Runner
+	nodes           block.Nodes
+	log             *slog.Logger
 
 	// mu protects what follows.
 	mu sync.Mutex
@@ -47,19 +47,19 @@ type Driver struct {
 }
 
 // Over returns the driver below with verity.
-func Over(below driver.Heir, o Options) *Driver {
+func Over(below driver.Restorer, o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		Heir: below, mapper: dm.Mapper{Failpoint: o.Failpoint, Helper: o.Helper}, helper: o.Helper, nodes: block.Nodes{Failpoint: o.Failpoint}, log: o.Log,
+		Restorer: below, mapper: dm.Mapper{Failpoint: o.Failpoint, Helper: o.Helper}, helper: o.Helper, nodes: block.Nodes{Failpoint: o.Failpoint}, log: o.Log,
 		corrupted: map[string]bool{}, stranded: map[int64]driver.Status{},
 	}
 }
 
 // Survey is that of the driver below, and names the device mapper if the kernel lacks it: without it there is no verity, and all else works.
 func (d *Driver) Survey(ctx context.Context) (s driver.Survey) {
-	if below, ok := d.Heir.(driver.Surveyor); ok {
+	if below, ok := d.Restorer.(driver.Surveyor); ok {
 		s = below.Survey(ctx)
 	}
 	if err := d.mapper.Find(ctx); err != nil {
@@ -71,11 +71,11 @@ func (d *Driver) Survey(ctx context.Context) (s driver.Survey) {
 // Plan checks the definition's form. Whether the hash is that of the device shows in Up.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	if def.Attach == nil || def.Attach.Verity == nil {
-		return d.Heir.Plan(def, faults)
+		return d.Restorer.Plan(def, faults)
 	}
 	var own errs.Faults
 	v := def.Attach.Verity
-	under, needs := d.Heir.Plan(driver.Object{Attach: readOnly(def.Attach, &own)}, &own)
+	under, needs := d.Restorer.Plan(driver.Object{Attach: readOnly(def.Attach, &own)}, &own)
 	u := &unit{driver: d, Mark: rand.Text(), Verity: params{HashOffset: v.HashOffset, HashDevice: v.HashDevice != nil, OnCorruption: models.AttachVerityOnCorruptionError}}
 	if v.RootHash != nil {
 		u.Verity.RootHash = strings.ToLower(*v.RootHash)
@@ -91,7 +91,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		*faults = append(*faults, own...)
 		return nil, needs
 	}
-	u.Under = under.(driver.Heritable) // a Heir has no others
+	u.Under = under.(driver.Recoverable) // a Restorer has no others
 	return u, needs
 }
 
@@ -148,8 +148,8 @@ func (p params) check(faults *errs.Faults) {
 	}
 }
 
-// Restore implements driver.Heir.
-func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{driver: d}
 	parts := struct {
 		Mark   *string         `json:"mark"`
@@ -160,9 +160,9 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 		return nil, err
 	}
 	if parts.Verity == nil {
-		return d.Heir.Restore(data)
+		return d.Restorer.Restore(data)
 	}
-	under, err := d.Heir.Restore(parts.Under)
+	under, err := d.Restorer.Restore(parts.Under)
 	u.Verity, u.Under = *parts.Verity, under
 	return u, err
 }
@@ -209,11 +209,11 @@ func (d *Driver) rescue(id int64) (under driver.Status, is bool, done func()) {
 }
 
 var (
-	_ driver.Heir      = (*Driver)(nil)
-	_ driver.Heritable = (*unit)(nil)
-	_ driver.Forcer    = (*unit)(nil)
-	_ driver.Inspector = (*unit)(nil)
-	_ driver.Condemner = (*unit)(nil)
-	_ driver.Changing  = (*unit)(nil)
-	_ driver.Verified  = (*unit)(nil)
+	_ driver.Restorer    = (*Driver)(nil)
+	_ driver.Recoverable = (*unit)(nil)
+	_ driver.Forcer      = (*unit)(nil)
+	_ driver.Inspector   = (*unit)(nil)
+	_ driver.Condemner   = (*unit)(nil)
+	_ driver.Changing    = (*unit)(nil)
+	_ driver.Verified    = (*unit)(nil)
 )

@@ -143,8 +143,8 @@ func (u *unit) disconnect(ctx context.Context, id int64, index int) error {
 	return nil
 }
 
-// adoptDevice takes over the device and looks for its keeper in the background.
-func (u *unit) adoptDevice(place driver.Placement, status driver.Status, n notes) error {
+// recoverDevice recovers the device and looks for its keeper in the background.
+func (u *unit) recoverDevice(place driver.Placement, status driver.Status, n notes) error {
 	if err := u.inspectDevice(place.ID, status, n); err != nil {
 		return err
 	}

@@ -169,8 +169,8 @@ func (u *unit) read(status driver.Status) (n notes, err error) {
 	return n, nil
 }
 
-// Restore implements driver.Heir.
-func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{driver: d}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -184,14 +184,14 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 	return u, nil
 }
 
-// Adopt makes sure that the device is still the one that was attached, and keeps its image in the cache.
-func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+// Recover makes sure that the device is still the one that was attached, and keeps its image in the cache.
+func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	n, err := u.read(status)
 	if err != nil {
 		return err
 	}
 	if n.onDemand() {
-		return u.adoptDevice(place, status, n)
+		return u.recoverDevice(place, status, n)
 	}
 	u.driver.claims.Attached(u.tag(place.ID), status.Device.Number)
 	c, err := u.driver.cache.Open()
@@ -280,10 +280,10 @@ func (u *unit) Changes(status driver.Status) string {
 }
 
 var (
-	_ driver.Heritable = (*unit)(nil)
-	_ driver.Inspector = (*unit)(nil)
-	_ driver.Checker   = (*unit)(nil)
-	_ driver.Still     = (*unit)(nil)
-	_ driver.Changing  = (*unit)(nil)
-	_ driver.Forcer    = (*unit)(nil)
+	_ driver.Recoverable = (*unit)(nil)
+	_ driver.Inspector   = (*unit)(nil)
+	_ driver.Checker     = (*unit)(nil)
+	_ driver.Still       = (*unit)(nil)
+	_ driver.Changing    = (*unit)(nil)
+	_ driver.Forcer      = (*unit)(nil)
 )

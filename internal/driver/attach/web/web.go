@@ -133,6 +133,6 @@ func value[T any](p *T, otherwise T) T {
 
 var (
 	_ driver.Driver   = (*Driver)(nil)
-	_ driver.Heir     = (*Driver)(nil)
+	_ driver.Restorer = (*Driver)(nil)
 	_ driver.Surveyor = (*Driver)(nil)
 )

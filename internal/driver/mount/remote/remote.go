@@ -32,9 +32,9 @@ type Mounts struct {
 	log    *slog.Logger
 	left   Leftovers
 
-	// mu protects inherited, which are the ids of mounts of an earlier daemon, whose helpers may still be at them.
+	// mu protects recovered, which are the ids of mounts of an earlier daemon, whose helpers may still be at them.
 	mu        sync.Mutex
-	inherited map[int64]bool
+	recovered map[int64]bool
 }
 
 // New returns a Mounts for a directory of mountpoints. The logger may be nil.
@@ -42,7 +42,7 @@ func New(dir *mountdir.Dir, h *helper.Runner, log *slog.Logger) *Mounts {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Mounts{dir: dir, helper: h, log: log, inherited: make(map[int64]bool)}
+	return &Mounts{dir: dir, helper: h, log: log, recovered: make(map[int64]bool)}
 }
 
 // Attach shows a detached tree, whose descriptor it closes, at the mountpoint of id and returns the path of that.
@@ -70,11 +70,11 @@ func Discard(ctx context.Context, h *helper.Runner, tree *os.File) error {
 	return h.Discard(ctx, tree)
 }
 
-// Inherit says that the mount is one of an earlier daemon: it does not come to its end before what that has begun has.
-func (m *Mounts) Inherit(id int64) {
+// Recovered says that the mount is one of an earlier daemon: it does not come to its end before what that has begun has.
+func (m *Mounts) Recovered(id int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.inherited[id] = true
+	m.recovered[id] = true
 }
 
 // Helper returns what acts on the mount with the given id, and what a later daemon finds by that.
@@ -112,7 +112,7 @@ func (m *Mounts) Detach(ctx context.Context, place driver.Placement) error {
 
 // Sweep takes away what a killed daemon may have left of a mount that nobody has used yet: that there is nothing is fine.
 func (m *Mounts) Sweep(ctx context.Context, id int64) error {
-	m.Inherit(id)
+	m.Recovered(id)
 	if err := m.Settle(ctx, id); err != nil {
 		return err
 	}
@@ -148,9 +148,9 @@ func (m *Mounts) Settle(ctx context.Context, id int64) error {
 // outlive waits for the helpers of an earlier daemon. That none is left is found out once: there are no new ones.
 func (m *Mounts) outlive(ctx context.Context, id int64) error {
 	m.mu.Lock()
-	inherited := m.inherited[id]
+	recovered := m.recovered[id]
 	m.mu.Unlock()
-	if !inherited {
+	if !recovered {
 		return nil
 	}
 	path := m.Path(id)
@@ -159,7 +159,7 @@ func (m *Mounts) outlive(ctx context.Context, id int64) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.inherited, id)
+	delete(m.recovered, id)
 	return nil
 }
 

@@ -76,8 +76,8 @@ func TestDetachWaits(t *testing.T) {
 	}
 }
 
-// TestDetachOfInherited waits for a helper of an earlier daemon: here one that opens a FIFO.
-func TestDetachOfInherited(t *testing.T) {
+// TestDetachOfRecovered waits for a helper of an earlier daemon: here one that opens a FIFO.
+func TestDetachOfRecovered(t *testing.T) {
 	w := mounttest.New(t)
 	code, err := testkit.BuildInit(t.TempDir())
 	must(t, err)
@@ -99,7 +99,7 @@ func TestDetachOfInherited(t *testing.T) {
 	testkit.Eventually(t, "it waits for the helper", func() bool {
 		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 		defer cancel()
-		next.Inherit(1)
+		next.Recovered(1)
 		err := next.Settle(short, 1)
 		return errs.Is(err, errs.Deadline) && strings.Contains(err.Error(), "what an earlier server has begun is not over")
 	})

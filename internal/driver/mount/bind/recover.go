@@ -10,14 +10,14 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
-// Restore implements driver.Heir.
-func (b *binder) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (b *binder) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{b: b}
 	return u, json.Unmarshal(data, u)
 }
 
-// Adopt implements driver.Heritable.
-func (u *unit) Adopt(_ context.Context, place driver.Placement, _ driver.Status) error {
+// Recover implements driver.Recoverable.
+func (u *unit) Recover(_ context.Context, place driver.Placement, _ driver.Status) error {
 	return u.b.Mounts.Check(place.Table, place.ID)
 }
 
@@ -33,7 +33,7 @@ func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mou
 	return mount.Failed(e, status.Tree.Path, false) // the node's file systems may be made read-only as their owner likes
 }
 
-// Sweep implements driver.Heritable.
+// Sweep implements driver.Recoverable.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	return u.b.Mounts.Sweep(ctx, place.ID)
 }

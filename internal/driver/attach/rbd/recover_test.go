@@ -23,11 +23,11 @@ import (
 )
 
 // next returns the unit that a later daemon has of one.
-func (w *world) next(t *testing.T, u driver.Unit) driver.Heritable {
+func (w *world) next(t *testing.T, u driver.Unit) driver.Recoverable {
 	t.Helper()
 	data, err := json.Marshal(u)
 	must(t, err)
-	next, err := w.driver(nil).(driver.Heir).Restore(data)
+	next, err := w.driver(nil).(driver.Restorer).Restore(data)
 	must(t, err)
 	return next
 }
@@ -50,7 +50,7 @@ func (w *world) killing(t *testing.T) drivertest.Killing {
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, "init"), code, 0o600))
 	return drivertest.Killing{
-		Dir: dir, Good: w.def("one", "", ""), Next: w.driver(nil).(driver.Heir),
+		Dir: dir, Good: w.def("one", "", ""), Next: w.driver(nil).(driver.Restorer),
 		Left: func(t *testing.T) string { return traces(t) + helpers() },
 	}
 }
@@ -90,14 +90,14 @@ func TestKilledWhileMapping(t *testing.T) {
 }
 
 // A later daemon looks at a device without the cluster, and takes it down without the secret.
-func TestAdopt(t *testing.T) {
+func TestRecover(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")
 	u, status := w.up(t, w.def("one", "", ""))
 	next := w.next(t, u)
 	mend := drop(t)
 	done := make(chan error, 1)
-	go func() { done <- next.Adopt(t.Context(), driver.Placement{ID: 7}, status) }()
+	go func() { done <- next.Recover(t.Context(), driver.Placement{ID: 7}, status) }()
 	select {
 	case err := <-done:
 		must(t, err)
@@ -130,7 +130,7 @@ func TestReconnect(t *testing.T) {
 		t.Error("there is no new session")
 	}
 	next := w.next(t, u)
-	must(t, next.Adopt(t.Context(), driver.Placement{ID: 7}, status))
+	must(t, next.Recover(t.Context(), driver.Placement{ID: 7}, status))
 	testkit.Run(t, "timeout", "60", "dd", "if="+status.Device.Path, "of=/dev/null", "bs=4096", "count=1", "iflag=direct")
 	down(t, next, status)
 }
@@ -153,7 +153,7 @@ func TestSweepOfAnother(t *testing.T) {
 	other, _ := drivertest.Plan(t, w.driver(nil), w.def("one", "", ""))
 	must(t, w.next(t, other).Sweep(within(t, 20*time.Second), driver.Placement{ID: 7}))
 	must(t, w.next(t, u).Sweep(within(t, 20*time.Second), driver.Placement{ID: 77}))
-	must(t, w.next(t, u).Adopt(t.Context(), driver.Placement{ID: 7}, status))
+	must(t, w.next(t, u).Recover(t.Context(), driver.Placement{ID: 7}, status))
 	must(t, w.next(t, u).Sweep(within(t, 20*time.Second), driver.Placement{ID: 7}))
 	if left := traces(t); left != "" {
 		t.Errorf("left %s", left)
@@ -161,21 +161,21 @@ func TestSweepOfAnother(t *testing.T) {
 }
 
 // What was changed behind the daemon's back is told, and not touched.
-func TestAdoptOfSomethingElse(t *testing.T) {
+func TestRecoverOfSomethingElse(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")
 	w.Image(t, "two")
 	u, status := w.up(t, w.def("one", "", ""))
 	next := w.next(t, u)
 	must(t, os.WriteFile("/sys/bus/rbd/remove_single_major", fmt.Append(nil, unix.Minor(status.Device.Number)>>4), 0))
-	if err := next.Adopt(t.Context(), driver.Placement{ID: 7}, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "image rbd/one is no longer mapped") {
+	if err := next.Recover(t.Context(), driver.Placement{ID: 7}, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "image rbd/one is no longer mapped") {
 		t.Errorf("of nothing: %v", err)
 	}
 	other, otherStatus := w.up(t, w.def("two", "", ""))
-	if err := next.Adopt(t.Context(), driver.Placement{ID: 7}, status); otherStatus.Device.Path == status.Device.Path && (!errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another mapping now, of rbd/two")) {
+	if err := next.Recover(t.Context(), driver.Placement{ID: 7}, status); otherStatus.Device.Path == status.Device.Path && (!errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another mapping now, of rbd/two")) {
 		t.Errorf("of another mapping: %v", err)
 	}
 	down(t, next, status)
-	must(t, w.next(t, other).Adopt(t.Context(), driver.Placement{ID: 7}, otherStatus))
+	must(t, w.next(t, other).Recover(t.Context(), driver.Placement{ID: 7}, otherStatus))
 	down(t, other, otherStatus)
 }

@@ -89,11 +89,11 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 		return v, fmt.Errorf("read the journal: its last run: %w", err)
 	}
 	d, ok := drivers.Find(v.Class, v.Kind)
-	heir, can := d.(driver.Heir)
+	restorer, can := d.(driver.Restorer)
 	if !ok || !can {
 		return v, fmt.Errorf("this version cannot recover objects of class %s and kind %q", v.Class, v.Kind)
 	}
-	unit, err := heir.Restore(r.Unit)
+	unit, err := restorer.Restore(r.Unit)
 	if err != nil {
 		return v, fmt.Errorf("read the journal: its definition: %w", err)
 	}
@@ -101,19 +101,19 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 	return v, nil
 }
 
-// inherit has the driver of an object look at it. mounts is what was mounted when the recovery began.
-func (m *Manager) inherit(ctx context.Context, id int64, mounts *mounttable.Table) {
+// recoverUnit has the driver of an object look at it. mounts is what was mounted when the recovery began.
+func (m *Manager) recoverUnit(ctx context.Context, id int64, mounts *mounttable.Table) {
 	v, ok := m.Snapshot().Get(id)
 	if !ok || !v.Up {
 		return
 	}
-	unit, ok := v.Unit.(driver.Heritable)
+	unit, ok := v.Unit.(driver.Recoverable)
 	if !ok {
 		return
 	}
 	place, status := m.place(id)
 	place.Mounts = mounts
-	if err := m.guard("adopt", id, func() error { return unit.Adopt(ctx, place, status) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
+	if err := m.guard("recover", id, func() error { return unit.Recover(ctx, place, status) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
 		m.log.Error("object changed during restart, marked broken", logkey.Object, name(v), logkey.Error, err)
 		_ = m.edit(func(c *change) error {
 			c.phase(id, Broken, err.Error())

@@ -17,37 +17,37 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 )
 
-// heir makes units of this world of what the journal has.
-type heir struct {
+// restorer makes units of this world of what the journal has.
+type restorer struct {
 	w     *world
 	class driver.Class
 }
 
-func (h heir) Class() driver.Class { return h.class }
+func (h restorer) Class() driver.Class { return h.class }
 
-func (h heir) Kind() string {
+func (h restorer) Kind() string {
 	if h.class == driver.Container {
 		return ""
 	}
 	return "test"
 }
 
-func (h heir) Plan(driver.Object, *errs.Faults) (driver.Unit, []driver.Need) { return nil, nil }
+func (h restorer) Plan(driver.Object, *errs.Faults) (driver.Unit, []driver.Need) { return nil, nil }
 
-func (h heir) Restore(data json.RawMessage) (driver.Heritable, error) {
+func (h restorer) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{w: h.w}
 	if h.class == driver.Container {
 		return u, json.Unmarshal(data, u)
 	}
-	return plain{u}, json.Unmarshal(data, &struct{ Heritable *unit }{u})
+	return plain{u}, json.Unmarshal(data, &struct{ Recoverable *unit }{u})
 }
 
 func (w *world) drivers() driver.Set {
-	return driver.Set{heir{w, driver.Attach}, heir{w, driver.Mount}, heir{w, driver.Container}}
+	return driver.Set{restorer{w, driver.Attach}, restorer{w, driver.Mount}, restorer{w, driver.Container}}
 }
 
-func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
-	if err := u.w.ask("adopt", u); err != nil {
+func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
+	if err := u.w.ask("recover", u); err != nil {
 		return err
 	}
 	u.w.mu.Lock()
@@ -56,7 +56,7 @@ func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.St
 		return errs.New(errs.Conflict, "it is gone")
 	}
 	if status.Device == nil || int64(status.Device.Number) != place.ID {
-		u.w.fault("object %d is adopted with %+v", place.ID, status)
+		u.w.fault("object %d is recovered with %+v", place.ID, status)
 	}
 	return nil
 }
@@ -300,7 +300,7 @@ func (w *world) runs(id int64) bool {
 }
 
 // A daemon that ends leaves its objects as they are, and the next one has them with ids, names, runs and holds.
-func TestTakeOver(t *testing.T) {
+func TestRecovery(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	first := begin(t, w, "")
@@ -352,7 +352,7 @@ func TestTakeOver(t *testing.T) {
 }
 
 // What became of a container after the journal was written last is shown as it is.
-func TestTakeOverOfWhatTheJournalDoesNotKnow(t *testing.T) {
+func TestRecoveryOfUnknown(t *testing.T) {
 	t.Parallel()
 	start := func(t *testing.T, w *world, m life, id int64) {
 		t.Helper()
@@ -405,9 +405,9 @@ func TestTakeOverOfWhatTheJournalDoesNotKnow(t *testing.T) {
 	}
 }
 
-// TestTakeOverAfterTheClockWasSet: the wall clock is set back by an hour, then a container starts again and ends, and the journal knows
+// TestRecoveryAfterTheClockWasSet: the wall clock is set back by an hour, then a container starts again and ends, and the journal knows
 // neither. Its last run counts, not the one before.
-func TestTakeOverAfterTheClockWasSet(t *testing.T) {
+func TestRecoveryAfterTheClockWasSet(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	first := begin(t, w, "")
@@ -448,7 +448,7 @@ func TestTakeOverAfterTheClockWasSet(t *testing.T) {
 }
 
 // What is not as it was is broken and says so, and can be deleted.
-func TestTakeOverOfWhatIsGone(t *testing.T) {
+func TestRecoveryOfGone(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	first := begin(t, w, "")
@@ -481,7 +481,7 @@ func TestTakeOverOfWhatIsGone(t *testing.T) {
 }
 
 // A container that was asked to stop, and of which nothing is found, is not started again, whatever its policy.
-func TestTakeOverOfWhatWasStoppedAndIsGone(t *testing.T) {
+func TestRecoveryOfStoppedAndGone(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	first := begin(t, w, "")
@@ -514,7 +514,7 @@ func TestTakeOverOfWhatWasStoppedAndIsGone(t *testing.T) {
 }
 
 // An object that this version knows nothing of is kept as it is, in the journal too.
-func TestTakeOverOfTheUnknown(t *testing.T) {
+func TestRecoveryOfUnknownKinds(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	first := begin(t, w, "")

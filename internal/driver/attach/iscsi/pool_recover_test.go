@@ -72,17 +72,17 @@ func (n *node) first() (*life, driver.Driver) {
 }
 
 // next begins a daemon after another one, and restores what that has planned.
-func (n *node) next(t *testing.T, units ...driver.Unit) (heirs []driver.Heritable) {
+func (n *node) next(t *testing.T, units ...driver.Unit) (restorers []driver.Recoverable) {
 	t.Helper()
-	d := n.driver(nil).(driver.Heir)
+	d := n.driver(nil).(driver.Restorer)
 	for _, u := range units {
 		data, err := json.Marshal(u)
 		must(t, err)
 		h, err := d.Restore(data)
 		must(t, err)
-		heirs = append(heirs, h)
+		restorers = append(restorers, h)
 	}
-	return heirs
+	return restorers
 }
 
 // clean makes sure that nothing is left, of the kernel's or of secrets.
@@ -169,12 +169,12 @@ func TestKilledDuringDown(t *testing.T) {
 		act, dead := l.died()
 		l.kill()
 		h := n.next(t, u)[0]
-		adopted := h.Adopt(within(t, time.Minute), place, status)
+		recovered := h.Recover(within(t, time.Minute), place, status)
 		if err := h.Down(within(t, time.Minute), place, status); err != nil {
-			t.Errorf("killed after act %d, %s: adopt: %v, down: %v", acts, act, adopted, err)
+			t.Errorf("killed after act %d, %s: recover: %v, down: %v", acts, act, recovered, err)
 		}
 		if !n.clean(t, before) {
-			t.Fatalf("killed after act %d, %s (adopt: %v): see above", acts, act, adopted)
+			t.Fatalf("killed after act %d, %s (recover: %v): see above", acts, act, recovered)
 		}
 		if !dead {
 			t.Logf("killed after each of %d acts", acts-1)
@@ -183,7 +183,7 @@ func TestKilledDuringDown(t *testing.T) {
 	}
 }
 
-// The same while another unit of the session stays: it is taken over, and nothing but the cut off one goes.
+// The same while another unit of the session stays: it is recovered, and nothing but the cut off one goes.
 func TestKilledBesideAnother(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "beside", "-l", "2").IQN
@@ -200,7 +200,7 @@ func TestKilledBesideAnother(t *testing.T) {
 		act, dead := l.died()
 		l.kill()
 		h := n.next(t, first, second)
-		must(t, h[0].Adopt(within(t, time.Minute), one, status))
+		must(t, h[0].Recover(within(t, time.Minute), one, status))
 		must(t, h[1].Sweep(within(t, time.Minute), two))
 		if got := traces(); got != stays {
 			t.Errorf("killed after act %d, %s: there is %s, want %s", acts, act, got, stays)
@@ -237,7 +237,7 @@ func TestKilledWhileScanning(t *testing.T) {
 	testkit.Eventually(t, "the scan waits for the target", func() bool { return waitsInKernel(scan.Process.Pid) })
 	l.kill()
 	h := n.next(t, first, second)
-	must(t, h[0].Adopt(within(t, time.Minute), one, status))
+	must(t, h[0].Recover(within(t, time.Minute), one, status))
 	swept := make(chan error, 1)
 	go func() { swept <- h[1].Sweep(within(t, time.Minute), two) }()
 	helpers := func() bool {
@@ -262,7 +262,7 @@ func shownState(u driver.Unit, status driver.Status) string {
 }
 
 // A session whose connection is lost while no daemon is there, or later, is logged in to again by the one that takes it over:
-// for two units, adopted in either order, with and without secrets. Who writes notices nothing.
+// for two units, recovered in either order, with and without secrets. Who writes notices nothing.
 func TestTakenOverAndLost(t *testing.T) {
 	for name, c := range map[string]struct {
 		options []string
@@ -288,29 +288,29 @@ func TestTakenOverAndLost(t *testing.T) {
 			l.kill()
 			target.Stop(t)
 			testkit.Eventually(t, "the kernel notices", func() bool { return attribute(t, session+"/state") == "FAILED" })
-			heirs := n.next(t, units...)
+			restorers := n.next(t, units...)
 			for _, i := range []int{1, 0} {
-				must(t, heirs[i].Adopt(within(t, time.Minute), sites[i], lives[i]))
+				must(t, restorers[i].Recover(within(t, time.Minute), sites[i], lives[i]))
 			}
-			if got := shownState(heirs[0], lives[0]); got != "recovering" {
+			if got := shownState(restorers[0], lives[0]); got != "recovering" {
 				t.Errorf("state %s", got)
 			}
 			for range 2 {
 				target.Start(t)
-				testkit.Eventually(t, "it is logged in again", func() bool { return shownState(heirs[0], lives[0]) == "logged_in" })
+				testkit.Eventually(t, "it is logged in again", func() bool { return shownState(restorers[0], lives[0]) == "logged_in" })
 				writes[0].flows(t)
 				writes[1].flows(t)
 				target.Stop(t)
-				testkit.Eventually(t, "it is lost again", func() bool { return shownState(heirs[1], lives[1]) == "recovering" })
+				testkit.Eventually(t, "it is lost again", func() bool { return shownState(restorers[1], lives[1]) == "recovering" })
 			}
 			target.Start(t)
-			testkit.Eventually(t, "it is logged in again", func() bool { return shownState(heirs[0], lives[0]) == "logged_in" })
+			testkit.Eventually(t, "it is logged in again", func() bool { return shownState(restorers[0], lives[0]) == "logged_in" })
 			if got := sessions(); len(got) != 1 || got[0] != session {
 				t.Errorf("sessions %q, want %q alone", got, session)
 			}
-			for i := range heirs {
+			for i := range restorers {
 				must(t, writes[i].stop())
-				must(t, heirs[i].Down(within(t, time.Minute), sites[i], lives[i]))
+				must(t, restorers[i].Down(within(t, time.Minute), sites[i], lives[i]))
 			}
 			n.clean(t, before)
 			testkit.Eventually(t, "the session's end is heard of", func() bool { return shownState(units[0], lives[0]) == "failed" })
@@ -319,7 +319,7 @@ func TestTakenOverAndLost(t *testing.T) {
 }
 
 // What is not what it was is said to be so, and can be taken down.
-func TestAdoptChanged(t *testing.T) {
+func TestRecoverChanged(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "changed", chapOptions...).IQN
 	place, before := driver.Placement{ID: 1}, traces()
@@ -332,7 +332,7 @@ func TestAdoptChanged(t *testing.T) {
 		}, "another program deleted the device"},
 		"no session": {func(u driver.Unit, status driver.Status) {
 			h := n.next(t, u)[0]
-			must(t, h.Adopt(t.Context(), place, status))
+			must(t, h.Recover(t.Context(), place, status))
 			must(t, h.Down(within(t, time.Minute), place, status))
 		}, "is gone: another program ended it"},
 		"no secret": {func(driver.Unit, driver.Status) {
@@ -348,9 +348,9 @@ func TestAdoptChanged(t *testing.T) {
 			n.Failpoint(nil)
 			c.change(u, status)
 			h := n.next(t, u)[0]
-			err = h.Adopt(within(t, time.Minute), place, status)
+			err = h.Recover(within(t, time.Minute), place, status)
 			if !errs.Is(err, errs.Conflict) && name != "no secret" || err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("adopt: %v", err)
+				t.Errorf("recover: %v", err)
 			}
 			must(t, h.Down(within(t, time.Minute), place, status))
 			n.clean(t, before)
@@ -368,7 +368,7 @@ func TestHostNumberOfAnother(t *testing.T) {
 	must(t, err)
 	host := hostOf(t, status.Device.Path)
 	h := n.next(t, u)[0]
-	must(t, h.Adopt(within(t, time.Minute), place, status))
+	must(t, h.Recover(within(t, time.Minute), place, status))
 	must(t, h.Down(within(t, time.Minute), place, status))
 	testkit.Need(t, "iscsistart")
 	testkit.Run(t, "iscsistart", "-i", initiator, "-t", other, "-g", "1", "-a", "127.0.0.1", "-p", "3290")
@@ -402,7 +402,7 @@ func hostOf(t *testing.T, disk string) string {
 	return number
 }
 
-// What a daemon with another run directory has is not ours: it is neither adopted nor swept away.
+// What a daemon with another run directory has is not ours: it is neither recovered nor swept away.
 func TestOtherRunDirectory(t *testing.T) {
 	n, other := newNode(t), newNode(t)
 	target := testkit.StartTarget(t, "other").IQN
@@ -412,8 +412,8 @@ func TestOtherRunDirectory(t *testing.T) {
 	must(t, err)
 	before := traces()
 	h := n.next(t, theirs)[0]
-	if err := h.Adopt(t.Context(), place, status); !errs.Is(err, errs.Conflict) {
-		t.Errorf("adopt: %v", err)
+	if err := h.Recover(t.Context(), place, status); !errs.Is(err, errs.Conflict) {
+		t.Errorf("recover: %v", err)
 	}
 	must(t, h.Down(within(t, time.Minute), place, status))
 	must(t, n.next(t, theirs)[0].Sweep(within(t, time.Minute), place))

@@ -14,8 +14,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
-// Restore implements driver.Heir.
-func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{driver: d}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -25,13 +25,13 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 	return u, faults.Err()
 }
 
-// Adopt takes over the session, unless another unit of the target has, and makes sure that the disk is the one that was made. A
+// Recover recovers the session, unless another unit of the target has, and makes sure that the disk is the one that was made. A
 // session whose connection is lost is logged in to again in the background.
-func (u *unit) Adopt(ctx context.Context, place driver.Placement, status driver.Status) error {
+func (u *unit) Recover(ctx context.Context, place driver.Placement, status driver.Status) error {
 	conf := u.config()
 	auth, unknown := u.driver.secrets.find(place.ID, u.Username, u.TargetUsername)
 	conf.Auth = auth
-	session, err := u.driver.pool.adopt(ctx, int(u.LUN), place.ID, conf)
+	session, err := u.driver.pool.recover(ctx, int(u.LUN), place.ID, conf)
 	if err != nil {
 		return err
 	}

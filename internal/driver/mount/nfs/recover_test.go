@@ -23,10 +23,10 @@ import (
 )
 
 // next returns the unit that a later daemon has of one.
-func (w *world) next(t *testing.T, u driver.Unit) driver.Heritable {
+func (w *world) next(t *testing.T, u driver.Unit) driver.Recoverable {
 	t.Helper()
 	d := nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(w.init, nil)})
-	next, err := d.(driver.Heir).Restore([]byte(mounttest.JSON(t, u)))
+	next, err := d.(driver.Restorer).Restore([]byte(mounttest.JSON(t, u)))
 	must(t, err)
 	return next
 }
@@ -53,7 +53,7 @@ func (w *world) killing(t *testing.T) drivertest.Killing {
 	must(t, os.Symlink(w.Dir, filepath.Join(dir, "run")))
 	return drivertest.Killing{
 		Dir: dir, Scope: w.Scope(), Good: `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/export"}}`,
-		Next: nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(w.init, nil)}).(driver.Heir),
+		Next: nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(w.init, nil)}).(driver.Restorer),
 		Left: func(*testing.T) string { return w.helpers() },
 	}
 }
@@ -97,7 +97,7 @@ func atOnce(t *testing.T, act func() error) error {
 	}
 }
 
-func TestAdopt(t *testing.T) {
+func TestRecover(t *testing.T) {
 	for _, version := range []string{"3", "4.2"} {
 		t.Run(version, func(t *testing.T) {
 			w := newWorld(t)
@@ -105,7 +105,7 @@ func TestAdopt(t *testing.T) {
 			dirty(t, filepath.Join(status.Tree.Path, "kept"))
 			pass := testkit.DropNFS(t)
 			next := w.next(t, u)
-			if err := atOnce(t, func() error { return next.Adopt(t.Context(), place, status) }); err != nil {
+			if err := atOnce(t, func() error { return next.Recover(t.Context(), place, status) }); err != nil {
 				t.Error(err)
 			}
 			if err := next.Down(within(t, 2*time.Second), place, status); !errs.Is(err, errs.Deadline) {
@@ -121,7 +121,7 @@ func TestAdopt(t *testing.T) {
 }
 
 // A mount shows the source of the first one of its file system, whatever its own.
-func TestAdoptOfAnotherName(t *testing.T) {
+func TestRecoverOfAnotherName(t *testing.T) {
 	w := newWorld(t)
 	first, firstStatus := w.up(t, models.MountNfs{})
 	other := driver.Placement{ID: place.ID + 1}
@@ -130,21 +130,21 @@ func TestAdoptOfAnotherName(t *testing.T) {
 	must(t, err)
 	down(t, first, firstStatus)
 	next := w.next(t, u)
-	must(t, next.Adopt(t.Context(), other, status))
+	must(t, next.Recover(t.Context(), other, status))
 	must(t, next.Down(within(t, 20*time.Second), other, status))
 }
 
 // What was changed behind the daemon's back is told, and the rest can be taken away.
-func TestAdoptOfSomethingElse(t *testing.T) {
+func TestRecoverOfSomethingElse(t *testing.T) {
 	w := newWorld(t)
 	u, status := w.up(t, models.MountNfs{})
 	must(t, unix.Unmount(status.Tree.Path, 0))
 	next := w.next(t, u)
-	if err := next.Adopt(t.Context(), place, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "nothing is mounted at "+status.Tree.Path) {
+	if err := next.Recover(t.Context(), place, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "nothing is mounted at "+status.Tree.Path) {
 		t.Errorf("of nothing: %v", err)
 	}
 	must(t, unix.Mount("other", status.Tree.Path, "tmpfs", 0, ""))
-	if err := next.Adopt(t.Context(), place, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another file system (tmpfs") {
+	if err := next.Recover(t.Context(), place, status); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "another file system (tmpfs") {
 		t.Errorf("of something else: %v", err)
 	}
 	if err := next.Down(within(t, 20*time.Second), place, status); !errs.Is(err, errs.Conflict) {

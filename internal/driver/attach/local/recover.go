@@ -10,14 +10,14 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 )
 
-// Restore implements driver.Heir.
-func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{driver: d}
 	return u, json.Unmarshal(data, u)
 }
 
-// Adopt claims the device anew, if it still is the one that was attached.
-func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+// Recover claims the device anew, if it still is the one that was attached.
+func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	if err := u.driver.claims.Device(place.ID, status.Device.Number, status.Device.Path); err != nil {
 		return err
 	}

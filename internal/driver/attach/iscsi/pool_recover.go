@@ -9,8 +9,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
 )
 
-// inherit makes what an earlier daemon has left of a session, if anything, this daemon's by take; the lock is held.
-func (p *pool) inherit(s *shared, take func(iscsi.Left) (*iscsi.Session, error)) error {
+// recoverWith makes what an earlier daemon has left of a session, if anything, this daemon's by take; the lock is held.
+func (p *pool) recoverWith(s *shared, take func(iscsi.Left) (*iscsi.Session, error)) error {
 	if s.session != nil {
 		return nil
 	}
@@ -29,9 +29,9 @@ func (p *pool) inherit(s *shared, take func(iscsi.Left) (*iscsi.Session, error))
 	return err
 }
 
-// condemn inherits a session only to end it; the lock is held.
+// condemn recovers a session only to end it; the lock is held.
 func (p *pool) condemn(s *shared) error {
-	return p.inherit(s, func(l iscsi.Left) (*iscsi.Session, error) { return p.finish(s, l) })
+	return p.recoverWith(s, func(l iscsi.Left) (*iscsi.Session, error) { return p.finish(s, l) })
 }
 
 func (p *pool) finish(s *shared, l iscsi.Left) (*iscsi.Session, error) {
@@ -40,9 +40,9 @@ func (p *pool) finish(s *shared, l iscsi.Left) (*iscsi.Session, error) {
 	return session, err
 }
 
-// adopt enters an attachment of an earlier daemon as a user of its session, which is taken over with the first of them. With an
+// recover enters an attachment of an earlier daemon as a user of its session, which is recovered with the first of them. With an
 // error there is no such session, or it is not what it was; the attachment is its user even so.
-func (p *pool) adopt(ctx context.Context, lun int, id int64, conf iscsi.Config) (*iscsi.Session, error) {
+func (p *pool) recover(ctx context.Context, lun int, id int64, conf iscsi.Config) (*iscsi.Session, error) {
 	s, err := p.enter(names{conf.Initiator, conf.Target}, lun, id)
 	if err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (p *pool) adopt(ctx context.Context, lun int, id int64, conf iscsi.Config) 
 		return nil, err
 	}
 	defer s.give()
-	err = p.inherit(s, func(l iscsi.Left) (*iscsi.Session, error) {
+	err = p.recoverWith(s, func(l iscsi.Left) (*iscsi.Session, error) {
 		if l.Ending() {
 			return p.finish(s, l)
 		}
@@ -69,7 +69,7 @@ func (p *pool) adopt(ctx context.Context, lun int, id int64, conf iscsi.Config) 
 	return s.session, nil
 }
 
-// sweep ends what is left of a session that nobody has taken over. Of one that others use it takes away the logical unit alone.
+// sweep ends what is left of a session that nobody has recovered. Of one that others use it takes away the logical unit alone.
 func (p *pool) sweep(ctx context.Context, n names, lun int, id int64) error {
 	if err := p.endNameless(ctx); err != nil {
 		return err

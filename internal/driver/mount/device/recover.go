@@ -16,8 +16,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
-// Restore implements driver.Heir.
-func (m *mounter) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (m *mounter) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{m: m}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -27,15 +27,15 @@ func (m *mounter) Restore(data json.RawMessage) (driver.Heritable, error) {
 	return u, faults.Err()
 }
 
-// Adopt claims the device anew for a mount in this way.
-func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+// Recover claims the device anew for a mount in this way.
+func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	var has claims.Image
 	if err := json.Unmarshal(status.Notes, &has); err != nil {
-		return fmt.Errorf("adopt mount %d: read its notes: %w", place.ID, err)
+		return fmt.Errorf("recover mount %d: read its notes: %w", place.ID, err)
 	}
 	u.m.Claims.Enter(place.ID, has)
 	if status.Tree.Remote {
-		u.m.remote.Inherit(place.ID)
+		u.m.remote.Recovered(place.ID)
 	}
 	return u.m.Mounts.Check(place.Table, place.ID)
 }
@@ -63,7 +63,7 @@ func (u *unit) is(e mounttable.Entry, id int64) bool {
 	return (e.Type == u.FSType || u.FSType == detect) && (unix.Major(e.Number) == 0 || device == 0 || e.Number == device)
 }
 
-// Sweep implements driver.Heritable. Until it is done the image stays claimed: what is left may still mount it.
+// Sweep implements driver.Recoverable. Until it is done the image stays claimed: what is left may still mount it.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	if u.m.Claims.ImageOf(place.ID).Number == 0 {
 		u.reclaim(ctx, place)
@@ -88,7 +88,7 @@ func (u *unit) reclaim(ctx context.Context, place driver.Placement) {
 
 func (u *unit) sweep(ctx context.Context, place driver.Placement) error {
 	if d := place.Needs[0].Device; d != nil && d.Remote {
-		u.m.remote.Inherit(place.ID)
+		u.m.remote.Recovered(place.ID)
 		return u.m.remote.Detach(ctx, place)
 	}
 	return u.m.Mounts.Sweep(ctx, place.ID)

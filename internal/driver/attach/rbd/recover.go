@@ -10,10 +10,10 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
-// Restore implements driver.Heir. The secret is in no journal, and nothing needs it any more: the kernel's client has a copy of its
+// Restore implements driver.Restorer. The secret is in no journal, and nothing needs it any more: the kernel's client has a copy of its
 // own, from which it goes on to prove who it is, for as long as the image is mapped.
-func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
-	u := &unit{driver: d, secret: new(secret), inherited: true}
+func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
+	u := &unit{driver: d, secret: new(secret), recovered: true}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
 	}
@@ -23,8 +23,8 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Heritable, error) {
 	return u, nil
 }
 
-// Adopt implements driver.Heritable.
-func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+// Recover implements driver.Recoverable.
+func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	return u.Inspect(place, status, nil)
 }
 

@@ -11,18 +11,18 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
-// Restore implements driver.Heir.
-func (o *overlayer) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (o *overlayer) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{o: o}
 	return u, json.Unmarshal(data, u)
 }
 
-// Adopt claims anew an upper layer in another mount.
-func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
+// Recover claims anew an upper layer in another mount.
+func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	var n notes
 	if status.Notes != nil { // a single lower mount without an upper one has none
 		if err := json.Unmarshal(status.Notes, &n); err != nil {
-			return fmt.Errorf("adopt mount %d: read its notes: %w", place.ID, err)
+			return fmt.Errorf("recover mount %d: read its notes: %w", place.ID, err)
 		}
 	}
 	var h *home
@@ -58,12 +58,12 @@ func (u *unit) Inspect(place driver.Placement, _ driver.Status, mounts *mounttab
 	return mountdir.Removed(u.o.Mounts.Path(place.ID), e) // of a single lower mount
 }
 
-// Sweep implements driver.Heritable. What an earlier daemon has left may still mount the layers, which stay claimed until it has ended.
+// Sweep implements driver.Recoverable. What an earlier daemon has left may still mount the layers, which stay claimed until it has ended.
 // For the rest, Down relies on nothing but what it finds.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	if anyRemote(place.Needs) {
 		u.reclaim(place)
-		u.o.remote.Inherit(place.ID)
+		u.o.remote.Recovered(place.ID)
 		if err := u.o.remote.Settle(ctx, place.ID); err != nil {
 			return err
 		}

@@ -40,8 +40,8 @@ func noted(id int64, status driver.Status) (is func(mounttable.Entry) bool, err 
 	return func(e mounttable.Entry) bool { return e.Source == was.Source && e.Number == was.Number }, nil
 }
 
-// Restore implements driver.Heir.
-func (m *mounter) Restore(data json.RawMessage) (driver.Heritable, error) {
+// Restore implements driver.Restorer.
+func (m *mounter) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	u := &unit{m: m}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -50,9 +50,9 @@ func (m *mounter) Restore(data json.RawMessage) (driver.Heritable, error) {
 	return u, nil
 }
 
-// Adopt implements driver.Heritable.
-func (u *unit) Adopt(_ context.Context, place driver.Placement, status driver.Status) error {
-	u.m.mounts.Inherit(place.ID)
+// Recover implements driver.Recoverable.
+func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
+	u.m.mounts.Recovered(place.ID)
 	table, err := place.Table()
 	if err != nil {
 		return err
@@ -73,7 +73,7 @@ func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mou
 	return err
 }
 
-// Sweep implements driver.Heritable. Nobody has used the mount yet: there is nothing to write back that a dead server could hold up.
+// Sweep implements driver.Recoverable. Nobody has used the mount yet: there is nothing to write back that a dead server could hold up.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	return u.m.mounts.Sweep(ctx, place.ID)
 }
