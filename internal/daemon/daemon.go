@@ -56,7 +56,7 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 		return err
 	}
 	defer closeAll(listeners)
-	door, err := newDoor(cfg, certificates, opt.Log)
+	admission, err := newAdmission(cfg, certificates, opt.Log)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	meter.WatchNode(certificates.metrics(metrics.Node{RunDir: func() (free, size int64) { return spaceOf(cfg.Node.RunDir) }, Cache: node.images.Space, Lost: record.Lost}))
 	handler := api.New(spec, api.Options{
 		Meter: meter, Auditor: record, Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
-		Access: door.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
+		Access: admission.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
 		Life: ctx, WriteTimeout: cfg.Limits.Write, Info: newInformant(cfg, opt.Version, node.drivers).info,
 	})
 	for i, l := range listeners {
@@ -94,5 +94,5 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	opt.Service.ready()
 	go opt.Service.attend(ctx, node.manager.Alive)
 	go certificates.reloadAt(ctx, opt.Reload, opt.Service, opt.Log)
-	return serve(ctx, cfg, door.guard(listeners, node.runner), handler, opt.Log)
+	return serve(ctx, cfg, admission.guard(listeners, node.runner), handler, opt.Log)
 }

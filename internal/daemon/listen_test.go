@@ -190,7 +190,7 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 // listenTLS opens the listener for https of cfg, until the test ends. It greets clients that may send requests, and closes their connections.
 func listenTLS(t *testing.T, cfg Config, held *certificates) net.Listener {
 	t.Helper()
-	d, err := newDoor(cfg, held, slog.New(slog.DiscardHandler))
+	d, err := newAdmission(cfg, held, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func listenTLS(t *testing.T, cfg Config, held *certificates) net.Listener {
 			if err != nil {
 				return
 			}
-			if conn.(*tls.Conn).NetConn().(*visit).client.Refused == "" {
+			if conn.(*tls.Conn).NetConn().(*clientConn).client.Refused == "" {
 				_, _ = conn.Write([]byte{'.'})
 			}
 			_ = conn.Close()

@@ -17,7 +17,7 @@ const noCertificate = "a client certificate is required that one of the authorit
 
 // secure is a listener for https whose connections have their handshake behind them. Until then a connection counts among strangers.
 type secure struct {
-	*entrance
+	*clientListener
 	config  *tls.Config
 	timeout time.Duration
 
@@ -28,11 +28,11 @@ type secure struct {
 	failed chan error
 }
 
-func newSecure(e *entrance, config *tls.Config, timeout time.Duration) *secure {
+func newSecure(e *clientListener, config *tls.Config, timeout time.Duration) *secure {
 	if timeout <= 0 || timeout > handshakeTimeout {
 		timeout = handshakeTimeout
 	}
-	s := &secure{entrance: e, config: config, timeout: timeout, ready: make(chan net.Conn), failed: make(chan error)}
+	s := &secure{clientListener: e, config: config, timeout: timeout, ready: make(chan net.Conn), failed: make(chan error)}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -53,14 +53,14 @@ func (s *secure) Accept() (net.Conn, error) {
 // Close ends Accept and all handshakes.
 func (s *secure) Close() error {
 	s.end()
-	return s.entrance.Close()
+	return s.clientListener.Close()
 }
 
 func (s *secure) run() {
 	for {
-		conn, err := s.entrance.Accept()
+		conn, err := s.clientListener.Accept()
 		if err == nil {
-			go s.shake(conn.(*visit))
+			go s.shake(conn.(*clientConn))
 			continue
 		}
 		select {
@@ -75,7 +75,7 @@ func (s *secure) run() {
 }
 
 // shake does the handshake of a connection and hands it out.
-func (s *secure) shake(v *visit) {
+func (s *secure) shake(v *clientConn) {
 	conn := tls.Server(v, s.config)
 	ctx, cancel := context.WithTimeout(s.life, s.timeout)
 	err := conn.HandshakeContext(ctx)
@@ -92,8 +92,8 @@ func (s *secure) shake(v *visit) {
 }
 
 // prove looks at the certificate of a client, if that decides who it is, and returns false if the connection can't stay.
-func (v *visit) prove(state tls.ConnectionState) bool {
-	if !v.entrance.proves {
+func (v *clientConn) prove(state tls.ConnectionState) bool {
+	if !v.listener.proves {
 		return true // it was decided before
 	}
 	if len(state.VerifiedChains) == 0 {

@@ -14,14 +14,14 @@ type strangers struct {
 }
 
 type stranger struct {
-	*visit
+	*clientConn
 	number uint64 // the smaller the older
 }
 
 func newStrangers(most int) *strangers { return &strangers{most: most, of: map[string][]stranger{}} }
 
 // enter gives v a place, and returns the connection that loses its own for that, or nil.
-func (s *strangers) enter(v *visit) (loses *visit) {
+func (s *strangers) enter(v *clientConn) (loses *clientConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.number++
@@ -36,15 +36,15 @@ func (s *strangers) enter(v *visit) (loses *visit) {
 		}
 	}
 	s.remove(first[0].client.Key, 0)
-	return first[0].visit
+	return first[0].clientConn
 }
 
 // leave takes the place away from v, if it still has one.
-func (s *strangers) leave(v *visit) {
+func (s *strangers) leave(v *clientConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, other := range s.of[v.client.Key] {
-		if other.visit == v {
+		if other.clientConn == v {
 			s.remove(v.client.Key, i)
 			return
 		}

@@ -26,8 +26,8 @@ const (
 	maxMonitoring = 32
 )
 
-// door finds out about each connection whose it is, and lets no client have too many.
-type door struct {
+// admission identifies the client of each connection, and lets no client have too many.
+type admission struct {
 	cfg          Config
 	certificates *certificates // nil without https
 	users        []uint32      // who may use loopback
@@ -37,9 +37,9 @@ type door struct {
 	log          *slog.Logger
 }
 
-// newDoor looks up the users that cfg names.
-func newDoor(cfg Config, certificates *certificates, log *slog.Logger) (*door, error) {
-	d := &door{
+// newAdmission looks up the users that cfg names.
+func newAdmission(cfg Config, certificates *certificates, log *slog.Logger) (*admission, error) {
+	d := &admission{
 		cfg: cfg, certificates: certificates, users: []uint32{0}, log: log,
 		held: slots.New(cfg.Limits.Conns), refused: newStrangers(maxRefused), complaints: &complaints{log: log},
 	}
@@ -54,7 +54,7 @@ func newDoor(cfg Config, certificates *certificates, log *slog.Logger) (*door, e
 }
 
 // access is what holds for requests, whatever the connection.
-func (d *door) access() api.Access {
+func (d *admission) access() api.Access {
 	a := api.Access{Names: d.cfg.TLS.Clients, ReadOnly: d.cfg.TLS.ReadOnly, Requests: d.cfg.Limits.Requests}
 	for _, host := range d.cfg.Listen.Hosts {
 		a.Hosts = append(a.Hosts, strings.ToLower(host))
@@ -65,8 +65,8 @@ func (d *door) access() api.Access {
 	return a
 }
 
-// guard puts the door before listeners.
-func (d *door) guard(listeners []listener, ours containers) []listener {
+// guard has listeners admit connections.
+func (d *admission) guard(listeners []listener, ours containers) []listener {
 	guarded := slices.Clone(listeners)
 	for i, l := range guarded {
 		guarded[i].Listener = d.before(l, ours)
@@ -74,8 +74,8 @@ func (d *door) guard(listeners []listener, ours containers) []listener {
 	return guarded
 }
 
-func (d *door) before(l listener, ours containers) net.Listener {
-	e := &entrance{Listener: l.Listener, door: d, closed: make(chan struct{})}
+func (d *admission) before(l listener, ours containers) net.Listener {
+	e := &clientListener{Listener: l.Listener, admission: d, closed: make(chan struct{})}
 	if l.limit > 0 {
 		e.places = make(chan struct{}, l.limit)
 	}
@@ -101,26 +101,26 @@ func (d *door) before(l listener, ours containers) net.Listener {
 	return e
 }
 
-// entrance is a listener that knows its clients.
-type entrance struct {
+// clientListener is a listener that knows its clients.
+type clientListener struct {
 	net.Listener
-	door     *door
-	identify func(net.Conn) *api.Client
-	others   *strangers    // among which its connections begin; nil if it is decided at once what they count for
-	proves   bool          // the handshake shows who it is
-	places   chan struct{} // one for each connection of a client that may send requests; nil for any number
-	once     sync.Once
-	closed   chan struct{}
+	admission *admission
+	identify  func(net.Conn) *api.Client
+	others    *strangers    // among which its connections begin; nil if it is decided at once what they count for
+	proves    bool          // the handshake shows who it is
+	places    chan struct{} // one for each connection of a client that may send requests; nil for any number
+	once      sync.Once
+	closed    chan struct{}
 }
 
 // Accept returns the next connection that may stay.
-func (e *entrance) Accept() (net.Conn, error) {
+func (e *clientListener) Accept() (net.Conn, error) {
 	for {
 		conn, err := e.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		v := &visit{Conn: conn, client: e.identify(conn), entrance: e}
+		v := &clientConn{Conn: conn, client: e.identify(conn), listener: e}
 		if e.others != nil {
 			v.among(e.others)
 			return v, nil
@@ -128,12 +128,12 @@ func (e *entrance) Accept() (net.Conn, error) {
 		if v.settle() {
 			return v, nil
 		}
-		_ = v.Close() // there is nobody to tell
+		_ = v.Close() // the client is gone
 	}
 }
 
 // enter waits for a place, or returns false once e is closed.
-func (e *entrance) enter() bool {
+func (e *clientListener) enter() bool {
 	if e.places == nil {
 		return true
 	}
@@ -145,23 +145,23 @@ func (e *entrance) enter() bool {
 	}
 }
 
-func (e *entrance) leave() {
+func (e *clientListener) leave() {
 	if e.places != nil {
 		<-e.places
 	}
 }
 
 // Close ends Accept.
-func (e *entrance) Close() error {
+func (e *clientListener) Close() error {
 	e.once.Do(func() { close(e.closed) })
 	return e.Listener.Close()
 }
 
-// visit is a connection of a client that is known.
-type visit struct {
+// clientConn is a connection of a client that is known.
+type clientConn struct {
 	net.Conn
 	client   *api.Client
-	entrance *entrance
+	listener *clientListener
 
 	mu      sync.Mutex // protects what follows
 	closed  bool
@@ -169,39 +169,39 @@ type visit struct {
 }
 
 // settle makes v count for its client, now that it is known, and returns false if the client has too many.
-func (v *visit) settle() bool {
-	door := v.entrance.door
+func (v *clientConn) settle() bool {
+	admission := v.listener.admission
 	if v.client.Refused != "" {
-		door.complaints.refused(v.client)
+		admission.complaints.refused(v.client)
 		v.giveBack()
-		v.among(door.refused)
+		v.among(admission.refused)
 		return true
 	}
-	if !door.held.Take(v.client.Key) {
-		door.complaints.closed(v.client, "the client has more than --client-connections")
+	if !admission.held.Take(v.client.Key) {
+		admission.complaints.closed(v.client, "the client has more than --client-connections")
 		return false
 	}
 	v.giveBack()
-	v.takes(func() { door.held.Give(v.client.Key) })
-	if !v.entrance.enter() {
+	v.takes(func() { admission.held.Give(v.client.Key) })
+	if !v.listener.enter() {
 		return false
 	}
-	v.takes(v.entrance.leave)
+	v.takes(v.listener.leave)
 	return true
 }
 
 // among gives v a place among others that it may take from one of them.
-func (v *visit) among(others *strangers) {
+func (v *clientConn) among(others *strangers) {
 	loses := others.enter(v)
 	v.takes(func() { others.leave(v) })
 	if loses != nil {
-		v.entrance.door.complaints.closed(loses.client, "too many connections of clients that may not send requests")
-		_ = loses.Close() // there is nobody to tell
+		v.listener.admission.complaints.closed(loses.client, "too many connections of clients that may not send requests")
+		_ = loses.Close() // the client is gone
 	}
 }
 
 // takes has back called when v is closed, or at once if it is.
-func (v *visit) takes(back func()) {
+func (v *clientConn) takes(back func()) {
 	v.mu.Lock()
 	closed := v.closed
 	if !closed {
@@ -214,7 +214,7 @@ func (v *visit) takes(back func()) {
 }
 
 // giveBack gives back what v counts for.
-func (v *visit) giveBack() {
+func (v *clientConn) giveBack() {
 	v.mu.Lock()
 	all := v.returns
 	v.returns = nil
@@ -225,7 +225,7 @@ func (v *visit) giveBack() {
 }
 
 // Close also makes place for another one.
-func (v *visit) Close() error {
+func (v *clientConn) Close() error {
 	defer v.giveBack()
 	v.mu.Lock()
 	v.closed = true
@@ -238,7 +238,7 @@ func withClient(ctx context.Context, conn net.Conn) context.Context {
 	if encrypted, ok := conn.(*tls.Conn); ok {
 		conn = encrypted.NetConn()
 	}
-	if v, ok := conn.(*visit); ok {
+	if v, ok := conn.(*clientConn); ok {
 		ctx = api.WithClient(ctx, v.client)
 	}
 	return ctx

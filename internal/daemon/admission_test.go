@@ -330,12 +330,12 @@ func TestUsersByName(t *testing.T) {
 	}
 }
 
-// doorway is a server with the guard of the API behind the door; of the API it has the pages only.
-func doorway(t *testing.T, cfg Config, certificates *certificates, log io.Writer) (url string) {
+// doorway is a server with the guard of the API behind the admission; of the API it has the pages only.
+func listening(t *testing.T, cfg Config, certificates *certificates, log io.Writer) (url string) {
 	t.Helper()
 	cfg.Limits.Graceful = time.Millisecond
 	logger := slog.New(slog.NewTextHandler(log, nil))
-	d, err := newDoor(cfg, certificates, logger)
+	d, err := newAdmission(cfg, certificates, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -380,7 +380,7 @@ func TestLoopback(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
 	var log logged
-	url := doorway(t, Config{Listen: Listen{Schemes: []string{schemeHTTP}, Host: "127.0.0.1"}}, nil, &log)
+	url := listening(t, Config{Listen: Listen{Schemes: []string{schemeHTTP}, Host: "127.0.0.1"}}, nil, &log)
 	if status, text := ask(t, 0, url, nil); status != http.StatusOK {
 		t.Errorf("root: %d %s", status, text)
 	}
@@ -396,7 +396,7 @@ func TestLoopback(t *testing.T) {
 	if n := strings.Count(log.String(), "request refused"); n > 20 {
 		t.Errorf("strangers fill the log: %d lines", n)
 	}
-	open := doorway(t, Config{Listen: Listen{Schemes: []string{schemeHTTP}, Host: "127.0.0.1", Anyone: true}}, nil, io.Discard)
+	open := listening(t, Config{Listen: Listen{Schemes: []string{schemeHTTP}, Host: "127.0.0.1", Anyone: true}}, nil, io.Discard)
 	if status, text := ask(t, nobody, open, nil); status != http.StatusOK {
 		t.Errorf("nobody, allowed: %d %s", status, text)
 	}
@@ -406,7 +406,7 @@ func TestLoopback(t *testing.T) {
 func TestStrangersTakeNoPlaces(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
-	url := doorway(t, Config{Listen: Listen{Schemes: []string{schemeHTTP}, Host: "127.0.0.1"}, Limits: Limits{Listen: 1}}, nil, io.Discard)
+	url := listening(t, Config{Listen: Listen{Schemes: []string{schemeHTTP}, Host: "127.0.0.1"}, Limits: Limits{Listen: 1}}, nil, io.Discard)
 	address := strings.TrimPrefix(url, "http://")
 	for range 4 * maxRefused {
 		as(nobody, func() {
@@ -425,7 +425,7 @@ func TestStrangersTakeNoPlaces(t *testing.T) {
 func TestConnectionsOfAClient(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(shortDir(t), "s")
-	doorway(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{Conns: 2}}, nil, io.Discard)
+	listening(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{Conns: 2}}, nil, io.Discard)
 	held := make([]net.Conn, 3)
 	for i := range held {
 		conn, err := net.Dial("unix", path)
@@ -456,7 +456,7 @@ func TestLongHeaders(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(shortDir(t), "s")
 	const limit = 16 << 10 // less than what net/http takes by itself
-	doorway(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{MaxHeader: limit}}, nil, io.Discard)
+	listening(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{MaxHeader: limit}}, nil, io.Discard)
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -535,7 +535,7 @@ func TestHandshakesEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := strings.TrimPrefix(doorway(t, cfg, held, io.Discard), "https://")
+	address := strings.TrimPrefix(listening(t, cfg, held, io.Discard), "https://")
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
@@ -564,7 +564,7 @@ func TestHandshakesEnd(t *testing.T) {
 func TestIdleConnections(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(shortDir(t), "s")
-	doorway(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{Cleanup: 100 * time.Millisecond, Read: time.Hour, Header: time.Hour}}, nil, io.Discard)
+	listening(t, Config{Listen: Listen{Schemes: []string{schemeUnix}, SocketPath: path}, Limits: Limits{Cleanup: 100 * time.Millisecond, Read: time.Hour, Header: time.Hour}}, nil, io.Discard)
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -603,7 +603,7 @@ func TestNamesOverHTTPS(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			url := doorway(t, cfg, held, io.Discard)
+			url := listening(t, cfg, held, io.Discard)
 			roots := x509.NewCertPool()
 			roots.AddCert(own.Leaf)
 			config := &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{own}}
