@@ -30,12 +30,12 @@ func (a *api) create(r *http.Request, def driver.Object) (driver.Object, error) 
 }
 
 // foresee answers what create would do.
-func (a *api) foresee(r *http.Request, def driver.Object) (planned, error) {
+func (a *api) preview(r *http.Request, def driver.Object) (planned, error) {
 	plan, err := a.drivers.Plan(def)
 	if err != nil {
 		return planned{}, err
 	}
-	steps, err := a.manager.Foresee(r.Context(), plan)
+	steps, err := a.manager.Preview(r.Context(), plan)
 	if err != nil {
 		return planned{}, err
 	}

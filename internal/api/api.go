@@ -33,8 +33,8 @@ type Manager interface {
 	Create(ctx context.Context, plan *driver.Plan) (*state.Snapshot, int64, error)
 	// CreateOnce is Create for a client that may ask again.
 	CreateOnce(ctx context.Context, plan *driver.Plan, once state.Once) (answer []byte, again bool, id int64, err error)
-	// Foresee tells what Create would do. It changes nothing.
-	Foresee(ctx context.Context, plan *driver.Plan) ([]state.Step, error)
+	// Preview tells what Create would do. It changes nothing.
+	Preview(ctx context.Context, plan *driver.Plan) ([]state.Step, error)
 	// Replace replaces a container, and Rollback brings back the version that it has replaced. Both return when they have begun.
 	Replace(ctx context.Context, id int64, plan *driver.Plan, opt state.ReplaceOptions, conditions ...state.Condition) (*state.Replacement, error)
 	Rollback(ctx context.Context, id int64, opt state.ReplaceOptions) (*state.Replacement, error)

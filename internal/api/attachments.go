@@ -23,7 +23,7 @@ func (a *api) listAttachments(p attachments.ListAttachmentsParams) (attachments.
 func (a *api) attach(p attachments.AttachParams) (attachments.AttachResponder, error) {
 	def := driver.Object{Attach: p.Attach}
 	if isSet(p.DryRun) {
-		return a.foresee(p.HTTPRequest, def)
+		return a.preview(p.HTTPRequest, def)
 	}
 	if key := p.IdempotencyKey; key != nil && *key != "" {
 		return a.createOnce(p.HTTPRequest, def, *key)

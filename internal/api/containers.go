@@ -24,7 +24,7 @@ func (a *api) listContainers(p containers.ListContainersParams) (containers.List
 func (a *api) createContainer(p containers.CreateContainerParams) (containers.CreateContainerResponder, error) {
 	def := driver.Object{Container: p.Container}
 	if isSet(p.DryRun) {
-		return a.foresee(p.HTTPRequest, def)
+		return a.preview(p.HTTPRequest, def)
 	}
 	if key := p.IdempotencyKey; key != nil && *key != "" {
 		return a.createOnce(p.HTTPRequest, def, *key)

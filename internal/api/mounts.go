@@ -23,7 +23,7 @@ func (a *api) listMounts(p mounts.ListMountsParams) (mounts.ListMountsResponder,
 func (a *api) mount(p mounts.MountParams) (mounts.MountResponder, error) {
 	def := driver.Object{Mount: p.Mount}
 	if isSet(p.DryRun) {
-		return a.foresee(p.HTTPRequest, def)
+		return a.preview(p.HTTPRequest, def)
 	}
 	if key := p.IdempotencyKey; key != nil && *key != "" {
 		return a.createOnce(p.HTTPRequest, def, *key)

@@ -18,8 +18,8 @@ import (
 )
 
 // Check implements driver.Checker.
-func (u *unit) Check(_ context.Context, _ driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{Does: "make the log of the container"}
+func (u *unit) Check(_ context.Context, _ driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{Does: "make the log of the container"}
 	if u.Resources != nil {
 		f.Does += " and try its limits"
 		f.Unknown = []string{"whether the kernel takes the limits"}
@@ -31,8 +31,8 @@ func (u *unit) Check(_ context.Context, _ driver.Placement) (driver.Forecast, er
 }
 
 // CheckStart implements driver.StartChecker.
-func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{Does: "start " + u.Words[0]}
+func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{Does: "start " + u.Words[0]}
 	config, err := u.whole(place.ID)
 	if err != nil {
 		return f, err

@@ -58,7 +58,7 @@ type Need struct {
 // A Unit marshals to JSON for the journal, without secrets.
 type Unit interface {
 	// Up makes the object, or leaves nothing behind and says why not; if it can't undo in time what it has begun, the error has a
-	// *Left in its chain. It honours ctx's deadline.
+	// *Leftovers in its chain. It honours ctx's deadline.
 	// The error has a class, the cause in the kernel's own words, and says what to do.
 	Up(ctx context.Context, place Placement) (Status, error)
 	// Down takes away what Up made. What is already gone counts as taken away. If something else than an
@@ -70,15 +70,15 @@ type Unit interface {
 	Show(out Object, status Status, needs []Object)
 }
 
-// Left is the error of an Up of which something is left, or may yet come: the object is kept until its Sweep has taken that away. Only
+// Leftovers is the error of an Up of which something is left, or may yet come: the object is kept until its Sweep has taken that away. Only
 // a Recoverable may return it.
-type Left struct{ Err error }
+type Leftovers struct{ Err error }
 
 // Error is what is wrapped.
-func (e *Left) Error() string { return e.Err.Error() }
+func (e *Leftovers) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.
-func (e *Left) Unwrap() error { return e.Err }
+func (e *Leftovers) Unwrap() error { return e.Err }
 
 // Still is a Unit of which Show tells the same until an act of ours has changed something, so that it need not be asked each time.
 // Other units may tell what changes by itself, such as how full something is or whether a server is there.
@@ -126,11 +126,11 @@ type Reviver interface {
 	Revive(ctx context.Context, status Status) error
 }
 
-// Condemner is a Unit that can end the containers that stand on it.
-type Condemner interface {
+// FatallyCorrupted is a Unit that can end the containers that stand on it.
+type FatallyCorrupted interface {
 	Unit
-	// Condemned tells of an object that is broken whether no container may go on that stands on it. It waits for nothing.
-	Condemned(status Status) bool
+	// Fatal tells of an object that is broken whether no container may go on that stands on it. It waits for nothing.
+	Fatal(status Status) bool
 }
 
 // Verified is a Unit of which it takes more to tell whether it is verified than what it stands on. All others are if what is below them is.
@@ -203,7 +203,7 @@ type Device struct {
 	ReadOnly   bool        `json:"ro,omitempty"`
 	Remote     bool        `json:"remote,omitempty"` // as in Tree
 	Partitions []Partition `json:"partitions,omitempty"`
-	// Content is what the device will show, as far as a forecast knows it. Of a device that is there, ask package claims.
+	// Content is what the device will show, as far as a preview knows it. Of a device that is there, ask package claims.
 	Content []extent.Extent `json:"-"`
 	// Fail is a file in sysfs: to write 1 to it takes the device away, whoever uses it, and has all its I/O fail, what waits
 	// included. Empty: the kernel can't do that.

@@ -202,7 +202,7 @@ func (m *Manager) ended(id int64, proc driver.Process) {
 }
 
 // conclude says what a run came to: exited if it was asked to stop, went down by itself or returned 0, else dead. One that was
-// condemned is dead, and keeps its error, however it ended.
+// fatally corrupted is dead, and keeps its error, however it ended.
 func conclude(r *Run, exit driver.Exit, asked bool) {
 	if r.Reason == ReasonCorrupted && r.State.alive() {
 		defer func(text string) { r.State, r.Reason, r.Error = StateDead, ReasonCorrupted, text }(r.Error)

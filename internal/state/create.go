@@ -256,7 +256,7 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 		status, err = m.unit(id).Up(m.watch(ctx, id), place)
 		return err
 	})
-	_, left := errors.AsType[*driver.Left](err)
+	_, left := errors.AsType[*driver.Leftovers](err)
 	if err != nil {
 		err = m.blame(ctx, id, err)
 	}
@@ -340,7 +340,7 @@ func (m *Manager) undo(stack []int64, cause error) error {
 	}
 	m.note(stack...)
 	limit := m.opt.DeleteTimeout
-	if _, left := errors.AsType[*driver.Left](cause); left {
+	if _, left := errors.AsType[*driver.Leftovers](cause); left {
 		limit = 0 // its driver has waited already
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)

@@ -31,7 +31,7 @@ const (
 )
 
 // Watch has all objects looked at now and whenever w says that something may have changed, until m ends, and then closes w. One that is
-// no longer what it was becomes broken, and so does what stands on it, except containers that run; they are stopped if they are condemned.
+// no longer what it was becomes broken, and so does what stands on it, except containers that run; they are stopped if they are fatally corrupted.
 func (m *Manager) Watch(w Watcher) {
 	m.work.Go(func() {
 		defer w.Close()
@@ -141,7 +141,7 @@ func (s *Snapshot) standsOnBroken(v *View) error {
 // blame returns why an act on an object has failed: that something which it stands on is no longer what it was, if so, else cause.
 func (m *Manager) blame(ctx context.Context, id int64, cause error) error {
 	mounts, err := mounttable.Read()
-	if _, left := errors.AsType[*driver.Left](cause); err != nil || left || ctx.Err() != nil {
+	if _, left := errors.AsType[*driver.Leftovers](cause); err != nil || left || ctx.Err() != nil {
 		return cause
 	}
 	for _, need := range m.Snapshot().below(id) {
@@ -256,14 +256,14 @@ func (s *Snapshot) carries(id int64) bool {
 	return false
 }
 
-// condemned tells whether an object stands on one that is broken and lets no container go on.
+// fatally corrupted tells whether an object stands on one that is broken and lets no container go on.
 func (s *Snapshot) condemned(v *View) bool {
 	return slices.ContainsFunc(v.Needs, func(id int64) bool {
 		need, ok := s.Get(id)
 		if !ok {
 			return false
 		}
-		unit, can := need.Unit.(driver.Condemner)
-		return can && need.Phase == Broken && unit.Condemned(need.Status) || s.condemned(need)
+		unit, can := need.Unit.(driver.FatallyCorrupted)
+		return can && need.Phase == Broken && unit.Fatal(need.Status) || s.condemned(need)
 	})
 }

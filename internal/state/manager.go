@@ -31,21 +31,21 @@ import (
 
 // Options is what a Manager is made of. Zero durations take the defaults.
 type Options struct {
-	Failpoint     failpoint.Hook
-	Journal       *journal.Journal
-	Entries       []journal.Entry // other than records, as the journal found them
-	NextID        int64           // the smallest id never given out, as the journal found it
-	MaxObjects    int             // that there may be; 0 for any number
-	RequireVerity bool            // refuse mounts and containers that are not verified
-	CreateTimeout time.Duration   // for a create, the sum of its levels; 25 s
-	DeleteTimeout time.Duration   // how long a delete waits for its cascade; 20 s
-	Foresight     time.Duration   // how long a dry run looks at what may wait for a server; 5 s
-	RetryMin      time.Duration   // before a failed teardown is tried again, doubling; 1 s
-	RetryMax      time.Duration   // the longest wait between tries; 1 min
-	RestartMin    time.Duration   // before a container is started again for the first time, doubling; 1 s
-	RestartMax    time.Duration   // the longest such wait, and how long a run counts as a new beginning; 1 min
-	Log           *slog.Logger
-	Observe       func(Act) // is told of acts that have ended; nil for nobody
+	Failpoint      failpoint.Hook
+	Journal        *journal.Journal
+	Entries        []journal.Entry // other than records, as the journal found them
+	NextID         int64           // the smallest id never given out, as the journal found it
+	MaxObjects     int             // that there may be; 0 for any number
+	RequireVerity  bool            // refuse mounts and containers that are not verified
+	CreateTimeout  time.Duration   // for a create, the sum of its levels; 25 s
+	DeleteTimeout  time.Duration   // how long a delete waits for its cascade; 20 s
+	PreviewTimeout time.Duration   // how long a dry run looks at what may wait for a server; 5 s
+	RetryMin       time.Duration   // before a failed teardown is tried again, doubling; 1 s
+	RetryMax       time.Duration   // the longest wait between tries; 1 min
+	RestartMin     time.Duration   // before a container is started again for the first time, doubling; 1 s
+	RestartMax     time.Duration   // the longest such wait, and how long a run counts as a new beginning; 1 min
+	Log            *slog.Logger
+	Observe        func(Act) // is told of acts that have ended; nil for nobody
 }
 
 // Manager holds all objects. It is safe for concurrent use.
@@ -105,7 +105,7 @@ func New(opt Options) *Manager {
 	}{
 		{&opt.CreateTimeout, 25 * time.Second},
 		{&opt.DeleteTimeout, 20 * time.Second},
-		{&opt.Foresight, 5 * time.Second},
+		{&opt.PreviewTimeout, 5 * time.Second},
 		{&opt.RetryMin, time.Second},
 		{&opt.RetryMax, time.Minute},
 		{&opt.RestartMin, time.Second},

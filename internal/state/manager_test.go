@@ -111,7 +111,7 @@ func TestUpLeavesSomething(t *testing.T) {
 	w.failWith(func(act string, u *unit) error {
 		switch {
 		case act == "up" && u.Label == "middle":
-			return &driver.Left{Err: errInjected}
+			return &driver.Leftovers{Err: errInjected}
 		case act == "down" && u.Label == "middle" && !mended.Load():
 			return errs.New(errs.Deadline, "not yet")
 		}

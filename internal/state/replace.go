@@ -990,7 +990,7 @@ func (m *Manager) resumeReplaces() {
 	}
 }
 
-// ForeseeReplace tells what Replace would do, as Foresee does of a create.
+// ForeseeReplace tells what Replace would do, as Preview does of a create.
 func (m *Manager) ForeseeReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...Condition) ([]Step, error) {
 	m.mu.Lock()
 	err := m.replaceable(id, conditions)
@@ -998,7 +998,7 @@ func (m *Manager) ForeseeReplace(ctx context.Context, id int64, plan *driver.Pla
 	if err != nil {
 		return nil, err
 	}
-	steps, err := m.foresee(ctx, plan, id)
+	steps, err := m.preview(ctx, plan, id)
 	if err != nil {
 		return nil, err
 	}

@@ -57,7 +57,7 @@ const (
 	ReasonReboot      Reason = "reboot"    // from inside
 	ReasonStartFailed Reason = "start-failed"
 	ReasonLost        Reason = "supervisor-lost"
-	ReasonCorrupted   Reason = "corrupted" // it was condemned; also while it is stopping for that
+	ReasonCorrupted   Reason = "corrupted" // it was fatally corrupted; also while it is stopping for that
 )
 
 // Reasons returns all of them.

@@ -75,9 +75,9 @@ type condemning struct {
 	condemns func() bool
 }
 
-func (c condemning) Condemned(driver.Status) bool { return c.condemns() }
+func (c condemning) Fatal(driver.Status) bool { return c.condemns() }
 
-func TestCondemned(t *testing.T) {
+func TestFatalCorruption(t *testing.T) {
 	w := newWorld()
 	m := newManager(t, w)
 	b := newBell()
@@ -140,7 +140,7 @@ func TestCondemned(t *testing.T) {
 }
 
 // One that was stopping for what it stands on when the daemon was killed is dead for that, however the next daemon learns of its end.
-func TestCondemnedIsRecovered(t *testing.T) {
+func TestFatalCorruptionIsRecovered(t *testing.T) {
 	t.Parallel()
 	for _, asked := range []bool{false, true} {
 		r := Run{State: StateStopping, Reason: ReasonCorrupted, Error: "it is corrupted"}

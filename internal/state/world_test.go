@@ -88,7 +88,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 		return driver.Status{}, err
 	}
 	if err := u.w.ask("up", u); err != nil {
-		if _, left := errors.AsType[*driver.Left](err); left {
+		if _, left := errors.AsType[*driver.Leftovers](err); left {
 			u.w.mu.Lock()
 			defer u.w.mu.Unlock()
 			u.w.up[place.ID] = u.stands(place)

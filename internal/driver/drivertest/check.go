@@ -23,18 +23,18 @@ func checkIsPure(t *testing.T, c Case) {
 	place := newPlace(c.Needs)
 	before := testkit.Snapshot(t, c.Scope)
 	checking = true
-	forecast, err := u.(driver.Checker).Check(t.Context(), place)
+	preview, err := u.(driver.Checker).Check(t.Context(), place)
 	unmade, errUnmade := u.(driver.Checker).Check(t.Context(), driver.Placement{Needs: stillToBeMade(c.Needs)})
 	checking = false
 	before.Same(t)
 	if err != nil || errUnmade != nil {
 		t.Fatalf("Check: %v; with needs that are still to be made: %v", err, errUnmade)
 	}
-	if forecast.Does == "" || unmade.Does == "" {
+	if preview.Does == "" || unmade.Does == "" {
 		t.Error("Check does not say what Up does")
 	}
 	status := up(t, u, place)
-	for _, f := range []driver.Forecast{forecast, unmade} {
+	for _, f := range []driver.Preview{preview, unmade} {
 		foretold(t, f.Status, status)
 	}
 	down(t, u, place, status)

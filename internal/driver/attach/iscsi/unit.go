@@ -92,8 +92,8 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 }
 
 // Check implements driver.Checker. The target is not asked.
-func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{
 		Does:    fmt.Sprintf("attach LUN %d of %s", u.LUN, u.target()),
 		Status:  driver.Status{Device: &driver.Device{ReadOnly: u.ReadOnly, Remote: true}},
 		Unknown: []string{"whether the target answers, has this LUN, and lets this node in"},

@@ -102,8 +102,8 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 }
 
 // Check implements driver.Checker.
-func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{Does: "use the block device " + u.Path}
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{Does: "use the block device " + u.Path}
 	found, err := u.find(ctx)
 	if err != nil {
 		return f, err

@@ -13,8 +13,8 @@ import (
 )
 
 // Check implements driver.Checker.
-func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{Does: fmt.Sprintf("attach the file %s to a loop device", u.Path), Status: driver.Status{Device: &driver.Device{}}}
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{Does: fmt.Sprintf("attach the file %s to a loop device", u.Path), Status: driver.Status{Device: &driver.Device{}}}
 	d := f.Status.Device
 	if u.Base != models.AttachLoopbackBaseRoot {
 		f.Does = fmt.Sprintf("attach the file %s of a mount to a loop device", u.Path)

@@ -90,8 +90,8 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 }
 
 // Check implements driver.Checker: steps 1 to 3 of Up. What was loaded there is only looked for.
-func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{
 		Does:    "map the image " + u.name(),
 		Status:  driver.Status{Device: &driver.Device{ReadOnly: u.readOnly(), Remote: true}, Warnings: u.ignored()},
 		Unknown: []string{"whether the cluster answers, has this image, and lets the user map it"},
@@ -140,7 +140,7 @@ func (u *unit) undo(id int64, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoing)
 	defer cancel()
 	if err := u.driver.bus.Sweep(ctx, u.keys(id)); err != nil {
-		return &driver.Left{Err: errors.Join(cause, err)}
+		return &driver.Leftovers{Err: errors.Join(cause, err)}
 	}
 	return cause
 }

@@ -132,7 +132,7 @@ func (w *world) fails(t *testing.T, def string, limit time.Duration) error {
 // sweep is what becomes of an Up that failed and says that something of it is left.
 func sweep(t *testing.T, u driver.Unit, err error, id int64) {
 	t.Helper()
-	if _, left := errors.AsType[*driver.Left](err); left {
+	if _, left := errors.AsType[*driver.Leftovers](err); left {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		must(t, u.(driver.Recoverable).Sweep(ctx, driver.Placement{ID: id}))

@@ -79,7 +79,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 }
 
 // Check implements driver.Checker. Of a hash tree something is known only if the devices are there already.
-func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	f, err := u.Under.(driver.Checker).Check(ctx, u.below(place)) // all attach drivers have one
 	f.Does += ", and check what is read from it against a root hash"
 	if err != nil {
@@ -201,7 +201,7 @@ func (u *unit) undo(place driver.Placement, status, under driver.Status, cause e
 	}
 	if err != nil {
 		u.driver.strand(place.ID, under)
-		return &driver.Left{Err: errors.Join(cause, err)}
+		return &driver.Leftovers{Err: errors.Join(cause, err)}
 	}
 	return cause
 }
@@ -330,8 +330,8 @@ func (u *unit) look(status driver.Status, n notes) error {
 	return errs.New(errs.Conflict, "%s is corrupted: a read failed verification against root_hash; repair the image on %s, delete the attachment and create it again", status.Device.Path, n.Under.Device.Path)
 }
 
-// Condemned implements driver.Condemner.
-func (u *unit) Condemned(status driver.Status) bool {
+// Fatal implements driver.FatallyCorrupted.
+func (u *unit) Fatal(status driver.Status) bool {
 	n, err := notesOf(status)
 	return err == nil && u.Verity.OnCorruption == models.AttachVerityOnCorruptionStop && u.driver.isCorrupted(n.Name)
 }

@@ -209,11 +209,11 @@ func (d *Driver) rescue(id int64) (under driver.Status, is bool, done func()) {
 }
 
 var (
-	_ driver.Restorer    = (*Driver)(nil)
-	_ driver.Recoverable = (*unit)(nil)
-	_ driver.Forcer      = (*unit)(nil)
-	_ driver.Inspector   = (*unit)(nil)
-	_ driver.Condemner   = (*unit)(nil)
-	_ driver.Changing    = (*unit)(nil)
-	_ driver.Verified    = (*unit)(nil)
+	_ driver.Restorer         = (*Driver)(nil)
+	_ driver.Recoverable      = (*unit)(nil)
+	_ driver.Forcer           = (*unit)(nil)
+	_ driver.Inspector        = (*unit)(nil)
+	_ driver.FatallyCorrupted = (*unit)(nil)
+	_ driver.Changing         = (*unit)(nil)
+	_ driver.Verified         = (*unit)(nil)
 )

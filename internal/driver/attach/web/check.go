@@ -9,8 +9,8 @@ import (
 )
 
 // Check implements driver.Checker. It asks no server: the request would reach others.
-func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{
 		Does:   fmt.Sprintf("download the image %s into the cache and attach it to a loop device", u.URLs[0]),
 		Status: driver.Status{Device: &driver.Device{ReadOnly: true}},
 	}

@@ -187,7 +187,7 @@ func (s *service) undo() error {
 	err = errors.Join(err, d.keepers.registry.Forget(s.name()), d.forgetSecrets(s.id))
 	d.drop(s.id)
 	if err != nil {
-		return &driver.Left{Err: err}
+		return &driver.Leftovers{Err: err}
 	}
 	return nil
 }

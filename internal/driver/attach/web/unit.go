@@ -75,7 +75,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 		return u.chosen(ctx, place, "only a whole image can be compared with http.digest")
 	}
 	status, err := u.onDemand(ctx, place)
-	_, left := errors.AsType[*driver.Left](err)
+	_, left := errors.AsType[*driver.Leftovers](err)
 	if err == nil || u.Mode == models.AttachHTTPModeOnDemand || left || !errs.Is(err, errs.Unsupported) && !errors.Is(err, errNoRanges) {
 		return status, err
 	}

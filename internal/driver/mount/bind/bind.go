@@ -124,8 +124,8 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 }
 
 // Check implements driver.Checker.
-func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{Does: fmt.Sprintf("show the directory %s of the node", u.Path)}
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{Does: fmt.Sprintf("show the directory %s of the node", u.Path)}
 	if u.Base == baseMount {
 		f.Does = fmt.Sprintf("show the directory %s of a mount", u.Path)
 		if source := place.Needs[0].Tree; !source.Made() {

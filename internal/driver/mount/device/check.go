@@ -11,9 +11,9 @@ import (
 )
 
 // Check implements driver.Checker. Of what is on the device only what Up looks at is known: the kernel alone can say the rest.
-func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	d := place.Needs[0].Device
-	f := driver.Forecast{
+	f := driver.Preview{
 		Status:  driver.Status{Tree: &driver.Tree{Remote: d.Remote}},
 		Unknown: []string{"whether there is a sound " + u.FSType + " file system"},
 	}

@@ -197,7 +197,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	}
 	status, err := u.show(ctx, place.ID, source, fs, device.Remote)
 	if helper.AsStuck(err) != nil { // it may still mount: the claim stays until Sweep
-		return driver.Status{}, &driver.Left{Err: err}
+		return driver.Status{}, &driver.Leftovers{Err: err}
 	}
 	if err != nil {
 		u.m.Claims.DropImage(place.ID)

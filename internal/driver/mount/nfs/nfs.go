@@ -130,8 +130,8 @@ func (u *unit) checkDirectory(ctx context.Context, tree *os.File) error {
 }
 
 // Check implements driver.Checker. The server is not asked.
-func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
-	f := driver.Forecast{
+func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
+	f := driver.Preview{
 		Does:    "mount " + u.source + " by NFS " + versions[u.Version],
 		Status:  driver.Status{Tree: &driver.Tree{ReadOnly: u.readOnly(), Remote: true}, Warnings: namesakes(u.Version, hostName(), identifiers)},
 		Unknown: []string{"whether the server answers, has this export and lets this node use it"},

@@ -13,9 +13,9 @@ import (
 )
 
 // Check implements driver.Checker.
-func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
+func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	lower := place.Needs[:u.Lower]
-	f := driver.Forecast{Does: fmt.Sprintf("lay an overlay of %d lower layers", u.Lower), Status: driver.Status{Tree: &driver.Tree{}}}
+	f := driver.Preview{Does: fmt.Sprintf("lay an overlay of %d lower layers", u.Lower), Status: driver.Status{Tree: &driver.Tree{}}}
 	if u.Lower == 1 {
 		f.Does = "lay an overlay over one lower layer"
 	}

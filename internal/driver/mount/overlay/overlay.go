@@ -150,7 +150,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	}
 	path, err := u.o.show(ctx, place.ID, l)
 	if helper.AsStuck(err) != nil { // it may still mount the layers, which stay as they are until Sweep
-		return driver.Status{}, &driver.Left{Err: err}
+		return driver.Status{}, &driver.Leftovers{Err: err}
 	}
 	if err != nil {
 		l.upper.close() // it would be busy

@@ -16,10 +16,10 @@ import (
 // foreseeing is a unit that can tell how its Up would go.
 type foreseeing struct {
 	*unit
-	check func(ctx context.Context, place driver.Placement) (driver.Forecast, error)
+	check func(ctx context.Context, place driver.Placement) (driver.Preview, error)
 }
 
-func (u foreseeing) Check(ctx context.Context, place driver.Placement) (driver.Forecast, error) {
+func (u foreseeing) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	return u.check(ctx, place)
 }
 
@@ -43,7 +43,7 @@ func TestForeseenIsDone(t *testing.T) {
 	overlay := plan.Needs[0].Plan
 	overlay.Needs = append(overlay.Needs, byID(driver.Mount, base.ID), whole(w.level(driver.Mount, "second")))
 	before := m.Snapshot()
-	steps, err := m.Foresee(t.Context(), plan)
+	steps, err := m.Preview(t.Context(), plan)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,21 +75,21 @@ func TestForeseenNeeds(t *testing.T) {
 	m := newManager(t, w)
 	base := create(t, m, w.level(driver.Mount, "base"))
 	lower, upper := w.level(driver.Mount, "lower"), w.level(driver.Mount, "upper")
-	lower.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Placement) (driver.Forecast, error) {
-		return driver.Forecast{Does: "lie", Status: driver.Status{Tree: &driver.Tree{Depth: 7}, Warnings: []string{"lower: is odd"}}}, nil
+	lower.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Placement) (driver.Preview, error) {
+		return driver.Preview{Does: "lie", Status: driver.Status{Tree: &driver.Tree{Depth: 7}, Warnings: []string{"lower: is odd"}}}, nil
 	}}
 	upper.Needs = []driver.Ref{whole(lower), byID(driver.Mount, base.ID)}
-	upper.Unit = foreseeing{&unit{w: w}, func(_ context.Context, place driver.Placement) (driver.Forecast, error) {
+	upper.Unit = foreseeing{&unit{w: w}, func(_ context.Context, place driver.Placement) (driver.Preview, error) {
 		if place.Needs[0].Tree.Depth != 7 || place.Needs[1].Device.Number != uint64(base.ID) {
 			t.Errorf("it would stand on %+v", place.Needs)
 		}
-		return driver.Forecast{}, errs.At("place", errs.New(errs.Invalid, "it can't be"))
+		return driver.Preview{}, errs.At("place", errs.New(errs.Invalid, "it can't be"))
 	}}
-	_, err := m.Foresee(t.Context(), upper)
+	_, err := m.Preview(t.Context(), upper)
 	if !errs.Is(err, errs.Invalid) || err.Error() != "upper.place: it can't be" {
 		t.Errorf("error %v", err)
 	}
-	steps, err := m.Foresee(t.Context(), lower)
+	steps, err := m.Preview(t.Context(), lower)
 	if err != nil || len(steps) != 1 || steps[0].Does != "lie" || !slices.Equal(steps[0].Warnings, []string{"lower: is odd"}) {
 		t.Errorf("steps %+v, %v", steps, err)
 	}
@@ -100,27 +100,27 @@ func TestForeseenInTime(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	m := newManager(t, w)
-	m.opt.Foresight = time.Millisecond
+	m.opt.PreviewTimeout = time.Millisecond
 	stuck := w.level(driver.Mount, "stuck")
-	stuck.Unit = foreseeing{&unit{w: w}, func(ctx context.Context, _ driver.Placement) (driver.Forecast, error) {
+	stuck.Unit = foreseeing{&unit{w: w}, func(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
 		<-ctx.Done()
-		return driver.Forecast{Does: "hang"}, errs.New(errs.Deadline, "too late")
+		return driver.Preview{Does: "hang"}, errs.New(errs.Deadline, "too late")
 	}}
-	steps, err := m.Foresee(t.Context(), stuck)
+	steps, err := m.Preview(t.Context(), stuck)
 	if err != nil || len(steps) != 1 || steps[0].Does != "hang" || len(steps[0].Unknown) != 1 || !strings.Contains(steps[0].Unknown[0], "took longer than 1ms") {
 		t.Errorf("steps %+v, %v", steps, err)
 	}
-	m.opt.Foresight = time.Hour
+	m.opt.PreviewTimeout = time.Hour
 	early := w.level(driver.Mount, "early")
-	early.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Placement) (driver.Forecast, error) {
-		return driver.Forecast{}, errs.New(errs.Deadline, "a helper was killed")
+	early.Unit = foreseeing{&unit{w: w}, func(context.Context, driver.Placement) (driver.Preview, error) {
+		return driver.Preview{}, errs.New(errs.Deadline, "a helper was killed")
 	}}
-	if steps, err := m.Foresee(t.Context(), early); err != nil || len(steps[0].Unknown) != 1 {
+	if steps, err := m.Preview(t.Context(), early); err != nil || len(steps[0].Unknown) != 1 {
 		t.Errorf("steps %+v, %v", steps, err)
 	}
 	ctx, hangUp := context.WithCancelCause(t.Context())
 	hangUp(errInjected)
-	if _, err := m.Foresee(ctx, stuck); !errs.Is(err, errs.Deadline) {
+	if _, err := m.Preview(ctx, stuck); !errs.Is(err, errs.Deadline) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -139,7 +139,7 @@ func TestForeseeRefusesWhatCreateRefuses(t *testing.T) {
 		"too many": w.level(driver.Mount, "m", whole(w.level(driver.Mount, "n"))),
 		"panics":   {Path: "m", Class: driver.Mount, Unit: foreseeing{&unit{w: w}, nil}},
 	} {
-		_, foreseen := m.Foresee(t.Context(), plan)
+		_, foreseen := m.Preview(t.Context(), plan)
 		if name == "panics" {
 			if !errs.Is(foreseen, errs.Internal) || !strings.Contains(foreseen.Error(), "m: internal fault") {
 				t.Errorf("%s: %v", name, foreseen)

@@ -24,21 +24,21 @@ type Step struct {
 	Unknown, Warnings []string
 }
 
-// Foresee tells what Create would do with plan, in its order, or fails as Create would, as far as that can be told without
+// Preview tells what Create would do with plan, in its order, or fails as Create would, as far as that can be told without
 // acting. It changes nothing. What could not be looked at in time is called unknown.
-func (m *Manager) Foresee(ctx context.Context, plan *driver.Plan) ([]Step, error) {
-	return m.foresee(ctx, plan, 0)
+func (m *Manager) Preview(ctx context.Context, plan *driver.Plan) ([]Step, error) {
+	return m.preview(ctx, plan, 0)
 }
 
-// foresee is Foresee for what is to take the place of the container replaced, or of none.
-func (m *Manager) foresee(ctx context.Context, plan *driver.Plan, replaced int64) ([]Step, error) {
+// foresee is Preview for what is to take the place of the container replaced, or of none.
+func (m *Manager) preview(ctx context.Context, plan *driver.Plan, replaced int64) ([]Step, error) {
 	client := ctx
-	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.Foresight, errTooSlow)
+	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.PreviewTimeout, errTooSlow)
 	defer cancel()
 	if err := m.treesRecovered(ctx); err != nil {
 		return nil, err
 	}
-	f := seer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Status{}}
+	f := previewer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Status{}}
 	m.mu.Lock()
 	err := m.admit(f.order, replaced)
 	f.snap = m.Snapshot()
@@ -48,22 +48,22 @@ func (m *Manager) foresee(ctx context.Context, plan *driver.Plan, replaced int64
 	}
 	for _, s := range stepsOf(f.order) {
 		level := f.order[s.level]
-		forecast, err := f.look(ctx, s.act, level)
+		preview, err := f.look(ctx, s.act, level)
 		// A helper gives up a moment before the time is up.
 		late := errs.Is(err, errs.Deadline) || errors.Is(context.Cause(ctx), errTooSlow)
 		if err != nil && late && client.Err() == nil {
-			forecast.Unknown = append(forecast.Unknown, fmt.Sprintf("whether it can be done: to look took longer than %s", m.opt.Foresight))
+			preview.Unknown = append(preview.Unknown, fmt.Sprintf("whether it can be done: to look took longer than %s", m.opt.PreviewTimeout))
 		} else if err != nil {
 			path, err := located(level.Path, err)
 			return nil, errs.At(path, err)
 		}
-		f.tell(s.act, level, forecast)
+		f.tell(s.act, level, preview)
 	}
 	return f.steps, nil
 }
 
 // seer collects the steps of a plan.
-type seer struct {
+type previewer struct {
 	m     *Manager
 	snap  *Snapshot
 	order []*driver.Plan
@@ -72,25 +72,25 @@ type seer struct {
 }
 
 // look has a driver say how an act will go.
-func (f *seer) look(ctx context.Context, act string, level *driver.Plan) (forecast driver.Forecast, err error) {
+func (f *previewer) look(ctx context.Context, act string, level *driver.Plan) (preview driver.Preview, err error) {
 	err = f.m.guard("check", 0, func() (err error) {
 		u, checks := level.Unit.(driver.Checker)
 		starter, checksStart := level.Unit.(driver.StartChecker)
 		switch {
 		case act == ActUp && checks:
-			forecast, err = u.Check(ctx, f.place(level))
+			preview, err = u.Check(ctx, f.place(level))
 		case act == ActStart && checksStart:
-			forecast, err = starter.CheckStart(ctx, f.place(level))
+			preview, err = starter.CheckStart(ctx, f.place(level))
 		default:
-			forecast.Unknown = []string{"whether it can be done"}
+			preview.Unknown = []string{"whether it can be done"}
 		}
 		return err
 	})
-	return forecast, err
+	return preview, err
 }
 
 // site is where a level will stand.
-func (f *seer) place(level *driver.Plan) (place driver.Placement) {
+func (f *previewer) place(level *driver.Plan) (place driver.Placement) {
 	for _, ref := range level.Needs {
 		status := f.lives[ref.Plan]
 		if v, ok := f.snap.Get(ref.ID); ok {
@@ -102,9 +102,9 @@ func (f *seer) place(level *driver.Plan) (place driver.Placement) {
 }
 
 // tell adds a step, and before the first one of a level what it uses that is there.
-func (f *seer) tell(act string, level *driver.Plan, forecast driver.Forecast) {
+func (f *previewer) tell(act string, level *driver.Plan, preview driver.Preview) {
 	if act == ActUp {
-		f.lives[level] = forecast.Status
+		f.lives[level] = preview.Status
 		for _, ref := range level.Needs {
 			if v, ok := f.snap.Get(ref.ID); ok {
 				f.steps = append(f.steps, Step{Act: ActUse, Path: ref.Path, Class: v.Class, Kind: v.Kind, ID: v.ID, Does: "use " + name(v)})
@@ -113,6 +113,6 @@ func (f *seer) tell(act string, level *driver.Plan, forecast driver.Forecast) {
 	}
 	f.steps = append(f.steps, Step{
 		Act: act, Path: level.Path, Class: level.Class, Kind: level.Kind,
-		Does: forecast.Does, Unknown: forecast.Unknown, Warnings: forecast.Status.Warnings,
+		Does: preview.Does, Unknown: preview.Unknown, Warnings: preview.Status.Warnings,
 	})
 }
