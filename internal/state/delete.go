@@ -152,6 +152,9 @@ func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overr
 		if o.replace != nil {
 			return unreplaced(o.view)
 		}
+		if now := o.view.Replaces; m.objects[now].replaces() {
+			return errs.New(errs.Conflict, "%s is in the replace of container %d: wait until that is over, or stop container %d to cancel it", name(o.view), now, now)
+		}
 		if o.view.Phase == Pending || o.view.Phase == Stopping && o.retry == nil {
 			return errs.New(errs.Conflict, "%s is %s", name(o.view), o.view.Phase)
 		}

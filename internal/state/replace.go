@@ -968,8 +968,8 @@ func (c *change) loadReplace(record *Replace) {
 		}
 		return
 	}
-	if fresh == nil || c.touch(record.New).Phase == Pending {
-		return // nothing was stopped: what was made of the new version is rolled back
+	if fresh == nil || record.Step == StepMount && c.touch(record.New).Phase != Ready {
+		return // nothing was stopped: the recovery rolls the new version back
 	}
 	r := m.newReplacement(record.Old, record.New)
 	r.stack = []int64{record.New}

@@ -2,13 +2,16 @@ package state
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/state/journal"
 )
 
 // replaceWorld is a world whose containers are ready at once.
@@ -498,4 +501,71 @@ func TestLeftWhileReplacing(t *testing.T) {
 	}
 	aloneUnderTheName(t, third.Manager, w, old)
 	third.end(t, w)
+}
+
+// A version that is being rolled back to can't be deleted.
+func TestDeleteOfAVersionThatIsRolledBackTo(t *testing.T) {
+	t.Parallel()
+	w := replaceWorld()
+	m := newManager(t, w)
+	old := deploy(t, m, w)
+	opt := patient
+	opt.KeepOld = time.Hour
+	r := begun(t, m, w, old, opt)
+	if err := over(t, r); err != nil {
+		t.Fatal(err)
+	}
+	there, release := w.halt("stop")
+	back, err := m.Rollback(t.Context(), r.new, patient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-there
+	_, _, err = m.Delete(t.Context(), driver.Container, old, true)
+	close(release)
+	if !errs.Is(err, errs.Conflict) {
+		t.Errorf("the deletion returns %v", err)
+	}
+	if err := over(t, back); err != nil {
+		t.Fatal(err)
+	}
+	aloneUnderTheName(t, m, w, old)
+}
+
+// A daemon that is killed while it deletes a new version that could not be mounted leaves the old one running.
+func TestKilledWhileAbandoningAReplace(t *testing.T) {
+	t.Parallel()
+	w := replaceWorld()
+	first := begin(t, w, "")
+	old := deploy(t, first.Manager, w)
+	stack, _ := first.Snapshot().Get(old)
+	fresh := *stack
+	fresh.ID, fresh.Name, fresh.Phase, fresh.Up, fresh.Run = old+1, "", Stopping, false, &Run{State: StateCreated}
+	record, err := recordOf(&fresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopping, err := record.Entry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := json.Marshal(Replace{Old: old, New: fresh.ID, Step: StepMount, Ran: true, ReplaceOptions: patient})
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := journal.Entry{Type: journal.Replace, Key: strconv.FormatInt(old, 10), Value: value}
+	if err := first.opt.Journal.Write(fresh.ID+1, stopping, replace); err != nil {
+		t.Fatal(err)
+	}
+	w.failWith(func(act string, u *unit) error {
+		if act == "stop" {
+			t.Error("the old version is stopped")
+		}
+		return nil
+	})
+	second := begin(t, w, first.path)
+	settled(t, second)
+	aloneUnderTheName(t, second.Manager, w, old)
+	w.whole()
+	second.end(t, w)
 }

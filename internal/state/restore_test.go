@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -105,7 +106,24 @@ func begin(t *testing.T, w *world, left string) life {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	m := New(Options{Journal: j, Entries: found.Entries, NextID: found.NextID, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
+	// A daemon that was killed writes nothing. This one was only stopped: its other goroutines would write into a directory that is being
+	// removed.
+	var writes sync.Mutex
+	killed := false
+	t.Cleanup(func() {
+		writes.Lock()
+		defer writes.Unlock()
+		killed = true
+	})
+	write := func(_ string, perform func() error) error {
+		writes.Lock()
+		defer writes.Unlock()
+		if killed {
+			return errInjected
+		}
+		return perform()
+	}
+	m := New(Options{Failpoint: write, Journal: j, Entries: found.Entries, NextID: found.NextID, RetryMin: time.Millisecond, RetryMax: 8 * time.Millisecond, RestartMin: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
 	m.Load(found.Records, w.drivers())
 	m.Recover()
 	return life{m, path}
