@@ -16,7 +16,7 @@ swagger=$PWD/bin/tools/swagger
 (
 	cd "$scratch/imageapi"
 	common=(--quiet --spec=swagger.yaml --target=. --name=imageapi)
-	"$swagger" generate server "${common[@]}" --exclude-main --flag-strategy=go-flags --strict-responders --return-errors
+	"$swagger" generate server "${common[@]}" --exclude-main --flag-strategy=go-flags --return-errors
 	"$swagger" generate client "${common[@]}"
 	gofmt -w "${trees[@]}"
 )

@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-openapi/errors"
 	"github.com/go-openapi/runtime"
+	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/restapi/operations"
 	"github.com/kraken-hpc/imageapi/restapi/operations/attachments"
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
@@ -17,7 +18,7 @@ import (
 	"github.com/kraken-hpc/imageapi/restapi/operations/node"
 )
 
-//go:generate swagger generate server --target ../../imageapi --name Imageapi --spec ../swagger.yaml --principal any --exclude-main --strict-responders --return-errors
+//go:generate swagger generate server --target ../../imageapi --name Imageapi --spec ../swagger.yaml --principal any --exclude-main --return-errors
 
 func configureFlags(api *operations.ImageapiAPI) {
 	// api.CommandLineOptionsGroups = []cmdutils.CommandLineOptionsGroup{ ... }
@@ -51,136 +52,136 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 	api.TxtProducer = runtime.TextProducer()
 
 	if api.AttachmentsAttachHandler == nil {
-		api.AttachmentsAttachHandler = attachments.AttachHandlerFunc(func(params attachments.AttachParams) (attachments.AttachResponder, error) {
+		api.AttachmentsAttachHandler = attachments.AttachHandlerFunc(func(params attachments.AttachParams) (middleware.Responder, error) {
 			_ = params
 
-			return attachments.AttachNotImplemented(), nil
+			return middleware.NotImplemented("operation attachments.Attach has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersCreateContainerHandler == nil {
-		api.ContainersCreateContainerHandler = containers.CreateContainerHandlerFunc(func(params containers.CreateContainerParams) (containers.CreateContainerResponder, error) {
+		api.ContainersCreateContainerHandler = containers.CreateContainerHandlerFunc(func(params containers.CreateContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.CreateContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.CreateContainer has not yet been implemented"), nil
 		})
 	}
 	if api.AttachmentsDeleteAttachHandler == nil {
-		api.AttachmentsDeleteAttachHandler = attachments.DeleteAttachHandlerFunc(func(params attachments.DeleteAttachParams) (attachments.DeleteAttachResponder, error) {
+		api.AttachmentsDeleteAttachHandler = attachments.DeleteAttachHandlerFunc(func(params attachments.DeleteAttachParams) (middleware.Responder, error) {
 			_ = params
 
-			return attachments.DeleteAttachNotImplemented(), nil
+			return middleware.NotImplemented("operation attachments.DeleteAttach has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersDeleteContainerHandler == nil {
-		api.ContainersDeleteContainerHandler = containers.DeleteContainerHandlerFunc(func(params containers.DeleteContainerParams) (containers.DeleteContainerResponder, error) {
+		api.ContainersDeleteContainerHandler = containers.DeleteContainerHandlerFunc(func(params containers.DeleteContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.DeleteContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.DeleteContainer has not yet been implemented"), nil
 		})
 	}
 	if api.MountsDeleteMountHandler == nil {
-		api.MountsDeleteMountHandler = mounts.DeleteMountHandlerFunc(func(params mounts.DeleteMountParams) (mounts.DeleteMountResponder, error) {
+		api.MountsDeleteMountHandler = mounts.DeleteMountHandlerFunc(func(params mounts.DeleteMountParams) (middleware.Responder, error) {
 			_ = params
 
-			return mounts.DeleteMountNotImplemented(), nil
+			return middleware.NotImplemented("operation mounts.DeleteMount has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersExecInContainerHandler == nil {
-		api.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(func(params containers.ExecInContainerParams) (containers.ExecInContainerResponder, error) {
+		api.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(func(params containers.ExecInContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.ExecInContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.ExecInContainer has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersGetContainerStatsHandler == nil {
-		api.ContainersGetContainerStatsHandler = containers.GetContainerStatsHandlerFunc(func(params containers.GetContainerStatsParams) (containers.GetContainerStatsResponder, error) {
+		api.ContainersGetContainerStatsHandler = containers.GetContainerStatsHandlerFunc(func(params containers.GetContainerStatsParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.GetContainerStatsNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.GetContainerStats has not yet been implemented"), nil
 		})
 	}
 	if api.NodeGetInfoHandler == nil {
-		api.NodeGetInfoHandler = node.GetInfoHandlerFunc(func(params node.GetInfoParams) (node.GetInfoResponder, error) {
+		api.NodeGetInfoHandler = node.GetInfoHandlerFunc(func(params node.GetInfoParams) (middleware.Responder, error) {
 			_ = params
 
-			return node.GetInfoNotImplemented(), nil
+			return middleware.NotImplemented("operation node.GetInfo has not yet been implemented"), nil
 		})
 	}
 	if api.AttachmentsListAttachmentsHandler == nil {
-		api.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(func(params attachments.ListAttachmentsParams) (attachments.ListAttachmentsResponder, error) {
+		api.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(func(params attachments.ListAttachmentsParams) (middleware.Responder, error) {
 			_ = params
 
-			return attachments.ListAttachmentsNotImplemented(), nil
+			return middleware.NotImplemented("operation attachments.ListAttachments has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersListContainersHandler == nil {
-		api.ContainersListContainersHandler = containers.ListContainersHandlerFunc(func(params containers.ListContainersParams) (containers.ListContainersResponder, error) {
+		api.ContainersListContainersHandler = containers.ListContainersHandlerFunc(func(params containers.ListContainersParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.ListContainersNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.ListContainers has not yet been implemented"), nil
 		})
 	}
 	if api.MountsListMountsHandler == nil {
-		api.MountsListMountsHandler = mounts.ListMountsHandlerFunc(func(params mounts.ListMountsParams) (mounts.ListMountsResponder, error) {
+		api.MountsListMountsHandler = mounts.ListMountsHandlerFunc(func(params mounts.ListMountsParams) (middleware.Responder, error) {
 			_ = params
 
-			return mounts.ListMountsNotImplemented(), nil
+			return middleware.NotImplemented("operation mounts.ListMounts has not yet been implemented"), nil
 		})
 	}
 	if api.MountsMountHandler == nil {
-		api.MountsMountHandler = mounts.MountHandlerFunc(func(params mounts.MountParams) (mounts.MountResponder, error) {
+		api.MountsMountHandler = mounts.MountHandlerFunc(func(params mounts.MountParams) (middleware.Responder, error) {
 			_ = params
 
-			return mounts.MountNotImplemented(), nil
+			return middleware.NotImplemented("operation mounts.Mount has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersReadContainerLogHandler == nil {
-		api.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(func(params containers.ReadContainerLogParams) (containers.ReadContainerLogResponder, error) {
+		api.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(func(params containers.ReadContainerLogParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.ReadContainerLogNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.ReadContainerLog has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersReplaceContainerHandler == nil {
-		api.ContainersReplaceContainerHandler = containers.ReplaceContainerHandlerFunc(func(params containers.ReplaceContainerParams) (containers.ReplaceContainerResponder, error) {
+		api.ContainersReplaceContainerHandler = containers.ReplaceContainerHandlerFunc(func(params containers.ReplaceContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.ReplaceContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.ReplaceContainer has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersRollbackContainerHandler == nil {
-		api.ContainersRollbackContainerHandler = containers.RollbackContainerHandlerFunc(func(params containers.RollbackContainerParams) (containers.RollbackContainerResponder, error) {
+		api.ContainersRollbackContainerHandler = containers.RollbackContainerHandlerFunc(func(params containers.RollbackContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.RollbackContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.RollbackContainer has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersSetContainerStateHandler == nil {
-		api.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(func(params containers.SetContainerStateParams) (containers.SetContainerStateResponder, error) {
+		api.ContainersSetContainerStateHandler = containers.SetContainerStateHandlerFunc(func(params containers.SetContainerStateParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.SetContainerStateNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.SetContainerState has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersUpdateContainerHandler == nil {
-		api.ContainersUpdateContainerHandler = containers.UpdateContainerHandlerFunc(func(params containers.UpdateContainerParams) (containers.UpdateContainerResponder, error) {
+		api.ContainersUpdateContainerHandler = containers.UpdateContainerHandlerFunc(func(params containers.UpdateContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.UpdateContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.UpdateContainer has not yet been implemented"), nil
 		})
 	}
 	if api.ContainersWaitForContainerHandler == nil {
-		api.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(func(params containers.WaitForContainerParams) (containers.WaitForContainerResponder, error) {
+		api.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(func(params containers.WaitForContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.WaitForContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.WaitForContainer has not yet been implemented"), nil
 		})
 	}
 	if api.EventsWatchEventsHandler == nil {
-		api.EventsWatchEventsHandler = events.WatchEventsHandlerFunc(func(params events.WatchEventsParams) (events.WatchEventsResponder, error) {
+		api.EventsWatchEventsHandler = events.WatchEventsHandlerFunc(func(params events.WatchEventsParams) (middleware.Responder, error) {
 			_ = params
 
-			return events.WatchEventsNotImplemented(), nil
+			return middleware.NotImplemented("operation events.WatchEvents has not yet been implemented"), nil
 		})
 	}
 

@@ -11,10 +11,12 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/go-openapi/loads"
+	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/state"
@@ -116,9 +118,9 @@ type api struct {
 	info     func(ctx context.Context) *models.Info
 	version  string            // of the interface
 	bodies   map[string]*shape // of the operations that have one, by their ids
-	lists    lists
-	name     string        // of this API: requests and events are named by it and a number
-	requests atomic.Uint64 // counts those that it has named
+	lists    sync.Map          // by class, each whole list as it was last encoded: clients that poll get the same bytes until a change
+	name     string            // of this API: requests and events are named by it and a number
+	requests atomic.Uint64     // counts those that it has named
 }
 
 // New returns the handler of the whole API.
@@ -160,7 +162,11 @@ func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(a.readContainerLog)
 	o.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(a.waitForContainer)
 	o.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(a.execInContainer)
-	o.NodeGetInfoHandler = nodeops.GetInfoHandlerFunc(a.getInfo)
+	o.NodeGetInfoHandler = nodeops.GetInfoHandlerFunc(func(p nodeops.GetInfoParams) (middleware.Responder, error) {
+		info := a.info(p.HTTPRequest.Context())
+		info.APIVersion = a.version
+		return reply(http.StatusOK, info, nil)
+	})
 	o.EventsWatchEventsHandler = events.WatchEventsHandlerFunc(a.watchEvents)
 	return o
 }

@@ -43,6 +43,14 @@ func (c *Client) who(r *http.Request) slog.Attr {
 	return slog.Attr{Key: logkey.Client, Value: slog.GroupValue(attrs...)}
 }
 
+// ownerOf identifies who can repeat r with its idempotency key: the names of a certificate, or the client as the listener knows it.
+func ownerOf(r *http.Request) string {
+	if names := namesOf(r); len(names) > 0 {
+		return "certificate " + strings.Join(names, ",")
+	}
+	return clientOf(r).Key
+}
+
 // namesOf returns the names in the certificate that the client of r has proved to have: its common name and its DNS names.
 func namesOf(r *http.Request) []string {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"net/http"
+
 	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -9,71 +11,60 @@ import (
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
 )
 
-// GET /container
-func (a *api) listContainers(p containers.ListContainersParams) (containers.ListContainersResponder, error) {
-	return a.answerList(filter{class: driver.Container, id: p.ID, name: p.Name, state: p.State, prefix: p.NamePrefix, labels: p.Label}, func(found []driver.Object) middleware.Responder {
-		list := make([]*models.Container, len(found))
-		for i, o := range found {
-			list[i] = o.Container
-		}
-		return containers.NewListContainersOK().WithPayload(list)
-	})
-}
-
-// POST /container
-func (a *api) createContainer(p containers.CreateContainerParams) (containers.CreateContainerResponder, error) {
-	def := driver.Object{Container: p.Container}
-	if isSet(p.DryRun) {
-		return a.preview(p.HTTPRequest, def)
-	}
-	if key := p.IdempotencyKey; key != nil && *key != "" {
-		return a.createOnce(p.HTTPRequest, def, *key)
-	}
-	made, err := a.create(p.HTTPRequest, def)
-	if err != nil {
-		return nil, err
-	}
-	return containers.NewCreateContainerCreated().WithLocation(location(driver.Container, int64(made.Container.ID))).WithPayload(made.Container), nil
-}
-
-// DELETE /container
-func (a *api) deleteContainer(p containers.DeleteContainerParams) (containers.DeleteContainerResponder, error) {
-	removed, err := a.remove(p.HTTPRequest, target{class: driver.Container, id: p.ID, name: p.Name}, p.Force)
-	if err != nil {
-		return nil, err
-	}
-	return containers.NewDeleteContainerOK().WithPayload(removed.Container), nil
+// container finds the container that a request names.
+func (a *api) container(r *http.Request, id *int64, name *string) (*state.View, error) {
+	return a.find(r, target{class: driver.Container, id: id, name: name})
 }
 
 // PATCH /container
-func (a *api) setContainerState(p containers.SetContainerStateParams) (containers.SetContainerStateResponder, error) {
-	changed, err := a.setState(p.HTTPRequest, target{class: driver.Container, id: p.ID, name: p.Name}, state.State(p.State))
+func (a *api) setContainerState(p containers.SetContainerStateParams) (middleware.Responder, error) {
+	v, err := a.container(p.HTTPRequest, p.ID, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	return containers.NewSetContainerStateOK().WithPayload(changed.Container), nil
+	want := state.State(p.State)
+	snap, err := a.manager.SetState(p.HTTPRequest.Context(), v.ID, want)
+	if err != nil {
+		return nil, err
+	}
+	o, err := render(snap, v.ID)
+	if v, ok := snap.Get(v.ID); ok && err == nil && want == state.StateExited {
+		o.Container.State = models.ContainerState(stateOf(v)) // only here a container that was asked to stop reads stopping
+		if v.InReplace() {
+			o.Container.State = models.ContainerStateStopping // whichever of its versions runs
+		}
+	}
+	return reply(http.StatusOK, o.Container, err)
 }
 
 // PATCH /container/config
-func (a *api) updateContainer(p containers.UpdateContainerParams) (containers.UpdateContainerResponder, error) {
+func (a *api) updateContainer(p containers.UpdateContainerParams) (middleware.Responder, error) {
 	r := p.HTTPRequest
 	condition, err := ifMatch(r)
 	if err != nil {
 		return nil, err
 	}
-	t := target{class: driver.Container, id: p.ID, name: p.Name}
-	id, err := t.find(a.manager.Snapshot())
+	v, err := a.container(r, p.ID, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	about(r, t.class, id)
-	snap, err := a.manager.Update(r.Context(), id, driver.Change{Path: "container_config", Fields: exchangeOf(r).fields, Config: p.Config}, condition)
+	snap, err := a.manager.Update(r.Context(), v.ID, driver.Change{Path: "container_config", Fields: exchangeOf(r).fields, Config: p.Config}, condition)
 	if err != nil {
 		return nil, err
 	}
-	changed, err := render(snap, id)
+	return show(snap, v.ID)
+}
+
+// GET /container/stats
+func (a *api) getContainerStats(p containers.GetContainerStatsParams) (middleware.Responder, error) {
+	v, err := a.container(p.HTTPRequest, p.ID, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	return containers.NewUpdateContainerOK().WithPayload(changed.Container), nil
+	stats, err := a.manager.Stats(v.ID)
+	return reply(http.StatusOK, &models.ContainerStats{
+		ID: models.ID(v.ID), Name: models.Name(v.Name),
+		Memory: stats.Memory, MemoryLimit: stats.MemoryLimit, Swap: stats.Swap,
+		CPUUsec: stats.CPU, Pids: stats.PIDs, LogBytes: stats.Log,
+	}, err)
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-openapi/runtime"
+	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -37,16 +37,22 @@ const (
 func Resets() []string { return []string{reasonStart, reasonRestart, reasonMissed} }
 
 // GET /events
-func (a *api) watchEvents(p events.WatchEventsParams) (events.WatchEventsResponder, error) {
-	kinds := slices.Concat(a.drivers.Kinds(driver.Attach), a.drivers.Kinds(driver.Mount))
+func (a *api) watchEvents(p events.WatchEventsParams) (middleware.Responder, error) {
+	var faults errs.Faults
 	for _, kind := range p.Kind {
-		if !slices.Contains(kinds, kind) {
-			return nil, errs.Faults{{Path: "query parameter kind", Text: fmt.Sprintf("is %.*q; use one of %s%s", maxQuoted, kind, strings.Join(kinds, ", "), suggest(kind, kinds))}}.Err()
-		}
+		checkChoice(&faults, "kind", &kind, slices.Concat(a.drivers.Kinds(driver.Attach), a.drivers.Kinds(driver.Mount)))
 	}
-	l := &listener{api: a, request: p.HTTPRequest, filter: eventFilter{class: p.Class, kind: p.Kind, name: p.Name, id: p.ID}}
+	if len(faults) > 0 {
+		return nil, faults.Err()
+	}
+	l := &listener{api: a, filter: eventFilter{class: p.Class, kind: p.Kind, name: p.Name, id: p.ID}}
 	l.at, l.missed = a.position(a.manager.Snapshot(), p)
-	return l, nil
+	return middleware.ResponderFunc(func(w http.ResponseWriter, _ runtime.Producer) {
+		w.Header().Set("Cache-Control", "no-store")
+		a.listens(1)
+		defer a.listens(-1)
+		a.stream(w, p.HTTPRequest, "text/event-stream", l.stream)
+	}), nil
 }
 
 // position returns the number of the event that a client has seen last, or that of the latest one and why it has to begin anew.
@@ -69,28 +75,18 @@ func (a *api) position(snap *state.Snapshot, p events.WatchEventsParams) (number
 
 // listener is an answer that tells of every change.
 type listener struct {
-	api     *api
-	request *http.Request
-	filter  eventFilter
-	at      int64  // number of the last event that it was told, or that its filter has kept back
-	missed  string // why it has to be told to begin anew, or empty
+	api    *api
+	filter eventFilter
+	at     int64  // number of the last event that it was told, or that its filter has kept back
+	missed string // why it has to be told to begin anew, or empty
 }
 
-// WatchEventsResponder makes it an answer.
-func (*listener) WatchEventsResponder() {}
-
-// WriteResponse sends the events.
-func (l *listener) WriteResponse(w http.ResponseWriter, _ runtime.Producer) {
-	w.Header().Set("Cache-Control", "no-store")
-	l.api.listens(1)
-	defer l.api.listens(-1)
-	l.api.stream(w, l.request, "text/event-stream", func(ctx context.Context, out *streamWriter) error {
-		err := l.tell(ctx, out)
-		if errors.Is(err, ErrStopping) {
-			return nil // that is the end of it
-		}
+// stream sends events. A shutdown ends the response as a whole one.
+func (l *listener) stream(ctx context.Context, out *streamWriter) error {
+	if err := l.tell(ctx, out); !errors.Is(err, ErrStopping) {
 		return err
-	})
+	}
+	return nil
 }
 
 // listens has the listeners counted.

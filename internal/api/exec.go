@@ -6,6 +6,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/go-openapi/runtime/middleware"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
@@ -13,22 +15,18 @@ import (
 )
 
 // POST /container/exec
-func (a *api) execInContainer(p containers.ExecInContainerParams) (containers.ExecInContainerResponder, error) {
-	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(a.manager.Snapshot())
+func (a *api) execInContainer(p containers.ExecInContainerParams) (middleware.Responder, error) {
+	v, err := a.container(p.HTTPRequest, p.ID, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	about(p.HTTPRequest, driver.Container, id)
 	command, err := commandOf(p.Command)
 	if err != nil {
 		return nil, err
 	}
 	outlast(p.HTTPRequest, max(command.Timeout, 0)+time.Minute)
-	out, err := a.manager.Exec(p.HTTPRequest.Context(), id, command)
-	if err != nil {
-		return nil, err
-	}
-	return containers.NewExecInContainerOK().WithPayload(resultOf(out)), nil
+	out, err := a.manager.Exec(p.HTTPRequest.Context(), v.ID, command)
+	return reply(http.StatusOK, resultOf(out), err)
 }
 
 func commandOf(c *models.ContainerCommand) (driver.Command, error) {

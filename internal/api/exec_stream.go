@@ -57,11 +57,10 @@ func (a *api) streamExec(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	id, err := where.find(a.manager.Snapshot())
+	v, err := a.find(r, where)
 	if err != nil {
 		return err
 	}
-	about(r, driver.Container, id)
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	var s *session
@@ -73,7 +72,7 @@ func (a *api) streamExec(w http.ResponseWriter, r *http.Request) error {
 		s = newSession(conn, cancel)
 		return s.attach(in), nil
 	}
-	out, err := a.manager.Exec(ctx, id, command)
+	out, err := a.manager.Exec(ctx, v.ID, command)
 	if s == nil {
 		return err
 	}

@@ -144,7 +144,7 @@ func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) 
 		e.changes, _ = value.(map[string]any) // by now it is one
 	}
 	if e := exchangeOf(r); e != nil && r.Header.Get(idempotencyKey) != "" {
-		e.digest = digestOf(value)
+		e.body = value
 	}
 	return json.Marshal(value)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/go-openapi/runtime"
+	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -17,21 +18,24 @@ import (
 )
 
 // GET /container/log
-func (a *api) readContainerLog(p containers.ReadContainerLogParams) (containers.ReadContainerLogResponder, error) {
+func (a *api) readContainerLog(p containers.ReadContainerLogParams) (middleware.Responder, error) {
 	query, err := logQuery(p, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(a.manager.Snapshot())
+	v, err := a.container(p.HTTPRequest, p.ID, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	about(p.HTTPRequest, driver.Container, id)
-	log, err := a.manager.OpenLog(id, query)
+	log, err := a.manager.OpenLog(v.ID, query)
 	if err != nil {
 		return nil, err
 	}
-	return &logAnswer{api: a, request: p.HTTPRequest, id: id, log: log, follow: query.Follow}, nil
+	l := &logAnswer{api: a, id: v.ID, log: log, follow: query.Follow}
+	return middleware.ResponderFunc(func(w http.ResponseWriter, _ runtime.Producer) {
+		defer log.Close()
+		a.stream(w, p.HTTPRequest, "text/plain; charset=utf-8", l.copy)
+	}), nil
 }
 
 // logQuery reads the parameters. A time that is still to come, by the clock of this node, counts as now.
@@ -70,20 +74,10 @@ func parseTime(text string, now time.Time) (time.Time, bool) {
 
 // logAnswer goes on for as long as there is something to come.
 type logAnswer struct {
-	api     *api
-	request *http.Request
-	id      int64
-	log     driver.Log
-	follow  bool
-}
-
-// ReadContainerLogResponder makes it one.
-func (*logAnswer) ReadContainerLogResponder() {}
-
-// WriteResponse sends the log.
-func (l *logAnswer) WriteResponse(w http.ResponseWriter, _ runtime.Producer) {
-	defer l.log.Close()
-	l.api.stream(w, l.request, "text/plain; charset=utf-8", l.copy)
+	api    *api
+	id     int64
+	log    driver.Log
+	follow bool
 }
 
 func (l *logAnswer) copy(ctx context.Context, out *streamWriter) error {

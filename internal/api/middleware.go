@@ -33,7 +33,7 @@ type exchange struct {
 	unknown   errs.Faults    // the fields of it that are not known
 	changes   map[string]any // of a replace, with what is null
 	fields    []string       // that its body changes, if it is a change of a definition
-	digest    string         // of its body, if it has a key that makes it happen once
+	body      any            // of a request with a key, normalized
 	stranger  bool           // it was sent by a client that may send none
 	control   *http.ResponseController
 }
@@ -49,8 +49,12 @@ func exchangeOf(r *http.Request) *exchange {
 // about notes for the log which object r is about.
 func about(r *http.Request, class driver.Class, id int64) {
 	if e := exchangeOf(r); e != nil {
-		e.object, e.number = string(class)+" "+strconv.FormatInt(id, 10), id
+		e.object, e.number = nameOf(class, id), id
 	}
+}
+
+func nameOf(class driver.Class, id int64) string {
+	return string(class) + " " + strconv.FormatInt(id, 10)
 }
 
 // warn tells the client something in a Warning header (RFC 7234, 5.5) of the response, and logs it.

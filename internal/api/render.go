@@ -2,8 +2,10 @@ package api
 
 import (
 	"fmt"
+	"net/http"
 	"time"
 
+	"github.com/go-openapi/runtime/middleware"
 	"github.com/go-openapi/strfmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -14,6 +16,23 @@ import (
 // render writes out the object with an id, and whole everything below it.
 func render(snap *state.Snapshot, id int64) (driver.Object, error) {
 	return renderer{snap: snap, done: map[int64]driver.Object{}}.object(id)
+}
+
+// show returns the object with an id.
+func show(snap *state.Snapshot, id int64) (middleware.Responder, error) {
+	o, err := render(snap, id)
+	return reply(http.StatusOK, shown(o), err)
+}
+
+// shown returns the one object in o.
+func shown(o driver.Object) any {
+	switch {
+	case o.Attach != nil:
+		return o.Attach
+	case o.Mount != nil:
+		return o.Mount
+	}
+	return o.Container
 }
 
 // renderer writes out objects of one snapshot, each once, however many stand on it.

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/go-openapi/runtime/middleware"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state"
@@ -29,7 +31,7 @@ const (
 )
 
 // POST /container/replace
-func (a *api) replaceContainer(p containers.ReplaceContainerParams) (containers.ReplaceContainerResponder, error) {
+func (a *api) replaceContainer(p containers.ReplaceContainerParams) (middleware.Responder, error) {
 	r := p.HTTPRequest
 	condition, err := ifMatch(r)
 	if err != nil {
@@ -39,13 +41,10 @@ func (a *api) replaceContainer(p containers.ReplaceContainerParams) (containers.
 	if err != nil {
 		return nil, err
 	}
-	snap := a.manager.Snapshot()
-	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(snap)
+	view, err := a.container(r, p.ID, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	about(r, driver.Container, id)
-	view, _ := snap.Get(id)
 	def, err := merge(view, exchangeOf(r).changes)
 	if err != nil {
 		return nil, err
@@ -55,46 +54,36 @@ func (a *api) replaceContainer(p containers.ReplaceContainerParams) (containers.
 		return nil, err
 	}
 	if isSet(p.DryRun) {
-		steps, err := a.manager.ForeseeReplace(r.Context(), id, plan, condition)
-		if err != nil {
-			return nil, err
-		}
-		return containers.NewReplaceContainerOK().WithPayload(&models.ContainerReplaced{Plan: planOf(r, steps)}), nil
+		steps, err := a.manager.ForeseeReplace(r.Context(), view.ID, plan, condition)
+		return reply(http.StatusOK, &models.ContainerReplaced{Plan: planOf(r, steps)}, err)
 	}
-	replace, err := a.manager.Replace(r.Context(), id, plan, opt, condition)
+	replace, err := a.manager.Replace(r.Context(), view.ID, plan, opt, condition)
 	if err != nil {
 		return nil, err
 	}
 	shown, downtime, over, err := a.await(r, replace)
-	if err != nil {
-		return nil, err
-	}
 	if !over {
-		return containers.NewReplaceContainerAccepted().WithPayload(&models.ContainerReplaced{Container: shown}), nil
+		return reply(http.StatusAccepted, &models.ContainerReplaced{Container: shown}, err)
 	}
-	return containers.NewReplaceContainerOK().WithPayload(&models.ContainerReplaced{Container: shown, DowntimeMs: new(downtime.Milliseconds())}), nil
+	return reply(http.StatusOK, &models.ContainerReplaced{Container: shown, DowntimeMs: new(downtime.Milliseconds())}, err)
 }
 
 // POST /container/rollback
-func (a *api) rollbackContainer(p containers.RollbackContainerParams) (containers.RollbackContainerResponder, error) {
+func (a *api) rollbackContainer(p containers.RollbackContainerParams) (middleware.Responder, error) {
 	r := p.HTTPRequest
-	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(a.manager.Snapshot())
+	view, err := a.container(r, p.ID, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	about(r, driver.Container, id)
-	replace, err := a.manager.Rollback(r.Context(), id, state.ReplaceOptions{ReadyWithin: readyWithin * time.Second})
+	replace, err := a.manager.Rollback(r.Context(), view.ID, state.ReplaceOptions{ReadyWithin: readyWithin * time.Second})
 	if err != nil {
 		return nil, err
 	}
 	shown, _, over, err := a.await(r, replace)
-	if err != nil {
-		return nil, err
+	if err == nil && !over {
+		err = errs.New(errs.Deadline, "roll back container %d: not done within %s; the replace continues: see the field replacing of the container", view.ID, replaceWait)
 	}
-	if !over {
-		return nil, errs.New(errs.Deadline, "roll back container %d: not done within %s; the replace continues: see the field replacing of the container", id, replaceWait)
-	}
-	return containers.NewRollbackContainerOK().WithPayload(shown), nil
+	return reply(http.StatusOK, shown, err)
 }
 
 // await waits for the end of a replace, but not for longer than replaceWait, and returns the container with the name. The replace goes on

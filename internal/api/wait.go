@@ -8,7 +8,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/go-openapi/runtime/middleware"
+
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/restapi/operations/containers"
@@ -20,32 +21,27 @@ const maxWait = 3600
 var errTimeIsUp = errors.New("the time is up")
 
 // GET /container/wait
-func (a *api) waitForContainer(p containers.WaitForContainerParams) (containers.WaitForContainerResponder, error) {
+func (a *api) waitForContainer(p containers.WaitForContainerParams) (middleware.Responder, error) {
 	g, timeout, err := goalOf(p)
 	if err != nil {
 		return nil, err
 	}
-	id, err := target{class: driver.Container, id: p.ID, name: p.Name}.find(a.manager.Snapshot())
+	v, err := a.container(p.HTTPRequest, p.ID, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	about(p.HTTPRequest, driver.Container, id)
 	ctx, cancel := a.untilShutdown(p.HTTPRequest)
 	defer cancel()
 	ctx, stop := context.WithTimeoutCause(ctx, timeout, errTimeIsUp)
 	defer stop()
-	snap, err := a.manager.Wait(ctx, id, g.reached)
+	snap, err := a.manager.Wait(ctx, v.ID, g.reached)
 	if errors.Is(err, errTimeIsUp) {
-		return nil, errs.New(errs.Deadline, "container %d is not %s after %s", id, g, timeout)
+		return nil, errs.New(errs.Deadline, "container %d is not %s after %s", v.ID, g, timeout)
 	}
 	if err != nil {
 		return nil, err
 	}
-	shown, err := render(snap, id)
-	if err != nil {
-		return nil, err
-	}
-	return containers.NewWaitForContainerOK().WithPayload(shown.Container), nil
+	return show(snap, v.ID)
 }
 
 // untilShutdown returns a context for a request that may wait for long: it ends with the request, or with ErrStopping when

@@ -53,118 +53,118 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 		}),
 		TxtProducer: runtime.TextProducer(),
 
-		AttachmentsAttachHandler: attachments.AttachHandlerFunc(func(params attachments.AttachParams) (attachments.AttachResponder, error) {
+		AttachmentsAttachHandler: attachments.AttachHandlerFunc(func(params attachments.AttachParams) (middleware.Responder, error) {
 			_ = params
 
-			return attachments.AttachNotImplemented(), nil
+			return middleware.NotImplemented("operation attachments.Attach has not yet been implemented"), nil
 		}),
 
-		ContainersCreateContainerHandler: containers.CreateContainerHandlerFunc(func(params containers.CreateContainerParams) (containers.CreateContainerResponder, error) {
+		ContainersCreateContainerHandler: containers.CreateContainerHandlerFunc(func(params containers.CreateContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.CreateContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.CreateContainer has not yet been implemented"), nil
 		}),
 
-		AttachmentsDeleteAttachHandler: attachments.DeleteAttachHandlerFunc(func(params attachments.DeleteAttachParams) (attachments.DeleteAttachResponder, error) {
+		AttachmentsDeleteAttachHandler: attachments.DeleteAttachHandlerFunc(func(params attachments.DeleteAttachParams) (middleware.Responder, error) {
 			_ = params
 
-			return attachments.DeleteAttachNotImplemented(), nil
+			return middleware.NotImplemented("operation attachments.DeleteAttach has not yet been implemented"), nil
 		}),
 
-		ContainersDeleteContainerHandler: containers.DeleteContainerHandlerFunc(func(params containers.DeleteContainerParams) (containers.DeleteContainerResponder, error) {
+		ContainersDeleteContainerHandler: containers.DeleteContainerHandlerFunc(func(params containers.DeleteContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.DeleteContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.DeleteContainer has not yet been implemented"), nil
 		}),
 
-		MountsDeleteMountHandler: mounts.DeleteMountHandlerFunc(func(params mounts.DeleteMountParams) (mounts.DeleteMountResponder, error) {
+		MountsDeleteMountHandler: mounts.DeleteMountHandlerFunc(func(params mounts.DeleteMountParams) (middleware.Responder, error) {
 			_ = params
 
-			return mounts.DeleteMountNotImplemented(), nil
+			return middleware.NotImplemented("operation mounts.DeleteMount has not yet been implemented"), nil
 		}),
 
-		ContainersExecInContainerHandler: containers.ExecInContainerHandlerFunc(func(params containers.ExecInContainerParams) (containers.ExecInContainerResponder, error) {
+		ContainersExecInContainerHandler: containers.ExecInContainerHandlerFunc(func(params containers.ExecInContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.ExecInContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.ExecInContainer has not yet been implemented"), nil
 		}),
 
-		ContainersGetContainerStatsHandler: containers.GetContainerStatsHandlerFunc(func(params containers.GetContainerStatsParams) (containers.GetContainerStatsResponder, error) {
+		ContainersGetContainerStatsHandler: containers.GetContainerStatsHandlerFunc(func(params containers.GetContainerStatsParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.GetContainerStatsNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.GetContainerStats has not yet been implemented"), nil
 		}),
 
-		NodeGetInfoHandler: node.GetInfoHandlerFunc(func(params node.GetInfoParams) (node.GetInfoResponder, error) {
+		NodeGetInfoHandler: node.GetInfoHandlerFunc(func(params node.GetInfoParams) (middleware.Responder, error) {
 			_ = params
 
-			return node.GetInfoNotImplemented(), nil
+			return middleware.NotImplemented("operation node.GetInfo has not yet been implemented"), nil
 		}),
 
-		AttachmentsListAttachmentsHandler: attachments.ListAttachmentsHandlerFunc(func(params attachments.ListAttachmentsParams) (attachments.ListAttachmentsResponder, error) {
+		AttachmentsListAttachmentsHandler: attachments.ListAttachmentsHandlerFunc(func(params attachments.ListAttachmentsParams) (middleware.Responder, error) {
 			_ = params
 
-			return attachments.ListAttachmentsNotImplemented(), nil
+			return middleware.NotImplemented("operation attachments.ListAttachments has not yet been implemented"), nil
 		}),
 
-		ContainersListContainersHandler: containers.ListContainersHandlerFunc(func(params containers.ListContainersParams) (containers.ListContainersResponder, error) {
+		ContainersListContainersHandler: containers.ListContainersHandlerFunc(func(params containers.ListContainersParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.ListContainersNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.ListContainers has not yet been implemented"), nil
 		}),
 
-		MountsListMountsHandler: mounts.ListMountsHandlerFunc(func(params mounts.ListMountsParams) (mounts.ListMountsResponder, error) {
+		MountsListMountsHandler: mounts.ListMountsHandlerFunc(func(params mounts.ListMountsParams) (middleware.Responder, error) {
 			_ = params
 
-			return mounts.ListMountsNotImplemented(), nil
+			return middleware.NotImplemented("operation mounts.ListMounts has not yet been implemented"), nil
 		}),
 
-		MountsMountHandler: mounts.MountHandlerFunc(func(params mounts.MountParams) (mounts.MountResponder, error) {
+		MountsMountHandler: mounts.MountHandlerFunc(func(params mounts.MountParams) (middleware.Responder, error) {
 			_ = params
 
-			return mounts.MountNotImplemented(), nil
+			return middleware.NotImplemented("operation mounts.Mount has not yet been implemented"), nil
 		}),
 
-		ContainersReadContainerLogHandler: containers.ReadContainerLogHandlerFunc(func(params containers.ReadContainerLogParams) (containers.ReadContainerLogResponder, error) {
+		ContainersReadContainerLogHandler: containers.ReadContainerLogHandlerFunc(func(params containers.ReadContainerLogParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.ReadContainerLogNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.ReadContainerLog has not yet been implemented"), nil
 		}),
 
-		ContainersReplaceContainerHandler: containers.ReplaceContainerHandlerFunc(func(params containers.ReplaceContainerParams) (containers.ReplaceContainerResponder, error) {
+		ContainersReplaceContainerHandler: containers.ReplaceContainerHandlerFunc(func(params containers.ReplaceContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.ReplaceContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.ReplaceContainer has not yet been implemented"), nil
 		}),
 
-		ContainersRollbackContainerHandler: containers.RollbackContainerHandlerFunc(func(params containers.RollbackContainerParams) (containers.RollbackContainerResponder, error) {
+		ContainersRollbackContainerHandler: containers.RollbackContainerHandlerFunc(func(params containers.RollbackContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.RollbackContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.RollbackContainer has not yet been implemented"), nil
 		}),
 
-		ContainersSetContainerStateHandler: containers.SetContainerStateHandlerFunc(func(params containers.SetContainerStateParams) (containers.SetContainerStateResponder, error) {
+		ContainersSetContainerStateHandler: containers.SetContainerStateHandlerFunc(func(params containers.SetContainerStateParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.SetContainerStateNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.SetContainerState has not yet been implemented"), nil
 		}),
 
-		ContainersUpdateContainerHandler: containers.UpdateContainerHandlerFunc(func(params containers.UpdateContainerParams) (containers.UpdateContainerResponder, error) {
+		ContainersUpdateContainerHandler: containers.UpdateContainerHandlerFunc(func(params containers.UpdateContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.UpdateContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.UpdateContainer has not yet been implemented"), nil
 		}),
 
-		ContainersWaitForContainerHandler: containers.WaitForContainerHandlerFunc(func(params containers.WaitForContainerParams) (containers.WaitForContainerResponder, error) {
+		ContainersWaitForContainerHandler: containers.WaitForContainerHandlerFunc(func(params containers.WaitForContainerParams) (middleware.Responder, error) {
 			_ = params
 
-			return containers.WaitForContainerNotImplemented(), nil
+			return middleware.NotImplemented("operation containers.WaitForContainer has not yet been implemented"), nil
 		}),
 
-		EventsWatchEventsHandler: events.WatchEventsHandlerFunc(func(params events.WatchEventsParams) (events.WatchEventsResponder, error) {
+		EventsWatchEventsHandler: events.WatchEventsHandlerFunc(func(params events.WatchEventsParams) (middleware.Responder, error) {
 			_ = params
 
-			return events.WatchEventsNotImplemented(), nil
+			return middleware.NotImplemented("operation events.WatchEvents has not yet been implemented"), nil
 		}),
 	}
 }

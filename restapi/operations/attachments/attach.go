@@ -9,16 +9,16 @@ import (
 )
 
 // AttachHandlerFunc turns a function with the right signature into a attach handler
-type AttachHandlerFunc func(AttachParams) (AttachResponder, error)
+type AttachHandlerFunc func(AttachParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn AttachHandlerFunc) Handle(params AttachParams) (AttachResponder, error) {
+func (fn AttachHandlerFunc) Handle(params AttachParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // AttachHandler interface for that can handle valid attach params
 type AttachHandler interface {
-	Handle(AttachParams) (AttachResponder, error)
+	Handle(AttachParams) (middleware.Responder, error)
 }
 
 // NewAttach creates a new http.Handler for the attach operation

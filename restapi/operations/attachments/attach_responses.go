@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -72,8 +71,6 @@ func (o *AttachCreated) WriteResponse(rw http.ResponseWriter, producer runtime.P
 	}
 }
 
-func (o *AttachCreated) AttachResponder() {}
-
 // AttachDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response attachDefault
@@ -127,25 +124,4 @@ func (o *AttachDefault) WriteResponse(rw http.ResponseWriter, producer runtime.P
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *AttachDefault) AttachResponder() {}
-
-type AttachNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*AttachNotImplementedResponder) AttachResponder() {}
-
-func AttachNotImplemented() AttachResponder {
-	return &AttachNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.Attach has not yet been implemented",
-		),
-	}
-}
-
-type AttachResponder interface {
-	middleware.Responder
-	AttachResponder()
 }

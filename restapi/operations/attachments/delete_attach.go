@@ -9,16 +9,16 @@ import (
 )
 
 // DeleteAttachHandlerFunc turns a function with the right signature into a delete attach handler
-type DeleteAttachHandlerFunc func(DeleteAttachParams) (DeleteAttachResponder, error)
+type DeleteAttachHandlerFunc func(DeleteAttachParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn DeleteAttachHandlerFunc) Handle(params DeleteAttachParams) (DeleteAttachResponder, error) {
+func (fn DeleteAttachHandlerFunc) Handle(params DeleteAttachParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // DeleteAttachHandler interface for that can handle valid delete attach params
 type DeleteAttachHandler interface {
-	Handle(DeleteAttachParams) (DeleteAttachResponder, error)
+	Handle(DeleteAttachParams) (middleware.Responder, error)
 }
 
 // NewDeleteAttach creates a new http.Handler for the delete attach operation

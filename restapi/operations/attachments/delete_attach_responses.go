@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *DeleteAttachOK) WriteResponse(rw http.ResponseWriter, producer runtime.
 		}
 	}
 }
-
-func (o *DeleteAttachOK) DeleteAttachResponder() {}
 
 // DeleteAttachDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *DeleteAttachDefault) WriteResponse(rw http.ResponseWriter, producer run
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *DeleteAttachDefault) DeleteAttachResponder() {}
-
-type DeleteAttachNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*DeleteAttachNotImplementedResponder) DeleteAttachResponder() {}
-
-func DeleteAttachNotImplemented() DeleteAttachResponder {
-	return &DeleteAttachNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.DeleteAttach has not yet been implemented",
-		),
-	}
-}
-
-type DeleteAttachResponder interface {
-	middleware.Responder
-	DeleteAttachResponder()
 }

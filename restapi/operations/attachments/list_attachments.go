@@ -9,16 +9,16 @@ import (
 )
 
 // ListAttachmentsHandlerFunc turns a function with the right signature into a list attachments handler
-type ListAttachmentsHandlerFunc func(ListAttachmentsParams) (ListAttachmentsResponder, error)
+type ListAttachmentsHandlerFunc func(ListAttachmentsParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn ListAttachmentsHandlerFunc) Handle(params ListAttachmentsParams) (ListAttachmentsResponder, error) {
+func (fn ListAttachmentsHandlerFunc) Handle(params ListAttachmentsParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // ListAttachmentsHandler interface for that can handle valid list attachments params
 type ListAttachmentsHandler interface {
-	Handle(ListAttachmentsParams) (ListAttachmentsResponder, error)
+	Handle(ListAttachmentsParams) (middleware.Responder, error)
 }
 
 // NewListAttachments creates a new http.Handler for the list attachments operation

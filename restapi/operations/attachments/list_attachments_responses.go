@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -53,8 +52,6 @@ func (o *ListAttachmentsOK) WriteResponse(rw http.ResponseWriter, producer runti
 		panic(err) // let the recovery middleware deal with this
 	}
 }
-
-func (o *ListAttachmentsOK) ListAttachmentsResponder() {}
 
 // ListAttachmentsDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -109,25 +106,4 @@ func (o *ListAttachmentsDefault) WriteResponse(rw http.ResponseWriter, producer 
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *ListAttachmentsDefault) ListAttachmentsResponder() {}
-
-type ListAttachmentsNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*ListAttachmentsNotImplementedResponder) ListAttachmentsResponder() {}
-
-func ListAttachmentsNotImplemented() ListAttachmentsResponder {
-	return &ListAttachmentsNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.ListAttachments has not yet been implemented",
-		),
-	}
-}
-
-type ListAttachmentsResponder interface {
-	middleware.Responder
-	ListAttachmentsResponder()
 }

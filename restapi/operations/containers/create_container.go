@@ -9,16 +9,16 @@ import (
 )
 
 // CreateContainerHandlerFunc turns a function with the right signature into a create container handler
-type CreateContainerHandlerFunc func(CreateContainerParams) (CreateContainerResponder, error)
+type CreateContainerHandlerFunc func(CreateContainerParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn CreateContainerHandlerFunc) Handle(params CreateContainerParams) (CreateContainerResponder, error) {
+func (fn CreateContainerHandlerFunc) Handle(params CreateContainerParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // CreateContainerHandler interface for that can handle valid create container params
 type CreateContainerHandler interface {
-	Handle(CreateContainerParams) (CreateContainerResponder, error)
+	Handle(CreateContainerParams) (middleware.Responder, error)
 }
 
 // NewCreateContainer creates a new http.Handler for the create container operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -72,8 +71,6 @@ func (o *CreateContainerCreated) WriteResponse(rw http.ResponseWriter, producer 
 	}
 }
 
-func (o *CreateContainerCreated) CreateContainerResponder() {}
-
 // CreateContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response createContainerDefault
@@ -127,25 +124,4 @@ func (o *CreateContainerDefault) WriteResponse(rw http.ResponseWriter, producer 
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *CreateContainerDefault) CreateContainerResponder() {}
-
-type CreateContainerNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*CreateContainerNotImplementedResponder) CreateContainerResponder() {}
-
-func CreateContainerNotImplemented() CreateContainerResponder {
-	return &CreateContainerNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.CreateContainer has not yet been implemented",
-		),
-	}
-}
-
-type CreateContainerResponder interface {
-	middleware.Responder
-	CreateContainerResponder()
 }

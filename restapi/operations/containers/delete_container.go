@@ -9,16 +9,16 @@ import (
 )
 
 // DeleteContainerHandlerFunc turns a function with the right signature into a delete container handler
-type DeleteContainerHandlerFunc func(DeleteContainerParams) (DeleteContainerResponder, error)
+type DeleteContainerHandlerFunc func(DeleteContainerParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn DeleteContainerHandlerFunc) Handle(params DeleteContainerParams) (DeleteContainerResponder, error) {
+func (fn DeleteContainerHandlerFunc) Handle(params DeleteContainerParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // DeleteContainerHandler interface for that can handle valid delete container params
 type DeleteContainerHandler interface {
-	Handle(DeleteContainerParams) (DeleteContainerResponder, error)
+	Handle(DeleteContainerParams) (middleware.Responder, error)
 }
 
 // NewDeleteContainer creates a new http.Handler for the delete container operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *DeleteContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 		}
 	}
 }
-
-func (o *DeleteContainerOK) DeleteContainerResponder() {}
 
 // DeleteContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *DeleteContainerDefault) WriteResponse(rw http.ResponseWriter, producer 
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *DeleteContainerDefault) DeleteContainerResponder() {}
-
-type DeleteContainerNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*DeleteContainerNotImplementedResponder) DeleteContainerResponder() {}
-
-func DeleteContainerNotImplemented() DeleteContainerResponder {
-	return &DeleteContainerNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.DeleteContainer has not yet been implemented",
-		),
-	}
-}
-
-type DeleteContainerResponder interface {
-	middleware.Responder
-	DeleteContainerResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // ExecInContainerHandlerFunc turns a function with the right signature into a exec in container handler
-type ExecInContainerHandlerFunc func(ExecInContainerParams) (ExecInContainerResponder, error)
+type ExecInContainerHandlerFunc func(ExecInContainerParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn ExecInContainerHandlerFunc) Handle(params ExecInContainerParams) (ExecInContainerResponder, error) {
+func (fn ExecInContainerHandlerFunc) Handle(params ExecInContainerParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // ExecInContainerHandler interface for that can handle valid exec in container params
 type ExecInContainerHandler interface {
-	Handle(ExecInContainerParams) (ExecInContainerResponder, error)
+	Handle(ExecInContainerParams) (middleware.Responder, error)
 }
 
 // NewExecInContainer creates a new http.Handler for the exec in container operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *ExecInContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 		}
 	}
 }
-
-func (o *ExecInContainerOK) ExecInContainerResponder() {}
 
 // ExecInContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *ExecInContainerDefault) WriteResponse(rw http.ResponseWriter, producer 
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *ExecInContainerDefault) ExecInContainerResponder() {}
-
-type ExecInContainerNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*ExecInContainerNotImplementedResponder) ExecInContainerResponder() {}
-
-func ExecInContainerNotImplemented() ExecInContainerResponder {
-	return &ExecInContainerNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.ExecInContainer has not yet been implemented",
-		),
-	}
-}
-
-type ExecInContainerResponder interface {
-	middleware.Responder
-	ExecInContainerResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // GetContainerStatsHandlerFunc turns a function with the right signature into a get container stats handler
-type GetContainerStatsHandlerFunc func(GetContainerStatsParams) (GetContainerStatsResponder, error)
+type GetContainerStatsHandlerFunc func(GetContainerStatsParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn GetContainerStatsHandlerFunc) Handle(params GetContainerStatsParams) (GetContainerStatsResponder, error) {
+func (fn GetContainerStatsHandlerFunc) Handle(params GetContainerStatsParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // GetContainerStatsHandler interface for that can handle valid get container stats params
 type GetContainerStatsHandler interface {
-	Handle(GetContainerStatsParams) (GetContainerStatsResponder, error)
+	Handle(GetContainerStatsParams) (middleware.Responder, error)
 }
 
 // NewGetContainerStats creates a new http.Handler for the get container stats operation

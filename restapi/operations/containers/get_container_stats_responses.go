@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *GetContainerStatsOK) WriteResponse(rw http.ResponseWriter, producer run
 		}
 	}
 }
-
-func (o *GetContainerStatsOK) GetContainerStatsResponder() {}
 
 // GetContainerStatsDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *GetContainerStatsDefault) WriteResponse(rw http.ResponseWriter, produce
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *GetContainerStatsDefault) GetContainerStatsResponder() {}
-
-type GetContainerStatsNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*GetContainerStatsNotImplementedResponder) GetContainerStatsResponder() {}
-
-func GetContainerStatsNotImplemented() GetContainerStatsResponder {
-	return &GetContainerStatsNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.GetContainerStats has not yet been implemented",
-		),
-	}
-}
-
-type GetContainerStatsResponder interface {
-	middleware.Responder
-	GetContainerStatsResponder()
 }

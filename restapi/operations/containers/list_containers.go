@@ -9,16 +9,16 @@ import (
 )
 
 // ListContainersHandlerFunc turns a function with the right signature into a list containers handler
-type ListContainersHandlerFunc func(ListContainersParams) (ListContainersResponder, error)
+type ListContainersHandlerFunc func(ListContainersParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn ListContainersHandlerFunc) Handle(params ListContainersParams) (ListContainersResponder, error) {
+func (fn ListContainersHandlerFunc) Handle(params ListContainersParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // ListContainersHandler interface for that can handle valid list containers params
 type ListContainersHandler interface {
-	Handle(ListContainersParams) (ListContainersResponder, error)
+	Handle(ListContainersParams) (middleware.Responder, error)
 }
 
 // NewListContainers creates a new http.Handler for the list containers operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -53,8 +52,6 @@ func (o *ListContainersOK) WriteResponse(rw http.ResponseWriter, producer runtim
 		panic(err) // let the recovery middleware deal with this
 	}
 }
-
-func (o *ListContainersOK) ListContainersResponder() {}
 
 // ListContainersDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -109,25 +106,4 @@ func (o *ListContainersDefault) WriteResponse(rw http.ResponseWriter, producer r
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *ListContainersDefault) ListContainersResponder() {}
-
-type ListContainersNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*ListContainersNotImplementedResponder) ListContainersResponder() {}
-
-func ListContainersNotImplemented() ListContainersResponder {
-	return &ListContainersNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.ListContainers has not yet been implemented",
-		),
-	}
-}
-
-type ListContainersResponder interface {
-	middleware.Responder
-	ListContainersResponder()
 }

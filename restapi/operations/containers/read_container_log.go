@@ -9,16 +9,16 @@ import (
 )
 
 // ReadContainerLogHandlerFunc turns a function with the right signature into a read container log handler
-type ReadContainerLogHandlerFunc func(ReadContainerLogParams) (ReadContainerLogResponder, error)
+type ReadContainerLogHandlerFunc func(ReadContainerLogParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn ReadContainerLogHandlerFunc) Handle(params ReadContainerLogParams) (ReadContainerLogResponder, error) {
+func (fn ReadContainerLogHandlerFunc) Handle(params ReadContainerLogParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // ReadContainerLogHandler interface for that can handle valid read container log params
 type ReadContainerLogHandler interface {
-	Handle(ReadContainerLogParams) (ReadContainerLogResponder, error)
+	Handle(ReadContainerLogParams) (middleware.Responder, error)
 }
 
 // NewReadContainerLog creates a new http.Handler for the read container log operation

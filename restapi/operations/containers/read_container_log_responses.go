@@ -7,7 +7,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -49,8 +48,6 @@ func (o *ReadContainerLogOK) WriteResponse(rw http.ResponseWriter, producer runt
 		panic(err) // let the recovery middleware deal with this
 	}
 }
-
-func (o *ReadContainerLogOK) ReadContainerLogResponder() {}
 
 // ReadContainerLogDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -105,25 +102,4 @@ func (o *ReadContainerLogDefault) WriteResponse(rw http.ResponseWriter, producer
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *ReadContainerLogDefault) ReadContainerLogResponder() {}
-
-type ReadContainerLogNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*ReadContainerLogNotImplementedResponder) ReadContainerLogResponder() {}
-
-func ReadContainerLogNotImplemented() ReadContainerLogResponder {
-	return &ReadContainerLogNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.ReadContainerLog has not yet been implemented",
-		),
-	}
-}
-
-type ReadContainerLogResponder interface {
-	middleware.Responder
-	ReadContainerLogResponder()
 }

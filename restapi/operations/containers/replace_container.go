@@ -9,16 +9,16 @@ import (
 )
 
 // ReplaceContainerHandlerFunc turns a function with the right signature into a replace container handler
-type ReplaceContainerHandlerFunc func(ReplaceContainerParams) (ReplaceContainerResponder, error)
+type ReplaceContainerHandlerFunc func(ReplaceContainerParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn ReplaceContainerHandlerFunc) Handle(params ReplaceContainerParams) (ReplaceContainerResponder, error) {
+func (fn ReplaceContainerHandlerFunc) Handle(params ReplaceContainerParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // ReplaceContainerHandler interface for that can handle valid replace container params
 type ReplaceContainerHandler interface {
-	Handle(ReplaceContainerParams) (ReplaceContainerResponder, error)
+	Handle(ReplaceContainerParams) (middleware.Responder, error)
 }
 
 // NewReplaceContainer creates a new http.Handler for the replace container operation

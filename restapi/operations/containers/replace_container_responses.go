@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -51,8 +50,6 @@ func (o *ReplaceContainerOK) WriteResponse(rw http.ResponseWriter, producer runt
 	}
 }
 
-func (o *ReplaceContainerOK) ReplaceContainerResponder() {}
-
 // ReplaceContainerAcceptedCode is the HTTP code returned for type ReplaceContainerAccepted
 const ReplaceContainerAcceptedCode int = 202
 
@@ -93,8 +90,6 @@ func (o *ReplaceContainerAccepted) WriteResponse(rw http.ResponseWriter, produce
 		}
 	}
 }
-
-func (o *ReplaceContainerAccepted) ReplaceContainerResponder() {}
 
 // ReplaceContainerDefault Any error; `see` is the path of its description under "Errors". Unless the message names a change, nothing has changed.
 //
@@ -149,25 +144,4 @@ func (o *ReplaceContainerDefault) WriteResponse(rw http.ResponseWriter, producer
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *ReplaceContainerDefault) ReplaceContainerResponder() {}
-
-type ReplaceContainerNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*ReplaceContainerNotImplementedResponder) ReplaceContainerResponder() {}
-
-func ReplaceContainerNotImplemented() ReplaceContainerResponder {
-	return &ReplaceContainerNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.ReplaceContainer has not yet been implemented",
-		),
-	}
-}
-
-type ReplaceContainerResponder interface {
-	middleware.Responder
-	ReplaceContainerResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // RollbackContainerHandlerFunc turns a function with the right signature into a rollback container handler
-type RollbackContainerHandlerFunc func(RollbackContainerParams) (RollbackContainerResponder, error)
+type RollbackContainerHandlerFunc func(RollbackContainerParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn RollbackContainerHandlerFunc) Handle(params RollbackContainerParams) (RollbackContainerResponder, error) {
+func (fn RollbackContainerHandlerFunc) Handle(params RollbackContainerParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // RollbackContainerHandler interface for that can handle valid rollback container params
 type RollbackContainerHandler interface {
-	Handle(RollbackContainerParams) (RollbackContainerResponder, error)
+	Handle(RollbackContainerParams) (middleware.Responder, error)
 }
 
 // NewRollbackContainer creates a new http.Handler for the rollback container operation

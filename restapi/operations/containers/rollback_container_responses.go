@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *RollbackContainerOK) WriteResponse(rw http.ResponseWriter, producer run
 		}
 	}
 }
-
-func (o *RollbackContainerOK) RollbackContainerResponder() {}
 
 // RollbackContainerDefault Any error; `see` is the path of its description under "Errors". Unless the message names a change, nothing has changed.
 //
@@ -106,25 +103,4 @@ func (o *RollbackContainerDefault) WriteResponse(rw http.ResponseWriter, produce
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *RollbackContainerDefault) RollbackContainerResponder() {}
-
-type RollbackContainerNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*RollbackContainerNotImplementedResponder) RollbackContainerResponder() {}
-
-func RollbackContainerNotImplemented() RollbackContainerResponder {
-	return &RollbackContainerNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.RollbackContainer has not yet been implemented",
-		),
-	}
-}
-
-type RollbackContainerResponder interface {
-	middleware.Responder
-	RollbackContainerResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // SetContainerStateHandlerFunc turns a function with the right signature into a set container state handler
-type SetContainerStateHandlerFunc func(SetContainerStateParams) (SetContainerStateResponder, error)
+type SetContainerStateHandlerFunc func(SetContainerStateParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn SetContainerStateHandlerFunc) Handle(params SetContainerStateParams) (SetContainerStateResponder, error) {
+func (fn SetContainerStateHandlerFunc) Handle(params SetContainerStateParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // SetContainerStateHandler interface for that can handle valid set container state params
 type SetContainerStateHandler interface {
-	Handle(SetContainerStateParams) (SetContainerStateResponder, error)
+	Handle(SetContainerStateParams) (middleware.Responder, error)
 }
 
 // NewSetContainerState creates a new http.Handler for the set container state operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *SetContainerStateOK) WriteResponse(rw http.ResponseWriter, producer run
 		}
 	}
 }
-
-func (o *SetContainerStateOK) SetContainerStateResponder() {}
 
 // SetContainerStateDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *SetContainerStateDefault) WriteResponse(rw http.ResponseWriter, produce
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *SetContainerStateDefault) SetContainerStateResponder() {}
-
-type SetContainerStateNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*SetContainerStateNotImplementedResponder) SetContainerStateResponder() {}
-
-func SetContainerStateNotImplemented() SetContainerStateResponder {
-	return &SetContainerStateNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.SetContainerState has not yet been implemented",
-		),
-	}
-}
-
-type SetContainerStateResponder interface {
-	middleware.Responder
-	SetContainerStateResponder()
 }

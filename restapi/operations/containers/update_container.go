@@ -9,16 +9,16 @@ import (
 )
 
 // UpdateContainerHandlerFunc turns a function with the right signature into a update container handler
-type UpdateContainerHandlerFunc func(UpdateContainerParams) (UpdateContainerResponder, error)
+type UpdateContainerHandlerFunc func(UpdateContainerParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn UpdateContainerHandlerFunc) Handle(params UpdateContainerParams) (UpdateContainerResponder, error) {
+func (fn UpdateContainerHandlerFunc) Handle(params UpdateContainerParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // UpdateContainerHandler interface for that can handle valid update container params
 type UpdateContainerHandler interface {
-	Handle(UpdateContainerParams) (UpdateContainerResponder, error)
+	Handle(UpdateContainerParams) (middleware.Responder, error)
 }
 
 // NewUpdateContainer creates a new http.Handler for the update container operation

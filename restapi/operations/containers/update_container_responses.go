@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *UpdateContainerOK) WriteResponse(rw http.ResponseWriter, producer runti
 		}
 	}
 }
-
-func (o *UpdateContainerOK) UpdateContainerResponder() {}
 
 // UpdateContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *UpdateContainerDefault) WriteResponse(rw http.ResponseWriter, producer 
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *UpdateContainerDefault) UpdateContainerResponder() {}
-
-type UpdateContainerNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*UpdateContainerNotImplementedResponder) UpdateContainerResponder() {}
-
-func UpdateContainerNotImplemented() UpdateContainerResponder {
-	return &UpdateContainerNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.UpdateContainer has not yet been implemented",
-		),
-	}
-}
-
-type UpdateContainerResponder interface {
-	middleware.Responder
-	UpdateContainerResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // WaitForContainerHandlerFunc turns a function with the right signature into a wait for container handler
-type WaitForContainerHandlerFunc func(WaitForContainerParams) (WaitForContainerResponder, error)
+type WaitForContainerHandlerFunc func(WaitForContainerParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn WaitForContainerHandlerFunc) Handle(params WaitForContainerParams) (WaitForContainerResponder, error) {
+func (fn WaitForContainerHandlerFunc) Handle(params WaitForContainerParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // WaitForContainerHandler interface for that can handle valid wait for container params
 type WaitForContainerHandler interface {
-	Handle(WaitForContainerParams) (WaitForContainerResponder, error)
+	Handle(WaitForContainerParams) (middleware.Responder, error)
 }
 
 // NewWaitForContainer creates a new http.Handler for the wait for container operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *WaitForContainerOK) WriteResponse(rw http.ResponseWriter, producer runt
 		}
 	}
 }
-
-func (o *WaitForContainerOK) WaitForContainerResponder() {}
 
 // WaitForContainerDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *WaitForContainerDefault) WriteResponse(rw http.ResponseWriter, producer
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *WaitForContainerDefault) WaitForContainerResponder() {}
-
-type WaitForContainerNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*WaitForContainerNotImplementedResponder) WaitForContainerResponder() {}
-
-func WaitForContainerNotImplemented() WaitForContainerResponder {
-	return &WaitForContainerNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.WaitForContainer has not yet been implemented",
-		),
-	}
-}
-
-type WaitForContainerResponder interface {
-	middleware.Responder
-	WaitForContainerResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // WatchEventsHandlerFunc turns a function with the right signature into a watch events handler
-type WatchEventsHandlerFunc func(WatchEventsParams) (WatchEventsResponder, error)
+type WatchEventsHandlerFunc func(WatchEventsParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn WatchEventsHandlerFunc) Handle(params WatchEventsParams) (WatchEventsResponder, error) {
+func (fn WatchEventsHandlerFunc) Handle(params WatchEventsParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // WatchEventsHandler interface for that can handle valid watch events params
 type WatchEventsHandler interface {
-	Handle(WatchEventsParams) (WatchEventsResponder, error)
+	Handle(WatchEventsParams) (middleware.Responder, error)
 }
 
 // NewWatchEvents creates a new http.Handler for the watch events operation

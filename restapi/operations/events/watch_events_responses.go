@@ -7,7 +7,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -49,8 +48,6 @@ func (o *WatchEventsOK) WriteResponse(rw http.ResponseWriter, producer runtime.P
 		panic(err) // let the recovery middleware deal with this
 	}
 }
-
-func (o *WatchEventsOK) WatchEventsResponder() {}
 
 // WatchEventsDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -105,25 +102,4 @@ func (o *WatchEventsDefault) WriteResponse(rw http.ResponseWriter, producer runt
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *WatchEventsDefault) WatchEventsResponder() {}
-
-type WatchEventsNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*WatchEventsNotImplementedResponder) WatchEventsResponder() {}
-
-func WatchEventsNotImplemented() WatchEventsResponder {
-	return &WatchEventsNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.WatchEvents has not yet been implemented",
-		),
-	}
-}
-
-type WatchEventsResponder interface {
-	middleware.Responder
-	WatchEventsResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // DeleteMountHandlerFunc turns a function with the right signature into a delete mount handler
-type DeleteMountHandlerFunc func(DeleteMountParams) (DeleteMountResponder, error)
+type DeleteMountHandlerFunc func(DeleteMountParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn DeleteMountHandlerFunc) Handle(params DeleteMountParams) (DeleteMountResponder, error) {
+func (fn DeleteMountHandlerFunc) Handle(params DeleteMountParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // DeleteMountHandler interface for that can handle valid delete mount params
 type DeleteMountHandler interface {
-	Handle(DeleteMountParams) (DeleteMountResponder, error)
+	Handle(DeleteMountParams) (middleware.Responder, error)
 }
 
 // NewDeleteMount creates a new http.Handler for the delete mount operation

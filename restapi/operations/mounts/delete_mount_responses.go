@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *DeleteMountOK) WriteResponse(rw http.ResponseWriter, producer runtime.P
 		}
 	}
 }
-
-func (o *DeleteMountOK) DeleteMountResponder() {}
 
 // DeleteMountDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *DeleteMountDefault) WriteResponse(rw http.ResponseWriter, producer runt
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *DeleteMountDefault) DeleteMountResponder() {}
-
-type DeleteMountNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*DeleteMountNotImplementedResponder) DeleteMountResponder() {}
-
-func DeleteMountNotImplemented() DeleteMountResponder {
-	return &DeleteMountNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.DeleteMount has not yet been implemented",
-		),
-	}
-}
-
-type DeleteMountResponder interface {
-	middleware.Responder
-	DeleteMountResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // ListMountsHandlerFunc turns a function with the right signature into a list mounts handler
-type ListMountsHandlerFunc func(ListMountsParams) (ListMountsResponder, error)
+type ListMountsHandlerFunc func(ListMountsParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn ListMountsHandlerFunc) Handle(params ListMountsParams) (ListMountsResponder, error) {
+func (fn ListMountsHandlerFunc) Handle(params ListMountsParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // ListMountsHandler interface for that can handle valid list mounts params
 type ListMountsHandler interface {
-	Handle(ListMountsParams) (ListMountsResponder, error)
+	Handle(ListMountsParams) (middleware.Responder, error)
 }
 
 // NewListMounts creates a new http.Handler for the list mounts operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -53,8 +52,6 @@ func (o *ListMountsOK) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 		panic(err) // let the recovery middleware deal with this
 	}
 }
-
-func (o *ListMountsOK) ListMountsResponder() {}
 
 // ListMountsDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -109,25 +106,4 @@ func (o *ListMountsDefault) WriteResponse(rw http.ResponseWriter, producer runti
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *ListMountsDefault) ListMountsResponder() {}
-
-type ListMountsNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*ListMountsNotImplementedResponder) ListMountsResponder() {}
-
-func ListMountsNotImplemented() ListMountsResponder {
-	return &ListMountsNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.ListMounts has not yet been implemented",
-		),
-	}
-}
-
-type ListMountsResponder interface {
-	middleware.Responder
-	ListMountsResponder()
 }

@@ -9,16 +9,16 @@ import (
 )
 
 // MountHandlerFunc turns a function with the right signature into a mount handler
-type MountHandlerFunc func(MountParams) (MountResponder, error)
+type MountHandlerFunc func(MountParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn MountHandlerFunc) Handle(params MountParams) (MountResponder, error) {
+func (fn MountHandlerFunc) Handle(params MountParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // MountHandler interface for that can handle valid mount params
 type MountHandler interface {
-	Handle(MountParams) (MountResponder, error)
+	Handle(MountParams) (middleware.Responder, error)
 }
 
 // NewMount creates a new http.Handler for the mount operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -72,8 +71,6 @@ func (o *MountCreated) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 	}
 }
 
-func (o *MountCreated) MountResponder() {}
-
 // MountDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
 // swagger:response mountDefault
@@ -127,25 +124,4 @@ func (o *MountDefault) WriteResponse(rw http.ResponseWriter, producer runtime.Pr
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *MountDefault) MountResponder() {}
-
-type MountNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*MountNotImplementedResponder) MountResponder() {}
-
-func MountNotImplemented() MountResponder {
-	return &MountNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.Mount has not yet been implemented",
-		),
-	}
-}
-
-type MountResponder interface {
-	middleware.Responder
-	MountResponder()
 }

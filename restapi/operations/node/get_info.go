@@ -9,16 +9,16 @@ import (
 )
 
 // GetInfoHandlerFunc turns a function with the right signature into a get info handler
-type GetInfoHandlerFunc func(GetInfoParams) (GetInfoResponder, error)
+type GetInfoHandlerFunc func(GetInfoParams) (middleware.Responder, error)
 
 // Handle executing the request and returning a response
-func (fn GetInfoHandlerFunc) Handle(params GetInfoParams) (GetInfoResponder, error) {
+func (fn GetInfoHandlerFunc) Handle(params GetInfoParams) (middleware.Responder, error) {
 	return fn(params)
 }
 
 // GetInfoHandler interface for that can handle valid get info params
 type GetInfoHandler interface {
-	Handle(GetInfoParams) (GetInfoResponder, error)
+	Handle(GetInfoParams) (middleware.Responder, error)
 }
 
 // NewGetInfo creates a new http.Handler for the get info operation

@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/go-openapi/runtime"
-	"github.com/go-openapi/runtime/middleware"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -50,8 +49,6 @@ func (o *GetInfoOK) WriteResponse(rw http.ResponseWriter, producer runtime.Produ
 		}
 	}
 }
-
-func (o *GetInfoOK) GetInfoResponder() {}
 
 // GetInfoDefault Any error. `see` links to its section under "Errors". The request has changed nothing, unless the message reports a change.
 //
@@ -106,25 +103,4 @@ func (o *GetInfoDefault) WriteResponse(rw http.ResponseWriter, producer runtime.
 			panic(err) // let the recovery middleware deal with this
 		}
 	}
-}
-
-func (o *GetInfoDefault) GetInfoResponder() {}
-
-type GetInfoNotImplementedResponder struct {
-	middleware.Responder
-}
-
-func (*GetInfoNotImplementedResponder) GetInfoResponder() {}
-
-func GetInfoNotImplemented() GetInfoResponder {
-	return &GetInfoNotImplementedResponder{
-		middleware.NotImplemented(
-			"operation authentication.GetInfo has not yet been implemented",
-		),
-	}
-}
-
-type GetInfoResponder interface {
-	middleware.Responder
-	GetInfoResponder()
 }
