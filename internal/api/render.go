@@ -62,11 +62,7 @@ func (r renderer) object(id int64) (driver.Object, error) {
 // moves tells whether anything that was written out may be different the next time, in the same snapshot.
 func (r renderer) moves() bool {
 	for id := range r.done {
-		v, ok := r.snap.Get(id)
-		if !ok {
-			continue
-		}
-		if s, ok := v.Unit.(driver.Still); !ok || !s.IsStill(v.Status) {
+		if v, ok := r.snap.Get(id); ok && !v.Unit.IsStill(v.Status) {
 			return true
 		}
 	}

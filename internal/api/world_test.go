@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
@@ -67,9 +68,9 @@ func newWorldOf(t testing.TB, change func(*Options)) *world {
 		_ = j.Close()
 	})
 	set := driver.Set{
-		fake{w, driver.Attach, "local"}, fake{w, driver.Attach, "loopback"},
-		fake{w, driver.Mount, "attach"}, fake{w, driver.Mount, "bind"}, fake{w, driver.Mount, "overlay"},
-		fake{w, driver.Container, ""},
+		fake{w: w, class: driver.Attach, kind: "local"}, fake{w: w, class: driver.Attach, kind: "loopback"},
+		fake{w: w, class: driver.Mount, kind: "attach"}, fake{w: w, class: driver.Mount, kind: "bind"}, fake{w: w, class: driver.Mount, kind: "overlay"},
+		fake{w: w, class: driver.Container, kind: ""},
 	}
 	o := Options{Manager: w.manager, Drivers: set, Log: log, MaxBody: 1 << 20, MaxNesting: MaxNesting, Life: w.life}
 	change(&o)
@@ -119,6 +120,7 @@ func expectError(t *testing.T, out *httptest.ResponseRecorder, status int, want 
 }
 
 type fake struct {
+	drivertest.NothingDriver
 	w     *world
 	class driver.Class
 	kind  string
@@ -131,7 +133,7 @@ func (f fake) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []drive
 	f.w.plan()
 	switch {
 	case def.Container != nil:
-		return &containerUnit{unit{w: f.w, def: def}}, []driver.Need{{Path: "mount", Def: driver.Object{Mount: def.Container.Mount}}}
+		return &containerUnit{unit: unit{w: f.w, def: def}}, []driver.Need{{Path: "mount", Def: driver.Object{Mount: def.Container.Mount}}}
 	case def.Mount != nil:
 		return &unit{w: f.w, def: def}, needsOfMount(def.Mount, faults)
 	}
@@ -153,6 +155,7 @@ func needsOfMount(m *models.Mount, faults *errs.Faults) (needs []driver.Need) {
 }
 
 type unit struct {
+	drivertest.Nothing
 	w   *world
 	def driver.Object
 }
@@ -204,7 +207,10 @@ func (u *unit) Show(out driver.Object, _ driver.Status, needs []driver.Object) {
 	}
 }
 
-type containerUnit struct{ unit }
+type containerUnit struct {
+	drivertest.NoContainer
+	unit
+}
 
 func (u *containerUnit) Name() string            { return string(u.def.Container.Name) }
 func (u *containerUnit) Restart() driver.Restart { return driver.Restart{} }

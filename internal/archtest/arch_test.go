@@ -158,6 +158,10 @@ func inspect(t *testing.T, name, path string) {
 			if n.Name.Name == "init" && n.Recv == nil {
 				t.Errorf("%s: init(): do it where it is wanted", files.Position(n.Pos()))
 			}
+		case *ast.TypeAssertExpr:
+			if to, ok := n.Type.(*ast.SelectorExpr); ok && isAbility(name, to) {
+				t.Errorf("%s: ask driver.As for %s: a covering unit, as with verity, keeps it below", files.Position(n.Pos()), to.Sel.Name)
+			}
 		case *ast.SelectorExpr:
 			if reason := forbidden(name, n); reason != "" {
 				t.Errorf("%s: %s", files.Position(n.Pos()), reason)
@@ -165,6 +169,12 @@ func inspect(t *testing.T, name, path string) {
 		}
 		return true
 	})
+}
+
+// isAbility reports whether a type of package driver is asserted in another package: of those a unit is, only that of containers may be.
+func isAbility(name string, to *ast.SelectorExpr) bool {
+	from, ok := to.X.(*ast.Ident)
+	return ok && from.Name == "driver" && name != "internal/driver" && to.Sel.Name != "ContainerUnit"
 }
 
 // forbidden tells why a use of another package's function is not allowed in package name, or nothing.

@@ -15,8 +15,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 )
 
-// Changed implements driver.Changeable.
-func (u *unit) Changed(change driver.Change, faults *errs.Faults) driver.Changeable {
+// Changed implements driver.ContainerUnit.
+func (u *unit) Changed(change driver.Change, faults *errs.Faults) driver.ContainerUnit {
 	next, c := *u, change.Config
 	for _, field := range change.Fields {
 		switch field {
@@ -50,7 +50,7 @@ func (u *unit) Changed(change driver.Change, faults *errs.Faults) driver.Changea
 	return &next
 }
 
-// Apply implements driver.Changeable.
+// Apply implements driver.ContainerUnit.
 func (u *unit) Apply(id int64, proc driver.Process, earlier driver.ContainerUnit) error {
 	was := earlier.(*unit) // of the same driver
 	p, running := proc.(*process)

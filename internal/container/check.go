@@ -17,7 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 )
 
-// Check implements driver.Checker.
+// Check implements driver.Unit.
 func (u *unit) Check(_ context.Context, _ driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{Does: "make the log of the container"}
 	if u.Resources != nil {
@@ -30,7 +30,7 @@ func (u *unit) Check(_ context.Context, _ driver.Placement) (driver.Preview, err
 	return f, u.driver.canEnable(u.Resources)
 }
 
-// CheckStart implements driver.StartChecker.
+// CheckStart implements driver.ContainerUnit.
 func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{Does: "start " + u.Words[0]}
 	config, err := u.whole(place.ID)

@@ -539,7 +539,7 @@ func daemonDies(t *testing.T, early bool) {
 const untilGo = "sh -c 'echo ready; until test -e /go; do sleep 0.1; done; echo went on; sleep 4321 & exit 6'"
 
 // successor is the next daemon, and its idea of the container of the one that died.
-func successor(t *testing.T, dir, root, group string) (*container.Driver, driver.HeritableContainer, driver.Placement) {
+func successor(t *testing.T, dir, root, group string) (*container.Driver, driver.ContainerUnit, driver.Placement) {
 	t.Helper()
 	code, err := sealed()
 	if err != nil {
@@ -554,7 +554,7 @@ func successor(t *testing.T, dir, root, group string) (*container.Driver, driver
 	if err := faults.Err(); err != nil {
 		t.Fatal(err)
 	}
-	return d, u.(driver.HeritableContainer), driver.Placement{ID: 1, Needs: []driver.Status{{Tree: &driver.Tree{Path: root}}}}
+	return d, u.(driver.ContainerUnit), driver.Placement{ID: 1, Needs: []driver.Status{{Tree: &driver.Tree{Path: root}}}}
 }
 
 // daemon runs a container until it is killed.

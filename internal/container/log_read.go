@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
 )
 
-// OpenLog implements driver.Logger.
+// OpenLog implements driver.ContainerUnit.
 func (u *unit) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 	path := u.driver.logPath(id)
 	for range logTries {

@@ -20,16 +20,16 @@ import (
 // answerTimeout is how long a supervisor that lives may take to say so, and a start that is under way to come to its end.
 const answerTimeout = 10 * time.Second
 
-// Restore implements driver.Restorer.
-func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{driver: d}
 	return u, json.Unmarshal(data, u)
 }
 
-// Recover implements driver.Recoverable. What there is of a container beside its runs is a file that the next run makes anew.
+// Recover implements driver.Unit. What there is of a container beside its runs is a file that the next run makes anew.
 func (u *unit) Recover(context.Context, driver.Placement, driver.Status) error { return nil }
 
-// Sweep implements driver.Recoverable. The start belongs to the creation, so that there may be a run.
+// Sweep implements driver.Unit. The start belongs to the creation, so that there may be a run.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	found, err := u.Rejoin(ctx, place, driver.Status{})
 	if err != nil {
@@ -46,7 +46,7 @@ func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	return u.Down(ctx, place, driver.Status{})
 }
 
-// Rejoin implements driver.HeritableContainer.
+// Rejoin implements driver.ContainerUnit.
 func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Status) (driver.Found, error) {
 	p, hello, err := u.driver.rejoin(ctx, place.ID)
 	switch {

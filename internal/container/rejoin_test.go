@@ -107,7 +107,7 @@ func (s *succession) begin(t *testing.T, root string, c *models.Container) *heri
 		s.close(t)
 		s.next(t)
 		h.restore()
-		if err := h.unit.(driver.Recoverable).Sweep(context.Background(), h.place); err != nil {
+		if err := h.unit.Sweep(context.Background(), h.place); err != nil {
 			t.Errorf("sweep: %v", err)
 		}
 		if left, err := filepath.Glob(filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".*")); err != nil || len(left) > 0 {
@@ -142,7 +142,7 @@ func (h *heritage) rejoin(meanwhile func()) driver.Found {
 	meanwhile()
 	h.nodes.next(h.t)
 	h.restore()
-	unit := h.unit.(driver.HeritableContainer)
+	unit := h.unit
 	if err := unit.Recover(h.t.Context(), h.place, h.status); err != nil {
 		h.t.Fatal(err)
 	}
@@ -431,7 +431,7 @@ func TestOutputAcrossRejoin(t *testing.T) {
 		size := len(h.log())
 		testkit.Eventually(t, "more output", func() bool { return len(h.log()) > size })
 	})
-	log, err := h.unit.(driver.Logger).OpenLog(h.place.ID, driver.LogQuery{Tail: -1, Follow: true})
+	log, err := h.unit.OpenLog(h.place.ID, driver.LogQuery{Tail: -1, Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,14 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/models"
+)
+
+var (
+	_ driver.Driver        = (*Driver)(nil)
+	_ driver.ContainerUnit = (*unit)(nil)
+	_ driver.Verified      = (*unit)(nil)
 )
 
 // unit is a planned container.
@@ -114,7 +121,10 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 	}
 }
 
-// IsStill implements driver.Still.
+// Inspect implements driver.Unit. The supervisor reports the end of a run, and no other program changes a container.
+func (*unit) Inspect(driver.Placement, driver.Status, *mounttable.Table) error { return nil }
+
+// IsStill implements driver.Unit.
 func (*unit) IsStill(driver.Status) bool { return true }
 
 // Start implements driver.ContainerUnit.

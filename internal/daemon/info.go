@@ -55,11 +55,9 @@ func (i *informant) survey(ctx context.Context) []*models.InfoDriver {
 	}
 	found := make([]*models.InfoDriver, len(i.drivers))
 	for n, d := range i.drivers {
-		found[n] = &models.InfoDriver{Class: string(d.Class()), Kind: d.Kind(), Available: true}
-		if s, ok := d.(driver.Surveyor); ok {
-			survey := s.Survey(ctx)
-			found[n].Missing, found[n].Available = survey.Missing, !survey.Unusable
-		}
+		found[n] = &models.InfoDriver{Class: string(d.Class()), Kind: d.Kind()}
+		survey := d.Survey(ctx)
+		found[n].Missing, found[n].Available = survey.Missing, !survey.Unusable
 	}
 	if ctx.Err() == nil {
 		i.at, i.found = time.Now(), found

@@ -21,13 +21,15 @@ type ContainerUnit interface {
 	// Start runs the container once. It returns when the command has become the container's first process, or
 	// says why it can't, and then leaves nothing behind.
 	Start(ctx context.Context, place Placement, status Status) (Process, error)
-}
-
-// Changeable is a ContainerUnit whose definition can change while the container exists.
-type Changeable interface {
-	ContainerUnit
+	// CheckStart is for Start what Check is for Up.
+	CheckStart(ctx context.Context, place Placement) (Preview, error)
+	// Rejoin finds the last run that an earlier daemon started. If its processes have no supervisor any more it ends them. With an
+	// error nothing is known of the run, which stays as it is.
+	Rejoin(ctx context.Context, place Placement, status Status) (Found, error)
+	// OpenLog begins to read the log of the container with an id. It waits for nothing and delays no writer.
+	OpenLog(id int64, query LogQuery) (Log, error)
 	// Changed returns a unit with a change. It notes all faults, and returns nil if it finds one.
-	Changed(change Change, faults *errs.Faults) Changeable
+	Changed(change Change, faults *errs.Faults) ContainerUnit
 	// Apply makes the limits of the unit hold for the run proc. If proc is nil, it makes sure that they can hold for the next run. If it
 	// fails, the limits of earlier, the unit until now, hold again.
 	Apply(id int64, proc Process, earlier ContainerUnit) error
@@ -38,15 +40,6 @@ type Change struct {
 	Path   string                  // where Config stood in its request, for messages
 	Fields []string                // those that change, by their names on the wire; one that Config lacks gets its default
 	Config *models.ContainerConfig // must not be changed or kept
-}
-
-// HeritableContainer is a ContainerUnit whose runs a later daemon recovers.
-type HeritableContainer interface {
-	ContainerUnit
-	Recoverable
-	// Rejoin finds the run that an earlier daemon has started last. If nobody sees to its processes any more it ends them. With an
-	// error nothing can be told of it, and it is left as it is.
-	Rejoin(ctx context.Context, place Placement, status Status) (Found, error)
 }
 
 // Found is what a later daemon finds of the last run of a container.

@@ -44,6 +44,11 @@ type Driver interface {
 	// def has passed the validation that is generated from swagger.yaml and must not be changed or kept.
 	// Needs that were given by id, by definition or both are returned as they stand in def.
 	Plan(def Object, faults *errs.Faults) (Unit, []Need)
+	// Restore returns the Unit of an object of an earlier daemon from its record in the journal. The error contains the cause, such as a
+	// record of a later version.
+	Restore(unit json.RawMessage) (Unit, error)
+	// Survey reports the features that the kernel lacks for the objects of the driver. It changes nothing and loads no kernel module.
+	Survey(ctx context.Context) Survey
 }
 
 // Need is an object that a definition needs. Def is its place in the definition: given whole, or by id.
@@ -61,17 +66,34 @@ type Unit interface {
 	// *Leftovers in its chain. It honours ctx's deadline.
 	// The error has a class, the cause in the kernel's own words, and says what to do.
 	Up(ctx context.Context, place Placement) (Status, error)
+	// Check previews Up: it fails as Up would before it acts, by the same code. It changes nothing, loads no kernel module and honours
+	// ctx's deadline. A need that does not exist yet is a preview, too; then the placement's ID is 0. With an error the Preview contains
+	// at least Does.
+	Check(ctx context.Context, place Placement) (Preview, error)
 	// Down takes away what Up made. What is already gone counts as taken away. If something else than an
 	// object of ours holds it, Down changes nothing and returns an errs.Conflict that names the holders.
 	Down(ctx context.Context, place Placement, status Status) error
+	// Recover checks that the object of an earlier daemon is unchanged since its Up, and makes it this daemon's own. It changes nothing
+	// in the kernel, never waits for a server, and is called once, for the dependencies first. If the object has changed, the error
+	// describes the change; Down must still be able to remove the rest.
+	Recover(ctx context.Context, place Placement, status Status) error
+	// Sweep removes the leftovers of an Up that was interrupted at any point, before it returned. That none exist is no error.
+	// Otherwise it is like Down.
+	Sweep(ctx context.Context, place Placement) error
+	// Inspect checks that the object is unchanged since its Up, although other programs may have changed it. It changes nothing in the
+	// kernel and waits for nothing: for what may wait, it reads only mounts, which was read after the object had come up. If the object
+	// has changed, the error describes the change. It may run at the same time as Down: its result is then not used.
+	Inspect(place Placement, status Status, mounts *mounttable.Table) error
 	// Show writes the sub-object of its kind into out: the definition with its defaults, without secrets, and
-	// what status reports. needs are the objects it needs, whole, in the order of Plan's. status is zero before Up
-	// has succeeded. What is shared with earlier results of Show must not be changed afterwards.
+	// what status reports; of an attachment or a mount also its source. needs are the objects it needs, whole, in the order of Plan's.
+	// status is zero before Up has succeeded. What is shared with earlier results of Show must not be changed afterwards.
 	Show(out Object, status Status, needs []Object)
+	// IsStill reports whether Show writes the same for an object with this status until an act of ours changes it, so that it need not
+	// be called each time. Other units show values that change by themselves, such as how full a file system is.
+	IsStill(status Status) bool
 }
 
-// Leftovers is the error of an Up of which something is left, or may yet come: the object is kept until its Sweep has taken that away. Only
-// a Recoverable may return it.
+// Leftovers is the error of an Up that has left something behind, or may yet: the object is kept until its Sweep has removed that.
 type Leftovers struct{ Err error }
 
 // Error is what is wrapped.
@@ -79,86 +101,6 @@ func (e *Leftovers) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *Leftovers) Unwrap() error { return e.Err }
-
-// Still is a Unit of which Show tells the same until an act of ours has changed something, so that it need not be asked each time.
-// Other units may tell what changes by itself, such as how full something is or whether a server is there.
-type Still interface {
-	Unit
-	// IsStill tells whether that holds for an object that is as status reports.
-	IsStill(status Status) bool
-}
-
-// Changing is a Unit of which Show tells something that changes by itself, now and then, and that clients are to hear of.
-type Changing interface {
-	Unit
-	// Changes is what that is now, as a word. It waits for nothing.
-	Changes(status Status) string
-}
-
-// Spacious is a mount with a layer that can become full.
-type Spacious interface {
-	Unit
-	// Space is how large that is and how much of it is used, in bytes, or nil. It waits for nothing.
-	Space(status Status) (limit, used *int64)
-}
-
-// Forcer is a Unit that can be taken down even if that loses data, when its client says so.
-type Forcer interface {
-	Unit
-	// ForceDown is Down without regard to what is not saved. If anything may be lost by it, warning says what, in a
-	// sentence that begins with the object.
-	ForceDown(ctx context.Context, place Placement, status Status) (warning string, err error)
-}
-
-// Inspector is a Unit that can tell whether its object is still what Up has made it, although somebody else may have changed that.
-type Inspector interface {
-	Unit
-	// Inspect looks at the object. It changes nothing in the kernel and waits for nothing: for what may wait, only mounts is looked
-	// at, which was read after the object had come up. If the kernel's side of it is not what it was, the error says what has become
-	// of it. It may be called while Down is: what it says then is not used.
-	Inspect(place Placement, status Status, mounts *mounttable.Table) error
-}
-
-// Reviver is a Unit that can make its file system writable again after a container has remounted it read-only, as an image does that powers
-// off. It fails where the kernel has made it read-only, after errors.
-type Reviver interface {
-	Unit
-	Revive(ctx context.Context, status Status) error
-}
-
-// FatallyCorrupted is a Unit that can end the containers that stand on it.
-type FatallyCorrupted interface {
-	Unit
-	// Fatal tells of an object that is broken whether no container may go on that stands on it. It waits for nothing.
-	Fatal(status Status) bool
-}
-
-// Verified is a Unit of which it takes more to tell whether it is verified than what it stands on. All others are if what is below them is.
-type Verified interface {
-	Unit
-	// Verified tells whether all that the object's definition brings into it is checked against a hash in a definition. below tells
-	// whether it stands on something, and only on what is verified.
-	Verified(below bool) bool
-}
-
-// Restorer is a Driver whose objects a later daemon recovers from an earlier one that ended or was killed.
-type Restorer interface {
-	Driver
-	// Restore makes a Unit of what one marshalled itself to. The error says why it can't, as when a later version wrote it.
-	Restore(unit json.RawMessage) (Recoverable, error)
-}
-
-// Recoverable is a Unit that a later daemon can recover.
-type Recoverable interface {
-	Unit
-	// Recover looks whether what status reports is there as the earlier daemon made it, and makes it this one's own. It
-	// changes nothing in the kernel, never waits for a server, and is called once, for what the object needs first. If the kernel's
-	// side of it is not what it was, the error says what has become of it; Down must then still be able to take away the rest.
-	Recover(ctx context.Context, place Placement, status Status) error
-	// Sweep takes away whatever an Up has left that was cut off at any point, before it returned. That there is nothing is
-	// no error. It is else as Down.
-	Sweep(ctx context.Context, place Placement) error
-}
 
 // Placement is where a Unit's Up happens: its identity and what it stands on.
 type Placement struct {

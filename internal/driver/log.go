@@ -6,12 +6,6 @@ import (
 	"time"
 )
 
-// Logger is a ContainerUnit that keeps what the container's processes write.
-type Logger interface {
-	// OpenLog begins to read the log of the container with an id. It waits for nothing and holds nobody up.
-	OpenLog(id int64, query LogQuery) (Log, error)
-}
-
 // LogQuery says which part of a log is wanted.
 type LogQuery struct {
 	Tail   int64     // only so many of the latest lines; negative for all

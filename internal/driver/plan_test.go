@@ -1,17 +1,17 @@
 package driver_test
 
 import (
-	"context"
 	"strings"
 	"testing"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // stack is a driver of overlays that does nothing but plan: each lower is a need, and a list of none is a fault.
-type stack struct{}
+type stack struct{ drivertest.NothingDriver }
 
 func (stack) Class() driver.Class { return driver.Mount }
 func (stack) Kind() string        { return "overlay" }
@@ -25,16 +25,9 @@ func (stack) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver
 	for i, lower := range def.Mount.Overlay.Lower {
 		needs = append(needs, driver.Need{Path: "overlay.lower[" + string(rune('0'+i)) + "]", Def: driver.Object{Mount: lower}})
 	}
-	return nothing{}, needs
+	return drivertest.Nothing{}, needs
 }
 
-type nothing struct{}
-
-func (nothing) Up(context.Context, driver.Placement) (driver.Status, error) {
-	return driver.Status{}, nil
-}
-func (nothing) Down(context.Context, driver.Placement, driver.Status) error { return nil }
-func (nothing) Show(driver.Object, driver.Status, []driver.Object)          {}
 func mount(kind string, lowers ...*models.Mount) *models.Mount {
 	m := &models.Mount{Kind: kind}
 	if kind == "overlay" && len(lowers) > 0 {

@@ -1,14 +1,5 @@
 package driver
 
-import "context"
-
-// Surveyor is a Driver that depends on the kernel of the node.
-type Surveyor interface {
-	Driver
-	// Survey reports the features that the kernel lacks for the objects of the driver. It changes nothing and loads no kernel module.
-	Survey(ctx context.Context) Survey
-}
-
 // Survey is what a node lacks for the objects of a driver.
 type Survey struct {
 	Missing  []string // in words

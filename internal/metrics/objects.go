@@ -93,8 +93,8 @@ func (o *objects) Collect(metrics chan<- prometheus.Metric) {
 	}
 	o.collectAttachments(out, s.List(driver.Attach))
 	for _, v := range s.List(driver.Mount) {
-		if unit, ok := v.Unit.(driver.Spacious); ok {
-			limit, used := unit.Space(v.Status)
+		if unit, status, ok := driver.As[driver.Spacious](v.Unit, v.Status); ok {
+			limit, used := unit.Space(status)
 			out.optional(o.limit, prometheus.GaugeValue, limit, 1, idOf(v))
 			out.optional(o.used, prometheus.GaugeValue, used, 1, idOf(v))
 		}
@@ -130,8 +130,8 @@ func (o *objects) collect(out sink, k kind, all []*state.View) {
 func (o *objects) collectAttachments(out sink, all []*state.View) {
 	words := map[string]int{}
 	for _, v := range all {
-		if unit, ok := v.Unit.(driver.Changing); ok && v.Up {
-			for _, word := range strings.Fields(unit.Changes(v.Status)) {
+		if unit, status, ok := driver.As[driver.Changing](v.Unit, v.Status); ok && v.Up {
+			for _, word := range strings.Fields(unit.Changes(status)) {
 				words[word]++
 			}
 		}

@@ -121,11 +121,7 @@ func (m *Manager) inspect(v *View, mounts *mounttable.Table) error {
 			place.Needs[i] = need.Status
 		}
 	}
-	unit, ok := v.Unit.(driver.Inspector)
-	if !ok {
-		return nil
-	}
-	return m.guard(actInspect, v.ID, func() error { return unit.Inspect(place, v.Status, mounts) })
+	return m.guard(actInspect, v.ID, func() error { return v.Unit.Inspect(place, v.Status, mounts) })
 }
 
 // standsOnBroken says which of the objects that an object needs is broken, if one is.
@@ -173,7 +169,7 @@ func (s *Snapshot) below(id int64) (all []int64) {
 
 // changes is what a unit shows that changes by itself, or empty.
 func changes(u driver.Unit, status driver.Status) string {
-	unit, ok := u.(driver.Changing)
+	unit, status, ok := driver.As[driver.Changing](u, status)
 	if !ok {
 		return ""
 	}
@@ -232,11 +228,11 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 // revive makes a file system writable again if it may have been a container that remounted it read-only: one that stands on it and was
 // started. It is false if that was not so, or can't be undone.
 func (m *Manager) revive(ctx context.Context, v *View) bool {
-	unit, ok := v.Unit.(driver.Reviver)
+	unit, status, ok := driver.As[driver.Reviver](v.Unit, v.Status)
 	if !ok || !m.Snapshot().carries(v.ID) {
 		return false
 	}
-	if err := m.guard(actInspect, v.ID, func() error { return unit.Revive(ctx, v.Status) }); err != nil {
+	if err := m.guard(actInspect, v.ID, func() error { return unit.Revive(ctx, status) }); err != nil {
 		m.log.Warn("file system stays read-only", logkey.Object, name(v), logkey.Error, err)
 		return false
 	}
@@ -263,7 +259,7 @@ func (s *Snapshot) condemned(v *View) bool {
 		if !ok {
 			return false
 		}
-		unit, can := need.Unit.(driver.FatallyCorrupted)
-		return can && need.Phase == Broken && unit.Fatal(need.Status) || s.condemned(need)
+		unit, status, can := driver.As[driver.FatallyCorrupted](need.Unit, need.Status)
+		return can && need.Phase == Broken && unit.Fatal(status) || s.condemned(need)
 	})
 }

@@ -15,7 +15,7 @@ import (
 
 // inspected is a unit that can be looked at.
 type inspected struct {
-	driver.Recoverable
+	driver.Unit
 	u *unit
 }
 

@@ -74,15 +74,10 @@ type previewer struct {
 // look has a driver say how an act will go.
 func (f *previewer) look(ctx context.Context, act string, level *driver.Plan) (preview driver.Preview, err error) {
 	err = f.m.guard("check", 0, func() (err error) {
-		u, checks := level.Unit.(driver.Checker)
-		starter, checksStart := level.Unit.(driver.StartChecker)
-		switch {
-		case act == ActUp && checks:
-			preview, err = u.Check(ctx, f.place(level))
-		case act == ActStart && checksStart:
-			preview, err = starter.CheckStart(ctx, f.place(level))
-		default:
-			preview.Unknown = []string{"whether it can be done"}
+		if act == ActUp {
+			preview, err = level.Unit.Check(ctx, f.place(level))
+		} else {
+			preview, err = level.Unit.(driver.ContainerUnit).CheckStart(ctx, f.place(level))
 		}
 		return err
 	})

@@ -89,11 +89,10 @@ func viewOf(r journal.Record, drivers driver.Set) (*View, error) {
 		return v, fmt.Errorf("read the journal: its last run: %w", err)
 	}
 	d, ok := drivers.Find(v.Class, v.Kind)
-	restorer, can := d.(driver.Restorer)
-	if !ok || !can {
+	if !ok {
 		return v, fmt.Errorf("this version cannot recover objects of class %s and kind %q", v.Class, v.Kind)
 	}
-	unit, err := restorer.Restore(r.Unit)
+	unit, err := d.Restore(r.Unit)
 	if err != nil {
 		return v, fmt.Errorf("read the journal: its definition: %w", err)
 	}
@@ -107,26 +106,22 @@ func (m *Manager) recoverUnit(ctx context.Context, id int64, mounts *mounttable.
 	if !ok || !v.Up {
 		return
 	}
-	unit, ok := v.Unit.(driver.Recoverable)
-	if !ok {
-		return
-	}
 	place, status := m.place(id)
 	place.Mounts = mounts
-	if err := m.guard("recover", id, func() error { return unit.Recover(ctx, place, status) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
+	if err := m.guard("recover", id, func() error { return v.Unit.Recover(ctx, place, status) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
 		m.log.Error("object changed during restart, marked broken", logkey.Object, name(v), logkey.Error, err)
 		_ = m.edit(func(c *change) error {
 			c.phase(id, Broken, err.Error())
 			return nil
 		})
 	}
-	if c, ok := v.Unit.(driver.HeritableContainer); ok {
+	if c, ok := v.Unit.(driver.ContainerUnit); ok {
 		m.rejoin(ctx, id, c)
 	}
 }
 
 // rejoin finds the last run of a container again. It may be younger than the journal, and so may what was done with it.
-func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.HeritableContainer) {
+func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.ContainerUnit) {
 	place, status := m.place(id)
 	var found driver.Found
 	err := m.guard("rejoin", id, func() (err error) {
@@ -291,8 +286,15 @@ type unknown struct{ json.RawMessage }
 func (unknown) Up(context.Context, driver.Placement) (driver.Status, error) {
 	return driver.Status{}, errUnknown()
 }
-func (unknown) Down(context.Context, driver.Placement, driver.Status) error { return errUnknown() }
-func (unknown) Show(driver.Object, driver.Status, []driver.Object)          {}
+func (unknown) Check(context.Context, driver.Placement) (driver.Preview, error) {
+	return driver.Preview{}, errUnknown()
+}
+func (unknown) Down(context.Context, driver.Placement, driver.Status) error      { return errUnknown() }
+func (unknown) Sweep(context.Context, driver.Placement) error                    { return errUnknown() }
+func (unknown) Recover(context.Context, driver.Placement, driver.Status) error   { return nil } // it is broken already
+func (unknown) Inspect(driver.Placement, driver.Status, *mounttable.Table) error { return nil }
+func (unknown) Show(driver.Object, driver.Status, []driver.Object)               {}
+func (unknown) IsStill(driver.Status) bool                                       { return true }
 
 func errUnknown() error {
 	return errs.New(errs.Unsupported, "another version of the server created the object, and this version cannot delete it; start that version on the same run directory")

@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 )
 
 // restorer makes units of this world of what the journal has.
 type restorer struct {
+	drivertest.NothingDriver
 	w     *world
 	class driver.Class
 }
@@ -35,16 +37,16 @@ func (h restorer) Kind() string {
 
 func (h restorer) Plan(driver.Object, *errs.Faults) (driver.Unit, []driver.Need) { return nil, nil }
 
-func (h restorer) Restore(data json.RawMessage) (driver.Recoverable, error) {
+func (h restorer) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{w: h.w}
 	if h.class == driver.Container {
 		return u, json.Unmarshal(data, u)
 	}
-	return plain{u}, json.Unmarshal(data, &struct{ Recoverable *unit }{u})
+	return plain{u}, json.Unmarshal(data, &struct{ Unit *unit }{u})
 }
 
 func (w *world) drivers() driver.Set {
-	return driver.Set{restorer{w, driver.Attach}, restorer{w, driver.Mount}, restorer{w, driver.Container}}
+	return driver.Set{restorer{w: w, class: driver.Attach}, restorer{w: w, class: driver.Mount}, restorer{w: w, class: driver.Container}}
 }
 
 func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {

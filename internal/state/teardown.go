@@ -66,10 +66,10 @@ func (m *Manager) takeDown(id int64, force bool) (warnings []string, err error) 
 	place, status := m.place(id)
 	place.Warn = func(text string) { warnings = append(warnings, text) }
 	err = m.guard("down", id, func() (err error) {
-		if u, ok := m.unit(id).(driver.Recoverable); ok && !m.isUp(id) {
-			return u.Sweep(ctx, place)
+		if !m.isUp(id) {
+			return m.unit(id).Sweep(ctx, place)
 		}
-		if u, ok := m.unit(id).(driver.Forcer); ok && force {
+		if u, status, ok := driver.As[driver.Forcer](m.unit(id), status); ok && force {
 			warning, err := u.ForceDown(ctx, place, status)
 			if warning != "" {
 				place.Warn(warning)

@@ -20,7 +20,7 @@ func (m *Manager) Update(ctx context.Context, id int64, change driver.Change, co
 		if err := cmp.Or(check(v, conditions), unreplaced(v)); err != nil {
 			return err
 		}
-		unit, ok := v.Unit.(driver.Changeable)
+		unit, ok := v.Unit.(driver.ContainerUnit)
 		if !ok {
 			return errs.New(errs.Unsupported, "this version can't change it")
 		}
@@ -57,7 +57,7 @@ func isSame(a, b driver.Unit) (bool, error) {
 }
 
 // redefine gives a container another unit and a name. The name is taken first, and its limits are applied before the change shows.
-func (m *Manager) redefine(v *View, unit, next driver.Changeable, name string) error {
+func (m *Manager) redefine(v *View, unit, next driver.ContainerUnit, name string) error {
 	before := v.Name
 	if err := m.takeName(v.ID, name); err != nil {
 		return err
@@ -101,7 +101,7 @@ func (m *Manager) leaveName(v *View, name string) {
 }
 
 // define shows a container with another definition. Those that it depends on show its name.
-func (m *Manager) define(id int64, unit driver.Changeable, name string, generation int64) {
+func (m *Manager) define(id int64, unit driver.ContainerUnit, name string, generation int64) {
 	_ = m.edit(func(c *change) error {
 		v := c.touch(id)
 		renamed := v.Name != name

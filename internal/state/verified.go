@@ -60,7 +60,7 @@ func (m *Manager) isVerified(id int64) bool {
 }
 
 func verified(unit driver.Unit, below bool) bool {
-	if v, ok := unit.(driver.Verified); ok {
+	if v, _, ok := driver.As[driver.Verified](unit, driver.Status{}); ok {
 		return v.Verified(below)
 	}
 	return below

@@ -11,7 +11,7 @@ import (
 
 // checked is a unit that is verified if it says so, as an attachment with verity does, or never, as a container with binds.
 type checked struct {
-	driver.Recoverable
+	driver.Unit
 	is bool
 }
 
@@ -19,7 +19,7 @@ func (c checked) Verified(bool) bool { return c.is }
 
 func (w *world) checked(is bool, class driver.Class, label string, needs ...driver.Ref) *driver.Plan {
 	p := w.level(class, label, needs...)
-	p.Unit = checked{p.Unit.(driver.Recoverable), is}
+	p.Unit = checked{p.Unit, is}
 	return p
 }
 

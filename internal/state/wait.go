@@ -44,7 +44,7 @@ func (m *Manager) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 	if !ok {
 		return nil, errs.New(errs.NotFound, "there is no container %d", id)
 	}
-	unit, ok := v.Unit.(driver.Logger)
+	unit, ok := v.Unit.(driver.ContainerUnit)
 	switch {
 	case !ok:
 		return nil, errs.New(errs.Unsupported, "%s keeps no log", name(v))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 )
@@ -76,11 +77,13 @@ func (w *world) check(t interface{ Errorf(string, ...any) }) {
 
 // unit is an object of this world. Its Status is its own id, so that those above know what they stand on.
 type unit struct {
-	w      *world
-	Label  string
-	Auto   bool
-	Named  string
-	Policy driver.Restart
+	drivertest.Nothing     `json:"-"`
+	drivertest.NoContainer `json:"-"`
+	w                      *world
+	Label                  string
+	Auto                   bool
+	Named                  string
+	Policy                 driver.Restart
 }
 
 func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
@@ -165,7 +168,7 @@ func (u *unit) Start(_ context.Context, place driver.Placement, _ driver.Status)
 }
 
 // plain hides that a unit could be a container.
-type plain struct{ driver.Recoverable }
+type plain struct{ driver.Unit }
 
 // proc is a run that ends when it is told to.
 type proc struct {

@@ -42,7 +42,7 @@ func MountsDir(runDir string) string { return filepath.Join(runDir, "mounts") }
 
 // Drivers returns the drivers.
 func Drivers(env Env) driver.Set {
-	verified := func(below driver.Restorer) driver.Driver {
+	verified := func(below driver.Coverable) driver.Driver {
 		return verity.Over(below, verity.Options{Failpoint: env.Failpoint, Helper: env.Helper, Log: env.Log})
 	}
 	c := claims.New(env.Failpoint, env.Helper)

@@ -39,12 +39,7 @@ func TestJournalOfEarlierVersions(t *testing.T) {
 			t.Errorf("no driver for %s %s", k.Class, k.Kind)
 			continue
 		}
-		restorer, ok := d.(driver.Restorer)
-		if !ok {
-			t.Errorf("%s %s is not taken over", k.Class, k.Kind)
-			continue
-		}
-		restored, err := restorer.Restore(k.Unit)
+		restored, err := d.Restore(k.Unit)
 		if err != nil {
 			t.Errorf("%s %s: %v", k.Class, k.Kind, err)
 			continue

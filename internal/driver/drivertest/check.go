@@ -23,8 +23,8 @@ func checkIsPure(t *testing.T, c Case) {
 	place := newPlace(c.Needs)
 	before := testkit.Snapshot(t, c.Scope)
 	checking = true
-	preview, err := u.(driver.Checker).Check(t.Context(), place)
-	unmade, errUnmade := u.(driver.Checker).Check(t.Context(), driver.Placement{Needs: stillToBeMade(c.Needs)})
+	preview, err := u.Check(t.Context(), place)
+	unmade, errUnmade := u.Check(t.Context(), driver.Placement{Needs: stillToBeMade(c.Needs)})
 	checking = false
 	before.Same(t)
 	if err != nil || errUnmade != nil {
@@ -70,7 +70,7 @@ func stillToBeMade(needs []driver.Status) (all []driver.Status) {
 // foresees proves that Check says what Up has said, with class and place.
 func foresees(t *testing.T, u driver.Unit, place driver.Placement, f Failing, said error) {
 	t.Helper()
-	_, err := u.(driver.Checker).Check(context.Background(), place)
+	_, err := u.Check(context.Background(), place)
 	switch {
 	case f.Sudden && err != nil:
 		t.Errorf("Check foresees it: %v", err)

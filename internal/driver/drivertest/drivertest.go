@@ -178,16 +178,13 @@ func (c Case) unit(t *testing.T, g failpoint.Hook) driver.Unit {
 
 // takenOver: another daemon, which has only the journal, knows the object and can take it down.
 func takenOver(t *testing.T, c Case) {
-	restorer, ok := c.New(nil).(driver.Restorer)
-	if !ok {
-		t.Fatal("no later daemon could recover what this driver makes: it is no driver.Restorer")
-	}
+	later := c.New(nil)
 	u, place := c.unit(t, nil), newPlace(c.Needs)
 	data, err := json.Marshal(u)
 	if err != nil {
 		t.Fatal(err)
 	}
-	next, err := restorer.Restore(data)
+	next, err := later.Restore(data)
 	if err != nil {
 		t.Fatalf("restore %s: %v", data, err)
 	}
@@ -202,23 +199,19 @@ func takenOver(t *testing.T, c Case) {
 		t.Errorf("recover: %v", err)
 	}
 	inspect(t, next, place, status)
-	needs := needsOf(t, restorer, c.Good)
-	if was, is := shown(t, restorer, u, status, needs), shown(t, restorer, next, status, needs); was != is {
+	needs := needsOf(t, later, c.Good)
+	if was, is := shown(t, later, u, status, needs), shown(t, later, next, status, needs); was != is {
 		t.Errorf("it was shown as\n%s\nand is shown as\n%s", was, is)
 	}
 	down(t, next, place, status)
 }
 
-// inspect expects of a unit that can be looked at that it finds nothing wrong.
+// inspect expects of a unit that it finds nothing wrong.
 func inspect(t *testing.T, u driver.Unit, place driver.Placement, status driver.Status) {
 	t.Helper()
-	i, ok := u.(driver.Inspector)
-	if !ok {
-		return
-	}
 	mounts, err := mounttable.Read()
 	if err == nil {
-		err = i.Inspect(place, status, mounts)
+		err = u.Inspect(place, status, mounts)
 	}
 	if err != nil {
 		t.Errorf("inspect: %v", err)

@@ -21,10 +21,10 @@ import (
 
 // Killing describes to Killed a driver and what it leaves.
 type Killing struct {
-	Dir   string          // told to the victim
-	Next  driver.Restorer // of the daemon that comes after it
-	Scope testkit.Scope   // where the driver leaves its traces
-	Good  string          // a definition that comes up on nothing
+	Dir   string        // told to the victim
+	Next  driver.Driver // of the daemon that comes after it
+	Scope testkit.Scope // where the driver leaves its traces
+	Good  string        // a definition that comes up on nothing
 	// Left names what the driver has left beyond the Scope. It may be nil.
 	Left func(t *testing.T) string
 }
@@ -152,7 +152,7 @@ func (o order) kill(t *testing.T, when func() bool) {
 }
 
 // recover is what the next daemon does.
-func (o order) recover(t *testing.T, next driver.Restorer) {
+func (o order) recover(t *testing.T, next driver.Driver) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -22,7 +22,7 @@ func TestKilled(t *testing.T) {
 	source := filepath.Join(b.dir, "source")
 	must(t, os.Mkdir(source, 0o755))
 	drivertest.Killed(t, drivertest.Killing{
-		Dir: b.dir, Scope: b.scope(), Next: b.bind(nil).(driver.Restorer),
+		Dir: b.dir, Scope: b.scope(), Next: b.bind(nil),
 		Good: def(`{"kind":"bind","bind":{"path":%s,"base":"root"}}`, source),
 	})
 }

@@ -16,6 +16,12 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Coverable = (*Driver)(nil)
+	_ driver.Changing  = (*unit)(nil)
+	_ driver.Forcer    = (*unit)(nil)
+)
+
 // Options are what the driver depends on.
 type Options struct {
 	Failpoint failpoint.Hook
@@ -72,6 +78,15 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 // Kind is "iscsi".
 func (d *Driver) Kind() string { return models.AttachKindIscsi }
 
+// ReadOnly implements driver.Coverable.
+func (*Driver) ReadOnly(def models.Attach, _ *errs.Faults) models.Attach {
+	if def.Iscsi != nil {
+		i := *def.Iscsi
+		i.Ro, def.Iscsi = new(true), &i
+	}
+	return def
+}
+
 // Survey looks for the kernel's initiator.
 func (d *Driver) Survey(ctx context.Context) driver.Survey {
 	return driver.Lacks(d.pool.env.Available(ctx))
@@ -92,9 +107,3 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	}
 	return u, nil
 }
-
-var (
-	_ driver.Restorer    = (*Driver)(nil)
-	_ driver.Forcer      = (*unit)(nil)
-	_ driver.Recoverable = (*unit)(nil)
-)

@@ -72,9 +72,9 @@ func (n *node) first() (*life, driver.Driver) {
 }
 
 // next begins a daemon after another one, and restores what that has planned.
-func (n *node) next(t *testing.T, units ...driver.Unit) (restorers []driver.Recoverable) {
+func (n *node) next(t *testing.T, units ...driver.Unit) (restorers []driver.Unit) {
 	t.Helper()
-	d := n.driver(nil).(driver.Restorer)
+	d := n.driver(nil)
 	for _, u := range units {
 		data, err := json.Marshal(u)
 		must(t, err)

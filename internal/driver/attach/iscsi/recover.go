@@ -14,8 +14,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
-// Restore implements driver.Restorer.
-func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{driver: d}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (u *unit) stands(session *iscsi.Session, status driver.Status) error {
 	return errs.New(errs.Conflict, "%s is no longer LUN %d of target %s: another program deleted the device; delete the attachment and create it again", status.Device.Path, u.LUN, u.Target)
 }
 
-// Inspect implements driver.Inspector. What has become of the session is told by session_state.
+// Inspect implements driver.Unit. What has become of the session is told by session_state.
 func (u *unit) Inspect(_ driver.Placement, status driver.Status, _ *mounttable.Table) error {
 	if session, ok := u.driver.pool.session(u.names()); ok {
 		if err := session.Wrong(int(u.LUN)); err != nil {

@@ -91,7 +91,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	return status, nil
 }
 
-// Check implements driver.Checker. The target is not asked.
+// Check implements driver.Unit. The target is not asked.
 func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{
 		Does:    fmt.Sprintf("attach LUN %d of %s", u.LUN, u.target()),
@@ -301,6 +301,9 @@ func (u *unit) showSession(m *models.AttachIscsi) {
 		m.HeaderDigest, m.DataDigest = new(word[header]), new(word[data])
 	}
 }
+
+// IsStill implements driver.Unit: the state of the session changes by itself.
+func (*unit) IsStill(driver.Status) bool { return false }
 
 // Changes is the state of the session, or empty: driver.Changing.
 func (u *unit) Changes(driver.Status) string {

@@ -23,6 +23,11 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Coverable = (*Driver)(nil)
+	_ driver.Unit      = (*unit)(nil)
+)
+
 // Options are what the driver depends on.
 type Options struct {
 	Helper *helper.Runner // for paths that lead over a server
@@ -50,6 +55,12 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 
 // Kind is "local".
 func (d *Driver) Kind() string { return models.AttachKindLocal }
+
+// Survey finds nothing missing: every kernel has block devices.
+func (*Driver) Survey(context.Context) (s driver.Survey) { return s }
+
+// ReadOnly implements driver.Coverable: the device stays as it is.
+func (*Driver) ReadOnly(def models.Attach, _ *errs.Faults) models.Attach { return def }
 
 // Plan checks the path's form.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
@@ -101,7 +112,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	return driver.Status{Device: found}, nil
 }
 
-// Check implements driver.Checker.
+// Check implements driver.Unit.
 func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{Does: "use the block device " + u.Path}
 	found, err := u.find(ctx)
@@ -158,5 +169,5 @@ func (u *unit) Show(out driver.Object, _ driver.Status, _ []driver.Object) {
 	out.Attach.Local = &models.AttachLocal{Path: new(u.Path)}
 }
 
-// IsStill implements driver.Still.
+// IsStill implements driver.Unit.
 func (*unit) IsStill(driver.Status) bool { return true }

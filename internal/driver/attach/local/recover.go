@@ -10,8 +10,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 )
 
-// Restore implements driver.Restorer.
-func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{driver: d}
 	return u, json.Unmarshal(data, u)
 }
@@ -24,7 +24,7 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 	return u.Inspect(place, status, nil)
 }
 
-// Inspect implements driver.Inspector.
+// Inspect implements driver.Unit.
 func (u *unit) Inspect(_ driver.Placement, status driver.Status, _ *mounttable.Table) error {
 	if err := block.Check(status.Device.Number, status.Device.Sequence); err != nil {
 		return fmt.Errorf("%s: %w", status.Device.Path, err)

@@ -12,7 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// Check implements driver.Checker.
+// Check implements driver.Unit.
 func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{Does: fmt.Sprintf("attach the file %s to a loop device", u.Path), Status: driver.Status{Device: &driver.Device{}}}
 	d := f.Status.Device

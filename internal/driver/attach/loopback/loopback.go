@@ -21,6 +21,11 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Coverable = (*Driver)(nil)
+	_ driver.Unit      = (*unit)(nil)
+)
+
 // Options are what the driver depends on.
 type Options struct {
 	Failpoint failpoint.Hook
@@ -67,6 +72,19 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 
 // Kind is "loopback".
 func (d *Driver) Kind() string { return models.AttachKindLoopback }
+
+// ReadOnly implements driver.Coverable.
+func (*Driver) ReadOnly(def models.Attach, faults *errs.Faults) models.Attach {
+	if def.Loopback == nil {
+		return def
+	}
+	l := *def.Loopback
+	if value(l.ReadPartitions) {
+		faults.Add("loopback.readPartitions", "makes no sense with verity, which is above the whole device: leave one of them out")
+	}
+	l.Ro, def.Loopback = new(true), &l
+	return def
+}
 
 // Survey looks for the kernel's loop devices.
 func (d *Driver) Survey(ctx context.Context) driver.Survey { return driver.Lacks(d.loop.Find(ctx)) }

@@ -296,7 +296,7 @@ func TestSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	later, err := newDriver(nil).(driver.Restorer).Restore(text)
+	later, err := newDriver(nil).Restore(text)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
-// Restore implements driver.Restorer.
-func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{driver: d}
 	return u, json.Unmarshal(data, u)
 }
@@ -22,7 +22,7 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 	return u.Inspect(place, status, nil)
 }
 
-// Inspect implements driver.Inspector. It opens no device that has a sequence number: whoever detaches it may find it in use.
+// Inspect implements driver.Unit. It opens no device that has a sequence number: whoever detaches it may find it in use.
 func (u *unit) Inspect(place driver.Placement, status driver.Status, _ *mounttable.Table) error {
 	var n notes
 	if err := json.Unmarshal(status.Notes, &n); err != nil {

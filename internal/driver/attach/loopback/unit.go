@@ -202,7 +202,5 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 	out.Attach.Loopback = l
 }
 
-// IsStill implements driver.Still.
+// IsStill implements driver.Unit.
 func (*unit) IsStill(driver.Status) bool { return true }
-
-var _ driver.Driver = (*Driver)(nil)

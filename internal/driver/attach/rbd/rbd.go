@@ -8,11 +8,17 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
+	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
 	"github.com/kraken-hpc/imageapi/models"
+)
+
+var (
+	_ driver.Coverable = (*Driver)(nil)
+	_ driver.Unit      = (*unit)(nil)
 )
 
 // Options are what the driver depends on.
@@ -51,10 +57,19 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 // Kind is "rbd".
 func (d *Driver) Kind() string { return models.AttachKindRbd }
 
+// ReadOnly implements driver.Coverable.
+func (*Driver) ReadOnly(def models.Attach, faults *errs.Faults) models.Attach {
+	if def.Rbd == nil || def.Rbd.Options == nil {
+		return def
+	}
+	r, o := *def.Rbd, *def.Rbd.Options
+	if o.Rw {
+		faults.Add("rbd.options.rw", "makes no sense with verity, above which nothing can be written: leave one of them out")
+	}
+	o.Ro, o.Rw = true, false
+	r.Options, def.Rbd = &o, &r
+	return def
+}
+
 // Survey looks for the kernel's RBD client.
 func (d *Driver) Survey(ctx context.Context) driver.Survey { return driver.Lacks(d.bus.Find(ctx)) }
-
-var (
-	_ driver.Driver = (*Driver)(nil)
-	_ driver.Unit   = (*unit)(nil)
-)

@@ -10,9 +10,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
-// Restore implements driver.Restorer. The secret is in no journal, and nothing needs it any more: the kernel's client has a copy of its
+// Restore implements driver.Driver. The secret is in no journal, and nothing needs it any more: the kernel's client has a copy of its
 // own, from which it goes on to prove who it is, for as long as the image is mapped.
-func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
+func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{driver: d, secret: new(secret), recovered: true}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -23,12 +23,12 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	return u, nil
 }
 
-// Recover implements driver.Recoverable.
+// Recover implements driver.Unit.
 func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	return u.Inspect(place, status, nil)
 }
 
-// Inspect implements driver.Inspector. What is mapped the kernel tells by itself, without the cluster.
+// Inspect implements driver.Unit. What is mapped the kernel tells by itself, without the cluster.
 func (u *unit) Inspect(_ driver.Placement, status driver.Status, _ *mounttable.Table) error {
 	n, err := notesOf(status)
 	if err != nil {

@@ -23,11 +23,11 @@ import (
 )
 
 // next returns the unit that a later daemon has of one.
-func (w *world) next(t *testing.T, u driver.Unit) driver.Recoverable {
+func (w *world) next(t *testing.T, u driver.Unit) driver.Unit {
 	t.Helper()
 	data, err := json.Marshal(u)
 	must(t, err)
-	next, err := w.driver(nil).(driver.Restorer).Restore(data)
+	next, err := w.driver(nil).Restore(data)
 	must(t, err)
 	return next
 }
@@ -50,7 +50,7 @@ func (w *world) killing(t *testing.T) drivertest.Killing {
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, "init"), code, 0o600))
 	return drivertest.Killing{
-		Dir: dir, Good: w.def("one", "", ""), Next: w.driver(nil).(driver.Restorer),
+		Dir: dir, Good: w.def("one", "", ""), Next: w.driver(nil),
 		Left: func(t *testing.T) string { return traces(t) + helpers() },
 	}
 }

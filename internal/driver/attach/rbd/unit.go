@@ -89,7 +89,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	return status, nil
 }
 
-// Check implements driver.Checker: steps 1 to 3 of Up. What was loaded there is only looked for.
+// Check implements driver.Unit: steps 1 to 3 of Up. What was loaded there is only looked for.
 func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{
 		Does:    "map the image " + u.name(),
@@ -205,7 +205,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) 
 	out.Attach.Rbd = r
 }
 
-// IsStill implements driver.Still.
+// IsStill implements driver.Unit.
 func (*unit) IsStill(driver.Status) bool { return true }
 
 // cluster is how the cluster is called where it is waited for.

@@ -135,7 +135,7 @@ func sweep(t *testing.T, u driver.Unit, err error, id int64) {
 	if _, left := errors.AsType[*driver.Leftovers](err); left {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		must(t, u.(driver.Recoverable).Sweep(ctx, driver.Placement{ID: id}))
+		must(t, u.Sweep(ctx, driver.Placement{ID: id}))
 	}
 }
 

@@ -28,9 +28,9 @@ const undoTime = 10 * time.Second
 // unit is an attachment with verity.
 type unit struct {
 	driver *Driver
-	Mark   string             `json:"mark"` // random: tells what is ours from what is another daemon's
-	Verity params             `json:"verity"`
-	Under  driver.Recoverable `json:"under"`
+	Mark   string      `json:"mark"` // random: tells what is ours from what is another daemon's
+	Verity params      `json:"verity"`
+	Under  driver.Unit `json:"under"`
 }
 
 // notes is what there is beyond the device.
@@ -78,9 +78,9 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	return status, nil
 }
 
-// Check implements driver.Checker. Of a hash tree something is known only if the devices are there already.
+// Check implements driver.Unit. Of a hash tree something is known only if the devices are there already.
 func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
-	f, err := u.Under.(driver.Checker).Check(ctx, u.below(place)) // all attach drivers have one
+	f, err := u.Under.Check(ctx, u.below(place))
 	f.Does += ", and check what is read from it against a root hash"
 	if err != nil {
 		return f, err
@@ -220,11 +220,11 @@ func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.S
 
 // ForceDown is Down with that of what is below.
 func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (warning string, err error) {
-	f, ok := u.Under.(driver.Forcer)
-	if !ok {
-		return "", u.Down(ctx, place, status)
-	}
 	err = u.uncover(ctx, status, func(under driver.Status) (err error) {
+		f, under, ok := driver.As[driver.Forcer](u.Under, under)
+		if !ok {
+			return u.Under.Down(ctx, u.below(place), under)
+		}
 		warning, err = f.ForceDown(ctx, u.below(place), under)
 		return err
 	})
@@ -296,16 +296,14 @@ func (u *unit) Recover(ctx context.Context, place driver.Placement, status drive
 	return u.look(status, n)
 }
 
-// Inspect implements driver.Inspector.
+// Inspect implements driver.Unit.
 func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
 	n, err := notesOf(status)
 	if err != nil {
 		return err
 	}
-	if i, ok := u.Under.(driver.Inspector); ok {
-		if err := i.Inspect(u.below(place), n.Under, mounts); err != nil {
-			return err
-		}
+	if err := u.Under.Inspect(u.below(place), n.Under, mounts); err != nil {
+		return err
 	}
 	return u.look(status, n)
 }
@@ -346,10 +344,19 @@ func (u *unit) Changes(status driver.Status) string {
 	if u.driver.isCorrupted(n.Name) {
 		now = "corrupted"
 	}
-	if below, ok := u.Under.(driver.Changing); ok {
-		now += " " + below.Changes(n.Under)
+	if below, under, ok := driver.As[driver.Changing](u.Under, n.Under); ok {
+		now += " " + below.Changes(under)
 	}
 	return now
+}
+
+// IsStill implements driver.Unit: corruption is found by the kernel.
+func (*unit) IsStill(driver.Status) bool { return false }
+
+// Covered implements driver.Covering.
+func (u *unit) Covered(status driver.Status) (driver.Unit, driver.Status) {
+	n, _ := notesOf(status) // before Up there are none
+	return u.Under, n.Under
 }
 
 // Verified implements driver.Verified.

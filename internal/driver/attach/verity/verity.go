@@ -23,6 +23,15 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Driver           = (*Driver)(nil)
+	_ driver.Covering         = (*unit)(nil)
+	_ driver.Forcer           = (*unit)(nil)
+	_ driver.FatallyCorrupted = (*unit)(nil)
+	_ driver.Changing         = (*unit)(nil)
+	_ driver.Verified         = (*unit)(nil)
+)
+
 // Options are what the driver depends on.
 type Options struct {
 	Failpoint failpoint.Hook
@@ -32,11 +41,11 @@ type Options struct {
 
 // Driver is a driver of attachments that may have verity.
 type Driver struct {
-	driver.Restorer // what is below
-	mapper          dm.Mapper
-	helper          *helper.Runner
-	nodes           block.Nodes
-	log             *slog.Logger
+	driver.Coverable // the driver of the device below
+	mapper           dm.Mapper
+	helper           *helper.Runner
+	nodes            block.Nodes
+	log              *slog.Logger
 
 	// mu protects what follows.
 	mu sync.Mutex
@@ -47,21 +56,19 @@ type Driver struct {
 }
 
 // Over returns the driver below with verity.
-func Over(below driver.Restorer, o Options) *Driver {
+func Over(below driver.Coverable, o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		Restorer: below, mapper: dm.Mapper{Failpoint: o.Failpoint, Helper: o.Helper}, helper: o.Helper, nodes: block.Nodes{Failpoint: o.Failpoint}, log: o.Log,
+		Coverable: below, mapper: dm.Mapper{Failpoint: o.Failpoint, Helper: o.Helper}, helper: o.Helper, nodes: block.Nodes{Failpoint: o.Failpoint}, log: o.Log,
 		corrupted: map[string]bool{}, stranded: map[int64]driver.Status{},
 	}
 }
 
 // Survey is that of the driver below, and names the device mapper if the kernel lacks it: without it there is no verity, and all else works.
 func (d *Driver) Survey(ctx context.Context) (s driver.Survey) {
-	if below, ok := d.Restorer.(driver.Surveyor); ok {
-		s = below.Survey(ctx)
-	}
+	s = d.Coverable.Survey(ctx)
 	if err := d.mapper.Find(ctx); err != nil {
 		s.Missing = append(s.Missing, "verity: "+err.Error())
 	}
@@ -71,11 +78,12 @@ func (d *Driver) Survey(ctx context.Context) (s driver.Survey) {
 // Plan checks the definition's form. Whether the hash is that of the device shows in Up.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	if def.Attach == nil || def.Attach.Verity == nil {
-		return d.Restorer.Plan(def, faults)
+		return d.Coverable.Plan(def, faults)
 	}
 	var own errs.Faults
 	v := def.Attach.Verity
-	under, needs := d.Restorer.Plan(driver.Object{Attach: readOnly(def.Attach, &own)}, &own)
+	readOnly := d.ReadOnly(*def.Attach, &own)
+	under, needs := d.Coverable.Plan(driver.Object{Attach: &readOnly}, &own)
 	u := &unit{driver: d, Mark: rand.Text(), Verity: params{HashOffset: v.HashOffset, HashDevice: v.HashDevice != nil, OnCorruption: models.AttachVerityOnCorruptionError}}
 	if v.RootHash != nil {
 		u.Verity.RootHash = strings.ToLower(*v.RootHash)
@@ -91,33 +99,8 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		*faults = append(*faults, own...)
 		return nil, needs
 	}
-	u.Under = under.(driver.Recoverable) // a Restorer has no others
+	u.Under = under
 	return u, needs
-}
-
-// readOnly returns def with what is below read-only, where its kind can be asked for that.
-func readOnly(def *models.Attach, faults *errs.Faults) *models.Attach {
-	a := *def
-	if a.Loopback != nil {
-		l := *a.Loopback
-		if l.ReadPartitions != nil && *l.ReadPartitions {
-			faults.Add("loopback.readPartitions", "makes no sense with verity, which is above the whole device: leave one of them out")
-		}
-		l.Ro, a.Loopback = new(true), &l
-	}
-	if a.Iscsi != nil {
-		i := *a.Iscsi
-		i.Ro, a.Iscsi = new(true), &i
-	}
-	if a.Rbd != nil && a.Rbd.Options != nil {
-		r, o := *a.Rbd, *a.Rbd.Options
-		if o.Rw {
-			faults.Add("rbd.options.rw", "makes no sense with verity, above which nothing can be written: leave one of them out")
-		}
-		o.Ro, o.Rw = true, false
-		r.Options, a.Rbd = &o, &r
-	}
-	return &a
 }
 
 // params is the definition of verity with its defaults.
@@ -148,8 +131,8 @@ func (p params) check(faults *errs.Faults) {
 	}
 }
 
-// Restore implements driver.Restorer.
-func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{driver: d}
 	parts := struct {
 		Mark   *string         `json:"mark"`
@@ -160,9 +143,9 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
 		return nil, err
 	}
 	if parts.Verity == nil {
-		return d.Restorer.Restore(data)
+		return d.Coverable.Restore(data)
 	}
-	under, err := d.Restorer.Restore(parts.Under)
+	under, err := d.Coverable.Restore(parts.Under)
 	u.Verity, u.Under = *parts.Verity, under
 	return u, err
 }
@@ -207,13 +190,3 @@ func (d *Driver) rescue(id int64) (under driver.Status, is bool, done func()) {
 		delete(d.stranded, id)
 	}
 }
-
-var (
-	_ driver.Restorer         = (*Driver)(nil)
-	_ driver.Recoverable      = (*unit)(nil)
-	_ driver.Forcer           = (*unit)(nil)
-	_ driver.Inspector        = (*unit)(nil)
-	_ driver.FatallyCorrupted = (*unit)(nil)
-	_ driver.Changing         = (*unit)(nil)
-	_ driver.Verified         = (*unit)(nil)
-)

@@ -8,7 +8,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// Check implements driver.Checker. It asks no server: the request would reach others.
+// Check implements driver.Unit. It asks no server: the request would reach others.
 func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{
 		Does:   fmt.Sprintf("download the image %s into the cache and attach it to a loop device", u.URLs[0]),

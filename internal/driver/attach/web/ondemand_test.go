@@ -115,7 +115,7 @@ func (r *remote) def(mode string) string {
 // device is an attachment that is up.
 type device struct {
 	*remote
-	unit   driver.Recoverable
+	unit   driver.Unit
 	place  driver.Placement
 	status driver.Status
 }
@@ -123,7 +123,7 @@ type device struct {
 func (r *remote) up(t *testing.T, mode string) *device {
 	t.Helper()
 	planned, _ := drivertest.Plan(t, r.driver(t, nil), r.def(mode))
-	d := &device{remote: r, unit: planned.(driver.Recoverable), place: driver.Placement{ID: 7}}
+	d := &device{remote: r, unit: planned, place: driver.Placement{ID: 7}}
 	var err error
 	if d.status, err = d.unit.Up(within(t, time.Minute), d.place); err != nil {
 		t.Fatal(err)
@@ -220,7 +220,7 @@ func (d *device) next(t *testing.T) {
 	if err != nil || bytes.Contains(data, []byte(canary)) || bytes.Contains(d.status.Notes, []byte(canary)) {
 		t.Fatalf("journal: %s, %v", data, err)
 	}
-	unit, err := d.remote.driver(t, nil).(driver.Restorer).Restore(data)
+	unit, err := d.remote.driver(t, nil).Restore(data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func (d *device) next(t *testing.T) {
 }
 
 func (d *device) inspect() error {
-	return d.unit.(driver.Inspector).Inspect(d.place, d.status, nil)
+	return d.unit.Inspect(d.place, d.status, nil)
 }
 
 func kill(t *testing.T, pids []string) {
@@ -468,7 +468,7 @@ func TestOnDemandKilled(t *testing.T) {
 		}
 	}
 	drivertest.Killed(t, drivertest.Killing{
-		Dir: r.dir, Good: r.def(models.AttachHTTPModeOnDemand), Next: r.driver(t, nil).(driver.Restorer),
+		Dir: r.dir, Good: r.def(models.AttachHTTPModeOnDemand), Next: r.driver(t, nil),
 		Left: func(*testing.T) string { return r.left() },
 	})
 }

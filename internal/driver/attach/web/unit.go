@@ -169,8 +169,8 @@ func (u *unit) read(status driver.Status) (n notes, err error) {
 	return n, nil
 }
 
-// Restore implements driver.Restorer.
-func (d *Driver) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{driver: d}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -204,7 +204,7 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 	return u.Inspect(place, status, nil)
 }
 
-// Inspect implements driver.Inspector.
+// Inspect implements driver.Unit.
 func (u *unit) Inspect(place driver.Placement, status driver.Status, _ *mounttable.Table) error {
 	n, err := u.read(status)
 	if err != nil {
@@ -263,7 +263,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) 
 	h.Fetched, h.Requests, h.Progress = new(n.Fetched), new(n.Requests), new(int64(100))
 }
 
-// IsStill implements driver.Still.
+// IsStill implements driver.Unit.
 func (u *unit) IsStill(status driver.Status) bool {
 	n, err := u.read(status)
 	return err == nil && !n.onDemand()
@@ -278,12 +278,3 @@ func (u *unit) Changes(status driver.Status) string {
 	now := u.driver.service(n.ID).state()
 	return now.URL + " " + now.Waiting
 }
-
-var (
-	_ driver.Recoverable = (*unit)(nil)
-	_ driver.Inspector   = (*unit)(nil)
-	_ driver.Checker     = (*unit)(nil)
-	_ driver.Still       = (*unit)(nil)
-	_ driver.Changing    = (*unit)(nil)
-	_ driver.Forcer      = (*unit)(nil)
-)

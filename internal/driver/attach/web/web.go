@@ -25,6 +25,12 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Coverable = (*Driver)(nil)
+	_ driver.Changing  = (*unit)(nil)
+	_ driver.Forcer    = (*unit)(nil)
+)
+
 // Options are the driver's dependencies.
 type Options struct {
 	Failpoint failpoint.Hook
@@ -80,6 +86,9 @@ func (d *Driver) Class() driver.Class { return driver.Attach }
 // Kind is "http".
 func (d *Driver) Kind() string { return models.AttachKindHTTP }
 
+// ReadOnly implements driver.Coverable: all its devices are read-only.
+func (*Driver) ReadOnly(def models.Attach, _ *errs.Faults) models.Attach { return def }
+
 // Survey looks for the kernel's loop devices, and for its network block devices, without which images are downloaded as a whole.
 func (d *Driver) Survey(ctx context.Context) driver.Survey {
 	s := driver.Lacks(d.loop.Find(ctx))
@@ -130,9 +139,3 @@ func value[T any](p *T, otherwise T) T {
 	}
 	return *p
 }
-
-var (
-	_ driver.Driver   = (*Driver)(nil)
-	_ driver.Restorer = (*Driver)(nil)
-	_ driver.Surveyor = (*Driver)(nil)
-)

@@ -21,6 +21,11 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Driver = (*binder)(nil)
+	_ driver.Unit   = (*unit)(nil)
+)
+
 // Options is what the driver works with.
 type Options struct {
 	Failpoint failpoint.Hook
@@ -41,6 +46,9 @@ func New(o Options) driver.Driver {
 func (*binder) Class() driver.Class { return driver.Mount }
 
 func (*binder) Kind() string { return "bind" }
+
+// Survey finds nothing missing: every kernel has bind mounts.
+func (*binder) Survey(context.Context) (s driver.Survey) { return s }
 
 func (b *binder) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	d := def.Mount.Bind
@@ -123,7 +131,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	return u.show(ctx, dir, place, tree)
 }
 
-// Check implements driver.Checker.
+// Check implements driver.Unit.
 func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{Does: fmt.Sprintf("show the directory %s of the node", u.Path)}
 	if u.Base == baseMount {
@@ -273,5 +281,5 @@ func (u *unit) Show(out driver.Object, _ driver.Status, needs []driver.Object) {
 	out.Mount.Bind = d
 }
 
-// IsStill implements driver.Still.
+// IsStill implements driver.Unit.
 func (*unit) IsStill(driver.Status) bool { return true }

@@ -10,18 +10,18 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
-// Restore implements driver.Restorer.
-func (b *binder) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (b *binder) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{b: b}
 	return u, json.Unmarshal(data, u)
 }
 
-// Recover implements driver.Recoverable.
+// Recover implements driver.Unit.
 func (u *unit) Recover(_ context.Context, place driver.Placement, _ driver.Status) error {
 	return u.b.Mounts.Check(place.Table, place.ID)
 }
 
-// Inspect implements driver.Inspector.
+// Inspect implements driver.Unit.
 func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
 	e, err := u.b.Mounts.Find(mounts, place.ID)
 	if err != nil {
@@ -33,7 +33,7 @@ func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mou
 	return mount.Failed(e, status.Tree.Path, false) // the node's file systems may be made read-only as their owner likes
 }
 
-// Sweep implements driver.Recoverable.
+// Sweep implements driver.Unit.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	return u.b.Mounts.Sweep(ctx, place.ID)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/superblock"
 )
 
-// Check implements driver.Checker. Of what is on the device only what Up looks at is known: the kernel alone can say the rest.
+// Check implements driver.Unit. Of what is on the device only what Up looks at is known: the kernel alone can say the rest.
 func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	d := place.Needs[0].Device
 	f := driver.Preview{

@@ -26,6 +26,12 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Driver  = (*mounter)(nil)
+	_ driver.Forcer  = (*unit)(nil)
+	_ driver.Reviver = (*unit)(nil)
+)
+
 // Options is what the driver works with.
 type Options struct {
 	Failpoint failpoint.Hook
@@ -306,5 +312,5 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 	}
 }
 
-// IsStill implements driver.Still.
+// IsStill implements driver.Unit.
 func (*unit) IsStill(driver.Status) bool { return true }

@@ -16,8 +16,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
-// Restore implements driver.Restorer.
-func (m *mounter) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (m *mounter) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{m: m}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -40,7 +40,7 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 	return u.m.Mounts.Check(place.Table, place.ID)
 }
 
-// Inspect implements driver.Inspector.
+// Inspect implements driver.Unit.
 func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
 	e, err := u.m.Mounts.Find(mounts, place.ID)
 	if err != nil {
@@ -63,7 +63,7 @@ func (u *unit) is(e mounttable.Entry, id int64) bool {
 	return (e.Type == u.FSType || u.FSType == detect) && (unix.Major(e.Number) == 0 || device == 0 || e.Number == device)
 }
 
-// Sweep implements driver.Recoverable. Until it is done the image stays claimed: what is left may still mount it.
+// Sweep implements driver.Unit. Until it is done the image stays claimed: what is left may still mount it.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	if u.m.Claims.ImageOf(place.ID).Number == 0 {
 		u.reclaim(ctx, place)

@@ -24,6 +24,11 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Driver = (*mounter)(nil)
+	_ driver.Forcer = (*unit)(nil)
+)
+
 // Options is what the driver works with.
 type Options struct {
 	Mounts   *mountdir.Dir
@@ -129,7 +134,7 @@ func (u *unit) checkDirectory(ctx context.Context, tree *os.File) error {
 	return errors.Join(err, remote.Discard(ctx, u.m.Helper, tree))
 }
 
-// Check implements driver.Checker. The server is not asked.
+// Check implements driver.Unit. The server is not asked.
 func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{
 		Does:    "mount " + u.source + " by NFS " + versions[u.Version],
@@ -154,5 +159,5 @@ func (u *unit) Show(out driver.Object, _ driver.Status, _ []driver.Object) {
 	}
 }
 
-// IsStill implements driver.Still.
+// IsStill implements driver.Unit.
 func (*unit) IsStill(driver.Status) bool { return true }

@@ -40,8 +40,8 @@ func noted(id int64, status driver.Status) (is func(mounttable.Entry) bool, err 
 	return func(e mounttable.Entry) bool { return e.Source == was.Source && e.Number == was.Number }, nil
 }
 
-// Restore implements driver.Restorer.
-func (m *mounter) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (m *mounter) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{m: m}
 	if err := json.Unmarshal(data, u); err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func (m *mounter) Restore(data json.RawMessage) (driver.Recoverable, error) {
 	return u, nil
 }
 
-// Recover implements driver.Recoverable.
+// Recover implements driver.Unit.
 func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	u.m.mounts.Recovered(place.ID)
 	table, err := place.Table()
@@ -60,7 +60,7 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 	return u.Inspect(place, status, table)
 }
 
-// Inspect implements driver.Inspector.
+// Inspect implements driver.Unit.
 func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
 	is, err := noted(place.ID, status)
 	if err != nil {
@@ -73,7 +73,7 @@ func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mou
 	return err
 }
 
-// Sweep implements driver.Recoverable. Nobody has used the mount yet: there is nothing to write back that a dead server could hold up.
+// Sweep implements driver.Unit. Nobody has used the mount yet: there is nothing to write back that a dead server could hold up.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	return u.m.mounts.Sweep(ctx, place.ID)
 }

@@ -23,10 +23,10 @@ import (
 )
 
 // next returns the unit that a later daemon has of one.
-func (w *world) next(t *testing.T, u driver.Unit) driver.Recoverable {
+func (w *world) next(t *testing.T, u driver.Unit) driver.Unit {
 	t.Helper()
 	d := nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(w.init, nil)})
-	next, err := d.(driver.Restorer).Restore([]byte(mounttest.JSON(t, u)))
+	next, err := d.Restore([]byte(mounttest.JSON(t, u)))
 	must(t, err)
 	return next
 }
@@ -53,7 +53,7 @@ func (w *world) killing(t *testing.T) drivertest.Killing {
 	must(t, os.Symlink(w.Dir, filepath.Join(dir, "run")))
 	return drivertest.Killing{
 		Dir: dir, Scope: w.Scope(), Good: `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/export"}}`,
-		Next: nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(w.init, nil)}).(driver.Restorer),
+		Next: nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(w.init, nil)}),
 		Left: func(*testing.T) string { return w.helpers() },
 	}
 }

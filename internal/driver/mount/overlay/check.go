@@ -12,7 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
 
-// Check implements driver.Checker.
+// Check implements driver.Unit.
 func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
 	lower := place.Needs[:u.Lower]
 	f := driver.Preview{Does: fmt.Sprintf("lay an overlay of %d lower layers", u.Lower), Status: driver.Status{Tree: &driver.Tree{}}}

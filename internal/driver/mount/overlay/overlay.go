@@ -25,6 +25,11 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
+var (
+	_ driver.Driver   = (*overlayer)(nil)
+	_ driver.Spacious = (*unit)(nil)
+)
+
 const (
 	// maxLower is how many lower layers the kernel takes (OVL_MAX_STACK).
 	maxLower = 500
@@ -247,7 +252,7 @@ func (u *unit) Space(status driver.Status) (limit, used *int64) {
 	return space(n.Space)
 }
 
-// IsStill implements driver.Still: unless it tells how full an upper layer is.
+// IsStill implements driver.Unit: unless it tells how full an upper layer is.
 func (u *unit) IsStill(status driver.Status) bool {
 	var n notes
 	return json.Unmarshal(status.Notes, &n) != nil || n.Space == ""

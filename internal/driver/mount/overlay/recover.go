@@ -11,8 +11,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
-// Restore implements driver.Restorer.
-func (o *overlayer) Restore(data json.RawMessage) (driver.Recoverable, error) {
+// Restore implements driver.Driver.
+func (o *overlayer) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{o: o}
 	return u, json.Unmarshal(data, u)
 }
@@ -44,7 +44,7 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 	return u.o.Mounts.Check(place.Table, place.ID)
 }
 
-// Inspect implements driver.Inspector.
+// Inspect implements driver.Unit.
 func (u *unit) Inspect(place driver.Placement, _ driver.Status, mounts *mounttable.Table) error {
 	if u.Upper.Sort == inMemory {
 		if _, err := u.o.uppers.Find(mounts, place.ID); err != nil {
@@ -58,7 +58,7 @@ func (u *unit) Inspect(place driver.Placement, _ driver.Status, mounts *mounttab
 	return mountdir.Removed(u.o.Mounts.Path(place.ID), e) // of a single lower mount
 }
 
-// Sweep implements driver.Recoverable. What an earlier daemon has left may still mount the layers, which stay claimed until it has ended.
+// Sweep implements driver.Unit. What an earlier daemon has left may still mount the layers, which stay claimed until it has ended.
 // For the rest, Down relies on nothing but what it finds.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	if anyRemote(place.Needs) {
