@@ -20,20 +20,20 @@ import (
 // Check implements driver.Unit.
 func (u *unit) Check(_ context.Context, _ driver.Placement) (driver.Preview, error) {
 	f := driver.Preview{Does: "make the log of the container"}
-	if u.Resources != nil {
+	if u.Def.Resources != nil {
 		f.Does += " and try its limits"
 		f.Unknown = []string{"whether the kernel takes the limits"}
 	}
 	if err := u.supported(); err != nil {
 		return f, err
 	}
-	return f, u.driver.canEnable(u.Resources)
+	return f, u.driver.canEnable(u.Def.Resources)
 }
 
 // CheckStart implements driver.ContainerUnit.
 func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.Preview, error) {
-	f := driver.Preview{Does: "start " + u.Words[0]}
 	config, err := u.whole(place.ID)
+	f := driver.Preview{Does: "start " + config.Args[0]}
 	if err != nil {
 		return f, err
 	}
@@ -44,7 +44,7 @@ func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.P
 	}
 	looked, err := u.checkCommand(place.Needs[0].Tree, config)
 	if !looked {
-		f.Unknown = []string{fmt.Sprintf("whether the root has %s, and what it needs", u.Words[0])}
+		f.Unknown = []string{fmt.Sprintf("whether the root has %s, and what it needs", config.Args[0])}
 	}
 	return f, err
 }
@@ -61,11 +61,11 @@ func (u *unit) checkCommand(tree *driver.Tree, config proto.Config) (looked bool
 	}
 	defer unix.Close(dir)
 	r := &outside{dir: dir, path: tree.Path, covered: []string{"/proc", "/sys", "/dev"}}
-	if u.Systemd {
+	if *u.Def.Systemd {
 		r.covered = append(r.covered, "/run", "/tmp")
 	}
-	for _, b := range u.Binds {
-		r.covered = append(r.covered, path.Clean(b.Target))
+	for _, b := range u.Def.Binds {
+		r.covered = append(r.covered, path.Clean(*b.Target))
 	}
 	file, failure := executable.Find(r, config.Args[0], config.Env)
 	if failure == nil && !path.IsAbs(file) {

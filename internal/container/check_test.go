@@ -7,6 +7,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/models"
 )
 
 // What the node sees of a root tells of the command only where the container would see the same.
@@ -29,31 +30,32 @@ func TestCheckCommand(t *testing.T) {
 		}
 	}
 	const found, missing, unsure = "found", "missing", "unsure"
-	bound := &unit{options: options{Binds: []bind{{Source: "/", Target: "/opt/"}}}}
+	plain, systemd := &unit{Def: models.Container{Systemd: new(false)}}, &unit{Def: models.Container{Systemd: new(true)}}
+	bound := &unit{Def: models.Container{Systemd: new(false), Binds: []*models.ContainerBind{{Source: new("/"), Target: new("/opt/")}}}}
 	for name, c := range map[string]struct {
 		unit    *unit
 		command string
 		want    string
 	}{
-		"there":                       {new(unit), "/bin/sh", found},
-		"by a link":                   {new(unit), "/bin/same", found},
-		"by PATH":                     {new(unit), "sh", found},
-		"nowhere":                     {new(unit), "/bin/nowhere", missing},
-		"not in PATH":                 {new(unit), "nowhere", missing},
-		"below a file":                {new(unit), "/bin/sh/x", missing},
-		"a directory":                 {new(unit), "/bin", missing},
-		"of another sort":             {new(unit), "/bin/empty", unsure},
-		"without its interpreter":     {new(unit), "/bin/lost", missing},
-		"a link to nowhere":           {new(unit), "/bin/away", unsure},
-		"below a link":                {new(unit), "/usr/nowhere", unsure},
-		"in proc":                     {new(unit), "/proc/self/exe", unsure},
-		"a link to proc":              {new(unit), "/bin/proc", unsure},
-		"by the working directory":    {new(unit), "bin/sh", unsure},
+		"there":                       {plain, "/bin/sh", found},
+		"by a link":                   {plain, "/bin/same", found},
+		"by PATH":                     {plain, "sh", found},
+		"nowhere":                     {plain, "/bin/nowhere", missing},
+		"not in PATH":                 {plain, "nowhere", missing},
+		"below a file":                {plain, "/bin/sh/x", missing},
+		"a directory":                 {plain, "/bin", missing},
+		"of another sort":             {plain, "/bin/empty", unsure},
+		"without its interpreter":     {plain, "/bin/lost", missing},
+		"a link to nowhere":           {plain, "/bin/away", unsure},
+		"below a link":                {plain, "/usr/nowhere", unsure},
+		"in proc":                     {plain, "/proc/self/exe", unsure},
+		"a link to proc":              {plain, "/bin/proc", unsure},
+		"by the working directory":    {plain, "bin/sh", unsure},
 		"covered by a bind":           {bound, "/opt/x", unsure},
 		"its interpreter is covered":  {bound, "/bin/lost", unsure},
-		"systemd, /run":               {&unit{Systemd: true}, "/run/init", unsure},
-		"systemd, interpreter in run": {&unit{Systemd: true}, "/bin/run", unsure},
-		"/run without systemd":        {new(unit), "/bin/run", missing},
+		"systemd, /run":               {systemd, "/run/init", unsure},
+		"systemd, interpreter in run": {systemd, "/bin/run", unsure},
+		"/run without systemd":        {plain, "/bin/run", missing},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := proto.Config{Args: []string{c.command}, Env: []string{"PATH=/nowhere:/bin"}}
@@ -71,7 +73,7 @@ func TestCheckCommand(t *testing.T) {
 		})
 	}
 	for name, tree := range map[string]*driver.Tree{"to be made": {}, "on a server": {Path: root, Remote: true}, "gone": {Path: root + "/gone"}} {
-		if looked, err := new(unit).checkCommand(tree, proto.Config{Args: []string{"/bin/nowhere"}}); looked || err != nil {
+		if looked, err := plain.checkCommand(tree, proto.Config{Args: []string{"/bin/nowhere"}}); looked || err != nil {
 			t.Errorf("a root %s: looked %v, %v", name, looked, err)
 		}
 	}

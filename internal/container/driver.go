@@ -24,12 +24,12 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
+	"github.com/kraken-hpc/imageapi/models"
 )
 
 // The defaults of Options.
 const (
 	DefaultCgroupParent = "/imageapi"
-	DefaultStopTimeout  = 10 * time.Second
 	DefaultLogSize      = 16 << 20
 )
 
@@ -236,17 +236,23 @@ func (d *Driver) Survey(context.Context) (s driver.Survey) {
 // Plan implements driver.Driver.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	c := def.Container
-	u, own := plan(c)
-	needs := []driver.Need{}
+	u, own := d.plan(c)
+	switch c.State {
+	case "", models.ContainerStateCreated:
+	case models.ContainerStateRunning:
+		u.Running = true
+	default:
+		own.Add("state", "a container is made %q or %q, not %q", models.ContainerStateCreated, models.ContainerStateRunning, c.State)
+	}
 	if c.Mount == nil {
 		own.Add("mount", "is required: give the root, whole or by id")
-	} else {
-		needs = append(needs, driver.Need{Path: "mount", Def: driver.Object{Mount: c.Mount}})
+		*faults = append(*faults, own...)
+		return nil, []driver.Need{}
 	}
-	*faults = append(*faults, own...)
+	needs := []driver.Need{{Path: "mount", Def: driver.Object{Mount: c.Mount}}}
 	if own != nil {
+		*faults = append(*faults, own...)
 		return nil, needs
 	}
-	u.driver = d
 	return u, needs
 }

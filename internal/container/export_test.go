@@ -17,7 +17,11 @@ var (
 )
 
 // ConfigOf is how a container with an id is run on a server with a stop timeout of 7 s, for tests.
-func ConfigOf(u driver.Unit, id int64) proto.Config { return u.(*unit).config(id, 7*time.Second) }
+func ConfigOf(u driver.Unit, id int64) proto.Config {
+	planned := *u.(*unit)
+	planned.driver = &Driver{opt: Options{StopTimeout: 7 * time.Second}}
+	return planned.config(id)
+}
 
 // Words is split, for tests.
 func Words(command string) (words []string, faults errs.Faults) {

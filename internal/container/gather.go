@@ -37,9 +37,9 @@ func (d *Driver) gather(ctx context.Context, u *unit, config *proto.Config) (t t
 	if err != nil {
 		return t, err
 	}
-	for i, b := range u.Binds {
+	for i, b := range u.Def.Binds {
 		var attr mount.Attr
-		if b.ReadOnly {
+		if *b.Ro {
 			attr = mount.ReadOnly
 		}
 		tree, err := d.detach(found[i], attr, true)
@@ -61,11 +61,11 @@ func (d *Driver) gather(ctx context.Context, u *unit, config *proto.Config) (t t
 // find is the part of gather that changes nothing: it looks at all that is asked for, and opens the sources of the binds, which
 // the caller closes.
 func (d *Driver) find(ctx context.Context, u *unit, config *proto.Config) (sources trees, err error) {
-	if config.Devices, err = d.devices(u.Devices); err != nil {
+	if config.Devices, err = d.devices(u.Def.Devices); err != nil {
 		return nil, err
 	}
-	for i, b := range u.Binds {
-		source, file, err := d.source(ctx, b.Source)
+	for i, b := range u.Def.Binds {
+		source, file, err := d.source(ctx, *b.Source)
 		if err != nil {
 			return sources, atBind(i, err)
 		}

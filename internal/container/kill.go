@@ -3,64 +3,12 @@ package container
 import (
 	"errors"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
-
-const (
-	supervisorTime = time.Second     // how long after the stop timeout a supervisor may take to kill the container
-	reportTime     = 5 * time.Second // how long after that it may take to report the end
-)
-
-// enforce kills the container after a time, unless it has ended by then: its supervisor should have done it, but may be stopped, or hang.
-func (p *process) enforce(after time.Duration) {
-	timer := time.AfterFunc(after, p.Kill)
-	p.driver.watches.Go(func() {
-		defer timer.Stop()
-		select {
-		case <-p.heard:
-		case <-p.driver.leaving.Done():
-		}
-	})
-}
-
-// Kill implements driver.Process. It does not need the supervisor; that the first process is dead is news to that like any other end.
-func (p *process) Kill() {
-	if !p.killGroup() {
-		return
-	}
-	p.rouse()
-	p.last.Do(func() {
-		p.driver.watches.Go(func() {
-			late := time.NewTimer(reportTime)
-			defer late.Stop()
-			select {
-			case <-late.C:
-				p.killSupervisor()
-			case <-p.heard:
-			case <-p.driver.leaving.Done():
-			}
-		})
-	})
-}
-
-// killGroup kills all that is in the cgroup. It is false if the container has ended.
-func (p *process) killGroup() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.leave(errStopping)
-	if p.gone {
-		return false
-	}
-	if err := p.group.Kill(); err != nil {
-		p.log.Error("container kill failed", logkey.Container, p.id, logkey.Error, err)
-	}
-	return true
-}
 
 // rouse lets a supervisor that was stopped go on, and kills what descends from it: what has left the cgroup.
 func (p *process) rouse() {

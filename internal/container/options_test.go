@@ -79,7 +79,7 @@ func TestWrongOptions(t *testing.T) {
 		`"rlimits": [{"type": "nofile", "soft": -2, "hard": -3}]`:                        {"rlimits[0].soft: -2 is negative", "rlimits[0].hard: -3 is negative"},
 		`"rlimits": [{"type": "core", "soft": 1}, {"type": "RLIMIT_CORE", "soft": 1}]`:   {"rlimits[1].type: RLIMIT_CORE is given twice"},
 		`"env": ["A=` + long[:100<<10] + `"], "args": ["` + long[:60<<10] + `"]`:         {"env: the definition is too long"},
-		`"env": ["A"], "user": ":", "stop_timeout": 99, "state": "exited"`:               {"state: ", "env[0]: ", "user: ", "user: ", "stop_timeout: "},
+		`"env": ["A"], "user": ":", "stop_timeout": 99, "state": "exited"`:               {"env[0]: ", "user: ", "user: ", "stop_timeout: ", "state: "},
 	} {
 		u, faults := faultsOf(t, fields)
 		if u != nil || len(faults) != len(want) {
@@ -142,7 +142,7 @@ func TestOptionsAreJournalled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []string{`"more_args":["","-x"]`, `"HOME=/h"`, `"working_dir":"/tmp"`, `"nobody:tty"`, `"h.example"`, `"rtmin+3"`, `"stop_timeout":45`, `"/dev/fuse"`, `"ro":true`, `"drop":["net_raw"`, `"hard":-1`} {
+	for _, part := range []string{`"args":["","-x"]`, `"HOME=/h"`, `"working_dir":"/tmp"`, `"nobody:tty"`, `"h.example"`, `"rtmin+3"`, `"stop_timeout":45`, `"/dev/fuse"`, `"ro":true`, `"drop":["net_raw"`, `"hard":-1`} {
 		if !strings.Contains(string(data), part) {
 			t.Errorf("no %s in %s", part, data)
 		}

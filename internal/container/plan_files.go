@@ -6,8 +6,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-openapi/swag/conv"
+
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/models"
 )
 
 // What a list of devices may hold beside paths.
@@ -47,38 +49,34 @@ func checkDevices(list []string, faults *errs.Faults) {
 	}
 }
 
-// bind is a file or directory of the node that is seen in a container.
-type bind struct {
-	Source   string `json:"source"`
-	Target   string `json:"target"`
-	ReadOnly bool   `json:"ro,omitempty"`
-}
-
-func planBinds(list []*models.ContainerBind, faults *errs.Faults) []bind {
-	if len(list) > maxPaths {
-		faults.Add("binds", "has %d entries, more than %d: bind a directory above them", len(list), maxPaths)
-		return nil
+func (u *unit) checkBinds(faults *errs.Faults) {
+	if n := len(u.Def.Binds); n > maxPaths {
+		faults.Add("binds", "has %d entries, more than %d: bind a directory above them", n, maxPaths)
+		return
 	}
-	var all []bind
 	seen := map[string]int{}
-	for i, b := range list {
+	for i, b := range u.Def.Binds {
 		at := fmt.Sprintf("binds[%d]", i)
-		if b == nil || b.Source == nil || b.Target == nil || *b.Source == "" || *b.Target == "" {
+		if b == nil || conv.Value(b.Source) == "" || conv.Value(b.Target) == "" {
 			faults.Add(at, "needs a source and a target")
 			continue
 		}
-		made := bind{Source: *b.Source, Target: *b.Target, ReadOnly: b.Ro != nil && *b.Ro}
-		checkPath(at+".source", made.Source, faults)
-		if checkTarget(at+".target", made.Target, faults) {
-			clean := path.Clean(made.Target)
+		b.Ro = new(conv.Value(b.Ro))
+		checkPath(at+".source", *b.Source, faults)
+		if checkTarget(at+".target", *b.Target, faults) {
+			clean := path.Clean(*b.Target)
 			if first, twice := seen[clean]; twice {
 				faults.Add(at+".target", "%s is the target of binds[%d] too, which it would cover", clean, first)
 			}
 			seen[clean] = i
 		}
-		all = append(all, made)
 	}
-	return all
+}
+
+func (u *unit) runBinds(config *proto.Config) {
+	for _, b := range u.Def.Binds {
+		config.Binds = append(config.Binds, proto.Bind{Target: *b.Target})
+	}
 }
 
 // checkTarget tells whether something can be mounted at a path of a container.

@@ -1,10 +1,13 @@
 package container
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/go-openapi/swag/conv"
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
@@ -50,15 +53,19 @@ func bits(names []string) (set uint64) {
 const ofTheNode = 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_SYS_TIME | 1<<unix.CAP_SYSLOG | 1<<unix.CAP_AUDIT_READ
 
 // withheld are the capabilities that a container gets only where its definition or --default-capability asks for them.
-func (u *unit) withheld(namespaces uintptr) uint64 {
+func (u *unit) withheld() uint64 {
 	set := uint64(ofTheNode)
-	if namespaces&unix.CLONE_NEWNET == 0 {
+	if u.sharesNetwork() {
 		set |= 1 << unix.CAP_NET_ADMIN
 	}
-	if u.driver != nil { // else it is only being planned
-		set &^= bits(u.driver.opt.Capabilities)
-	}
-	return set
+	return set &^ bits(u.driver.opt.Capabilities)
+}
+
+func (u *unit) sharesNetwork() bool { return flags(u.Def.Namespaces)&unix.CLONE_NEWNET == 0 }
+
+func (u *unit) runCapabilities(config *proto.Config) {
+	given := conv.Value(u.Def.Capabilities)
+	config.Drop = (u.withheld() | bits(given.Drop)) &^ bits(given.Add)
 }
 
 // CheckCapability refuses what is not the name of a capability, or all.
@@ -69,26 +76,30 @@ func CheckCapability(name string) error {
 	return nil
 }
 
-// checkAdd refuses what would have no effect.
-func (u *unit) checkAdd(faults *errs.Faults) {
-	checkCapabilities("capabilities.add", u.Add, faults)
-	shared := flags(u.Namespaces)&unix.CLONE_NEWNET == 0
-	name, _, _ := strings.Cut(u.User, ":")
+// checkCapabilities also refuses those that would have no effect.
+func (u *unit) checkCapabilities(faults *errs.Faults) {
+	given := conv.Value(u.Def.Capabilities)
+	if len(given.Add)+len(given.Drop) == 0 {
+		u.Def.Capabilities = nil
+	}
+	checkNames("capabilities.drop", given.Drop, faults)
+	checkNames("capabilities.add", given.Add, faults)
+	name, _, _ := strings.Cut(u.Def.User, ":")
 	nobody := strings.Trim(name, "0") != "" && name != "root"
-	for i, given := range u.Add {
+	for i, given := range given.Add {
 		path := fmt.Sprintf("capabilities.add[%d]", i)
 		switch one, _ := capability(given); {
-		case one == 1<<unix.CAP_NET_ADMIN && shared && slices.Contains(u.Namespaces, models.ContainerNamespaceUser):
+		case one == 1<<unix.CAP_NET_ADMIN && u.sharesNetwork() && slices.Contains(u.Def.Namespaces, models.ContainerNamespaceUser):
 			faults.Add(path, "%s has no effect on the network of the node from a user namespace: add the namespace net, or leave out the namespace user", given)
-		case one == 1<<unix.CAP_NET_ADMIN && shared && nobody:
+		case one == 1<<unix.CAP_NET_ADMIN && u.sharesNetwork() && nobody:
 			faults.Add(path, "%s has no effect on the network of the node for a user other than root: leave out user, or this capability", given)
-		case one == 1<<unix.CAP_SYS_BOOT && flags(u.Namespaces)&unix.CLONE_NEWPID == 0:
+		case one == 1<<unix.CAP_SYS_BOOT && flags(u.Def.Namespaces)&unix.CLONE_NEWPID == 0:
 			faults.Add(path, "%s would let it reboot the node: add the namespace pid", given)
 		}
 	}
 }
 
-func checkCapabilities(field string, names []string, faults *errs.Faults) {
+func checkNames(field string, names []string, faults *errs.Faults) {
 	for i, name := range names {
 		path := fmt.Sprintf("%s[%d]", field, i)
 		switch err := CheckCapability(name); {
@@ -106,68 +117,57 @@ var rlimits = [...]string{
 	"RTPRIO", "RTTIME",
 }
 
-// rlimit is a limit as it was given, with its default.
-type rlimit struct {
-	Type string `json:"type"`
-	Soft int64  `json:"soft"` // -1 for none
-	Hard int64  `json:"hard"`
-}
-
 // rlimitNumber returns the number of a limit.
 func rlimitNumber(name string) (int, bool) {
 	i := slices.Index(rlimits[:], strings.TrimPrefix(strings.ToUpper(name), "RLIMIT_"))
 	return i, i >= 0
 }
 
-// limit returns r as the kernel takes it, where -1 is unix.RLIM_INFINITY.
-func (r rlimit) limit() proto.Rlimit {
-	number, _ := rlimitNumber(r.Type)
-	return proto.Rlimit{Resource: number, Soft: uint64(r.Soft), Hard: uint64(r.Hard)}
+// runRlimits writes -1 as unix.RLIM_INFINITY, as the kernel takes it.
+func (u *unit) runRlimits(config *proto.Config) {
+	for _, l := range u.Def.Rlimits {
+		number, _ := rlimitNumber(*l.Type)
+		config.Rlimits = append(config.Rlimits, proto.Rlimit{Resource: number, Soft: uint64(*l.Soft), Hard: uint64(*l.Hard)})
+	}
 }
 
-func planRlimits(list []*models.ContainerRlimit, faults *errs.Faults) []rlimit {
-	var all []rlimit
+func (u *unit) checkRlimits(faults *errs.Faults) {
 	seen := map[int]int{}
-	for i, l := range list {
+	for i, l := range u.Def.Rlimits {
 		path := fmt.Sprintf("rlimits[%d]", i)
 		if l == nil || l.Type == nil || l.Soft == nil {
 			faults.Add(path, "needs a type and a soft limit")
 			continue
 		}
-		r := rlimit{Type: *l.Type, Soft: *l.Soft, Hard: *l.Soft}
-		if l.Hard != nil {
-			r.Hard = *l.Hard
+		l.Hard = cmp.Or(l.Hard, l.Soft)
+		checkRlimit(path, *l.Soft, *l.Hard, faults)
+		number, ok := rlimitNumber(*l.Type)
+		if !ok {
+			faults.Add(path+".type", "%q is not a limit: give a name of setrlimit(2) such as RLIMIT_NOFILE", *l.Type)
+			continue
 		}
-		r.check(path, faults)
-		if number, ok := rlimitNumber(r.Type); ok {
-			if first, twice := seen[number]; twice {
-				faults.Add(path+".type", "%s is given twice, also by rlimits[%d]", r.Type, first)
-			}
-			seen[number] = i
+		if first, twice := seen[number]; twice {
+			faults.Add(path+".type", "%s is given twice, also by rlimits[%d]", *l.Type, first)
 		}
-		all = append(all, r)
-	}
-	return all
-}
-
-func (r rlimit) check(path string, faults *errs.Faults) {
-	if _, ok := rlimitNumber(r.Type); !ok {
-		faults.Add(path+".type", "%q is not a limit: give a name of setrlimit(2) such as RLIMIT_NOFILE", r.Type)
-	}
-	if r.Soft < -1 {
-		faults.Add(path+".soft", "%d is negative: give -1 for no limit", r.Soft)
-	}
-	if r.Hard < -1 {
-		faults.Add(path+".hard", "%d is negative: give -1 for no limit", r.Hard)
-	}
-	if l := r.limit(); r.Soft >= -1 && r.Hard >= -1 && l.Soft > l.Hard {
-		faults.Add(path+".soft", "%s is above the hard limit %s", limitText(l.Soft), limitText(l.Hard))
+		seen[number] = i
 	}
 }
 
-func limitText(n uint64) string {
-	if n == unix.RLIM_INFINITY {
+func checkRlimit(path string, soft, hard int64, faults *errs.Faults) {
+	if soft < -1 {
+		faults.Add(path+".soft", "%d is negative: give -1 for no limit", soft)
+	}
+	if hard < -1 {
+		faults.Add(path+".hard", "%d is negative: give -1 for no limit", hard)
+	}
+	if soft >= -1 && hard >= -1 && uint64(soft) > uint64(hard) {
+		faults.Add(path+".soft", "%s is above the hard limit %s", limitText(soft), limitText(hard))
+	}
+}
+
+func limitText(n int64) string {
+	if n == -1 {
 		return "-1 (no limit)"
 	}
-	return fmt.Sprint(n)
+	return strconv.FormatInt(n, 10)
 }

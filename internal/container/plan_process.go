@@ -1,13 +1,17 @@
 package container
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"unicode"
 
+	"github.com/go-openapi/swag/conv"
+	"github.com/kballard/go-shellquote"
 	"golang.org/x/sys/unix"
 
+	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
@@ -16,6 +20,39 @@ const (
 	maxPath   = unix.PathMax - 1  // likewise
 	maxID     = uint64(1<<32 - 2) // of a user or group; the next one means "no change" (setresuid(2))
 )
+
+func (u *unit) checkWords(faults *errs.Faults) {
+	u.Def.Command = new(conv.Value(u.Def.Command))
+	split(*u.Def.Command, faults)
+}
+
+func (u *unit) runWords(config *proto.Config) { config.Args = split(*u.Def.Command, new(errs.Faults)) }
+
+// split makes words of a command as a POSIX shell does with quotes and backslashes; nothing is expanded.
+func split(command string, faults *errs.Faults) []string {
+	switch {
+	case len(command) > proto.MaxCommand:
+		faults.Add("command", "is %d bytes long, more than %d", len(command), proto.MaxCommand)
+		return nil
+	case strings.ContainsRune(command, 0):
+		faults.Add("command", "has a NUL character, which no program can be given")
+		return nil
+	}
+	words, err := shellquote.Split(command)
+	switch {
+	case errors.Is(err, shellquote.UnterminatedSingleQuoteError):
+		faults.Add("command", "a single quote (') is not closed")
+	case errors.Is(err, shellquote.UnterminatedDoubleQuoteError):
+		faults.Add("command", "a double quote (\") is not closed")
+	case errors.Is(err, shellquote.UnterminatedEscapeError):
+		faults.Add("command", "ends in a backslash with nothing after it")
+	case err != nil:
+		faults.Add("command", "%v", err)
+	case len(words) == 0 || words[0] == "":
+		faults.Add("command", "names no program")
+	}
+	return words
+}
 
 func checkArgs(args []string, faults *errs.Faults) {
 	for i, arg := range args {

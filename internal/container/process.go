@@ -78,23 +78,6 @@ func (p *process) Done() <-chan struct{} { return p.done }
 // Exit implements driver.Process.
 func (p *process) Exit() driver.Exit { return p.exit }
 
-// Stop implements driver.Process. The supervisor does it, so that it comes to its end without us.
-func (p *process) Stop() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.live.Err() != nil {
-		return
-	}
-	p.leave(errStopping)
-	if _, err := p.control.Write(proto.Encode(proto.Stop)); err != nil {
-		p.log.Debug("supervisor gone, nothing to stop", logkey.Container, p.id, logkey.Error, err) // watch sees to the rest
-	}
-	p.enforce(p.StopTimeout() + supervisorTime)
-}
-
-// StopTimeout implements driver.Process.
-func (p *process) StopTimeout() time.Duration { return time.Duration(p.timeout.Load()) }
-
 // Survivors implements driver.Process.
 func (p *process) Survivors() string {
 	p.mu.Lock()

@@ -23,7 +23,11 @@ const answerTimeout = 10 * time.Second
 // Restore implements driver.Driver.
 func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	u := &unit{driver: d}
-	return u, json.Unmarshal(data, u)
+	err := json.Unmarshal(data, u)
+	if err == nil && (u.Def.Command == nil || u.Def.Systemd == nil) {
+		err = errors.New("the record lacks the definition: another version of the server wrote it")
+	}
+	return u, err
 }
 
 // Recover implements driver.Unit. What there is of a container beside its runs is a file that the next run makes anew.
@@ -158,7 +162,7 @@ func (u *unit) settle(ctx context.Context, id int64, why string, lived bool) (fo
 	}
 	if exit != nil {
 		found.Since, found.Asked = exit.Since, exit.Asked
-		found.Ended = new(ended(*exit, flags(u.Namespaces)))
+		found.Ended = new(ended(*exit, flags(u.Def.Namespaces)))
 	}
 	group, err := d.parent.Recover(groupName(id))
 	if errors.Is(err, os.ErrNotExist) { // it has no processes: they could be in no other parent (settleParents), and a group with any can't be removed

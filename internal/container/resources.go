@@ -16,31 +16,86 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// resources are what a container may use of the node. What is zero is not limited.
-type resources struct {
-	Memory    int64  `json:"memory,omitempty"`
-	Swap      int64  `json:"swap,omitempty"` // -1 for none
-	CPUWeight int64  `json:"cpu_weight,omitempty"`
-	CPUQuota  int64  `json:"cpu_quota,omitempty"` // microseconds in each cpuPeriod
-	CPUSet    string `json:"cpuset,omitempty"`    // as the kernel writes it
-	PIDs      int64  `json:"pids,omitempty"`
-}
-
 // The bounds of resources. A container begins as a small program of ours, which must fit in before it becomes its command.
 const (
 	minMemory    = 8 << 20
 	minPIDs      = 16
 	minCPUQuota  = 1000
 	maxCPUWeight = 10000
-	cpuPeriod    = 100000
 )
 
-// planResources checks a definition's resources, which may be nil.
-func planResources(c *models.ContainerResources, faults *errs.Faults) *resources {
-	if c == nil {
+// resource is a limit that a definition can set.
+type resource struct {
+	field      string // of the definition
+	controller string
+	file       string
+	none       string // what the file contains without the limit
+
+	// text returns what to write, and what the file contains then; "" for no limit.
+	text func(r *models.ContainerResources) (value, got string)
+}
+
+var resources = []resource{
+	{"memory", cgroup.Memory, "memory.max", "max", func(r *models.ContainerResources) (string, string) { return bytesText(r.Memory) }},
+	{"swap", cgroup.Memory, "memory.swap.max", "max", func(r *models.ContainerResources) (string, string) { return bytesText(r.Swap) }},
+	{"cpu_weight", cgroup.CPU, "cpu.weight", "100", func(r *models.ContainerResources) (string, string) { return numberText(r.CPUWeight, "") }},
+	{"cpu_quota", cgroup.CPU, "cpu.max", "max" + ofPeriod, func(r *models.ContainerResources) (string, string) { return numberText(r.CPUQuota, ofPeriod) }},
+	{"cpuset", cgroup.CPUSet, "cpuset.cpus", "", func(r *models.ContainerResources) (string, string) { return r.Cpuset, r.Cpuset }},
+	{"pids", cgroup.PIDs, "pids.max", "max", func(r *models.ContainerResources) (string, string) { return numberText(r.Pids, "") }},
+}
+
+// ofPeriod follows a quota in cpu.max: it is microseconds in each 100,000.
+const ofPeriod = " 100000"
+
+func numberText(n int64, suffix string) (value, got string) {
+	if n == 0 {
+		return "", ""
+	}
+	text := strconv.FormatInt(n, 10) + suffix
+	return text, text
+}
+
+// bytesText rounds to pages as the kernel does; -1 is none.
+func bytesText(n int64) (value, got string) {
+	if n == 0 {
+		return "", ""
+	}
+	page, n := int64(os.Getpagesize()), max(n, 0)
+	return strconv.FormatInt(n, 10), strconv.FormatInt(n/page*page, 10)
+}
+
+// limit is a resource with a limit.
+type limit struct {
+	resource
+	value, got string
+}
+
+func (l resource) path() string { return "resources." + l.field }
+
+// limits lists those that are set.
+func limits(r *models.ContainerResources) (all []limit) {
+	if r == nil {
 		return nil
 	}
-	r := resources{Memory: c.Memory, Swap: c.Swap, CPUWeight: c.CPUWeight, CPUQuota: c.CPUQuota, PIDs: c.Pids}
+	for _, kind := range resources {
+		if value, got := kind.text(r); value != "" {
+			all = append(all, limit{kind, value, got})
+		}
+	}
+	return all
+}
+
+func sameLimits(a, b *models.ContainerResources) bool {
+	return slices.EqualFunc(limits(a), limits(b), func(a, b limit) bool { return a.field == b.field && a.value == b.value })
+}
+
+// checkResources also writes the cpuset as the kernel does.
+func (u *unit) checkResources(faults *errs.Faults) {
+	r := u.Def.Resources
+	if len(limits(r)) == 0 {
+		u.Def.Resources = nil
+		return
+	}
 	for _, b := range []struct {
 		field              string
 		value, least, most int64
@@ -48,7 +103,7 @@ func planResources(c *models.ContainerResources, faults *errs.Faults) *resources
 		{"memory", r.Memory, minMemory, 1 << 60},
 		{"cpu_weight", r.CPUWeight, 1, maxCPUWeight},
 		{"cpu_quota", r.CPUQuota, minCPUQuota, 1 << 40},
-		{"pids", r.PIDs, minPIDs, 1 << 22}, // PID_MAX_LIMIT of the kernel
+		{"pids", r.Pids, minPIDs, 1 << 22}, // PID_MAX_LIMIT of the kernel
 	} {
 		if b.value != 0 && (b.value < b.least || b.value > b.most) {
 			faults.Add("resources."+b.field, "is %d; use %d to %d, or 0 for no limit", b.value, b.least, b.most)
@@ -58,75 +113,26 @@ func planResources(c *models.ContainerResources, faults *errs.Faults) *resources
 		faults.Add("resources.swap", "is %d; use a number of bytes, -1 for none, or 0 for no limit", r.Swap)
 	}
 	var err error
-	if r.CPUSet, err = parseCPUSet(c.Cpuset); err != nil {
+	if r.Cpuset, err = parseCPUSet(r.Cpuset); err != nil {
 		faults.Add("resources.cpuset", "%v", err)
 	}
-	if r == (resources{}) {
-		return nil
-	}
-	return &r
-}
-
-// show returns them as a definition has them.
-func (r *resources) show() *models.ContainerResources {
-	if r == nil {
-		return nil
-	}
-	return &models.ContainerResources{Memory: r.Memory, Swap: r.Swap, CPUWeight: r.CPUWeight, CPUQuota: r.CPUQuota, Cpuset: r.CPUSet, Pids: r.PIDs}
-}
-
-// limit is one of them, as the kernel takes it.
-type limit struct {
-	field      string // of the definition
-	controller string
-	file       string
-	value      string
-	got        string // what the file says then
-}
-
-// limits lists those that are set.
-func (r *resources) limits() (all []limit) {
-	if r == nil {
-		return nil
-	}
-	number := func(n int64) string { return strconv.FormatInt(n, 10) }
-	add := func(value int64, field, controller, file string, text, got string) {
-		if value != 0 {
-			all = append(all, limit{"resources." + field, controller, file, text, got})
-		}
-	}
-	bytes := func(value int64, field, file string) {
-		page, given := int64(os.Getpagesize()), max(value, 0) // -1 is none
-		add(value, field, cgroup.Memory, file, number(given), number(given/page*page))
-	}
-	plain := func(value int64, field, controller, file string) {
-		add(value, field, controller, file, number(value), number(value))
-	}
-	bytes(r.Memory, "memory", "memory.max")
-	bytes(r.Swap, "swap", "memory.swap.max")
-	plain(r.CPUWeight, "cpu_weight", cgroup.CPU, "cpu.weight")
-	quota := fmt.Sprintf("%d %d", r.CPUQuota, cpuPeriod)
-	add(r.CPUQuota, "cpu_quota", cgroup.CPU, "cpu.max", quota, quota)
-	add(int64(len(r.CPUSet)), "cpuset", cgroup.CPUSet, "cpuset.cpus", r.CPUSet, r.CPUSet)
-	plain(r.PIDs, "pids", cgroup.PIDs, "pids.max")
-	return all
 }
 
 // enable makes the controllers available that limits need.
-func (d *Driver) enable(r *resources) error {
-	for _, l := range r.limits() {
+func (d *Driver) enable(r *models.ContainerResources) error {
+	for _, l := range limits(r) {
 		if err := d.parent.Enable(l.controller); err != nil {
-			return errs.At(l.field, lacking(l.controller, err))
+			return errs.At(l.path(), lacking(l.controller, err))
 		}
 	}
 	return nil
 }
 
 // canEnable fails as enable would, as far as that shows without enabling anything.
-func (d *Driver) canEnable(r *resources) error {
-	for _, l := range r.limits() {
+func (d *Driver) canEnable(r *models.ContainerResources) error {
+	for _, l := range limits(r) {
 		if err := d.parent.CanEnable(l.controller); err != nil {
-			return errs.At(l.field, lacking(l.controller, err))
+			return errs.At(l.path(), lacking(l.controller, err))
 		}
 	}
 	return nil
@@ -144,18 +150,18 @@ func lacking(controller string, err error) error {
 }
 
 // confine sets limits to a new group and looks whether the kernel has taken them.
-func (r *resources) confine(g *cgroup.Group) error {
-	for _, l := range r.limits() {
+func confine(g *cgroup.Group, r *models.ContainerResources) error {
+	for _, l := range limits(r) {
 		if err := l.set(g); err != nil {
-			return errs.At(l.field, err)
+			return errs.At(l.path(), err)
 		}
 	}
-	if r == nil || r.CPUSet == "" {
+	if r == nil || r.Cpuset == "" {
 		return nil
 	}
 	effective, err := g.Value("cpuset.cpus.effective")
-	if err == nil && effective != r.CPUSet {
-		err = errs.At("resources.cpuset", errs.New(errs.Invalid, "is %s, but of these a container can only have %s", r.CPUSet, effective))
+	if err == nil && effective != r.Cpuset {
+		err = errs.At("resources.cpuset", errs.New(errs.Invalid, "is %s, but of these a container can only have %s", r.Cpuset, effective))
 	}
 	return err
 }
@@ -179,10 +185,10 @@ func (l limit) set(g *cgroup.Group) error {
 
 // tryResources finds out on creation what would else be an error of the first start.
 func (u *unit) tryResources(id int64) (err error) {
-	if u.Resources == nil {
+	if u.Def.Resources == nil {
 		return nil
 	}
-	if err := u.driver.enable(u.Resources); err != nil {
+	if err := u.driver.enable(u.Def.Resources); err != nil {
 		return err
 	}
 	g, err := u.driver.parent.Create(groupName(id))
@@ -190,18 +196,18 @@ func (u *unit) tryResources(id int64) (err error) {
 		return err
 	}
 	defer g.Close()
-	return errors.Join(u.Resources.confine(g), g.Remove())
+	return errors.Join(confine(g, u.Def.Resources), g.Remove())
 }
 
 // restrict makes the limits of r hold for a new group, if there are any. systemd gets the controllers to use them in turn.
-func (d *Driver) restrict(g *cgroup.Group, r *resources, systemd bool) error {
+func (d *Driver) restrict(g *cgroup.Group, r *models.ContainerResources, systemd bool) error {
 	if r == nil {
 		return nil
 	}
 	if err := d.enable(r); err != nil {
 		return err
 	}
-	if err := r.confine(g); err != nil {
+	if err := confine(g, r); err != nil {
 		return err
 	}
 	if systemd {

@@ -17,13 +17,14 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
+	"github.com/kraken-hpc/imageapi/models"
 )
 
 // undoTimeout bounds how long an undone start waits for its processes to be dead.
 const undoTimeout = 10 * time.Second
 
 // start runs a container: the order of bring-up on the daemon's side.
-func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given trees, shares writables, limits *resources, config proto.Config) (_ *process, err error) {
+func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given trees, shares writables, limits *models.ContainerResources, config proto.Config) (_ *process, err error) {
 	// 1. The log.
 	config.LogName, config.LogSize, config.ExitName = logName(id), d.opt.LogSize, exitName(id)
 	logs, err := d.openLogs()

@@ -6,36 +6,9 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
-	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/models"
 )
-
-// What a container with systemd gets unless its definition says otherwise.
-const (
-	systemdStopSignal  = proto.SystemdStop
-	systemdStopTimeout = 30 * time.Second // less than systemd's own 90 s for one service
-)
-
-// systemdNamespaces are those without which an init would change the node: systemd needs them, others have them by default.
-var systemdNamespaces = [...]models.ContainerNamespace{
-	models.ContainerNamespacePid, models.ContainerNamespaceIpc, models.ContainerNamespaceUts, models.ContainerNamespaceCgroup,
-}
-
-// systemdList is effective for a container with systemd.
-func systemdList(list []models.ContainerNamespace, faults *errs.Faults) []models.ContainerNamespace {
-	if len(list) == 0 {
-		return effective(nil)
-	}
-	for _, n := range systemdNamespaces {
-		if !slices.Contains(list, n) {
-			faults.Add("namespaces", "systemd needs %s: add it, or leave the list empty", n)
-		}
-	}
-	return effective(list)
-}
 
 // surround adds to a configuration what systemd is to find around it. What the definition says of the environment comes
 // first.
@@ -45,12 +18,12 @@ func (u *unit) surround(config *proto.Config, id int64) error {
 		return err
 	}
 	// A dumb terminal has no colours and no cursor, which would be no good in a log.
-	if i := slices.Index(config.Env, "TERM=linux"); i >= 0 && !slices.Contains(u.Env, "TERM=linux") {
+	if i := slices.Index(config.Env, "TERM=linux"); i >= 0 && !slices.Contains(u.Def.Env, "TERM=linux") {
 		config.Env[i] = "TERM=dumb"
 	}
 	for _, entry := range []string{"container_uuid=" + machine, "NOTIFY_SOCKET=" + proto.NotifySocket} {
 		name, _, _ := strings.Cut(entry, "=")
-		if !slices.ContainsFunc(u.Env, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
+		if !slices.ContainsFunc(u.Def.Env, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
 			config.Env = append(config.Env, entry)
 		}
 	}

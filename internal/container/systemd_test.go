@@ -21,7 +21,7 @@ func TestSurround(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			u := &unit{driver: &Driver{opt: Options{RunDir: "/run/a"}}}
-			u.Env = c.own
+			u.Def.Env = c.own
 			config := proto.Config{Env: environment(c.own, false)}
 			if err := u.surround(&config, 7); err != nil {
 				t.Fatal(err)

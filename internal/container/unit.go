@@ -4,9 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
@@ -24,18 +21,8 @@ var (
 
 // unit is a planned container.
 type unit struct {
-	ContainerName string                      `json:"name,omitempty"`
-	Command       string                      `json:"command"`
-	Words         []string                    `json:"args"` // of the command
-	Namespaces    []models.ContainerNamespace `json:"namespaces"`
-	Systemd       bool                        `json:"systemd,omitempty"`
-	Running       bool                        `json:"running,omitempty"` // asked for at its creation
-	Policy        string                      `json:"restart,omitempty"`
-	MaxRestarts   int64                       `json:"max_restarts,omitempty"`
-	Labels        map[string]string           `json:"labels,omitempty"`
-	Resources     *resources                  `json:"resources,omitempty"`
-
-	options
+	Def     models.Container `json:"definition"`        // only its fields, with their defaults
+	Running bool             `json:"running,omitempty"` // asked for at its creation
 
 	driver *Driver
 }
@@ -46,7 +33,7 @@ type notes struct {
 }
 
 // Name implements driver.ContainerUnit.
-func (u *unit) Name() string { return u.ContainerName }
+func (u *unit) Name() string { return string(u.Def.Name) }
 
 // Autostart implements driver.ContainerUnit.
 func (u *unit) Autostart() bool { return u.Running }
@@ -54,14 +41,14 @@ func (u *unit) Autostart() bool { return u.Running }
 // Restart implements driver.ContainerUnit.
 func (u *unit) Restart() driver.Restart {
 	return driver.Restart{
-		OnFailure: u.Policy == models.ContainerRestartOnDashFailure || u.Policy == models.ContainerRestartAlways,
-		OnSuccess: u.Policy == models.ContainerRestartAlways,
-		Max:       u.MaxRestarts,
+		OnFailure: u.Def.Restart == models.ContainerRestartOnDashFailure || u.Def.Restart == models.ContainerRestartAlways,
+		OnSuccess: u.Def.Restart == models.ContainerRestartAlways,
+		Max:       u.Def.MaxRestarts,
 	}
 }
 
 // Verified implements driver.Verified: files of the node are not.
-func (u *unit) Verified(below bool) bool { return below && len(u.Binds) == 0 }
+func (u *unit) Verified(below bool) bool { return below && len(u.Def.Binds) == 0 }
 
 // Up makes the log file.
 func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
@@ -81,20 +68,6 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	return driver.Status{Notes: data}, err
 }
 
-// supported refuses what this version or this kernel has not.
-func (u *unit) supported() error {
-	if slices.Contains(u.Namespaces, models.ContainerNamespaceUser) {
-		return errs.At("namespaces", errs.New(errs.Unsupported, "user is not supported: root in a container is root; leave it out"))
-	}
-	for _, n := range u.Namespaces {
-		path := filepath.Join("/proc/self/ns", string(n))
-		if _, err := os.Lstat(path); err != nil {
-			return errs.At("namespaces", errs.New(errs.Unsupported, "this kernel has no namespace of type %s: %w", n, err))
-		}
-	}
-	return nil
-}
-
 // Down removes the log file and what is left of the last run: how it ended and, if its end could not, the cgroup and the socket.
 func (u *unit) Down(_ context.Context, place driver.Placement, _ driver.Status) error {
 	if err := u.driver.parent.Remove(groupName(place.ID)); err != nil {
@@ -106,12 +79,11 @@ func (u *unit) Down(_ context.Context, place driver.Placement, _ driver.Status) 
 // Show implements driver.Unit. What changes from run to run is not ours to show.
 func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
 	c := out.Container
-	c.Command = &u.Command
-	c.Systemd = &u.Systemd
-	c.Namespaces = u.Namespaces
-	u.show(c)
-	c.Restart, c.MaxRestarts, c.Labels = u.Policy, u.MaxRestarts, u.Labels
-	c.Resources = u.Resources.show()
+	name := c.Name // one that replaces another has none for a while
+	for _, f := range fields {
+		f.copyTo(c, &u.Def)
+	}
+	c.Name = name
 	if len(needs) > 0 {
 		c.Mount = needs[0].Mount
 	}
@@ -145,7 +117,7 @@ func (u *unit) Start(ctx context.Context, place driver.Placement, _ driver.Statu
 	if err != nil {
 		return nil, err
 	}
-	p, err := u.driver.start(ctx, place.ID, place.Needs[0].Tree, given, shares, u.Resources, config)
+	p, err := u.driver.start(ctx, place.ID, place.Needs[0].Tree, given, shares, u.Def.Resources, config)
 	if err != nil {
 		return nil, err
 	}
@@ -154,8 +126,8 @@ func (u *unit) Start(ctx context.Context, place driver.Placement, _ driver.Statu
 
 // whole is the configuration of a start, but for what is looked up on the node.
 func (u *unit) whole(id int64) (proto.Config, error) {
-	config := u.config(id, u.driver.opt.StopTimeout)
-	if !u.Systemd {
+	config := u.config(id)
+	if !config.Systemd {
 		return config, nil
 	}
 	err := u.surround(&config, id)

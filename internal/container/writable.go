@@ -69,8 +69,8 @@ func (d *Driver) revive(found writables) (err error) {
 // shared returns the paths of the node whose file systems a container has.
 func (u *unit) shared(root string) []string {
 	paths := []string{root}
-	for _, b := range u.Binds {
-		paths = append(paths, b.Source)
+	for _, b := range u.Def.Binds {
+		paths = append(paths, *b.Source)
 	}
 	return paths
 }

@@ -73,7 +73,7 @@ func openNode(ctx context.Context, cfg Config, dir *runDir, opt Options, observe
 
 // openStore opens what an earlier server has left things in: the part of openNode that starts nothing.
 func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *node, found journal.Found, err error) {
-	n = &node{log: opt.Log, patience: max(cfg.Node.StopTimeout, container.MaxStopTimeout) + cfg.Node.DeleteTimeout}
+	n = &node{log: opt.Log, patience: container.LongestStop(cfg.Node.StopTimeout) + cfg.Node.DeleteTimeout}
 	if found, err = n.openJournal(filepath.Join(cfg.Node.RunDir, "journal.db")); err != nil {
 		return n, found, err
 	}
