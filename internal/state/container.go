@@ -94,9 +94,8 @@ func (m *Manager) toRunning(ctx context.Context, v *View) error {
 	case StatePaused:
 		return m.thaw(ctx, v.ID)
 	}
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		c.cancelRestart(v.ID)
-		return nil
 	})
 	return m.launch(ctx, v, 0)
 }
@@ -164,11 +163,10 @@ func isClosed(c <-chan struct{}) bool {
 
 // ready notes that a container says it is ready.
 func (m *Manager) ready(id int64, proc driver.Process) {
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		if o := m.objects[id]; o != nil && o.proc == proc {
 			c.run(id, func(r *Run) { r.Ready = true })
 		}
-		return nil
 	})
 	m.note(id)
 }
@@ -177,20 +175,19 @@ func (m *Manager) ready(id int64, proc driver.Process) {
 func (m *Manager) ended(id int64, proc driver.Process) {
 	exit := proc.Exit()
 	var run Run
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		o := m.objects[id]
 		if o == nil || o.proc != proc {
-			return nil
+			return
 		}
 		o.proc, o.stopping = nil, nil
 		c.run(id, func(r *Run) { conclude(r, exit, o.asked) })
 		run = *c.touch(id).Run
 		if err := m.Snapshot().standsOnBroken(o.view); err != nil && o.view.Phase == Ready { // while it ran it could go on
 			c.phase(id, Broken, err.Error())
-			return nil
+			return
 		}
 		c.plan(id, c.touch(id).Run.ran())
-		return nil
 	})
 	if run.Reason != "" {
 		m.observeExit(run)
@@ -255,16 +252,15 @@ func reason(exit driver.Exit) Reason {
 
 func (m *Manager) toExited(v *View) {
 	var proc driver.Process
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		o := m.objects[v.ID]
 		c.cancelReplace(v.ID, errCancelled)
 		c.cancelRestart(v.ID)
 		if o.proc == nil || !o.view.Run.State.alive() {
-			return nil
+			return
 		}
 		proc = o.proc
 		c.askToStop(v.ID)
-		return nil
 	})
 	m.note(v.ID) // before it is asked: that it ends is no fault from then on
 	if proc != nil {
@@ -306,7 +302,7 @@ func (m *Manager) outlast(id int64, proc driver.Process, deadline time.Time) {
 		survivors = proc.Survivors() // if there are none its supervisor takes its time
 	}
 	shown := false
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		if o := m.objects[id]; o != nil && o.proc == proc {
 			c.run(id, func(r *Run) {
 				r.Survives = true
@@ -314,7 +310,6 @@ func (m *Manager) outlast(id int64, proc driver.Process, deadline time.Time) {
 			})
 			shown = true
 		}
-		return nil
 	})
 	if shown {
 		m.note(id)
@@ -352,14 +347,14 @@ func (m *Manager) thaw(ctx context.Context, id int64) error {
 
 // switchOver freezes or thaws a container and shows it so, unless it has ended meanwhile.
 func (m *Manager) switchOver(ctx context.Context, id int64, from, to State, act func(driver.Process, context.Context) error) error {
-	proc := m.process(id)
+	proc := m.at(id).proc
 	if proc == nil {
 		return errs.New(errs.Conflict, "the container has just ended")
 	}
 	if err := act(proc, ctx); err != nil {
 		return err
 	}
-	err := m.edit(func(c *change) error {
+	err := m.try(func(c *change) error {
 		o := m.objects[id]
 		if o.proc != proc || o.view.Run.State != from {
 			return errs.New(errs.Conflict, "the container has just ended")

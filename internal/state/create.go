@@ -43,7 +43,10 @@ func (m *Manager) create(ctx context.Context, plan *driver.Plan, done func(s *Sn
 	defer m.work.Done() // reserve has added to it
 	var snap *Snapshot
 	if err = m.record(stack...); err == nil {
-		err = m.bringUp(ctx, stepsOf(order), order, stack)
+		err = m.bringUp(ctx, order, stack)
+	}
+	if top := order[len(order)-1]; err == nil && starts(top) {
+		err = m.explain(ctx, top.Path, m.start(ctx, stack[len(stack)-1], top.Unit.(driver.ContainerUnit)))
 	}
 	if err == nil {
 		snap, err = m.commit(ctx, stack)
@@ -69,7 +72,7 @@ func levels(plan *driver.Plan) (order []*driver.Plan) {
 // reserve enters all levels of a plan as pending objects, with their edges. It returns their ids in the same order; giveUp ends
 // the create.
 func (m *Manager) reserve(order []*driver.Plan, giveUp context.CancelCauseFunc) (stack []int64, err error) {
-	err = m.edit(func(c *change) error {
+	err = m.try(func(c *change) error {
 		if err := m.admit(order, 0); err != nil {
 			return err
 		}
@@ -189,61 +192,27 @@ func (c *change) add(plan *driver.Plan, needs []int64) (int64, error) {
 	return id, nil
 }
 
-// step is an act of a create.
-type step struct {
-	act   string
-	level int // in the order of levels
+// starts reports whether a plan is that of a container which is to run once all its levels are up.
+func starts(plan *driver.Plan) bool {
+	u, ok := plan.Unit.(driver.ContainerUnit)
+	return ok && u.Autostart()
 }
 
-// stepsOf is the order in which a plan with these levels comes up:
-//
-//  1. each level, lowest first: its Up, then its result into the journal;
-//  2. the container that is to run: its start.
-func stepsOf(order []*driver.Plan) (steps []step) {
-	steps = ups(order)
-	top := len(order) - 1
-	if u, ok := order[top].Unit.(driver.ContainerUnit); ok && u.Autostart() {
-		steps = append(steps, step{ActStart, top})
-	}
-	return steps
-}
-
-// ups returns the steps by which all levels come up, without a start.
-func ups(order []*driver.Plan) (steps []step) {
-	for i := range order {
-		steps = append(steps, step{ActUp, i})
-	}
-	return steps
-}
-
-// bringUp takes steps of a plan whose levels have the ids in stack.
-func (m *Manager) bringUp(ctx context.Context, steps []step, order []*driver.Plan, stack []int64) error {
-	for _, s := range steps {
-		id := stack[s.level]
-		if err := m.take(ctx, s.act, id, order[s.level].Unit); err != nil {
-			return m.explain(ctx, order[s.level].Path, err)
+// bringUp runs Up of each level, lowest first. stack has their ids. Before the next level begins, the result is in the journal: to sweep
+// a level that was cut off, a driver has to know the device or the tree below it. That of the last one is journalled with the commit.
+func (m *Manager) bringUp(ctx context.Context, order []*driver.Plan, stack []int64) error {
+	for i, id := range stack {
+		if err := m.up(ctx, id); err != nil {
+			return m.explain(ctx, order[i].Path, err)
 		}
-		if s.act == ActUp {
-			if err := m.record(id); err != nil {
-				return err
-			}
+		if i == len(stack)-1 {
+			break
+		}
+		if err := m.record(id); err != nil {
+			return err
 		}
 	}
 	return nil
-}
-
-// take takes one step.
-func (m *Manager) take(ctx context.Context, act string, id int64, u driver.Unit) error {
-	if act == ActStart {
-		return m.start(ctx, id, u.(driver.ContainerUnit))
-	}
-	return m.up(ctx, id)
-}
-
-func (m *Manager) unit(id int64) driver.Unit {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.objects[id].view.Unit
 }
 
 func (m *Manager) up(ctx context.Context, id int64) error {
@@ -251,9 +220,10 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 		return err
 	}
 	place, _ := m.place(id)
+	unit := m.at(id).view.Unit
 	var status driver.Status
 	err := m.guard("up", id, func() (err error) {
-		status, err = m.unit(id).Up(m.watch(ctx, id), place)
+		status, err = unit.Up(m.watch(ctx, id), place)
 		return err
 	})
 	_, left := errors.AsType[*driver.Leftovers](err)
@@ -262,19 +232,21 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 	}
 	told := ""
 	if err == nil {
-		told = changes(m.unit(id), status)
+		told = changes(unit, status)
 	}
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		v := c.touch(id)
 		v.Status, v.Up = status, err == nil
 		m.objects[id].sweep, m.objects[id].told = left, told
-		return nil
 	})
 	return err
 }
 
-// explain says which level failed, and calls what ran out of time so.
+// explain adds the failed level to an error, and names a timeout as one.
 func (m *Manager) explain(ctx context.Context, path string, err error) error {
+	if err == nil {
+		return nil
+	}
 	path, err = located(path, err)
 	if errors.Is(context.Cause(ctx), errDeleted) {
 		return errs.At(path, errDeleted)
@@ -295,7 +267,7 @@ func located(path string, err error) (string, error) {
 
 // commit makes a stack ready, unless ctx has ended. From here on it stays, whatever becomes of the client.
 func (m *Manager) commit(ctx context.Context, stack []int64) (snap *Snapshot, err error) {
-	err = m.edit(func(c *change) error {
+	err = m.try(func(c *change) error {
 		if err := context.Cause(ctx); err != nil {
 			return fmt.Errorf("%s: cancelled before it was ready: %w", m.objects[stack[len(stack)-1]].path, err)
 		}
@@ -320,7 +292,7 @@ func (m *Manager) commit(ctx context.Context, stack []int64) (snap *Snapshot, er
 // undo takes down what there is of a stack, newest first, and returns cause with what could not be taken down.
 func (m *Manager) undo(stack []int64, cause error) error {
 	var orphans []int64
-	err := m.edit(func(c *change) error {
+	err := m.try(func(c *change) error {
 		top := stack[len(stack)-1]
 		c.hold(top, false)
 		for _, id := range slices.Backward(stack) {

@@ -80,25 +80,24 @@ func check(v *View, conditions []Condition) error {
 func (m *Manager) giveUp(ctx context.Context, class driver.Class, id int64) (before *Snapshot, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.DeleteTimeout, errTooSlow)
 	defer cancel()
-	for {
-		m.mu.Lock()
-		o, changed := m.objects[id], m.changed
+	late := m.until(ctx, func() bool {
+		o := m.objects[id]
 		switch {
 		case o == nil || o.view.Class != class:
-			m.mu.Unlock()
-			return before, nil
+			return true
 		case o.view.Phase == Ready, before == nil && (o.view.Phase != Pending || o.giveUp == nil || len(m.graph.Holders(id)) > 0):
-			m.mu.Unlock()
-			return nil, nil
+			before = nil
+			return true
 		case before == nil:
 			before = m.Snapshot()
 			o.giveUp(errDeleted)
 		}
-		m.mu.Unlock()
-		if wait(ctx, changed) != nil {
-			return nil, errs.New(errs.Deadline, "%s: the teardown of its unfinished creation takes longer than %s and continues in the background", nameIn(before, id), m.opt.DeleteTimeout)
-		}
+		return false
+	})
+	if late != nil {
+		return nil, errs.New(errs.Deadline, "%s: the teardown of its unfinished creation takes longer than %s and continues in the background", nameIn(before, id), m.opt.DeleteTimeout)
 	}
+	return before, nil
 }
 
 // lockForDelete takes the locks of the object and, with force, of the idle containers that need it, newest first.
@@ -141,7 +140,7 @@ func idle(o *object) bool {
 
 // claimForDelete checks that the object can be deleted and marks it so. overridden are idle containers, locked.
 func (m *Manager) claimForDelete(class driver.Class, id int64, force bool, overridden []int64, conditions []Condition) (before *Snapshot, err error) {
-	err = m.edit(func(c *change) error {
+	err = m.try(func(c *change) error {
 		o, err := m.lookup(class, id)
 		if err != nil {
 			return err
@@ -226,7 +225,7 @@ func (m *Manager) removeBehind(was *View, idle []int64, force bool, unlock func(
 
 func (m *Manager) removeOne(was *View, idle []int64, force bool) (orphans []int64, r removal) {
 	id := was.ID
-	if proc := m.process(id); proc != nil {
+	if proc := m.at(id).proc; proc != nil {
 		proc.Stop()
 		_ = waitForEnd(m.watch(context.Background(), id), proc) // it kills what does not stop; what can't be killed keeps the object stopping
 	}
@@ -248,28 +247,26 @@ func (m *Manager) removeOne(was *View, idle []int64, force bool) (orphans []int6
 // restore makes an object again what it was before a deletion that changed nothing.
 func (m *Manager) restore(was *View) {
 	id := was.ID
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		v := c.touch(id)
 		v.Phase, v.Error, v.Since = was.Phase, was.Error, was.Since
 		v.WaitsFor, v.WaitsSince = "", time.Time{}
 		if was.Phase != Ready && m.graph.Refs(id) == 0 {
 			c.scheduleRetry(id)
 		}
-		return nil
 	})
 	m.note(id)
 }
 
 // lose cuts a container off from something that it needs and that is being deleted.
 func (m *Manager) lose(holder, need int64) {
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		m.graph.Cut(holder, need)
 		if o := m.objects[holder]; o == nil || !idle(o) {
-			return nil // it was broken and a retry has taken it up
+			return // it was broken and a retry has taken it up
 		}
 		c.cancelRestart(holder)
 		c.phase(holder, Broken, fmt.Sprintf("it lacks %s, which was deleted with force=true; delete the container too", name(m.objects[need].view)))
-		return nil
 	})
 	m.note(holder)
 }

@@ -83,16 +83,15 @@ func (m *Manager) tell(v *View) {
 	if now == "" {
 		return
 	}
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		o := m.objects[v.ID]
 		if o == nil || o.told == now {
-			return nil
+			return
 		}
 		if o.told != "" { // else it was recovered: nobody was told anything yet
 			c.touch(v.ID)
 		}
 		o.told = now
-		return nil
 	})
 }
 
@@ -199,7 +198,7 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 	}
 	lost, condemned := false, v.Run != nil && m.Snapshot().condemned(v)
 	var proc driver.Process
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		o := m.objects[id]
 		switch {
 		case o == nil || o.view.Phase != Ready: // without its lock it can only have come to be stopping or gone
@@ -212,7 +211,6 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 			c.askToStop(id)
 			c.run(id, func(r *Run) { r.Reason, r.Error = ReasonCorrupted, cause.Error() })
 		}
-		return nil
 	})
 	if lost {
 		m.note(id)

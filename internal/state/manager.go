@@ -75,7 +75,6 @@ type Manager struct {
 	nextID  int64
 	closing bool
 	leaving chan struct{} // closed when the objects are left to a later daemon
-	changed chan struct{} // closed and replaced with each new snapshot
 }
 
 // object is what changes about an object, protected by Manager.mu.
@@ -124,7 +123,6 @@ func New(opt Options) *Manager {
 		kept:    make(map[int64]int64),
 		noted:   make(map[int64]bool),
 		nextID:  max(1, opt.NextID),
-		changed: make(chan struct{}),
 		leaving: make(chan struct{}),
 
 		recovery: nothingToRecover(),
@@ -139,7 +137,7 @@ func New(opt Options) *Manager {
 func (m *Manager) Snapshot() *Snapshot { return m.snap.Load() }
 
 // Alive returns once the state could be changed, at once in a daemon that is well: nobody holds the lock for long.
-func (m *Manager) Alive() { _ = m.edit(func(*change) error { return nil }) }
+func (m *Manager) Alive() { m.edit(func(*change) {}) }
 
 // change is a step of the state. It collects what it touches while m.mu is held.
 type change struct {
@@ -148,14 +146,47 @@ type change struct {
 	gone  []int64
 }
 
-// edit makes a change under the lock and publishes it. Its ids are then journalled by the caller, with m.record.
-func (m *Manager) edit(step func(c *change) error) error {
+// edit makes a change under the lock and publishes it. The caller then journals its ids, with m.record or m.note.
+func (m *Manager) edit(step func(c *change)) {
+	_ = m.try(func(c *change) error {
+		step(c)
+		return nil
+	})
+}
+
+// try is edit for a change that can fail.
+func (m *Manager) try(step func(c *change) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c := &change{m: m, views: make(map[int64]*View)}
 	err := step(c)
 	c.publish()
 	return err
+}
+
+// at returns a copy of an object as it is now, without a view if it is gone.
+func (m *Manager) at(id int64) object {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o := m.objects[id]; o != nil {
+		return *o
+	}
+	return object{}
+}
+
+// until waits until ok returns true. It calls ok under the lock, after each change.
+func (m *Manager) until(ctx context.Context, ok func() bool) error {
+	for {
+		m.mu.Lock()
+		yes, changed := ok(), m.Snapshot().stale
+		m.mu.Unlock()
+		if yes {
+			return nil
+		}
+		if err := wait(ctx, changed); err != nil {
+			return err
+		}
+	}
 }
 
 // touch returns a view of id that the step may change until it ends.
@@ -258,8 +289,6 @@ func (c *change) publish() {
 	m.succeed(next)
 	clear(c.views) // they are immutable now
 	c.gone = nil
-	close(m.changed)
-	m.changed = make(chan struct{})
 }
 
 // holders returns the objects that depend on id, by id; m.mu is held.
@@ -280,9 +309,8 @@ func (m *Manager) recordWith(others []journal.Entry, ids ...int64) error {
 	m.notes.Lock()
 	defer m.notes.Unlock()
 	m.mu.Lock()
-	next := m.nextID
+	next, snap := m.nextID, m.Snapshot()
 	m.mu.Unlock()
-	snap := m.Snapshot()
 	entries := make([]journal.Entry, 0, len(ids)+len(others))
 	for _, id := range ids {
 		own, err := m.entriesOf(snap, id)
@@ -350,7 +378,7 @@ func recordOf(v *View) (journal.Record, error) {
 	return r, err
 }
 
-// site is where an object stands.
+// place returns the placement of an object, and its status.
 func (m *Manager) place(id int64) (place driver.Placement, status driver.Status) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -34,12 +34,13 @@ type Act struct {
 
 // observe tells of an act that has ended. m.mu must not be held.
 func (m *Manager) observe(name string, id int64, begun time.Time, err error) {
-	v, path := m.viewOf(id)
+	o := m.at(id)
+	v := o.view
 	if v == nil || name == actInspect {
 		return
 	}
 	took := time.Since(begun)
-	m.log.Debug("act completed", logkey.Act, name, logkey.Object, id, logkey.Class, v.Class, logkey.Kind, v.Kind, logkey.Path, path, logkey.Duration, took, logkey.Error, err)
+	m.log.Debug("act completed", logkey.Act, name, logkey.Object, id, logkey.Class, v.Class, logkey.Kind, v.Kind, logkey.Path, o.path, logkey.Duration, took, logkey.Error, err)
 	if m.opt.Observe != nil && (name == ActUp || name == ActDown || name == ActStart || name == ActRestart || name == ActRetry) {
 		m.opt.Observe(Act{Name: name, Class: v.Class, Kind: v.Kind, Took: took, Err: err})
 	}
@@ -50,14 +51,4 @@ func (m *Manager) observeExit(r Run) {
 	if m.opt.Observe != nil {
 		m.opt.Observe(Act{Name: ActExit, Class: driver.Container, Reason: r.Reason, OOM: r.OOM != nil && *r.OOM})
 	}
-}
-
-// viewOf returns the view of an object as it is now, and where it stood in its request, or nil.
-func (m *Manager) viewOf(id int64) (v *View, path string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if o := m.objects[id]; o != nil {
-		return o.view, o.path
-	}
-	return nil, ""
 }

@@ -46,18 +46,28 @@ func (m *Manager) preview(ctx context.Context, plan *driver.Plan, replaced int64
 	if err != nil {
 		return nil, err
 	}
-	for _, s := range stepsOf(f.order) {
-		level := f.order[s.level]
-		preview, err := f.look(ctx, s.act, level)
+	look := func(act string, level *driver.Plan) error {
+		preview, err := f.look(ctx, act, level)
 		// A helper gives up a moment before the time is up.
 		late := errs.Is(err, errs.Deadline) || errors.Is(context.Cause(ctx), errTooSlow)
 		if err != nil && late && client.Err() == nil {
 			preview.Unknown = append(preview.Unknown, fmt.Sprintf("whether it can be done: to look took longer than %s", m.opt.PreviewTimeout))
 		} else if err != nil {
 			path, err := located(level.Path, err)
-			return nil, errs.At(path, err)
+			return errs.At(path, err)
 		}
-		f.tell(s.act, level, preview)
+		f.tell(act, level, preview)
+		return nil
+	}
+	for _, level := range f.order {
+		if err := look(ActUp, level); err != nil {
+			return nil, err
+		}
+	}
+	if top := f.order[len(f.order)-1]; starts(top) {
+		if err := look(ActStart, top); err != nil {
+			return nil, err
+		}
 	}
 	return f.steps, nil
 }

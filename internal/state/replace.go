@@ -158,7 +158,7 @@ func (m *Manager) beginReplace(ctx context.Context, id int64, enter func(c *chan
 		return nil, err
 	}
 	defer unlock()
-	err = m.edit(func(c *change) error {
+	err = m.try(func(c *change) error {
 		if m.closing {
 			return errClosing
 		}
@@ -239,7 +239,7 @@ func (c *change) alter(old int64, alter func(r *Replace)) {
 // step takes a replace to its next step, in the journal first. It fails if the replace was cancelled.
 func (r *Replacement) step(name string) error {
 	m := r.m
-	err := m.edit(func(c *change) error {
+	err := m.try(func(c *change) error {
 		if err := context.Cause(r.ctx); err != nil {
 			return err
 		}
@@ -297,10 +297,10 @@ func (r *Replacement) prepare(failed error) error {
 	m := r.m
 	ctx, cancel := context.WithTimeoutCause(r.ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
-	if err := m.bringUp(ctx, ups(r.order), r.order, r.stack); err != nil {
+	if err := m.bringUp(ctx, r.order, r.stack); err != nil {
 		return err
 	}
-	return m.edit(func(c *change) error {
+	return m.try(func(c *change) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
@@ -316,13 +316,12 @@ func (r *Replacement) abandon(cause error) error {
 	m := r.m
 	cancelled := context.Cause(r.ctx)
 	err := m.undo(r.stack, cause)
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		o := m.objects[r.old]
 		c.part(r)
 		if o.proc == nil && cancelled == nil { // it has ended by itself meanwhile
 			c.plan(r.old, o.view.Run.ran())
 		}
-		return nil
 	})
 	m.note(r.old)
 	if errs.Is(cancelled, errs.Conflict) {
@@ -375,12 +374,11 @@ func (r *Replacement) stopOld() error {
 		return err
 	}
 	var proc driver.Process
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		c.alter(r.old, func(record *Replace) { record.Stopped = now() })
 		if proc = m.objects[r.old].proc; proc != nil {
 			c.askToStop(r.old)
 		}
-		return nil
 	})
 	m.note(r.old) // before it is asked, as ever
 	unlock()
@@ -400,18 +398,7 @@ func (r *Replacement) stop(id int64, proc driver.Process) error {
 func (m *Manager) awaitEnd(ctx context.Context, id int64, limit time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errs.New(errs.Deadline, "the processes of container %d have not ended within %s", id, limit))
 	defer cancel()
-	for {
-		m.mu.Lock()
-		o, changed := m.objects[id], m.changed
-		ended := o == nil || o.proc == nil
-		m.mu.Unlock()
-		if ended {
-			return nil
-		}
-		if err := wait(ctx, changed); err != nil {
-			return err
-		}
-	}
+	return m.until(ctx, func() bool { return m.objects[id] == nil || m.objects[id].proc == nil })
 }
 
 // startNew starts the new container. If an earlier daemon has done so, it only goes on.
@@ -424,7 +411,7 @@ func (r *Replacement) startNew() error {
 	}
 	record := r.record()
 	r.downtime = time.Duration(now() - record.Stopped)
-	return r.m.edit(func(c *change) error {
+	return r.m.try(func(c *change) error {
 		if record.Deadline == 0 {
 			c.alter(r.old, func(record *Replace) { record.Deadline = now().in(record.ReadyWithin) })
 		}
@@ -451,7 +438,7 @@ func (r *Replacement) start(id int64) error {
 		return err
 	}
 	v, err := m.runnable(id)
-	if err != nil || m.process(id) != nil {
+	if err != nil || m.at(id).proc != nil {
 		return err
 	}
 	return m.launch(ctx, v, 0)
@@ -459,7 +446,7 @@ func (r *Replacement) start(id int64) error {
 
 // trial returns the process of the new container, and a context for the time that it has left. It ends when the container does.
 func (r *Replacement) trial() (proc driver.Process, ctx context.Context, cancel context.CancelFunc, err error) {
-	if proc = r.m.process(r.new); proc == nil {
+	if proc = r.m.at(r.new).proc; proc == nil {
 		return nil, nil, nil, r.ended()
 	}
 	record := r.record()
@@ -568,7 +555,7 @@ func probed(out driver.Output, err error) string {
 // commit moves the name to the new container, in one write of the journal. failed says that the new container has not passed, and stays.
 func (r *Replacement) commit(failed bool) error {
 	m := r.m
-	err := m.edit(func(c *change) error {
+	err := m.try(func(c *change) error {
 		if err := context.Cause(r.ctx); err != nil {
 			return err
 		}
@@ -583,10 +570,9 @@ func (r *Replacement) commit(failed bool) error {
 		return r.explain(err)
 	}
 	if err := m.record(r.old, r.new); err != nil {
-		_ = m.edit(func(c *change) error {
+		m.edit(func(c *change) {
 			c.alter(r.old, func(record *Replace) { record.Step = StepProbe })
 			c.moveName(r.new, r.old)
-			return nil
 		})
 		return err
 	}
@@ -608,7 +594,7 @@ func (r *Replacement) complete() error {
 	m := r.m
 	var orphans []int64
 	touched := []int64{r.old, r.new}
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		m.objects[r.old].replace = nil
 		if before, ok := m.kept[r.old]; ok {
 			delete(m.kept, r.old)
@@ -628,7 +614,6 @@ func (r *Replacement) complete() error {
 		}
 		c.publish()
 		r.snap = m.Snapshot()
-		return nil
 	})
 	m.note(touched...)
 	m.collect(orphans)
@@ -688,14 +673,13 @@ func (c *change) removeKept(id int64) (orphans []int64) {
 // expire deletes a container that was kept long enough.
 func (m *Manager) expire(id int64) {
 	var orphans []int64
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		o := m.objects[id]
 		if o == nil || m.closing || o.view.Replace == nil || m.objects[o.view.Replace.New].replaces() {
-			return nil // it is gone, is left to the next daemon, or is being rolled back to
+			return // it is gone, is left to the next daemon, or is being rolled back to
 		}
 		m.work.Add(1)
 		orphans = c.drop(id)
-		return nil
 	})
 	if len(orphans) > 0 {
 		defer m.work.Done()
@@ -718,7 +702,7 @@ func (r *Replacement) fail(step string, cause error) error {
 	case record.KeepFailed && step != StepStop:
 		return r.keepFailed(step, cause)
 	}
-	err := r.m.edit(func(c *change) error {
+	err := r.m.try(func(c *change) error {
 		if err := context.Cause(r.ctx); err != nil {
 			return err
 		}
@@ -751,11 +735,10 @@ func (r *Replacement) keepFailed(step string, cause error) error {
 func (r *Replacement) askNew() error {
 	m := r.m
 	var proc driver.Process
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		if proc = m.objects[r.new].proc; proc != nil {
 			c.askToStop(r.new)
 		}
-		return nil
 	})
 	m.note(r.new)
 	return r.stop(r.new, proc)
@@ -769,7 +752,7 @@ func (r *Replacement) back(step string, cause error) error {
 	if step == StepRollback {
 		text = fmt.Sprintf("replace container %d by container %d: ", r.old, r.new)
 	}
-	if proc := m.process(r.new); proc != nil {
+	if proc := m.at(r.new).proc; proc != nil {
 		proc.Kill() // it has failed: each moment that it takes to stop is downtime
 		if err := m.awaitEnd(m.life, r.new, m.opt.DeleteTimeout); err != nil {
 			m.log.Warn("failed version not ended", logkey.Container, r.new, logkey.Error, err)
@@ -809,13 +792,13 @@ func (r *Replacement) back(step string, cause error) error {
 // stopBoth ends a replace that was cancelled. The old container was asked to stop by the client who did so, if it is not to be deleted.
 func (r *Replacement) stopBoth(why error) error {
 	m := r.m
-	if proc := m.process(r.new); proc != nil && errors.Is(why, errDeleted) {
+	if proc := m.at(r.new).proc; proc != nil && errors.Is(why, errDeleted) {
 		defer time.AfterFunc(m.opt.DeleteTimeout/2, proc.Kill).Stop() // the client waits
 	}
 	if err := r.askNew(); err != nil && m.life.Err() == nil {
 		m.log.Warn("failed version not ended", logkey.Container, r.new, logkey.Error, err)
 	}
-	if proc := m.process(r.old); proc != nil && !errors.Is(why, errDeleted) {
+	if proc := m.at(r.old).proc; proc != nil && !errors.Is(why, errDeleted) {
 		_ = m.awaitEnd(m.life, r.old, proc.StopTimeout()+2*killGrace) // it is shown as broken then
 	}
 	if m.life.Err() != nil {
@@ -829,18 +812,17 @@ func (r *Replacement) stopBoth(why error) error {
 func (r *Replacement) finish(alter func(c *change)) (left string) {
 	m := r.m
 	var orphans []int64
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		rollback := c.touch(r.old).Replace.Rollback
 		alter(c)
 		c.part(r)
 		if !rollback {
 			c.touch(r.new).Replaces = 0
 			orphans = c.drop(r.new)
-			return nil
+			return
 		}
 		c.touch(r.new).Replaces = r.old
 		c.keep(r.new)
-		return nil
 	})
 	below := append(m.Snapshot().below(r.new), r.new)
 	m.note(r.old, r.new)
@@ -881,7 +863,7 @@ func (c *change) cancelReplace(id int64, why error) {
 // was one: the container may run then, and is stopped.
 func (m *Manager) cancelForDelete(id int64) (cancelled bool, err error) {
 	var r *Replacement
-	err = m.edit(func(c *change) error {
+	err = m.try(func(c *change) error {
 		o := m.objects[id]
 		if o == nil || o.view.Replace != nil && o.view.Replace.ends() {
 			return nil

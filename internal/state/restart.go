@@ -103,11 +103,10 @@ func (m *Manager) restart(id int64) {
 	defer cancel()
 	unlock, err := m.lock(ctx, id)
 	if err != nil { // whoever has it decides what becomes of the container; the state still says that it waits
-		_ = m.edit(func(c *change) error {
+		m.edit(func(c *change) {
 			if o := m.objects[id]; o != nil && o.view.Run.waits() {
 				c.arm(id, m.opt.RestartMax)
 			}
-			return nil
 		})
 		return
 	}
@@ -117,9 +116,8 @@ func (m *Manager) restart(id int64) {
 		return
 	}
 	if early := v.Run.NextStart.until(m.opt.RestartMax); early > 0 { // it has waited, run and ended since this timer was set
-		_ = m.edit(func(c *change) error {
+		m.edit(func(c *change) {
 			c.arm(id, early)
-			return nil
 		})
 		return
 	}
@@ -163,10 +161,10 @@ func (m *Manager) launch(ctx context.Context, v *View, restarts int64) error {
 	if err == nil {
 		err = m.start(ctx, v.ID, v.Unit.(driver.ContainerUnit)) // by the definition of its class
 	}
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		m.objects[v.ID].restart = nil
 		if err != nil && m.closing {
-			return nil // it was cut short, and is what it was before
+			return // it was cut short, and is what it was before
 		}
 		if err != nil {
 			now := time.Now()
@@ -176,10 +174,9 @@ func (m *Manager) launch(ctx context.Context, v *View, restarts int64) error {
 			if restarts > 0 {
 				c.plan(v.ID, 0)
 			}
-			return nil
+			return
 		}
 		c.running(v.ID, restarts)
-		return nil
 	})
 	if err != nil {
 		m.observeExit(Run{Reason: ReasonStartFailed})

@@ -23,7 +23,7 @@ import (
 // drivers restore the units from their records.
 func (m *Manager) Load(records []journal.Record, drivers driver.Set) {
 	slices.SortFunc(records, func(a, b journal.Record) int { return cmp.Compare(a.ID, b.ID) })
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		for _, r := range records {
 			c.enterRecord(r, drivers)
 		}
@@ -32,7 +32,6 @@ func (m *Manager) Load(records []journal.Record, drivers driver.Set) {
 		}
 		c.loadReplaces(m.opt.Entries)
 		m.recovery = newRecovery(maps.Keys(m.objects))
-		return nil
 	})
 	m.note() // the ids that were given out
 }
@@ -110,9 +109,8 @@ func (m *Manager) recoverUnit(ctx context.Context, id int64, mounts *mounttable.
 	place.Mounts = mounts
 	if err := m.guard("recover", id, func() error { return v.Unit.Recover(ctx, place, status) }); err != nil && v.Phase == Ready && ctx.Err() == nil {
 		m.log.Error("object changed during restart, marked broken", logkey.Object, name(v), logkey.Error, err)
-		_ = m.edit(func(c *change) error {
+		m.edit(func(c *change) {
 			c.phase(id, Broken, err.Error())
-			return nil
 		})
 	}
 	if c, ok := v.Unit.(driver.ContainerUnit); ok {
@@ -131,7 +129,7 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.ContainerUni
 	if ctx.Err() != nil && found.Process == nil {
 		return // the next daemon looks for it
 	}
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		o, run := m.objects[id], m.objects[id].view.Run
 		asked := run.State == StateStopping || found.Asked
 		switch {
@@ -156,7 +154,6 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.ContainerUni
 		case run.waits():
 			c.rearm(id)
 		}
-		return nil
 	})
 	if found.Process != nil {
 		m.repeat(ctx, id, found.Process)
@@ -178,9 +175,8 @@ func (m *Manager) repeat(ctx context.Context, id int64, proc driver.Process) {
 		proc.Stop()
 	case StatePaused:
 		if err = proc.Freeze(ctx); err != nil { // and then it runs
-			_ = m.edit(func(c *change) error {
+			m.edit(func(c *change) {
 				c.run(id, func(r *Run) { r.State = StateRunning })
-				return nil
 			})
 		}
 	default:
@@ -233,7 +229,7 @@ func (r *Run) begin(since time.Time) {
 // deletion was cut off.
 func (m *Manager) resume(id int64) {
 	begun := false
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		switch o := m.objects[id]; {
 		case o == nil:
 		case m.graph.Refs(id) == 0:
@@ -243,7 +239,6 @@ func (m *Manager) resume(id int64) {
 		case o.view.Phase == Stopping:
 			c.phase(id, Broken, "a delete with force=true was cut off by the end of the server: repeat it")
 		}
-		return nil
 	})
 	if begun {
 		m.work.Go(func() { m.finish(id) })
@@ -263,7 +258,7 @@ func (m *Manager) finish(id int64) {
 	if trees := m.recovery.trees; wait(m.life, trees) != nil && !isClosed(trees) {
 		return // the next daemon does it
 	}
-	if proc := m.process(id); proc != nil && m.wasAsked(id) {
+	if proc := m.at(id).proc; proc != nil && m.at(id).asked {
 		proc.Stop()
 		select {
 		case <-proc.Done():
@@ -272,12 +267,6 @@ func (m *Manager) finish(id int64) {
 		}
 	}
 	<-m.collect([]int64{id})
-}
-
-func (m *Manager) wasAsked(id int64) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.objects[id].asked
 }
 
 // unknown is the unit of an object that this version knows nothing of: what the journal has of it.

@@ -64,7 +64,14 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 	return nil
 }
 
+// Sweep ends the run of a container, too: it may have been started before the record of its Up.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
+	u.w.mu.Lock()
+	p := u.w.procs[place.ID]
+	u.w.mu.Unlock()
+	if p != nil {
+		p.Kill()
+	}
 	return u.Down(ctx, place, driver.Status{})
 }
 

@@ -57,34 +57,29 @@ func (m *Manager) takeDown(id int64, force bool) (warnings []string, err error) 
 	defer cancel()
 	m.setInterrupt(id, interrupt)
 	defer m.setInterrupt(id, nil)
-	if proc := m.process(id); proc != nil {
+	if proc := m.at(id).proc; proc != nil {
 		proc.Kill()
 		if err := waitForEnd(ctx, proc); err != nil {
 			return nil, errs.New(errs.Deadline, "its processes do not end: %w", err)
 		}
 	}
+	unit, up := m.at(id).view.Unit, m.at(id).view.Up
 	place, status := m.place(id)
 	place.Warn = func(text string) { warnings = append(warnings, text) }
 	err = m.guard("down", id, func() (err error) {
-		if !m.isUp(id) {
-			return m.unit(id).Sweep(ctx, place)
+		if !up {
+			return unit.Sweep(ctx, place)
 		}
-		if u, status, ok := driver.As[driver.Forcer](m.unit(id), status); ok && force {
+		if u, status, ok := driver.As[driver.Forcer](unit, status); ok && force {
 			warning, err := u.ForceDown(ctx, place, status)
 			if warning != "" {
 				place.Warn(warning)
 			}
 			return err
 		}
-		return m.unit(id).Down(ctx, place, status)
+		return unit.Down(ctx, place, status)
 	})
 	return warnings, err
-}
-
-func (m *Manager) isUp(id int64) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.objects[id].view.Up
 }
 
 // errForced is why a teardown is interrupted.
@@ -98,28 +93,22 @@ func (m *Manager) setInterrupt(id int64, cancel context.CancelCauseFunc) {
 
 // interrupt ends a teardown that is under way, for one by force to take its place, and waits until it has ended.
 func (m *Manager) interrupt(ctx context.Context, id int64) error {
-	for {
-		m.mu.Lock()
-		o, changed := m.objects[id], m.changed
+	return m.until(ctx, func() bool {
+		o := m.objects[id]
 		if o == nil || o.view.Phase != Stopping || o.retry != nil || o.proc != nil {
-			m.mu.Unlock()
-			return nil
+			return true
 		}
 		if o.interrupt != nil {
 			o.interrupt(errForced)
 		}
-		m.mu.Unlock()
-		if err := wait(ctx, changed); err != nil {
-			return err
-		}
-	}
+		return false
+	})
 }
 
 // forget takes an object out of the state and returns what is to be taken down next.
 func (m *Manager) forget(id int64) (orphans []int64) {
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		orphans = c.remove(id)
-		return nil
 	})
 	m.note(append(orphans, id)...)
 	return orphans
@@ -132,11 +121,10 @@ func (m *Manager) breakDown(id int64, cause error) (phase Phase) {
 	if errs.Is(cause, errs.Deadline) {
 		phase = Stopping
 	}
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		c.hold(id, false)
 		c.phase(id, phase, cause.Error())
 		c.scheduleRetry(id)
-		return nil
 	})
 	m.note(id)
 	m.log.Warn("teardown failed, retrying", logkey.Object, id, logkey.Error, cause)
@@ -153,13 +141,12 @@ func (c *change) scheduleRetry(id int64) {
 // tryAgain takes up an object whose teardown failed and that nothing holds, unless somebody else did.
 func (m *Manager) tryAgain(id int64) {
 	claimed := false
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		o := m.objects[id]
 		if claimed = o != nil && o.retry != nil && o.view.Refs == 0 && !isClosed(m.leaving); claimed {
 			c.claim(id)
 			m.work.Add(1)
 		}
-		return nil
 	})
 	if claimed {
 		defer m.work.Done()
@@ -180,12 +167,6 @@ func (m *Manager) leftOf(ids []int64) string {
 	return strings.Join(left, "; ")
 }
 
-func (m *Manager) process(id int64) driver.Process {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.objects[id].proc
-}
-
 // Close stops all containers, takes everything down, dependants before what they need, and refuses new objects. What is busy
 // is tried again until ctx ends; then it returns an error that names what is left.
 func (m *Manager) Close(ctx context.Context) error {
@@ -197,37 +178,29 @@ func (m *Manager) Close(ctx context.Context) error {
 		}
 	}
 	var roots []int64
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		for _, id := range m.graph.All() {
 			if o := m.objects[id]; (o.view.Up || o.sweep) && m.graph.Refs(id) == 0 && (o.view.Phase == Ready || o.view.Phase == Broken || o.retry != nil) {
 				c.claim(id)
 				roots = append(roots, id)
 			}
 		}
-		return nil
 	})
 	for _, root := range roots {
 		m.collect([]int64{root})
 	}
-	for {
-		m.mu.Lock()
-		left, changed := m.graph.All(), m.changed
-		m.mu.Unlock()
-		if len(left) == 0 {
-			m.work.Wait()
-			return nil
-		}
-		if err := wait(ctx, changed); err != nil {
-			return fmt.Errorf("objects not deleted: %s", m.leftOf(left))
-		}
+	if err := m.until(ctx, func() bool { return len(m.objects) == 0 }); err != nil {
+		return fmt.Errorf("objects not deleted: %s", m.leftOf(m.all()))
 	}
+	m.work.Wait()
+	return nil
 }
 
 // Leave lets nothing new in, waits for what is under way until ctx ends, and leaves all objects and their containers to a later
 // daemon, which finds them by the journal.
 func (m *Manager) Leave(ctx context.Context) error {
 	m.refuse()
-	_ = m.edit(func(*change) error {
+	m.edit(func(*change) {
 		for _, o := range m.objects {
 			if o.retry != nil {
 				o.retry.Stop()
@@ -238,7 +211,6 @@ func (m *Manager) Leave(ctx context.Context) error {
 			}
 		}
 		close(m.leaving)
-		return nil
 	})
 	done := make(chan struct{})
 	go func() {
@@ -274,7 +246,7 @@ func (m *Manager) closeDown() (asked []driver.Process) {
 			proc.Stop()
 		}
 	}()
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		for _, id := range m.graph.All() {
 			o := m.objects[id]
 			if o.view.Phase == Pending {
@@ -287,7 +259,6 @@ func (m *Manager) closeDown() (asked []driver.Process) {
 				asked = append(asked, o.proc)
 			}
 		}
-		return nil
 	})
 	return asked
 }

@@ -62,7 +62,7 @@ func (m *Manager) redefine(v *View, unit, next driver.ContainerUnit, name string
 	if err := m.takeName(v.ID, name); err != nil {
 		return err
 	}
-	proc := m.process(v.ID)
+	proc := m.at(v.ID).proc
 	err := m.guard("update", v.ID, func() error { return next.Apply(v.ID, proc, unit) })
 	if err != nil {
 		m.leaveName(v, name)
@@ -102,7 +102,7 @@ func (m *Manager) leaveName(v *View, name string) {
 
 // define shows a container with another definition. Those that it depends on show its name.
 func (m *Manager) define(id int64, unit driver.ContainerUnit, name string, generation int64) {
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		v := c.touch(id)
 		renamed := v.Name != name
 		v.Unit, v.Name, v.Generation = unit, name, generation
@@ -115,7 +115,6 @@ func (m *Manager) define(id int64, unit driver.ContainerUnit, name string, gener
 		if v.Run.waits() && !wanted(unit.Restart(), v.Run.last()) {
 			c.giveUpRestart(id)
 		}
-		return nil
 	})
 }
 

@@ -12,16 +12,15 @@ import (
 // comes here, and nothing of it is journalled.
 func (m *Manager) watch(ctx context.Context, id int64) context.Context {
 	return waits.With(ctx, func(what string, since time.Time) {
-		_ = m.edit(func(c *change) error {
+		m.edit(func(c *change) {
 			if m.objects[id] == nil {
-				return nil
+				return
 			}
 			v := c.touch(id)
 			if what != "" && v.WaitsFor != "" {
 				since = v.WaitsSince // an earlier attempt has begun to wait
 			}
 			v.WaitsFor, v.WaitsSince = what, since
-			return nil
 		})
 	})
 }
@@ -36,11 +35,10 @@ func waitForEnd(ctx context.Context, proc driver.Process) error {
 
 // waitsNoMore takes away what an act that was given up has left to be shown.
 func (m *Manager) waitsNoMore(id int64) {
-	_ = m.edit(func(c *change) error {
+	m.edit(func(c *change) {
 		if o := m.objects[id]; o != nil && o.view.WaitsFor != "" {
 			v := c.touch(id)
 			v.WaitsFor, v.WaitsSince = "", time.Time{}
 		}
-		return nil
 	})
 }

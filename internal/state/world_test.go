@@ -278,7 +278,8 @@ func eventually(t *testing.T, m *Manager, what string, ok func(*Snapshot) bool) 
 	defer cancel()
 	for {
 		m.mu.Lock()
-		snap, changed := m.Snapshot(), m.changed
+		snap := m.Snapshot()
+		changed := snap.stale
 		m.mu.Unlock()
 		if ok(snap) {
 			return snap

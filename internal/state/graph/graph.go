@@ -17,9 +17,9 @@ type Graph struct {
 }
 
 type node struct {
-	needs   []int64            // sorted, each once
-	holders map[int64]struct{} // nodes that need this one
-	held    bool               // by the client
+	needs   []int64 // sorted, each once
+	holders []int64 // nodes that need this one, sorted, each once
+	held    bool    // by the client
 }
 
 // New returns an empty graph.
@@ -40,9 +40,11 @@ func (g *Graph) Add(id int64, needs []int64) error {
 			return fmt.Errorf("node %d needs %d, which is not there", id, need)
 		}
 	}
-	g.nodes[id] = &node{needs: needs, holders: make(map[int64]struct{})}
+	g.nodes[id] = &node{needs: needs}
 	for _, need := range needs {
-		g.nodes[need].holders[id] = struct{}{}
+		n := g.nodes[need]
+		i, _ := slices.BinarySearch(n.holders, id)
+		n.holders = slices.Insert(n.holders, i, id)
 	}
 	return nil
 }
@@ -81,7 +83,7 @@ func (g *Graph) Holders(id int64) []int64 {
 	if n == nil {
 		return nil
 	}
-	return descending(maps.Keys(n.holders))
+	return descending(n.holders)
 }
 
 // Needs returns the nodes that a node needs, each once, newest first.
@@ -90,7 +92,7 @@ func (g *Graph) Needs(id int64) []int64 {
 	if n == nil {
 		return nil
 	}
-	return descending(slices.Values(n.needs))
+	return descending(n.needs)
 }
 
 // Cut takes away the edge from holder to need.
@@ -99,8 +101,8 @@ func (g *Graph) Cut(holder, need int64) {
 	if h == nil || n == nil {
 		return
 	}
-	h.needs = slices.DeleteFunc(h.needs, func(id int64) bool { return id == need })
-	delete(n.holders, holder)
+	h.needs = without(h.needs, need)
+	n.holders = without(n.holders, holder)
 }
 
 // Remove takes a node out, and the client's hold on it. It is an error if another node needs it. It returns the
@@ -114,7 +116,7 @@ func (g *Graph) Remove(id int64) (orphans []int64, err error) {
 		return nil, fmt.Errorf("node %d is needed by %v", id, g.Holders(id))
 	}
 	for _, need := range g.Needs(id) {
-		delete(g.nodes[need].holders, id)
+		g.nodes[need].holders = without(g.nodes[need].holders, id)
 		if g.Refs(need) == 0 {
 			orphans = append(orphans, need)
 		}
@@ -124,10 +126,19 @@ func (g *Graph) Remove(id int64) (orphans []int64, err error) {
 }
 
 // All returns all nodes, each before what it needs.
-func (g *Graph) All() []int64 { return descending(maps.Keys(g.nodes)) }
+func (g *Graph) All() []int64 { return descending(slices.Sorted(maps.Keys(g.nodes))) }
 
-func descending(ids func(yield func(int64) bool)) []int64 {
-	list := slices.Sorted(ids)
+// descending returns a reversed copy of a sorted list.
+func descending(sorted []int64) []int64 {
+	list := slices.Clone(sorted)
 	slices.Reverse(list)
 	return list
+}
+
+// without deletes an id from a sorted list.
+func without(sorted []int64, id int64) []int64 {
+	if i, ok := slices.BinarySearch(sorted, id); ok {
+		return slices.Delete(sorted, i, i+1)
+	}
+	return sorted
 }
