@@ -40,8 +40,8 @@ type Manager interface {
 	// Replace replaces a container, and Rollback brings back the version that it has replaced. Both return when they have begun.
 	Replace(ctx context.Context, id int64, plan *driver.Plan, opt state.ReplaceOptions, conditions ...state.Condition) (*state.Replacement, error)
 	Rollback(ctx context.Context, id int64, opt state.ReplaceOptions) (*state.Replacement, error)
-	// ForeseeReplace tells what Replace would do. It changes nothing.
-	ForeseeReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...state.Condition) ([]state.Step, error)
+	// PreviewReplace tells what Replace would do. It changes nothing.
+	PreviewReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...state.Condition) ([]state.Step, error)
 	// Delete removes an object. The snapshot is from before.
 	Delete(ctx context.Context, class driver.Class, id int64, force bool, conditions ...state.Condition) (*state.Snapshot, []string, error)
 	// SetState brings a container into the state running, exited or paused.

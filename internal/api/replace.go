@@ -54,7 +54,7 @@ func (a *api) replaceContainer(p containers.ReplaceContainerParams) (middleware.
 		return nil, err
 	}
 	if isSet(p.DryRun) {
-		steps, err := a.manager.ForeseeReplace(r.Context(), view.ID, plan, condition)
+		steps, err := a.manager.PreviewReplace(r.Context(), view.ID, plan, condition)
 		return reply(http.StatusOK, &models.ContainerReplaced{Plan: planOf(r, steps)}, err)
 	}
 	replace, err := a.manager.Replace(r.Context(), view.ID, plan, opt, condition)

@@ -366,32 +366,27 @@ func (r *Replacement) goOn(from string) error {
 	return nil
 }
 
-// stopOld stops the old container by its own stop policy.
+// stopOld stops the old container. From then on the downtime counts.
 func (r *Replacement) stopOld() error {
-	m := r.m
-	unlock, err := m.lock(r.ctx, r.old)
-	if err != nil {
-		return err
-	}
-	var proc driver.Process
-	m.edit(func(c *change) {
-		c.alter(r.old, func(record *Replace) { record.Stopped = now() })
-		if proc = m.objects[r.old].proc; proc != nil {
-			c.askToStop(r.old)
-		}
-	})
-	m.note(r.old) // before it is asked, as ever
-	unlock()
-	return r.stop(r.old, proc)
+	r.m.edit(func(c *change) { c.alter(r.old, func(record *Replace) { record.Stopped = now() }) })
+	return r.stop(r.old)
 }
 
-// stop asks a container to stop and waits until its end is shown.
-func (r *Replacement) stop(id int64, proc driver.Process) error {
+// stop stops one of the two containers by its own stop policy, and waits until its end is shown.
+func (r *Replacement) stop(id int64) error {
+	m := r.m
+	var proc driver.Process
+	m.edit(func(c *change) {
+		if proc = m.objects[id].proc; proc != nil {
+			c.askToStop(id)
+		}
+	})
+	m.note(id) // before it is asked, as ever
 	if proc == nil {
 		return nil
 	}
 	proc.Stop()
-	return r.m.awaitEnd(r.m.life, id, proc.StopTimeout()+2*killGrace)
+	return m.awaitEnd(m.life, id, proc.StopTimeout()+2*killGrace)
 }
 
 // awaitEnd waits until a container is shown without processes.
@@ -421,27 +416,13 @@ func (r *Replacement) startNew() error {
 
 // start starts one of the two containers, unless it runs.
 func (r *Replacement) start(id int64) error {
-	m := r.m
-	ctx, cancel := context.WithTimeoutCause(r.ctx, m.opt.CreateTimeout, errTooSlow)
-	defer cancel()
-	ctx, end, err := m.enter(ctx)
-	if err != nil {
-		return err
-	}
-	defer end()
-	unlock, err := m.lock(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	v, err := m.runnable(id)
-	if err != nil || m.at(id).proc != nil {
-		return err
-	}
-	return m.launch(ctx, v, 0)
+	_, err := r.m.actOn(r.ctx, id, func(ctx context.Context, v *View) error {
+		if err := context.Cause(ctx); err != nil || r.m.at(id).proc != nil {
+			return err
+		}
+		return r.m.launch(ctx, v, 0)
+	})
+	return err
 }
 
 // trial returns the process of the new container, and a context for the time that it has left. It ends when the container does.
@@ -722,26 +703,13 @@ func (r *Replacement) fail(step string, cause error) error {
 func (r *Replacement) keepFailed(step string, cause error) error {
 	err := errs.New(errs.Invalid, "replace container %d: step %s: %w; the new container %d has the name and is stopped (on_failure=stop)%s",
 		r.old, step, cause, r.new, r.said())
-	if stopping := r.askNew(); stopping != nil {
+	if stopping := r.stop(r.new); stopping != nil {
 		return fmt.Errorf("%w; %w", err, stopping)
 	}
 	if commit := r.commit(true); commit != nil {
 		return r.fail(StepStop, fmt.Errorf("%w; %w", err, commit))
 	}
 	return err
-}
-
-// askNew stops the new container by its own stop policy.
-func (r *Replacement) askNew() error {
-	m := r.m
-	var proc driver.Process
-	m.edit(func(c *change) {
-		if proc = m.objects[r.new].proc; proc != nil {
-			c.askToStop(r.new)
-		}
-	})
-	m.note(r.new)
-	return r.stop(r.new, proc)
 }
 
 // back ends the new container and starts the old one again.
@@ -795,7 +763,7 @@ func (r *Replacement) stopBoth(why error) error {
 	if proc := m.at(r.new).proc; proc != nil && errors.Is(why, errDeleted) {
 		defer time.AfterFunc(m.opt.DeleteTimeout/2, proc.Kill).Stop() // the client waits
 	}
-	if err := r.askNew(); err != nil && m.life.Err() == nil {
+	if err := r.stop(r.new); err != nil && m.life.Err() == nil {
 		m.log.Warn("failed version not ended", logkey.Container, r.new, logkey.Error, err)
 	}
 	if proc := m.at(r.old).proc; proc != nil && !errors.Is(why, errDeleted) {
@@ -972,8 +940,8 @@ func (m *Manager) resumeReplaces() {
 	}
 }
 
-// ForeseeReplace tells what Replace would do, as Preview does of a create.
-func (m *Manager) ForeseeReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...Condition) ([]Step, error) {
+// PreviewReplace tells what Replace would do, as Preview does of a create.
+func (m *Manager) PreviewReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...Condition) ([]Step, error) {
 	m.mu.Lock()
 	err := m.replaceable(id, conditions)
 	m.mu.Unlock()
