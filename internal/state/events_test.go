@@ -114,7 +114,7 @@ func TestEventsThatAreKept(t *testing.T) {
 	m := newManager(t, w)
 	v := create(t, m, w.level(driver.Mount, "m"))
 	for m.Snapshot().LastEvent() < 2*KeptEvents+5 {
-		m.edit(func(c *change) { c.touch(v.ID); return })
+		m.edit(func(c *change) { c.touch(v.ID) })
 	}
 	s := m.Snapshot()
 	buf := make([]Event, 2*KeptEvents)
