@@ -20,10 +20,12 @@ MAINTAINER=${MAINTAINER:-The ImageAPI authors <kraken-hpc@users.noreply.github.c
 export SOURCE_DATE_EPOCH ARCH PACKAGE_VERSION MAINTAINER
 
 mkdir -p bin/package
-go run ./build/man bin/package
-gzip -9nf bin/package/imageapi-server.8 bin/package/imageapi.1
+rm -rf bin/package/man
+mkdir bin/package/man
+go run ./build/man bin/package/man
+gzip -9n bin/package/man/*
 gzip -9n <CHANGELOG.md >bin/package/changelog.gz
-bin/imageapi completion >bin/package/completion
+for shell in bash zsh fish; do bin/imageapi completion $shell >bin/package/completion.$shell; done
 
 # The guides, with links that lead to files of the package.
 rm -rf bin/package/doc

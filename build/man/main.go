@@ -1,17 +1,14 @@
-// Command man writes the manual pages into a directory: what the programs say about their flags, and then the sections that are
-// written by hand.
+// Command man writes the manual pages into a directory: the options of the programs, and then the sections that are written by hand.
 package main
 
 import (
 	"bytes"
 	_ "embed"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 
-	"github.com/kraken-hpc/imageapi/internal/cli"
 	"github.com/kraken-hpc/imageapi/internal/daemon"
 )
 
@@ -32,27 +29,24 @@ func main() {
 	}
 }
 
-// page is a manual page: its section, who writes the part about flags, and the rest of it.
+// page is a manual page.
 type page struct {
 	name, section string
-	flags         func(io.Writer) error
-	sections      []byte
+	text          []byte
 }
 
-func pages() []page {
-	return []page{
-		{"imageapi-server", "8", daemon.Manual, serverSections},
-		{"imageapi", "1", cli.Manual, clientSections},
-	}
+func pages() ([]page, error) {
+	server, err := serverPage()
+	return append(clientPages(), server), err
 }
 
 func write(dir string) error {
-	for _, p := range pages() {
-		text, err := p.text()
-		if err != nil {
-			return fmt.Errorf("write the page of %s: %w", p.name, err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, p.name+"."+p.section), text, 0o644); err != nil {
+	all, err := pages()
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if err := os.WriteFile(filepath.Join(dir, p.name+"."+p.section), p.text, 0o644); err != nil {
 			return err
 		}
 	}
@@ -64,15 +58,16 @@ var (
 	flag  = regexp.MustCompile(`\\-\\-[a-z0-9-]+`)
 )
 
-// text returns a page. go-flags puts it into section 1, and writes the hyphens in names as those of words, which nobody can type.
-func (p page) text() ([]byte, error) {
+// serverPage returns the page of the server. go-flags puts it into section 1, and writes the hyphens in names as those of words, which
+// readers cannot type.
+func serverPage() (page, error) {
 	var out bytes.Buffer
-	if err := p.flags(&out); err != nil {
-		return nil, err
+	if err := daemon.Manual(&out); err != nil {
+		return page{}, fmt.Errorf("write the page of the server: %w", err)
 	}
-	text := title.ReplaceAll(out.Bytes(), []byte(".TH $1 "+p.section+" "))
+	text := title.ReplaceAll(out.Bytes(), []byte(".TH $1 8 "))
 	text = flag.ReplaceAllFunc(text, func(name []byte) []byte {
 		return append([]byte(`\-\-`), bytes.ReplaceAll(name[len(`\-\-`):], []byte("-"), []byte(`\-`))...)
 	})
-	return append(text, p.sections...), nil
+	return page{name: "imageapi-server", section: "8", text: append(text, serverSections...)}, nil
 }

@@ -16,13 +16,13 @@ var shown = regexp.MustCompile(`--([a-z0-9-]+)`)
 
 func manual(t *testing.T, name string) string {
 	t.Helper()
-	for _, p := range pages() {
+	all, err := pages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
 		if p.name == name {
-			text, err := p.text()
-			if err != nil {
-				t.Fatal(err)
-			}
-			return string(text)
+			return string(p.text)
 		}
 	}
 	t.Fatalf("no page of %s", name)
@@ -53,45 +53,60 @@ func TestServerFlagsAreInThePage(t *testing.T) {
 	}
 }
 
-func TestCommandsAndTheirFlagsAreInThePage(t *testing.T) {
+// Each command has a page with its own options and examples before anything else, and the page of the client lists it.
+func TestCommandsHavePages(t *testing.T) {
 	t.Parallel()
-	page := manual(t, "imageapi")
-	help := func(args ...string) string {
-		var out bytes.Buffer
-		if status := cli.Run(t.Context(), append(args, "--help"), cli.Streams{In: nil, Out: &out, Err: &out}, ""); status != 0 {
-			t.Fatalf("%q: status %d: %s", args, status, &out)
-		}
-		return out.String()
-	}
-	top := help()
-	_, list, ok := strings.Cut(top, "Available commands:\n")
-	if !ok {
-		t.Fatalf("the help lists no commands:\n%s", top)
+	client := manual(t, "imageapi")
+	if has(t, client, helpOf(t)) < 8 {
+		t.Error("the help of the client lists few options")
 	}
 	commands := 0
-	for line := range strings.Lines(list) {
-		command, _, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if command == "" {
+	for _, c := range cli.Commands().Commands() {
+		if !c.IsAvailableCommand() {
 			continue
 		}
 		commands++
-		if !strings.Contains(page, ".SS "+command+"\n") {
-			t.Errorf("%s is not in the page", command)
+		name := "imageapi-" + c.Name()
+		if !strings.Contains(client, ".BR "+escaped(name)+" (1)") {
+			t.Errorf("%s is not in the page of the client", name)
 		}
-		has(t, page, help(command))
+		page := manual(t, name)
+		own, rest, _ := strings.Cut(helpOf(t, c.Name()), "For the options of all commands")
+		has(t, page, own)
+		if _, examples, _ := strings.Cut(page, ".SH EXAMPLES\n"); rest == "" || !strings.Contains(examples, "imageapi "+escaped(c.Name())) {
+			t.Errorf("%s: the page has no example:\n%s", name, page)
+		}
+		for _, global := range []string{`\-\-host`, `\-\-output`} {
+			if strings.Contains(page, ".TP\n.B "+global) {
+				t.Errorf("%s: the page lists the options of all commands", name)
+			}
+		}
 	}
-	if commands < 10 {
-		t.Errorf("the help names %d commands", commands)
+	if commands < 20 {
+		t.Errorf("the client has %d commands", commands)
 	}
 }
 
-// What man(1) shows of a page has nothing to complain about.
+func helpOf(t *testing.T, args ...string) string {
+	t.Helper()
+	var out bytes.Buffer
+	if status := cli.Run(t.Context(), append(args, "--help"), cli.Streams{In: nil, Out: &out, Err: &out}, ""); status != 0 {
+		t.Fatalf("%q: status %d: %s", args, status, &out)
+	}
+	return out.String()
+}
+
+// man(1) formats the pages without warnings.
 func TestPagesAreWellFormed(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "groff")
-	for _, p := range pages() {
+	all, err := pages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
 		cmd := exec.Command("groff", "-man", "-ww", "-z")
-		cmd.Stdin = strings.NewReader(manual(t, p.name))
+		cmd.Stdin = bytes.NewReader(p.text)
 		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("%s: %v\n%s", p.name, err, out)
 		}

@@ -45,11 +45,8 @@ func checkField(path string, t reflect.Type, key string, v any) error {
 	if t.Kind() == reflect.Map {
 		return check(fmt.Sprintf("%s[%q]", path, key), t.Elem(), v)
 	}
-	var known []string
 	for _, field := range reflect.VisibleFields(t) {
-		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-		known = append(known, name)
-		switch {
+		switch name := fieldName(field); {
 		case !strings.EqualFold(name, key): // encoding/json and the server take any case
 		case v == nil: // the same as absent
 			return nil
@@ -57,8 +54,22 @@ func checkField(path string, t reflect.Type, key string, v any) error {
 			return check(path+"."+key, field.Type, v)
 		}
 	}
-	slices.Sort(known)
-	return usage("%s.%s: there is no such field; there are %s", path, key, strings.Join(known, ", "))
+	known := fieldNames(t)
+	return usage("%s.%s: unknown field%s", path, key, didYouMean(key, known, "use one of "+strings.Join(known, ", ")))
+}
+
+// fieldNames returns the names of a model's fields in JSON, sorted.
+func fieldNames(t reflect.Type) (names []string) {
+	for _, field := range reflect.VisibleFields(t) {
+		names = append(names, fieldName(field))
+	}
+	slices.Sort(names)
+	return names
+}
+
+func fieldName(field reflect.StructField) string {
+	name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+	return name
 }
 
 // typeOfField returns what JSON calls the values of a type.

@@ -1,39 +1,52 @@
 package cli
 
 import (
+	"slices"
 	"strings"
 
-	"github.com/jessevdk/go-flags"
+	"github.com/spf13/cobra"
 )
 
-// class is a class of objects as a user names it.
-type class string
+// The classes of objects, in the server's words.
+const (
+	classContainer = "container"
+	classMount     = "mount"
+	classAttach    = "attach"
+)
 
-// UnmarshalFlag takes the plural, the singular and what lies between.
-func (c *class) UnmarshalFlag(value string) error {
-	switch strings.TrimSuffix(value, "s") {
-	case "container":
-		*c = classContainer
-	case "mount":
-		*c = classMount
-	case "attach", "attachment":
-		*c = classAttach
-	default:
-		return usage("there is no class %q: there are containers, mounts and attachments", value)
-	}
-	return nil
+// classNames are the classes as a user names them.
+func classNames() []string { return []string{"containers", "mounts", "attachments"} }
+
+func states() []string {
+	return []string{"created", "running", "paused", "stopping", "exited", "dead"}
 }
 
-// Complete offers the classes to a shell.
-func (c *class) Complete(prefix string) []flags.Completion {
-	return completions(prefix, "containers", "mounts", "attachments")
+func phases() []string { return []string{"pending", "ready", "stopping", "broken"} }
+
+func mountKinds() []string { return []string{"attach", "bind", "nfs", "overlay", "uri"} }
+
+func attachKinds() []string {
+	return []string{"http", "iscsi", "local", "loopback", "nvme", "oci", "rbd"}
 }
 
-func completions(prefix string, all ...string) (offered []flags.Completion) {
-	for _, s := range all {
-		if strings.HasPrefix(s, prefix) {
-			offered = append(offered, flags.Completion{Item: s})
+func kinds() []string { return append(mountKinds(), attachKinds()...) }
+
+// parseClasses returns classes for their names: the plural, the singular, and the server's own.
+func parseClasses(names []string) (classes []string, err error) {
+	for _, name := range names {
+		class := strings.TrimSuffix(name, "s")
+		if class == "attachment" {
+			class = classAttach
 		}
+		if !slices.Contains([]string{classContainer, classMount, classAttach}, class) {
+			return nil, usage("unknown class %q%s", name, didYouMean(name, classNames(), "use containers, mounts or attachments"))
+		}
+		classes = append(classes, class)
 	}
-	return offered
+	return classes, nil
+}
+
+// offerClasses offers the classes that are not on the command line to a shell.
+func offerClasses(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return slices.DeleteFunc(classNames(), func(name string) bool { return slices.Contains(args, name) }), cobra.ShellCompDirectiveNoFileComp
 }

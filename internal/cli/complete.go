@@ -1,67 +1,74 @@
 package cli
 
 import (
-	"cmp"
 	"context"
-	"os"
-	"strconv"
+	"slices"
 	"time"
 
-	"github.com/jessevdk/go-flags"
+	"github.com/spf13/cobra"
+
+	"github.com/kraken-hpc/imageapi/internal/printable"
 )
 
 // completionTime is how long a shell waits for the names of objects.
 const completionTime = time.Second
 
-// target is an object as a user names it; see parseReference.
-type target string
-
-// Complete offers containers' names and the ids of all others to a shell. It asks the server of $IMAGEAPI_HOST, since options of
-// the same command line are not known here.
-func (t *target) Complete(prefix string) []flags.Completion {
-	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
-	defer cancel()
-	s := server{
-		Host: cmp.Or(os.Getenv("IMAGEAPI_HOST"), defaultHost),
-		Cert: os.Getenv("IMAGEAPI_CERT"), Key: os.Getenv("IMAGEAPI_KEY"), CA: os.Getenv("IMAGEAPI_CA"),
-	}
-	c, err := s.client(func(string) {})
-	if err != nil {
-		return nil
-	}
-	w, err := c.load(ctx)
-	if err != nil {
-		return nil
-	}
-	var all []string
-	for _, o := range w.objects() {
-		if o.name != "" {
-			all = append(all, o.name)
-		} else {
-			all = append(all, strconv.FormatInt(o.id, 10))
+// offer returns a function that offers the objects that fit to a shell, each once. A command takes up to most of them, and then files.
+func (a *app) offer(most int, fits func(object) bool) cobra.CompletionFunc {
+	return func(c *cobra.Command, args []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+		if most > 0 && len(args) >= most {
+			return nil, cobra.ShellCompDirectiveDefault
 		}
+		ctx, cancel := context.WithTimeout(context.Background(), completionTime)
+		defer cancel()
+		client, err := a.connect()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		w, err := client.load(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		for _, o := range w.objects() {
+			if name := o.reference(); fits(o) && !slices.Contains(args, name) {
+				names = append(names, name+"\t"+printable.Text(o.String()+" is "+o.state))
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
 	}
-	return completions(prefix, all...)
 }
 
-// complete answers a shell that asks how a command line could go on.
-func (a *app) complete(items []flags.Completion) {
-	a.completed = true
-	for _, i := range items {
-		a.printf("%s\n", i.Item)
+func anyObject(object) bool { return true }
+
+func anyContainer(o object) bool { return o.class == classContainer }
+
+// inState returns a function that selects containers by their state.
+func inState(wanted bool, states ...string) func(object) bool {
+	return func(o object) bool { return o.class == classContainer && slices.Contains(states, o.run) == wanted }
+}
+
+func (a *app) completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "completion [bash|zsh|fish]", Short: "Print a completion script for a shell",
+		Long: "Prints a completion script for bash, zsh or fish. The packages contain all of them.",
+		Example: `source <(imageapi completion bash)
+imageapi completion zsh >"${fpath[1]}/_imageapi"
+imageapi completion fish >~/.config/fish/completions/imageapi.fish`,
+		Args: between(0, 1), ValidArgs: []string{"bash", "zsh", "fish"},
+		RunE: func(c *cobra.Command, args []string) error {
+			shell := "bash"
+			if len(args) > 0 {
+				shell = args[0]
+			}
+			switch shell {
+			case "bash":
+				return c.Root().GenBashCompletionV2(a.out, true)
+			case "zsh":
+				return c.Root().GenZshCompletion(a.out)
+			case "fish":
+				return c.Root().GenFishCompletion(a.out, true)
+			}
+			return usage("%q: %w", shell, oneOf(shell, c.ValidArgs))
+		},
 	}
-}
-
-type completionCommand struct{}
-
-const completionScript = `_imageapi() {
-	local IFS=$'\n'
-	COMPREPLY=($(GO_FLAGS_COMPLETION=1 "${COMP_WORDS[0]}" "${COMP_WORDS[@]:1:COMP_CWORD}" 2> /dev/null))
-}
-complete -o default -F _imageapi imageapi
-`
-
-func (*completionCommand) run(_ context.Context, a *app) error {
-	a.printf("%s", completionScript)
-	return nil
 }

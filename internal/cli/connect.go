@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,16 +19,28 @@ import (
 	httptransport "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
 	"github.com/gorilla/websocket"
+	"github.com/spf13/pflag"
 
 	"github.com/kraken-hpc/imageapi/client"
 )
 
-// server says where the server is.
-type server struct {
-	Host string `long:"host" value-name:"URL" env:"IMAGEAPI_HOST" description:"unix:///PATH, http://HOST:PORT or https://HOST:PORT"`
-	Cert string `long:"cert" value-name:"FILE" env:"IMAGEAPI_CERT" description:"the client's certificate for https (PEM)"`
-	Key  string `long:"key" value-name:"FILE" env:"IMAGEAPI_KEY" description:"its private key (PEM)"`
-	CA   string `long:"ca" value-name:"FILE" env:"IMAGEAPI_CA" description:"the CAs that can sign the certificate of the server, instead of those of the system (PEM)"`
+// server is the address of the server, and how to prove both sides to each other.
+type server struct{ Host, Cert, Key, CA string }
+
+// options adds the options of a server.
+func (s *server) options(all *pflag.FlagSet) {
+	all.StringVar(&s.Host, "host", "", "`ADDRESS` of the server: unix:///PATH, http://HOST:PORT or https://HOST:PORT (default: $IMAGEAPI_HOST, or "+defaultHost+")")
+	all.StringVar(&s.Cert, "cert", "", "certificate of the client for https: a PEM `FILE` (default: $IMAGEAPI_CERT)")
+	all.StringVar(&s.Key, "key", "", "its private key: a PEM `FILE` (default: $IMAGEAPI_KEY)")
+	all.StringVar(&s.CA, "ca", "", "CAs that can sign the certificate of the server: a PEM `FILE` (default: $IMAGEAPI_CA, or those of the system)")
+}
+
+// complete adds the environment. Its files are for https, and do not keep another server from being used.
+func (s *server) complete() {
+	s.Host = cmp.Or(s.Host, getenv("HOST"), defaultHost)
+	if strings.HasPrefix(s.Host, "https:") {
+		s.Cert, s.Key, s.CA = cmp.Or(s.Cert, getenv("CERT")), cmp.Or(s.Key, getenv("KEY")), cmp.Or(s.CA, getenv("CA"))
+	}
 }
 
 // defaultHost is where the server listens unless it was told otherwise.
@@ -49,7 +62,8 @@ func (a *app) connect() (*connection, error) {
 	if a.client != nil {
 		return a.client, nil
 	}
-	c, err := a.Server.client(a.warn)
+	a.server.complete()
+	c, err := a.server.client(a.warn)
 	a.client = c
 	return c, err
 }

@@ -24,14 +24,24 @@ func pemFile(t *testing.T, kind string, der []byte) string {
 	return path
 }
 
-// An empty variable is as good as none, as for most programs.
-func TestEmptyVariables(t *testing.T) {
+// An empty variable is unset, and those for https do not break another server.
+func TestVariables(t *testing.T) {
 	for _, name := range []string{"HOST", "CERT", "KEY", "CA"} {
 		t.Setenv("IMAGEAPI_"+name, "")
 	}
-	a, _, _ := newApp(0)
-	if err := a.perform(t.Context(), []string{"completion"}, ""); err != nil || a.Server != (server{Host: defaultHost}) {
-		t.Errorf("%+v, %v", a.Server, err)
+	a, _, _ := testApp(0)
+	if _, err := a.connect(); err != nil || a.server != (server{Host: defaultHost}) {
+		t.Errorf("%+v, %v", a.server, err)
+	}
+	for _, name := range []string{"CERT", "KEY", "CA"} {
+		t.Setenv("IMAGEAPI_"+name, "/nowhere")
+	}
+	if status, _, errors := perform(t.Context(), "", "--host", answer(t, 200, "", "[]"), "list"); status != 0 || errors != "" {
+		t.Errorf("status %d, %s", status, errors)
+	}
+	t.Setenv("IMAGEAPI_HOST", "https://127.0.0.1:1")
+	if status, _, errors := perform(t.Context(), "", "list"); status != exitUsage || !strings.Contains(errors, "/nowhere") {
+		t.Errorf("status %d, %s", status, errors)
 	}
 }
 

@@ -3,154 +3,147 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 
-	"github.com/jessevdk/go-flags"
+	"github.com/go-openapi/runtime"
+	"github.com/spf13/cobra"
 
 	"github.com/kraken-hpc/imageapi/client/attachments"
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/client/mounts"
-	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-type createCommand struct {
-	Name   string `long:"name" value-name:"NAME" description:"name of the container, overrides the definition"`
-	DryRun bool   `long:"dry-run" description:"create nothing; check the definition on the node and show the plan"`
-	Args   struct {
-		File flags.Filename `positional-arg-name:"FILE" description:"the definition in JSON or YAML; - for standard input"`
-	} `positional-args:"yes" required:"yes"`
+// creation are the options of create and run.
+type creation struct {
+	name string
+	run  bool // start the container
+	dry  bool
 }
 
-func (c *createCommand) run(ctx context.Context, a *app) error {
-	definition, err := a.readDefinition(string(c.Args.File))
-	if err != nil {
-		return err
+func (o *creation) options(c *cobra.Command) {
+	c.Flags().StringVar(&o.name, "name", "", "`NAME` of the container, overrides the definition")
+	c.Flags().BoolVar(&o.dry, "dry-run", false, "create nothing; check the definition on the node and show the plan")
+}
+
+func (a *app) createCommand() *cobra.Command {
+	var o creation
+	c := &cobra.Command{
+		Use: "create FILE", Short: "Create an object from a definition",
+		Long:    "Creates the object that a file defines, with its dependencies: a container, a mount or an attachment. The file is JSON or YAML, and - is standard input.",
+		Example: "imageapi create app.yaml\nimageapi create app.yaml --dry-run",
+		Args:    between(1, 1), Annotations: slowly("creating"),
+		RunE: func(c *cobra.Command, args []string) error {
+			definition, err := a.readDefinition(args[0])
+			if err != nil {
+				return err
+			}
+			return a.create(c.Context(), definition, o)
+		},
 	}
-	what, err := classOf(definition)
-	if err != nil {
-		return err
+	o.options(c)
+	return c
+}
+
+func (a *app) runCommand() *cobra.Command {
+	o := creation{run: true}
+	var image imageOptions
+	c := &cobra.Command{
+		Use: "run FILE|URI", Short: "Create and start a container",
+		Long: "Creates a container like create, and always starts it. An image given by a URI needs no definition: the container runs in an overlay over it.",
+		Example: `imageapi run app.yaml
+imageapi run file:///images/app.erofs --name app
+imageapi run https://images.example.org/node.squashfs --systemd`,
+		Args: between(1, 1), Annotations: slowly("creating"),
+		RunE: func(c *cobra.Command, args []string) error {
+			definition, err := image.read(a, args[0])
+			if err != nil {
+				return err
+			}
+			return a.create(c.Context(), definition, o)
+		},
 	}
-	if what != classContainer && c.Name != "" {
+	o.options(c)
+	c.Flags().BoolVar(&image.systemd, "systemd", false, "with a URI: boot the systemd of the image")
+	c.Flags().StringVar(&image.command, "command", "", "with a URI: `COMMAND` to run (default: /sbin/init)")
+	return c
+}
+
+// create creates an object, or shows how.
+func (a *app) create(ctx context.Context, definition []byte, o creation) error {
+	class, err := classOf(definition)
+	switch {
+	case err != nil:
+		return err
+	case class != classContainer && o.run:
+		return usage("run is for containers, and this defines another object; use create")
+	case class != classContainer && o.name != "":
 		return usage("--name is for containers, and this defines another object")
 	}
-	switch what {
-	case classContainer:
-		return a.createContainer(ctx, definition, c.DryRun, func(m *models.Container) { rename(m, c.Name) })
-	case classMount:
-		return a.createMount(ctx, definition, c.DryRun)
-	}
-	return a.createAttach(ctx, definition, c.DryRun)
-}
-
-type runCommand struct {
-	Name   string       `long:"name" value-name:"NAME" description:"name of the container, overrides the definition"`
-	DryRun bool         `long:"dry-run" description:"create nothing; check the definition on the node and show the plan"`
-	Image  imageOptions `group:"Image"`
-	Args   struct {
-		File flags.Filename `positional-arg-name:"FILE|URI" description:"the definition in JSON or YAML, - for standard input; or an image: file:///PATH, https://…, s3://…, nfs://…"`
-	} `positional-args:"yes" required:"yes"`
-}
-
-func (c *runCommand) run(ctx context.Context, a *app) error {
-	definition, err := c.Image.read(a, string(c.Args.File))
+	send, err := o.request(class, definition)
 	if err != nil {
 		return err
 	}
-	if what, err := classOf(definition); err != nil {
-		return err
-	} else if what != classContainer {
-		return usage("run is for containers, and this defines another object: use create")
-	}
-	return a.createContainer(ctx, definition, c.DryRun, func(m *models.Container) {
-		rename(m, c.Name)
-		m.State = "running"
-	})
-}
-
-func rename(m *models.Container, name string) {
-	if name != "" {
-		m.Name = models.Name(name)
-	}
-}
-
-func (a *app) createContainer(ctx context.Context, definition []byte, dry bool, change func(*models.Container)) error {
-	m, err := decode[models.Container](classContainer, definition)
-	if err != nil {
-		return err
-	}
-	change(m)
-	if dry {
-		return a.foresee(func(c *connection, p *planReader) error {
-			_, err := c.Containers.CreateContainerContext(ctx, &containers.CreateContainerParams{Container: m, DryRun: &dry}, p.instead(containers.NewCreateContainerCreated()))
-			return err
-		})
-	}
-	return a.created(ctx, func(c *connection) (object, error) {
-		answer, err := c.Containers.CreateContainerContext(ctx, &containers.CreateContainerParams{Container: m})
-		if err != nil {
-			return object{}, err
-		}
-		return ofContainer(answer.Payload), nil
-	})
-}
-
-func (a *app) createMount(ctx context.Context, definition []byte, dry bool) error {
-	m, err := decode[models.Mount](classMount, definition)
-	if err != nil {
-		return err
-	}
-	if dry {
-		return a.foresee(func(c *connection, p *planReader) error {
-			_, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m, DryRun: &dry}, p.instead(mounts.NewMountCreated()))
-			return err
-		})
-	}
-	return a.created(ctx, func(c *connection) (object, error) {
-		answer, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m})
-		if err != nil {
-			return object{}, err
-		}
-		return ofMount(answer.Payload), nil
-	})
-}
-
-func (a *app) createAttach(ctx context.Context, definition []byte, dry bool) error {
-	m, err := decode[models.Attach](classAttach, definition)
-	if err != nil {
-		return err
-	}
-	if dry {
-		return a.foresee(func(c *connection, p *planReader) error {
-			_, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m, DryRun: &dry}, p.instead(attachments.NewAttachCreated()))
-			return err
-		})
-	}
-	return a.created(ctx, func(c *connection) (object, error) {
-		answer, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m})
-		if err != nil {
-			return object{}, err
-		}
-		return ofAttach(answer.Payload), nil
-	})
-}
-
-// created shows how a create goes and what came of it.
-func (a *app) created(ctx context.Context, create func(*connection) (object, error)) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
-	stop := a.progress(ctx, c, "creating", inPhase("pending"))
-	o, err := create(c)
-	stop()
-	if err = unwrapped(err); errors.Is(err, context.Canceled) {
-		return fail(exitInterrupted, "interrupted: the server undoes what it made for this, unless all of it was there already; imageapi tree shows what is there")
-	} else if err != nil {
+	var plan planReader
+	created, err := send(ctx, c, &plan)
+	switch err = unwrapped(err); {
+	case errors.Is(err, context.Canceled):
+		return fail(exitInterrupted, "interrupted: the server rolls back the request, unless all its objects existed already; see imageapi tree")
+	case err != nil:
 		return err
+	case o.dry:
+		return plan.show(a)
 	}
-	return a.show(o.model, func() { a.tell(o) })
+	return a.showOne(created)
 }
 
-// tell writes where an object is now.
-func (a *app) tell(o object) { a.printf("%s\n", printable.Text(fmt.Sprintf("%s is %s", o, o.state))) }
+// request returns the function that sends a definition.
+func (o *creation) request(class string, definition []byte) (func(context.Context, *connection, *planReader) (object, error), error) {
+	instead := func(p *planReader, blank any) func(*runtime.ClientOperation) {
+		if !o.dry {
+			return func(*runtime.ClientOperation) {}
+		}
+		return p.instead(blank)
+	}
+	switch class {
+	case classContainer:
+		m, err := decode[models.Container](class, definition)
+		if err != nil {
+			return nil, err
+		}
+		if o.name != "" {
+			m.Name = models.Name(o.name)
+		}
+		if o.run {
+			m.State = "running"
+		}
+		return func(ctx context.Context, c *connection, p *planReader) (object, error) {
+			answer, err := c.Containers.CreateContainerContext(ctx, &containers.CreateContainerParams{Container: m, DryRun: &o.dry},
+				instead(p, &containers.CreateContainerCreated{Payload: m}))
+			if err != nil {
+				return object{}, err
+			}
+			return ofContainer(answer.Payload), nil
+		}, nil
+	case classMount:
+		m, err := decode[models.Mount](class, definition)
+		return func(ctx context.Context, c *connection, p *planReader) (object, error) {
+			answer, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m, DryRun: &o.dry}, instead(p, &mounts.MountCreated{Payload: m}))
+			if err != nil {
+				return object{}, err
+			}
+			return ofMount(answer.Payload), nil
+		}, err
+	}
+	m, err := decode[models.Attach](class, definition)
+	return func(ctx context.Context, c *connection, p *planReader) (object, error) {
+		answer, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m, DryRun: &o.dry}, instead(p, &attachments.AttachCreated{Payload: m}))
+		if err != nil {
+			return object{}, err
+		}
+		return ofAttach(answer.Payload), nil
+	}, err
+}

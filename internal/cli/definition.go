@@ -115,7 +115,7 @@ func located(data []byte, err error) error {
 }
 
 // classOf tells what a definition defines. What is wrong with the fields that tell it, decode says.
-func classOf(definition []byte) (class, error) {
+func classOf(definition []byte) (string, error) {
 	if bytes.TrimSpace(definition)[0] != '{' {
 		return "", usage("the definition is not an object with fields")
 	}
@@ -134,7 +134,7 @@ func classOf(definition []byte) (class, error) {
 		return classContainer, nil
 	case kind == "rbd" && old.FsType != nil:
 		return classMount, nil
-	case slices.Contains([]string{"http", "iscsi", "local", "loopback", "nvme", "oci", "rbd"}, kind):
+	case slices.Contains(attachKinds(), kind):
 		return classAttach, nil
 	case probe.Kind != nil:
 		return classMount, nil
@@ -143,14 +143,14 @@ func classOf(definition []byte) (class, error) {
 }
 
 // decode reads a definition strictly: what this program does not know it could not send.
-func decode[T models.Container | models.ContainerReplacement | models.Mount | models.Attach](what class, definition []byte) (*T, error) {
+func decode[T models.Container | models.ContainerReplacement | models.Mount | models.Attach](what string, definition []byte) (*T, error) {
 	dec := json.NewDecoder(bytes.NewReader(definition))
 	dec.UseNumber()
 	var plain any
 	if err := dec.Decode(&plain); err != nil {
 		return nil, usage("the definition: %w", err)
 	}
-	if err := check(string(what), reflect.TypeFor[T](), plain); err != nil {
+	if err := check(what, reflect.TypeFor[T](), plain); err != nil {
 		return nil, err
 	}
 	v := new(T)

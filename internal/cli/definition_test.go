@@ -56,7 +56,7 @@ func TestClassOf(t *testing.T) {
 	} {
 		got, err := classOf([]byte(in))
 		if err != nil {
-			got = class(err.Error())
+			got = err.Error()
 		}
 		if string(got) != want {
 			t.Errorf("%s: %s, want %s", in, got, want)
@@ -79,9 +79,9 @@ func TestDecodeIsStrict(t *testing.T) {
 		`{"command": "x", "since": 5}`:                                         "container.since: must be of type string, not number",
 		`{"command": "x", "resources": {"memory": "1G"}}`:                      "container.resources.memory: must be of type integer, not string",
 		`{"command": "x", "mount": {"overlay": {"lower": [{}, {"kind": 7}]}}}`: "container.mount.overlay.lower[1].kind: must be of type string, not number",
-		`{"command": "x", "binds": [{"from": "/a", "to": "/b"}], "mount": {"bind": {"colour": "red"}}}`: "container.binds[0].from: there is no such field; there are ro, source, target\n" +
-			"container.binds[0].to: there is no such field; there are ro, source, target\n" +
-			"container.mount.bind.colour: there is no such field; there are base, mount, path, recursive, ro",
+		`{"command": "x", "binds": [{"from": "/a", "to": "/b"}], "mount": {"bind": {"colour": "red"}}}`: "container.binds[0].from: unknown field; did you mean \"ro\"?\n" +
+			"container.binds[0].to: unknown field; did you mean \"ro\"?\n" +
+			"container.mount.bind.colour: unknown field; use one of base, mount, path, recursive, ro",
 	} {
 		_, err := decode[models.Container](classContainer, []byte(in))
 		var got string

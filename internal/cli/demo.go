@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -14,23 +13,27 @@ import (
 	"strings"
 
 	"github.com/erofs/go-erofs"
-	"github.com/jessevdk/go-flags"
+	"github.com/spf13/cobra"
 )
 
-type demoCommand struct {
-	ImageVersion string `long:"image-version" value-name:"TEXT" default:"1" description:"version in /etc/os-release of the image"`
-	Args         struct {
-		File flags.Filename `positional-arg-name:"FILE"`
-	} `positional-args:"yes" required:"yes"`
-}
-
-func (c *demoCommand) run(_ context.Context, a *app) error {
-	path := string(c.Args.File)
-	if err := writeDemo(path, c.ImageVersion); err != nil {
-		return fmt.Errorf("create the demo image: %w", err)
+func (a *app) demoCommand() *cobra.Command {
+	var version string
+	c := &cobra.Command{
+		Use: "demo-image FILE", Short: "Create a small image to try things with",
+		Long: "Creates a small image file (EROFS) with a shell, from programs of this machine. Its /sbin/init prints a line and runs until it is stopped. Existing files are never replaced.",
+		Example: `imageapi demo-image /tmp/images/demo.erofs
+imageapi run file:///tmp/images/demo.erofs --name demo`,
+		Args: between(1, 1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if err := writeDemo(args[0], version); err != nil {
+				return fmt.Errorf("create the demo image: %w", err)
+			}
+			a.printf("%s created\n", args[0])
+			return nil
+		},
 	}
-	a.printf("%s created\n", path)
-	return nil
+	c.Flags().StringVar(&version, "image-version", "1", "version in /etc/os-release of the image: `TEXT`")
+	return c
 }
 
 // demoTools are the programs of a demo image, as far as the node has them.

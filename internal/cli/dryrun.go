@@ -8,10 +8,10 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// planReader takes the answer to a dry run. The operations do not declare it, and the generated client would call it an error.
+// planReader reads the response to a dry run. The operations do not declare it, and the generated client would return an error.
 type planReader struct{ plan *models.Plan }
 
-// instead is an option of an operation: a plan that is answered is kept here, and the operation returns blank.
+// instead is an option of an operation: a plan that the server returns is kept here, and the operation returns blank.
 func (p *planReader) instead(blank any) func(*runtime.ClientOperation) {
 	return func(op *runtime.ClientOperation) {
 		others := op.Reader
@@ -25,20 +25,12 @@ func (p *planReader) instead(blank any) func(*runtime.ClientOperation) {
 	}
 }
 
-// foresee shows what a create would do.
-func (a *app) foresee(ask func(*connection, *planReader) error) error {
-	c, err := a.connect()
-	if err != nil {
-		return err
-	}
-	var p planReader
-	if err := unwrapped(ask(c, &p)); err != nil {
-		return err
-	}
+// show shows the steps of a create.
+func (p *planReader) show(a *app) error {
 	if p.plan == nil {
-		return fail(exitRefused, "this server knows no dry runs and has made it: imageapi list shows what there is")
+		return fail(exitRefused, "this server does not support dry runs and has created the object; see imageapi list")
 	}
-	return a.show(p.plan, func() { a.planTable(p.plan.Steps) })
+	return a.show(p.plan, nil, func() { a.planTable(p.plan.Steps) })
 }
 
 // planTable writes a line for each step, and below it what is unknown.
@@ -50,5 +42,5 @@ func (a *app) planTable(steps []*models.PlanStep) {
 			t.add(" ", " ", "unknown: "+unknown)
 		}
 	}
-	t.write(a.out, a.outWidth)
+	a.table(t)
 }

@@ -8,32 +8,48 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/kraken-hpc/imageapi/client/events"
 	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-type eventsCommand struct {
-	Kind  []string `long:"kind" value-name:"KIND" description:"only mounts and attachments of this kind; repeat it for several"`
-	ID    []int64  `long:"id" value-name:"ID" description:"only the object with this id; repeat it for several"`
-	Name  []string `long:"name" value-name:"NAME" description:"only the container with this name; repeat it for several"`
-	After string   `long:"after" value-name:"EVENT" description:"begin after the event with this id instead of now"`
-	Args  struct {
-		Classes []class `positional-arg-name:"containers|mounts|attachments"`
-	} `positional-args:"yes"`
+func (a *app) eventsCommand() *cobra.Command {
+	p := &events.WatchEventsParams{}
+	var after string
+	c := &cobra.Command{
+		Use: "events [CLASS...]", Short: "Show changes as they happen",
+		Long:              "Shows every change of containers, mounts and attachments as it happens, or only of the classes that you name.",
+		Example:           "imageapi events\nimageapi events containers --name app -o json",
+		ValidArgsFunction: offerClasses,
+		RunE: func(c *cobra.Command, args []string) (err error) {
+			if p.Class, err = parseClasses(args); err != nil {
+				return err
+			}
+			return a.watch(c.Context(), p, after)
+		},
+	}
+	choice(c, "kind", "only mounts and attachments of this `KIND`; repeat it for several", func(s string) { p.Kind = append(p.Kind, s) }, kinds()...)
+	c.Flags().Int64SliceVar(&p.ID, "id", nil, "only the object with this `ID`; repeat it for several")
+	c.Flags().StringArrayVar(&p.Name, "name", nil, "only the container with this `NAME`; repeat it for several")
+	c.Flags().StringVar(&after, "after", "", "begin after the event with this `ID` instead of now")
+	return c
 }
 
-// run goes on until it is interrupted. A stream that breaks off is taken up where it was.
-func (c *eventsCommand) run(ctx context.Context, a *app) error {
-	conn, err := a.connect()
+// watch continues until it is interrupted. A stream that breaks off continues where it was.
+func (a *app) watch(ctx context.Context, p *events.WatchEventsParams, after string) error {
+	client, err := a.connect()
 	if err != nil {
 		return err
 	}
-	w := &eventWriter{app: a, last: c.After}
+	w := &eventWriter{app: a, last: after}
 	for connected := false; ; connected = true {
-		err := c.listen(ctx, conn, w)
+		p.LastEventID = optional(w.last)
+		_, err := client.Events.WatchEventsContext(ctx, p, w, events.WithAcceptApplicationOctetStream)
+		err = unwrapped(err)
 		switch {
-		case ctx.Err() != nil: // that is how one stops to listen
+		case ctx.Err() != nil: // users stop to listen in this way
 			return ended(exitInterrupted)
 		case w.err != nil || a.out.err != nil:
 			return w.err
@@ -41,10 +57,12 @@ func (c *eventsCommand) run(ctx context.Context, a *app) error {
 			return err
 		}
 		if w.heard {
-			a.warn("the stream of events has ended: trying to go on")
+			a.warn("the stream of events has ended; connecting again")
 		}
 		w.broken()
-		if err := sleep(ctx, retryAfter); err != nil {
+		select {
+		case <-time.After(retryAfter):
+		case <-ctx.Done():
 			return ended(exitInterrupted)
 		}
 	}
@@ -52,25 +70,6 @@ func (c *eventsCommand) run(ctx context.Context, a *app) error {
 
 // retryAfter is how long to wait for a server that is gone.
 const retryAfter = time.Second
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// listen reads one stream to its end.
-func (c *eventsCommand) listen(ctx context.Context, conn *connection, w *eventWriter) error {
-	p := &events.WatchEventsParams{ID: c.ID, Kind: c.Kind, Name: c.Name, LastEventID: optional(w.last)}
-	for _, class := range c.Args.Classes {
-		p.Class = append(p.Class, string(class))
-	}
-	_, err := conn.Events.WatchEventsContext(ctx, p, w, events.WithAcceptApplicationOctetStream)
-	return unwrapped(err)
-}
 
 // eventWriter shows the events of a stream that is written to it.
 type eventWriter struct {
@@ -133,16 +132,14 @@ func (w *eventWriter) event(data []byte) error {
 	if err := json.Unmarshal(data, &e); err != nil {
 		return fmt.Errorf("read an event: %w", err)
 	}
-	switch w.Output {
-	case "json":
+	switch w.format.kind {
+	case formatJSON:
 		w.printf("%s\n", printable.JSON(data))
-	case "yaml":
+		return nil
+	case formatYAML:
 		w.printf("---\n")
-		return w.yaml(&e)
-	default:
-		w.row(&e)
 	}
-	return nil
+	return w.show(&e, []object{ofEvent(&e)}, func() { w.row(&e) })
 }
 
 // row shows an event in a line.
@@ -154,7 +151,7 @@ func (w *eventWriter) row(e *models.Event) {
 	}
 	if e.Type == models.EventTypeReset {
 		if e.Reason != models.EventReasonStart {
-			w.warn("something may have been missed (" + e.Reason + "): list shows what there is now")
+			w.warn("events may be missing (" + e.Reason + "); see imageapi list")
 		}
 		return
 	}

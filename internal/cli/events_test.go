@@ -54,7 +54,7 @@ func follow(t *testing.T, args ...string) (status int, out, errors string) {
 
 func TestEventsGoOn(t *testing.T) {
 	t.Parallel()
-	const ended = "imageapi: the stream of events has ended: trying to go on\n"
+	const ended = "imageapi: the stream of events has ended; connecting again\n"
 	status, out, errors := follow(t)
 	at := func(text string) string {
 		when, _ := time.Parse(time.RFC3339, text)
@@ -63,7 +63,7 @@ func TestEventsGoOn(t *testing.T) {
 	want := "TIME      EVENT    STATE           OBJECT\n" +
 		at("2026-11-23T10:00:00Z") + "  added    running         container 4 (app): \\x1b[2J\n" +
 		at("2026-11-23T10:00:01Z") + "  removed  broken          mount 3 (bind): busy: waits for it\n"
-	if status != exitInterrupted || out != want || errors != ended+ended+"imageapi: something may have been missed (restart): list shows what there is now\n" {
+	if status != exitInterrupted || out != want || errors != ended+ended+"imageapi: events may be missing (restart); see imageapi list\n" {
 		t.Errorf("status %d, out %q, errors %q", status, out, errors)
 	}
 	data := func(s string) string { return strings.TrimSuffix(s[strings.Index(s, "{"):], "\n") }

@@ -9,30 +9,22 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/kraken-hpc/imageapi/client/attachments"
-	"github.com/kraken-hpc/imageapi/client/containers"
-	"github.com/kraken-hpc/imageapi/client/mounts"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// The classes of objects, in the server's words.
-const (
-	classContainer = "container"
-	classMount     = "mount"
-	classAttach    = "attach"
-)
-
-// An object is what is the same about containers, mounts and attachments.
+// An object is what containers, mounts and attachments have in common.
 type object struct {
-	class string
-	id    int64
-	kind  string // of mounts and attachments
-	name  string // of containers
-	state string
-	where string // what to look at on the node
-	why   string // the error that it shows
-	waits string // what it waits for
-	needs []int64
+	class  string
+	id     int64
+	kind   string // of mounts and attachments
+	name   string // of containers
+	state  string // as people see it
+	run    string // of containers: the state alone
+	where  string // its place on the node, or its command
+	why    string // the error that it shows
+	waits  string // what it waits for
+	labels map[string]string
+	needs  []int64
 	// neededBy are the objects that depend on it, in the server's words.
 	neededBy []int64
 	model    any // the generated model
@@ -47,6 +39,14 @@ func (o object) String() string {
 		return fmt.Sprintf("%s %d (%s)", o.class, o.id, o.name)
 	}
 	return fmt.Sprintf("%s %d", o.class, o.id)
+}
+
+// reference returns the shortest word that names o on a command line.
+func (o object) reference() string {
+	if _, err := strconv.ParseInt(o.name, 10, 64); err == nil {
+		return "name:" + o.name
+	}
+	return cmp.Or(o.name, strconv.FormatInt(o.id, 10))
 }
 
 // world is all that is on the node.
@@ -65,36 +65,8 @@ func (a *app) load(ctx context.Context) (w world, err error) {
 	return c.load(ctx)
 }
 
-func (c *connection) load(ctx context.Context) (w world, err error) {
-	var failed [3]error
-	w.Containers, failed[0] = c.containers(ctx, &containers.ListContainersParams{})
-	w.Mounts, failed[1] = c.mounts(ctx, &mounts.ListMountsParams{})
-	w.Attachments, failed[2] = c.attachments(ctx, &attachments.ListAttachmentsParams{})
-	return w, cmp.Or(failed[:]...)
-}
-
-func (c *connection) containers(ctx context.Context, p *containers.ListContainersParams) ([]*models.Container, error) {
-	answer, err := c.Containers.ListContainersContext(ctx, p)
-	if err != nil {
-		return nil, unwrapped(err)
-	}
-	return answer.Payload, nil
-}
-
-func (c *connection) mounts(ctx context.Context, p *mounts.ListMountsParams) ([]*models.Mount, error) {
-	answer, err := c.Mounts.ListMountsContext(ctx, p)
-	if err != nil {
-		return nil, unwrapped(err)
-	}
-	return answer.Payload, nil
-}
-
-func (c *connection) attachments(ctx context.Context, p *attachments.ListAttachmentsParams) ([]*models.Attach, error) {
-	answer, err := c.Attachments.ListAttachmentsContext(ctx, p)
-	if err != nil {
-		return nil, unwrapped(err)
-	}
-	return answer.Payload, nil
+func (c *connection) load(ctx context.Context) (world, error) {
+	return c.list(ctx, query{classes: []string{classContainer, classMount, classAttach}})
 }
 
 // objects returns all of w in the order of their ids.
@@ -113,7 +85,7 @@ func (w world) objects() (all []object) {
 }
 
 func ofContainer(c *models.Container) object {
-	o := object{class: classContainer, id: int64(c.ID), name: string(c.Name), state: stateOf(c), where: commandLine(c), why: c.Error, waits: c.WaitsFor, model: c}
+	o := object{class: classContainer, id: int64(c.ID), name: string(c.Name), state: stateOf(c), run: string(c.State), where: commandLine(c), why: c.Error, waits: c.WaitsFor, labels: c.Labels, model: c}
 	if c.Mount != nil {
 		o.needs = []int64{int64(c.Mount.ID)}
 	}
@@ -121,11 +93,11 @@ func ofContainer(c *models.Container) object {
 }
 
 func ofMount(m *models.Mount) object {
-	return object{class: classMount, id: int64(m.ID), kind: m.Kind, state: m.Phase, where: m.Mountpoint, why: m.Error, waits: m.WaitsFor, needs: below(m), neededBy: holders(m.NeededBy), model: m}
+	return object{class: classMount, id: int64(m.ID), kind: m.Kind, state: m.Phase, where: m.Mountpoint, why: m.Error, waits: m.WaitsFor, labels: m.Labels, needs: below(m), neededBy: holders(m.NeededBy), model: m}
 }
 
 func ofAttach(t *models.Attach) object {
-	o := object{class: classAttach, id: int64(t.ID), kind: t.Kind, state: t.Phase, where: t.DeviceFile, why: t.Error, waits: t.WaitsFor, neededBy: holders(t.NeededBy), model: t}
+	o := object{class: classAttach, id: int64(t.ID), kind: t.Kind, state: t.Phase, where: t.DeviceFile, why: t.Error, waits: t.WaitsFor, labels: t.Labels, neededBy: holders(t.NeededBy), model: t}
 	if t.Loopback != nil && t.Loopback.Mount != nil {
 		o.needs = []int64{int64(t.Loopback.Mount.ID)}
 	}
@@ -194,17 +166,17 @@ func commandLine(c *models.Container) string {
 
 // A reference is how a user names an object.
 type reference struct {
-	id   int64  // 0 if it can't be one
-	name string // empty if it can't be one
+	id   int64  // 0 if it cannot be one
+	name string // empty if it cannot be one
 }
 
 var referenceSyntax = regexp.MustCompile(`^(id:|name:)?([A-Za-z0-9._-]+)$`)
 
-// parseReference reads an id, a container's name, or either with its sort before it, as id:4 or name:4.
+// parseReference reads an ID, a container's name, or either with its sort before it, as id:4 or name:4.
 func parseReference(s string) (r reference, err error) {
 	match := referenceSyntax.FindStringSubmatch(s)
 	if match == nil {
-		return r, usage("%q is neither an id nor the name of a container", s)
+		return r, usage("%q is neither an ID nor the name of a container", s)
 	}
 	id, failed := strconv.ParseInt(match[2], 10, 64)
 	switch {
@@ -220,42 +192,42 @@ func parseReference(s string) (r reference, err error) {
 
 // pick returns the object that r means.
 func (r reference) pick(all []object) (object, error) {
-	var found []object
+	var found, named []object
 	for _, o := range all {
-		if r.id != 0 && o.id == r.id || r.name != "" && o.name == r.name {
+		if r.id != 0 && o.id == r.id {
 			found = append(found, o)
+		} else if r.name != "" && o.name == r.name {
+			named = append(named, o)
 		}
 	}
-	switch len(found) {
+	switch found = append(found, named...); len(found) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return object{}, fail(exitNotFound, "%s", r.missing())
+		return object{}, fail(exitNotFound, "%s", r.missing(all))
 	}
-	return object{}, usage("%d is the id of %s, and %s has it as its name: say id:%d or name:%d", r.id, ofID(found, r.id), ofOther(found, r.id), r.id, r.id)
+	return object{}, usage("%d is the ID of %s, and the name of %s; use id:%d or name:%d", r.id, found[0], found[1], r.id, r.id)
 }
 
-func (r reference) missing() string {
+func (r reference) missing(all []object) string {
 	switch {
-	case r.id == 0:
-		return fmt.Sprintf("no container is named %q", r.name)
 	case r.name == "":
-		return fmt.Sprintf("no object has the id %d", r.id)
+		return fmt.Sprintf("no object has the ID %d", r.id)
+	case r.id != 0:
+		return fmt.Sprintf("no object has the ID %d, and no container has this name", r.id)
 	}
-	return fmt.Sprintf("no object has the id %d, and no container that name", r.id)
-}
-
-func ofID(found []object, id int64) object {
-	return found[slices.IndexFunc(found, func(o object) bool { return o.id == id })]
-}
-
-func ofOther(found []object, id int64) object {
-	return found[slices.IndexFunc(found, func(o object) bool { return o.id != id })]
+	var names []string
+	for _, o := range all {
+		if o.name != "" {
+			names = append(names, o.name)
+		}
+	}
+	return fmt.Sprintf("no container has the name %q%s", r.name, didYouMean(r.name, names, ""))
 }
 
 // find returns the object that a user means.
-func (a *app) find(ctx context.Context, s target) (object, error) {
-	r, err := parseReference(string(s))
+func (a *app) find(ctx context.Context, s string) (object, error) {
+	r, err := parseReference(s)
 	if err != nil {
 		return object{}, err
 	}
@@ -267,7 +239,7 @@ func (a *app) find(ctx context.Context, s target) (object, error) {
 }
 
 // findContainer returns the container that a user means.
-func (a *app) findContainer(ctx context.Context, s target) (*models.Container, error) {
+func (a *app) findContainer(ctx context.Context, s string) (*models.Container, error) {
 	o, err := a.find(ctx, s)
 	if err != nil {
 		return nil, err
@@ -280,12 +252,10 @@ func (a *app) findContainer(ctx context.Context, s target) (*models.Container, e
 }
 
 // each does something for each object that was named, all of them even if some fail.
-func each(targets []target, do func(target) error) error {
+func each(targets []string, do func(target string) error) error {
 	var failed []error
 	for _, t := range targets {
-		if err := do(t); err != nil {
-			failed = append(failed, err)
-		}
+		failed = append(failed, do(t))
 	}
 	return errors.Join(failed...)
 }

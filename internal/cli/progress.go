@@ -9,69 +9,72 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/printable"
 )
 
-// progress shows on a terminal, while something takes longer than a second, for how long it does, and the detail of it. It ends, and its line is gone, when the function that it returns has returned.
-func (a *app) progress(ctx context.Context, c *connection, doing string, detail func(world) string) (stop func()) {
-	if a.errWidth == 0 {
+// slow is the annotation of a command that can take longer than a second. Its value is the present participle of its action.
+const slow = "slow"
+
+func slowly(doing string) map[string]string { return map[string]string{slow: doing} }
+
+// busy shows on a terminal, while the command takes longer than a second, the time and what the server waits for. The returned
+// function ends it.
+func (a *app) busy(ctx context.Context, doing string) (stop func()) {
+	client, err := a.connect()
+	if a.errWidth == 0 || err != nil { // the command itself returns the error
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		a.tick(ctx, c, doing, detail)
+		a.tick(ctx, client, doing)
 	}()
 	return func() {
 		cancel()
 		<-done
+		a.err.busy.show("")
 	}
 }
 
-// clearLine erases what is on the line of the cursor.
-const clearLine = "\r\x1b[K"
-
-func (a *app) tick(ctx context.Context, c *connection, doing string, detail func(world) string) {
+func (a *app) tick(ctx context.Context, client *connection, doing string) {
 	start := a.now()
 	ticks := time.NewTicker(time.Second)
 	defer ticks.Stop()
-	shown := false
 	for {
 		select {
 		case <-ctx.Done():
-			if shown {
-				_, _ = fmt.Fprint(a.err, clearLine)
-			}
 			return
 		case <-ticks.C:
 		}
-		w, err := c.load(ctx)
+		w, err := client.load(ctx)
 		if err != nil {
-			continue // the request itself tells what is wrong
+			continue // the request itself returns the error
 		}
-		line := fmt.Sprintf("%s for %s%s", doing, a.now().Sub(start).Round(time.Second), detail(w))
-		_, _ = fmt.Fprint(a.err, clearLine, cut(printable.Text(line), a.errWidth-1))
-		shown = true
+		line := fmt.Sprintf("%s for %s%s", doing, a.now().Sub(start).Round(time.Second), unfinished(w))
+		a.err.busy.show(cut(printable.Text(line), a.errWidth-1))
 	}
 }
 
-// inPhase returns the function that lists the objects in a phase, others' too: which of them are for this request the server does not tell.
-func inPhase(phase string) func(world) string {
-	return func(w world) string { return listPhase(w, phase) }
-}
-
-func listPhase(w world, phase string) string {
-	var names []string
-	for _, o := range w.objects() {
-		if o.state != phase {
-			continue
+// unfinished lists the objects that change, including those of other clients: the server does not return which of them belong to a request.
+func unfinished(w world) (list string) {
+	for _, phase := range []string{"pending", "stopping"} {
+		var names []string
+		for _, o := range w.objects() {
+			if o.state != phase {
+				continue
+			}
+			name := o.String()
+			if o.waits != "" {
+				name += " waits for " + o.waits
+			}
+			names = append(names, name)
 		}
-		name := o.String()
-		if o.waits != "" {
-			name += " waits for " + printable.Text(o.waits)
+		if len(names) > 0 {
+			list += "; " + phase + ": " + strings.Join(names, ", ")
 		}
-		names = append(names, name)
 	}
-	if len(names) == 0 {
-		return ""
+	for _, m := range w.Containers {
+		if m.Replacing != nil {
+			list += fmt.Sprintf("; %s: step %s", ofContainer(m), m.Replacing.Step)
+		}
 	}
-	return "; " + phase + ": " + strings.Join(names, ", ")
+	return list
 }

@@ -3,33 +3,36 @@ package cli
 import (
 	"context"
 
+	"github.com/spf13/cobra"
+
 	"github.com/kraken-hpc/imageapi/client/attachments"
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/client/mounts"
 	"github.com/kraken-hpc/imageapi/internal/printable"
 )
 
-type removeCommand struct {
-	Force bool `short:"f" long:"force" description:"stop a container first, and ignore idle holders; objects in use stay"`
-	Args  struct {
-		Objects []target `positional-arg-name:"ID|NAME" required:"1"`
-	} `positional-args:"yes"`
-}
-
-func (c *removeCommand) run(ctx context.Context, a *app) error {
-	return each(c.Args.Objects, func(t target) error {
-		o, err := a.find(ctx, t)
-		if err != nil {
-			return err
-		}
-		stop := a.progress(ctx, a.client, "removing", inPhase("stopping"))
-		err = unwrapped(a.client.remove(ctx, o, c.Force))
-		stop()
-		if err != nil {
-			return whenInterrupted(err, "interrupted: the server goes on with what it has begun; imageapi tree shows what is there")
-		}
-		return a.show(o.model, func() { a.printf("%s is removed\n", printable.Text(o.String())) })
-	})
+func (a *app) removeCommand() *cobra.Command {
+	var force bool
+	c := &cobra.Command{
+		Use: "remove OBJECT...", Aliases: []string{"rm", "delete"}, Short: "Delete objects",
+		Long:    "Deletes objects, and then the dependencies that only they referenced.",
+		Example: "imageapi remove app\nimageapi remove --force $(imageapi ps -q)",
+		Args:    between(1, -1), ValidArgsFunction: a.offer(0, anyObject), Annotations: slowly("deleting"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return each(args, func(name string) error {
+				o, err := a.find(c.Context(), name)
+				if err != nil {
+					return err
+				}
+				if err := unwrapped(a.client.remove(c.Context(), o, force)); err != nil {
+					return whenInterrupted(err, "interrupted: the server continues a deletion that it has begun; see imageapi tree")
+				}
+				return a.show(o.model, []object{o}, func() { a.printf("%s is removed\n", printable.Text(o.String())) })
+			})
+		},
+	}
+	c.Flags().BoolVarP(&force, "force", "f", false, "stop a container first, and ignore idle holders; objects in use stay")
+	return c
 }
 
 func (c *connection) remove(ctx context.Context, o object, force bool) (err error) {

@@ -11,10 +11,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// node is what a server could tell of a node: a stack, a layer that two containers share, and what went wrong.
-const node = `{
+// nodeState is what a server could tell of a node: a stack, a layer that two containers share, and what went wrong.
+const nodeState = `{
 "containers": [
-	{"id": 4, "name": "app", "command": "/bin/sh -c 'echo hello'", "args": ["a b"], "state": "running", "ready": true, "phase": "ready", "since": "2026-11-23T10:00:00Z", "refs": 1, "mount": {"id": 3}},
+	{"id": 4, "name": "app", "pid": 77, "labels": {"user": "eve", "job": "1"}, "command": "/bin/sh -c 'echo hello'", "args": ["a b"], "state": "running", "ready": true, "phase": "ready", "since": "2026-11-23T10:00:00Z", "refs": 1, "mount": {"id": 3}},
 	{"id": 6, "command": "/sbin/init", "state": "running", "ready": false, "phase": "ready", "since": "2026-11-23T09:30:00Z", "refs": 1, "mount": {"id": 5}},
 	{"id": 7, "name": "evil", "command": "a\nb\u001b[2J", "state": "dead", "signal": 9, "phase": "ready", "error": "the command was\u001b[1m killed", "since": "2026-11-20T10:00:00Z", "refs": 1, "mount": {"id": 5}},
 	{"id": 8, "name": "done", "command": "true", "state": "exited", "exit_code": 0, "phase": "ready", "refs": 1, "mount": {"id": 5}}],
@@ -32,17 +32,19 @@ const node = `{
 func load(t *testing.T) world {
 	t.Helper()
 	var w world
-	if err := json.Unmarshal([]byte(node), &w); err != nil {
+	if err := json.Unmarshal([]byte(nodeState), &w); err != nil {
 		t.Fatal(err)
 	}
 	return w
 }
 
-// newApp returns an app that writes tables of a width to the buffers.
-func newApp(width int) (a *app, out, errors *bytes.Buffer) {
+// testApp returns an app that writes tables of a width to the buffers.
+func testApp(width int) (a *app, out, errors *bytes.Buffer) {
 	out, errors = new(bytes.Buffer), new(bytes.Buffer)
-	now := func() time.Time { return time.Date(2026, 11, 23, 10, 0, 42, 0, time.UTC) }
-	return &app{out: &sink{w: out}, err: errors, outWidth: width, now: now, options: options{Output: "table"}}, out, errors
+	a = newApp(Streams{Out: out, Err: errors}, "")
+	a.outWidth = width
+	a.now = func() time.Time { return time.Date(2026, 11, 23, 10, 0, 42, 0, time.UTC) }
+	return a, out, errors
 }
 
 func same(t *testing.T, got, want string) {
@@ -54,8 +56,8 @@ func same(t *testing.T, got, want string) {
 
 func TestListTables(t *testing.T) {
 	t.Parallel()
-	a, out, _ := newApp(0)
-	a.tables(load(t), []class{classContainer, classMount, classAttach})
+	a, out, _ := testApp(0)
+	a.tables(load(t).objects(), []string{classContainer, classMount, classAttach}, false)
 	same(t, out.String(), `
 CONTAINER  NAME  STATE                AGE  MOUNT  COMMAND
 4          app   running              42s  3      /bin/sh -c 'echo hello' "a b"
@@ -83,8 +85,8 @@ mount 9 (nfs) waits for the server filer
 // On a terminal no line is broken.
 func TestListFitsTerminal(t *testing.T) {
 	t.Parallel()
-	a, out, _ := newApp(40)
-	a.tables(world{Containers: load(t).Containers}, []class{classContainer})
+	a, out, _ := testApp(40)
+	a.tables(world{Containers: load(t).Containers}.objects(), []string{classContainer}, true)
 	same(t, out.String(), `
 CONTAINER  NAME  STATE                A…
 4          app   running              4…
@@ -98,7 +100,7 @@ container 7 (evil): the command was\x1b[1m killed
 
 func TestTree(t *testing.T) {
 	t.Parallel()
-	a, out, _ := newApp(0)
+	a, out, _ := testApp(0)
 	all := load(t).objects()
 	a.tree(grow(tops(all, object.dependencies), all, object.dependencies))
 	same(t, out.String(), `
@@ -122,7 +124,7 @@ attach 11 (rbd)               pending              -
 
 func TestAge(t *testing.T) {
 	t.Parallel()
-	a, _, _ := newApp(0)
+	a, _, _ := testApp(0)
 	for before, want := range map[time.Duration]string{
 		-time.Hour: "0s", 0: "0s", 119 * time.Second: "119s", 2 * time.Minute: "2m", 119 * time.Minute: "119m", 2 * time.Hour: "2h", 48 * time.Hour: "2d",
 	} {
@@ -138,16 +140,17 @@ func TestReferences(t *testing.T) {
 	all := append(load(t).objects(), object{class: classContainer, id: 20, name: "2"}, object{class: classContainer, id: 21, name: "77"})
 	for s, want := range map[string]string{
 		"app": "container 4 (app)", "name:app": "container 4 (app)", "4": "container 4 (app)", "id:4": "container 4 (app)", "1": "attach 1 (loopback)",
-		"2":       `2 is the id of mount 2 (attach), and container 20 (2) has it as its name: say id:2 or name:2`,
+		"2":       `2 is the ID of mount 2 (attach), and the name of container 20 (2); use id:2 or name:2`,
 		"id:2":    "mount 2 (attach)",
 		"name:2":  "container 20 (2)",
 		"77":      "container 21 (77)",
-		"99":      "no object has the id 99, and no container that name",
-		"id:99":   "no object has the id 99",
-		"name:99": `no container is named "99"`,
-		"nobody":  `no container is named "nobody"`,
-		"a/b":     `"a/b" is neither an id nor the name of a container`,
-		"":        `"" is neither an id nor the name of a container`,
+		"99":      "no object has the ID 99, and no container has this name",
+		"id:99":   "no object has the ID 99",
+		"name:99": `no container has the name "99"`,
+		"ap":      `no container has the name "ap"; did you mean "app"?`,
+		"nobody":  `no container has the name "nobody"`,
+		"a/b":     `"a/b" is neither an ID nor the name of a container`,
+		"":        `"" is neither an ID nor the name of a container`,
 		"id:app":  `"id:app" is not an ID; use a number from 1`,
 		"0":       `"0" is not an ID; use a number from 1`,
 	} {

@@ -4,59 +4,69 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
-	"github.com/jessevdk/go-flags"
 	"github.com/kballard/go-shellquote"
+	"github.com/spf13/cobra"
 
 	"github.com/kraken-hpc/imageapi/client/containers"
-	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-type replaceCommand struct {
-	Probe       string        `long:"probe" value-name:"COMMAND" description:"command in the new container that must succeed; the server repeats it until --ready-within is over"`
-	ReadyWithin time.Duration `long:"ready-within" value-name:"TIME" default:"60s" description:"time that the new container has to become ready and to pass the probe"`
-	KeepOld     time.Duration `long:"keep-old" value-name:"TIME" default:"0s" description:"time for which the old version is kept for a rollback"`
-	OnFailure   string        `long:"on-failure" choice:"rollback" choice:"stop" default:"rollback" description:"start the old version again if the new one fails, or keep the failed one, stopped, under the name"`
-	DryRun      bool          `long:"dry-run" description:"change nothing, but check the new version on the node and show the steps"`
-	Args        struct {
-		Container target         `positional-arg-name:"NAME|ID" required:"yes"`
-		File      flags.Filename `positional-arg-name:"FILE|URI" description:"the fields that change in JSON or YAML, - for standard input; or the new image by its URI" required:"yes"`
-	} `positional-args:"yes"`
+// replacement are the options of replace.
+type replacement struct {
+	probe           string
+	within, keepOld time.Duration
+	onFailure       string
+	dry             bool
 }
 
-func (c *replaceCommand) run(ctx context.Context, a *app) error {
-	changes, err := c.changes(a)
+func (a *app) replaceCommand() *cobra.Command {
+	r := replacement{onFailure: "rollback"}
+	c := &cobra.Command{
+		Use: "replace CONTAINER FILE|URI", Short: "Replace a container by a new version",
+		Long: "Replaces a running container by a new version. If the new one fails, the server starts the old one again. FILE contains the fields that change, or the whole definition, in JSON or YAML, and - is standard input. A URI names the new image.",
+		Example: `imageapi replace app new.yaml
+imageapi replace app file:///images/new.squashfs --probe '/bin/check --fast' --keep-old 10m`,
+		Args: between(2, 2), ValidArgsFunction: a.offer(1, inState(true, "running")), Annotations: slowly("replacing"),
+		RunE: func(c *cobra.Command, args []string) error { return a.replace(c.Context(), args[0], args[1], r) },
+	}
+	c.Flags().StringVar(&r.probe, "probe", "", "`COMMAND` in the new container that must succeed; the server repeats it until --ready-within is over")
+	c.Flags().DurationVar(&r.within, "ready-within", time.Minute, "`TIME` that the new container has to become ready and to pass the probe")
+	c.Flags().DurationVar(&r.keepOld, "keep-old", 0, "`TIME` for which the old version is kept for a rollback")
+	choice(c, "on-failure", "`WHAT` to do if the new one fails: rollback starts the old version again, stop keeps the failed one, stopped, under the name (default: rollback)",
+		setter(&r.onFailure), "rollback", "stop")
+	c.Flags().BoolVar(&r.dry, "dry-run", false, "change nothing, but check the new version on the node and show the steps")
+	return c
+}
+
+func (a *app) replace(ctx context.Context, name, source string, r replacement) error {
+	changes, err := a.changes(source, r.probe)
 	if err != nil {
 		return err
 	}
-	m, err := a.findContainer(ctx, c.Args.Container)
+	m, err := a.findContainer(ctx, name)
 	if err != nil {
 		return err
 	}
-	id, within, keep := int64(m.ID), seconds(c.ReadyWithin), seconds(c.KeepOld)
-	p := &containers.ReplaceContainerParams{
-		ID: &id, Changes: changes, ReadyWithin: &within, KeepOld: &keep, OnFailure: &c.OnFailure, DryRun: &c.DryRun,
-	}
-	stop := a.progress(ctx, a.client, "replacing "+printable.Text(ofContainer(m).String()), stepOf(id))
-	done, later, err := a.client.Containers.ReplaceContainerContext(ctx, p)
+	id, within, keep := int64(m.ID), seconds(r.within), seconds(r.keepOld)
+	done, later, err := a.client.Containers.ReplaceContainerContext(ctx, &containers.ReplaceContainerParams{
+		ID: &id, Changes: changes, ReadyWithin: &within, KeepOld: &keep, OnFailure: &r.onFailure, DryRun: &r.dry,
+	})
 	if err == nil && done == nil {
 		done = &containers.ReplaceContainerOK{Payload: later.Payload}
 		done.Payload.Container, err = a.replaced(ctx, later.Payload.Container)
 	}
-	stop()
 	if err = unwrapped(err); err != nil {
-		return whenInterrupted(err, "interrupted: the replace continues; imageapi stop cancels it")
+		return whenInterrupted(err, "interrupted: the replace continues; cancel it with imageapi stop")
 	}
-	return a.show(done.Payload, func() {
-		if done.Payload.Plan != nil {
-			a.planTable(done.Payload.Plan.Steps)
-			return
-		}
-		a.tell(ofContainer(done.Payload.Container))
+	if plan := done.Payload.Plan; plan != nil {
+		return a.show(done.Payload, nil, func() { a.planTable(plan.Steps) })
+	}
+	o := ofContainer(done.Payload.Container)
+	return a.show(done.Payload, []object{o}, func() {
+		a.state(o)
 		if ms := done.Payload.DowntimeMs; ms != nil {
 			a.printf("downtime: %v\n", time.Duration(*ms)*time.Millisecond)
 		}
@@ -67,8 +77,8 @@ func (c *replaceCommand) run(ctx context.Context, a *app) error {
 func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
 // changes reads the fields that change.
-func (c *replaceCommand) changes(a *app) (*models.ContainerReplacement, error) {
-	definition, err := imageOptions{}.read(a, string(c.Args.File))
+func (a *app) changes(source, probe string) (*models.ContainerReplacement, error) {
+	definition, err := imageOptions{}.read(a, source)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +90,7 @@ func (c *replaceCommand) changes(a *app) (*models.ContainerReplacement, error) {
 		if string(value) == "null" {
 			return nil, usage("%s: is null: this command cannot remove a field; send the request with curl", name)
 		}
-		if name == "name" || name == "state" || isURI(string(c.Args.File)) && name != "mount" {
+		if name == "name" || name == "state" || isURI(source) && name != "mount" {
 			delete(fields, name) // the definition of a create has them, and they stay
 		}
 	}
@@ -88,12 +98,12 @@ func (c *replaceCommand) changes(a *app) (*models.ContainerReplacement, error) {
 		return nil, err
 	}
 	changes, err := decode[models.ContainerReplacement]("container", definition)
-	if err != nil || c.Probe == "" {
+	if err != nil || probe == "" {
 		return changes, err
 	}
-	words, err := shellquote.Split(c.Probe)
+	words, err := shellquote.Split(probe)
 	if err != nil || len(words) == 0 {
-		return nil, usage("--probe %q: give a command, with quotes as in a shell", c.Probe)
+		return nil, usage("--probe %q: give a command, with quotes as in a shell", probe)
 	}
 	if changes.Probe == nil {
 		changes.Probe = &models.Probe{}
@@ -102,27 +112,16 @@ func (c *replaceCommand) changes(a *app) (*models.ContainerReplacement, error) {
 	return changes, nil
 }
 
-// stepOf returns the function that describes the progress of a replace.
-func stepOf(id int64) func(world) string {
-	return func(w world) string {
-		for _, m := range w.Containers {
-			if int64(m.ID) == id && m.Replacing != nil {
-				return "; step " + m.Replacing.Step
-			}
-		}
-		return ""
-	}
-}
-
 // replaced waits for the end of a replace that takes longer than its response, and returns the new version.
 func (a *app) replaced(ctx context.Context, old *models.Container) (*models.Container, error) {
 	ticks := time.NewTicker(time.Second)
 	defer ticks.Stop()
 	for {
-		all, err := a.client.containers(ctx, &containers.ListContainersParams{})
+		w, err := a.client.list(ctx, query{classes: []string{classContainer}})
 		if err != nil {
 			return nil, err
 		}
+		all := w.Containers
 		find := func(id int64) *models.Container {
 			i := slices.IndexFunc(all, func(m *models.Container) bool { return int64(m.ID) == id })
 			if i < 0 {
@@ -152,26 +151,25 @@ func replacedBy(fresh, old *models.Container) (*models.Container, error) {
 	case old != nil:
 		return nil, fail(exitRefused, "the replace was cancelled: %s is %s", ofContainer(old), old.State)
 	}
-	return nil, errors.New("the replace has failed: imageapi list shows the containers")
+	return nil, errors.New("the replace has failed; see imageapi list")
 }
 
-type rollbackCommand struct {
-	Args struct {
-		Container target `positional-arg-name:"NAME|ID" required:"yes"`
-	} `positional-args:"yes"`
-}
-
-func (c *rollbackCommand) run(ctx context.Context, a *app) error {
-	m, err := a.findContainer(ctx, c.Args.Container)
-	if err != nil {
-		return err
+func (a *app) rollbackCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "rollback CONTAINER", Short: "Return to the old version of a container",
+		Long: "Returns to the version that replace --keep-old has kept.", Example: "imageapi rollback app",
+		Args: between(1, 1), ValidArgsFunction: a.offer(1, anyContainer), Annotations: slowly("rolling back"),
+		RunE: func(c *cobra.Command, args []string) error {
+			m, err := a.findContainer(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			id := int64(m.ID)
+			answer, err := a.client.Containers.RollbackContainerContext(c.Context(), &containers.RollbackContainerParams{ID: &id})
+			if err = unwrapped(err); err != nil {
+				return whenInterrupted(err, "interrupted: the rollback continues")
+			}
+			return a.showOne(ofContainer(answer.Payload))
+		},
 	}
-	id := int64(m.ID)
-	stop := a.progress(ctx, a.client, fmt.Sprintf("rolling back %s", printable.Text(ofContainer(m).String())), stepOf(id))
-	answer, err := a.client.Containers.RollbackContainerContext(ctx, &containers.RollbackContainerParams{ID: &id})
-	stop()
-	if err = unwrapped(err); err != nil {
-		return whenInterrupted(err, "interrupted: the rollback continues")
-	}
-	return a.show(answer.Payload, func() { a.tell(ofContainer(answer.Payload)) })
 }

@@ -47,7 +47,7 @@ func TestExitStatuses(t *testing.T) {
 		status       int
 		out, errors  string
 	}{
-		"ok":      {200, "", `[]`, "list", 0, "there is nothing\n", ""},
+		"ok":      {200, "", `[]`, "list", 0, "No containers, mounts or attachments.\n", ""},
 		"warning": {200, `Warning: 299 imageapi "ignored: \"a\\b\"", 299 imageapi "more"`, `[]`, "list containers -o json", 0, "[]\n", "imageapi: warning: ignored: \"a\\b\"\nimageapi: warning: more\n"},
 		"refused": {409, "", `{"code": 409, "message": "busy\u001b[2J"}`, "list", 1, "", "imageapi: busy\\x1b[2J\n"},
 		"force": {409, "", `{"code": 409, "message": "it runs: stop it first, or delete it with force=true"}`, "list", 1, "",
@@ -59,19 +59,31 @@ func TestExitStatuses(t *testing.T) {
 		"no message":  {500, "", `{}`, "list", 1, "", "imageapi: the server answers 500 without a message\n"},
 		"cut off":     {200, "", `[{"id": 1`, "list", 4, "", "imageapi: read the answer: unexpected EOF\n"},
 		"other":       {502, "Content-Type: text/html", `<html>`, "list", 4, "", "imageapi: URL answers 502 Bad Gateway with the type \"text/html\": that is not an imageapi-server\n"},
-		"command":     {200, "", `[]`, "lost", 2, "", "imageapi: there is no command \"lost\": see imageapi --help\n"},
-		"none":        {200, "", `[]`, "", 2, "", "imageapi: which command? See imageapi --help\n"},
-		"argument":    {200, "", `[]`, "tree a b", 2, "", "imageapi: unexpected argument \"b\"\n"},
-		"missing":     {200, "", `[]`, "stop nobody", 3, "", "imageapi: no container is named \"nobody\"\n"},
-		"two missing": {200, "", `[]`, "rm 1 nobody", 3, "", "imageapi: no object has the id 1, and no container that name\nimageapi: no container is named \"nobody\"\n"},
-		"exec":        {200, "", `[]`, "exec nobody true", 125, "", "imageapi: no container is named \"nobody\"\n"},
-		"no unit":     {200, "", `[]`, "wait app --timeout 1", 2, "", "imageapi: invalid argument for flag `--timeout': give a time with its unit, such as 1s\n"},
-		"number":      {200, "", `[]`, "logs app --tail all", 2, "", "imageapi: invalid argument for flag `-n, --tail': give a whole number\n"},
-		"numbers":     {200, "", `[]`, "events --id app", 2, "", "imageapi: invalid argument for flag `--id': give a whole number\n"},
+		"command":     {200, "", `[]`, "volumes", 2, "", "imageapi: unknown command \"volumes\"; see imageapi --help\n"},
+		"none":        {200, "", `[]`, "", 2, "", "imageapi: no command given; see imageapi --help\n"},
+		"argument":    {200, "", `[]`, "tree a b", 2, "", "imageapi: unexpected argument \"b\"; see imageapi tree --help\n"},
+		"missing":     {200, "", `[]`, "stop nobody", 3, "", "imageapi: no container has the name \"nobody\"\n"},
+		"two missing": {200, "", `[]`, "rm 1 nobody", 3, "", "imageapi: no object has the ID 1, and no container has this name\nimageapi: no container has the name \"nobody\"\n"},
+		"exec":        {200, "", `[]`, "exec nobody true", 125, "", "imageapi: no container has the name \"nobody\"\n"},
+		"no unit":     {200, "", `[]`, "wait app --timeout 1", 2, "", "imageapi: --timeout \"1\": use a number with a unit, such as 30s\n"},
+		"number":      {200, "", `[]`, "logs app --tail all", 2, "", "imageapi: --tail \"all\": use a whole number\n"},
+		"numbers":     {200, "", `[]`, "events --id app", 2, "", "imageapi: --id \"app\": use a whole number\n"},
 		"file":        {200, "", `[]`, "create /nowhere", 2, "", "imageapi: read the definition: open /nowhere: no such file or directory\n"},
-		"no state":    {200, "", `[]`, "wait 1 --state gone", 2, "", "imageapi: --state \"gone\": there is no such state; there are created, running, paused, stopping, exited and dead\n"},
-		"no class":    {200, "", `[]`, "list volumes", 2, "", "imageapi: there is no class \"volumes\": there are containers, mounts and attachments\n"},
+		"no state":    {200, "", `[]`, "wait 1 --state gone", 2, "", "imageapi: --state \"gone\": unknown value; use one of created, running, paused, stopping, exited, dead\n"},
+		"no class":    {200, "", `[]`, "list volumes", 2, "", "imageapi: unknown class \"volumes\"; use containers, mounts or attachments\n"},
 		"tls":         {200, "", `[]`, "list --ca /nowhere", 2, "", "imageapi: --cert, --key and --ca are for https, and --host is \"URL\"\n"},
+		"typo":        {200, "", `[]`, "lsit", 2, "", "imageapi: unknown command \"lsit\"; did you mean \"list\"?\n"},
+		"alias":       {200, "", `[]`, "inspec", 2, "", "imageapi: unknown command \"inspec\"; did you mean \"inspect\"?\n"},
+		"option":      {200, "", `[]`, "list --lable a=b", 2, "", "imageapi: --lable: unknown option; did you mean \"--label\"?\n"},
+		"letter":      {200, "", `[]`, "list -z", 2, "", "imageapi: -z: unknown option; see imageapi list --help\n"},
+		"no value":    {200, "", `[]`, "list --state", 2, "", "imageapi: --state: needs a value; see imageapi list --help\n"},
+		"bool":        {200, "", `[]`, "rm --force=2 a", 2, "", "imageapi: --force \"2\": use true or false\n"},
+		"state":       {200, "", `[]`, "list --state runing", 2, "", "imageapi: --state \"runing\": unknown value; did you mean \"running\"?\n"},
+		"kind":        {200, "", `[]`, "list --kind overlai", 2, "", "imageapi: --kind \"overlai\": unknown value; did you mean \"overlay\"?\n"},
+		"class typo":  {200, "", `[]`, "list mount container", 0, "CONTAINER  NAME  STATE  AGE  MOUNT  COMMAND\n\nMOUNT  KIND  PHASE  AGE  REFS  MOUNTPOINT  OF\n", ""},
+		"no argument": {200, "", `[]`, "rename app", 2, "", "imageapi: missing argument NEW; see imageapi rename --help\n"},
+		"two outputs": {200, "", `[]`, "list -q -o json", 2, "", "imageapi: --quiet and --output: use one of them\n"},
+		"no format":   {200, "", `[]`, "list -o jason", 2, "", "imageapi: --output \"jason\": unknown value; did you mean \"json\"?\n"},
 		"version":     {200, "", `[]`, "--version", 0, "imageapi 1.2.3, commit unknown\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -119,7 +131,7 @@ start  container        start /bin/true
 		"run":     {200, plan, "run --dry-run -", 0, table[1:], ""},
 		"create":  {200, plan, "create - --dry-run", 0, table[1:], ""},
 		"refused": {409, `{"code": 409, "message": "busy"}`, "run --dry-run -", 1, "", "busy"},
-		"made":    {201, `{"id": 4, "command": "/bin/true", "mount": {"id": 5}}`, "run --dry-run -", 1, "", "knows no dry runs and has made it"},
+		"made":    {201, `{"id": 4, "command": "/bin/true", "mount": {"id": 5}}`, "run --dry-run -", 1, "", "does not support dry runs and has created the object"},
 		"cut off": {200, `{"steps": [`, "run --dry-run -", 4, "", "read the answer"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -136,7 +148,7 @@ start  container        start /bin/true
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	for host, want := range map[string]string{
-		"": `--host "": give`, "foo": `--host "foo": give`, "unix://": `--host "unix://": give`, "unix://a/b": "give", "http://": "give", "ftp://a": "give",
+		"foo": `--host "foo": give`, "unix://": `--host "unix://": give`, "unix://a/b": "give", "http://": "give", "ftp://a": "give",
 		"http://a/b": "give", "http://u:p@a": "give", "http://a:1?x": "give", "://": "missing protocol scheme",
 	} {
 		status, _, errors := perform(t.Context(), "", "list", "--host="+host)
@@ -186,10 +198,10 @@ func TestProgress(t *testing.T) {
 		}
 	}))
 	defer s.Close()
-	a, out, errors := newApp(0)
+	a, out, errors := testApp(0)
 	a.errWidth, a.now, a.in = 80, time.Now, strings.NewReader(`{"kind": "bind"}`)
-	if err := a.perform(t.Context(), []string{"create", "-", "--host", s.URL}, ""); err != nil {
-		t.Fatal(err)
+	if status := a.run(t.Context(), []string{"create", "-", "--host", s.URL}); status != 0 {
+		t.Fatal(status, errors)
 	}
 	if out.String() != "mount 2 (bind) is ready\n" {
 		t.Errorf("out %q", out)
@@ -211,7 +223,7 @@ func TestInterrupted(t *testing.T) {
 	}))
 	defer s.Close()
 	status, out, errors := perform(ctx, "kind: bind", "create", "-", "--host", s.URL)
-	if status != exitInterrupted || out != "" || !strings.Contains(errors, "interrupted: the server undoes what it made for this") {
+	if status != exitInterrupted || out != "" || !strings.Contains(errors, "interrupted: the server rolls back the request") {
 		t.Errorf("status %d, out %q, errors %q", status, out, errors)
 	}
 }

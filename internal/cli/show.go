@@ -1,23 +1,29 @@
 package cli
 
-import "context"
+import (
+	"errors"
 
-type showCommand struct {
-	Args struct {
-		Objects []target `positional-arg-name:"ID|NAME" required:"1"`
-	} `positional-args:"yes"`
-}
+	"github.com/spf13/cobra"
+)
 
-// run shows each object as YAML where others show tables.
-func (c *showCommand) run(ctx context.Context, a *app) error {
-	return each(c.Args.Objects, func(t target) error {
-		o, err := a.find(ctx, t)
-		if err != nil {
-			return err
-		}
-		if a.Output == "json" {
-			return a.json(o.model)
-		}
-		return a.yaml(o.model)
-	})
+func (a *app) showCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "show OBJECT...", Aliases: []string{"inspect"}, Short: "Show all fields of objects",
+		Long: "Shows all fields of objects, as the server returns them: as YAML, or in the format of --output.",
+		Example: `imageapi show app
+imageapi show app -o jsonpath=mount.mountpoint
+imageapi show 1 2 -o json`,
+		Args: between(1, -1), ValidArgsFunction: a.offer(0, anyObject), Annotations: slowly("reading"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return each(args, func(name string) error {
+				o, err := a.find(c.Context(), name)
+				if err != nil {
+					return err
+				}
+				var failed error
+				err = a.show(o.model, []object{o}, func() { failed = a.yaml(o.model) })
+				return errors.Join(err, failed)
+			})
+		},
+	}
 }

@@ -6,95 +6,101 @@ import (
 	"slices"
 	"time"
 
-	"github.com/go-openapi/strfmt"
+	"github.com/spf13/cobra"
 
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// named are the containers that a command is about.
-type named struct {
-	Containers []target `positional-arg-name:"NAME|ID" required:"1"`
-}
-
-type startCommand struct {
-	Args named `positional-args:"yes"`
-}
-
-func (c *startCommand) run(ctx context.Context, a *app) error {
-	return a.setStates(ctx, c.Args, "running", nil)
-}
-
-type pauseCommand struct {
-	Args named `positional-args:"yes"`
-}
-
-func (c *pauseCommand) run(ctx context.Context, a *app) error {
-	return a.setStates(ctx, c.Args, "paused", nil)
-}
-
-type resumeCommand struct {
-	Args named `positional-args:"yes"`
-}
-
-// run refuses what the server would take as a start.
-func (c *resumeCommand) run(ctx context.Context, a *app) error {
-	return a.setStates(ctx, c.Args, "running", func(m *models.Container) error {
-		if m.State != "paused" && m.State != "running" {
-			return fail(exitRefused, "%s is %s, not paused: start starts it", ofContainer(m), m.State)
+// stateCommand completes a command that brings containers into a state.
+func (a *app) stateCommand(c *cobra.Command, doing, state string, fits func(object) bool) *cobra.Command {
+	c.Args, c.ValidArgsFunction, c.Annotations = between(1, -1), a.offer(0, fits), slowly(doing)
+	if c.RunE == nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			return each(args, func(name string) error {
+				m, err := a.setState(c.Context(), name, state, nil)
+				if err != nil {
+					return err
+				}
+				return a.showOne(ofContainer(m))
+			})
 		}
-		return nil
-	})
-}
-
-type stopCommand struct {
-	NoWait bool  `long:"no-wait" description:"request the stop and return at once"`
-	Args   named `positional-args:"yes"`
-}
-
-// run asks all of them to stop before it waits for any.
-func (c *stopCommand) run(ctx context.Context, a *app) error {
-	if c.NoWait {
-		return a.setStates(ctx, c.Args, "exited", nil)
 	}
+	return c
+}
+
+func (a *app) startCommand() *cobra.Command {
+	return a.stateCommand(&cobra.Command{
+		Use: "start CONTAINER...", Short: "Start containers", Long: "Starts containers that have ended or were never started.",
+		Example: "imageapi start app",
+	}, "starting", "running", inState(false, "running", "paused"))
+}
+
+func (a *app) pauseCommand() *cobra.Command {
+	return a.stateCommand(&cobra.Command{
+		Use: "pause CONTAINER...", Short: "Freeze containers", Long: "Freezes all processes of containers.", Example: "imageapi pause app",
+	}, "pausing", "paused", inState(true, "running"))
+}
+
+func (a *app) resumeCommand() *cobra.Command {
+	return a.stateCommand(&cobra.Command{
+		Use: "resume CONTAINER...", Short: "Thaw containers", Long: "Resumes paused containers.", Example: "imageapi resume app",
+		RunE: func(c *cobra.Command, args []string) error {
+			return each(args, func(name string) error {
+				m, err := a.setState(c.Context(), name, "running", func(m *models.Container) error {
+					if m.State != "paused" && m.State != "running" { // the server would start it
+						return fail(exitRefused, "%s is %s, not paused; start it with imageapi start", ofContainer(m), m.State)
+					}
+					return nil
+				})
+				if err != nil {
+					return err
+				}
+				return a.showOne(ofContainer(m))
+			})
+		},
+	}, "resuming", "", inState(true, "paused"))
+}
+
+func (a *app) stopCommand() *cobra.Command {
+	var noWait bool
+	c := a.stateCommand(&cobra.Command{
+		Use: "stop CONTAINER...", Short: "Stop containers", Long: "Stops containers and waits until they have ended. You can start them again.",
+		Example: "imageapi stop app\nimageapi stop --no-wait $(imageapi ps -q --state running)",
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.stop(c.Context(), args, !noWait)
+		},
+	}, "stopping", "", inState(true, "running", "paused"))
+	c.Flags().BoolVar(&noWait, "no-wait", false, "request the stop and return at once")
+	return c
+}
+
+// stop requests the stop of all containers before it waits for any.
+func (a *app) stop(ctx context.Context, names []string, wait bool) error {
 	var stopping []*models.Container
-	failed := each(c.Args.Containers, func(t target) error {
-		m, err := a.setState(ctx, t, "exited", nil)
+	failed := each(names, func(name string) error {
+		m, err := a.setState(ctx, name, "exited", nil)
 		if err == nil {
 			stopping = append(stopping, m)
 		}
 		return err
 	})
 	for _, m := range stopping {
-		failed = errors.Join(failed, a.stopped(ctx, m))
+		var err error
+		if wait && m.State == "stopping" {
+			m, err = a.wait(ctx, goal{container: m, states: []string{"exited", "dead", "created"}})
+		}
+		if err == nil {
+			err = a.showOne(ofContainer(m))
+		}
+		failed = errors.Join(failed, whenInterrupted(err, "interrupted: the containers continue to stop"))
 	}
 	return failed
 }
 
-// stopped waits until a container that was asked to stop has ended, and tells.
-func (a *app) stopped(ctx context.Context, m *models.Container) error {
-	if m.State == "stopping" {
-		var err error
-		if m, err = a.wait(ctx, goal{container: m, states: []string{"exited", "dead", "created"}}); err != nil {
-			return whenInterrupted(err, "interrupted: what was asked to stop goes on stopping")
-		}
-	}
-	return a.show(m, func() { a.tell(ofContainer(m)) })
-}
-
-// setStates brings containers into a state and tells where they are; check may refuse one.
-func (a *app) setStates(ctx context.Context, args named, state string, check func(*models.Container) error) error {
-	return each(args.Containers, func(t target) error {
-		m, err := a.setState(ctx, t, state, check)
-		if err != nil {
-			return err
-		}
-		return a.show(m, func() { a.tell(ofContainer(m)) })
-	})
-}
-
-func (a *app) setState(ctx context.Context, t target, state string, check func(*models.Container) error) (*models.Container, error) {
-	m, err := a.findContainer(ctx, t)
+// setState brings a container into a state; check may refuse it.
+func (a *app) setState(ctx context.Context, name, state string, check func(*models.Container) error) (*models.Container, error) {
+	m, err := a.findContainer(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -111,36 +117,47 @@ func (a *app) setState(ctx context.Context, t target, state string, check func(*
 	return answer.Payload, nil
 }
 
-type waitCommand struct {
-	State   []string      `long:"state" value-name:"STATE" description:"a state to wait for: created, running, paused, stopping, exited or dead; repeat it for several (default: exited and dead)"`
-	Ready   bool          `long:"ready" description:"wait until the container is ready instead"`
-	Timeout time.Duration `long:"timeout" value-name:"TIME" description:"how long to wait, as 30s or 5m (default: forever)"`
-	Args    struct {
-		Container target `positional-arg-name:"NAME|ID" required:"yes"`
-	} `positional-args:"yes"`
+func (a *app) waitCommand() *cobra.Command {
+	var g goal
+	c := &cobra.Command{
+		Use: "wait CONTAINER...", Short: "Wait for containers",
+		Long:    "Waits until each container is in a state, by default until it has ended.",
+		Example: "imageapi wait app\nimageapi wait app web --ready --timeout 30s",
+		Args:    between(1, -1), ValidArgsFunction: a.offer(0, anyContainer), Annotations: slowly("waiting"),
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case g.ready && len(g.states) > 0:
+				return usage("--ready and --state: use one of them")
+			case g.timeout < 0:
+				return usage("--timeout %v: must not be negative", g.timeout)
+			}
+			return a.waitForAll(c.Context(), args, g)
+		},
+	}
+	choice(c, "state", "wait for this `STATE`: created, running, paused, stopping, exited or dead; repeat it for several (default: exited and dead)",
+		func(s string) { g.states = append(g.states, s) }, states()...)
+	c.Flags().BoolVar(&g.ready, "ready", false, "wait until the container is ready instead")
+	c.Flags().DurationVar(&g.timeout, "timeout", 0, "how long to wait for all of them: `TIME` as 30s or 5m (default: forever)")
+	return c
 }
 
-func (c *waitCommand) run(ctx context.Context, a *app) error {
-	if c.Ready && len(c.State) > 0 {
-		return usage("--ready and --state can't be asked for together")
-	}
-	if c.Timeout < 0 {
-		return usage("--timeout %v: must not be negative", c.Timeout)
-	}
-	for _, state := range c.State {
-		if models.ContainerState(state).Validate(strfmt.Default) != nil {
-			return usage("--state %q: there is no such state; there are created, running, paused, stopping, exited and dead", state)
+// waitForAll waits for one container after the other, since all of them must get there.
+func (a *app) waitForAll(ctx context.Context, names []string, g goal) error {
+	end := a.now().Add(g.timeout)
+	return each(names, func(name string) (err error) {
+		this := g
+		if g.timeout > 0 {
+			this.timeout = max(end.Sub(a.now()), 1)
 		}
-	}
-	m, err := a.findContainer(ctx, c.Args.Container)
-	if err != nil {
-		return err
-	}
-	m, err = a.wait(ctx, goal{m, c.State, c.Ready, c.Timeout})
-	if err != nil {
-		return err
-	}
-	return a.show(m, func() { a.tell(ofContainer(m)) })
+		if this.container, err = a.findContainer(ctx, name); err != nil {
+			return err
+		}
+		m, err := a.wait(ctx, this)
+		if err != nil {
+			return err
+		}
+		return a.showOne(ofContainer(m))
+	})
 }
 
 // A goal is what to wait for.
@@ -162,7 +179,7 @@ func (a *app) wait(ctx context.Context, g goal) (*models.Container, error) {
 		if g.timeout > 0 {
 			span = min(span, max(end.Sub(a.now()), 0))
 		}
-		seconds := int64((span + time.Second - 1) / time.Second)
+		seconds := seconds(span)
 		answer, err := a.client.Containers.WaitForContainerContext(ctx, &containers.WaitForContainerParams{
 			ID: &id, Ready: &g.ready, State: slices.Clone(g.states), Timeout: &seconds,
 		})
@@ -176,7 +193,7 @@ func (a *app) wait(ctx context.Context, g goal) (*models.Container, error) {
 	}
 }
 
-// whenInterrupted says what becomes of something if err is the user's interruption.
+// whenInterrupted replaces the user's interruption by a text about what becomes of the request.
 func whenInterrupted(err error, text string) error {
 	if errors.Is(err, context.Canceled) {
 		return fail(exitInterrupted, "%s", text)

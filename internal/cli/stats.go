@@ -2,38 +2,46 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-type statsCommand struct {
-	Args struct {
-		Containers []target `positional-arg-name:"NAME|ID"`
-	} `positional-args:"yes"`
+func (a *app) statsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "stats [CONTAINER...]", Short: "Show the resource usage of containers",
+		Long:              "Shows the current resource usage of all running containers, or of those that you name.",
+		Example:           "imageapi stats\nimageapi stats app -o json",
+		ValidArgsFunction: a.offer(0, inState(true, "running", "paused")), Annotations: slowly("reading"),
+		RunE: func(c *cobra.Command, args []string) error { return a.stats(c.Context(), args) },
+	}
 }
 
-func (c *statsCommand) run(ctx context.Context, a *app) error {
+func (a *app) stats(ctx context.Context, names []string) error {
 	all := []*models.ContainerStats{}
-	err := c.collect(ctx, a, func(s *models.ContainerStats) { all = append(all, s) })
+	err := a.collect(ctx, names, func(s *models.ContainerStats) { all = append(all, s) })
 	if len(all) == 0 && err != nil {
 		return err
 	}
-	if shown := a.show(all, func() { a.statsTable(all) }); shown != nil {
-		return shown
+	var objects []object
+	for _, s := range all {
+		objects = append(objects, object{class: classContainer, id: int64(s.ID), name: string(s.Name)})
 	}
-	return err
+	return errors.Join(err, a.show(all, objects, func() { a.statsTable(all) }))
 }
 
-// collect passes what each container uses to add.
-func (c *statsCommand) collect(ctx context.Context, a *app, add func(*models.ContainerStats)) error {
-	if len(c.Args.Containers) == 0 {
+// collect passes the usage of each container to add.
+func (a *app) collect(ctx context.Context, names []string, add func(*models.ContainerStats)) error {
+	if len(names) == 0 {
 		return a.statsOfRunning(ctx, add)
 	}
-	return each(c.Args.Containers, func(t target) error {
-		m, err := a.findContainer(ctx, t)
+	return each(names, func(name string) error {
+		m, err := a.findContainer(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -51,11 +59,11 @@ func (a *app) statsOfRunning(ctx context.Context, add func(*models.ContainerStat
 	if err != nil {
 		return err
 	}
-	all, err := c.containers(ctx, &containers.ListContainersParams{})
+	w, err := c.list(ctx, query{classes: []string{classContainer}})
 	if err != nil {
 		return err
 	}
-	for _, m := range all {
+	for _, m := range w.Containers {
 		if m.Pid == 0 {
 			continue
 		}
@@ -92,5 +100,5 @@ func (a *app) statsTable(all []*models.ContainerStats) {
 		}
 		t.add(number(s.ID), string(s.Name), size(s.Memory), size(s.MemoryLimit), size(s.Swap), cpu, pids, size(s.LogBytes))
 	}
-	t.write(a.out, a.outWidth)
+	a.table(t)
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -31,13 +30,17 @@ func (t *table) add(cells ...string) {
 	t.rows = append(t.rows, cells)
 }
 
-// write writes t, each line cut to width columns unless width is 0.
-func (t *table) write(w io.Writer, width int) {
+// table writes a table. On a terminal it cuts each line to the width, except for --output wide.
+func (a *app) table(t *table) {
 	widths := make([]int, len(t.rows[0]))
 	for _, row := range t.rows {
 		for i, cell := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
+	}
+	width := a.outWidth
+	if a.format.kind == formatWide {
+		width = 0
 	}
 	for _, row := range t.rows {
 		var line strings.Builder
@@ -47,7 +50,7 @@ func (t *table) write(w io.Writer, width int) {
 				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
 			}
 		}
-		_, _ = fmt.Fprintln(w, cut(line.String(), width))
+		a.printf("%s\n", cut(line.String(), width))
 	}
 }
 
@@ -59,7 +62,7 @@ func cut(line string, width int) string {
 	return string([]rune(line)[:width-1]) + "…"
 }
 
-// age tells how long ago something was, in its largest unit.
+// age returns how long ago something was, in its largest unit.
 func age(now time.Time, t *strfmt.DateTime) string {
 	if t == nil {
 		return ""
@@ -76,7 +79,7 @@ func age(now time.Time, t *strfmt.DateTime) string {
 	return fmt.Sprintf("%dd", d/(24*time.Hour))
 }
 
-// size tells a number of bytes.
+// size returns a number of bytes with its unit.
 func size(n *int64) string {
 	if n == nil {
 		return ""
@@ -85,6 +88,14 @@ func size(n *int64) string {
 }
 
 func number[T ~int64](n T) string { return strconv.FormatInt(int64(n), 10) }
+
+// nonzero returns a number, or nothing for 0.
+func nonzero(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return number(n)
+}
 
 func text(s *string) string {
 	if s == nil {

@@ -3,14 +3,9 @@ package cli
 import (
 	"context"
 	"slices"
-)
 
-type treeCommand struct {
-	Up   bool `long:"up" description:"show below each object the objects that depend on it"`
-	Args struct {
-		Object target `positional-arg-name:"ID|NAME"`
-	} `positional-args:"yes"`
-}
+	"github.com/spf13/cobra"
+)
 
 // A branch is an object with its dependencies, or with the objects that depend on it.
 type branch struct {
@@ -25,19 +20,35 @@ type branch struct {
 	NeededBy []*branch `json:"needed_by,omitzero"`
 }
 
-func (c *treeCommand) run(ctx context.Context, a *app) error {
+func (a *app) treeCommand() *cobra.Command {
+	var up bool
+	c := &cobra.Command{
+		Use: "tree [OBJECT]", Short: "Show objects with their dependencies",
+		Long:              "Shows all objects, or one of them, each above its dependencies.",
+		Example:           "imageapi tree\nimageapi tree app\nimageapi tree --up 1",
+		Args:              between(0, 1),
+		ValidArgsFunction: a.offer(1, anyObject), Annotations: slowly("reading"),
+		RunE: func(c *cobra.Command, args []string) error {
+			next := object.dependencies
+			if up {
+				next = object.dependents
+			}
+			return a.showTree(c.Context(), args, up, next)
+		},
+	}
+	c.Flags().BoolVar(&up, "up", false, "show below each object the objects that depend on it")
+	return c
+}
+
+func (a *app) showTree(ctx context.Context, args []string, up bool, next func(object) []int64) error {
 	w, err := a.load(ctx)
 	if err != nil {
 		return err
 	}
 	all := w.objects()
-	next := object.dependencies
-	if c.Up {
-		next = object.dependents
-	}
 	roots := tops(all, next)
-	if c.Args.Object != "" {
-		r, err := parseReference(string(c.Args.Object))
+	if len(args) > 0 {
+		r, err := parseReference(args[0])
 		if err != nil {
 			return err
 		}
@@ -48,16 +59,16 @@ func (c *treeCommand) run(ctx context.Context, a *app) error {
 		roots = []object{o}
 	}
 	grown := grow(roots, all, next)
-	if c.Up {
+	if up {
 		turn(grown)
 	}
-	return a.show(grown, func() { a.tree(grown) })
+	return a.show(grown, roots, func() { a.tree(grown) })
 }
 
 func (o object) dependencies() []int64 { return o.needs }
 func (o object) dependents() []int64   { return o.neededBy }
 
-// turn makes branches that were grown upwards say so in JSON.
+// turn moves the branches that were grown upwards to the field of that name.
 func turn(branches []*branch) {
 	for _, b := range branches {
 		turn(b.Needs)
@@ -105,7 +116,7 @@ func (a *app) tree(roots []*branch) {
 	for _, root := range roots {
 		root.rows(t, "", "", shown)
 	}
-	t.write(a.out, a.outWidth)
+	a.table(t)
 }
 
 // rows adds b and its branches; what is below several is spread out at the first of them only.

@@ -9,65 +9,73 @@ import (
 
 	"github.com/go-openapi/runtime"
 	"github.com/go-openapi/strfmt"
-	"github.com/jessevdk/go-flags"
+	"github.com/spf13/cobra"
 
 	"github.com/kraken-hpc/imageapi/client/containers"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-type updateCommand struct {
-	Labels      []string `long:"label" value-name:"KEY=VALUE" description:"set a label; an empty value removes it; repeat it for several"`
-	Resources   []string `long:"resource" value-name:"NAME=VALUE" description:"set a limit, as memory=2G, cpu_quota=50000 or pids=100; an empty value removes it; repeat it for several"`
-	Restart     *string  `long:"restart" choice:"no" choice:"on-failure" choice:"always" description:"when the server starts it again after its end"`
-	MaxRestarts *int64   `long:"max-restarts" value-name:"COUNT" description:"how often in a row it does so; 0 for no limit"`
-	StopTimeout *int64   `long:"stop-timeout" value-name:"SECONDS" description:"how long it has to end when it is asked to stop; 0 for the default"`
-	Args        struct {
-		Container target         `positional-arg-name:"NAME|ID" required:"yes"`
-		File      flags.Filename `positional-arg-name:"FILE" description:"the fields that change, in JSON or YAML; null removes one; - for standard input"`
-	} `positional-args:"yes"`
+// changing are the options of update.
+type changing struct {
+	labels, resources        []string
+	restart                  string
+	maxRestarts, stopTimeout int64
 }
 
-func (c *updateCommand) run(ctx context.Context, a *app) error {
-	change := map[string]any{}
-	if file := string(c.Args.File); file != "" {
-		data, err := a.readDefinition(file)
-		if err == nil {
-			err = json.Unmarshal(data, &change)
-		}
-		if err != nil {
-			return usage("read the change: %w", err)
-		}
+func (a *app) updateCommand() *cobra.Command {
+	var o changing
+	c := &cobra.Command{
+		Use: "update CONTAINER [FILE]", Short: "Change a container",
+		Long: "Changes labels, limits, the restart policy and the stop timeout of a container without restarting it. FILE contains the fields that change, in JSON or YAML. null removes a field, and - is standard input.",
+		Example: `imageapi update app --label job=4711 --label user=
+imageapi update app --resource memory=2G --resource pids=100
+imageapi update app --restart always`,
+		Args: between(1, 2), ValidArgsFunction: a.offer(1, anyContainer), Annotations: slowly("updating"),
+		RunE: func(c *cobra.Command, args []string) error {
+			change := map[string]any{}
+			if len(args) > 1 {
+				data, err := a.readDefinition(args[1])
+				if err == nil {
+					err = json.Unmarshal(data, &change)
+				}
+				if err != nil {
+					return usage("read the change: %w", err)
+				}
+			}
+			m, err := a.findContainer(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if err := o.addTo(change, m, c.Flags().Changed); err != nil {
+				return err
+			}
+			if len(change) == 0 {
+				return usage("nothing to change; give a file or options, see imageapi update --help")
+			}
+			return a.update(c.Context(), m, change)
+		},
 	}
-	m, err := a.findContainer(ctx, c.Args.Container)
-	if err != nil {
-		return err
-	}
-	if err := c.options(change, m); err != nil {
-		return err
-	}
-	if len(change) == 0 {
-		return usage("what shall change? Give a file or options: see imageapi update --help")
-	}
-	return a.update(ctx, m, change)
+	c.Flags().StringArrayVarP(&o.labels, "label", "l", nil, "set a label: `KEY=VALUE`; an empty value removes it; repeat it for several")
+	c.Flags().StringArrayVar(&o.resources, "resource", nil, "set a limit: `NAME=VALUE`, as memory=2G, cpu_quota=50000 or pids=100; an empty value removes it; repeat it for several")
+	choice(c, "restart", "`WHEN` the server restarts it: no, on-failure or always", setter(&o.restart), "no", "on-failure", "always")
+	c.Flags().Int64Var(&o.maxRestarts, "max-restarts", 0, "maximum `NUMBER` of restarts in a row; 0 for no limit")
+	c.Flags().Int64Var(&o.stopTimeout, "stop-timeout", 0, "how many `SECONDS` it has to end when it is asked to stop; 0 for the default")
+	return c
 }
 
-// options adds what the options ask for to a change of m.
-func (c *updateCommand) options(change map[string]any, m *models.Container) error {
-	if c.Restart != nil {
-		change["restart"] = *c.Restart
+// addTo adds the options that were given to a change of m.
+func (c *changing) addTo(change map[string]any, m *models.Container, given func(string) bool) error {
+	for name, value := range map[string]any{"restart": c.restart, "max-restarts": c.maxRestarts, "stop-timeout": c.stopTimeout} {
+		if given(name) {
+			change[strings.ReplaceAll(name, "-", "_")] = value
+		}
 	}
-	if c.MaxRestarts != nil {
-		change["max_restarts"] = *c.MaxRestarts
-	}
-	if c.StopTimeout != nil {
-		change["stop_timeout"] = *c.StopTimeout
-	}
-	if len(c.Labels) > 0 {
+	if len(c.labels) > 0 {
 		labels := maps.Clone(m.Labels)
 		if labels == nil {
 			labels = map[string]string{}
 		}
-		for _, given := range c.Labels {
+		for _, given := range c.labels {
 			key, value, ok := strings.Cut(given, "=")
 			if !ok || key == "" {
 				return usage("--label %q: give a name and a value, such as job=4711", given)
@@ -78,14 +86,14 @@ func (c *updateCommand) options(change map[string]any, m *models.Container) erro
 		}
 		change["labels"] = labels
 	}
-	if len(c.Resources) == 0 {
+	if len(c.resources) == 0 {
 		return nil
 	}
 	resources := map[string]any{}
 	if m.Resources != nil {
-		resources = plain(m.Resources)
+		resources, _ = generic(m.Resources).(map[string]any)
 	}
-	for _, given := range c.Resources {
+	for _, given := range c.resources {
 		key, value, ok := strings.Cut(given, "=")
 		if !ok || key == "" {
 			return usage("--resource %q: give a name and a value, such as memory=2G", given)
@@ -96,19 +104,6 @@ func (c *updateCommand) options(change map[string]any, m *models.Container) erro
 	}
 	change["resources"] = resources
 	return nil
-}
-
-// plain returns a model as a map.
-func plain(model any) map[string]any {
-	data, err := json.Marshal(model)
-	m := map[string]any{}
-	if err == nil {
-		err = json.Unmarshal(data, &m)
-	}
-	if err != nil {
-		panic(err) // models are made of JSON
-	}
-	return m
 }
 
 // amount returns a number, also with a suffix of 1024 or a power of it, or else the text.
@@ -135,7 +130,7 @@ func (a *app) update(ctx context.Context, m *models.Container, change map[string
 	if err != nil {
 		return unwrapped(err)
 	}
-	return a.show(answer.Payload, func() { a.tell(ofContainer(answer.Payload)) })
+	return a.showOne(ofContainer(answer.Payload))
 }
 
 // withBody sends a body that the generated model can't express: one with nulls.
@@ -151,20 +146,19 @@ func withBody(body any) func(*runtime.ClientOperation) {
 	}
 }
 
-type renameCommand struct {
-	Args struct {
-		Container target `positional-arg-name:"NAME|ID" required:"yes"`
-		Name      string `positional-arg-name:"NEW" required:"yes"`
-	} `positional-args:"yes"`
-}
-
-func (c *renameCommand) run(ctx context.Context, a *app) error {
-	m, err := a.findContainer(ctx, c.Args.Container)
-	if err != nil {
-		return err
+func (a *app) renameCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "rename CONTAINER NEW", Short: "Give a container another name", Long: "Gives a container another name. It continues to run.",
+		Example: "imageapi rename app web", Args: between(2, 2), ValidArgsFunction: a.offer(1, anyContainer), Annotations: slowly("renaming"),
+		RunE: func(c *cobra.Command, args []string) error {
+			m, err := a.findContainer(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if args[1] == "" {
+				return usage("the new name is empty")
+			}
+			return a.update(c.Context(), m, map[string]any{"name": args[1]})
+		},
 	}
-	if c.Args.Name == "" {
-		return usage("the new name is empty")
-	}
-	return a.update(ctx, m, map[string]any{"name": c.Args.Name})
 }

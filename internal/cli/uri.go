@@ -7,8 +7,8 @@ import (
 
 // imageOptions are the options of run that describe a container whose image is given by a URI.
 type imageOptions struct {
-	Systemd bool   `long:"systemd" description:"with a URI: boot the systemd of the image"`
-	Command string `long:"command" value-name:"COMMAND" description:"with a URI: command to run (default: /sbin/init)"`
+	systemd bool
+	command string
 }
 
 var scheme = regexp.MustCompile(`^[a-z][a-z0-9+.-]*:`)
@@ -18,14 +18,14 @@ func isURI(arg string) bool { return scheme.MatchString(arg) }
 
 // definition returns the container that runs an image: an overlay over it, whose changes are in memory.
 func (o imageOptions) definition(uri string) ([]byte, error) {
-	command := o.Command
+	command := o.command
 	if command == "" {
 		command = "/sbin/init"
 	}
 	type object map[string]any
 	image := object{"kind": "uri", "uri": object{"uri": uri}}
 	return json.Marshal(object{
-		"command": command, "systemd": o.Systemd,
+		"command": command, "systemd": o.systemd,
 		"mount": object{"kind": "overlay", "overlay": object{"lower": []any{image}}},
 	})
 }

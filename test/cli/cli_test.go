@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -120,7 +121,7 @@ func TestLife(t *testing.T) {
 	matches(t, s.ok(t, "list", "containers"), `CONTAINER  NAME  STATE    AGE +MOUNT  COMMAND\n4          app   running  \d+s +3      /bin/sh -c .*\n`)
 	matches(t, s.ok(t, "ls", "mounts", "--kind", "overlay"), `MOUNT .*\n3 +overlay +ready .*mounts/3 +over 2\n`)
 	matches(t, s.ok(t, "list", "attachments"), `ATTACH .*\n1 +loopback +ready +\d+s +1 +/dev/loop\d+ +.*squashfs\n`)
-	matches(t, s.ok(t, "list", "--phase", "broken"), "there is nothing\n")
+	matches(t, s.ok(t, "list", "--phase", "broken"), "No containers, mounts or attachments.\n")
 	matches(t, s.ok(t, "tree"), `OBJECT.*\ncontainer 4 \(app\).*\n└─ mount 3 \(overlay\).*\n   └─ mount 2 \(attach\).*\n      └─ attach 1 \(loopback\).*\n`)
 	matches(t, s.ok(t, "tree", "2"), `OBJECT.*\nmount 2 \(attach\).*\n└─ attach 1 \(loopback\).*\n`)
 	matches(t, s.ok(t, "show", "app"), `args:\n.*name: app\n.*state: running\n.*`)
@@ -131,10 +132,10 @@ func TestLife(t *testing.T) {
 	is("container 4 (app) is running", s.ok(t, "wait", "app", "--ready"))
 	is("container 4 (app) is exited (0)", s.ok(t, "stop", "app"))
 	is("container 4 (app) is exited (0)", s.ok(t, "wait", "app"))
-	s.fails(t, 1, "not paused: start starts it", "resume", "app")
+	s.fails(t, 1, "not paused; start it with imageapi start", "resume", "app")
 	is("container 4 (app) is running", s.ok(t, "start", "id:4"))
 	is("container 4 (app) is removed", s.ok(t, "rm", "--force", "app"))
-	is("there is nothing", s.ok(t, "list"))
+	is("No containers, mounts or attachments.", s.ok(t, "list"))
 }
 
 // Definitions come from files too, in both formats and of all classes.
@@ -161,7 +162,7 @@ func TestCreate(t *testing.T) {
 	s.fails(t, 2, "run is for containers", "run", squash)
 	s.fails(t, 2, "--name is for containers", "create", squash, "--name", "x")
 	s.fails(t, 2, "line 1", "create", file("bad.json", `{"kind"`))
-	s.fails(t, 2, "mount.colour: there is no such field; there are attach, bind, ", "create", file("odd.yaml", "kind: bind\ncolour: red\n"))
+	s.fails(t, 2, "mount.colour: unknown field; use one of attach, bind, ", "create", file("odd.yaml", "kind: bind\ncolour: red\n"))
 	s.fails(t, 1, "mount.bind.path: is required", "create", file("short.yaml", "kind: bind\nbind: {base: root}\n"))
 	matches(t, s.ok(t, "tree"), `(?s)OBJECT.*container 4.*attach 1 .*container 6.*see above\n`)
 	matches(t, s.ok(t, "rm", "-f", "one", "two"), "container 4 .*removed\ncontainer 6 .*removed\n")
@@ -186,7 +187,7 @@ func TestExec(t *testing.T) {
 		"time":       {[]string{"--timeout", "1s", "app", "sleep", "1000"}, 124, "", "imageapi: the command was killed after 1s\n"},
 		"dress":      {[]string{"-e", "A=b", "-u", "65534", "-w", "/tmp", "app", "sh", "-c", "id -u; pwd; echo $A"}, 0, "65534\n/tmp\nb\n", ""},
 		"no program": {[]string{"app", "none"}, 125, "", "imageapi: container 4 \"app\": run command: execute none: .*\n"},
-		"nobody":     {[]string{"nobody", "true"}, 125, "", "imageapi: no container is named \"nobody\"\n"},
+		"nobody":     {[]string{"nobody", "true"}, 125, "", "imageapi: no container has the name \"nobody\"\n"},
 		"a mount":    {[]string{"3", "true"}, 125, "", "imageapi: mount 3 \\(overlay\\) is not a container\n"},
 		"long":       {[]string{"--timeout", "2h", "app", "true"}, 0, "", ""},
 		"short":      {[]string{"--timeout", "1ms", "app", "true"}, 125, "", "imageapi: --timeout 1ms: must be at least 1s\n"},
@@ -206,13 +207,13 @@ func TestExitStatuses(t *testing.T) {
 	s.okFrom(t, s.definition("app", forever), "run", "-")
 	s.fails(t, 1, "is running: stop it first, or delete it with force=true (imageapi remove --force)", "remove", "app")
 	s.fails(t, 1, "is held by mount 2", "remove", "1")
-	s.fails(t, 2, "which command?")
-	s.fails(t, 2, "there is no command", "lost")
-	s.fails(t, 2, "unknown flag", "list", "--lost")
-	s.fails(t, 2, "required argument", "stop")
+	s.fails(t, 2, "no command given")
+	s.fails(t, 2, "unknown command", "lost")
+	s.fails(t, 2, "--lost: unknown option", "list", "--lost")
+	s.fails(t, 2, "missing argument CONTAINER", "stop")
 	s.fails(t, 2, "mount 3 (overlay) is not a container", "stop", "3")
-	s.fails(t, 3, "no object has the id 99", "show", "99")
-	s.fails(t, 3, `no container is named "nobody"`, "logs", "nobody")
+	s.fails(t, 3, "no object has the ID 99", "show", "99")
+	s.fails(t, 3, `no container has the name "nobody"`, "logs", "nobody")
 	s.fails(t, 5, "after 1s", "wait", "app", "--timeout", "1s")
 	s.host = "unix:///nowhere.sock"
 	s.fails(t, 4, "is imageapi-server running?", "list")
@@ -342,21 +343,61 @@ func sleeps(pid int) bool {
 	return err == nil && caught != nil && strings.ContainsAny(string(caught[1]), "2367abef") && sockets > 0
 }
 
-// The script for bash completes commands, classes, and what is there.
+// The scripts complete commands, classes, values, and only the objects that fit.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
+	testkit.Need(t, "bash", "/usr/share/bash-completion/bash_completion", "fish", "zsh")
 	s := newShell(t)
 	s.okFrom(t, s.definition("webserver", forever), "run", "-")
+	s.okFrom(t, s.definition("worker", forever), "create", "-")
 	for words, want := range map[string]string{
-		"res": "resume", "list a": "attachments", "stop w": "webserver", "show ": "1 2 3 webserver", "remove --fo": "--force",
+		"res": "resume", "list a": "attachments", "stop w": "webserver", "start w": "worker", "show w": "webserver worker", "remove --fo": "--force",
+		"list --state ru": "running", "show ": "1 2 3 5 6 7 webserver worker", "stop webserver ": "", "list --host unix:///nowhere -o js": "json jsonpath=",
+		"logs webserver /nowhere/": "", "exec w": "webserver", "wait w": "webserver worker", "completion z": "zsh", "events --kind ov": "overlay", "start 1": "",
 	} {
-		script := fmt.Sprintf(`source <(%[1]s completion); COMP_WORDS=(%[1]s %[2]s); COMP_CWORD=%[3]d; _imageapi; echo "${COMPREPLY[@]}"`,
-			s.program, strings.ReplaceAll(words+"|", " |", ` ""`), len(strings.Split(words, " ")))
-		cmd := exec.CommandContext(t.Context(), "bash", "-c", strings.ReplaceAll(script, "|", ""))
-		cmd.Env = append(os.Environ(), "IMAGEAPI_HOST="+s.host)
-		out, err := cmd.CombinedOutput()
-		if err != nil || string(out) != want+"\n" {
-			t.Errorf("%q: %q, %v; want %q", words, out, err, want)
+		for _, complete := range []func(*testing.T, *shell, string) []string{inBash, inFish, inZsh} {
+			if got := strings.Join(complete(t, s, words), " "); got != want {
+				t.Errorf("%q: %q, want %q", words, got, want)
+			}
 		}
 	}
+}
+
+// completions runs a shell and returns the words that it offers, sorted.
+func (s *shell) completions(t *testing.T, name, script string) (words []string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, "-c", script)
+	cmd.Env = append(os.Environ(), "IMAGEAPI_HOST="+s.host, "PATH="+filepath.Dir(s.program)+":"+os.Getenv("PATH"), "HOME="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%s: %v: %s", name, err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		word, _, _ := strings.Cut(strings.TrimRight(line, "\n"), "\t")
+		word, _, _ = strings.Cut(word, "  ") // a description in bash
+		if word != "" {
+			words = append(words, word)
+		}
+	}
+	slices.Sort(words)
+	return words
+}
+
+func inBash(t *testing.T, s *shell, words string) []string {
+	all := strings.Split("imageapi "+words, " ")
+	return s.completions(t, "bash", fmt.Sprintf(`source /usr/share/bash-completion/bash_completion; source <(imageapi completion bash)
+		COMP_LINE=%[1]q; COMP_POINT=${#COMP_LINE}; COMP_TYPE=9; COMP_WORDS=(%[2]s); COMP_CWORD=%[3]d; compopt() { :; }
+		__start_imageapi; printf '%%s\n' "${COMPREPLY[@]}"`, "imageapi "+words, strings.TrimSpace(strings.Join(all, " "))+map[bool]string{true: ` ""`}[strings.HasSuffix(words, " ")], len(all)-1))
+}
+
+func inFish(t *testing.T, s *shell, words string) []string {
+	return s.completions(t, "fish", fmt.Sprintf("imageapi completion fish | source; complete --do-complete %q", "imageapi "+words))
+}
+
+// inZsh replaces the function of zsh that shows the words that begin as the last one does, which needs a terminal.
+func inZsh(t *testing.T, s *shell, words string) []string {
+	all := strings.Split("imageapi "+words, " ")
+	offered := s.completions(t, "zsh", fmt.Sprintf(`compdef() { :; }; _describe() { local -a offered; offered=("${completions[@]}"); print -l -- "${offered[@]%%%%:*}"; }; _arguments() { :; }
+		words=(%s); CURRENT=%d; source <(imageapi completion zsh); _imageapi; true`, strings.TrimSpace(strings.Join(all, " "))+map[bool]string{true: ` ""`}[strings.HasSuffix(words, " ")], len(all)))
+	return slices.DeleteFunc(offered, func(word string) bool { return !strings.HasPrefix(word, all[len(all)-1]) })
 }

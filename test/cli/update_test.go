@@ -26,10 +26,10 @@ func TestUpdateAndRename(t *testing.T) {
 	if shown := s.ok(t, "-o", "json", "show", "app"); strings.Contains(shown, "labels") || !strings.Contains(shown, `"stop_timeout": 4`) {
 		t.Errorf("it shows %s", shown)
 	}
-	s.fails(t, 2, "what shall change?", "update", "app")
+	s.fails(t, 2, "nothing to change", "update", "app")
 	s.fails(t, 2, "--label", "update", "app", "--label", "job")
 	s.fails(t, 1, "container_config.stop_timeout", "update", "app", "--stop-timeout", "99")
-	s.fails(t, 3, "no container is named", "rename", "nobody", "other")
+	s.fails(t, 3, "no container has the name", "rename", "nobody", "other")
 	s.ok(t, "rename", "app", "web")
 	matches(t, s.ok(t, "stop", "web"), `container \d+ \(web\) is exited.*\n`)
 	s.ok(t, "remove", "web")
