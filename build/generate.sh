@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes models, restapi and client from swagger.yaml; with --check it only compares them with what is there.
+# Makes models, restapi, client and the server's rules from swagger.yaml; with --check it only compares them with the files in the tree.
 #
 # The generator runs in a scratch directory with a fixed name, because it writes the name of its target's
 # directory into a comment: a checkout may be called anything.
@@ -28,9 +28,15 @@ if [[ ${1:-} == --check ]]; then
 			exit 1
 		fi
 	done
+	if ! go run ./build/rules | diff --brief internal/api/specification.json -; then
+		echo "generate-check: internal/api/specification.json differs from what swagger.yaml gives; run 'make generate' and commit" >&2
+		exit 1
+	fi
 	exit 0
 fi
 rm -rf "${trees[@]}"
 for tree in "${trees[@]}"; do
 	cp -r "$scratch/imageapi/$tree" .
 done
+go run ./build/rules >"$scratch/specification.json"
+cp "$scratch/specification.json" internal/api/specification.json

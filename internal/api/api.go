@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-openapi/loads"
+	"github.com/go-openapi/runtime"
 	"github.com/go-openapi/runtime/middleware"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -144,7 +145,7 @@ func (a *api) route(doc *loads.Document) http.Handler {
 func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o := operations.NewImageapiAPI(doc)
 	o.ServeError = serveError
-	o.JSONProducer = jsonProducer()
+	o.JSONConsumer, o.JSONProducer = runtime.ConsumerFunc(consume), jsonProducer()
 	o.AttachmentsListAttachmentsHandler = attachments.ListAttachmentsHandlerFunc(a.listAttachments)
 	o.AttachmentsAttachHandler = attachments.AttachHandlerFunc(a.attach)
 	o.AttachmentsDeleteAttachHandler = attachments.DeleteAttachHandlerFunc(a.deleteAttach)

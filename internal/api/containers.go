@@ -48,7 +48,7 @@ func (a *api) updateContainer(p containers.UpdateContainerParams) (middleware.Re
 	if err != nil {
 		return nil, err
 	}
-	snap, err := a.manager.Update(r.Context(), v.ID, driver.Change{Path: "container_config", Fields: exchangeOf(r).fields, Config: p.Config}, condition)
+	snap, err := a.manager.Update(r.Context(), v.ID, driver.Change{Path: "container_config", Fields: exchangeOf(r).body.changed, Config: p.Config}, condition)
 	if err != nil {
 		return nil, err
 	}

@@ -91,11 +91,10 @@ func problemWith(status int) problem {
 // serveError answers r with err. It has the signature that go-openapi wants.
 func serveError(w http.ResponseWriter, r *http.Request, err error) {
 	answer := explain(r, err)
-	if e := exchangeOf(r); e != nil {
-		e.failure, e.problem = *answer.Message, answer.Type
-		if isUpgrade(r) {
-			e.failure = answer.Type // the message can quote the query, which can have secrets
-		}
+	e := exchangeOf(r)
+	e.failure, e.problem = *answer.Message, answer.Type
+	if isUpgrade(r) {
+		e.failure = answer.Type // the message can quote the query, which can have secrets
 	}
 	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
 		slices.Sort(notAllowed.Allowed)
@@ -185,9 +184,9 @@ func explain(r *http.Request, err error) *models.Error {
 	if isUpgrade(r) {
 		faults, longest = nil, maxUpgrade
 	}
-	if e := exchangeOf(r); e != nil && p.status == http.StatusUnprocessableEntity && len(e.ignored) > 0 {
-		message += "; ignored: " + strings.Join(e.ignored, ", ")
-		faults = append(faults, faultsAs(e.unknown, problemOf(errs.Unknown))...)
+	if body := exchangeOf(r).body; body != nil && p.status == http.StatusUnprocessableEntity && len(body.dropped) > 0 {
+		message += "; ignored: " + strings.Join(body.dropped[:min(len(body.dropped), maxNamed)], ", ")
+		faults = append(faults, faultsAs(body.unknown, problemOf(errs.Unknown))...)
 	}
 	switch {
 	case message == "":

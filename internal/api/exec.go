@@ -65,7 +65,5 @@ func text(b []byte) string { return strings.ToValidUTF8(string(b), string(utf8.R
 
 // outlast gives the answer to r more time than the server gives others.
 func outlast(r *http.Request, d time.Duration) {
-	if e := exchangeOf(r); e != nil {
-		_ = e.control.SetWriteDeadline(time.Now().Add(d)) // what has no deadlines needs none
-	}
+	_ = exchangeOf(r).control.SetWriteDeadline(time.Now().Add(d)) // what has no deadlines needs none
 }

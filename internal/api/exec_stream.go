@@ -39,9 +39,8 @@ func (a *api) upgrades(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		if e := exchangeOf(r); e != nil {
-			e.operation, e.known = execOperation, true
-		}
+		e := exchangeOf(r)
+		e.operation, e.known = execOperation, true
 		if err := a.streamExec(w, r); err != nil {
 			serveError(w, r, err)
 		}
@@ -78,9 +77,8 @@ func (a *api) streamExec(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err != nil {
 		answer := explain(r, err)
-		if e := exchangeOf(r); e != nil {
-			e.failure, e.problem = answer.Type, answer.Type
-		}
+		e := exchangeOf(r)
+		e.failure, e.problem = answer.Type, answer.Type
 		s.end(failureOf(answer))
 		return nil
 	}

@@ -83,7 +83,7 @@ func (f filter) whole() bool {
 func (a *api) check(f filter) error {
 	var faults errs.Faults
 	checkChoice(&faults, "kind", f.kind, a.drivers.Kinds(f.class))
-	checkChoice(&faults, "state", f.state, a.bodies["create_container"].fields["state"].enum)
+	checkChoice(&faults, "state", f.state, a.bodies["create_container"].Properties["state"].Enum)
 	for _, label := range f.labels {
 		if key, _, ok := strings.Cut(label, "="); !ok || key == "" {
 			faults.Add("query parameter label", "is %.*q; use a name and a value, such as job=4711", maxQuoted, label)

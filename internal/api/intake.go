@@ -19,6 +19,7 @@ import (
 
 	oaerrors "github.com/go-openapi/errors"
 	"github.com/go-openapi/runtime/middleware"
+	"github.com/go-viper/mapstructure/v2"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
@@ -26,42 +27,58 @@ import (
 // deprecated is since when the form of version 0.1 is (RFC 9745): 1 December 2026.
 const deprecated = "@1796083200"
 
-// intake stands before the generated code and turns what clients send into what that code accepts.
+// intake stands before the generated code, reads the body once, and passes it on as the generated code accepts it.
 //
-// Clients echo what they were given and were written for older servers. So read-only and unknown fields are
+// Clients echo earlier responses and were written for older servers. So read-only and unknown fields are
 // dropped instead of refused (the unknown ones are named in a Warning header), null is the same as absent, an
 // object given with both id and definition is reduced to its id, and the spellings of older versions are
 // translated. Which fields are read-only, and which rules hold for the others, comes from the specification. The
-// generated code knows the rules too, but of all that is wrong in a nested object it tells only the first.
+// generated code checks the rules too, but of the faults in a nested object it reports only the first.
 func (a *api) intake(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		route := middleware.MatchedRouteFrom(r)
+		operation := middleware.MatchedRouteFrom(r).Operation
 		e := exchangeOf(r)
-		e.operation, e.known = route.Operation.ID, true
-		if err := cmp.Or(checkPending(route.Operation), checkQuery(r, route.Operation)); err != nil {
-			serveError(w, r, err)
-			return
-		}
-		shape := a.bodies[route.Operation.ID]
-		if shape == nil {
-			if err := dropBody(r); err != nil {
-				serveError(w, r, err)
-				return
-			}
-			next.ServeHTTP(w, r)
-			return
-		}
-		body, err := a.readBody(w, r)
-		if err == nil {
-			body, err = a.normalize(r, shape, body)
+		e.operation, e.known = operation.ID, true
+		err := cmp.Or(checkPending(operation), checkQuery(r, operation))
+		switch shape := a.bodies[operation.ID]; {
+		case err != nil:
+		case shape == nil:
+			err = dropBody(r)
+		default:
+			err = a.takeBody(w, r, shape)
 		}
 		if err != nil {
 			serveError(w, r, err)
 			return
 		}
-		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 		next.ServeHTTP(w, r)
 	})
+}
+
+// parsedBody is the body of a request after the intake.
+type parsedBody struct {
+	io.ReadCloser
+	value any
+}
+
+// consume is the consumer of the generated code.
+func consume(r io.Reader, target any) error {
+	body, ok := r.(parsedBody)
+	if !ok {
+		return errors.New("the body did not pass the intake")
+	}
+	return fillIn(body.value, target)
+}
+
+// fillIn fills in a generated model from a normalized value. Null removes a field of a model that has it already.
+func fillIn(value, target any) error {
+	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
+		Result: target, TagName: "json", ZeroFields: true, DecodeHook: mapstructure.TextUnmarshallerHookFunc(),
+	})
+	if err != nil {
+		return err
+	}
+	return d.Decode(value)
 }
 
 // dropBody forgets a body that the operation has no use for. Clients send an empty one of type JSON. It is read: before its end
@@ -126,35 +143,38 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 	}
 }
 
-func (a *api) normalize(r *http.Request, s *shape, body []byte) ([]byte, error) {
-	value, err := decode(body, a.maxNest)
+// takeBody reads and normalizes the body of r.
+func (a *api) takeBody(w http.ResponseWriter, r *http.Request, s *shape) error {
+	text, err := a.readBody(w, r)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	n := normalizer{}
+	value, err := decode(text, a.maxNest)
+	if err != nil {
+		return err
+	}
+	n := &normalizer{}
 	if m, ok := value.(map[string]any); ok && s.name == "container_config" {
-		exchangeOf(r).fields = n.changes(s, a.bodies["create_container"], m)
+		n.changed = n.changes(s, a.bodies["create_container"], m)
 	}
-	value = n.value(s.name, s, value, true)
-	n.warnAbout(r) // of what is wrong it may be the cause: a field that is missing is there by another name
+	n.value = n.normalize(s.name, s, value, true)
+	exchangeOf(r).body = n
+	n.warn(r) // a dropped field can be the cause of a fault: a missing field is there by another name
 	if err := cmp.Or(n.faults.Err(), n.pending.Of(errs.Unsupported)); err != nil {
-		return nil, err
+		return err
 	}
-	if e := exchangeOf(r); e != nil && isPatch(s.name) {
-		e.changes, _ = value.(map[string]any) // by now it is one
-	}
-	if e := exchangeOf(r); e != nil && r.Header.Get(idempotencyKey) != "" {
-		e.body = value
-	}
-	return json.Marshal(value)
+	r.Body, r.ContentLength = parsedBody{http.NoBody, n.value}, int64(len(text))
+	return nil
 }
 
-// normalizer walks a body along the specification.
+// normalizer walks a body along the specification, and keeps the results.
 type normalizer struct {
+	value   any
+	changed []string // fields, if the body is a change of a definition
 	faults  errs.Faults
-	old     bool     // it has a form that is deprecated
-	dropped []string // what is ignored, and why
-	unknown errs.Faults
+	old     bool        // it has a form that is deprecated
+	dropped []string    // ignored fields, with the reasons
+	unknown errs.Faults // the unknown ones of them
 	pending errs.Faults // fields that this version does not implement
 }
 
@@ -163,10 +183,10 @@ type normalizer struct {
 func (n *normalizer) changes(s, whole *shape, m map[string]any) (names []string) {
 	whole.spell(m)
 	for _, key := range slices.Sorted(maps.Keys(m)) {
-		switch f := whole.fields[key]; {
-		case s.fields[key] != nil:
+		switch f := whole.Properties[key]; {
+		case s.Properties[key] != nil:
 			names = append(names, key)
-		case f != nil && (key == "id" || f.readOnly || f.shown):
+		case f != nil && (key == "id" || f.ReadOnly):
 			delete(m, key)
 		case key == "state":
 			n.faults.Add(s.name+"."+key, "is not part of the definition: change it by PATCH /container")
@@ -179,11 +199,11 @@ func (n *normalizer) changes(s, whole *shape, m map[string]any) (names []string)
 	return names
 }
 
-// value checks v and normalizes it in place; top tells that it is the body itself.
-func (n *normalizer) value(path string, s *shape, v any, top bool) any {
-	switch s.kind {
+// normalize checks v and normalizes it in place; top tells that it is the body itself.
+func (n *normalizer) normalize(path string, s *shape, v any, top bool) any {
+	switch s.Type {
 	case "object":
-		if m, ok := v.(map[string]any); ok && s.items != nil {
+		if m, ok := v.(map[string]any); ok && s.Named != nil {
 			return n.dictionary(path, s, m)
 		} else if ok {
 			return n.object(path, s, m, top)
@@ -211,13 +231,13 @@ func (n *normalizer) value(path string, s *shape, v any, top bool) any {
 			return v
 		}
 	}
-	n.faults.Add(path, "must be of type %s, not %s", s.kind, typeName(v))
+	n.faults.Add(path, "must be of type %s, not %s", s.Type, typeName(v))
 	return v
 }
 
 func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) any {
 	s.spell(m)
-	if s.fields["id"] != nil {
+	if s.Properties["id"] != nil {
 		id := n.id(path, m["id"], top)
 		delete(m, "id")
 		if id != "" {
@@ -227,25 +247,25 @@ func (n *normalizer) object(path string, s *shape, m map[string]any, top bool) a
 	n.others(path, s, m)
 	n.otherForms(path, s, m)
 	for _, key := range slices.Sorted(maps.Keys(m)) {
-		field := s.fields[key]
+		field := s.Properties[key]
 		sub := path + "." + key
 		switch {
 		case field == nil:
 			n.unknownField(sub, key, s, m)
 			delete(m, key)
-		case m[key] == nil && isPatch(s.name) && !field.readOnly:
+		case m[key] == nil && isPatch(s.name) && !field.ReadOnly:
 			// It removes the field.
-		case field.readOnly || field.shown || m[key] == nil:
+		case field.ReadOnly || m[key] == nil:
 			delete(m, key)
 		default:
-			m[key] = n.value(sub, field.shape, m[key], false)
+			m[key] = n.normalize(sub, field, m[key], false)
 			if isPending(definitionOf(s.name) + "." + key) {
 				n.pending.Add(sub, "this version does not implement it: leave it out")
 			}
 		}
 	}
 	n.translate(path, s, m)
-	for _, key := range s.needed {
+	for _, key := range s.Required {
 		if _, given := m[key]; !given {
 			n.faults.Add(path+"."+key, "is required")
 		}
@@ -287,7 +307,7 @@ func (n *normalizer) id(path string, v any, top bool) json.Number {
 func (n *normalizer) array(path string, s *shape, list []any) any {
 	for i, item := range list {
 		sub := path + "[" + strconv.Itoa(i) + "]"
-		list[i] = n.value(sub, s.items, item, false)
+		list[i] = n.normalize(sub, s.Items, item, false)
 	}
 	return list
 }
@@ -299,24 +319,23 @@ func (n *normalizer) dictionary(path string, s *shape, m map[string]any) any {
 		if strings.ContainsRune(key, 0) {
 			n.faults.Add(sub, "is a name with a NUL character")
 		}
-		m[key] = n.value(sub, s.items, m[key], false)
+		m[key] = n.normalize(sub, s.Named, m[key], false)
 	}
 	return m
 }
 
 func (n *normalizer) text(path string, s *shape, text string) {
-	least, most := s.length[0], s.length[1]
-	switch length := int64(utf8.RuneCountInString(text)); {
+	switch length := utf8.RuneCountInString(text); {
 	case strings.ContainsRune(text, 0):
 		n.faults.Add(path, "contains a NUL character, which no path, option or argument can")
-	case length < least:
-		n.faults.Add(path, "must be at least %d characters long", least)
-	case most > 0 && length > most:
-		n.faults.Add(path, "is %d characters long; use at most %d", length, most)
-	case s.pattern != nil && !s.pattern.MatchString(text):
-		n.faults.Add(path, "is %.*q; use a value that matches %s", maxQuoted, text, s.pattern)
-	case len(s.enum) > 0 && !slices.Contains(s.enum, text):
-		n.faults.Add(path, "is %.*q; use one of %s", maxQuoted, text, strings.Join(s.enum, ", "))
+	case length < s.MinLength:
+		n.faults.Add(path, "must be at least %d characters long", s.MinLength)
+	case s.MaxLength > 0 && length > s.MaxLength:
+		n.faults.Add(path, "is %d characters long; use at most %d", length, s.MaxLength)
+	case s.Pattern != nil && !s.Pattern.MatchString(text):
+		n.faults.Add(path, "is %.*q; use a value that matches %s", maxQuoted, text, s.Pattern)
+	case len(s.Enum) > 0 && !slices.Contains(s.Enum, text):
+		n.faults.Add(path, "is %.*q; use one of %s", maxQuoted, text, strings.Join(s.Enum, ", "))
 	}
 }
 
@@ -410,11 +429,12 @@ func move(to, from map[string]any, keys ...string) {
 // others drops the definitions of other kinds than the object's own.
 func (n *normalizer) others(path string, s *shape, m map[string]any) {
 	kind, ok := m["kind"].(string)
-	if !ok || !slices.Contains(s.kinds, kind) {
+	kinds := s.Properties["kind"]
+	if !ok || kinds == nil || !slices.Contains(kinds.Enum, kind) {
 		return
 	}
-	for _, other := range s.kinds {
-		if _, given := m[other]; given && other != kind {
+	for _, other := range kinds.Enum {
+		if _, given := m[other]; given && other != kind && s.Properties[other] != nil {
 			n.drop("not of kind "+kind, path+"."+other)
 			delete(m, other)
 		}
@@ -431,8 +451,8 @@ const (
 // do not have.
 func (n *normalizer) unknownField(path, key string, s *shape, m map[string]any) {
 	var others []string
-	for name, f := range s.fields {
-		if _, given := m[name]; !given && !f.readOnly && !f.shown {
+	for name, f := range s.Properties {
+		if _, given := m[name]; !given && !f.ReadOnly {
 			others = append(others, name)
 		}
 	}
@@ -445,22 +465,16 @@ func (n *normalizer) drop(why, path string) {
 	n.dropped = append(n.dropped, fmt.Sprintf("%s %.*s", why, maxQuoted, path))
 }
 
-func (n *normalizer) warnAbout(r *http.Request) {
-	if e := exchangeOf(r); e != nil {
-		e.unknown = n.unknown
-		if n.old {
-			e.header.Set("Deprecation", deprecated)
-		}
+// warn warns the client of what was dropped.
+func (n *normalizer) warn(r *http.Request) {
+	if n.old {
+		exchangeOf(r).header.Set("Deprecation", deprecated)
 	}
-	for i, text := range n.dropped {
-		if i == maxNamed {
-			warn(r, "%d more fields ignored", len(n.dropped)-maxNamed)
-			return
-		}
+	for _, text := range n.dropped[:min(len(n.dropped), maxNamed)] {
 		warn(r, "ignored: %s", text)
-		if e := exchangeOf(r); e != nil {
-			e.ignored = append(e.ignored, text)
-		}
+	}
+	if more := len(n.dropped) - maxNamed; more > 0 {
+		warn(r, "%d more fields ignored", more)
 	}
 }
 

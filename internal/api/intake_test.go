@@ -1,10 +1,12 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -33,7 +35,7 @@ func normalized(t testing.TB, definition, body string) (string, *normalizer) {
 		t.Fatal(err)
 	}
 	n := &normalizer{}
-	out, err := json.Marshal(n.value(definition, testShapes(t)[definition], v, true))
+	out, err := json.Marshal(n.normalize(definition, testShapes(t)[definition], v, true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,6 +293,9 @@ func FuzzIntake(f *testing.F) {
 		``, `null`, `{}`, `[]`, `{"id":-1}`, `{"a":1,"a":2}`, `{"kind":"rbd","rbd":{"rbd":{}}}`,
 		`{"command":"x","mount":{"id":1}}`, `{"Mount":{"kind":"overlay","overlay":{"lower":[null]}}}`,
 		`{"mount":{"kind":"attach","attach":{"attach":{"kind":"iscsi","iscsi":{"max_commands":1}}}}}`,
+		`{"command":"x","mount":{"id":9007199254740993},"labels":{"a":"b","":""},"namespaces":[],"args":["a","ä\u0001"],"systemd":false,"state":"running"}`,
+		`{"command":"x","mount":{"id":1},"resources":{"memory":-9223372036854775808},"rlimits":[{"type":"nofile","soft":"unlimited","hard":7}],"namespaces":["net"]}`,
+		`{"command":"x","mount":{"kind":"nfs","nfs":{"host":"h","path":"/","options":["a"],"ro":true}},"capabilities":{"drop":["all"]},"env":["A=b"]}`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -307,7 +312,7 @@ func FuzzIntake(f *testing.F) {
 			t.Fatal("decoded what is not JSON")
 		}
 		first := normalizer{}
-		v = first.value("container", container, v, true)
+		v = first.normalize("container", container, v, true)
 		if len(first.faults) > 0 {
 			return
 		}
@@ -316,9 +321,29 @@ func FuzzIntake(f *testing.F) {
 			t.Fatal(err)
 		}
 		again := normalizer{}
-		twice, _ := json.Marshal(again.value("container", container, v, true))
+		twice, _ := json.Marshal(again.normalize("container", container, v, true))
 		if string(once) != string(twice) || len(again.dropped)+len(again.faults) > 0 {
 			t.Fatalf("once %s, twice %s, %v %v", once, twice, again.dropped, again.faults)
 		}
+		var filled, decoded models.Container
+		if err := cmp.Or(fillIn(v, &filled), json.Unmarshal(once, &decoded)); err != nil || !reflect.DeepEqual(filled, decoded) {
+			t.Fatalf("filled in %+v, decoded %+v, %v", filled, decoded, err)
+		}
 	})
+}
+
+// A field of a merge patch takes the place of the whole field, null removes one, and the others stay.
+func TestMerge(t *testing.T) {
+	t.Parallel()
+	old := &models.Container{Mount: &models.Mount{ID: 1}, Command: new("x"), Env: []string{"A=1", "B=2"}, Labels: map[string]string{"a": "b", "c": "d"}, User: "u"}
+	changes := map[string]any{
+		"mount": map[string]any{"kind": "overlay"}, "env": []any{"C=3"}, "labels": map[string]any{"a": "z"}, "user": nil, "probe": map[string]any{"args": []any{"x"}},
+	}
+	want := &models.Container{
+		Mount: &models.Mount{Kind: "overlay"}, Command: new("x"), Env: []string{"C=3"}, Labels: map[string]string{"a": "z"}, State: models.ContainerStateRunning,
+	}
+	got, err := merge(old, changes)
+	if err != nil || !reflect.DeepEqual(got.Container, want) {
+		t.Errorf("%+v, %v", got.Container, err)
+	}
 }

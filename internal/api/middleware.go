@@ -19,38 +19,35 @@ import (
 
 // exchange is what is known about a request while it is served. Only the request's goroutine touches it.
 type exchange struct {
-	id        string         // of the request
-	log       *slog.Logger   // names the request
-	header    http.Header    // of the response
-	operation string         // operation id, or method and path where there is none
-	known     bool           // operation is one of the specification
-	object    string         // which is created, changed or removed
-	number    int64          // its id, or 0
-	audited   bool           // it was admitted as a change, and has a record when it is done
-	failure   string         // the message that it is answered with, if it is an error
-	problem   string         // the type of that error
-	ignored   []string       // what of its body was left out, and why
-	unknown   errs.Faults    // the fields of it that are not known
-	changes   map[string]any // of a replace, with what is null
-	fields    []string       // that its body changes, if it is a change of a definition
-	body      any            // of a request with a key, normalized
-	stranger  bool           // it was sent by a client that may send none
+	id        string       // of the request
+	log       *slog.Logger // names the request
+	header    http.Header  // of the response
+	operation string       // operation id, or method and path where there is none
+	known     bool         // operation is one of the specification
+	object    string       // which is created, changed or removed
+	number    int64        // its id, or 0
+	audited   bool         // it was admitted as a change, and has a record when it is done
+	failure   string       // the message that it is answered with, if it is an error
+	problem   string       // the type of that error
+	body      *normalizer  // nil without one
+	stranger  bool         // it was sent by a client that may send none
 	control   *http.ResponseController
 }
 
 type exchangeKey struct{}
 
-// exchangeOf returns nil for a request that did not pass observe.
+// exchangeOf returns a new exchange for a request that did not pass observe.
 func exchangeOf(r *http.Request) *exchange {
-	e, _ := r.Context().Value(exchangeKey{}).(*exchange)
-	return e
+	if e, ok := r.Context().Value(exchangeKey{}).(*exchange); ok {
+		return e
+	}
+	return &exchange{log: slog.New(slog.DiscardHandler), header: http.Header{}, control: http.NewResponseController(nil)}
 }
 
 // about notes for the log which object r is about.
 func about(r *http.Request, class driver.Class, id int64) {
-	if e := exchangeOf(r); e != nil {
-		e.object, e.number = nameOf(class, id), id
-	}
+	e := exchangeOf(r)
+	e.object, e.number = nameOf(class, id), id
 }
 
 func nameOf(class driver.Class, id int64) string {
@@ -60,10 +57,9 @@ func nameOf(class driver.Class, id int64) string {
 // warn tells the client something in a Warning header (RFC 7234, 5.5) of the response, and logs it.
 func warn(r *http.Request, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	if e := exchangeOf(r); e != nil {
-		e.header.Add("Warning", "299 imageapi "+quote(text))
-		e.log.Warn("request warning", logkey.Operation, e.operation, logkey.Warning, text)
-	}
+	e := exchangeOf(r)
+	e.header.Add("Warning", "299 imageapi "+quote(text))
+	e.log.Warn("request warning", logkey.Operation, e.operation, logkey.Warning, text)
 }
 
 // quote makes text a quoted-string of HTTP (RFC 9110, 5.6.4); what is not printable ASCII becomes a question mark.

@@ -103,7 +103,7 @@ func (a *api) create(r *http.Request, def driver.Object, dryRun *bool, key *stri
 func (a *api) createOnce(r *http.Request, plan *driver.Plan, key string, respond func(*state.Snapshot, int64) ([]byte, error)) ([]byte, int64, error) {
 	e := exchangeOf(r)
 	body, again, id, err := a.manager.CreateOnce(r.Context(), plan, state.Once{
-		Key: strings.Join([]string{ownerOf(r), e.operation, key}, "\n"), Digest: digestOf(e.body), Answer: respond,
+		Key: strings.Join([]string{ownerOf(r), e.operation, key}, "\n"), Digest: digestOf(e.body.value), Answer: respond,
 	})
 	if again && err == nil {
 		e.log.Info("request repeated, first response returned", logkey.Operation, e.operation, logkey.Object, nameOf(plan.Class, id))

@@ -76,10 +76,10 @@ func TestDigestsHoldNoSecrets(t *testing.T) {
 		t.Error("the query part of a URL counts, or the rest does not")
 	}
 	for name, s := range testShapes(t) {
-		for field, f := range s.fields {
+		for field, f := range s.Properties {
 			secret := strings.HasSuffix(field, "secret") || field == "password" || field == "bearer" || strings.HasSuffix(field, "_key") && !strings.HasSuffix(field, "access_key") || strings.HasSuffix(field, "_token")
 			if secret && digest(`{"`+field+`":"one"}`) != digest(`{"`+field+`":"two"}`) {
-				t.Errorf("%s.%s (%s) is in the digest", name, field, f.kind)
+				t.Errorf("%s.%s (%s) is in the digest", name, field, f.Type)
 			}
 		}
 	}

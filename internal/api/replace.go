@@ -1,10 +1,8 @@
 package api
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
-	"maps"
 	"net/http"
 	"time"
 
@@ -45,7 +43,8 @@ func (a *api) replaceContainer(p containers.ReplaceContainerParams) (middleware.
 	if err != nil {
 		return nil, err
 	}
-	def, err := merge(view, exchangeOf(r).changes)
+	changes, _ := exchangeOf(r).body.value.(map[string]any) // the intake has checked that
+	def, err := merge(alone(view).Container, changes)
 	if err != nil {
 		return nil, err
 	}
@@ -145,25 +144,11 @@ func seconds(faults *errs.Faults, path string, n, least, most int64) time.Durati
 
 // merge returns the definition of a container after a JSON merge patch (RFC 7396) of its top-level fields. A mount that does not change
 // is the same mount.
-func merge(v *state.View, changes map[string]any) (driver.Object, error) {
-	old := alone(v).Container
-	old.State = models.ContainerStateRunning
-	var def map[string]any
-	text, err := json.Marshal(old)
-	if err == nil {
-		err = json.Unmarshal(text, &def)
+func merge(c *models.Container, changes map[string]any) (driver.Object, error) {
+	c.State = models.ContainerStateRunning
+	removed := map[string]any{}
+	for name := range changes {
+		removed[name] = nil
 	}
-	if err != nil {
-		return driver.Object{}, err
-	}
-	maps.Copy(def, changes)
-	maps.DeleteFunc(def, func(_ string, value any) bool { return value == nil })
-	delete(def, "probe")
-	if text, err = json.Marshal(def); err != nil {
-		return driver.Object{}, err
-	}
-	c := &models.Container{}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	return driver.Object{Container: c}, d.Decode(c)
+	return driver.Object{Container: c}, cmp.Or(fillIn(removed, c), fillIn(changes, c))
 }

@@ -70,6 +70,7 @@ var layers = map[string][]string{
 	"internal/spectest":               {},
 	"build/":                          {},
 	"build/man":                       {"internal/cli", "internal/daemon"},
+	"build/rules":                     {"restapi"},
 	"test/":                           {"client", "client/", "internal/testkit", "models", "test/"},
 }
 
