@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	oaerrors "github.com/go-openapi/errors"
@@ -27,42 +28,26 @@ type problem struct {
 	retry  bool // the same request can succeed later
 }
 
-// problemOf is the table of errors.
+// problemOf is the table of errors with a class.
 func problemOf(class errs.Class) problem {
-	switch class {
-	case errs.Malformed:
-		return problem{"invalid", http.StatusBadRequest, false}
-	case errs.Unknown:
-		return problem{"unknown-field", http.StatusBadRequest, false}
-	case errs.Invalid:
-		return problem{"invalid", http.StatusUnprocessableEntity, false}
-	case errs.NotFound:
-		return problem{"not-found", http.StatusNotFound, false}
-	case errs.Conflict:
-		return problem{"conflict", http.StatusConflict, true}
-	case errs.Busy:
-		return problem{"busy", http.StatusConflict, true}
-	case errs.InUse:
-		return problem{"in-use", http.StatusConflict, true}
-	case errs.NameTaken:
-		return problem{"name-taken", http.StatusConflict, true}
-	case errs.Precondition:
-		return problem{"precondition-failed", http.StatusPreconditionFailed, false}
-	case errs.RolledBack:
-		return problem{"rolled-back", http.StatusUnprocessableEntity, false}
-	case errs.Unsupported:
-		return problem{"unsupported", http.StatusNotImplemented, false}
-	case errs.Remote:
-		return problem{"remote-refused", http.StatusBadGateway, true}
-	case errs.Deadline:
-		return problem{"timeout", http.StatusGatewayTimeout, true}
-	case errs.OutOfSpace:
-		return problem{"out-of-space", http.StatusInsufficientStorage, true}
-	case errs.Exhausted:
-		return problem{"exhausted", http.StatusServiceUnavailable, true}
-	default:
-		return problem{"internal", http.StatusInternalServerError, false}
-	}
+	return [...]problem{
+		errs.Internal:     {"internal", http.StatusInternalServerError, false},
+		errs.Malformed:    {"invalid", http.StatusBadRequest, false},
+		errs.Unknown:      {"unknown-field", http.StatusBadRequest, false},
+		errs.Invalid:      {"invalid", http.StatusUnprocessableEntity, false},
+		errs.NotFound:     {"not-found", http.StatusNotFound, false},
+		errs.Conflict:     {"conflict", http.StatusConflict, true},
+		errs.Busy:         {"busy", http.StatusConflict, true},
+		errs.InUse:        {"in-use", http.StatusConflict, true},
+		errs.NameTaken:    {"name-taken", http.StatusConflict, true},
+		errs.Precondition: {"precondition-failed", http.StatusPreconditionFailed, false},
+		errs.RolledBack:   {"rolled-back", http.StatusUnprocessableEntity, false},
+		errs.Unsupported:  {"unsupported", http.StatusNotImplemented, false},
+		errs.Remote:       {"remote-refused", http.StatusBadGateway, true},
+		errs.Deadline:     {"timeout", http.StatusGatewayTimeout, true},
+		errs.OutOfSpace:   {"out-of-space", http.StatusInsufficientStorage, true},
+		errs.Exhausted:    {"exhausted", http.StatusServiceUnavailable, true},
+	}[class]
 }
 
 // problemWith is the type of an error without a class: one that net/http or go-openapi found (404 and 405 for unknown paths and methods,
@@ -72,7 +57,7 @@ func problemWith(status int) problem {
 	case http.StatusForbidden:
 		return problem{"forbidden", status, false}
 	case http.StatusNotFound:
-		return problem{"not-found", status, false}
+		return problemOf(errs.NotFound)
 	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
 		return problem{"timeout", status, true}
 	case http.StatusTooManyRequests:
@@ -80,12 +65,28 @@ func problemWith(status int) problem {
 	case http.StatusServiceUnavailable:
 		return problem{"shutting-down", status, true}
 	case http.StatusNotImplemented:
-		return problem{"unsupported", status, false}
+		return problemOf(errs.Unsupported)
 	case http.StatusInternalServerError:
 		return problemOf(errs.Internal)
-	default:
-		return problem{"invalid", status, false}
 	}
+	return problem{"invalid", status, false}
+}
+
+// sectionOf names the section of the reference with the cause and remedy of the errors with a status. docs/errors.md has a section of
+// the same name.
+func sectionOf(status int) string {
+	names := map[int]string{
+		http.StatusBadRequest: "malformed", http.StatusForbidden: "forbidden", http.StatusNotFound: "not-found", http.StatusMethodNotAllowed: "method",
+		http.StatusNotAcceptable: "accept", http.StatusRequestTimeout: "too-slow", http.StatusConflict: "conflict",
+		http.StatusPreconditionFailed: "precondition", http.StatusRequestEntityTooLarge: "too-large", http.StatusUnsupportedMediaType: "content-type",
+		http.StatusUnprocessableEntity: "invalid", http.StatusTooManyRequests: "too-many", http.StatusNotImplemented: "unsupported",
+		http.StatusBadGateway: "remote", http.StatusServiceUnavailable: "unavailable", http.StatusGatewayTimeout: "deadline",
+		http.StatusInsufficientStorage: "out-of-space",
+	}
+	if name := names[status]; name != "" {
+		return strconv.Itoa(status) + "-" + name
+	}
+	return "500-internal"
 }
 
 // serveError answers r with err. It has the signature that go-openapi wants.
@@ -97,14 +98,9 @@ func serveError(w http.ResponseWriter, r *http.Request, err error) {
 		e.failure = answer.Type // the message can quote the query, which can have secrets
 	}
 	if notAllowed, ok := errors.AsType[*oaerrors.MethodNotAllowedError](err); ok {
-		slices.Sort(notAllowed.Allowed)
-		w.Header().Set("Allow", allowed(notAllowed))
+		w.Header().Set("Allow", strings.Join(slices.Sorted(slices.Values(notAllowed.Allowed)), ", "))
 	}
 	writeError(w, answer)
-}
-
-func allowed(err *oaerrors.MethodNotAllowedError) string {
-	return strings.Join(slices.Sorted(slices.Values(err.Allowed)), ", ")
 }
 
 func writeError(w http.ResponseWriter, answer *models.Error) {
@@ -119,49 +115,6 @@ func newError(p problem, message string) *models.Error {
 	return &models.Error{Code: int64(p.status), Message: &message, See: docsPath + "#section/Errors/" + sectionOf(p.status), Type: p.slug}
 }
 
-// sectionOf names the section of the reference that tells cause and remedy of the errors with a status. docs/errors.md has one of
-// the same name.
-func sectionOf(status int) string {
-	switch status {
-	case http.StatusBadRequest:
-		return "400-malformed"
-	case http.StatusForbidden:
-		return "403-forbidden"
-	case http.StatusNotFound:
-		return "404-not-found"
-	case http.StatusMethodNotAllowed:
-		return "405-method"
-	case http.StatusNotAcceptable:
-		return "406-accept"
-	case http.StatusRequestTimeout:
-		return "408-too-slow"
-	case http.StatusConflict:
-		return "409-conflict"
-	case http.StatusPreconditionFailed:
-		return "412-precondition"
-	case http.StatusRequestEntityTooLarge:
-		return "413-too-large"
-	case http.StatusUnsupportedMediaType:
-		return "415-content-type"
-	case http.StatusUnprocessableEntity:
-		return "422-invalid"
-	case http.StatusTooManyRequests:
-		return "429-too-many"
-	case http.StatusNotImplemented:
-		return "501-unsupported"
-	case http.StatusBadGateway:
-		return "502-remote"
-	case http.StatusServiceUnavailable:
-		return "503-unavailable"
-	case http.StatusGatewayTimeout:
-		return "504-deadline"
-	case http.StatusInsufficientStorage:
-		return "507-out-of-space"
-	default:
-		return "500-internal"
-	}
-}
-
 // maxMessage is how many bytes of a message are sent, and maxFaults of the list of faults. A body of a megabyte can hold a hundred
 // thousand of them.
 const (
@@ -171,16 +124,20 @@ const (
 	cut        = " ... and more"
 )
 
-// explain returns the answer for err. Its message is never empty.
+// explain returns the response to err. Its message is never empty.
 func explain(r *http.Request, err error) *models.Error {
 	if cause := context.Cause(r.Context()); cause != nil && errors.Is(err, context.Canceled) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	p, message := problemIn(err), ""
-	if err != nil {
-		message = faultsOf(err)
+	all := leaves(err)
+	p, longest := problemIn(all), maxMessage
+	var texts []string
+	var faults []*models.Fault
+	for _, one := range all {
+		texts = append(texts, one.Error())
+		faults = append(faults, faultsAs(faultsIn(one), p)...)
 	}
-	faults, longest := listFaults(err, p), maxMessage
+	message := strings.Join(texts, "; ")
 	if isUpgrade(r) {
 		faults, longest = nil, maxUpgrade
 	}
@@ -199,23 +156,31 @@ func explain(r *http.Request, err error) *models.Error {
 	return answer
 }
 
-// listFaults returns the places in the request that err tells of.
-func listFaults(err error, p problem) []*models.Fault {
+// leaves returns the errors that err collects.
+func leaves(err error) (all []error) {
+	collected, ok := errors.AsType[*oaerrors.CompositeError](err)
+	switch {
+	case err == nil:
+	case !ok:
+		all = []error{err}
+	default:
+		for _, one := range collected.Errors {
+			all = append(all, leaves(one)...)
+		}
+	}
+	return all
+}
+
+// faultsIn returns the places in the request that err names.
+func faultsIn(err error) errs.Faults {
 	if faults, ok := errors.AsType[errs.Faults](err); ok {
-		return faultsAs(faults, p)
+		return faults
 	}
 	if at, ok := errors.AsType[*errs.Located](err); ok {
-		return faultsAs(errs.Faults{{Path: at.Path, Text: at.Err.Error()}}, p)
-	}
-	if all, ok := errors.AsType[*oaerrors.CompositeError](err); ok {
-		var list []*models.Fault
-		for _, one := range all.Errors {
-			list = append(list, listFaults(one, p)...)
-		}
-		return list
+		return errs.Faults{{Path: at.Path, Text: at.Err.Error()}}
 	}
 	if rule, ok := errors.AsType[*oaerrors.Validation](err); ok && rule.Name != "" {
-		return faultsAs(errs.Faults{{Path: rule.Name, Text: rule.Error()}}, p)
+		return errs.Faults{{Path: rule.Name, Text: rule.Error()}}
 	}
 	return nil
 }
@@ -239,16 +204,30 @@ func bounded(list []*models.Fault) []*models.Fault {
 	return list
 }
 
-func problemIn(err error) problem {
+// problemIn returns the type of the first error that is not about the content, such as a wrong Content-Type; otherwise that of the first error.
+func problemIn(all []error) problem {
+	for _, err := range all {
+		if p := problemAlone(err); p.status != http.StatusUnprocessableEntity {
+			return p
+		}
+	}
+	if len(all) > 0 {
+		return problemAlone(all[0])
+	}
+	return problemOf(errs.Internal)
+}
+
+func problemAlone(err error) problem {
 	class := errs.ClassOf(err)
 	if _, own := errors.AsType[*errs.Error](err); own || class != errs.Internal {
 		return problemOf(class)
 	}
-	if all, ok := errors.AsType[*oaerrors.CompositeError](err); ok {
-		return problemInAll(all.Errors)
-	}
 	if coded, ok := errors.AsType[oaerrors.Error](err); ok {
-		return problemWith(plainStatus(int(coded.Code())))
+		status := int(coded.Code())
+		if status < 400 || status >= 600 { // a rule of validation that failed
+			status = http.StatusUnprocessableEntity
+		}
+		return problemWith(status)
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -257,36 +236,4 @@ func problemIn(err error) problem {
 		return problemOf(errs.Deadline)
 	}
 	return problemOf(errs.Internal)
-}
-
-// problemInAll returns the type of the first error that is not about the content, such as a wrong
-// Content-Type, else that of invalid content.
-func problemInAll(all []error) problem {
-	for _, err := range all {
-		if p := problemIn(err); p.status != http.StatusUnprocessableEntity {
-			return p
-		}
-	}
-	return problemOf(errs.Invalid)
-}
-
-// plainStatus translates go-openapi's own codes from 600 up: they tell the rule of validation that failed.
-func plainStatus(code int) int {
-	if code < 400 || code >= 600 {
-		return http.StatusUnprocessableEntity
-	}
-	return code
-}
-
-// faultsOf returns the texts of all errors that err collects, in one line.
-func faultsOf(err error) string {
-	all, ok := errors.AsType[*oaerrors.CompositeError](err)
-	if !ok {
-		return err.Error()
-	}
-	texts := make([]string, len(all.Errors))
-	for i, e := range all.Errors {
-		texts[i] = faultsOf(e)
-	}
-	return strings.Join(texts, "; ")
 }

@@ -1,11 +1,10 @@
 package api
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/printable"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/restapi/operations/events"
@@ -174,19 +172,16 @@ func (l *listener) show(e state.Event) *models.Event {
 	}
 }
 
+// idWithRefs matches an object that is given by its ID, as generated code encodes it: with refs, which mean nothing there.
+var idWithRefs = regexp.MustCompile(`(\{"id":[0-9]+),"refs":0\}`)
+
 // send writes one event.
 func (l *listener) send(out *streamWriter, e *models.Event) error {
-	var data bytes.Buffer
-	enc := json.NewEncoder(&data)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(e); err != nil {
-		return err
-	}
-	line, err := withIDsAlone(data.Bytes())
+	data, err := encode(e)
 	if err != nil {
 		return err
 	}
-	return out.write(slices.Concat([]byte("event: "+e.Type+"\nid: "+e.EventID+"\ndata: "), printable.JSON(line), []byte("\n")))
+	return out.write(slices.Concat([]byte("event: "+e.Type+"\nid: "+e.EventID+"\ndata: "), idWithRefs.ReplaceAll(data, []byte("$1}")), []byte("\n")))
 }
 
 // eventFilter says which objects to tell of; an empty list does not matter.

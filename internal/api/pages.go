@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/go-openapi/runtime/server-middleware/negotiate/header"
 
 	apidocs "github.com/kraken-hpc/imageapi/docs/api"
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -100,18 +102,11 @@ func serveDocument(w http.ResponseWriter, r *http.Request, get func() (*document
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 }
 
-// takesGzip tells whether the sender of r has said that it can unpack what is sent (RFC 9110, 12.5.3).
+// takesGzip reports whether the client accepts compressed responses (RFC 9110, 12.5.3).
 func takesGzip(r *http.Request) bool {
-	for part := range strings.SplitSeq(strings.Join(r.Header.Values("Accept-Encoding"), ","), ",") {
-		coding, weight, _ := strings.Cut(part, ";")
-		if !strings.EqualFold(strings.TrimSpace(coding), "gzip") {
-			continue
-		}
-		q, given := strings.CutPrefix(strings.TrimSpace(weight), "q=")
-		value, err := strconv.ParseFloat(q, 64)
-		return !given || err == nil && value > 0
-	}
-	return false
+	return slices.ContainsFunc(header.ParseAccept(r.Header, "Accept-Encoding"), func(coding header.AcceptSpec) bool {
+		return strings.EqualFold(coding.Value, "gzip") && coding.Q > 0
+	})
 }
 
 func pack(content []byte) ([]byte, error) {
