@@ -27,6 +27,7 @@ type Streams struct {
 // app is one call of the program.
 type app struct {
 	server   server
+	context  string
 	format   format
 	quiet    bool
 	in       io.Reader
@@ -110,7 +111,7 @@ imageapi remove --force demo`,
 	add(groupContainers, a.runCommand(), a.startCommand(), a.stopCommand(), a.pauseCommand(), a.resumeCommand(), a.execCommand(),
 		a.updateCommand(), a.renameCommand(), a.replaceCommand(), a.rollbackCommand())
 	add(groupWatch, a.logsCommand(), a.waitCommand(), a.eventsCommand(), a.statsCommand())
-	add(groupClient, a.demoCommand(), a.completionCommand(), a.versionCommand())
+	add(groupClient, a.contextCommand(), a.demoCommand(), a.completionCommand(), a.versionCommand(), a.relayCommand())
 	return root
 }
 
@@ -118,11 +119,16 @@ imageapi remove --force demo`,
 func (a *app) globalOptions(root *cobra.Command) {
 	all := root.PersistentFlags()
 	a.server.options(all)
+	all.StringVarP(&a.context, "context", "c", "", "use the server with this `NAME`; see imageapi context (default: $IMAGEAPI_CONTEXT)")
 	all.VarP(&a.format, "output", "o", "`FORMAT` of the output: "+strings.Join(formats(), ", "))
 	all.BoolVarP(&a.quiet, "quiet", "q", false, "print only IDs")
 	all.BoolP("help", "h", false, "show the help of a command")
 	root.Flags().Bool("version", false, "show the version and exit")
 	complete(root, "output", formats()...)
+	err := root.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) { return contextNames() })
+	if err != nil {
+		panic(err) // as in complete
+	}
 }
 
 // prepare runs before each command.

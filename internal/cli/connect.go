@@ -25,11 +25,16 @@ import (
 )
 
 // server is the address of the server, and how to prove both sides to each other.
-type server struct{ Host, Cert, Key, CA string }
+type server struct {
+	Host string `yaml:"host" json:"host"`
+	Cert string `yaml:"cert,omitempty" json:"cert,omitempty"`
+	Key  string `yaml:"key,omitempty" json:"key,omitempty"`
+	CA   string `yaml:"ca,omitempty" json:"ca,omitempty"`
+}
 
 // options adds the options of a server.
 func (s *server) options(all *pflag.FlagSet) {
-	all.StringVar(&s.Host, "host", "", "`ADDRESS` of the server: unix:///PATH, http://HOST:PORT or https://HOST:PORT (default: $IMAGEAPI_HOST, or "+defaultHost+")")
+	all.StringVar(&s.Host, "host", "", "`ADDRESS` of the server: unix:///PATH, http://HOST:PORT, https://HOST:PORT or ssh://[USER@]HOST (default: $IMAGEAPI_HOST, the current context, or "+defaultHost+")")
 	all.StringVar(&s.Cert, "cert", "", "certificate of the client for https: a PEM `FILE` (default: $IMAGEAPI_CERT)")
 	all.StringVar(&s.Key, "key", "", "its private key: a PEM `FILE` (default: $IMAGEAPI_KEY)")
 	all.StringVar(&s.CA, "ca", "", "CAs that can sign the certificate of the server: a PEM `FILE` (default: $IMAGEAPI_CA, or those of the system)")
@@ -62,7 +67,9 @@ func (a *app) connect() (*connection, error) {
 	if a.client != nil {
 		return a.client, nil
 	}
-	a.server.complete()
+	if err := a.locate(); err != nil {
+		return nil, err
+	}
 	c, err := a.server.client(a.warn)
 	a.client = c
 	return c, err
@@ -74,15 +81,19 @@ func (s server) client(warn func(string)) (*connection, error) {
 	if err != nil {
 		return nil, usage("--host: %w", err)
 	}
-	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext}
+	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext}
 	host, scheme := u.Host, u.Scheme
 	switch {
 	case scheme == "unix" && u.Host == "" && u.Path != "":
 		transport.DialContext = dialUnix(u.Path)
 		host, scheme = "imageapi", "http"
+	case scheme == "ssh" && u.Host != "" && sshArgs(u) != nil:
+		transport.DialContext = dialSSH(sshArgs(u))
+		host, scheme = "imageapi", "http"
 	case (scheme == "http" || scheme == "https") && u.Host != "" && strings.Trim(u.Path, "/") == "" && u.User == nil && u.RawQuery == "":
+		transport.Proxy = http.ProxyFromEnvironment
 	default:
-		return nil, usage("--host %q: give unix:///PATH, http://HOST:PORT or https://HOST:PORT", s.Host)
+		return nil, usage("--host %q: use unix:///PATH, http://HOST:PORT, https://HOST:PORT or ssh://[USER@]HOST[:PORT][/PATH]", s.Host)
 	}
 	if transport.TLSClientConfig, err = s.tls(u.Scheme); err != nil {
 		return nil, err
@@ -91,10 +102,7 @@ func (s server) client(warn func(string)) (*connection, error) {
 	through := &http.Client{Transport: messenger}
 	dialer := &websocket.Dialer{
 		NetDialContext: transport.DialContext, TLSClientConfig: transport.TLSClientConfig,
-		Subprotocols: []string{subprotocol}, ReadBufferSize: piece + 1, WriteBufferSize: piece + 1,
-	}
-	if u.Scheme != "unix" {
-		dialer.Proxy = transport.Proxy
+		Subprotocols: []string{subprotocol}, ReadBufferSize: piece + 1, WriteBufferSize: piece + 1, Proxy: transport.Proxy,
 	}
 	return &connection{
 		client.New(httptransport.NewWithClient(host, client.DefaultBasePath, []string{scheme}, through), strfmt.Default),
@@ -156,7 +164,7 @@ func (c courier) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if kind := resp.Header.Get("Content-Type"); !ours(kind) {
 		_ = resp.Body.Close()
-		return nil, fail(exitUnreachable, "%s answers %s with the type %q: that is not an imageapi-server", c.host, resp.Status, kind)
+		return nil, fail(exitUnreachable, "%s returns %s with the type %q; it is not an imageapi-server", c.host, resp.Status, kind)
 	}
 	return resp, nil
 }
@@ -172,9 +180,9 @@ func (c courier) explain(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, fs.ErrPermission):
-		hint = ": only root may connect, and the group of its --socket-group"
+		hint = "; only root and the members of the --socket-group can connect"
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
-		hint = ": is imageapi-server running? --host or $IMAGEAPI_HOST tells where it is"
+		hint = "; is imageapi-server running? Give its address with --host, --context or $IMAGEAPI_HOST"
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
 		err = op.Err

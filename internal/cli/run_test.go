@@ -58,7 +58,7 @@ func TestExitStatuses(t *testing.T) {
 			"imageapi: mount.bind.path: is required\nimageapi: container.namespaces: root is root; leave it out\n"},
 		"no message":  {500, "", `{}`, "list", 1, "", "imageapi: the server answers 500 without a message\n"},
 		"cut off":     {200, "", `[{"id": 1`, "list", 4, "", "imageapi: read the answer: unexpected EOF\n"},
-		"other":       {502, "Content-Type: text/html", `<html>`, "list", 4, "", "imageapi: URL answers 502 Bad Gateway with the type \"text/html\": that is not an imageapi-server\n"},
+		"other":       {502, "Content-Type: text/html", `<html>`, "list", 4, "", "imageapi: URL returns 502 Bad Gateway with the type \"text/html\"; it is not an imageapi-server\n"},
 		"command":     {200, "", `[]`, "volumes", 2, "", "imageapi: unknown command \"volumes\"; see imageapi --help\n"},
 		"none":        {200, "", `[]`, "", 2, "", "imageapi: no command given; see imageapi --help\n"},
 		"argument":    {200, "", `[]`, "tree a b", 2, "", "imageapi: unexpected argument \"b\"; see imageapi tree --help\n"},
@@ -148,8 +148,9 @@ start  container        start /bin/true
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	for host, want := range map[string]string{
-		"foo": `--host "foo": give`, "unix://": `--host "unix://": give`, "unix://a/b": "give", "http://": "give", "ftp://a": "give",
-		"http://a/b": "give", "http://u:p@a": "give", "http://a:1?x": "give", "://": "missing protocol scheme",
+		"foo": `--host "foo": use`, "unix://": `--host "unix://": use`, "unix://a/b": "use", "http://": "use", "ftp://a": "use",
+		"http://a/b": "use", "http://u:p@a": "use", "http://a:1?x": "use", "://": "missing protocol scheme",
+		"ssh://": "use", "ssh://-oProxyCommand=reboot/": "use", "ssh://-l@a": "use", "ssh://u:p@a": "use", "ssh://a?x": "use", "ssh://-v": "use",
 	} {
 		status, _, errors := perform(t.Context(), "", "list", "--host="+host)
 		if status != exitUsage || !strings.Contains(errors, want) {

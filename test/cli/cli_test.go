@@ -242,7 +242,7 @@ func TestPermission(t *testing.T) {
 	cmd.Path, cmd.Dir = copied, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, _ := cmd.CombinedOutput()
-	if cmd.ProcessState.ExitCode() != 4 || !strings.Contains(string(out), "permission denied: only root may connect, and the group of its --socket-group") {
+	if cmd.ProcessState.ExitCode() != 4 || !strings.Contains(string(out), "permission denied; only root and the members of the --socket-group can connect") {
 		t.Errorf("%v: %s", cmd.ProcessState, out)
 	}
 }
