@@ -14,7 +14,9 @@ func TestContexts(t *testing.T) {
 	for _, name := range []string{"XDG_CONFIG_HOME", "IMAGEAPI_HOST", "IMAGEAPI_CONTEXT"} {
 		t.Setenv(name, "")
 	}
-	server := func(id string) string { return answer(t, 200, "", `[{"id": `+id+`, "kind": "local", "phase": "ready"}]`) }
+	server := func(id string) string {
+		return answer(t, 200, "", `[{"id": `+id+`, "kind": "local", "phase": "ready"}]`)
+	}
 	one, two, three := server("1"), server("2"), server("3")
 	run := func(args string) string {
 		status, out, errors := perform(t.Context(), "", strings.Fields(args)...)
