@@ -60,7 +60,7 @@ init: # what the server embeds: the programs beside and inside containers and be
 	@gzip -9 -n -c docs/api/index.html >docs/api/index.html.gz
 
 .PHONY: tools
-tools: # swagger, staticcheck, gotestsum, govulncheck, benchstat
+tools: # swagger, staticcheck, errcheck, gotestsum, govulncheck, benchstat
 	@cd internal/tools && GOBIN=$(CURDIR)/$(TOOLS) go install tool
 
 .PHONY: generate
@@ -80,7 +80,7 @@ docs: tools ## make docs/api/index.html anew from swagger.yaml (needs npm)
 	@build/docs.sh
 
 .PHONY: lint
-lint: init tools ## gofmt, go vet, staticcheck, shellcheck, and the rules of internal/archtest
+lint: init tools ## gofmt, go vet, staticcheck, errcheck, shellcheck, and the rules of internal/archtest
 	@build/lint.sh
 
 .PHONY: check

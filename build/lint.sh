@@ -14,6 +14,7 @@ listed=$(go list ./...)
 mapfile -t packages < <(grep -Ev '/imageapi/(models|restapi|client)(/|$)' <<<"$listed")
 go vet "${packages[@]}"
 bin/tools/staticcheck -checks 'all,-ST1000' "${packages[@]}"
+bin/tools/errcheck -ignoretests -exclude build/errcheck.txt "${packages[@]}"
 go test -count=1 ./internal/archtest
 (cd test/browser && go vet ./... && ../../bin/tools/staticcheck -checks 'all,-ST1000' ./...) # a module of its own
 

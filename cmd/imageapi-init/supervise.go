@@ -144,7 +144,7 @@ func (s *supervisor) watch(stop <-chan struct{}) proto.Exit {
 	go s.reapAll(ended, reaped)
 	if s.notify >= 0 {
 		go heed(s.notify, s.pid, s.daemon.up)
-		defer unix.Shutdown(s.notify, unix.SHUT_RDWR) // ends heed
+		defer func() { _ = unix.Shutdown(s.notify, unix.SHUT_RDWR) }() // ends heed
 	}
 
 	var timeout <-chan time.Time

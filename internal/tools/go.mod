@@ -4,6 +4,7 @@ go 1.26.0
 
 tool (
 	github.com/go-swagger/go-swagger/cmd/swagger
+	github.com/kisielk/errcheck
 	golang.org/x/perf/cmd/benchstat
 	golang.org/x/vuln/cmd/govulncheck
 	gotest.tools/gotestsum
@@ -53,6 +54,7 @@ require (
 	github.com/gorilla/handlers v1.5.2 // indirect
 	github.com/huandu/xstrings v1.6.3 // indirect
 	github.com/jessevdk/go-flags v1.6.1 // indirect
+	github.com/kisielk/errcheck v1.30.0 // indirect
 	github.com/kr/pretty v0.3.1 // indirect
 	github.com/kr/text v0.2.0 // indirect
 	github.com/mattn/go-colorable v0.1.16 // indirect

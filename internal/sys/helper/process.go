@@ -104,7 +104,7 @@ func (r *Runner) start(ctx context.Context, a act) (p *process, err error) {
 		return nil, err
 	}
 	if p.socket, err = polled(pair[0], "helper"); err != nil {
-		p.kill()
+		_ = p.kill() // it has no act yet, and ends with its socket
 		return nil, err
 	}
 	return p, nil
