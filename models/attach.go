@@ -64,6 +64,10 @@ type Attach struct {
 	// Read Only: true
 	NeededBy []*Holder `json:"needed_by,omitempty"`
 
+	// The objects that this one depends on, in the order of its definition.
+	// Read Only: true
+	Needs []*Holder `json:"needs,omitempty"`
+
 	// nvme
 	Nvme *AttachNvme `json:"nvme,omitempty"`
 
@@ -86,6 +90,11 @@ type Attach struct {
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
+
+	// What it shows, in one line.
+	// Example: /images/a.squashfs
+	// Read Only: true
+	Source string `json:"source,omitempty"`
 
 	// verity
 	Verity *AttachVerity `json:"verity,omitempty"`
@@ -136,6 +145,10 @@ func (m *Attach) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateNeededBy(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateNeeds(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -396,6 +409,36 @@ func (m *Attach) validateNeededBy(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Attach) validateNeeds(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Needs) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.Needs); i++ {
+		if typeutils.IsZero(m.Needs[i]) { // not required
+			continue
+		}
+
+		if m.Needs[i] != nil {
+			if err := m.Needs[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
 func (m *Attach) validateNvme(formats strfmt.Registry) error {
 	if typeutils.IsZero(m.Nvme) { // not required
 		return nil
@@ -604,6 +647,10 @@ func (m *Attach) ContextValidate(ctx context.Context, formats strfmt.Registry) e
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateNeeds(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateNvme(ctx, formats); err != nil {
 		res = append(res, err)
 	}
@@ -625,6 +672,10 @@ func (m *Attach) ContextValidate(ctx context.Context, formats strfmt.Registry) e
 	}
 
 	if err := m.contextValidateSince(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateSource(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -853,6 +904,39 @@ func (m *Attach) contextValidateNeededBy(ctx context.Context, formats strfmt.Reg
 	return nil
 }
 
+func (m *Attach) contextValidateNeeds(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "needs", "body", m.Needs); err != nil {
+		return err
+	}
+
+	for i := 0; i < len(m.Needs); i++ {
+
+		if m.Needs[i] != nil {
+
+			if typeutils.IsZero(m.Needs[i]) { // not required
+				continue
+			}
+
+			if err := m.Needs[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
 func (m *Attach) contextValidateNvme(ctx context.Context, formats strfmt.Registry) error {
 
 	if m.Nvme != nil {
@@ -949,6 +1033,15 @@ func (m *Attach) contextValidateRefs(ctx context.Context, formats strfmt.Registr
 func (m *Attach) contextValidateSince(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "since", "body", m.Since); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Attach) contextValidateSource(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "source", "body", m.Source); err != nil {
 		return err
 	}
 

@@ -129,6 +129,10 @@ type Container struct {
 	// Namespaces that the container does not share with the node. The default is mnt, pid, ipc, uts and cgroup. mnt is always included.
 	Namespaces []ContainerNamespace `json:"namespaces,omitempty"`
 
+	// The mount that is its root.
+	// Read Only: true
+	Needs []*Holder `json:"needs,omitempty"`
+
 	// Time of the next restart. Present only during the delay.
 	// Read Only: true
 	// Format: date-time
@@ -309,6 +313,10 @@ func (m *Container) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateNamespaces(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateNeeds(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -650,6 +658,36 @@ func (m *Container) validateNamespaces(formats strfmt.Registry) error {
 			}
 
 			return err
+		}
+
+	}
+
+	return nil
+}
+
+func (m *Container) validateNeeds(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Needs) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.Needs); i++ {
+		if typeutils.IsZero(m.Needs[i]) { // not required
+			continue
+		}
+
+		if m.Needs[i] != nil {
+			if err := m.Needs[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
 		}
 
 	}
@@ -1013,6 +1051,10 @@ func (m *Container) ContextValidate(ctx context.Context, formats strfmt.Registry
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateNeeds(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateNextStartAt(ctx, formats); err != nil {
 		res = append(res, err)
 	}
@@ -1350,6 +1392,39 @@ func (m *Container) contextValidateNamespaces(ctx context.Context, formats strfm
 			}
 
 			return err
+		}
+
+	}
+
+	return nil
+}
+
+func (m *Container) contextValidateNeeds(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "needs", "body", m.Needs); err != nil {
+		return err
+	}
+
+	for i := 0; i < len(m.Needs); i++ {
+
+		if m.Needs[i] != nil {
+
+			if typeutils.IsZero(m.Needs[i]) { // not required
+				continue
+			}
+
+			if err := m.Needs[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
 		}
 
 	}

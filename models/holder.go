@@ -14,7 +14,7 @@ import (
 	"github.com/go-openapi/validate"
 )
 
-// Holder An object that depends on another one.
+// Holder An object that depends on another one, or that another one depends on.
 // Example: {"class":"container","id":6,"name":"web"}
 //
 // swagger:model holder

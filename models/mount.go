@@ -60,6 +60,10 @@ type Mount struct {
 	// Read Only: true
 	NeededBy []*Holder `json:"needed_by,omitempty"`
 
+	// The objects that this one depends on, in the order of its definition.
+	// Read Only: true
+	Needs []*Holder `json:"needs,omitempty"`
+
 	// nfs
 	Nfs *MountNfs `json:"nfs,omitempty"`
 
@@ -82,6 +86,11 @@ type Mount struct {
 	// Read Only: true
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
+
+	// What it shows, in one line.
+	// Example: squashfs on 3
+	// Read Only: true
+	Source string `json:"source,omitempty"`
 
 	// uri
 	URI *MountURI `json:"uri,omitempty"`
@@ -124,6 +133,10 @@ func (m *Mount) Validate(formats strfmt.Registry) error {
 	}
 
 	if err := m.validateNeededBy(formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.validateNeeds(formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -335,6 +348,36 @@ func (m *Mount) validateNeededBy(formats strfmt.Registry) error {
 	return nil
 }
 
+func (m *Mount) validateNeeds(formats strfmt.Registry) error {
+	if typeutils.IsZero(m.Needs) { // not required
+		return nil
+	}
+
+	for i := 0; i < len(m.Needs); i++ {
+		if typeutils.IsZero(m.Needs[i]) { // not required
+			continue
+		}
+
+		if m.Needs[i] != nil {
+			if err := m.Needs[i].Validate(formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
 func (m *Mount) validateNfs(formats strfmt.Registry) error {
 	if typeutils.IsZero(m.Nfs) { // not required
 		return nil
@@ -535,6 +578,10 @@ func (m *Mount) ContextValidate(ctx context.Context, formats strfmt.Registry) er
 		res = append(res, err)
 	}
 
+	if err := m.contextValidateNeeds(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
 	if err := m.contextValidateNfs(ctx, formats); err != nil {
 		res = append(res, err)
 	}
@@ -556,6 +603,10 @@ func (m *Mount) ContextValidate(ctx context.Context, formats strfmt.Registry) er
 	}
 
 	if err := m.contextValidateSince(ctx, formats); err != nil {
+		res = append(res, err)
+	}
+
+	if err := m.contextValidateSource(ctx, formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -734,6 +785,39 @@ func (m *Mount) contextValidateNeededBy(ctx context.Context, formats strfmt.Regi
 	return nil
 }
 
+func (m *Mount) contextValidateNeeds(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "needs", "body", m.Needs); err != nil {
+		return err
+	}
+
+	for i := 0; i < len(m.Needs); i++ {
+
+		if m.Needs[i] != nil {
+
+			if typeutils.IsZero(m.Needs[i]) { // not required
+				continue
+			}
+
+			if err := m.Needs[i].ContextValidate(ctx, formats); err != nil {
+				ve := new(errors.Validation)
+				if stderrors.As(err, &ve) {
+					return ve.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+				ce := new(errors.CompositeError)
+				if stderrors.As(err, &ce) {
+					return ce.ValidateName("needs" + "." + strconv.Itoa(i))
+				}
+
+				return err
+			}
+		}
+
+	}
+
+	return nil
+}
+
 func (m *Mount) contextValidateNfs(ctx context.Context, formats strfmt.Registry) error {
 
 	if m.Nfs != nil {
@@ -830,6 +914,15 @@ func (m *Mount) contextValidateRefs(ctx context.Context, formats strfmt.Registry
 func (m *Mount) contextValidateSince(ctx context.Context, formats strfmt.Registry) error {
 
 	if err := validate.ReadOnly(ctx, "since", "body", m.Since); err != nil {
+		return err
+	}
+
+	return nil
+}
+
+func (m *Mount) contextValidateSource(ctx context.Context, formats strfmt.Registry) error {
+
+	if err := validate.ReadOnly(ctx, "source", "body", m.Source); err != nil {
 		return err
 	}
 

@@ -96,7 +96,8 @@ func init() {
                   },
                   "phase": "ready",
                   "refs": 1,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/a.squashfs"
                 }
               ]
             }
@@ -231,7 +232,8 @@ func init() {
                 },
                 "phase": "ready",
                 "refs": 1,
-                "since": "2026-05-04T10:15:00.000Z"
+                "since": "2026-05-04T10:15:00.000Z",
+                "source": "/images/a.squashfs"
               }
             }
           },
@@ -309,7 +311,8 @@ func init() {
                 },
                 "phase": "ready",
                 "refs": 1,
-                "since": "2026-05-04T10:15:00.000Z"
+                "since": "2026-05-04T10:15:00.000Z",
+                "source": "/images/a.squashfs"
               }
             }
           },
@@ -412,7 +415,8 @@ func init() {
                     ],
                     "phase": "ready",
                     "refs": 2,
-                    "since": "2026-05-04T10:15:00.000Z"
+                    "since": "2026-05-04T10:15:00.000Z",
+                    "source": "/images/root"
                   },
                   "name": "web",
                   "namespaces": [
@@ -421,6 +425,12 @@ func init() {
                     "ipc",
                     "uts",
                     "cgroup"
+                  ],
+                  "needs": [
+                    {
+                      "class": "mount",
+                      "id": 1
+                    }
                   ],
                   "phase": "ready",
                   "pid": 4711,
@@ -564,6 +574,12 @@ func init() {
                       "name": "web"
                     }
                   ],
+                  "needs": [
+                    {
+                      "class": "mount",
+                      "id": 2
+                    }
+                  ],
                   "overlay": {
                     "lower": [
                       {
@@ -587,7 +603,8 @@ func init() {
                             ],
                             "phase": "ready",
                             "refs": 1,
-                            "since": "2026-05-04T10:15:00.000Z"
+                            "since": "2026-05-04T10:15:00.000Z",
+                            "source": "/images/a.squashfs"
                           },
                           "fs_type": "squashfs"
                         },
@@ -601,9 +618,16 @@ func init() {
                             "id": 3
                           }
                         ],
+                        "needs": [
+                          {
+                            "class": "attach",
+                            "id": 1
+                          }
+                        ],
                         "phase": "ready",
                         "refs": 1,
-                        "since": "2026-05-04T10:15:00.000Z"
+                        "since": "2026-05-04T10:15:00.000Z",
+                        "source": "squashfs on 1"
                       }
                     ],
                     "upper": {
@@ -618,7 +642,8 @@ func init() {
                   },
                   "phase": "ready",
                   "refs": 1,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "over 2"
                 },
                 "name": "web",
                 "namespaces": [
@@ -627,6 +652,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 3
+                  }
                 ],
                 "phase": "ready",
                 "pid": 4711,
@@ -733,7 +764,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -742,6 +774,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -837,7 +875,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -846,6 +885,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "stopping",
                 "pid": 4711,
@@ -964,7 +1009,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -973,6 +1019,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -1282,6 +1334,12 @@ func init() {
                         "id": 6
                       }
                     ],
+                    "needs": [
+                      {
+                        "class": "mount",
+                        "id": 4
+                      }
+                    ],
                     "overlay": {
                       "lower": [
                         {
@@ -1305,7 +1363,8 @@ func init() {
                               ],
                               "phase": "ready",
                               "refs": 1,
-                              "since": "2026-05-04T10:15:00.000Z"
+                              "since": "2026-05-04T10:15:00.000Z",
+                              "source": "/images/b.squashfs"
                             },
                             "fs_type": "squashfs"
                           },
@@ -1319,9 +1378,16 @@ func init() {
                               "id": 5
                             }
                           ],
+                          "needs": [
+                            {
+                              "class": "attach",
+                              "id": 3
+                            }
+                          ],
                           "phase": "ready",
                           "refs": 1,
-                          "since": "2026-05-04T10:15:00.000Z"
+                          "since": "2026-05-04T10:15:00.000Z",
+                          "source": "squashfs on 3"
                         }
                       ],
                       "upper": {
@@ -1336,7 +1402,8 @@ func init() {
                     },
                     "phase": "ready",
                     "refs": 1,
-                    "since": "2026-05-04T10:15:00.000Z"
+                    "since": "2026-05-04T10:15:00.000Z",
+                    "source": "over 4"
                   },
                   "name": "web",
                   "namespaces": [
@@ -1345,6 +1412,12 @@ func init() {
                     "ipc",
                     "uts",
                     "cgroup"
+                  ],
+                  "needs": [
+                    {
+                      "class": "mount",
+                      "id": 5
+                    }
                   ],
                   "phase": "ready",
                   "pid": 4711,
@@ -1439,7 +1512,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -1448,6 +1522,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "ready",
                 "pid": 4711,
@@ -1632,7 +1712,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -1641,6 +1722,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -1885,7 +1972,8 @@ func init() {
                   "mountpoint": "/run/imageapi/mounts/1",
                   "phase": "ready",
                   "refs": 1,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 }
               ]
             }
@@ -2035,7 +2123,8 @@ func init() {
                     ],
                     "phase": "ready",
                     "refs": 1,
-                    "since": "2026-05-04T10:15:00.000Z"
+                    "since": "2026-05-04T10:15:00.000Z",
+                    "source": "/images/a.squashfs"
                   },
                   "fs_type": "squashfs"
                 },
@@ -2043,9 +2132,16 @@ func init() {
                 "id": 2,
                 "kind": "attach",
                 "mountpoint": "/run/imageapi/mounts/2",
+                "needs": [
+                  {
+                    "class": "attach",
+                    "id": 1
+                  }
+                ],
                 "phase": "ready",
                 "refs": 1,
-                "since": "2026-05-04T10:15:00.000Z"
+                "since": "2026-05-04T10:15:00.000Z",
+                "source": "squashfs on 1"
               }
             }
           },
@@ -2123,7 +2219,8 @@ func init() {
                 "mountpoint": "/run/imageapi/mounts/1",
                 "phase": "ready",
                 "refs": 1,
-                "since": "2026-05-04T10:15:00.000Z"
+                "since": "2026-05-04T10:15:00.000Z",
+                "source": "/images/root"
               }
             }
           },
@@ -2218,6 +2315,15 @@ func init() {
           "x-omitempty": true,
           "readOnly": true
         },
+        "needs": {
+          "description": "The objects that this one depends on, in the order of its definition.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
         "nvme": {
           "$ref": "#/definitions/attach_nvme"
         },
@@ -2251,6 +2357,12 @@ func init() {
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
+        },
+        "source": {
+          "description": "What it shows, in one line.",
+          "type": "string",
+          "readOnly": true,
+          "example": "/images/a.squashfs"
         },
         "verity": {
           "$ref": "#/definitions/attach_verity"
@@ -3015,6 +3127,15 @@ func init() {
             "$ref": "#/definitions/container_namespace"
           },
           "x-omitempty": true
+        },
+        "needs": {
+          "description": "The mount that is its root.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
         },
         "next_start_at": {
           "description": "Time of the next restart. Present only during the delay.",
@@ -4138,7 +4259,7 @@ func init() {
       }
     },
     "holder": {
-      "description": "An object that depends on another one.",
+      "description": "An object that depends on another one, or that another one depends on.",
       "type": "object",
       "properties": {
         "class": {
@@ -4515,6 +4636,15 @@ func init() {
           "x-omitempty": true,
           "readOnly": true
         },
+        "needs": {
+          "description": "The objects that this one depends on, in the order of its definition.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
         "nfs": {
           "$ref": "#/definitions/mount_nfs"
         },
@@ -4548,6 +4678,12 @@ func init() {
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
+        },
+        "source": {
+          "description": "What it shows, in one line.",
+          "type": "string",
+          "readOnly": true,
+          "example": "squashfs on 3"
         },
         "uri": {
           "$ref": "#/definitions/mount_uri"
@@ -5578,7 +5714,8 @@ func init() {
                   },
                   "phase": "ready",
                   "refs": 1,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/a.squashfs"
                 }
               ]
             }
@@ -5713,7 +5850,8 @@ func init() {
                 },
                 "phase": "ready",
                 "refs": 1,
-                "since": "2026-05-04T10:15:00.000Z"
+                "since": "2026-05-04T10:15:00.000Z",
+                "source": "/images/a.squashfs"
               }
             }
           },
@@ -5791,7 +5929,8 @@ func init() {
                 },
                 "phase": "ready",
                 "refs": 1,
-                "since": "2026-05-04T10:15:00.000Z"
+                "since": "2026-05-04T10:15:00.000Z",
+                "source": "/images/a.squashfs"
               }
             }
           },
@@ -5894,7 +6033,8 @@ func init() {
                     ],
                     "phase": "ready",
                     "refs": 2,
-                    "since": "2026-05-04T10:15:00.000Z"
+                    "since": "2026-05-04T10:15:00.000Z",
+                    "source": "/images/root"
                   },
                   "name": "web",
                   "namespaces": [
@@ -5903,6 +6043,12 @@ func init() {
                     "ipc",
                     "uts",
                     "cgroup"
+                  ],
+                  "needs": [
+                    {
+                      "class": "mount",
+                      "id": 1
+                    }
                   ],
                   "phase": "ready",
                   "pid": 4711,
@@ -6046,6 +6192,12 @@ func init() {
                       "name": "web"
                     }
                   ],
+                  "needs": [
+                    {
+                      "class": "mount",
+                      "id": 2
+                    }
+                  ],
                   "overlay": {
                     "lower": [
                       {
@@ -6069,7 +6221,8 @@ func init() {
                             ],
                             "phase": "ready",
                             "refs": 1,
-                            "since": "2026-05-04T10:15:00.000Z"
+                            "since": "2026-05-04T10:15:00.000Z",
+                            "source": "/images/a.squashfs"
                           },
                           "fs_type": "squashfs"
                         },
@@ -6083,9 +6236,16 @@ func init() {
                             "id": 3
                           }
                         ],
+                        "needs": [
+                          {
+                            "class": "attach",
+                            "id": 1
+                          }
+                        ],
                         "phase": "ready",
                         "refs": 1,
-                        "since": "2026-05-04T10:15:00.000Z"
+                        "since": "2026-05-04T10:15:00.000Z",
+                        "source": "squashfs on 1"
                       }
                     ],
                     "upper": {
@@ -6100,7 +6260,8 @@ func init() {
                   },
                   "phase": "ready",
                   "refs": 1,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "over 2"
                 },
                 "name": "web",
                 "namespaces": [
@@ -6109,6 +6270,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 3
+                  }
                 ],
                 "phase": "ready",
                 "pid": 4711,
@@ -6215,7 +6382,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -6224,6 +6392,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -6319,7 +6493,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -6328,6 +6503,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "stopping",
                 "pid": 4711,
@@ -6446,7 +6627,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -6455,6 +6637,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -6764,6 +6952,12 @@ func init() {
                         "id": 6
                       }
                     ],
+                    "needs": [
+                      {
+                        "class": "mount",
+                        "id": 4
+                      }
+                    ],
                     "overlay": {
                       "lower": [
                         {
@@ -6787,7 +6981,8 @@ func init() {
                               ],
                               "phase": "ready",
                               "refs": 1,
-                              "since": "2026-05-04T10:15:00.000Z"
+                              "since": "2026-05-04T10:15:00.000Z",
+                              "source": "/images/b.squashfs"
                             },
                             "fs_type": "squashfs"
                           },
@@ -6801,9 +6996,16 @@ func init() {
                               "id": 5
                             }
                           ],
+                          "needs": [
+                            {
+                              "class": "attach",
+                              "id": 3
+                            }
+                          ],
                           "phase": "ready",
                           "refs": 1,
-                          "since": "2026-05-04T10:15:00.000Z"
+                          "since": "2026-05-04T10:15:00.000Z",
+                          "source": "squashfs on 3"
                         }
                       ],
                       "upper": {
@@ -6818,7 +7020,8 @@ func init() {
                     },
                     "phase": "ready",
                     "refs": 1,
-                    "since": "2026-05-04T10:15:00.000Z"
+                    "since": "2026-05-04T10:15:00.000Z",
+                    "source": "over 4"
                   },
                   "name": "web",
                   "namespaces": [
@@ -6827,6 +7030,12 @@ func init() {
                     "ipc",
                     "uts",
                     "cgroup"
+                  ],
+                  "needs": [
+                    {
+                      "class": "mount",
+                      "id": 5
+                    }
                   ],
                   "phase": "ready",
                   "pid": 4711,
@@ -6921,7 +7130,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -6930,6 +7140,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "ready",
                 "pid": 4711,
@@ -7114,7 +7330,8 @@ func init() {
                   ],
                   "phase": "ready",
                   "refs": 2,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 },
                 "name": "web",
                 "namespaces": [
@@ -7123,6 +7340,12 @@ func init() {
                   "ipc",
                   "uts",
                   "cgroup"
+                ],
+                "needs": [
+                  {
+                    "class": "mount",
+                    "id": 1
+                  }
                 ],
                 "phase": "ready",
                 "ready": false,
@@ -7389,7 +7612,8 @@ func init() {
                   "mountpoint": "/run/imageapi/mounts/1",
                   "phase": "ready",
                   "refs": 1,
-                  "since": "2026-05-04T10:15:00.000Z"
+                  "since": "2026-05-04T10:15:00.000Z",
+                  "source": "/images/root"
                 }
               ]
             }
@@ -7539,7 +7763,8 @@ func init() {
                     ],
                     "phase": "ready",
                     "refs": 1,
-                    "since": "2026-05-04T10:15:00.000Z"
+                    "since": "2026-05-04T10:15:00.000Z",
+                    "source": "/images/a.squashfs"
                   },
                   "fs_type": "squashfs"
                 },
@@ -7547,9 +7772,16 @@ func init() {
                 "id": 2,
                 "kind": "attach",
                 "mountpoint": "/run/imageapi/mounts/2",
+                "needs": [
+                  {
+                    "class": "attach",
+                    "id": 1
+                  }
+                ],
                 "phase": "ready",
                 "refs": 1,
-                "since": "2026-05-04T10:15:00.000Z"
+                "since": "2026-05-04T10:15:00.000Z",
+                "source": "squashfs on 1"
               }
             }
           },
@@ -7627,7 +7859,8 @@ func init() {
                 "mountpoint": "/run/imageapi/mounts/1",
                 "phase": "ready",
                 "refs": 1,
-                "since": "2026-05-04T10:15:00.000Z"
+                "since": "2026-05-04T10:15:00.000Z",
+                "source": "/images/root"
               }
             }
           },
@@ -7722,6 +7955,15 @@ func init() {
           "x-omitempty": true,
           "readOnly": true
         },
+        "needs": {
+          "description": "The objects that this one depends on, in the order of its definition.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
         "nvme": {
           "$ref": "#/definitions/attach_nvme"
         },
@@ -7755,6 +7997,12 @@ func init() {
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
+        },
+        "source": {
+          "description": "What it shows, in one line.",
+          "type": "string",
+          "readOnly": true,
+          "example": "/images/a.squashfs"
         },
         "verity": {
           "$ref": "#/definitions/attach_verity"
@@ -8519,6 +8767,15 @@ func init() {
             "$ref": "#/definitions/container_namespace"
           },
           "x-omitempty": true
+        },
+        "needs": {
+          "description": "The mount that is its root.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
         },
         "next_start_at": {
           "description": "Time of the next restart. Present only during the delay.",
@@ -9642,7 +9899,7 @@ func init() {
       }
     },
     "holder": {
-      "description": "An object that depends on another one.",
+      "description": "An object that depends on another one, or that another one depends on.",
       "type": "object",
       "properties": {
         "class": {
@@ -10019,6 +10276,15 @@ func init() {
           "x-omitempty": true,
           "readOnly": true
         },
+        "needs": {
+          "description": "The objects that this one depends on, in the order of its definition.",
+          "type": "array",
+          "items": {
+            "$ref": "#/definitions/holder"
+          },
+          "x-omitempty": true,
+          "readOnly": true
+        },
         "nfs": {
           "$ref": "#/definitions/mount_nfs"
         },
@@ -10052,6 +10318,12 @@ func init() {
           "format": "date-time",
           "x-nullable": true,
           "readOnly": true
+        },
+        "source": {
+          "description": "What it shows, in one line.",
+          "type": "string",
+          "readOnly": true,
+          "example": "squashfs on 3"
         },
         "uri": {
           "$ref": "#/definitions/mount_uri"

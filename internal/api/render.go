@@ -113,7 +113,8 @@ func attachOf(v *state.View) *models.Attach {
 		ID: models.ID(v.ID), Kind: v.Kind, Refs: v.Refs,
 		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
 	}
-	a.Labels, a.Generation, a.NeededBy = v.Labels, v.Generation, neededBy(v)
+	a.Labels, a.Generation, a.NeededBy = v.Labels, v.Generation, references(v.NeededBy)
+	a.Needs = references(v.Dependencies)
 	a.WaitsFor, a.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if v.Status.Device != nil {
 		a.DeviceFile = v.Status.Device.Path
@@ -126,7 +127,8 @@ func mountOf(v *state.View) *models.Mount {
 		ID: models.ID(v.ID), Kind: v.Kind, Refs: v.Refs,
 		Phase: string(v.Phase), Error: v.Error, Since: dateTime(v.Since),
 	}
-	m.Labels, m.Generation, m.NeededBy = v.Labels, v.Generation, neededBy(v)
+	m.Labels, m.Generation, m.NeededBy = v.Labels, v.Generation, references(v.NeededBy)
+	m.Needs = references(v.Dependencies)
 	m.WaitsFor, m.WaitsSince = v.WaitsFor, dateTime(v.WaitsSince)
 	if v.Status.Tree != nil {
 		m.Mountpoint = v.Status.Tree.Path
@@ -140,6 +142,7 @@ func containerOf(v *state.View) *models.Container {
 		ID: models.ID(v.ID), Name: models.Name(v.Name), Refs: v.Refs, State: models.ContainerState(shown),
 		Phase: string(phase), Error: v.Error, Since: dateTime(v.Since),
 	}
+	c.Needs = references(v.Dependencies)
 	c.Generation, c.Replaces = v.Generation, v.Replaces
 	if v.InReplace() {
 		c.Replacing = &models.ContainerReplacing{Step: v.Replace.Step, Since: dateTime(v.Replace.Since), To: v.Replace.New}
@@ -160,8 +163,8 @@ func containerOf(v *state.View) *models.Container {
 	return c
 }
 
-func neededBy(v *state.View) (all []*models.Holder) {
-	for _, h := range v.NeededBy {
+func references(objects []state.Holder) (all []*models.Holder) {
+	for _, h := range objects {
 		all = append(all, &models.Holder{Class: string(h.Class), ID: models.ID(h.ID), Name: models.Name(h.Name)})
 	}
 	return all

@@ -7,8 +7,8 @@ import (
 	"io"
 	"os"
 	"reflect"
-	"slices"
 
+	"github.com/go-openapi/strfmt"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/kraken-hpc/imageapi/models"
@@ -134,7 +134,7 @@ func classOf(definition []byte) (string, error) {
 		return classContainer, nil
 	case kind == "rbd" && old.FsType != nil:
 		return classMount, nil
-	case slices.Contains(attachKinds(), kind):
+	case kind != "" && (&models.Attach{Kind: kind}).Validate(strfmt.Default) == nil:
 		return classAttach, nil
 	case probe.Kind != nil:
 		return classMount, nil

@@ -251,9 +251,9 @@ func (a *app) cells(o object) []string {
 		}
 		return []string{number(m.ID), o.name, o.state, age(a.now(), m.Since), mount, o.where, nonzero(m.Pid), nonzero(m.Restarts), labels}
 	case *models.Mount:
-		return []string{number(m.ID), o.kind, o.state, age(a.now(), m.Since), number(m.Refs), o.where, mountSource(m), labels}
+		return []string{number(m.ID), o.kind, o.state, age(a.now(), m.Since), number(m.Refs), o.where, m.Source, labels}
 	case *models.Attach:
-		return []string{number(m.ID), o.kind, o.state, age(a.now(), m.Since), number(m.Refs), o.where, attachSource(m), labels}
+		return []string{number(m.ID), o.kind, o.state, age(a.now(), m.Since), number(m.Refs), o.where, m.Source, labels}
 	}
 	return nil
 }
@@ -310,46 +310,4 @@ func remarks(objects []object) (lines []string) {
 		}
 	}
 	return lines
-}
-
-// mountSource describes the source of a mount.
-func mountSource(m *models.Mount) string {
-	switch {
-	case m.Attach != nil && m.Attach.Attach != nil:
-		return fmt.Sprintf("%s on %d", text(m.Attach.FsType), m.Attach.Attach.ID)
-	case m.Overlay != nil:
-		var ids []string
-		for _, lower := range m.Overlay.Lower {
-			ids = append(ids, number(lower.ID))
-		}
-		return "over " + strings.Join(ids, ", ")
-	case m.Bind != nil && m.Bind.Mount != nil:
-		return fmt.Sprintf("%s in %d", text(m.Bind.Path), m.Bind.Mount.ID)
-	case m.Bind != nil:
-		return text(m.Bind.Path)
-	case m.Nfs != nil:
-		return text(m.Nfs.Host) + ":" + text(m.Nfs.Path)
-	}
-	return ""
-}
-
-// attachSource describes the source of a device.
-func attachSource(t *models.Attach) string {
-	switch {
-	case t.Loopback != nil && t.Loopback.Mount != nil:
-		return fmt.Sprintf("%s in %d", text(t.Loopback.Path), t.Loopback.Mount.ID)
-	case t.Loopback != nil:
-		return text(t.Loopback.Path)
-	case t.Local != nil:
-		return text(t.Local.Path)
-	case t.HTTP != nil && len(t.HTTP.Urls) > 0:
-		return t.HTTP.Urls[0]
-	case t.Iscsi != nil:
-		return text(t.Iscsi.Target) + " at " + text(t.Iscsi.Host)
-	case t.Rbd != nil && t.Rbd.Snapshot != "":
-		return text(t.Rbd.Pool) + "/" + text(t.Rbd.Image) + "@" + t.Rbd.Snapshot
-	case t.Rbd != nil:
-		return text(t.Rbd.Pool) + "/" + text(t.Rbd.Image)
-	}
-	return ""
 }

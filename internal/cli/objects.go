@@ -85,55 +85,20 @@ func (w world) objects() (all []object) {
 }
 
 func ofContainer(c *models.Container) object {
-	o := object{class: classContainer, id: int64(c.ID), name: string(c.Name), state: stateOf(c), run: string(c.State), where: commandLine(c), why: c.Error, waits: c.WaitsFor, labels: c.Labels, model: c}
-	if c.Mount != nil {
-		o.needs = []int64{int64(c.Mount.ID)}
-	}
-	return o
+	return object{class: classContainer, id: int64(c.ID), name: string(c.Name), state: stateOf(c), run: string(c.State), where: commandLine(c), why: c.Error, waits: c.WaitsFor, labels: c.Labels, needs: ids(c.Needs), model: c}
 }
 
 func ofMount(m *models.Mount) object {
-	return object{class: classMount, id: int64(m.ID), kind: m.Kind, state: m.Phase, where: m.Mountpoint, why: m.Error, waits: m.WaitsFor, labels: m.Labels, needs: below(m), neededBy: holders(m.NeededBy), model: m}
+	return object{class: classMount, id: int64(m.ID), kind: m.Kind, state: m.Phase, where: m.Mountpoint, why: m.Error, waits: m.WaitsFor, labels: m.Labels, needs: ids(m.Needs), neededBy: ids(m.NeededBy), model: m}
 }
 
 func ofAttach(t *models.Attach) object {
-	o := object{class: classAttach, id: int64(t.ID), kind: t.Kind, state: t.Phase, where: t.DeviceFile, why: t.Error, waits: t.WaitsFor, labels: t.Labels, neededBy: holders(t.NeededBy), model: t}
-	if t.Loopback != nil && t.Loopback.Mount != nil {
-		o.needs = []int64{int64(t.Loopback.Mount.ID)}
-	}
-	if t.Verity != nil && t.Verity.HashDevice != nil {
-		o.needs = append(o.needs, int64(t.Verity.HashDevice.ID))
-	}
-	return o
+	return object{class: classAttach, id: int64(t.ID), kind: t.Kind, state: t.Phase, where: t.DeviceFile, why: t.Error, waits: t.WaitsFor, labels: t.Labels, needs: ids(t.Needs), neededBy: ids(t.NeededBy), model: t}
 }
 
-func holders(all []*models.Holder) (ids []int64) {
+func ids(all []*models.Holder) (ids []int64) {
 	for _, h := range all {
 		ids = append(ids, int64(h.ID))
-	}
-	return ids
-}
-
-// below returns what a mount needs, the top first.
-func below(m *models.Mount) (ids []int64) {
-	add := func(lower *models.Mount) {
-		if lower != nil {
-			ids = append(ids, int64(lower.ID))
-		}
-	}
-	if m.Overlay != nil {
-		if m.Overlay.Upper != nil {
-			add(m.Overlay.Upper.Mount)
-		}
-		for _, lower := range m.Overlay.Lower {
-			add(lower)
-		}
-	}
-	if m.Bind != nil {
-		add(m.Bind.Mount)
-	}
-	if m.Attach != nil && m.Attach.Attach != nil {
-		ids = append(ids, int64(m.Attach.Attach.ID))
 	}
 	return ids
 }

@@ -14,19 +14,19 @@ import (
 // nodeState is what a server could tell of a node: a stack, a layer that two containers share, and what went wrong.
 const nodeState = `{
 "containers": [
-	{"id": 4, "name": "app", "pid": 77, "labels": {"user": "eve", "job": "1"}, "command": "/bin/sh -c 'echo hello'", "args": ["a b"], "state": "running", "ready": true, "phase": "ready", "since": "2026-11-23T10:00:00Z", "refs": 1, "mount": {"id": 3}},
-	{"id": 6, "command": "/sbin/init", "state": "running", "ready": false, "phase": "ready", "since": "2026-11-23T09:30:00Z", "refs": 1, "mount": {"id": 5}},
-	{"id": 7, "name": "evil", "command": "a\nb\u001b[2J", "state": "dead", "signal": 9, "phase": "ready", "error": "the command was\u001b[1m killed", "since": "2026-11-20T10:00:00Z", "refs": 1, "mount": {"id": 5}},
-	{"id": 8, "name": "done", "command": "true", "state": "exited", "exit_code": 0, "phase": "ready", "refs": 1, "mount": {"id": 5}}],
+	{"id": 4, "name": "app", "pid": 77, "labels": {"user": "eve", "job": "1"}, "command": "/bin/sh -c 'echo hello'", "args": ["a b"], "state": "running", "ready": true, "phase": "ready", "since": "2026-11-23T10:00:00Z", "refs": 1, "mount": {"id": 3}, "needs": [{"class": "mount", "id": 3}]},
+	{"id": 6, "command": "/sbin/init", "state": "running", "ready": false, "phase": "ready", "since": "2026-11-23T09:30:00Z", "refs": 1, "mount": {"id": 5}, "needs": [{"class": "mount", "id": 5}]},
+	{"id": 7, "name": "evil", "command": "a\nb\u001b[2J", "state": "dead", "signal": 9, "phase": "ready", "error": "the command was\u001b[1m killed", "since": "2026-11-20T10:00:00Z", "refs": 1, "mount": {"id": 5}, "needs": [{"class": "mount", "id": 5}]},
+	{"id": 8, "name": "done", "command": "true", "state": "exited", "exit_code": 0, "phase": "ready", "refs": 1, "mount": {"id": 5}, "needs": [{"class": "mount", "id": 5}]}],
 "mounts": [
-	{"id": 2, "kind": "attach", "mountpoint": "/run/imageapi/mounts/2", "phase": "ready", "since": "2026-11-23T10:00:00Z", "refs": 2, "attach": {"fs_type": "squashfs", "attach": {"id": 1}}},
-	{"id": 3, "kind": "overlay", "mountpoint": "/run/imageapi/mounts/3", "phase": "ready", "refs": 1, "overlay": {"lower": [{"id": 9}, {"id": 2}]}},
-	{"id": 5, "kind": "overlay", "mountpoint": "/run/imageapi/mounts/5", "phase": "ready", "refs": 3, "overlay": {"lower": [{"id": 2}], "upper": {"mount": {"id": 10}}}},
-	{"id": 9, "kind": "nfs", "phase": "broken", "error": "it was unmounted", "waits_for": "the server filer", "refs": 1, "nfs": {"host": "filer", "path": "/images"}},
-	{"id": 10, "kind": "bind", "mountpoint": "/run/imageapi/mounts/10", "phase": "ready", "refs": 1, "bind": {"path": "/srv", "base": "root"}}],
+	{"id": 2, "kind": "attach", "mountpoint": "/run/imageapi/mounts/2", "phase": "ready", "since": "2026-11-23T10:00:00Z", "refs": 2, "source": "squashfs on 1", "needs": [{"class": "attach", "id": 1}]},
+	{"id": 3, "kind": "overlay", "mountpoint": "/run/imageapi/mounts/3", "phase": "ready", "refs": 1, "source": "over 9, 2", "needs": [{"class": "mount", "id": 9}, {"class": "mount", "id": 2}]},
+	{"id": 5, "kind": "overlay", "mountpoint": "/run/imageapi/mounts/5", "phase": "ready", "refs": 3, "source": "over 2", "needs": [{"class": "mount", "id": 2}, {"class": "mount", "id": 10}]},
+	{"id": 9, "kind": "nfs", "phase": "broken", "error": "it was unmounted", "waits_for": "the server filer", "refs": 1, "source": "filer:/images"},
+	{"id": 10, "kind": "bind", "mountpoint": "/run/imageapi/mounts/10", "phase": "ready", "refs": 1, "source": "/srv"}],
 "attachments": [
-	{"id": 1, "kind": "loopback", "device_file": "/dev/loop0", "phase": "ready", "refs": 1, "loopback": {"path": "/images/a.squashfs", "base": "root"}},
-	{"id": 11, "kind": "rbd", "phase": "pending", "refs": 1, "rbd": {"monitors": [], "pool": "images", "image": "a", "snapshot": "s"}}]
+	{"id": 1, "kind": "loopback", "device_file": "/dev/loop0", "phase": "ready", "refs": 1, "source": "/images/a.squashfs"},
+	{"id": 11, "kind": "rbd", "phase": "pending", "refs": 1, "source": "images/a@s"}]
 }`
 
 func load(t *testing.T) world {
@@ -112,8 +112,8 @@ container 4 (app)             running              /bin/sh -c 'echo hello' "a b"
       └─ attach 1 (loopback)  ready                /dev/loop0
 container 6                   running (not ready)  /sbin/init
 └─ mount 5 (overlay)          ready                /run/imageapi/mounts/5
-   ├─ mount 10 (bind)         ready                /run/imageapi/mounts/10
-   └─ mount 2 (attach)        ready                see above
+   ├─ mount 2 (attach)        ready                see above
+   └─ mount 10 (bind)         ready                /run/imageapi/mounts/10
 container 7 (evil)            dead (signal 9)      a\nb\x1b[2J
 └─ mount 5 (overlay)          ready                see above
 container 8 (done)            exited (0)           true

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"runtime/debug"
 	"slices"
@@ -278,7 +279,10 @@ func (c *change) publish() {
 	for id, v := range c.views {
 		v.Refs = int64(m.graph.Refs(id))
 		v.Held = m.graph.Held(id)
-		v.NeededBy = m.holders(id)
+		v.NeededBy = m.references(slices.Backward(m.graph.Holders(id)))
+		if v.Dependencies == nil {
+			v.Dependencies = m.references(slices.All(v.Needs))
+		}
 		m.objects[id].view = v
 		views = append(views, v)
 	}
@@ -291,11 +295,12 @@ func (c *change) publish() {
 	c.gone = nil
 }
 
-// holders returns the objects that depend on id, by id; m.mu is held.
-func (m *Manager) holders(id int64) (all []Holder) {
-	for _, h := range slices.Backward(m.graph.Holders(id)) {
-		v := m.objects[h].view
-		all = append(all, Holder{v.Class, v.ID, v.Name})
+// references describes objects by their ids; m.mu is held.
+func (m *Manager) references(ids iter.Seq2[int, int64]) (all []Holder) {
+	for _, id := range ids {
+		if o := m.objects[id]; o != nil { // a container may have lost its mount by force
+			all = append(all, Holder{o.view.Class, id, o.view.Name})
+		}
 	}
 	return all
 }

@@ -93,6 +93,8 @@ type View struct {
 	Status driver.Status
 	Needs  []int64 // in the order of the plan
 	Refs   int64   // how many hold it, the client included
+	// Dependencies are the objects of Needs.
+	Dependencies []Holder
 	// NeededBy are the objects that depend on it, by id.
 	NeededBy   []Holder
 	Labels     map[string]string // of an attachment or a mount; never changed

@@ -33,6 +33,9 @@ func upShowDown(t *testing.T, c Case) {
 		}
 	}
 	planned, raised := shown(t, d, u, driver.Status{}, needs), shown(t, d, u, status, needs)
+	if !strings.Contains(raised, `"source":"`) {
+		t.Errorf("Show leaves out the source: %s", raised)
+	}
 	unit, err := json.Marshal(u)
 	if err != nil {
 		t.Errorf("the unit can't be written to the journal: %v", err)

@@ -286,7 +286,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) 
 		m.Ro = new(status.Device.ReadOnly)
 		u.showSession(m)
 	}
-	out.Attach.Iscsi = m
+	out.Attach.Iscsi, out.Attach.Source = m, u.Target+" at "+u.Host
 }
 
 // showSession shows what the session does, and the digests that the two sides have agreed on.

@@ -166,6 +166,7 @@ func (u *unit) Down(_ context.Context, place driver.Placement, status driver.Sta
 
 // Show writes the definition.
 func (u *unit) Show(out driver.Object, _ driver.Status, _ []driver.Object) {
+	out.Attach.Source = u.Path
 	out.Attach.Local = &models.AttachLocal{Path: new(u.Path)}
 }
 

@@ -190,8 +190,10 @@ func (u *unit) settle(ctx context.Context, place driver.Placement, device *drive
 // Show writes the definition, the mount whole, and what the device has become.
 func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
 	l := &models.AttachLoopback{Path: new(u.Path), Base: new(u.Base), ReadPartitions: new(u.ReadPartitions), Ro: new(u.ReadOnly)}
+	out.Attach.Source = u.Path
 	if len(needs) > 0 {
 		l.Mount = needs[0].Mount
+		out.Attach.Source = fmt.Sprintf("%s in %d", u.Path, l.Mount.ID)
 	}
 	if status.Device != nil {
 		l.Ro = new(status.Device.ReadOnly)

@@ -202,7 +202,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) 
 	if n, err := notesOf(status); err == nil {
 		r.DeviceID = int64(n.Mapping.ID)
 	}
-	out.Attach.Rbd = r
+	out.Attach.Rbd, out.Attach.Source = r, u.name()
 }
 
 // IsStill implements driver.Unit.

@@ -247,7 +247,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) 
 		Urls: u.URLs, Headers: u.Headers, Auth: u.Auth, Mode: new(u.Mode), Size: u.Size, Digest: u.Digest, Etag: u.ETag, CaFile: u.CAFile, ClientCertificateFile: u.CertificateFile,
 		ClientKeyFile: u.KeyFile, Proxy: u.Proxy, RetryTimeout: u.RetryTimeout, Connections: new(u.Connections), ReadAhead: u.ReadAhead,
 	}
-	out.Attach.HTTP = h
+	out.Attach.HTTP, out.Attach.Source = h, u.URLs[0]
 	if status.Device == nil {
 		return
 	}

@@ -275,8 +275,10 @@ func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.S
 
 func (u *unit) Show(out driver.Object, _ driver.Status, needs []driver.Object) {
 	d := &models.MountBind{Path: new(u.Path), Base: new(u.Base), Recursive: new(u.Recursive), Ro: new(u.ReadOnly)}
+	out.Mount.Source = u.Path
 	if u.Base == baseMount {
 		d.Mount = needs[0].Mount
+		out.Mount.Source = fmt.Sprintf("%s in %d", u.Path, d.Mount.ID)
 	}
 	out.Mount.Bind = d
 }

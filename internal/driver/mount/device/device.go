@@ -310,6 +310,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 		MountOptions: slices.Clone(u.FSOptions),
 		Partition:    u.Partition,
 	}
+	out.Mount.Source = fmt.Sprintf("%s on %d", u.fsType(status), needs[0].Attach.ID)
 }
 
 // IsStill implements driver.Unit.

@@ -154,6 +154,7 @@ func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, e
 func (u *unit) server() string { return "NFS server " + u.Host }
 
 func (u *unit) Show(out driver.Object, _ driver.Status, _ []driver.Object) {
+	out.Mount.Source = u.source
 	out.Mount.Nfs = &models.MountNfs{
 		Host: new(u.Host), Path: new(u.Path), Ro: new(u.ReadOnly), Version: new(u.Version), Options: slices.Clone(u.FSOptions),
 	}

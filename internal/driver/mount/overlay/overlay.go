@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -229,9 +231,12 @@ func (o *overlayer) removeNames(id int64) error {
 
 func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
 	d := &models.MountOverlay{Lower: make([]*models.Mount, u.Lower), Upper: u.Upper.show()}
+	ids := make([]string, u.Lower)
 	for i := range d.Lower {
 		d.Lower[i] = needs[i].Mount
+		ids[i] = strconv.FormatInt(int64(d.Lower[i].ID), 10)
 	}
+	out.Mount.Source = "over " + strings.Join(ids, ", ")
 	if u.Upper.Sort == inMount {
 		d.Upper.Mount = needs[u.Lower].Mount
 	}
