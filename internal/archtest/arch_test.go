@@ -44,7 +44,7 @@ var layers = map[string][]string{
 	"internal/sys/":       {"internal/errs", "internal/logkey", "internal/mounttable", "internal/sys/", "internal/waits"},
 
 	"internal/driver":         {"internal/errs", "internal/mounttable", "internal/sys/extent", "models"},
-	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/logkey", "internal/mounttable", "internal/proc/", "internal/sys/", "internal/waits", "internal/web/", "models"},
+	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/keylock", "internal/logkey", "internal/mounttable", "internal/proc/", "internal/sys/", "internal/waits", "internal/web/", "models"},
 	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/sys/"},
 
 	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/logkey", "internal/mounttable", "internal/sys/", "models"},
@@ -79,7 +79,7 @@ var helpers = []string{"internal/driver/drivertest", "internal/driver/mount/moun
 
 // only tells which packages may be imported in a few places only, and where.
 var only = map[string][]string{
-	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "internal/driver/attach/web", "internal/metrics", "internal/web/", "test/"},
+	"net/http":                                 {"client/", "restapi", "restapi/", "internal/api", "internal/cli", "internal/daemon", "internal/driver/attach/web", "internal/metrics", "internal/testkit", "internal/web/", "test/"},
 	"testing":                                  helpers,
 	module + "internal/testkit":                helpers,
 	module + "internal/driver/drivertest":      helpers,

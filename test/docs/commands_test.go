@@ -30,6 +30,7 @@ const (
 	needsDebian      = "<!-- test: debian -->"
 	needsControllers = "<!-- test: controllers -->"
 	needsVerity      = "<!-- test: verity -->"
+	needsRegistry    = "<!-- test: registry -->"
 )
 
 // TestCommands runs the commands of every page, in their order, against a server of its own, compares what they print, and
@@ -47,6 +48,10 @@ func TestCommands(t *testing.T) {
 				testkit.Elsewhere(t)
 			}
 			testkit.Need(t, "bash", "busybox", "curl", "jq", "mksquashfs", "squashfs", "overlay")
+			if strings.Contains(page, needsRegistry) {
+				testkit.NotInGuest(t, "skopeo")
+				testkit.Need(t, "docker-registry", "skopeo", "umoci", "erofs")
+			}
 			if strings.Contains(page, needsCeph) {
 				testkit.StartCeph(t)
 			}

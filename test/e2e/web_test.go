@@ -181,7 +181,7 @@ func TestURI(t *testing.T) {
 	if got := n.refused(t, http.StatusUnprocessableEntity, uriMount("ftp://h/a")); !strings.Contains(got, `has the scheme "ftp": use file:`) {
 		t.Errorf("it says %s", got)
 	}
-	if got := n.refused(t, http.StatusNotImplemented, uriMount("oci://registry.example/a:1")); !strings.Contains(got, "oci") {
+	if got := n.refused(t, http.StatusUnprocessableEntity, uriMount("oci://registry.example/a")); !strings.Contains(got, "oci.image: has no tag and no digest") {
 		t.Errorf("it says %s", got)
 	}
 }

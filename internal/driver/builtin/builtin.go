@@ -46,9 +46,11 @@ func Drivers(env Env) driver.Set {
 		return verity.Over(below, verity.Options{Failpoint: env.Failpoint, Helper: env.Helper, Log: env.Log})
 	}
 	c := claims.New(env.Failpoint, env.Helper)
+	images := web.New(web.Options{Failpoint: env.Failpoint, Helper: env.Helper, Claims: c, Cache: env.Images, Launcher: env.Containers, KeepersDir: web.KeepersDir(env.RunDir), Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})
 	return driver.Set{
 		verified(iscsi.New(iscsi.Options{Failpoint: env.Failpoint, Helper: env.Helper, RunDir: env.RunDir, Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
-		verified(web.New(web.Options{Failpoint: env.Failpoint, Helper: env.Helper, Claims: c, Cache: env.Images, Launcher: env.Containers, KeepersDir: web.KeepersDir(env.RunDir), Secrets: env.Mounts, Changed: env.Changed, Log: env.Log})),
+		verified(images),
+		verified(web.OCI{Driver: images}),
 		verified(local.New(local.Options{Helper: env.Helper, Claims: c, Log: env.Log})),
 		verified(loopback.New(loopback.Options{Failpoint: env.Failpoint, Helper: env.Helper, Claims: c, Log: env.Log, Forbidden: []string{MountsDir(env.RunDir)}})),
 		verified(rbd.New(rbd.Options{Failpoint: env.Failpoint, Helper: env.Helper, Log: env.Log})),

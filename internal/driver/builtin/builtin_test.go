@@ -22,7 +22,7 @@ import (
 
 // Kinds that are part of the interface and have no driver. They are answered 501.
 var without = map[driver.Class][]string{
-	driver.Attach: {"nvme", "oci"},
+	driver.Attach: {"nvme"},
 	driver.Mount:  {"uri", "rbd"}, // a mount of kind rbd comes as one of kind attach, translated
 }
 
@@ -30,6 +30,7 @@ var without = map[driver.Class][]string{
 var least = map[string]string{
 	"attach_iscsi":    `{"kind":"iscsi","iscsi":{"initiator":"iqn.a","target":"iqn.b","host":"h"}}`,
 	"attach_http":     `{"kind":"http","http":{"urls":["http://h/a"]}}`,
+	"attach_oci":      `{"kind":"oci","oci":{"image":"h/a:1"}}`,
 	"attach_verity":   `{"kind":"local","local":{"path":"/a"},"verity":{"root_hash":"` + strings.Repeat("0", 64) + `","hash_device":{"id":1}}}`,
 	"attach_loopback": `{"kind":"loopback","loopback":{"path":"/a","base":"root"}}`,
 	"mount_attach":    `{"kind":"attach","attach":{"fs_type":"ext4","attach":{"id":1}}}`,

@@ -27,13 +27,15 @@ type Access struct {
 	Certificate  []byte            `json:"certificate,omitempty"`
 	Key          []byte            `json:"key,omitempty"`
 	Credentials  *Credentials      `json:"credentials,omitempty"`
+	Registry     *Registry         `json:"registry,omitempty"` // the URLs are of a registry, which hands out tokens for credentials
 }
 
-// Credentials are those of a user, a bearer token, or those of an object store. Exactly one is given.
+// Credentials are those of a user, a token, or those of an object store. Exactly one is given.
 type Credentials struct {
 	User     string `json:"user,omitempty"`
 	Password string `json:"password,omitempty"`
 	Bearer   string `json:"bearer,omitempty"`
+	Refresh  string `json:"refresh,omitempty"` // a registry's token for tokens
 	S3       *S3    `json:"s3,omitempty"`
 }
 
@@ -47,7 +49,7 @@ type S3 struct {
 
 // Source returns the configuration of a source. Its errors name fields of the definition, and no secret.
 func (a Access) Source() (source.Config, error) {
-	c := source.Config{URLs: a.URLs, Header: http.Header{}, Connections: a.Connections, RetryTimeout: a.RetryTimeout, Authorize: a.authorizer()}
+	c := source.Config{URLs: a.URLs, Header: http.Header{}, Connections: a.Connections, RetryTimeout: a.RetryTimeout, Send: a.sender()}
 	for name, text := range a.Header {
 		c.Header.Set(name, text)
 	}
@@ -82,33 +84,29 @@ func (a Access) tls() (*tls.Config, error) {
 	return c, nil
 }
 
-func (a Access) authorizer() source.Authorizer {
+// sender returns what adds the credentials to requests; nil if there are none.
+func (a Access) sender() func(*http.Client, *http.Request) (*http.Response, error) {
 	switch c := a.Credentials; {
+	case a.Registry != nil:
+		return a.Registry.sender(c)
 	case c == nil:
 		return nil
 	case c.S3 != nil:
-		return &signature{
+		s := &signature{
 			key:    aws.Credentials{AccessKeyID: c.S3.AccessKey, SecretAccessKey: c.S3.SecretKey, SessionToken: c.S3.SessionToken},
 			region: c.S3.Region,
 		}
-	case c.User != "":
-		return fixed(func(r *http.Request) { r.SetBasicAuth(c.User, c.Password) })
-	default:
-		return fixed(func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+c.Bearer) })
+		return s.send
+	}
+	return func(client *http.Client, r *http.Request) (*http.Response, error) {
+		if a.Credentials.User != "" {
+			r.SetBasicAuth(a.Credentials.User, a.Credentials.Password)
+		} else {
+			r.Header.Set("Authorization", "Bearer "+a.Credentials.Bearer)
+		}
+		return client.Do(r)
 	}
 }
-
-// fixed are credentials that are the same in each request.
-type fixed func(r *http.Request)
-
-// Authorize implements source.Authorizer.
-func (f fixed) Authorize(r *http.Request) error {
-	f(r)
-	return nil
-}
-
-// Refused implements source.Authorizer: others are not to be had.
-func (fixed) Refused(*http.Response) bool { return false }
 
 // signature signs each request for an object store (AWS Signature Version 4).
 type signature struct {
@@ -122,16 +120,19 @@ type signature struct {
 // noBody is the SHA-256 of nothing.
 const noBody = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// Authorize implements source.Authorizer.
-func (s *signature) Authorize(r *http.Request) error {
+func (s *signature) send(client *http.Client, r *http.Request) (*http.Response, error) {
+	r.Header.Set("X-Amz-Content-Sha256", noBody)
+	if err := s.sign(r); err != nil {
+		return nil, err
+	}
+	return client.Do(r)
+}
+
+func (s *signature) sign(r *http.Request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.signer == nil {
 		s.signer = v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
 	}
-	r.Header.Set("X-Amz-Content-Sha256", noBody)
 	return s.signer.SignHTTP(r.Context(), s.key, r, noBody, "s3", s.region, time.Now())
 }
-
-// Refused implements source.Authorizer.
-func (*signature) Refused(*http.Response) bool { return false }

@@ -29,8 +29,9 @@ import (
 
 const (
 	algorithm = "sha256:"
-	partial   = "part-" // an object under way; the last writer is gone if one is found at the start
-	marked    = ".boot" // beside an entry: the boot in which it was last compared with its digest
+	partial   = "part-"  // an object under way; the last writer is gone if one is found at the start
+	marked    = ".boot"  // beside an entry: the boot in which it was last compared with its digest
+	source    = ".from-" // beside an entry, with a key behind it: the entry was made of what the key stands for
 	lockName  = "lock"
 )
 
@@ -203,6 +204,51 @@ func (c *Cache) Use(digest string) (*Object, error) {
 	return &Object{Path: c.path(digest), Digest: digest, Size: e.size, Cached: true, cache: c}, nil
 }
 
+// Made returns an entry that was made of what a key stands for, and the note about it; false if there is none.
+func (c *Cache) Made(ctx context.Context, key string) (o *Object, note []byte, ok bool) {
+	for _, path := range c.notes("", source+key) {
+		digest, _, _ := strings.Cut(filepath.Base(path), source)
+		note, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if o, err := c.Use(algorithm + digest); err == nil {
+			if c.intact(ctx, o) {
+				return o, note, true
+			}
+			o.Release()
+			c.discard(o.Digest)
+		}
+	}
+	return nil, nil, false
+}
+
+// notes returns the paths of files with a beginning and an end of their name.
+func (c *Cache) notes(begin, end string) (paths []string) {
+	files, _ := os.ReadDir(c.dir) // without the directory there are none
+	for _, file := range files {
+		if name := file.Name(); strings.HasPrefix(name, begin) && strings.HasSuffix(name, end) {
+			paths = append(paths, filepath.Join(c.dir, name))
+		}
+	}
+	return paths
+}
+
+// Note writes down what an entry was made of, with a note for Made. A key has only letters and digits.
+func (c *Cache) Note(o *Object, key string, note []byte) error {
+	temporary := filepath.Join(c.dir, partial+key)
+	err := c.failpoint.Do("cache note", func() error {
+		if err := os.WriteFile(temporary, note, 0o600); err != nil {
+			return err
+		}
+		return os.Rename(temporary, o.Path+source+key)
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("note the source of an object: %w", err), c.remove(temporary))
+	}
+	return nil
+}
+
 // Fetch writes an object into w. It calls w.Restart when it begins again.
 type Fetch func(ctx context.Context, w *Writer) error
 
@@ -303,8 +349,10 @@ func (c *Cache) discard(digest string) bool {
 	if e == nil || e.users > 0 || !e.isReady() {
 		return false
 	}
-	if err := c.remove(c.path(digest)); err != nil {
-		return false
+	for _, path := range append(c.notes(strings.TrimPrefix(digest, algorithm)+source, ""), c.path(digest)) {
+		if c.remove(path) != nil {
+			return false
+		}
 	}
 	_ = c.remove(c.path(digest) + marked) // a mark without an entry means nothing
 	c.used -= e.size

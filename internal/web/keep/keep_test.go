@@ -1,10 +1,12 @@
 package keep_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -245,6 +247,26 @@ func status(t *testing.T, pid int) (threads []map[string]string) {
 	return threads
 }
 
+// confined checks that no thread of a process has a privilege, and returns their states.
+func confined(t *testing.T, id int) []map[string]string {
+	t.Helper()
+	uids := fmt.Sprintf("%[1]d %[1]d %[1]d %[1]d", user)
+	threads := status(t, id)
+	if len(threads) < 2 {
+		t.Errorf("it has %d threads", len(threads))
+	}
+	for _, thread := range threads {
+		for field, want := range map[string]string{
+			"Uid": uids, "Gid": uids, "Groups": "", "NoNewPrivs": "1", "CapInh": none, "CapPrm": none, "CapEff": none, "CapBnd": none, "CapAmb": none,
+		} {
+			if thread[field] != want {
+				t.Errorf("%s is %q, not %q", field, thread[field], want)
+			}
+		}
+	}
+	return threads
+}
+
 // The keeper has no privileges, no secret of it is to be seen, and its memory is bounded.
 func TestKeeperIsConfined(t *testing.T) {
 	l := newLab(t)
@@ -260,20 +282,7 @@ func TestKeeperIsConfined(t *testing.T) {
 	}
 	connect(t, k, 1).reads(t, l.image)
 	id := pid(t, k)
-	uids := fmt.Sprintf("%[1]d %[1]d %[1]d %[1]d", user)
-	threads := status(t, id)
-	if len(threads) < 2 {
-		t.Errorf("it has %d threads", len(threads))
-	}
-	for _, thread := range threads {
-		for field, want := range map[string]string{
-			"Uid": uids, "Gid": uids, "Groups": "", "NoNewPrivs": "1", "CapInh": none, "CapPrm": none, "CapEff": none, "CapBnd": none, "CapAmb": none,
-		} {
-			if thread[field] != want {
-				t.Errorf("%s is %q, not %q", field, thread[field], want)
-			}
-		}
-	}
+	threads := confined(t, id)
 	for _, file := range []string{"cmdline", "environ"} {
 		if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", id, file)); err != nil || bytes.Contains(text, []byte(canary)) {
 			t.Errorf("%s: %q, %v", file, text, err)
@@ -398,5 +407,72 @@ func TestKeeperFails(t *testing.T) {
 	receive(t, k, keeper.Failed, &f)
 	if !strings.Contains(f.Text, "bytes, not 1") {
 		t.Errorf("failed: %+v", f)
+	}
+}
+
+// TestMergerIsConfined: the process that reads layers has no privileges, no network and no mounts, sees no more than the layers, and ends with
+// the daemon.
+func TestMergerIsConfined(t *testing.T) {
+	l := newLab(t)
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	err := w.WriteHeader(&tar.Header{Name: "image", Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(len(l.image))})
+	if err == nil {
+		_, err = w.Write(l.image)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	path := filepath.Join(t.TempDir(), "layer")
+	if err == nil {
+		err = os.WriteFile(path, layer.Bytes(), 0o600)
+	}
+	file, err2 := os.Open(path)
+	from, to, err3 := os.Pipe()
+	text, err4 := keep.Encode(keep.Merging{DiffIDs: []string{testkit.DigestOf(layer.Bytes())}, User: user})
+	if err := errors.Join(err, err2, err3, err4); err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	k, err := l.registry.Start(keeper.Spec{
+		Name: "8", Program: l.program, Args: []string{keep.Merger, "8"}, Files: []*os.File{to, file}, Run: []string{text},
+		Flags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC,
+	})
+	to.Close()
+	file.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.registry.Forget("8") })
+	if _, err := from.Read(make([]byte, 1)); err != nil { // it has begun, and cannot end before all is read
+		t.Fatal(err)
+	}
+	id := pid(t, k)
+	confined(t, id)
+	own, _ := os.Readlink("/proc/self/ns/net")
+	if its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", id)); err != nil || its == own {
+		t.Errorf("it has the network of the node: %s, %v", its, err)
+	}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", id))
+	for _, fd := range files {
+		if name, _ := os.Readlink(fd); strings.HasPrefix(name, "/") && name != path && name != "/dev/null" {
+			t.Errorf("it has %s open", name)
+		}
+	}
+	if err != nil || len(files) == 0 {
+		t.Errorf("descriptors: %q, %v", files, err)
+	}
+	if limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", id)); err != nil || !strings.Contains(strings.Join(strings.Fields(string(limits)), " "), "Max data size 1073741824 1073741824") {
+		t.Errorf("its limits, %v:\n%s", err, limits)
+	}
+	end, err := unix.PidfdOpen(id, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(end)
+	k.Close() // as the end of the daemon does
+	poll := []unix.PollFd{{Fd: int32(end), Events: unix.POLLIN}}
+	if n, err := unix.Poll(poll, 20_000); n != 1 {
+		t.Errorf("it goes on without the daemon: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ package source
 
 import (
 	"crypto/tls"
+	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -20,8 +21,9 @@ type Config struct {
 	URLs []string
 	// Header is sent to the hosts of URLs, never to the target of a redirect to another host.
 	Header http.Header
-	// Authorize adds credentials to a request for one of URLs, or for a target on the same host; nil if there are none.
-	Authorize Authorizer
+	// Send adds credentials to a request for one of URLs, or for a target on the same host, and sends it. It must be safe for concurrent use. A
+	// Refusal ends an attempt for good. It may be nil.
+	Send func(client *http.Client, r *http.Request) (*http.Response, error)
 	// TLS is the configuration for https; nil for the system's certificate authorities.
 	TLS *tls.Config
 	// Proxy is a proxy's address; nil for a direct connection. The environment is never consulted.
@@ -37,15 +39,6 @@ type Config struct {
 	Waiting func(reason string)
 
 	timing *timing // nil for the usual
-}
-
-// Authorizer adds credentials to requests. It is safe for concurrent use.
-type Authorizer interface {
-	// Authorize adds the credentials to r, whose URL and headers are complete otherwise.
-	Authorize(r *http.Request) error
-	// Refused is called with an answer of status 401 or 403 to a request that Authorize has changed. It says whether new credentials
-	// are there, so that another attempt makes sense.
-	Refused(r *http.Response) bool
 }
 
 // Identity tells an object from others that a server may hold under the same URL later.
@@ -87,3 +80,26 @@ func usualTiming() timing {
 }
 
 const mostHops = 5 // redirects of one request
+
+// Client returns a client that does not wait long for a server, and leaves redirects to its user.
+func (c Config) Client() *http.Client { return c.client(usualTiming().silence) }
+
+func (c Config) client(silence time.Duration) *http.Client {
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			Proxy:                  http.ProxyURL(c.Proxy),
+			DialContext:            (&net.Dialer{Timeout: silence}).DialContext,
+			TLSClientConfig:        c.TLS,
+			TLSHandshakeTimeout:    silence,
+			ResponseHeaderTimeout:  silence,
+			MaxIdleConnsPerHost:    c.Connections,
+			IdleConnTimeout:        time.Minute,
+			DisableCompression:     true,
+			MaxResponseHeaderBytes: 64 << 10,
+			ReadBufferSize:         16 << 10,
+			// HTTP/2 would carry all requests over one connection, whose one lost packet holds up all of them.
+			TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
+		},
+	}
+}

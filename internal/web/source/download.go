@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 )
 
 // Sink takes a whole object in order.
@@ -64,6 +65,28 @@ func Download(ctx context.Context, config Config, sink Sink, progress func(done,
 		w.begin(err.Error())
 		if !s.pause(ctx, err, failures/len(s.servers)) {
 			return Identity{}, fmt.Errorf("%w: last failure: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// Retry repeats a request until it succeeds, a server refuses it, or ctx or the timeout ends; a timeout of 0 never does. waiting is called with the
+// reason before each pause.
+func Retry(ctx context.Context, timeout time.Duration, waiting func(reason string), request func(context.Context) error) error {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	s := &Source{timing: usualTiming()}
+	for round := 0; ; round++ {
+		err := request(ctx)
+		if err == nil || final(err) {
+			return err
+		}
+		err = plain(err)
+		waiting(err.Error())
+		if !s.pause(ctx, err, round) {
+			return fmt.Errorf("%w: last failure: %w", context.Cause(ctx), err)
 		}
 	}
 }

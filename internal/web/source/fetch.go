@@ -148,34 +148,26 @@ func (s *Source) follow(ctx context.Context, server *server, first, last int64) 
 		}
 	}
 	at = server.url
-	renewed := false
 	for hops := 0; ; {
 		response, err := s.send(ctx, server, at, first, last)
 		if err != nil {
 			return nil, err
 		}
-		switch status := response.StatusCode; {
-		case status == http.StatusUnauthorized || status == http.StatusForbidden:
-			if renewed || s.config.Authorize == nil || at.Host != server.url.Host || !s.config.Authorize.Refused(response) {
-				return response, nil
-			}
-			response.Body.Close()
-			renewed = true
-		case redirects(status):
-			response.Body.Close()
-			if hops++; hops > mostHops {
-				return nil, &Refusal{URL: server.shown, Status: status, Reason: fmt.Sprintf("more than %d redirects", mostHops)}
-			}
-			if at, err = target(server, at, response); err != nil {
-				return nil, err
-			}
-		default:
+		status := response.StatusCode
+		if !redirects(status) {
 			if hops > 0 && status < 300 {
 				server.mu.Lock()
 				server.target = at
 				server.mu.Unlock()
 			}
 			return response, nil
+		}
+		response.Body.Close()
+		if hops++; hops > mostHops {
+			return nil, &Refusal{URL: server.shown, Status: status, Reason: fmt.Sprintf("more than %d redirects", mostHops)}
+		}
+		if at, err = target(server, at, response); err != nil {
+			return nil, err
 		}
 	}
 }
@@ -227,13 +219,16 @@ func (s *Source) send(ctx context.Context, server *server, at *url.URL, first, l
 		r.Header.Set("If-Range", server.etag)
 	}
 	server.mu.Unlock()
-	if own && s.config.Authorize != nil {
-		if err := s.config.Authorize.Authorize(r); err != nil {
-			return nil, fmt.Errorf("%s: %w", server.shown, err)
-		}
+	do := (*http.Client).Do
+	if own && s.config.Send != nil {
+		do = s.config.Send
 	}
 	s.requests.Add(1)
-	response, err := s.client.Do(r)
+	response, err := do(s.client, r)
+	if refusal, ok := errors.AsType[*Refusal](err); ok {
+		refusal.URL = server.shown
+		return nil, refusal
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", server.shown, plain(err))
 	}

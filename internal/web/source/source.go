@@ -4,12 +4,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"sync"
@@ -96,23 +94,7 @@ func newSource(config Config) (*Source, error) {
 	if at := config.Expect.URL; at < len(s.servers) {
 		s.servers[at].etag, s.servers[at].modified, s.best = config.Expect.ETag, config.Expect.Modified, at
 	}
-	s.client = &http.Client{
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // fetch follows them
-		Transport: &http.Transport{
-			Proxy:                  http.ProxyURL(config.Proxy),
-			DialContext:            (&net.Dialer{Timeout: s.timing.silence}).DialContext,
-			TLSClientConfig:        config.TLS,
-			TLSHandshakeTimeout:    s.timing.silence,
-			ResponseHeaderTimeout:  s.timing.silence,
-			MaxIdleConnsPerHost:    config.Connections,
-			IdleConnTimeout:        time.Minute,
-			DisableCompression:     true,
-			MaxResponseHeaderBytes: 64 << 10,
-			ReadBufferSize:         16 << 10,
-			// HTTP/2 would carry all requests over one connection, whose one lost packet holds up all of them.
-			TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
-		},
-	}
+	s.client = config.client(s.timing.silence)
 	return s, nil
 }
 

@@ -335,7 +335,7 @@ func TestSecretsStayHome(t *testing.T) {
 	})
 	config := urls(home)
 	config.Header = http.Header{"X-Token": {"canary"}}
-	config.Authorize = bearer("canary")
+	config.Send = bearer("canary").send
 	s := open(t, config)
 	reads(t, s, object, 5, 5)
 	for _, r := range elsewhere.seen {
@@ -359,11 +359,10 @@ func TestSecretsStayHome(t *testing.T) {
 
 type bearer string
 
-func (b bearer) Authorize(r *http.Request) error {
+func (b bearer) send(client *http.Client, r *http.Request) (*http.Response, error) {
 	r.Header.Set("Authorization", "Bearer "+string(b))
-	return nil
+	return client.Do(r)
 }
-func (bearer) Refused(*http.Response) bool { return false }
 
 func TestNoWayFromHTTPSToHTTP(t *testing.T) {
 	t.Parallel()

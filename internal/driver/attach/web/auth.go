@@ -12,6 +12,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/web/access"
+	"github.com/kraken-hpc/imageapi/internal/web/oci"
 	"github.com/kraken-hpc/imageapi/internal/web/source"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -23,9 +24,12 @@ type secrets struct {
 }
 
 // access reads the files of the definition and returns how to reach the image.
-func (u *unit) access(ctx context.Context) (access.Access, error) {
+func (u *unit) access(ctx context.Context, t target) (access.Access, error) {
 	a := access.Access{
 		URLs: u.secrets.URLs, Header: u.Headers, Proxy: u.Proxy, Connections: int(u.Connections), RetryTimeout: time.Duration(u.RetryTimeout) * time.Second,
+	}
+	if t.urls != nil {
+		a.URLs = t.urls
 	}
 	var err error
 	for _, f := range []struct {
@@ -36,19 +40,32 @@ func (u *unit) access(ctx context.Context) (access.Access, error) {
 			continue
 		}
 		if *f.content, err = u.driver.readFile(ctx, f.path); err != nil {
-			return a, errs.New(errs.Invalid, "read http.%s: %w", f.field, err)
+			return a, errs.New(errs.Invalid, "read %s.%s: %w", u.kind(), f.field, err)
 		}
 	}
-	a.Credentials, err = u.driver.credentials(ctx, u.secrets.Auth)
+	host := ""
+	if u.OCI != nil {
+		ref, _, err := u.OCI.parse()
+		if err != nil {
+			return a, err
+		}
+		host, a.Registry = ref.Host, &access.Registry{Host: ref.Host, Repository: ref.Repository}
+		a.Header = map[string]string{"Accept": oci.Accept + ", */*"}
+	}
+	a.Credentials, err = u.driver.credentials(ctx, u.secrets.Auth, host)
 	return a, err
 }
 
 // sourceConfig is access in the form in which this process uses it.
-func (u *unit) sourceConfig(ctx context.Context) (source.Config, error) {
-	a, err := u.access(ctx)
+func (u *unit) sourceConfig(ctx context.Context, t target) (source.Config, error) {
+	a, err := u.access(ctx, t)
 	if err != nil {
 		return source.Config{}, err
 	}
+	return configOf(a)
+}
+
+func configOf(a access.Access) (source.Config, error) {
 	c, err := a.Source()
 	if err != nil {
 		return c, errs.New(errs.Invalid, "%w", err)
@@ -95,11 +112,21 @@ func (d *Driver) secret(ctx context.Context, given *string, file string) (string
 	return secretfile.Read(ctx, d.secrets, file)
 }
 
-// credentials reads the credentials of a definition; nil if it has none.
-func (d *Driver) credentials(ctx context.Context, a *models.RemoteAuth) (*access.Credentials, error) {
+// credentials reads the credentials of a definition; nil if it has none. A file may have those of several registries.
+func (d *Driver) credentials(ctx context.Context, a *models.RemoteAuth, registry string) (*access.Credentials, error) {
 	switch {
 	case a == nil:
 		return nil, nil
+	case a.ConfigFile != "":
+		text, err := secretfile.Read(ctx, d.secrets, a.ConfigFile)
+		if err != nil {
+			return nil, err
+		}
+		c, err := access.FromDockerConfig([]byte(text), registry)
+		if err != nil {
+			return nil, errs.At("oci.auth.config_file", errs.New(errs.Invalid, "%w", err))
+		}
+		return c, nil
 	case a.S3 != nil:
 		key, err := d.secret(ctx, a.S3.SecretKey, a.S3.SecretKeyFile)
 		if err != nil {

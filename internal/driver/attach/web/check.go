@@ -23,7 +23,7 @@ func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, e
 		f.Status.Device.Remote = true
 		f.Unknown = append(f.Unknown, "whether the server sends parts of the image")
 	}
-	if _, err := u.sourceConfig(ctx); err != nil {
+	if _, err := u.sourceConfig(ctx, u.target(nil)); err != nil {
 		return f, err
 	}
 	f.Unknown = append(f.Unknown, "whether the server has the image")

@@ -63,14 +63,10 @@ func (k *keepers) Start(path string, argv []string, attr *os.ProcAttr) (*os.Proc
 	return k.launcher.Launch(path, argv, attr)
 }
 
-// start starts a keeper.
-func (k *keepers) start(g failpoint.Hook, name, config string) (*keeper.Keeper, error) {
+// serve starts a keeper that serves a device.
+func (k *keepers) serve(name, config string) (*keeper.Keeper, error) {
 	code, err := k.code()
 	if err != nil {
-		return nil, err
-	}
-	err = g.Do("keepers make", func() error { return os.Mkdir(k.registry.Dir, 0o700) })
-	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
 	around, err := surroundings()
@@ -78,10 +74,42 @@ func (k *keepers) start(g failpoint.Hook, name, config string) (*keeper.Keeper, 
 		return nil, err
 	}
 	defer around.Close()
-	return k.registry.Start(keeper.Spec{
+	return k.start(k.registry, keeper.Spec{
 		Name: name, Program: code, Args: []string{name}, Flags: syscall.CLONE_NEWNS, Files: []*os.File{around}, Run: []string{config},
 		Env: []string{"GODEBUG=disablethp=1", "GOGC=50"}, // where every program gets huge pages, the heap would take them
 	})
+}
+
+// merge starts a process that merges layers into a pipe. It is in the daemon's cgroup, for it ends with the daemon.
+func (k *keepers) merge(name, config string, to *os.File, layers []*os.File) (*keeper.Keeper, error) {
+	code, err := k.binary()
+	if err != nil {
+		return nil, err
+	}
+	defer code.Close()
+	r := k.registry
+	r.Starter = plainStarter{k.launcher}
+	return k.start(r, keeper.Spec{
+		Name: name, Program: code, Args: []string{keep.Merger, name}, Files: append([]*os.File{to}, layers...), Run: []string{config},
+		Flags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
+	})
+}
+
+// plainStarter starts processes in the daemon's cgroup.
+type plainStarter struct{ Launcher }
+
+// Start implements keeper.Starter.
+func (p plainStarter) Start(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
+	return p.Launch(path, argv, attr)
+}
+
+// start starts the program.
+func (k *keepers) start(r keeper.Registry, spec keeper.Spec) (*keeper.Keeper, error) {
+	err := r.Failpoint.Do("keepers make", func() error { return os.Mkdir(r.Dir, 0o700) })
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	return r.Start(spec)
 }
 
 func (k *keepers) code() (*os.File, error) {

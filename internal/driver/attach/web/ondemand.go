@@ -16,7 +16,6 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 	"github.com/kraken-hpc/imageapi/internal/sys/nbd"
-	"github.com/kraken-hpc/imageapi/models"
 )
 
 const (
@@ -32,19 +31,19 @@ const (
 )
 
 // onDemand attaches the image to a network block device that a keeper serves.
-func (u *unit) onDemand(ctx context.Context, place driver.Placement) (driver.Status, error) {
+func (u *unit) onDemand(ctx context.Context, place driver.Placement, t target) (driver.Status, error) {
 	d := u.driver
 	if err := d.nbd.Load(ctx); err != nil {
 		return driver.Status{}, err
 	}
-	a, err := u.access(ctx)
+	a, err := u.access(ctx, t)
 	if err != nil {
 		return driver.Status{}, err
 	}
 	if err := u.keepSecrets(place.ID); err != nil {
 		return driver.Status{}, err
 	}
-	s := d.newService(u, place.ID)
+	s := d.newService(u, place.ID, t)
 	s.access = &a
 	status, err := s.up(ctx)
 	if err != nil {
@@ -148,7 +147,7 @@ func (u *unit) recoverDevice(place driver.Placement, status driver.Status, n not
 	if err := u.inspectDevice(place.ID, status, n); err != nil {
 		return err
 	}
-	s := u.driver.newService(u, place.ID)
+	s := u.driver.newService(u, place.ID, u.target(n.Image))
 	s.index, s.identity = n.Index, n.Identity
 	s.begin()
 	return nil
@@ -185,15 +184,17 @@ func (u *unit) sweepDevice(ctx context.Context, id int64) error {
 
 // showDevice shows the state of an image that is read on demand.
 func (u *unit) showDevice(out driver.Object, n notes) {
-	h := out.Attach.HTTP
-	h.Mode, h.URL, h.Size, h.Etag = new(models.AttachHTTPModeOnDemand), n.URL, n.Identity.Size, n.Identity.ETag
 	now := u.driver.service(n.ID).state()
+	url := n.URL
 	if now.URL != "" {
-		h.URL = now.URL
+		url = now.URL
 	}
-	h.Fetched, h.Requests = new(now.Fetched), new(now.Requests)
 	if now.Waiting != "" {
-		out.Attach.WaitsFor = title(h.URL) + ": " + now.Waiting
+		out.Attach.WaitsFor = title(url) + ": " + now.Waiting
+	}
+	if h := out.Attach.HTTP; h != nil {
+		h.URL, h.Size, h.Etag = url, n.Identity.Size, n.Identity.ETag
+		h.Fetched, h.Requests = new(now.Fetched), new(now.Requests)
 	}
 }
 
@@ -217,7 +218,7 @@ func (u *unit) keepSecrets(id int64) error {
 
 // findSecrets completes a definition of an earlier daemon.
 func (u *unit) findSecrets(id int64) error {
-	if !u.Secrets || u.secrets.URLs != nil {
+	if !u.Secrets || u.secrets.URLs != nil || u.secrets.Auth != nil {
 		return nil
 	}
 	data, err := u.driver.kept.Aside(secretWord).Kept(id)

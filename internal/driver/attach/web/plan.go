@@ -75,9 +75,10 @@ func checkHeaders(headers map[string]string, faults *errs.Faults) {
 
 // check notes the faults of the fields that stand alone.
 func (u *unit) check(faults *errs.Faults) {
+	kind := u.kind()
 	between := func(field string, n, least, most int64) {
 		if n < least || n > most {
-			faults.Add("http."+field, "must be %d to %d", least, most)
+			faults.Add(kind+"."+field, "must be %d to %d", least, most)
 		}
 	}
 	between("connections", u.Connections, 1, mostConnections)
@@ -91,11 +92,11 @@ func (u *unit) check(faults *errs.Faults) {
 		faults.Add("http.etag", "must be a strong entity tag in double quotes, as the server sends it")
 	}
 	if u.Mode != models.AttachHTTPModeAuto && u.Mode != models.AttachHTTPModeOnDemand && u.Mode != models.AttachHTTPModeWhole {
-		faults.Add("http.mode", "must be %q, %q or %q", models.AttachHTTPModeAuto, models.AttachHTTPModeOnDemand, models.AttachHTTPModeWhole)
+		faults.Add(kind+".mode", "must be %q, %q or %q", models.AttachHTTPModeAuto, models.AttachHTTPModeOnDemand, models.AttachHTTPModeWhole)
 	}
 	for field, path := range map[string]string{"ca_file": u.CAFile, "client_certificate_file": u.CertificateFile, "client_key_file": u.KeyFile} {
 		if path != "" && (!filepath.IsAbs(path) || strings.ContainsRune(path, 0)) {
-			faults.Add("http."+field, "must be an absolute path on the node")
+			faults.Add(kind+"."+field, "must be an absolute path on the node")
 		}
 	}
 	if (u.CertificateFile == "") != (u.KeyFile == "") {
@@ -104,11 +105,11 @@ func (u *unit) check(faults *errs.Faults) {
 	if p, err := url.Parse(u.Proxy); u.Proxy != "" && (err != nil || p.Scheme != "http" && p.Scheme != "https" || p.Host == "" || p.User != nil) {
 		faults.Add("http.proxy", "must be a URL that begins with http:// or https://, without a user")
 	}
-	checkAuth(u.secrets.Auth, faults)
+	checkAuth(kind, u.secrets.Auth, faults)
 }
 
 // checkAuth notes the faults of credentials.
-func checkAuth(a *models.RemoteAuth, faults *errs.Faults) {
+func checkAuth(kind string, a *models.RemoteAuth, faults *errs.Faults) {
 	if a == nil {
 		return
 	}
@@ -121,20 +122,25 @@ func checkAuth(a *models.RemoteAuth, faults *errs.Faults) {
 	given(a.User != "" || a.Password != nil || a.PasswordFile != "")
 	given(a.Bearer != nil || a.BearerFile != "")
 	given(a.S3 != nil)
-	if ways != 1 {
+	given(a.ConfigFile != "")
+	isOCI := kind == models.AttachKindOci
+	switch {
+	case isOCI && (ways != 1 || a.S3 != nil || a.Bearer != nil || a.BearerFile != ""):
+		faults.Add("oci.auth", "must have one of: user with password or password_file; config_file")
+		return
+	case !isOCI && (ways != 1 || a.ConfigFile != ""):
 		faults.Add("http.auth", "must have one of: user with password or password_file; bearer or bearer_file; s3")
 		return
 	}
-	if a.ConfigFile != "" {
-		faults.Add("http.auth.config_file", "is for attachments of kind oci: leave it out")
-	}
 	need := func(field string, secret *string, file string) {
-		secretfile.Check(faults, "http.auth."+field+"_file", file, value(secret, ""))
+		secretfile.Check(faults, kind+".auth."+field+"_file", file, value(secret, ""))
 		if secret == nil && file == "" {
-			faults.Add("http.auth."+field, "is required, or %s_file; responses omit it, because it is write-only", field)
+			faults.Add(kind+".auth."+field, "is required, or %s_file; responses omit it, because it is write-only", field)
 		}
 	}
 	switch {
+	case a.ConfigFile != "":
+		secretfile.Check(faults, "oci.auth.config_file", a.ConfigFile, "")
 	case a.S3 != nil:
 		if value(a.S3.AccessKey, "") == "" {
 			faults.Add("http.auth.s3.access_key", "is required")
@@ -143,7 +149,7 @@ func checkAuth(a *models.RemoteAuth, faults *errs.Faults) {
 		secretfile.Check(faults, "http.auth.s3.session_token_file", a.S3.SessionTokenFile, value(a.S3.SessionToken, ""))
 	case a.User != "" || a.Password != nil || a.PasswordFile != "":
 		if a.User == "" {
-			faults.Add("http.auth.user", "is required with a password")
+			faults.Add(kind+".auth.user", "is required with a password")
 		}
 		need("password", a.Password, a.PasswordFile)
 	default:

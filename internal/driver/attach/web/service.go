@@ -45,7 +45,8 @@ type service struct {
 	id       int64
 	index    int             // N of /dev/nbdN; -1: there is none yet
 	identity source.Identity // of the image
-	access   *access.Access  // nil until it was read: an earlier daemon had it
+	target   target
+	access   *access.Access // nil until it was read: an earlier daemon had it
 
 	// For the goroutine of watch.
 	keeper *keeper.Keeper
@@ -61,8 +62,8 @@ type service struct {
 	fault  string      // why no keeper serves the device, or empty
 }
 
-func (d *Driver) newService(u *unit, id int64) *service {
-	s := &service{unit: u, id: id, index: -1, socket: -1}
+func (d *Driver) newService(u *unit, id int64, t target) *service {
+	s := &service{unit: u, id: id, target: t, index: -1, socket: -1}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.services[id] = s
@@ -115,10 +116,10 @@ func (s *service) set(status keep.Status, fault string) {
 func (s *service) config(resume bool) keep.Config {
 	u := s.unit
 	c := keep.Config{
-		Access: *s.access, Resume: resume, Expect: s.identity, User: firstUser + int(s.id%mostUsers), Memory: windowMemory, ReadAhead: u.ReadAhead,
+		Access: *s.access, Resume: resume, Expect: s.identity, User: userOf(s.id), Memory: windowMemory, ReadAhead: u.ReadAhead,
 	}
 	if !resume {
-		c.Expect = source.Identity{Size: u.Size, ETag: u.ETag}
+		c.Expect = source.Identity{Size: s.target.size, ETag: u.ETag}
 	}
 	if c.ReadAhead == 0 {
 		c.ReadAhead = usualReadAhead
@@ -126,6 +127,9 @@ func (s *service) config(resume bool) keep.Config {
 	c.Memory = max(c.Memory, 2*c.ReadAhead)
 	return c
 }
+
+// userOf is the user of the process of an attachment.
+func userOf(id int64) int { return firstUser + int(id%mostUsers) }
 
 func (s *service) name() string { return s.unit.keeperName(s.id) }
 
@@ -161,7 +165,7 @@ func (s *service) up(ctx context.Context) (driver.Status, error) {
 	if err != nil {
 		return driver.Status{}, err
 	}
-	data, err := json.Marshal(notes{ID: s.id, Mode: models.AttachHTTPModeOnDemand, Index: s.index, MadeNode: made, Identity: s.identity, URL: s.unit.URLs[s.identity.URL]})
+	data, err := json.Marshal(notes{ID: s.id, Mode: models.AttachHTTPModeOnDemand, Index: s.index, MadeNode: made, Identity: s.identity, URL: s.target.shown[s.identity.URL], Image: s.target.image})
 	return driver.Status{Device: device, Notes: data}, err
 }
 
@@ -199,7 +203,7 @@ func (s *service) start(ctx context.Context, resume bool) error {
 		if err := s.unit.findSecrets(s.id); err != nil {
 			return err
 		}
-		a, err := s.unit.access(ctx)
+		a, err := s.unit.access(ctx, s.target)
 		if err != nil {
 			return err
 		}
@@ -209,7 +213,7 @@ func (s *service) start(ctx context.Context, resume bool) error {
 	if err != nil {
 		return err
 	}
-	k, err := d.keepers.start(d.nbd.Failpoint, s.name(), text)
+	k, err := d.keepers.serve(s.name(), text)
 	if err != nil {
 		return err
 	}

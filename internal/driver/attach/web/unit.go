@@ -40,6 +40,7 @@ type unit struct {
 	ReadAhead       int64              `json:"read_ahead,omitempty"`
 	Auth            *models.RemoteAuth `json:"auth,omitempty"`    // without secrets
 	Secrets         bool               `json:"secrets,omitempty"` // it has some
+	OCI             *reference         `json:"oci,omitempty"`     // of kind "oci": instead of URLs
 
 	secrets secrets
 }
@@ -53,6 +54,7 @@ type notes struct {
 	ETag     string  `json:"etag,omitempty"`
 	Requests int64   `json:"requests,omitempty"`
 	Fetched  int64   `json:"fetched,omitempty"`
+	Image    *image  `json:"image,omitempty"` // of kind "oci"
 
 	// Of an image that is read on demand.
 	Mode     string          `json:"mode,omitempty"` // empty: whole
@@ -68,33 +70,62 @@ func (u *unit) tag(id int64) string { return "imageapi-" + strconv.FormatInt(id,
 
 // Up attaches the image: on demand if the definition, the kernel and the server allow that, or as a whole.
 func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
+	if u.OCI != nil {
+		return u.upImage(ctx, place)
+	}
+	return u.up(ctx, place, u.target(nil), nil)
+}
+
+// up is Up of a target. note is called with an object that was downloaded; it may be nil.
+func (u *unit) up(ctx context.Context, place driver.Placement, t target, note func(*cache.Object) error) (driver.Status, error) {
 	if u.Mode == models.AttachHTTPModeWhole {
-		return u.whole(ctx, place)
+		return u.whole(ctx, place, t, note)
 	}
 	if u.Mode == models.AttachHTTPModeAuto && u.Digest != "" {
-		return u.chosen(ctx, place, "only a whole image can be compared with http.digest")
+		return u.chosen(ctx, place, t, note, "only a whole image can be compared with http.digest")
 	}
-	status, err := u.onDemand(ctx, place)
+	status, err := u.onDemand(ctx, place, t)
 	_, left := errors.AsType[*driver.Leftovers](err)
 	if err == nil || u.Mode == models.AttachHTTPModeOnDemand || left || !errs.Is(err, errs.Unsupported) && !errors.Is(err, errNoRanges) {
 		return status, err
 	}
-	return u.chosen(ctx, place, err.Error())
+	return u.chosen(ctx, place, t, note, err.Error())
 }
 
 // chosen is whole where the mode is "auto".
-func (u *unit) chosen(ctx context.Context, place driver.Placement, why string) (driver.Status, error) {
-	status, err := u.whole(ctx, place)
-	status.Warnings = append(status.Warnings, `http.mode: "auto" chose "whole": `+why)
+func (u *unit) chosen(ctx context.Context, place driver.Placement, t target, note func(*cache.Object) error, why string) (driver.Status, error) {
+	status, err := u.whole(ctx, place, t, note)
+	status.Warnings = append(status.Warnings, fmt.Sprintf(`%s.mode: "auto" chose "whole": %s`, u.kind(), why))
 	return status, err
 }
 
-// whole downloads the image unless the cache has it, and attaches the file.
-func (u *unit) whole(ctx context.Context, place driver.Placement) (_ driver.Status, err error) {
-	object, n, err := u.image(ctx)
-	if err != nil {
-		return driver.Status{}, errors.Join(err, u.trim())
+// kind is that of the attachment.
+func (u *unit) kind() string {
+	if u.OCI != nil {
+		return models.AttachKindOci
 	}
+	return models.AttachKindHTTP
+}
+
+// whole downloads the image unless the cache has it, and attaches the file.
+func (u *unit) whole(ctx context.Context, place driver.Placement, t target, note func(*cache.Object) error) (driver.Status, error) {
+	object, n, err := u.fetched(ctx, t)
+	if err == nil && note != nil {
+		err = note(object)
+	}
+	if err != nil {
+		return driver.Status{}, u.failed(ctx, err)
+	}
+	return u.attached(ctx, place, object, n)
+}
+
+// failed gives the error of an Up its class, and the node its memory back.
+func (u *unit) failed(ctx context.Context, err error) error {
+	return errors.Join(u.explain(ctx, err), u.trim())
+}
+
+// attached attaches a file of the cache.
+func (u *unit) attached(ctx context.Context, place driver.Placement, object *cache.Object, n notes) (driver.Status, error) {
 	device, err := u.attach(ctx, place.ID, object)
 	if err != nil {
 		object.Release()
@@ -106,7 +137,7 @@ func (u *unit) whole(ctx context.Context, place driver.Placement) (_ driver.Stat
 	data, err := json.Marshal(n)
 	u.driver.log.Debug("image attached", logkey.Object, place.ID, logkey.URL, n.URL, logkey.Device, device.Path, logkey.Cached, object.Cached)
 	status := driver.Status{Notes: data, Device: &driver.Device{Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: true}}
-	if u.Digest == "" {
+	if u.Digest == "" && n.Image == nil {
 		status.Warnings = append(status.Warnings, "http.digest is not given: without it, and without verity, nothing checks the bytes of the image")
 	}
 	return status, err
@@ -243,24 +274,34 @@ func (u *unit) trim() error {
 
 // Show writes the definition, and the state of the image.
 func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) {
-	h := &models.AttachHTTP{
-		Urls: u.URLs, Headers: u.Headers, Auth: u.Auth, Mode: new(u.Mode), Size: u.Size, Digest: u.Digest, Etag: u.ETag, CaFile: u.CAFile, ClientCertificateFile: u.CertificateFile,
-		ClientKeyFile: u.KeyFile, Proxy: u.Proxy, RetryTimeout: u.RetryTimeout, Connections: new(u.Connections), ReadAhead: u.ReadAhead,
+	var n notes
+	err := errors.New("not up")
+	if status.Device != nil {
+		n, err = u.read(status) // Inspect reports an error
 	}
-	out.Attach.HTTP, out.Attach.Source = h, u.URLs[0]
-	if status.Device == nil {
-		return
+	out.Attach.Source = u.URLs[0]
+	mode := u.Mode
+	switch {
+	case err == nil && n.onDemand():
+		mode = models.AttachHTTPModeOnDemand
+	case err == nil:
+		mode = models.AttachHTTPModeWhole
 	}
-	n, err := u.read(status)
-	if err != nil {
-		return // Inspect reports it
+	if u.OCI != nil {
+		out.Attach.Oci = u.OCI.show(u, mode, n.Image)
+	} else {
+		out.Attach.HTTP = &models.AttachHTTP{
+			Urls: u.URLs, Headers: u.Headers, Auth: u.Auth, Mode: new(mode), Size: u.Size, Digest: u.Digest, Etag: u.ETag, CaFile: u.CAFile, ClientCertificateFile: u.CertificateFile,
+			ClientKeyFile: u.KeyFile, Proxy: u.Proxy, RetryTimeout: u.RetryTimeout, Connections: new(u.Connections), ReadAhead: u.ReadAhead,
+		}
 	}
-	if n.onDemand() {
+	switch h := out.Attach.HTTP; {
+	case err == nil && n.onDemand():
 		u.showDevice(out, n)
-		return
+	case err == nil && h != nil:
+		h.URL, h.Digest, h.Size, h.Etag = n.URL, n.Digest, n.Size, n.ETag
+		h.Fetched, h.Requests, h.Progress = new(n.Fetched), new(n.Requests), new(int64(100))
 	}
-	h.Mode, h.URL, h.Digest, h.Size, h.Etag = new(models.AttachHTTPModeWhole), n.URL, n.Digest, n.Size, n.ETag
-	h.Fetched, h.Requests, h.Progress = new(n.Fetched), new(n.Requests), new(int64(100))
 }
 
 // IsStill implements driver.Unit.

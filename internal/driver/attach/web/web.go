@@ -16,6 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/keylock"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/helper"
@@ -63,6 +64,8 @@ type Driver struct {
 
 	mu       sync.Mutex // protects what follows
 	services map[int64]*service
+
+	merges keylock.Locks[string] // by the key of the image
 }
 
 // New makes the driver.
@@ -91,9 +94,13 @@ func (*Driver) ReadOnly(def models.Attach, _ *errs.Faults) models.Attach { retur
 
 // Survey looks for the kernel's loop devices, and for its network block devices, without which images are downloaded as a whole.
 func (d *Driver) Survey(ctx context.Context) driver.Survey {
+	return d.survey(ctx, models.AttachKindHTTP)
+}
+
+func (d *Driver) survey(ctx context.Context, kind string) driver.Survey {
 	s := driver.Lacks(d.loop.Find(ctx))
 	if err := d.nbd.Find(ctx); err != nil {
-		s.Missing = append(s.Missing, `http.mode "on_demand": `+err.Error())
+		s.Missing = append(s.Missing, kind+`.mode "on_demand": `+err.Error())
 	}
 	return s
 }

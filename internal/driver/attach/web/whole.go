@@ -11,37 +11,37 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/web/source"
 )
 
-// image returns the image in the cache, and in use.
-func (u *unit) image(ctx context.Context) (*cache.Object, notes, error) {
-	n := notes{URL: u.URLs[0], ETag: u.ETag}
+// fetched returns the image in the cache, and in use.
+func (u *unit) fetched(ctx context.Context, t target) (*cache.Object, notes, error) {
+	n := notes{URL: t.shown[0], ETag: u.ETag, Image: t.image}
 	c, err := u.driver.cache.Open()
 	if err != nil {
 		return nil, n, err
 	}
-	config, err := u.sourceConfig(ctx)
+	config, err := u.sourceConfig(ctx, t)
 	if err != nil {
 		return nil, n, err
 	}
-	object, err := c.Get(ctx, u.Digest, func(ctx context.Context, w *cache.Writer) error { return u.fetch(ctx, config, w, &n) })
+	object, err := c.Get(ctx, t.digest, func(ctx context.Context, w *cache.Writer) error { return u.fetch(ctx, config, t, w, &n) })
 	if err != nil {
-		return nil, n, u.explain(ctx, err)
+		return nil, n, err
 	}
-	if u.Size != 0 && object.Size != u.Size {
+	if t.size != 0 && object.Size != t.size {
 		object.Release()
-		return nil, n, errs.New(errs.Remote, "the image at %s has %d bytes, not %d: the image changed, or size is that of another image", n.URL, object.Size, u.Size)
+		return nil, n, errs.New(errs.Remote, "the image at %s has %d bytes, not %d: the image changed, or size is that of another image", n.URL, object.Size, t.size)
 	}
 	n.Digest, n.Size = object.Digest, object.Size
 	return object, n, nil
 }
 
 // fetch downloads the image into the cache.
-func (u *unit) fetch(ctx context.Context, config source.Config, w *cache.Writer, n *notes) error {
+func (u *unit) fetch(ctx context.Context, config source.Config, t target, w *cache.Writer, n *notes) error {
 	config.Waiting = u.waiting(ctx)
 	identity, err := source.Download(ctx, config, w, func(done, _ int64) { n.Fetched = done })
 	if err != nil {
 		return err
 	}
-	n.URL, n.ETag = u.URLs[identity.URL], identity.ETag
+	n.URL, n.ETag = t.shown[identity.URL], identity.ETag
 	if u.ETag != "" && identity.ETag != u.ETag {
 		return errs.New(errs.Remote, "the image at %s has the entity tag %s, not %s: the image changed, or etag is that of another image", n.URL, identity.ETag, u.ETag)
 	}
