@@ -91,7 +91,7 @@ type Attach struct {
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
 
-	// What it shows, in one line.
+	// The source of the object, in one line.
 	// Example: /images/a.squashfs
 	// Read Only: true
 	Source string `json:"source,omitempty"`

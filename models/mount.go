@@ -87,7 +87,7 @@ type Mount struct {
 	// Format: date-time
 	Since *strfmt.DateTime `json:"since,omitempty"`
 
-	// What it shows, in one line.
+	// The source of the object, in one line.
 	// Example: squashfs on 3
 	// Read Only: true
 	Source string `json:"source,omitempty"`

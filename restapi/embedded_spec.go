@@ -2359,7 +2359,7 @@ func init() {
           "readOnly": true
         },
         "source": {
-          "description": "What it shows, in one line.",
+          "description": "The source of the object, in one line.",
           "type": "string",
           "readOnly": true,
           "example": "/images/a.squashfs"
@@ -4680,7 +4680,7 @@ func init() {
           "readOnly": true
         },
         "source": {
-          "description": "What it shows, in one line.",
+          "description": "The source of the object, in one line.",
           "type": "string",
           "readOnly": true,
           "example": "squashfs on 3"
@@ -7999,7 +7999,7 @@ func init() {
           "readOnly": true
         },
         "source": {
-          "description": "What it shows, in one line.",
+          "description": "The source of the object, in one line.",
           "type": "string",
           "readOnly": true,
           "example": "/images/a.squashfs"
@@ -10320,7 +10320,7 @@ func init() {
           "readOnly": true
         },
         "source": {
-          "description": "What it shows, in one line.",
+          "description": "The source of the object, in one line.",
           "type": "string",
           "readOnly": true,
           "example": "squashfs on 3"
