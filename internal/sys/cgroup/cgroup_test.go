@@ -154,8 +154,8 @@ func TestWaitCanBeCancelled(t *testing.T) {
 	}
 }
 
-// TestKillWithoutTheFile kills as on kernels before 5.14 processes that fork as fast as they can.
-func TestKillWithoutTheFile(t *testing.T) {
+// TestKillForkers kills processes that fork as fast as they can.
+func TestKillForkers(t *testing.T) {
 	t.Parallel()
 	p, path := open(t, nil)
 	g, err := p.Create("1")
@@ -173,11 +173,11 @@ func TestKillWithoutTheFile(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	pids, err := g.processes()
+	pids, err := g.Processes()
 	if err != nil || len(pids) == 0 {
 		t.Errorf("processes: %v, %v", pids, err)
 	}
-	if err := errors.Join(g.killAll(), g.WaitEmpty(t.Context())); err != nil {
+	if err := errors.Join(g.Kill(), g.WaitEmpty(t.Context())); err != nil {
 		t.Error(err)
 	}
 	if err := cmd.Wait(); err == nil {
@@ -286,7 +286,7 @@ func TestRecovery(t *testing.T) {
 	if err := g.KillEach(func(pid int) bool { return pid != cmd.Process.Pid }); err != nil {
 		t.Error(err)
 	}
-	if processes, err := g.processes(); err != nil || len(processes) != 1 {
+	if processes, err := g.Processes(); err != nil || len(processes) != 1 {
 		t.Errorf("one that does not match is killed: %v, %v", processes, err)
 	}
 	if err := g.KillEach(func(pid int) bool { return pid == cmd.Process.Pid }); err != nil {

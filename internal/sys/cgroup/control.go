@@ -45,12 +45,11 @@ func (e *ControlError) Unwrap() error { return e.Err }
 func (p *Parent) Enable(controllers ...string) error {
 	for i := 0; i <= len(p.levels); i++ {
 		level := path.Join(p.levels[:i]...)
-		fd, err := unix.Openat(int(p.root.Fd()), path.Join(".", level), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		dir, err := openDir(int(p.root.Fd()), path.Join(".", level), path.Join(p.root.Name(), level))
 		if err != nil {
-			return wrap("open cgroup", path.Join(p.root.Name(), level), err)
+			return err
 		}
-		err = p.handOn(os.NewFile(uintptr(fd), path.Join(p.root.Name(), level)), controllers)
-		if err != nil {
+		if err := p.handOn(dir, controllers); err != nil {
 			return err
 		}
 	}
@@ -80,11 +79,11 @@ func (p *Parent) handOn(dir *os.File, controllers []string) error {
 }
 
 func (p *Parent) handOnOne(dir *os.File, controller string) error {
-	enabled, err := read(dir, "cgroup.subtree_control")
+	enabled, err := present(dir, "cgroup.subtree_control")
 	if err != nil || slices.Contains(strings.Fields(enabled), controller) {
 		return err
 	}
-	there, err := read(dir, "cgroup.controllers")
+	there, err := present(dir, "cgroup.controllers")
 	if err != nil {
 		return err
 	}
@@ -100,11 +99,11 @@ func (p *Parent) handOnOne(dir *os.File, controller string) error {
 // mayHandOn refuses a group with processes of its own. Some controllers the kernel would hand on beside them, and make the groups
 // below useless (cgroups(7), Thread mode). The root of the hierarchy, which has no type, may.
 func mayHandOn(dir *os.File) error {
-	kind, err := read(dir, "cgroup.type")
+	kind, err := present(dir, "cgroup.type")
 	if err != nil || kind == "" {
 		return err
 	}
-	processes, err := read(dir, "cgroup.procs")
+	processes, err := present(dir, "cgroup.procs")
 	if err == nil && processes != "" {
 		return unix.EBUSY
 	}
@@ -148,17 +147,8 @@ func (g *Group) Delegate(controllers ...string) error {
 
 // Value returns what a file of the group says, without the end of the line.
 func (d Dir) Value(file string) (string, error) {
-	fd, err := unix.Openat(int(d), file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(fd)
-	buf := make([]byte, 4096)
-	n, err := unix.Read(fd, buf)
-	if err != nil {
-		return "", err
-	}
-	return strings.TrimSuffix(string(buf[:n]), "\n"), nil
+	text, err := d.read(file)
+	return strings.TrimSuffix(text, "\n"), err
 }
 
 // Number returns the number in a file of the group. It is false if there is no such file or no number in it, as in that of a
@@ -194,29 +184,13 @@ func (d Dir) Threads(groups, threads int64) (count int64, ok bool) {
 		if groups--; groups < 0 {
 			return errTooMany
 		}
-		n, err := linesOf(dir, "cgroup.threads", threads-count)
-		count += n
+		text, err := present(dir, "cgroup.threads")
+		if count += int64(strings.Count(text, "\n")); count > threads {
+			return errTooMany
+		}
 		return err
 	})
 	return count, err == nil
 }
 
 var errTooMany = errors.New("too many")
-
-// linesOf counts the lines of a file up to a number of them.
-func linesOf(dir *os.File, name string, most int64) (count int64, err error) {
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, ignoreVanished(err)
-	}
-	defer unix.Close(fd)
-	for buf := make([]byte, 4096); ; {
-		n, err := unix.Read(fd, buf)
-		if n <= 0 || err != nil {
-			return count, nil // the end, or the group is gone, or a threaded one
-		}
-		if count += int64(strings.Count(string(buf[:n]), "\n")); count > most {
-			return count, errTooMany
-		}
-	}
-}

@@ -7,6 +7,7 @@ package cgroup
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -22,11 +23,7 @@ type Dir int
 // Kill sends SIGKILL to all processes of the group and of the groups below it, those being forked included.
 // It does not wait. Frozen processes die too.
 func (d Dir) Kill() error {
-	err := d.write("cgroup.kill", "1") // Linux 5.14
-	if err == unix.ENOENT {
-		err = d.killAll()
-	}
-	return wrap("write", "cgroup.kill", err)
+	return wrap("write", "cgroup.kill", d.write("cgroup.kill", "1"))
 }
 
 // Freeze asks that no process of the group runs any more. It does not wait: see WaitFrozen.
@@ -104,62 +101,34 @@ func descriptorOf(ctx context.Context) (fd int, forget func(), err error) {
 
 // KillEach sends SIGKILL to each process of the group, or below it, of which match says so.
 func (d Dir) KillEach(match func(pid int) bool) error {
-	pids, err := d.processes()
+	pids, err := d.Processes()
 	if err != nil {
-		return wrap("list", "cgroup.procs", err)
+		return err
 	}
 	for _, pid := range pids {
 		if !match(pid) {
-			continue // killOne lists them all again
+			continue // signal lists them all again
 		}
-		if err := d.killOne(pid, match); err != nil {
+		if err := d.signal(pid, unix.SIGKILL, match); err != nil {
 			return wrap("kill a process of", "cgroup.procs", err)
 		}
 	}
 	return nil
 }
 
-// killAll is Kill for kernels without cgroup.kill. A process with SIGKILL pending can't fork, so that all are dying
-// once a look finds none that has not been sent it. A process is known to be the one listed if it is listed
-// after its pidfd was opened.
-func (d Dir) killAll() error {
-	killed := map[int]bool{}
-	for {
-		pids, err := d.processes()
-		if err != nil {
-			return err
-		}
-		pids = slices.DeleteFunc(pids, func(pid int) bool { return killed[pid] })
-		if len(pids) == 0 {
-			return nil
-		}
-		for _, pid := range pids {
-			if err := d.killOne(pid, func(int) bool { return true }); err != nil {
-				return err
-			}
-			killed[pid] = true
-		}
-	}
-}
-
 // HangUp sends SIGHUP to all processes of the group and those below it, and SIGCONT so that stopped ones see it.
 func (d Dir) HangUp() error {
-	pids, err := d.processes()
+	pids, err := d.Processes()
 	for _, pid := range pids {
 		for _, signal := range []unix.Signal{unix.SIGHUP, unix.SIGCONT} {
-			err = errors.Join(err, d.signalOne(pid, signal, func(int) bool { return true }))
+			err = errors.Join(err, d.signal(pid, signal, func(int) bool { return true }))
 		}
 	}
 	return err
 }
 
-// killOne kills a process if match says so.
-func (d Dir) killOne(pid int, match func(pid int) bool) error {
-	return d.signalOne(pid, unix.SIGKILL, match)
-}
-
-// signalOne asks match when the number can't become another's any more without this being seen.
-func (d Dir) signalOne(pid int, signal unix.Signal, match func(pid int) bool) error {
+// signal asks match when the number can't become another's any more without this being seen.
+func (d Dir) signal(pid int, signal unix.Signal, match func(pid int) bool) error {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err == unix.ESRCH {
 		return nil
@@ -168,7 +137,7 @@ func (d Dir) signalOne(pid int, signal unix.Signal, match func(pid int) bool) er
 		return err
 	}
 	defer unix.Close(pidfd)
-	listed, err := d.processes()
+	listed, err := d.Processes()
 	if err != nil || !slices.Contains(listed, pid) || !match(pid) {
 		return err
 	}
@@ -179,13 +148,9 @@ func (d Dir) signalOne(pid int, signal unix.Signal, match func(pid int) bool) er
 }
 
 // Processes lists the living processes of the group and those below it.
-func (d Dir) Processes() ([]int, error) { return d.processes() }
-
-// processes lists the processes of the group and those below it.
-func (d Dir) processes() ([]int, error) {
-	var pids []int
-	err := d.walk(func(_, dir *os.File, _ string) error {
-		text, err := read(dir, "cgroup.procs")
+func (d Dir) Processes() (pids []int, err error) {
+	err = d.walk(func(_, dir *os.File, _ string) error {
+		text, err := present(dir, "cgroup.procs")
 		for _, line := range strings.Fields(text) {
 			if pid, err := strconv.Atoi(line); err == nil && pid != 0 {
 				pids = append(pids, pid)
@@ -193,17 +158,17 @@ func (d Dir) processes() ([]int, error) {
 		}
 		return err
 	})
-	return pids, err
+	return pids, wrap("list", "cgroup.procs", err)
 }
 
 // walk visits the groups below d, the deepest first, and d itself at last, then with a nil parent. Groups that vanish
 // meanwhile are passed over.
 func (d Dir) walk(visit func(parent, dir *os.File, name string) error) error {
-	fd, err := unix.Openat(int(d), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	dir, err := openDir(int(d), ".", ".")
 	if err != nil {
 		return err
 	}
-	return walk(nil, os.NewFile(uintptr(fd), "."), ".", visit)
+	return walk(nil, dir, ".", visit)
 }
 
 func walk(parent, dir *os.File, name string, visit func(parent, dir *os.File, name string) error) error {
@@ -216,36 +181,44 @@ func walk(parent, dir *os.File, name string, visit func(parent, dir *os.File, na
 		if !e.IsDir() {
 			continue
 		}
-		fd, err := unix.Openat(int(dir.Fd()), e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err == unix.ENOENT {
-			continue
+		below, err := openDir(int(dir.Fd()), e.Name(), e.Name())
+		if err == nil {
+			err = walk(dir, below, e.Name(), visit)
 		}
-		if err != nil {
-			return wrap("open", e.Name(), err)
-		}
-		if err := walk(dir, os.NewFile(uintptr(fd), e.Name()), e.Name(), visit); err != nil {
+		if err != nil && !vanished(err) {
 			return err
 		}
 	}
 	return visit(parent, dir, name)
 }
 
-func read(dir *os.File, name string) (string, error) {
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// openDir opens a group, which errors call by its full path.
+func openDir(at int, name, full string) (*os.File, error) {
+	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return "", ignoreVanished(err)
+		return nil, wrap("open cgroup", full, err)
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	var text []byte
-	for buf := make([]byte, 4096); ; {
-		n, err := f.Read(buf)
-		text = append(text, buf[:n]...)
-		if n == 0 || err != nil {
-			break // end of file, or the group is gone
-		}
+	return os.NewFile(uintptr(fd), full), nil
+}
+
+// present reads a file of a group. That of one that is gone is empty, and so is that of a threaded one, which has no list of processes.
+func present(dir *os.File, name string) (string, error) {
+	text, err := Dir(dir.Fd()).read(name)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = nil
 	}
-	return string(text), nil
+	return text, ignoreVanished(err)
+}
+
+func (d Dir) read(name string) (string, error) {
+	fd, err := unix.Openat(int(d), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	file := os.NewFile(uintptr(fd), name)
+	defer file.Close()
+	text, err := io.ReadAll(file)
+	return string(text), err
 }
 
 func (d Dir) write(name, value string) error {
@@ -259,15 +232,7 @@ func (d Dir) write(name, value string) error {
 }
 
 // vanished tells whether err says that a group was removed under our hands.
-func vanished(err error) bool {
-	if e, ok := err.(*fs.PathError); ok {
-		err = e.Err
-	}
-	if e, ok := err.(*os.SyscallError); ok {
-		err = e.Err
-	}
-	return err == unix.ENOENT || err == unix.ENODEV
-}
+func vanished(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
 
 func ignoreVanished(err error) error {
 	if vanished(err) {

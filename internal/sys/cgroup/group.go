@@ -81,13 +81,9 @@ func levelsOf(group string) []string {
 }
 
 // enter opens the group, which must be there.
-func (p *Parent) enter() error {
-	fd, err := unix.Openat(int(p.root.Fd()), path.Join(".", path.Join(p.levels...)), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return wrap("open cgroup", p.path, err)
-	}
-	p.dir = os.NewFile(uintptr(fd), p.path)
-	return nil
+func (p *Parent) enter() (err error) {
+	p.dir, err = openDir(int(p.root.Fd()), path.Join(".", path.Join(p.levels...)), p.path)
+	return err
 }
 
 // lock keeps other servers out, or lets them in again (LOCK_UN): children are named after objects, which two servers number alike.
@@ -205,11 +201,10 @@ func (p *Parent) mayOwn(name string) bool {
 
 // Names lists the children of p.
 func (p *Parent) Names() ([]string, error) {
-	fd, err := unix.Openat(int(p.dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	dir, err := openDir(int(p.dir.Fd()), ".", p.path)
 	if err != nil {
-		return nil, ignoreVanished(wrap("open cgroup", p.path, err))
+		return nil, ignoreVanished(err)
 	}
-	dir := os.NewFile(uintptr(fd), p.path)
 	defer dir.Close()
 	entries, err := dir.ReadDir(-1)
 	var names []string
@@ -223,12 +218,20 @@ func (p *Parent) Names() ([]string, error) {
 
 // Open opens the child name.
 func (p *Parent) Open(name string) (*Group, error) {
-	fd, err := unix.Openat(int(p.dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	file, err := openDir(int(p.dir.Fd()), name, path.Join(p.path, name))
 	if err != nil {
-		return nil, wrap("open cgroup", path.Join(p.path, name), err)
+		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), path.Join(p.path, name))
-	return &Group{Dir: Dir(fd), file: file, parent: p, name: name}, nil
+	return &Group{Dir: Dir(file.Fd()), file: file, parent: p, name: name}, nil
+}
+
+// Below returns g as a parent of groups. It is closed by the caller, in any order with g and the groups made in it.
+func (g *Group) Below() (*Parent, error) {
+	dir, err := openDir(int(g.Dir), ".", g.file.Name())
+	if err != nil {
+		return nil, err
+	}
+	return &Parent{failpoint: g.parent.failpoint, owner: g.parent.owner, path: g.file.Name(), dir: dir}, nil
 }
 
 // File is the open directory; Close closes it.

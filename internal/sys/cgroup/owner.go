@@ -61,11 +61,9 @@ func (p *Parent) Owner(name string) (Owner, bool) { return ownerOf(p.dir, name) 
 // the error is an os.ErrNotExist.
 func (p *Parent) Beside(group string) (beside *Parent, idle bool, err error) {
 	q := &Parent{failpoint: p.failpoint, owner: p.owner}
-	fd, err := unix.FcntlInt(p.root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, false, wrap("open cgroup", p.root.Name(), err)
+	if q.root, err = openDir(int(p.root.Fd()), ".", p.root.Name()); err != nil {
+		return nil, false, err
 	}
-	q.root = os.NewFile(uintptr(fd), p.root.Name())
 	q.path, q.levels = path.Join(p.root.Name(), path.Clean("/"+group)), levelsOf(group)
 	if err := q.enter(); err != nil {
 		q.root.Close()
@@ -87,9 +85,6 @@ func (p *Parent) Relative(dir string) (group string, ok bool) {
 	group, ok = strings.CutPrefix(dir, strings.TrimSuffix(p.root.Name(), "/")+"/")
 	return "/" + group, ok
 }
-
-// Processes returns the processes of the group and those below it.
-func (g *Group) Processes() ([]int, error) { return g.processes() }
 
 // Self is the owner of the groups that p makes.
 func (p *Parent) Self() Owner { return p.owner }
