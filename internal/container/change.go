@@ -56,7 +56,7 @@ func (u *unit) Apply(id int64, proc driver.Process, earlier driver.ContainerUnit
 
 // limit replaces the limits of a run. If that fails, the earlier ones hold again.
 func (p *process) limit(r *models.ContainerResources, earlier []limit) error {
-	if err := p.driver.enable(r); err != nil {
+	if err := enable(r, p.driver.parent.Enable); err != nil {
 		return err
 	}
 	return p.change(func() error {

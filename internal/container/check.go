@@ -27,7 +27,7 @@ func (u *unit) Check(_ context.Context, _ driver.Placement) (driver.Preview, err
 	if err := u.supported(); err != nil {
 		return f, err
 	}
-	return f, u.driver.canEnable(u.Def.Resources)
+	return f, enable(u.Def.Resources, u.driver.parent.CanEnable)
 }
 
 // CheckStart implements driver.ContainerUnit.

@@ -56,9 +56,9 @@ type Driver struct {
 	keepersLock sync.Mutex    // protects keepers
 	keepers     *cgroup.Group // of processes that serve devices; nil until the first
 	legacy      *cgroup.Legacy
-	trapped     sync.Once       // tells of groups of version 1 that can't be left
-	watcher     inotify.Watcher // of logs that are followed
-	slots       chan struct{}   // taken by the commands that run in containers
+	trapped     sync.Once        // tells of groups of version 1 that can't be left
+	watcher     *inotify.Watcher // of logs that are followed
+	slots       chan struct{}    // taken by the commands that run in containers
 
 	leaving context.Context    // done when the driver is closed: what runs goes on without it
 	leave   context.CancelFunc // ends leaving
@@ -111,7 +111,7 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if d.nursery, err = nursery.Open(d.opt.Failpoint, d.leaveLegacy); err != nil {
 		return err
 	}
-	if err := d.watcher.Hold(); err != nil { // a container may have taken all before this server was started
+	if d.watcher, err = inotify.New(); err != nil { // a container may have taken all before this server was started
 		d.opt.Log.Warn("inotify instance not available, followed logs are polled", logkey.Error, err)
 	}
 	d.count()
@@ -143,7 +143,9 @@ func (d *Driver) Close() error {
 	d.keepersLock.Lock() // until the end: no process is launched any more
 	defer d.keepersLock.Unlock()
 	d.watches.Wait()
-	d.watcher.Release()
+	if d.watcher != nil {
+		d.watcher.Close()
+	}
 	if d.nursery != nil {
 		d.nursery.Close()
 	}

@@ -53,7 +53,7 @@ type logPart struct {
 
 // readLog opens a log where query wants it.
 func (d *Driver) readLog(path string, query driver.LogQuery) (_ *logReader, err error) {
-	l := &logReader{path: path, watch: &d.watcher}
+	l := &logReader{path: path, watch: d.watcher}
 	defer func() {
 		if err != nil {
 			_ = l.Close()

@@ -19,6 +19,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -34,7 +35,12 @@ const logID = 7
 
 func newLogWriter(t *testing.T) *logWriter {
 	t.Helper()
-	d := &Driver{opt: Options{RunDir: testkit.RunDir(t)}}
+	watcher, err := inotify.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(watcher.Close)
+	d := &Driver{opt: Options{RunDir: testkit.RunDir(t)}, watcher: watcher}
 	w := &logWriter{t: t, unit: &unit{driver: d}, path: d.logPath(logID)}
 	w.must(os.Mkdir(d.logDir(), 0o700))
 	w.must(d.createLog(logID))

@@ -144,25 +144,29 @@ func (d *Driver) livesIn(parent *cgroup.Parent, name string) (text string, err e
 	}
 	switch {
 	case isContainer(name) && len(pids) > 0:
-		return fmt.Sprintf("container %s (pids %s)", name, numbers(pids)), nil
+		return fmt.Sprintf("container %s, with processes %s,", name, named(pids)), nil
 	case name == supervisorsGroup:
 		pids = slices.DeleteFunc(pids, func(pid int) bool { return !d.supervises(pid, nil) })
 		if len(pids) > 0 {
-			return fmt.Sprintf("the supervisor of a container (pids %s)", numbers(pids)), nil
+			return fmt.Sprintf("the supervisor of a container, process %s,", named(pids)), nil
 		}
 	}
 	return "", nil
 }
 
-// numbers lists the first few of some processes, for messages.
-func numbers(pids []int) string {
+// named lists the first few of some processes, with their names, for messages.
+func named(pids []int) string {
 	const most = 8
 	var texts []string
 	for _, pid := range pids[:min(len(pids), most)] {
-		texts = append(texts, strconv.Itoa(pid))
+		text := strconv.Itoa(pid)
+		if name, err := os.ReadFile("/proc/" + text + "/comm"); err == nil { // it may have ended
+			text += " (" + strings.TrimSpace(string(name)) + ")"
+		}
+		texts = append(texts, text)
 	}
-	if len(pids) > most {
-		texts = append(texts, "and more")
+	if more := len(pids) - most; more > 0 {
+		texts = append(texts, fmt.Sprintf("and %d more", more))
 	}
-	return strings.Join(texts, " ")
+	return strings.Join(texts, ", ")
 }

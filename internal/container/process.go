@@ -86,19 +86,7 @@ func (p *process) Survivors() string {
 		return ""
 	}
 	pids, _ := p.group.Processes() // of a group that is gone there are none
-	const most = 8
-	var text strings.Builder
-	for i, pid := range pids[:min(len(pids), most)] {
-		if i > 0 {
-			text.WriteString(", ")
-		}
-		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)) // it may have ended
-		fmt.Fprintf(&text, "%d (%s)", pid, strings.TrimSpace(string(name)))
-	}
-	if more := len(pids) - most; more > 0 {
-		fmt.Fprintf(&text, " and %d more", more)
-	}
-	return text.String()
+	return named(pids)
 }
 
 // Freeze implements driver.Process.
@@ -137,15 +125,19 @@ func (p *process) change(write func() error) error {
 	return write()
 }
 
-// wait waits for the cgroup, by a descriptor of its own since the container may end meanwhile.
-func (p *process) wait(ctx context.Context, until func(cgroup.Dir, context.Context) error) error {
+// dir returns a descriptor of the cgroup of its own: the container may end meanwhile.
+func (p *process) dir() (cgroup.Dir, error) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.gone {
-		p.mu.Unlock()
-		return errs.New(errs.Conflict, "%w", errEnded)
+		return -1, errs.New(errs.Conflict, "%w", errEnded)
 	}
-	dir, err := p.group.Dup()
-	p.mu.Unlock()
+	return p.group.Dup()
+}
+
+// wait waits for the cgroup.
+func (p *process) wait(ctx context.Context, until func(cgroup.Dir, context.Context) error) error {
+	dir, err := p.dir()
 	if err != nil {
 		return err
 	}

@@ -118,20 +118,10 @@ func (u *unit) checkResources(faults *errs.Faults) {
 	}
 }
 
-// enable makes the controllers available that limits need.
-func (d *Driver) enable(r *models.ContainerResources) error {
+// enable makes the controllers available that limits need: with Parent.Enable, or, to see whether that would fail, Parent.CanEnable.
+func enable(r *models.ContainerResources, with func(controllers ...string) error) error {
 	for _, l := range limits(r) {
-		if err := d.parent.Enable(l.controller); err != nil {
-			return errs.At(l.path(), lacking(l.controller, err))
-		}
-	}
-	return nil
-}
-
-// canEnable fails as enable would, as far as that shows without enabling anything.
-func (d *Driver) canEnable(r *models.ContainerResources) error {
-	for _, l := range limits(r) {
-		if err := d.parent.CanEnable(l.controller); err != nil {
+		if err := with(l.controller); err != nil {
 			return errs.At(l.path(), lacking(l.controller, err))
 		}
 	}
@@ -188,7 +178,7 @@ func (u *unit) tryResources(id int64) (err error) {
 	if u.Def.Resources == nil {
 		return nil
 	}
-	if err := u.driver.enable(u.Def.Resources); err != nil {
+	if err := enable(u.Def.Resources, u.driver.parent.Enable); err != nil {
 		return err
 	}
 	g, err := u.driver.parent.Create(groupName(id))
@@ -204,7 +194,7 @@ func (d *Driver) restrict(g *cgroup.Group, r *models.ContainerResources, systemd
 	if r == nil {
 		return nil
 	}
-	if err := d.enable(r); err != nil {
+	if err := enable(r, d.parent.Enable); err != nil {
 		return err
 	}
 	if err := confine(g, r); err != nil {

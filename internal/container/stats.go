@@ -5,7 +5,6 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
-	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 )
 
@@ -15,16 +14,9 @@ const (
 	maxThreads = 1 << 17
 )
 
-// Stats implements driver.Process. It reads by a descriptor of its own since the container may end meanwhile: then what is read
-// is gone, and absent.
+// Stats implements driver.Process. The container may end meanwhile: then its values are absent.
 func (p *process) Stats() (driver.Stats, error) {
-	p.mu.Lock()
-	if p.gone {
-		p.mu.Unlock()
-		return driver.Stats{}, errs.New(errs.Conflict, "%w", errEnded)
-	}
-	dir, err := p.group.Dup()
-	p.mu.Unlock()
+	dir, err := p.dir()
 	if err != nil {
 		return driver.Stats{}, err
 	}

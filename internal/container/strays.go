@@ -20,7 +20,7 @@ type Stray struct {
 }
 
 // Processes lists the first few processes, for messages.
-func (s Stray) Processes() string { return numbers(s.PIDs) }
+func (s Stray) Processes() string { return named(s.PIDs) }
 
 // Strays lists those below the parent. known tells which ids have an object.
 func (d *Driver) Strays(known func(id int64) bool) (all []Stray, err error) {

@@ -45,7 +45,7 @@ func (n *node) cleanContainers(ctx context.Context, known func(id int64) bool) e
 	strays, err := n.runner.Strays(known)
 	for _, s := range strays {
 		if failed := n.runner.Clean(ctx, s); failed != nil {
-			err = errors.Join(err, fmt.Errorf("clean %s (pids %s): %w", s.Group, s.Processes(), failed))
+			err = errors.Join(err, fmt.Errorf("clean %s with the processes %s: %w", s.Group, s.Processes(), failed))
 			continue
 		}
 		n.log.Info("stray container removed", logkey.Container, s.ID, logkey.CGroup, s.Group, logkey.PIDs, s.Processes())

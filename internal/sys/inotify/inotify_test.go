@@ -22,6 +22,16 @@ func file(t *testing.T) *os.File {
 	return f
 }
 
+func newWatcher(t *testing.T) *Watcher {
+	t.Helper()
+	w, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	return w
+}
+
 func watch(t *testing.T, w *Watcher, f *os.File) *Bell {
 	t.Helper()
 	b, err := w.Watch(f)
@@ -44,9 +54,9 @@ func rings(t *testing.T, b *Bell) {
 
 func TestEveryBellOfAFileRings(t *testing.T) {
 	t.Parallel()
-	var w Watcher
+	w := newWatcher(t)
 	f, other := file(t), file(t)
-	first, second, quiet := watch(t, &w, f), watch(t, &w, f), watch(t, &w, other)
+	first, second, quiet := watch(t, w, f), watch(t, w, f), watch(t, w, other)
 	for _, change := range []func() error{
 		func() error { _, err := f.WriteString("x"); return err },
 		func() error { return f.Chmod(0o400) },
@@ -77,10 +87,10 @@ func TestEveryBellOfAFileRings(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeft: without bells there is neither a descriptor nor a goroutine.
+// TestNothingIsLeft: in the end there is neither a descriptor nor a goroutine.
 func TestNothingIsLeft(t *testing.T) {
 	testkit.Unchanged(t, testkit.Scope{PID: os.Getpid(), Goroutines: true})
-	var w Watcher
+	w := newWatcher(t)
 	f := file(t)
 	for range 3 {
 		var all sync.WaitGroup
@@ -103,14 +113,14 @@ func TestNothingIsLeft(t *testing.T) {
 // TestLostEvents: when there are more events than the kernel keeps every bell rings.
 func TestLostEvents(t *testing.T) {
 	t.Parallel()
-	i := instance{bells: map[int32]map[*Bell]struct{}{}}
+	w := Watcher{bells: map[int32]map[*Bell]struct{}{}}
 	bells := []*Bell{{rings: make(chan struct{}, 1)}, {rings: make(chan struct{}, 1)}}
 	for n, b := range bells {
-		i.bells[int32(n)] = map[*Bell]struct{}{b: {}}
+		w.bells[int32(n)] = map[*Bell]struct{}{b: {}}
 	}
 	event := []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	event[5] = unix.IN_Q_OVERFLOW >> 8
-	i.ring(event)
+	w.ring(event)
 	for _, b := range bells {
 		rings(t, b)
 	}
@@ -126,21 +136,12 @@ func TestPolledBellRings(t *testing.T) {
 	b.Close()
 }
 
-// TestHeldInstanceStays: it is there while nobody watches, and gone when it is released.
-func TestHeldInstanceStays(t *testing.T) {
+// TestWatchesEnd: bells outlive the watcher, and ring by polling after its end.
+func TestWatchesEnd(t *testing.T) {
 	testkit.Unchanged(t, testkit.Scope{PID: os.Getpid(), Goroutines: true})
-	var w Watcher
-	if err := w.Hold(); err != nil {
-		t.Fatal(err)
-	}
-	watch(t, &w, file(t)).Close()
-	if w.now == nil {
-		t.Error("it is gone while it is held")
-	}
-	b := watch(t, &w, file(t))
-	w.Release()
-	b.Close()
-	if w.now != nil {
-		t.Error("it is there when nobody watches any more")
-	}
+	w, f := newWatcher(t), file(t)
+	before := watch(t, w, f)
+	w.Close()
+	rings(t, watch(t, w, f))
+	before.Close()
 }
