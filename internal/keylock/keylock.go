@@ -1,4 +1,4 @@
-// Package keylock is a lock per key that can be given up on.
+// Package keylock provides a lock per key, with a wait that can be cancelled.
 package keylock
 
 import (
@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// Locks holds one lock for each key in use. The zero value is ready. A key that nobody holds or waits for takes
+// Locks holds one lock for each key in use. The zero value is ready. A key without holder and waiters takes
 // no memory.
 type Locks[K comparable] struct {
 	mu   sync.Mutex // protects keys and the count in each entry
@@ -18,7 +18,7 @@ type entry struct {
 	users int           // holders and waiters
 }
 
-// Lock waits until nobody else holds key, or until ctx ends and returns its cause. The returned function
+// Lock waits for the lock of key, or until ctx ends and returns its cause. The returned function
 // unlocks; calling it again changes nothing.
 func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 	e := l.enter(key)
@@ -26,10 +26,10 @@ func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 	case <-e.token:
 		return sync.OnceFunc(func() {
 			e.token <- struct{}{}
-			l.leave(key, e)
+			l.release(key, e)
 		}), nil
 	case <-ctx.Done():
-		l.leave(key, e)
+		l.release(key, e)
 		return nil, context.Cause(ctx)
 	}
 }
@@ -50,7 +50,7 @@ func (l *Locks[K]) enter(key K) *entry {
 	return e
 }
 
-func (l *Locks[K]) leave(key K, e *entry) {
+func (l *Locks[K]) release(key K, e *entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e.users--; e.users == 0 {

@@ -1,4 +1,4 @@
-// Package slots bounds how much of something each of many clients has at a time.
+// Package slots limits how much of something each client can use at a time.
 package slots
 
 import "sync"
@@ -14,7 +14,7 @@ type Slots struct {
 // New returns Slots of which each client can have most at a time; 0 for any number.
 func New(most int) *Slots { return &Slots{most: most, taken: map[string]int{}} }
 
-// Take takes one for a client and tells whether there was one left. Each that is taken is given back by Give.
+// Take takes one for a client, unless none is left. The caller returns it with Give.
 func (s *Slots) Take(client string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -25,7 +25,7 @@ func (s *Slots) Take(client string) bool {
 	return true
 }
 
-// Give gives one back.
+// Give returns one.
 func (s *Slots) Give(client string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,7 +1,7 @@
-// Package waits lets acts that may hang tell what they wait for, while they do, to whoever shows that.
+// Package waits reports what actions wait for that may hang.
 //
-// The one who watches puts a [Watch] into the context of what is done for an object. The acts, far below, know nothing of
-// objects: they [Begin] and end. An act that ends soon is told to nobody.
+// The caller puts a [Watch] into the context of an operation on an object. The actions, far below, know no objects: they [Begin] and
+// end. Short actions are not reported.
 package waits
 
 import (
@@ -19,7 +19,7 @@ type Watch struct {
 	show func(what string, since time.Time)
 
 	mu   sync.Mutex // protects late and is held while show is called
-	late []*act     // longer than Grace under way; the last is shown: it says best what the others, of which it is a part, wait for
+	late []*act     // longer than Grace under way; the last is shown: it is a part of the others, and the most exact
 }
 
 type act struct {
@@ -42,8 +42,8 @@ func On(ctx context.Context, whom string) context.Context {
 	return context.WithValue(ctx, whomKey{}, whom)
 }
 
-// Begin notes that an act begins which may hang. The function that it returns must be called when the act has ended; givenUp says
-// that it was not done in time. What was waited for is then still shown: nothing else has come of it.
+// Begin notes that an act begins which may hang. The function that it returns must be called when the act has ended. With givenUp it was not
+// completed in time, and its text stays: there is no other result.
 func Begin(ctx context.Context, what string) (end func(givenUp bool)) {
 	w, ok := ctx.Value(watchKey{}).(*Watch)
 	if !ok {

@@ -21,7 +21,7 @@ const (
 	PIDs   = "pids"
 )
 
-// ErrLacks says that a group can't hand a controller on since it has not got it: the kernel was built or started without it,
+// ErrLacks means that a group cannot delegate a controller that it lacks: the kernel was built or started without it,
 // it is in use by version 1, or a group above does not hand it on.
 var ErrLacks = errors.New("the group does not have this controller")
 
@@ -145,7 +145,7 @@ func (g *Group) Delegate(controllers ...string) error {
 	return nil
 }
 
-// Value returns what a file of the group says, without the end of the line.
+// Value returns the text of a file of the group, without the end of the line.
 func (d Dir) Value(file string) (string, error) {
 	text, err := d.read(file)
 	return strings.TrimSuffix(text, "\n"), err

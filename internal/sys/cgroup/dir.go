@@ -99,7 +99,7 @@ func descriptorOf(ctx context.Context) (fd int, forget func(), err error) {
 	}, nil
 }
 
-// KillEach sends SIGKILL to each process of the group, or below it, of which match says so.
+// KillEach sends SIGKILL to each process of the group, or below it, that match accepts.
 func (d Dir) KillEach(match func(pid int) bool) error {
 	pids, err := d.Processes()
 	if err != nil {
@@ -231,7 +231,7 @@ func (d Dir) write(name, value string) error {
 	return err
 }
 
-// vanished tells whether err says that a group was removed under our hands.
+// vanished reports whether err means that a group was removed meanwhile.
 func vanished(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
 
 func ignoreVanished(err error) error {

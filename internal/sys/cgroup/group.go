@@ -11,10 +11,10 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
-// ErrBusy says that a group has processes and so can be neither taken nor removed.
+// ErrBusy means that a group has processes and so can be neither created nor removed.
 var ErrBusy = errors.New("group has processes")
 
-// ErrTaken says that another server has the group.
+// ErrTaken means that another server uses the group.
 var ErrTaken = errors.New("another server has its containers there: give each its own --cgroup-parent")
 
 // Parent is a group whose children are containers' groups.
@@ -24,14 +24,14 @@ type Parent struct {
 	root      *os.File // of the hierarchy
 	dir       *os.File
 	levels    []string // the names of the groups on the way from root to dir
-	made      []string // the groups that Open made, or did for an earlier server, relative to root, outermost first
-	own       string   // where Open mounted the hierarchy, or did for an earlier server, or empty
-	owner     Owner    // whose the groups are that are made here
+	made      []string // the groups that Open created, now or for an earlier server, relative to root, outermost first
+	own       string   // where Open mounted the hierarchy, now or for an earlier server, or empty
+	owner     Owner    // of the groups that are created here
 }
 
 // Open finds the hierarchy, or mounts it at cgroup/ in a run directory if it is mounted nowhere, and opens the group in it, an
-// absolute path within the hierarchy such as "/imageapi", for this server alone: else it is ErrTaken. What is missing is
-// made. What an earlier server with the same run directory made, and could not take away since there were containers, counts as made now.
+// absolute path within the hierarchy such as "/imageapi", for this server alone: otherwise the
+// error is ErrTaken. It creates missing groups. Groups that an earlier server with the same run directory created and left count as created now.
 func Open(g failpoint.Hook, group, runDir string) (*Parent, error) {
 	owner, err := OwnerAt(runDir)
 	if err != nil {
@@ -95,7 +95,7 @@ func (p *Parent) lock(how int) error {
 	return err
 }
 
-// level makes a group unless it is there, and tells whether this server has made it, now or before.
+// level creates a group unless it exists, and reports whether this server created it, now or before.
 func (p *Parent) level(sub string) (made bool, err error) {
 	err = p.failpoint.Do("cgroup create", func() error { return p.mkdir(p.root, sub) })
 	if err != unix.EEXIST {
@@ -114,7 +114,7 @@ func (p *Parent) mkdir(dir *os.File, name string) error {
 	return nil
 }
 
-// Close removes the groups that Open made and unmounts the hierarchy if Open mounted it. Groups that have
+// Close removes the groups that Open created and unmounts the hierarchy if Open mounted it. Groups that have
 // processes or other groups stay, and then so does the mount.
 func (p *Parent) Close() error {
 	if p.dir != nil {
@@ -134,7 +134,7 @@ func (p *Parent) Close() error {
 	return unmount(p.failpoint, p.own)
 }
 
-// removeMade removes the groups that Open made, the innermost first.
+// removeMade removes the groups that Open created, the innermost first.
 func (p *Parent) removeMade() error {
 	for i := len(p.made) - 1; i >= 0; i-- {
 		err := p.failpoint.Do("cgroup remove", func() error { return rmdir(int(p.root.Fd()), p.made[i]) })
@@ -184,8 +184,7 @@ func (p *Parent) Share(name string) (*Group, error) {
 	return p.Open(name)
 }
 
-// Recover opens the child name that an earlier server with the same run directory made. One that another server made counts as not there:
-// then there is none of ours, since there are no two of a name.
+// Recover opens the child name that an earlier server with the same run directory created. A child of another server is an os.ErrNotExist.
 func (p *Parent) Recover(name string) (*Group, error) {
 	if !p.mayOwn(name) {
 		return nil, wrap("open cgroup", path.Join(p.path, name), unix.ENOENT)
@@ -193,7 +192,7 @@ func (p *Parent) Recover(name string) (*Group, error) {
 	return p.Open(name)
 }
 
-// mayOwn tells whether the child name is not known to be another server's.
+// mayOwn reports whether the child name is not known to be another server's.
 func (p *Parent) mayOwn(name string) bool {
 	owner, marked := ownerOf(p.dir, name)
 	return !marked || owner.ID == p.owner.ID
@@ -225,7 +224,7 @@ func (p *Parent) Open(name string) (*Group, error) {
 	return &Group{Dir: Dir(file.Fd()), file: file, parent: p, name: name}, nil
 }
 
-// Below returns g as a parent of groups. It is closed by the caller, in any order with g and the groups made in it.
+// Below returns g as a parent of groups. The caller closes it, before or after g and the groups created in it.
 func (g *Group) Below() (*Parent, error) {
 	dir, err := openDir(int(g.Dir), ".", g.file.Name())
 	if err != nil {

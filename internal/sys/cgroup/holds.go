@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// handleKernfs is how a file handle says that it consists of an id of kernfs (linux/exportfs.h, FILEID_KERNFS).
+// handleKernfs is the type of a file handle that consists of an id of kernfs (linux/exportfs.h, FILEID_KERNFS).
 const handleKernfs = 0xfe
 
-// Holds tells whether the group with an id, as the kernel gives it for sockets, is p or anywhere below it. A group that exists
-// no more is an error.
+// Holds reports whether the group with an id, as the kernel gives it for sockets, is p or anywhere below it. A deleted group
+// is an error.
 func (p *Parent) Holds(id uint64) (bool, error) {
 	handle := unix.NewFileHandle(handleKernfs, binary.NativeEndian.AppendUint64(nil, id))
 	fd, err := unix.OpenByHandleAt(int(p.dir.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
@@ -36,13 +36,13 @@ func (p *Parent) Holds(id uint64) (bool, error) {
 	return group == own || strings.HasPrefix(group, strings.TrimSuffix(own, "/")+"/"), nil
 }
 
-// pathOf returns where an open directory is, as the kernel says it.
+// pathOf returns the kernel's path of an open directory.
 func pathOf(fd int) (string, error) {
 	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 }
 
-// ID returns the id of the group at a path in the hierarchy, by which Holds finds it. Who has the path of a process's group looks at that again
-// afterwards: while the process is in the group, nobody can remove it and put another one in its place.
+// ID returns the id of the group at a path in the hierarchy, by which Holds finds it. A caller that has the path of a process's group reads that
+// again afterwards: while the process is in the group, the group cannot be replaced.
 func (p *Parent) ID(path string) (uint64, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV}
 	fd, err := unix.Openat2(int(p.root.Fd()), "./"+path, &how)

@@ -41,7 +41,7 @@ func OpenLegacy(g failpoint.Hook) (*Legacy, error) {
 		tasks := path.Join(unescape(fields[4]), "tasks")
 		fd, err := unix.Open(tasks, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
-			continue // covered: Leave tells if it is missed
+			continue // covered: Leave fails if it is needed
 		}
 		l.roots = append(l.roots, root{controllers: strings.Split(kind[2], ","), tasks: os.NewFile(uintptr(fd), tasks)})
 	}

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// madeBy is an attribute of a group that was made here: it names the Owner. Where attributes are not supported, a group of a later server's
+// madeBy is an attribute of a group that was created here: it names the Owner. Where attributes are not supported, a group of a later server's
 // predecessor is as good as its own.
 const madeBy = "trusted.imageapi.made_by"
 
-// Owner is the run directory of the server that made a group.
+// Owner is the run directory of the server that created a group.
 type Owner struct {
 	ID   string // its device and inode: a directory has many names, and no other directory has these
-	Path string // where it was when the group was made
+	Path string // where it was when the group was created
 }
 
 // OwnerAt returns the Owner that a directory is.
@@ -29,7 +29,7 @@ func OwnerAt(dir string) (Owner, error) {
 	return Owner{ID: id, Path: dir}, nil
 }
 
-// Exists tells whether the directory is still where it was: a server can be started on it.
+// Exists reports whether the directory is still where it was: a server can be started on it.
 func (o Owner) Exists() bool {
 	now, err := OwnerAt(o.Path)
 	return err == nil && now.ID == o.ID
@@ -53,7 +53,7 @@ func inside(dir *os.File, name string) string {
 	return path.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), name)
 }
 
-// Owner returns who made the child name. It is false if that is not known.
+// Owner returns the owner of the child name. It is false if that is not known.
 func (p *Parent) Owner(name string) (Owner, bool) { return ownerOf(p.dir, name) }
 
 // Beside opens another group in the hierarchy of p, in which a server with the same run directory had its children, and makes nothing. With

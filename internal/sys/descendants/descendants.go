@@ -1,4 +1,4 @@
-// Package descendants kills what descends from a process, in whatever cgroup it is.
+// Package descendants kills the descendants of a process, in any cgroup.
 //
 // imageapi-init is built from it too, so it stays free of package fmt.
 package descendants
@@ -15,7 +15,7 @@ import (
 const rounds = 100
 
 // Kill sends SIGKILL to all living descendants of a process, those being forked included, and does not wait for their end. A process is
-// known to descend from it if it still does after its pidfd was opened. still, unless it is nil, tells whether the ancestor's number is still its own.
+// known to descend from it if it still does after its pidfd was opened. still, unless it is nil, reports whether the ancestor's number is still its own.
 func Kill(ancestor int, still func() bool) error {
 	killed := map[int]bool{}
 	for range rounds {
@@ -38,7 +38,7 @@ func Kill(ancestor int, still func() bool) error {
 	return nil
 }
 
-// Any tells whether a process has descendants that live.
+// Any reports whether a process has descendants that live.
 func Any(ancestor int) bool {
 	parents := table()
 	for pid := range parents {
@@ -68,7 +68,7 @@ func kill(pid, ancestor int, still func() bool) error {
 	return nil
 }
 
-// descends asks the kernel anew, step by step.
+// descends reads the parents again, one after the other.
 func descends(pid, ancestor int) bool {
 	for pid > 1 {
 		if pid, _ = Parent(pid); pid == ancestor {
@@ -78,7 +78,7 @@ func descends(pid, ancestor int) bool {
 	return false
 }
 
-// below tells whether a process of a table descends from another one.
+// below reports whether a process of a table descends from another one.
 func below(parents map[int]int, pid, ancestor int) bool {
 	for steps := len(parents); steps > 0 && pid > 1; steps-- { // a table that is not of one moment may have circles
 		if pid = parents[pid]; pid == ancestor {

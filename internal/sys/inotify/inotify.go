@@ -153,7 +153,7 @@ func ringAll(bells map[*Bell]struct{}) {
 	for b := range bells {
 		select {
 		case b.rings <- struct{}{}:
-		default: // it has rung already and nobody has come yet
+		default: // it has rung already
 		}
 	}
 }

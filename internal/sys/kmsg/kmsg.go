@@ -1,5 +1,5 @@
-// Package kmsg listens to the kernel's log (/dev/kmsg, Documentation/ABI/testing/dev-kmsg): where a system call gives
-// nothing but an errno, what the kernel logged meanwhile tells why.
+// Package kmsg reads the kernel's log (/dev/kmsg, Documentation/ABI/testing/dev-kmsg): where a system call returns
+// only an errno, the messages that the kernel logged meanwhile explain it.
 package kmsg
 
 import (

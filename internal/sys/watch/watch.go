@@ -1,7 +1,7 @@
-// Package watch tells when something may have changed on the node behind the daemon's back: a mount or an unmount in its
-// mount namespace, a block device that comes, goes or changes. Or somebody here says so.
+// Package watch reports when something may have changed on the node outside of the daemon: a mount or an unmount in its
+// mount namespace, or a block device that appears, disappears or changes. Wake simulates a change.
 //
-// It tells that, not what: whoever is told looks for himself. Nothing is polled, and nothing is lost while nobody waits.
+// The caller has to look for the change itself. Nothing is polled, and no change is lost between two calls of Wait.
 package watch
 
 import (
@@ -18,7 +18,7 @@ import (
 
 // Watcher waits for changes. It is for one goroutine, but for Wake.
 type Watcher struct {
-	mounts  int // /proc/self/mountinfo: poll(2) tells once of any number of changes since the last time
+	mounts  int // /proc/self/mountinfo: poll(2) reports any number of changes since the last call once
 	uevents int // a socket with the kernel's messages about devices
 	wake    int // an eventfd that ends a wait
 
@@ -97,7 +97,7 @@ func (w *Watcher) endWith(ctx context.Context) (until func()) {
 	}
 }
 
-// poll waits for one event and tells whether it is a change.
+// poll waits for one event and reports whether it is a change.
 func (w *Watcher) poll(limit time.Duration) (changed bool, err error) {
 	files := []unix.PollFd{
 		{Fd: int32(w.mounts), Events: unix.POLLPRI},
@@ -121,7 +121,7 @@ func (w *Watcher) poll(limit time.Duration) (changed bool, err error) {
 	return w.drain() || changed, nil
 }
 
-// drain reads all messages about devices that are there, and tells whether one is about a block device.
+// drain reads all messages about devices that are there, and reports whether one is about a block device.
 func (w *Watcher) drain() (changed bool) {
 	message := make([]byte, 8<<10) // of at most 2 KiB and a header: kobject_uevent_env(9)
 	for {
@@ -138,7 +138,7 @@ func (w *Watcher) drain() (changed bool) {
 	}
 }
 
-// Close ends the watch; nobody may wait any more.
+// Close ends the watch. Wait must not be called any more.
 func (w *Watcher) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
