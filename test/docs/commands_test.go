@@ -14,15 +14,15 @@ import (
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
-// patience bounds the commands of one page.
-const patience = 3 * time.Minute
+// limit bounds the commands of one page.
+const limit = 3 * time.Minute
 
 // mark separates what the commands of a page print. It is a control character that none of them prints.
 const mark = "\x1e"
 
-// These stand on pages whose commands need a Ceph cluster, an NFS server, or a kernel with a target or verity: they are only run in the
-// guest of test/vm. Those that fetch packages of Debian are run elsewhere: the guest has no network. Those with limits are run
-// where the controllers of cgroup v2 are.
+// Marks of pages whose commands need a Ceph cluster, an NFS server, or a kernel with a target or verity. They run in the guest of test/vm
+// only. Pages that fetch packages of Debian do not run there, because the guest has no network. Pages with limits run where cgroup v2 has
+// the controllers.
 const (
 	needsCeph        = "<!-- test: ceph -->"
 	needsNFS         = "<!-- test: nfs -->"
@@ -47,7 +47,7 @@ func TestCommands(t *testing.T) {
 			if !strings.Contains(page, "<!-- test: ") {
 				testkit.Elsewhere(t)
 			}
-			testkit.Need(t, "bash", "busybox", "curl", "jq", "mksquashfs", "squashfs", "overlay")
+			testkit.Need(t, "bash", "busybox", "curl", "jq", "mksquashfs", "squashfs", "erofs", "overlay")
 			if strings.Contains(page, needsRegistry) {
 				testkit.NotInGuest(t, "skopeo")
 				testkit.Need(t, "docker-registry", "skopeo", "umoci", "erofs")
@@ -75,23 +75,45 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// index is the page with the setup that all other pages of docs/ share, and self a page that needs none.
+const (
+	index = "docs/index.md"
+	self  = "README.md"
+)
+
+// withSetup returns the commands of a page after those of the index, which create the demo image, and before the removal of its files.
+func withSetup(t *testing.T, name, page string, private *strings.Replacer) (all []step) {
+	t.Helper()
+	if name != self && name != index {
+		for _, s := range steps(private.Replace(pages(t)[index])) {
+			s.page = index
+			all = append(all, s)
+		}
+	}
+	for _, s := range steps(private.Replace(page)) {
+		s.page = name
+		all = append(all, s)
+	}
+	return append(all, step{page: name, command: private.Replace("rm -rf /tmp/images")})
+}
+
 func run(t *testing.T, name, page string) {
 	d := harness.Start(t)
-	// Where the page says /tmp/images. It is new to the kernel too, so that its device and file names are nobody else's.
+	// The pages' /tmp/images. It is new to the kernel too, so that its device and file names are unique.
 	images := testkit.RunDir(t) + "/images"
 	private := strings.NewReplacer("/run/imageapi.sock", d.Socket, "/run/imageapi", d.RunDir, "/tmp/images", images, "127.0.0.1:8080", d.Address)
 	tree := workTree(t, private)
 	testkit.Unchanged(t, d.Scope(filepath.Dir(images), tree))
 
-	all := steps(private.Replace(page))
+	all := withSetup(t, name, page, private)
 	outputs := execute(t, tree, d.Socket, all)
 	for i, s := range all {
 		if i >= len(outputs) {
-			t.Fatalf("%s:%d: never ran, or was cut off: %s", name, s.line, s.command)
+			t.Fatalf("%s:%d: never ran, or was cut off: %s", s.page, s.line, s.command)
 		}
-		got := private.Replace(outputs[i]) // the help tells the usual paths
+		got := private.Replace(outputs[i]) // the help contains the usual paths
 		if !prints(s.want, got) {
-			t.Errorf("%s:%d: # %s\nprints\n%s\nbut the page says\n%s", name, s.line, s.command, got, strings.Join(s.want, "\n"))
+			t.Errorf("%s:%d: # %s\nprints\n%s\nbut the page says\n%s", s.page, s.line, s.command, got, strings.Join(s.want, "\n"))
 		}
 	}
 }
@@ -139,7 +161,7 @@ func execute(t *testing.T, dir, socket string, all []step) []string {
 	if err := os.WriteFile(path, []byte(script.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", path)
 	cmd.Dir = dir

@@ -6,9 +6,10 @@ import (
 	"testing"
 )
 
-// step is a command of a page and what the page says it prints.
+// step is a command of a page and its expected output.
 type step struct {
-	line    int // where it stands in the page, from 1
+	page    string // its file
+	line    int    // its line in the page, from 1
 	command string
 	want    []string
 }
@@ -43,9 +44,9 @@ func blocks(page string) []block {
 	return all
 }
 
-// steps returns the commands of a page. In a block of language "console" lines that begin with "# " are commands, which
-// go on on the next line after a backslash; other lines are what the command before them prints. A block of language "sh" is
-// one command, for copying as a whole, if what it prints follows in a "text" or "json" block; otherwise it is only shown.
+// steps returns the commands of a page. In a block of language "console", lines that begin with "# " are commands, which continue on
+// the next line after a backslash. The other lines are their output. A block of language "sh" is one command if a "text" or "json" block
+// with its output follows. Otherwise it does not run.
 func steps(page string) []step {
 	var all []step
 	found := blocks(page)
@@ -55,7 +56,7 @@ func steps(page string) []step {
 			all = append(all, console(b)...)
 		case "sh":
 			if next := i + 1; next < len(found) && found[next].adjacent && (found[next].language == "text" || found[next].language == "json") {
-				all = append(all, step{b.line, strings.Join(b.text, "\n"), found[next].text})
+				all = append(all, step{"", b.line, strings.Join(b.text, "\n"), found[next].text})
 			}
 		}
 	}
@@ -83,7 +84,7 @@ func console(b block) []step {
 
 const wildcard = "..."
 
-// prints tells whether output is what a page shows. "..." stands for any text within a line and, on a line of its own, for
+// prints reports whether output matches that of a page. "..." stands for any text within a line and, on a line of its own, for
 // any number of lines. The width of white space does not count, nor do empty lines at the end.
 func prints(want []string, output string) bool {
 	var pattern strings.Builder
@@ -111,7 +112,7 @@ func TestSteps(t *testing.T) {
 	t.Parallel()
 	page := "# Title\n```console\n# one \\\n  two\nout\n# three\n```\ntext\n```sh\nfour\nfive\n```\n\n```text\nsix\n```\n```sh\nshown\n```\n"
 	got := steps(page)
-	want := []step{{3, "one \\\n  two", []string{"out"}}, {6, "three", nil}, {10, "four\nfive", []string{"six"}}}
+	want := []step{{"", 3, "one \\\n  two", []string{"out"}}, {"", 6, "three", nil}, {"", 10, "four\nfive", []string{"six"}}}
 	if len(got) != len(want) {
 		t.Fatalf("%d steps, want %d: %+v", len(got), len(want), got)
 	}
