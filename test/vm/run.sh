@@ -24,9 +24,9 @@ others=(./internal/sys/cgroup ./test/docs=^TestCommands\$ ./internal/driver/atta
 mapping='=^Test(Driver|Mappings|Refusals|Users|HangAtUp|Force|Adopt.*)$'
 sessions='!^Test(Parallel|TakenOverAndLost|AttachWhileRecovering|TargetRestarts)$'
 asking='(Answers|Hangs|Writable)' longer=''
-kernel='=^Test(SeesNothing|ImageOnDemand.*|InheritedCapabilities|HostDevices|ContainerRootHeld|DeviceTakenAway|FileSystemShutDown|DiskFails|MapperHolds'
-kernel+='|HostileImage|KrakenHangingCreate|References|FileSystems|Resources.*|Systemd|TakesOver|Upper.*|Stuck(Paths|Device|Disks)|RequireVerity.*'
-kernel+='|Verity(Corruption|Refuses|Stops|TakesOver|Busy|TableChanged))$'
+kernel='=^Test(ContainerCannotSeeTheNode|ImageOnDemand.*|InheritedCapabilities|HostDevices|ContainerRootHeld|DetachedDeviceIsBroken|FailedFileSystemIsBroken|DiskFails|MapperHolds'
+kernel+='|HostileImage|KrakenHangingCreate|References|FileSystems|Resources.*|Systemd|RecoversAllObjects|Upper.*|Stuck(Paths|Device|Disks)|RequireVerity.*'
+kernel+='|Verity(Corruption|Refuses|Stops|AfterRestart|Busy|TableChanged))$'
 if [[ ${IMAGEAPI_TEST_FULL:-} ]]; then
 	mapfile -t others < <(packages | grep -vxF "$(printf '%s\n' $nfs $rbd $iscsi ./test/e2e)")
 	mapping='' sessions='' asking='' longer=ForLong kernel='!^Test((Chaos)?(NFS|ISCSI|RBD)|StuckServers$)'
