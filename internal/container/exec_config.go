@@ -3,7 +3,6 @@ package container
 import (
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
@@ -70,19 +69,11 @@ func checkCommand(c driver.Command) error {
 	return faults.Err()
 }
 
-// commandEnv returns the environment of a container with what a command says in its place.
+// commandEnv returns the environment of a container with the variables of a command in place of its own.
 func commandEnv(container []string, c driver.Command) []string {
-	given := map[string]bool{
-		"NOTIFY_SOCKET": true, // is for the first process to speak by
-	}
-	for _, entry := range c.Env {
-		name, _, _ := strings.Cut(entry, "=")
-		given[name] = true
-	}
 	env := slices.DeleteFunc(slices.Clone(container), func(entry string) bool {
-		name, _, _ := strings.Cut(entry, "=")
-		// Another user has another home than the default one, which is then found out inside.
-		return given[name] || c.User != "" && entry == "HOME=/root"
+		// Only the first process reports by the socket. Another user has another home than the default one, which is then found out inside.
+		return variable(entry) == "NOTIFY_SOCKET" || c.User != "" && entry == "HOME=/root"
 	})
-	return append(env, c.Env...)
+	return override(env, c.Env)
 }

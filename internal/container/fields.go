@@ -48,10 +48,7 @@ var fields = []field{
 	{name: "restart", live: true},
 	{name: "max_restarts", live: true, check: (*unit).checkRestart},
 	{name: "labels", live: true},
-	{
-		name: "env", check: func(u *unit, faults *errs.Faults) { checkEnv(u.Def.Env, faults) },
-		run: func(u *unit, config *proto.Config) { config.Env = environment(u.Def.Env, u.Def.User != "") },
-	},
+	{name: "env", check: func(u *unit, faults *errs.Faults) { checkEnv(u.Def.Env, faults) }, run: (*unit).runEnv},
 	{
 		name: "working_dir", check: func(u *unit, faults *errs.Faults) { checkPath("working_dir", u.Def.WorkingDir, faults) },
 		run: func(u *unit, config *proto.Config) { config.WorkingDir = u.Def.WorkingDir },

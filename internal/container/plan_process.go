@@ -3,6 +3,7 @@ package container
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -93,27 +94,31 @@ func checkEnv(env []string, faults *errs.Faults) {
 	}
 }
 
-// environment is what a command finds in its environment: nothing of the daemon's. TERM is what the kernel gives an init.
-// With a user of its own HOME is for the init stage to find out.
-func environment(own []string, hasUser bool) []string {
-	defaults := []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"HOME=/root",
-		"TERM=linux",
-		"container=imageapi",
+// runEnv begins with what a command finds in its environment by default: nothing of the daemon's. TERM is what the kernel gives an init; a dumb
+// terminal has no colours and no cursor, which would be no good in the log of systemd. With a user the init stage finds HOME.
+func (u *unit) runEnv(config *proto.Config) {
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux", "container=imageapi"}
+	if *u.Def.Systemd {
+		env[2] = "TERM=dumb"
 	}
-	given := map[string]bool{"HOME": hasUser}
-	for _, entry := range own {
-		name, _, _ := strings.Cut(entry, "=")
-		given[name] = true
+	if u.Def.User != "" {
+		env = slices.Delete(env, 1, 2)
 	}
-	var env []string
-	for _, entry := range defaults {
-		if name, _, _ := strings.Cut(entry, "="); !given[name] {
-			env = append(env, entry)
-		}
+	config.Env = override(env, u.Def.Env)
+}
+
+// override returns an environment with the variables of another in place of its own.
+func override(env, with []string) []string {
+	given := map[string]bool{}
+	for _, entry := range with {
+		given[variable(entry)] = true
 	}
-	return append(env, own...)
+	return append(slices.DeleteFunc(slices.Clone(env), func(entry string) bool { return given[variable(entry)] }), with...)
+}
+
+func variable(entry string) string {
+	name, _, _ := strings.Cut(entry, "=")
+	return name
 }
 
 // checkPath checks an absolute path of a container or the node, and tells whether there is one to go on with. An empty one is

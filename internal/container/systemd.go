@@ -4,30 +4,16 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/kraken-hpc/imageapi/internal/container/proto"
 )
 
-// surround adds to a configuration what systemd is to find around it. What the definition says of the environment comes
-// first.
+// surround adds to a configuration the variables that systemd expects, unless the definition has them.
 func (u *unit) surround(config *proto.Config, id int64) error {
 	machine, err := u.driver.machineID(id)
-	if err != nil {
-		return err
-	}
-	// A dumb terminal has no colours and no cursor, which would be no good in a log.
-	if i := slices.Index(config.Env, "TERM=linux"); i >= 0 && !slices.Contains(u.Def.Env, "TERM=linux") {
-		config.Env[i] = "TERM=dumb"
-	}
-	for _, entry := range []string{"container_uuid=" + machine, "NOTIFY_SOCKET=" + proto.NotifySocket} {
-		name, _, _ := strings.Cut(entry, "=")
-		if !slices.ContainsFunc(u.Def.Env, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
-			config.Env = append(config.Env, entry)
-		}
-	}
-	return nil
+	config.Env = override([]string{"container_uuid=" + machine, "NOTIFY_SOCKET=" + proto.NotifySocket}, config.Env)
+	return err
 }
 
 // machineID is what machine-id(5) becomes where the image has none of its own: another one on each node, after each boot of

@@ -21,8 +21,9 @@ func TestSurround(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			u := &unit{driver: &Driver{opt: Options{RunDir: "/run/a"}}}
-			u.Def.Env = c.own
-			config := proto.Config{Env: environment(c.own, false)}
+			u.Def.Env, u.Def.Systemd = c.own, new(true)
+			var config proto.Config
+			u.runEnv(&config)
 			if err := u.surround(&config, 7); err != nil {
 				t.Fatal(err)
 			}
