@@ -89,18 +89,18 @@ func (l *logReader) open() error {
 		l.parts = []logPart{older, now}
 	}
 	// If now still has a name, older is what comes before it, or is the same if that is becoming the older one at this moment.
-	inode, named, err := now.look()
+	st, err := now.stat()
 	if err != nil || len(l.parts) == 1 {
 		return err
 	}
-	before, _, err := older.look()
+	before, err := older.stat()
 	switch {
 	case err != nil:
 		return err
-	case before == inode:
+	case before.Ino == st.Ino:
 		_ = older.file.Close()
 		l.parts = l.parts[1:]
-	case !named:
+	case st.Nlink == 0:
 		return errRotated
 	}
 	return nil
@@ -111,25 +111,18 @@ func openPart(path string) (logPart, error) {
 	if err != nil {
 		return logPart{}, err
 	}
-	info, err := f.Stat()
+	p := logPart{file: f}
+	st, err := p.stat()
 	if err != nil {
 		_ = f.Close()
-		return logPart{}, err
 	}
-	return logPart{file: f, end: info.Size()}, nil
+	p.end = st.Size
+	return p, err
 }
 
-// look returns a part's inode number and whether it has a name.
-func (p *logPart) look() (inode uint64, named bool, err error) {
-	var st unix.Stat_t
+func (p *logPart) stat() (st unix.Stat_t, err error) {
 	err = unix.Fstat(int(p.file.Fd()), &st)
-	return st.Ino, st.Nlink > 0, err
-}
-
-// full tells whether nothing is added to a part any more.
-func (p *logPart) full() (bool, error) {
-	info, err := p.file.Stat()
-	return err == nil && info.Mode().Perm() == proto.LogFull, err
+	return st, err
 }
 
 // Read implements driver.Log.
@@ -144,7 +137,7 @@ func (l *logReader) Read(b []byte) (int, error) {
 			l.parts = l.parts[1:]
 			continue
 		}
-		full, err := p.full() // before it is read: then there can't come more after that
+		st, err := p.stat() // before it is read: nothing is added to a full part any more
 		if err != nil {
 			return 0, err
 		}
@@ -154,7 +147,7 @@ func (l *logReader) Read(b []byte) (int, error) {
 		switch {
 		case p.end >= 0: // there was more
 			return 0, driver.ErrLogGone
-		case !full:
+		case st.Mode&0o777 != proto.LogFull:
 			return 0, io.EOF
 		}
 		if err := l.next(); err != nil {
@@ -188,8 +181,8 @@ func (l *logReader) next() error {
 	}
 	after.end = -1
 	// A part keeps its name until the one after it is full.
-	_, named, err := p.look()
-	if err == nil && !named {
+	st, err := p.stat()
+	if err == nil && st.Nlink == 0 {
 		err = driver.ErrLogGone
 	}
 	if err != nil {

@@ -88,7 +88,7 @@ func readMark(in io.Reader) (proto.LogMark, error) {
 
 // indexOf opens the index of a part, which gets another name when the part does.
 func (l *logReader) indexOf(p logPart) (*os.File, error) {
-	inode, _, err := p.look()
+	st, err := p.stat()
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func (l *logReader) indexOf(p logPart) (*os.File, error) {
 			return nil, err
 		}
 		m, err := readMark(io.NewSectionReader(f, 0, proto.LogMarkSize))
-		if err == nil && m.At == int64(inode) {
+		if err == nil && m.At == int64(st.Ino) {
 			return f, nil
 		}
 		_ = f.Close()
