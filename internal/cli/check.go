@@ -12,38 +12,51 @@ import (
 	"github.com/go-openapi/strfmt"
 )
 
-// check returns all that keeps a value of a definition from being read into a model's type, in the words that the server has for
-// such faults: what is read strictly by encoding/json ends at the first, and tells neither where it is nor what could be there.
-func check(path string, t reflect.Type, v any) error {
+// check returns all faults that keep a value of a definition from being read into a model's type, in the words that the server has for
+// them. A strict decoder of JSON would return the first one only, without its place.
+func (d *definition) check(path string, t reflect.Type, v any) error {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	want, got := typeOfField(t), typeOfValue(v)
 	if got != want && (want != "integer" || got != "number") {
-		return usage("%s: must be of type %s, not %s", path, want, got)
+		hint := ""
+		if want == "string" && (got == "number" || got == "boolean") {
+			hint = "; put it in quotes"
+		}
+		return d.fault(path, "must be of type %s, not %s%s", want, got, hint)
 	}
 	var faults []error
 	switch v := v.(type) {
 	case json.Number:
 		if _, err := v.Int64(); err != nil {
-			return usage("%s: must be an integer of 64 bits, not %s", path, v)
+			return d.fault(path, "must be an integer of 64 bits, not %s", v)
 		}
 	case []any:
 		for i, item := range v {
-			faults = append(faults, check(fmt.Sprintf("%s[%d]", path, i), t.Elem(), item))
+			faults = append(faults, d.check(fmt.Sprintf("%s[%d]", path, i), t.Elem(), item))
 		}
 	case map[string]any:
 		for _, key := range slices.Sorted(maps.Keys(v)) {
-			faults = append(faults, checkField(path, t, key, v[key]))
+			faults = append(faults, d.checkField(path, t, key, v[key]))
 		}
 	}
 	return errors.Join(faults...)
 }
 
+// fault returns an error about the field at a path, which begins with the class. Its place in the file comes first, if it is known.
+func (d *definition) fault(path, format string, args ...any) error {
+	below := path[strings.IndexAny(path+".", ".["):]
+	if at := d.places[below]; at != "" {
+		path = at + ": " + path
+	}
+	return usage("%s: %s", path, fmt.Sprintf(format, args...))
+}
+
 // checkField checks a field of an object; t is the object's type.
-func checkField(path string, t reflect.Type, key string, v any) error {
+func (d *definition) checkField(path string, t reflect.Type, key string, v any) error {
 	if t.Kind() == reflect.Map {
-		return check(fmt.Sprintf("%s[%q]", path, key), t.Elem(), v)
+		return d.check(fmt.Sprintf("%s[%q]", path, key), t.Elem(), v)
 	}
 	for _, field := range reflect.VisibleFields(t) {
 		switch name := fieldName(field); {
@@ -51,11 +64,11 @@ func checkField(path string, t reflect.Type, key string, v any) error {
 		case v == nil: // the same as absent
 			return nil
 		default:
-			return check(path+"."+key, field.Type, v)
+			return d.check(path+"."+key, field.Type, v)
 		}
 	}
 	known := fieldNames(t)
-	return usage("%s.%s: unknown field%s", path, key, didYouMean(key, known, "use one of "+strings.Join(known, ", ")))
+	return d.fault(path+"."+key, "unknown field%s", didYouMean(key, known, "use one of "+strings.Join(known, ", ")))
 }
 
 // fieldNames returns the names of a model's fields in JSON, sorted.

@@ -28,16 +28,21 @@ func (o *creation) options(c *cobra.Command) {
 func (a *app) createCommand() *cobra.Command {
 	var o creation
 	c := &cobra.Command{
-		Use: "create FILE", Short: "Create an object from a definition",
-		Long:    "Creates the object that a file defines, with its dependencies: a container, a mount or an attachment. The file is JSON or YAML, and - is standard input.",
-		Example: "imageapi create app.yaml\nimageapi create app.yaml --dry-run",
-		Args:    between(1, 1), Annotations: slowly("creating"),
+		Use: "create FILE...", Short: "Create objects from definitions",
+		Long: "Creates the objects that files define, with their dependencies: containers, mounts and attachments. A file is JSON or YAML, and - is standard input. A directory stands for its .json, .yaml and .yml files.",
+		Example: `imageapi create app.yaml
+imageapi create app.yaml --dry-run
+imageapi create /etc/containers.d`,
+		Args: between(1, -1), Annotations: slowly("creating"),
 		RunE: func(c *cobra.Command, args []string) error {
-			definition, err := a.readDefinition(args[0])
+			all, err := a.readDefinitions(args)
+			if err == nil && o.name != "" && len(all) > 1 {
+				err = usage("--name is for one container, and the files define %d objects", len(all))
+			}
 			if err != nil {
 				return err
 			}
-			return a.create(c.Context(), definition, o)
+			return a.create(c.Context(), all, o)
 		},
 	}
 	o.options(c)
@@ -55,11 +60,11 @@ imageapi run file:///images/app.erofs --name app
 imageapi run https://images.example.org/node.squashfs --systemd`,
 		Args: between(1, 1), Annotations: slowly("creating"),
 		RunE: func(c *cobra.Command, args []string) error {
-			definition, err := image.read(a, args[0])
+			d, err := image.read(a, args[0])
 			if err != nil {
 				return err
 			}
-			return a.create(c.Context(), definition, o)
+			return a.create(c.Context(), []*definition{d}, o)
 		},
 	}
 	o.options(c)
@@ -68,40 +73,55 @@ imageapi run https://images.example.org/node.squashfs --systemd`,
 	return c
 }
 
-// create creates an object, or shows how.
-func (a *app) create(ctx context.Context, definition []byte, o creation) error {
-	class, err := classOf(definition)
-	switch {
-	case err != nil:
-		return err
-	case class != classContainer && o.run:
-		return usage("run is for containers, and this defines another object; use create")
-	case class != classContainer && o.name != "":
-		return usage("--name is for containers, and this defines another object")
-	}
-	send, err := o.request(class, definition)
-	if err != nil {
-		return err
+// sender sends a definition.
+type sender func(context.Context, *connection, *planReader) (object, error)
+
+// create creates objects, or shows how. If a definition is wrong, it creates none.
+func (a *app) create(ctx context.Context, all []*definition, o creation) error {
+	var send []sender
+	for _, d := range all {
+		s, err := o.request(d)
+		if err != nil {
+			return err
+		}
+		send = append(send, s)
 	}
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
+	var failed []error
+	for _, s := range send {
+		failed = append(failed, a.send(ctx, c, s, o.dry))
+	}
+	return errors.Join(failed...)
+}
+
+func (a *app) send(ctx context.Context, c *connection, s sender, dry bool) error {
 	var plan planReader
-	created, err := send(ctx, c, &plan)
+	created, err := s(ctx, c, &plan)
 	switch err = unwrapped(err); {
 	case errors.Is(err, context.Canceled):
 		return fail(exitInterrupted, "interrupted: the server rolls back the request, unless all its objects existed already; see imageapi tree")
 	case err != nil:
 		return err
-	case o.dry:
+	case dry:
 		return plan.show(a)
 	}
 	return a.showOne(created)
 }
 
 // request returns the function that sends a definition.
-func (o *creation) request(class string, definition []byte) (func(context.Context, *connection, *planReader) (object, error), error) {
+func (o *creation) request(d *definition) (sender, error) {
+	class, err := d.classOf()
+	switch {
+	case err != nil:
+		return nil, err
+	case class != classContainer && o.run:
+		return nil, usage("run is for containers, and this defines another object; use create")
+	case class != classContainer && o.name != "":
+		return nil, usage("--name is for containers, and this defines another object")
+	}
 	instead := func(p *planReader, blank any) func(*runtime.ClientOperation) {
 		if !o.dry {
 			return func(*runtime.ClientOperation) {}
@@ -110,7 +130,7 @@ func (o *creation) request(class string, definition []byte) (func(context.Contex
 	}
 	switch class {
 	case classContainer:
-		m, err := decode[models.Container](class, definition)
+		m, err := decode[models.Container](class, d)
 		if err != nil {
 			return nil, err
 		}
@@ -129,7 +149,7 @@ func (o *creation) request(class string, definition []byte) (func(context.Contex
 			return ofContainer(answer.Payload), nil
 		}, nil
 	case classMount:
-		m, err := decode[models.Mount](class, definition)
+		m, err := decode[models.Mount](class, d)
 		return func(ctx context.Context, c *connection, p *planReader) (object, error) {
 			answer, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m, DryRun: &o.dry}, instead(p, &mounts.MountCreated{Payload: m}))
 			if err != nil {
@@ -138,7 +158,7 @@ func (o *creation) request(class string, definition []byte) (func(context.Contex
 			return ofMount(answer.Payload), nil
 		}, err
 	}
-	m, err := decode[models.Attach](class, definition)
+	m, err := decode[models.Attach](class, d)
 	return func(ctx context.Context, c *connection, p *planReader) (object, error) {
 		answer, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m, DryRun: &o.dry}, instead(p, &attachments.AttachCreated{Payload: m}))
 		if err != nil {

@@ -78,26 +78,32 @@ func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.
 
 // changes reads the fields that change.
 func (a *app) changes(source, probe string) (*models.ContainerReplacement, error) {
-	definition, err := imageOptions{}.read(a, source)
+	d, err := imageOptions{}.read(a, source)
 	if err != nil {
 		return nil, err
 	}
+	return d.changes(probe, isURI(source))
+}
+
+// changes returns the fields of d that change; of an image given by a URI only the mount.
+func (d *definition) changes(probe string, mountOnly bool) (*models.ContainerReplacement, error) {
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(definition, &fields); err != nil {
+	if err := json.Unmarshal(d.json, &fields); err != nil {
 		return nil, usage("the definition is not an object with fields")
 	}
 	for name, value := range fields {
 		if string(value) == "null" {
-			return nil, usage("%s: is null: this command cannot remove a field; send the request with curl", name)
+			return nil, d.fault("container."+name, "is null: this command cannot remove a field; send the request with curl")
 		}
-		if name == "name" || name == "state" || isURI(source) && name != "mount" {
+		if name == "name" || name == "state" || mountOnly && name != "mount" {
 			delete(fields, name) // the definition of a create has them, and they stay
 		}
 	}
-	if definition, err = json.Marshal(fields); err != nil {
+	text, err := json.Marshal(fields)
+	if err != nil {
 		return nil, err
 	}
-	changes, err := decode[models.ContainerReplacement]("container", definition)
+	changes, err := decode[models.ContainerReplacement]("container", &definition{text, d.places})
 	if err != nil || probe == "" {
 		return changes, err
 	}

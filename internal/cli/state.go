@@ -64,31 +64,89 @@ func (a *app) resumeCommand() *cobra.Command {
 
 func (a *app) stopCommand() *cobra.Command {
 	var noWait bool
+	var timeout time.Duration
 	c := a.stateCommand(&cobra.Command{
 		Use: "stop CONTAINER...", Short: "Stop containers", Long: "Stops containers and waits until they have ended. You can start them again.",
-		Example: "imageapi stop app\nimageapi stop --no-wait $(imageapi ps -q --state running)",
+		Example: "imageapi stop app\nimageapi stop --timeout 2s app\nimageapi stop --no-wait $(imageapi ps -q --state running)",
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.stop(c.Context(), args, !noWait)
+			switch {
+			case timeout != 0 && noWait:
+				return usage("--timeout and --no-wait: use one of them")
+			case timeout < 0 || timeout > 0 && timeout < time.Second:
+				return usage("--timeout %v: must be at least 1s", timeout)
+			}
+			return a.stop(c.Context(), args, !noWait, timeout)
 		},
 	}, "stopping", "", inState(true, "running", "paused"))
 	c.Flags().BoolVar(&noWait, "no-wait", false, "request the stop and return at once")
+	c.Flags().DurationVar(&timeout, "timeout", 0, "`TIME` after which the server kills the container (default: that of the container)")
 	return c
 }
 
-// stop requests the stop of all containers before it waits for any.
-func (a *app) stop(ctx context.Context, names []string, wait bool) error {
-	var stopping []*models.Container
+func (a *app) killCommand() *cobra.Command {
+	return a.stateCommand(&cobra.Command{
+		Use: "kill CONTAINER...", Short: "Kill containers", Long: "Stops containers, and kills those that have not ended after a second.",
+		Example: "imageapi kill app",
+		RunE:    func(c *cobra.Command, args []string) error { return a.stop(c.Context(), args, true, time.Second) },
+	}, "killing", "", inState(true, "running", "paused"))
+}
+
+func (a *app) restartCommand() *cobra.Command {
+	return a.stateCommand(&cobra.Command{
+		Use: "restart CONTAINER...", Short: "Stop and start containers", Long: "Stops containers, waits until they have ended, and starts them again.",
+		Example: "imageapi restart app",
+		RunE: func(c *cobra.Command, args []string) error {
+			return each(args, func(name string) error {
+				m, err := a.setState(c.Context(), name, "exited", nil)
+				if err == nil {
+					m, err = a.ended(c.Context(), m)
+				}
+				if err == nil {
+					m, err = a.setStateOf(c.Context(), m, "running")
+				}
+				if err != nil {
+					return whenInterrupted(err, "interrupted: the container continues to stop, and is not started")
+				}
+				return a.showOne(ofContainer(m))
+			})
+		},
+	}, "restarting", "", anyContainer)
+}
+
+// ending is a container that was asked to stop, and the stop timeout that it had before.
+type ending struct {
+	container *models.Container
+	timeout   int64
+}
+
+// stop requests the stop of all containers before it waits for any. With a timeout the server kills them after that time.
+func (a *app) stop(ctx context.Context, names []string, wait bool, timeout time.Duration) error {
+	var all []ending
 	failed := each(names, func(name string) error {
-		m, err := a.setState(ctx, name, "exited", nil)
+		m, err := a.findContainer(ctx, name)
+		if err != nil {
+			return err
+		}
+		before := m.StopTimeout
+		if timeout > 0 {
+			if m, err = a.patch(ctx, m, map[string]any{"stop_timeout": seconds(timeout)}); err != nil {
+				return err
+			}
+		}
+		m, err = a.setStateOf(ctx, m, "exited")
 		if err == nil {
-			stopping = append(stopping, m)
+			all = append(all, ending{m, before})
 		}
 		return err
 	})
-	for _, m := range stopping {
-		var err error
-		if wait && m.State == "stopping" {
-			m, err = a.wait(ctx, goal{container: m, states: []string{"exited", "dead", "created"}})
+	for _, e := range all {
+		m, err := e.container, error(nil)
+		if wait {
+			m, err = a.ended(ctx, m)
+		}
+		if timeout > 0 {
+			_, back := a.patch(context.WithoutCancel(ctx), e.container, map[string]any{"stop_timeout": e.timeout})
+			err = errors.Join(err, back)
 		}
 		if err == nil {
 			err = a.showOne(ofContainer(m))
@@ -96,6 +154,14 @@ func (a *app) stop(ctx context.Context, names []string, wait bool) error {
 		failed = errors.Join(failed, whenInterrupted(err, "interrupted: the containers continue to stop"))
 	}
 	return failed
+}
+
+// ended waits until a container that was asked to stop has ended.
+func (a *app) ended(ctx context.Context, m *models.Container) (*models.Container, error) {
+	if m.State != "stopping" {
+		return m, nil
+	}
+	return a.wait(ctx, goal{container: m, states: []string{"exited", "dead", "created"}})
 }
 
 // setState brings a container into a state; check may refuse it.
@@ -109,6 +175,10 @@ func (a *app) setState(ctx context.Context, name, state string, check func(*mode
 			return nil, err
 		}
 	}
+	return a.setStateOf(ctx, m, state)
+}
+
+func (a *app) setStateOf(ctx context.Context, m *models.Container, state string) (*models.Container, error) {
 	id := int64(m.ID)
 	answer, err := a.client.Containers.SetContainerStateContext(ctx, &containers.SetContainerStateParams{ID: &id, State: state})
 	if err != nil {

@@ -34,9 +34,9 @@ imageapi update app --restart always`,
 		RunE: func(c *cobra.Command, args []string) error {
 			change := map[string]any{}
 			if len(args) > 1 {
-				data, err := a.readDefinition(args[1])
+				file, err := a.readDefinition(args[1])
 				if err == nil {
-					err = json.Unmarshal(data, &change)
+					err = json.Unmarshal(file.json, &change)
 				}
 				if err != nil {
 					return usage("read the change: %w", err)
@@ -119,18 +119,22 @@ func amount(text string) any {
 	return n << shift
 }
 
-// update changes a container that must still be as m is.
 func (a *app) update(ctx context.Context, m *models.Container, change map[string]any) error {
-	c, err := a.connect()
+	m, err := a.patch(ctx, m, change)
 	if err != nil {
 		return err
 	}
+	return a.showOne(ofContainer(m))
+}
+
+// patch changes a container that must still be as m is.
+func (a *app) patch(ctx context.Context, m *models.Container, change map[string]any) (*models.Container, error) {
 	id, tag := int64(m.ID), strconv.Quote(strconv.FormatInt(m.Generation, 10))
-	answer, err := c.Containers.UpdateContainerContext(ctx, &containers.UpdateContainerParams{ID: &id, IfMatch: &tag}, withBody(change))
+	answer, err := a.client.Containers.UpdateContainerContext(ctx, &containers.UpdateContainerParams{ID: &id, IfMatch: &tag}, withBody(change))
 	if err != nil {
-		return unwrapped(err)
+		return nil, unwrapped(err)
 	}
-	return a.showOne(ofContainer(answer.Payload))
+	return answer.Payload, nil
 }
 
 // withBody sends a body that the generated model can't express: one with nulls.

@@ -17,21 +17,22 @@ var scheme = regexp.MustCompile(`^[a-z][a-z0-9+.-]*:`)
 func isURI(arg string) bool { return scheme.MatchString(arg) }
 
 // definition returns the container that runs an image: an overlay over it, whose changes are in memory.
-func (o imageOptions) definition(uri string) ([]byte, error) {
+func (o imageOptions) definition(uri string) (*definition, error) {
 	command := o.command
 	if command == "" {
 		command = "/sbin/init"
 	}
 	type object map[string]any
 	image := object{"kind": "uri", "uri": object{"uri": uri}}
-	return json.Marshal(object{
+	text, err := json.Marshal(object{
 		"command": command, "systemd": o.systemd,
 		"mount": object{"kind": "overlay", "overlay": object{"lower": []any{image}}},
 	})
+	return &definition{json: text}, err
 }
 
 // read returns the definition that an argument of run names.
-func (o imageOptions) read(a *app, arg string) ([]byte, error) {
+func (o imageOptions) read(a *app, arg string) (*definition, error) {
 	if isURI(arg) {
 		return o.definition(arg)
 	}

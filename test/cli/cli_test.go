@@ -351,7 +351,7 @@ func TestCompletion(t *testing.T) {
 	s.okFrom(t, s.definition("webserver", forever), "run", "-")
 	s.okFrom(t, s.definition("worker", forever), "create", "-")
 	for words, want := range map[string]string{
-		"res": "resume", "list a": "attachments", "stop w": "webserver", "start w": "worker", "show w": "webserver worker", "remove --fo": "--force",
+		"resu": "resume", "list a": "attachments", "stop w": "webserver", "start w": "worker", "show w": "webserver worker", "remove --fo": "--force",
 		"list --state ru": "running", "show ": "1 2 3 5 6 7 webserver worker", "stop webserver ": "", "list --host unix:///nowhere -o js": "json jsonpath=",
 		"logs webserver /nowhere/": "", "exec w": "webserver", "wait w": "webserver worker", "completion z": "zsh", "events --kind ov": "overlay", "start 1": "",
 	} {
