@@ -119,7 +119,7 @@ func (u *unit) checkResources(faults *errs.Faults) {
 }
 
 // enable makes the controllers available that limits need: with Parent.Enable, or, to see whether that would fail, Parent.CanEnable.
-func enable(r *models.ContainerResources, with func(controllers ...string) error) error {
+func enable(r *models.ContainerResources, with func(controller string) error) error {
 	for _, l := range limits(r) {
 		if err := with(l.controller); err != nil {
 			return errs.At(l.path(), lacking(l.controller, err))

@@ -22,10 +22,10 @@ const (
 )
 
 // ErrLacks means that a group cannot delegate a controller that it lacks: the kernel was built or started without it,
-// it is in use by version 1, or a group above does not hand it on.
+// it is in use by version 1, or a group above does not delegate it.
 var ErrLacks = errors.New("the group does not have this controller")
 
-// ControlError is a group that does not hand a controller on to the groups below it.
+// ControlError is a group that does not delegate a controller to the groups below it.
 type ControlError struct {
 	Controller string
 	Group      string // its directory
@@ -40,45 +40,37 @@ func (e *ControlError) Error() string {
 // Unwrap returns the cause.
 func (e *ControlError) Unwrap() error { return e.Err }
 
-// Enable makes controllers available to the children of p: every group from the top of the hierarchy down to p hands them on
-// (cgroup.subtree_control). What was enabled stays so. The error is a *ControlError.
-func (p *Parent) Enable(controllers ...string) error {
+// Enable makes a controller available to the children of p: every group from the top of the hierarchy down to p delegates it
+// (cgroup.subtree_control). The controller stays enabled. The error is a *ControlError.
+func (p *Parent) Enable(controller string) error {
 	for i := 0; i <= len(p.levels); i++ {
 		level := path.Join(p.levels[:i]...)
 		dir, err := openDir(int(p.root.Fd()), path.Join(".", level), path.Join(p.root.Name(), level))
 		if err != nil {
 			return err
 		}
-		if err := p.handOn(dir, controllers); err != nil {
-			return err
+		err = p.delegate(dir, controller)
+		dir.Close()
+		if err != nil {
+			return &ControlError{Controller: controller, Group: dir.Name(), Err: err}
 		}
 	}
 	return nil
 }
 
 // CanEnable fails as Enable would, as far as that shows before the first of the groups is changed.
-func (p *Parent) CanEnable(controllers ...string) error {
+func (p *Parent) CanEnable(controller string) error {
 	errWould := errors.New("would be enabled")
 	look := *p
 	look.failpoint = failpoint.Ask(func(string) error { return errWould })
-	if err := look.Enable(controllers...); !errors.Is(err, errWould) {
+	if err := look.Enable(controller); !errors.Is(err, errWould) {
 		return err
 	}
 	return nil
 }
 
-// handOn does so in one group, whose directory it closes.
-func (p *Parent) handOn(dir *os.File, controllers []string) error {
-	defer dir.Close()
-	for _, c := range controllers {
-		if err := p.handOnOne(dir, c); err != nil {
-			return &ControlError{Controller: c, Group: dir.Name(), Err: err}
-		}
-	}
-	return nil
-}
-
-func (p *Parent) handOnOne(dir *os.File, controller string) error {
+// delegate does so in one group.
+func (p *Parent) delegate(dir *os.File, controller string) error {
 	enabled, err := present(dir, "cgroup.subtree_control")
 	if err != nil || slices.Contains(strings.Fields(enabled), controller) {
 		return err
@@ -90,15 +82,15 @@ func (p *Parent) handOnOne(dir *os.File, controller string) error {
 	if !slices.Contains(strings.Fields(there), controller) {
 		return ErrLacks
 	}
-	if err := mayHandOn(dir); err != nil {
+	if err := mayDelegate(dir); err != nil {
 		return err
 	}
 	return p.failpoint.Do("cgroup controller", func() error { return Dir(dir.Fd()).write("cgroup.subtree_control", "+"+controller) })
 }
 
-// mayHandOn refuses a group with processes of its own. Some controllers the kernel would hand on beside them, and make the groups
+// mayDelegate refuses a group with processes of its own. The kernel would delegate some controllers in spite of them, and make the groups
 // below useless (cgroups(7), Thread mode). The root of the hierarchy, which has no type, may.
-func mayHandOn(dir *os.File) error {
+func mayDelegate(dir *os.File) error {
 	kind, err := present(dir, "cgroup.type")
 	if err != nil || kind == "" {
 		return err
@@ -135,10 +127,10 @@ func (d Dir) Birthplace() (Dir, error) {
 	return Dir(fd), wrap("open", Payload, err)
 }
 
-// Delegate hands controllers on to the groups inside g, of those that it has itself.
+// Delegate makes controllers available to the groups inside g, of those that it has itself.
 func (g *Group) Delegate(controllers ...string) error {
 	for _, c := range controllers {
-		if err := g.parent.handOnOne(g.file, c); err != nil && err != ErrLacks {
+		if err := g.parent.delegate(g.file, c); err != nil && err != ErrLacks {
 			return &ControlError{Controller: c, Group: g.file.Name(), Err: err}
 		}
 	}

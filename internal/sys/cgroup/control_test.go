@@ -24,14 +24,14 @@ func TestEnable(t *testing.T) {
 		t.Skip("this machine has no memory controller on cgroup2")
 	}
 	cmd := sleeper(t, path)
-	if err := p.Enable(PIDs, Memory); !errors.As(err, &e) || e.Err != unix.EBUSY || e.Group != path {
+	if err := p.Enable(Memory); !errors.As(err, &e) || e.Err != unix.EBUSY || e.Group != path {
 		t.Errorf("in a group with processes: %v", err)
 	}
 	if err := errors.Join(Dir(p.dir.Fd()).Kill(), Dir(p.dir.Fd()).WaitEmpty(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if err := errors.Join(p.Enable(PIDs, Memory), p.Enable(Memory)); err != nil {
+	if err := errors.Join(p.Enable(PIDs), p.Enable(Memory), p.Enable(Memory)); err != nil {
 		t.Fatal(err)
 	}
 	g, err := p.Create("1")

@@ -32,18 +32,16 @@ func OpenLegacy(g failpoint.Hook) (*Legacy, error) {
 		return nil, err
 	}
 	l := &Legacy{failpoint: g}
-	for line := range strings.Lines(string(table)) {
-		mount, super, _ := strings.Cut(line, " - ")
-		fields, kind := strings.Fields(mount), strings.Fields(super)
-		if len(fields) < 6 || len(kind) < 3 || fields[3] != "/" || kind[0] != "cgroup" {
+	for _, h := range hierarchies(string(table)) {
+		if h.kind != "cgroup" {
 			continue
 		}
-		tasks := path.Join(unescape(fields[4]), "tasks")
+		tasks := path.Join(h.at, "tasks")
 		fd, err := unix.Open(tasks, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			continue // covered: Leave fails if it is needed
 		}
-		l.roots = append(l.roots, root{controllers: strings.Split(kind[2], ","), tasks: os.NewFile(uintptr(fd), tasks)})
+		l.roots = append(l.roots, root{controllers: strings.Split(h.options, ","), tasks: os.NewFile(uintptr(fd), tasks)})
 	}
 	return l, nil
 }

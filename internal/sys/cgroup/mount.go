@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,39 +31,40 @@ func locate(g failpoint.Hook, mountpoint string) (at string, own bool, err error
 	return mountpoint, true, err
 }
 
-// find returns where a mountinfo table (proc_pid_mountinfo(5)) has cgroup2 file systems that show the whole hierarchy and
-// can be written: those of the node, and those that servers like this one mounted.
+// find returns where a mount table has cgroup2 file systems that show the whole hierarchy and can be written: those of the node, and those that
+// servers like this one mounted.
 func find(mountinfo string) (node, ours []string) {
-	for line := range strings.Lines(mountinfo) {
-		mount, super, ok := strings.Cut(line, " - ")
-		fields := strings.Fields(mount)
-		if !ok || len(fields) < 6 || fields[3] != "/" || !strings.HasPrefix(fields[5], "rw") {
-			continue
-		}
+	for _, m := range hierarchies(mountinfo) {
 		switch {
-		case strings.HasPrefix(super, "cgroup2 "+source+" "):
-			ours = append(ours, unescape(fields[4]))
-		case strings.HasPrefix(super, "cgroup2 "):
-			node = append(node, unescape(fields[4]))
+		case m.kind != "cgroup2" || !m.writable:
+		case m.source == source:
+			ours = append(ours, m.at)
+		default:
+			node = append(node, m.at)
 		}
 	}
 	return node, ours
 }
 
-// unescape turns \040 and its like back into the characters they stand for.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+4 <= len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
+// hierarchy is a mount of a whole hierarchy of groups, or of another whole file system.
+type hierarchy struct {
+	at           string
+	writable     bool
+	kind, source string
+	options      string // of the file system
+}
+
+// hierarchies reads a mount table (proc_pid_mountinfo(5)).
+func hierarchies(mountinfo string) (all []hierarchy) {
+	for line := range strings.Lines(mountinfo) {
+		mount, super, _ := strings.Cut(line, " - ")
+		fields, kind := strings.Fields(mount), strings.Fields(super)
+		if len(fields) >= 6 && len(kind) >= 3 && fields[3] == "/" {
+			at := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
+			all = append(all, hierarchy{at, strings.HasPrefix(fields[5], "rw"), kind[0], kind[1], kind[2]})
 		}
-		b.WriteByte(s[i])
 	}
-	return b.String()
+	return all
 }
 
 // mount mounts the hierarchy at a directory that it makes.
