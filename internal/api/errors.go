@@ -219,7 +219,7 @@ func problemIn(all []error) problem {
 
 func problemAlone(err error) problem {
 	class := errs.ClassOf(err)
-	if _, own := errors.AsType[*errs.Error](err); own || class != errs.Internal {
+	if _, own := errors.AsType[errs.Classified](err); own || class != errs.Internal {
 		return problemOf(class)
 	}
 	if coded, ok := errors.AsType[oaerrors.Error](err); ok {

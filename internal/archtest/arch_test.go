@@ -41,6 +41,7 @@ var layers = map[string][]string{
 	"internal/mounttable": {},
 	"internal/slots":      {},
 	"internal/waits":      {},
+	"internal/sys/iscsi":  {"internal/sys/failpoint"}, // it can be used without the rest
 	"internal/sys/":       {"internal/errs", "internal/logkey", "internal/mounttable", "internal/sys/", "internal/waits"},
 
 	"internal/driver":         {"internal/errs", "internal/mounttable", "internal/sys/extent", "models"},

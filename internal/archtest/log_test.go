@@ -120,13 +120,19 @@ func elementKey(literal *ast.CompositeLit) ast.Expr {
 	return nil
 }
 
+// isKey reports whether an expression is a constant of internal/logkey. Package iscsi, which imports none of the rest, has copies.
 func isKey(info *types.Info, e ast.Expr) bool {
-	selector, ok := e.(*ast.SelectorExpr)
-	if !ok {
+	var name *ast.Ident
+	switch e := e.(type) {
+	case *ast.SelectorExpr:
+		name = e.Sel
+	case *ast.Ident:
+		name = e
+	default:
 		return false
 	}
-	c, ok := info.Uses[selector.Sel].(*types.Const)
-	return ok && c.Pkg().Path() == keysPackage
+	c, ok := info.Uses[name].(*types.Const)
+	return ok && (c.Pkg().Path() == keysPackage || c.Pkg().Path() == module+"internal/sys/iscsi" && strings.HasPrefix(c.Name(), "key"))
 }
 
 // levelIn returns the level of a line. One that depends on the circumstances can be ERROR.

@@ -5,6 +5,7 @@ package errs
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -42,12 +43,13 @@ func (c Class) general() Class {
 	return c
 }
 
+var names = []string{
+	"internal", "malformed", "invalid", "not-found", "conflict", "unsupported", "remote", "deadline",
+	"unknown", "busy", "in-use", "name-taken", "precondition", "rolled-back", "out-of-space", "exhausted",
+}
+
 // String returns the class's name as it stands in logs.
 func (c Class) String() string {
-	names := [...]string{
-		"internal", "malformed", "invalid", "not-found", "conflict", "unsupported", "remote", "deadline",
-		"unknown", "busy", "in-use", "name-taken", "precondition", "rolled-back", "out-of-space", "exhausted",
-	}
 	if int(c) < len(names) {
 		return names[c]
 	}
@@ -71,12 +73,21 @@ func New(c Class, format string, args ...any) error {
 	return &Error{Class: c, Err: fmt.Errorf(format, args...)}
 }
 
-// ClassOf returns the class of err: that of the outermost *Error in its chain, else Internal. An error that nobody else is to blame for
+// ErrorClass returns the name of the class.
+func (e *Error) ErrorClass() string { return e.Class.String() }
+
+// Classified is an error with the name of a class: an *Error, or one of a package that does not know this one.
+type Classified interface {
+	error
+	ErrorClass() string
+}
+
+// ClassOf returns the class of err: that of the outermost Classified in its chain, else Internal. An error that nobody else is to blame for
 // is OutOfSpace or Exhausted if that is what the kernel said, wherever it came from.
 func ClassOf(err error) Class {
 	class := Internal
-	if e, ok := errors.AsType[*Error](err); ok {
-		class = e.Class
+	if e, ok := errors.AsType[Classified](err); ok {
+		class = Class(max(0, slices.Index(names, e.ErrorClass())))
 	}
 	switch {
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):

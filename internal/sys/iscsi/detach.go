@@ -4,27 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 )
 
-// patience is how long Detach waits for what ends by itself: programs that look at a new device for a moment, and mounts
+// releaseTimeout is how long Detach waits for what ends by itself: programs that look at a new device for a moment, and mounts
 // that the kernel takes down late.
-const patience = 2 * time.Second
+const releaseTimeout = 2 * time.Second
 
-// pause is the time between two attempts: nothing announces that a device is closed.
-const pause = 20 * time.Millisecond
+// retryInterval is the time between two attempts: nothing announces that a device is closed.
+const retryInterval = 20 * time.Millisecond
 
 // errPassing marks a conflict that may be over in a moment.
 var errPassing = errors.New("in use")
 
-// Detach takes the device away once nobody uses it; else it changes nothing, and the errs.Conflict names the users. What is
+// Detach takes the device away once nobody uses it; else it changes nothing, and the error, of class Busy, names the users. What is
 // gone already is fine. The order:
 //
 //  1. while the connection is lost it waits: what is not written yet would be lost; not if force is set;
@@ -37,7 +35,7 @@ func (u Unit) Detach(ctx context.Context, force bool) error {
 			return fmt.Errorf("detach %s: %w", u.path(), err)
 		}
 	}
-	short, cancel := context.WithTimeout(ctx, patience)
+	short, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	for {
 		err := u.detach(ctx)
@@ -47,7 +45,7 @@ func (u Unit) Detach(ctx context.Context, force bool) error {
 		select {
 		case <-short.Done():
 			return err
-		case <-time.After(pause):
+		case <-time.After(retryInterval):
 		}
 	}
 }
@@ -78,23 +76,23 @@ func (u Unit) claim(ctx context.Context) (f *os.File, err error) {
 	path := u.path()
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != number {
-		return nil, inUse(path, holders.OfDevice(number))
+		return nil, u.inUse(number)
 	}
-	f, err = u.Helper.Open(ctx, "/", path, unix.O_RDONLY|unix.O_EXCL)
+	f, err = u.Session.env.Helper.Open(ctx, "/", path, unix.O_RDONLY|unix.O_EXCL)
 	switch {
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
 		return nil, nil // it goes by itself
 	case errors.Is(err, unix.EBUSY):
-		if err := inUse(path, holders.OfDevice(number)); err != nil {
+		if err := u.inUse(number); err != nil {
 			return nil, err
 		}
-		return nil, errs.New(errs.Busy, "detach %s: %w: by a mount that no process can see, or by the kernel", path, errPassing)
+		return nil, fail(Busy, "detach %s: %w: by a mount that no process can see, or by the kernel", path, errPassing)
 	case err != nil:
 		return nil, fmt.Errorf("claim %s: %w", path, err)
 	}
-	err = inUse(path, holders.OfDevice(number))
-	if opened, failed := block.Number(f); err == nil && (failed != nil || opened != number || !u.Is(number, 0)) {
-		err = errs.New(errs.Conflict, "detach %s: no longer the disk of LUN %d of target %s", path, u.LUN, u.Session.conf.Target)
+	err = u.inUse(number)
+	if err == nil && (!isDevice(f, number) || !u.Is(number, 0)) {
+		err = fail(Conflict, "detach %s: no longer the disk of LUN %d of target %s", path, u.LUN, u.Session.conf.Target)
 	}
 	if err != nil {
 		f.Close()
@@ -103,10 +101,19 @@ func (u Unit) claim(ctx context.Context) (f *os.File, err error) {
 	return f, nil
 }
 
-// inUse names who uses a device, if there is anybody.
-func inUse(path string, users []holders.Holder) error {
-	if len(users) == 0 {
-		return nil
+// inUse names the users of the disk, if it has any.
+func (u Unit) inUse(number uint64) error {
+	if users := u.Session.env.Users(number); users != "" {
+		return fail(Busy, "detach %s: %w: %s", u.path(), errPassing, users)
 	}
-	return errs.New(errs.Busy, "detach %s: %w: %s", path, errPassing, holders.Text(users))
+	return nil
+}
+
+// isDevice reports whether f is the block device with a number.
+func isDevice(f *os.File, number uint64) bool {
+	st, err := f.Stat()
+	if err != nil || st.Mode().Type() != fs.ModeDevice {
+		return false
+	}
+	return st.Sys().(*syscall.Stat_t).Rdev == number
 }

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 const (
@@ -47,13 +45,13 @@ func (c *Config) reach(ctx context.Context, try func(context.Context, *net.TCPCo
 
 // unreached makes one error of several. Its class is that of the first: what is configured first counts most.
 func (c *Config) unreached(ctx context.Context, failed []error) error {
-	class := errs.ClassOf(failed[0])
+	class := ClassOf(failed[0])
 	if cause := context.Cause(ctx); errors.Is(cause, context.DeadlineExceeded) {
-		class = errs.Deadline
-	} else if cause != nil && class == errs.Internal {
-		class = errs.ClassOf(cause)
+		class = Deadline
+	} else if cause != nil && class == "" {
+		class = ClassOf(cause)
 	}
-	return errs.New(class, "log in to %s: %w", c.Target, errors.Join(failed...))
+	return fail(class, "log in to %s: %w", c.Target, errors.Join(failed...))
 }
 
 func (p Portal) reach(ctx context.Context, others int, try func(context.Context, *net.TCPConn) error) error {
@@ -79,11 +77,11 @@ func (p Portal) resolve(ctx context.Context) ([]netip.AddrPort, error) {
 	}
 	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", p.Host)
 	if err != nil {
-		class := errs.Remote
+		class := Remote
 		if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsTimeout {
-			class = errs.Deadline
+			class = Deadline
 		}
-		return nil, errs.New(class, "resolve the host of portal %s: %w", p, err)
+		return nil, fail(class, "resolve the host of portal %s: %w", p, err)
 	}
 	all := make([]netip.AddrPort, len(found))
 	for i, a := range found {
@@ -116,11 +114,11 @@ func unconnected(address netip.AddrPort, err error) error {
 	timeout, _ := errors.AsType[net.Error](err)
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):
-		return errs.New(errs.Remote, "portal %s: no server listens there: %w", address, unix.ECONNREFUSED)
+		return fail(Remote, "portal %s: no server listens there: %w", address, unix.ECONNREFUSED)
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
-		return errs.New(errs.Remote, "portal %s: the address can't be reached: %w", address, err)
+		return fail(Remote, "portal %s: the address can't be reached: %w", address, err)
 	case timeout != nil && timeout.Timeout(): // the dialer's own, the context's, or ETIMEDOUT
-		return errs.New(errs.Deadline, "portal %s: no response: %w", address, unix.ETIMEDOUT)
+		return fail(Deadline, "portal %s: no response: %w", address, unix.ETIMEDOUT)
 	}
-	return errs.New(errs.Remote, "portal %s: %w", address, err)
+	return fail(Remote, "portal %s: %w", address, err)
 }

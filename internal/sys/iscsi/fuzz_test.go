@@ -68,16 +68,16 @@ func FuzzLogin(f *testing.F) {
 	})
 }
 
-func FuzzParsePortal(f *testing.F) {
+func FuzzPortal(f *testing.F) {
 	for _, seed := range []string{"host", "host:1", "[::1]:2", "::1", "[::1]", ":", "[", "a:b:c", "fe80::1%eth0", "::%]"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		p, err := ParsePortal(text)
+		p, err := parsePortal(text)
 		if err != nil {
 			return
 		}
-		if again, err := ParsePortal(p.String()); err != nil || again != p {
+		if again, err := parsePortal(p.String()); err != nil || again != p {
 			t.Errorf("%q is %v, which is %v: %v", text, p, again, err)
 		}
 	})

@@ -14,9 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // An address says nothing about whose disk is behind it: a target can give a number to another volume at any time, and the kernel does
@@ -60,7 +57,7 @@ func (s *Session) Guard(lun int, want Identity) {
 // the kernel has read when it found them.
 func (s *Session) remember() {
 	for _, lun := range s.Units() {
-		want := s.unit(lun).Remembered()
+		want := s.Unit(lun).Remembered()
 		s.mu.Lock()
 		if s.units[lun] == nil {
 			s.units[lun] = &guarded{want: want}
@@ -110,7 +107,7 @@ func (s *Session) verify(ctx context.Context, tcp net.Conn) error {
 	}
 	for lun := range absent {
 		if s.State() != Failed {
-			return errs.New(errs.Remote, "LUN %d: %w", lun, ErrAbsent)
+			return fail(Remote, "LUN %d: %w", lun, ErrAbsent)
 		}
 		err = errors.Join(err, s.condemn(ctx, lun, removed))
 	}
@@ -141,13 +138,13 @@ func (s *Session) judge(ctx context.Context, lun int, now Identity) error {
 
 // condemn ends the I/O of a unit.
 func (s *Session) condemn(ctx context.Context, lun int, why string) error {
-	u := s.unit(lun)
-	wrong := errs.New(errs.Conflict, "LUN %d of target %s %s; its I/O fails since that was noticed", lun, s.conf.Target, why)
+	u := s.Unit(lun)
+	wrong := fail(Conflict, "LUN %d of target %s %s; its I/O fails since that was noticed", lun, s.conf.Target, why)
 	if !u.running() {
 		s.setWrong(lun, wrong) // or the attachment is found without its device and without this reason
 	}
 	err := u.fail(ctx)
-	s.env.Log.Error("logical unit changed", logkey.Target, s.conf.Target, logkey.LUN, lun, logkey.Reason, why, logkey.Error, err)
+	s.env.Log.Error("logical unit changed", keyTarget, s.conf.Target, keyLUN, lun, keyReason, why, keyError, err)
 	if err != nil {
 		s.setWrong(lun, nil) // it is looked at again
 		return fmt.Errorf("stop the I/O of LUN %d, which %s: %w", lun, why, err)
@@ -167,7 +164,8 @@ func (s *Session) setWrong(lun int, wrong error) {
 	}
 }
 
-func (s *Session) unit(lun int) Unit { return Unit{Session: s, LUN: lun, Helper: s.env.Helper} }
+// Unit returns a logical unit of the session.
+func (s *Session) Unit(lun int) Unit { return Unit{Session: s, LUN: lun} }
 
 // guard looks at the units until ctx ends.
 func (s *Session) guard(ctx context.Context) {
@@ -191,7 +189,7 @@ func (s *Session) guard(ctx context.Context) {
 func (s *Session) inspect(ctx context.Context, lun int) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	u := s.unit(lun)
+	u := s.Unit(lun)
 	now, err := u.Identify(ctx)
 	switch {
 	case errors.Is(err, ErrAbsent):
@@ -202,7 +200,7 @@ func (s *Session) inspect(ctx context.Context, lun int) {
 		}
 	}
 	if err != nil && ctx.Err() == nil {
-		s.env.Log.Debug("logical unit not checked", logkey.Target, s.conf.Target, logkey.LUN, lun, logkey.Error, err)
+		s.env.Log.Debug("logical unit not checked", keyTarget, s.conf.Target, keyLUN, lun, keyError, err)
 	}
 }
 
@@ -210,7 +208,7 @@ func (s *Session) inspect(ctx context.Context, lun int) {
 func (s *Session) attentions(ctx context.Context) {
 	news, err := listenDevices()
 	if err != nil {
-		s.env.Log.Warn("logical unit events unavailable, changes found late", logkey.Error, err)
+		s.env.Log.Warn("logical unit events unavailable, changes found late", keyError, err)
 		return
 	}
 	defer news.Close()
@@ -257,7 +255,7 @@ func (u Unit) ask(ctx context.Context) (answers []Answer, err error) {
 	for _, q := range questions() {
 		commands, lengths = append(commands, q.Command), append(lengths, q.Length)
 	}
-	data, err := u.Helper.Ask(ctx, u.path(), commands, lengths)
+	data, err := u.Session.env.Helper.Ask(ctx, u.path(), commands, lengths)
 	if err != nil {
 		return nil, err
 	}
@@ -327,7 +325,7 @@ func (u Unit) fail(ctx context.Context) error {
 	if u.running() {
 		file, word = filepath.Join(u.dir(), "state"), offline+"\n" // the kernel insists on the line's end
 	}
-	err := u.Helper.WriteFile(ctx, file, []byte(word))
+	err := u.Session.env.Helper.WriteFile(ctx, file, []byte(word))
 	if err != nil && (!u.Exists() || u.Failed()) {
 		return nil
 	}
@@ -340,6 +338,6 @@ func (u Unit) resize(ctx context.Context, size int64) error {
 	if err != nil || known*sector == size {
 		return nil
 	}
-	u.Session.env.Log.Info("logical unit resized", logkey.Target, u.Session.conf.Target, logkey.LUN, u.LUN, logkey.Size, size)
-	return u.Helper.WriteFile(ctx, filepath.Join(u.dir(), "rescan"), []byte("1"))
+	u.Session.env.Log.Info("logical unit resized", keyTarget, u.Session.conf.Target, keyLUN, u.LUN, keySize, size)
+	return u.Session.env.Helper.WriteFile(ctx, filepath.Join(u.dir(), "rescan"), []byte("1"))
 }

@@ -31,7 +31,6 @@ import (
 	"time"
 
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/module"
 )
 
 // DefaultPort is the TCP port of a portal where none is given.
@@ -95,6 +94,18 @@ type Env struct {
 	Backoff struct{ Min, Max time.Duration }
 	Changed func() // is told when the state of a session or of one of its units has changed; may be nil. It must not wait.
 	Helper  Helper // does what can hang
+	Modules Modules
+	// Program begins the marks of sessions.
+	Program string
+	// Users describes the users of the disk with a device number (st_rdev), or returns "" if it finds none.
+	Users func(number uint64) string
+}
+
+// Modules loads modules of the kernel.
+type Modules interface {
+	Load(ctx context.Context, name string) error
+	// Find returns an error if the node does not have the module. It loads nothing.
+	Find(ctx context.Context, name string) error
 }
 
 // load loads a kernel module unless what it brings is there. The kernel loads most others by itself.
@@ -102,7 +113,7 @@ func (e Env) load(ctx context.Context, brings, name string) error {
 	if _, err := os.Stat(brings); err == nil {
 		return nil
 	}
-	return module.Load(ctx, e.Failpoint, name)
+	return e.Modules.Load(ctx, name)
 }
 
 // Find fails as Open would if the node lacks the initiator, or if somebody else has a session between these two. It loads
@@ -119,7 +130,7 @@ func (e Env) Available(ctx context.Context) error {
 	if _, err := os.Stat(transport); err == nil {
 		return nil
 	}
-	return module.Find(ctx, e.Failpoint, moduleName)
+	return e.Modules.Find(ctx, moduleName)
 }
 
 const moduleName = "iscsi_tcp"

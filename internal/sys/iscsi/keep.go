@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // keep logs in again whenever the connection is lost, until ctx ends.
@@ -28,7 +26,7 @@ func (s *Session) keep(ctx context.Context) {
 			case ctx.Err() != nil, errors.Is(err, errDestroyed):
 				return
 			case err != nil:
-				s.env.Log.Error("iSCSI session events lost", logkey.Target, s.conf.Target, logkey.Error, err)
+				s.env.Log.Error("iSCSI session events lost", keyTarget, s.conf.Target, keyError, err)
 				if !s.listenAgain(ctx) {
 					return
 				}
@@ -37,13 +35,13 @@ func (s *Session) keep(ctx context.Context) {
 				}
 				why = "found so"
 			}
-			s.env.Log.Warn("iSCSI connection lost", logkey.Target, s.conf.Target, logkey.Reason, why)
+			s.env.Log.Warn("iSCSI connection lost", keyTarget, s.conf.Target, keyReason, why)
 			s.setState(Recovering)
 		}
 		if !s.recover(ctx) {
 			return
 		}
-		s.env.Log.Info("iSCSI session recovered", logkey.Target, s.conf.Target)
+		s.env.Log.Info("iSCSI session recovered", keyTarget, s.conf.Target)
 		s.setState(LoggedIn)
 	}
 }
@@ -81,7 +79,7 @@ func (s *Session) listenAgain(ctx context.Context) bool {
 			s.events.replace(news)
 			return s.exists()
 		}
-		s.env.Log.Error("iSCSI session events unavailable, retrying", logkey.Target, s.conf.Target, logkey.Error, err)
+		s.env.Log.Error("iSCSI session events unavailable, retrying", keyTarget, s.conf.Target, keyError, err)
 	}
 }
 
@@ -111,7 +109,7 @@ func (s *Session) recover(ctx context.Context) bool {
 	failed := time.AfterFunc(s.conf.Replacement, s.fail)
 	defer failed.Stop()
 	if !s.conf.Auth.Known() {
-		s.env.Log.Error("iSCSI login impossible, secret unknown", logkey.Target, s.conf.Target)
+		s.env.Log.Error("iSCSI login impossible, secret unknown", keyTarget, s.conf.Target)
 		<-ctx.Done()
 		return false
 	}
@@ -128,7 +126,7 @@ func (s *Session) recover(ctx context.Context) bool {
 			s.fail() // of a session that was recovered the kernel alone knows when its time began
 		}
 		pause := jitter(wait)
-		s.env.Log.Warn("iSCSI login failed, retrying", logkey.Target, s.conf.Target, logkey.Error, err, logkey.Delay, pause)
+		s.env.Log.Warn("iSCSI login failed, retrying", keyTarget, s.conf.Target, keyError, err, keyDelay, pause)
 		wait = min(2*wait, s.env.Backoff.Max)
 		select {
 		case <-time.After(pause):

@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // Left is a session that an earlier server on the same run directory has left in the kernel. There it lives on without it: it
@@ -31,7 +29,7 @@ func (e Env) Left() ([]Left, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := ownerOf(e.Dir)
+	o, err := e.owner()
 	if err != nil {
 		return nil, err
 	}
@@ -152,11 +150,11 @@ func (c *Config) checkFree() error {
 		switch {
 		case s.initiator != c.Initiator || s.target != c.Target:
 		case s.owner != "":
-			return errs.New(errs.Conflict, "log in to %s as %s: %s between these two is that of a server on another run directory: "+
+			return fail(Conflict, "log in to %s as %s: %s between these two is that of a server on another run directory: "+
 				"detach it there, or use another initiator name",
 				c.Target, c.Initiator, s)
 		default:
-			return errs.New(errs.Conflict, "log in to %s as %s: another program has %s between these two: "+
+			return fail(Conflict, "log in to %s as %s: another program has %s between these two: "+
 				"log that one out (iscsiadm -m node -T %s -u), or use another initiator name",
 				c.Target, c.Initiator, s, c.Target)
 		}

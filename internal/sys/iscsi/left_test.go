@@ -14,20 +14,20 @@ func TestOwner(t *testing.T) {
 	if err := os.Symlink(one, link); err != nil {
 		t.Fatal(err)
 	}
-	first, err := ownerOf(one)
+	first, err := (Env{Dir: one}).owner()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := ownerOf(link); err != nil || again != first {
+	if again, err := (Env{Dir: link}).owner(); err != nil || again != first {
 		t.Errorf("%+v, then %+v, %v", first, again, err)
 	}
-	if other, err := ownerOf(two); err != nil || other.mark == first.mark || other.port == first.port {
+	if other, err := (Env{Dir: two}).owner(); err != nil || other.mark == first.mark || other.port == first.port {
 		t.Errorf("%+v and %+v, %v", first, other, err)
 	}
 	if int32(first.port) >= 0 {
 		t.Errorf("port %d can be the id of a process", int32(first.port))
 	}
-	if _, err := ownerOf(two + "/none"); err == nil {
+	if _, err := (Env{Dir: two + "/none"}).owner(); err == nil {
 		t.Error("a directory that does not exist has an owner")
 	}
 }

@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"strconv"
 	"strings"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // exchange sends a login request to the target and returns what it answers.
@@ -88,9 +85,9 @@ func checkMethod(asked string, pairs []pair) error {
 	case !ok && asked == "None":
 		return nil // it need not repeat that
 	case asked == "None":
-		return errs.New(errs.Remote, "the target refuses the login: authentication by %.20q is required (auth)", chosen)
+		return fail(Remote, "the target refuses the login: authentication by %.20q is required (auth)", chosen)
 	}
-	return errs.New(errs.Remote, "the target does not support CHAP here (AuthMethod=%.20q); leave out auth, or turn authentication on there", chosen)
+	return fail(Remote, "the target does not support CHAP here (AuthMethod=%.20q); leave out auth, or turn authentication on there", chosen)
 }
 
 // chap proves who we are, and lets the target do the same if it must.
@@ -101,7 +98,7 @@ func (l *login) chap(ctx context.Context) error {
 	}
 	theirs, err := parseChallenge(pairs)
 	if err != nil {
-		return errs.New(errs.Remote, "%w", err)
+		return fail(Remote, "%w", err)
 	}
 	auth := &l.conf.Auth
 	answer := []pair{{"CHAP_N", auth.Name}, {"CHAP_R", formatBinary(theirs.response(auth.Secret))}}
@@ -132,11 +129,11 @@ func (a *Auth) check(ours challenge, pairs []pair) error {
 	proof, ok := find(pairs, "CHAP_R")
 	switch {
 	case !ok:
-		return errs.New(errs.Remote, "the target does not authenticate itself: mutual CHAP is not set up there (auth.target_username, auth.target_secret)")
+		return fail(Remote, "the target does not authenticate itself: mutual CHAP is not set up there (auth.target_username, auth.target_secret)")
 	case name != a.TargetName:
-		return errs.New(errs.Remote, "the target fails to authenticate itself: its CHAP name is %.60q, not %q (auth.target_username)", name, a.TargetName)
+		return fail(Remote, "the target fails to authenticate itself: its CHAP name is %.60q, not %q (auth.target_username)", name, a.TargetName)
 	case !ours.proves(a.TargetSecret, proof):
-		return errs.New(errs.Remote, "the target fails to authenticate itself: its secret differs from auth.target_secret")
+		return fail(Remote, "the target fails to authenticate itself: its secret differs from auth.target_secret")
 	}
 	return nil
 }
@@ -144,7 +141,7 @@ func (a *Auth) check(ours challenge, pairs []pair) error {
 // operate is the operational stage.
 func (l *login) operate(ctx context.Context) error {
 	pairs, over, err := l.round(ctx, operational, true, l.conf.offer())
-	if errs.Is(err, errs.Remote) && (l.conf.HeaderDigest || l.conf.DataDigest) {
+	if ClassOf(err) == Remote && (l.conf.HeaderDigest || l.conf.DataDigest) {
 		return fmt.Errorf("%w: the target probably does not support the required digests (header_digest, data_digest)", err)
 	}
 	if err != nil {
@@ -177,7 +174,7 @@ func (l *login) heed(pairs []pair) (answers []pair, err error) {
 	for _, p := range pairs {
 		known, err := l.take(l.conf, p)
 		if err != nil {
-			return nil, errs.New(errs.Remote, "%w", err)
+			return nil, fail(Remote, "%w", err)
 		}
 		// What answers a key of ours, such as NotUnderstood, is no question.
 		if !known && !strings.HasPrefix(p.key, "CHAP_") && p.key != "AuthMethod" {
@@ -202,10 +199,10 @@ func (l *login) round(ctx context.Context, s stage, ready bool, say []pair) (pai
 			return nil, false, err
 		}
 		if text = append(text, r.text...); len(text) > maxText {
-			return nil, false, errs.New(errs.Remote, "the target does not stop talking")
+			return nil, false, fail(Remote, "the target does not stop talking")
 		}
 		if r.current != s || r.transit && (!ready || r.next != next) {
-			return nil, false, errs.New(errs.Remote, "the target goes to stage %d of the login from %d, we are in %d", r.next, r.current, s)
+			return nil, false, fail(Remote, "the target goes to stage %d of the login from %d, we are in %d", r.next, r.current, s)
 		}
 		if r.more {
 			q = request{current: s, isid: q.isid} // an empty one: go on
@@ -213,7 +210,7 @@ func (l *login) round(ctx context.Context, s stage, ready bool, say []pair) (pai
 		}
 		pairs, err = decode(text)
 		if err != nil {
-			return nil, false, errs.New(errs.Remote, "%w", err)
+			return nil, false, fail(Remote, "%w", err)
 		}
 		if group, ok := find(pairs, "TargetPortalGroupTag"); ok {
 			l.group = group
@@ -225,7 +222,7 @@ func (l *login) round(ctx context.Context, s stage, ready bool, say []pair) (pai
 // ask is one request and its response.
 func (l *login) ask(ctx context.Context, q request) (reply, error) {
 	if l.rounds++; l.rounds > maxRounds {
-		return reply{}, errs.New(errs.Remote, "the target does not end the login in %d rounds", maxRounds)
+		return reply{}, fail(Remote, "the target does not end the login in %d rounds", maxRounds)
 	}
 	q.expStatSN = l.statSN
 	p, err := l.send(ctx, q.pdu())
@@ -234,7 +231,7 @@ func (l *login) ask(ctx context.Context, q request) (reply, error) {
 	}
 	r, err := parseReply(p)
 	if err != nil {
-		return reply{}, errs.New(errs.Remote, "%w", err)
+		return reply{}, fail(Remote, "%w", err)
 	}
 	switch {
 	case r.status.class == statusRedirect:
@@ -250,66 +247,28 @@ func (l *login) ask(ctx context.Context, q request) (reply, error) {
 func redirection(r reply) error {
 	pairs, err := decode(r.text)
 	if err != nil {
-		return errs.New(errs.Remote, "%w", err)
+		return fail(Remote, "%w", err)
 	}
 	text, _ := find(pairs, "TargetAddress")
 	address, _, _ := strings.Cut(text, ",")
-	to, err := ParsePortal(address)
+	to, err := parsePortal(address)
 	if err != nil {
-		return errs.New(errs.Remote, "the target sends us elsewhere, to %.60q", text)
+		return fail(Remote, "the target sends us elsewhere, to %.60q", text)
 	}
 	return &moved{to}
 }
 
-// ParsePortal reads host, host:port, an IPv6 address, or [address]:port.
-func ParsePortal(text string) (Portal, error) {
-	host, port := text, DefaultPort
-	bare := strings.Count(text, ":") > 1 && !strings.HasPrefix(text, "[")
-	switch {
-	case bare:
-	case strings.HasPrefix(text, "[") && strings.HasSuffix(text, "]"):
-		host = text[1 : len(text)-1]
-	case strings.Contains(text, ":"):
-		h, p, err := net.SplitHostPort(text)
-		if err != nil {
-			return Portal{}, err
-		}
-		n, err := strconv.ParseUint(p, 10, 16)
-		if err != nil || n == 0 {
-			return Portal{}, fmt.Errorf("the port %.20q is no number from 1 to 65535", p)
-		}
-		host, port = h, int(n)
+// parsePortal reads host[:port]; an IPv6 address stands in brackets.
+func parsePortal(text string) (Portal, error) {
+	if !strings.Contains(text, ":") || strings.HasSuffix(text, "]") {
+		text = text + ":" + strconv.Itoa(DefaultPort)
 	}
-	host, err := ParseHost(host)
-	return Portal{host, port}, err
+	host, number, err := net.SplitHostPort(text)
+	port, wrong := strconv.ParseUint(number, 10, 16)
+	if err == nil && (wrong != nil || port == 0 || host == "" || strings.Trim(host, hostRunes) != "") {
+		err = errors.New("neither a name nor an address")
+	}
+	return Portal{host, int(port)}, err
 }
 
-// ParseHost reads a name or an address, which may stand in brackets if it is of IPv6.
-func ParseHost(text string) (string, error) {
-	if inner, ok := strings.CutPrefix(text, "["); ok {
-		text = strings.TrimSuffix(inner, "]")
-	}
-	if !isHost(text) {
-		return "", errors.New("the host is no name or address")
-	}
-	return text, nil
-}
-
-// isHost tells whether text can be a name or an address.
-func isHost(text string) bool {
-	const longest = 253
-	if text == "" || len(text) > longest {
-		return false
-	}
-	if addr, err := netip.ParseAddr(text); err == nil {
-		return addr.Zone() == "" || isName(addr.Zone())
-	}
-	return isName(text)
-}
-
-// isName tells whether text is made of what names of hosts and of interfaces consist of.
-func isName(text string) bool {
-	return !strings.ContainsFunc(text, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_", r))
-	})
-}
+const hostRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:%-_"

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // answer is what a target says to one request.
@@ -255,7 +253,7 @@ func TestCHAPRefused(t *testing.T) {
 			g := &chapTarget{number: "5", hash: md5.New, auth: withMutual().Auth}
 			c.spoil(g)
 			_, _, err := run(t, withMutual(), g.script()...)
-			if err == nil || !strings.Contains(err.Error(), c.want) || !errs.Is(err, errs.Remote) {
+			if err == nil || !strings.Contains(err.Error(), c.want) || ClassOf(err) != Remote {
 				t.Errorf("error %v, want %q", err, c.want)
 			}
 			for _, secret := range []string{"usersecret12", "targetsecret"} {
@@ -297,33 +295,33 @@ func TestLoginRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		conf   Config
 		script []func(request, []pair) answer
-		class  errs.Class
+		class  Class
 		want   string
 	}{
-		"no such target":     {conf(), []func(request, []pair) answer{refuses(targetNotFound)}, errs.Remote, "no such target"},
-		"wants CHAP, status": {conf(), []func(request, []pair) answer{refuses(authenticationFailed)}, errs.Remote, "authentication is required (auth)"},
-		"wants CHAP, key":    {conf(), []func(request, []pair) answer{says(pair{"AuthMethod", "CHAP"})}, errs.Remote, `authentication by "CHAP"`},
-		"knows no CHAP":      {withCHAP(), []func(request, []pair) answer{says(pair{"AuthMethod", "None"})}, errs.Remote, "does not support CHAP"},
-		"unknown status":     {conf(), []func(request, []pair) answer{refuses(status{9, 9})}, errs.Remote, "not known (status 0909)"},
-		"no mutual":          {withMutual(), mute(), errs.Remote, "does not authenticate itself"},
-		"digest":             {demand, []func(request, []pair) answer{goesOn(), goesOn(pair{"DataDigest", "None"})}, errs.Remote, "does not offer DataDigest=CRC32C"},
-		"more than offered":  {conf(), []func(request, []pair) answer{goesOn(), goesOn(pair{"MaxBurstLength", "16777215"})}, errs.Remote, "which was not offered"},
-		"no number":          {conf(), []func(request, []pair) answer{goesOn(), goesOn(pair{"MaxBurstLength", "many"})}, errs.Remote, "which was not offered"},
-		"no end":             {conf(), []func(request, []pair) answer{says()}, errs.Remote, "does not end the login"},
-		"no end of talking":  {conf(), []func(request, []pair) answer{answers(answer{more: true, raw: make([]byte, 8192)})}, errs.Remote, "does not stop talking"},
-		"wrong stage":        {conf(), []func(request, []pair) answer{answers(answer{transit: true, next: fullFeature})}, errs.Remote, "goes to stage 3"},
-		"hurry":              {withCHAP(), []func(request, []pair) answer{goesOn(pair{"AuthMethod", "CHAP"})}, errs.Remote, "goes to stage"},
-		"other PDU":          {conf(), []func(request, []pair) answer{answers(answer{opcode: 0x3f})}, errs.Remote, "PDU of type 0x3f"},
-		"no text":            {conf(), []func(request, []pair) answer{answers(answer{raw: []byte("hello\x00")})}, errs.Remote, "where a key belongs"},
-		"twice":              {conf(), []func(request, []pair) answer{answers(answer{raw: []byte("A=1\x00A=2\x00")})}, errs.Remote, "twice"},
-		"closed":             {conf(), []func(request, []pair) answer{answers(answer{err: errs.New(errs.Remote, "%w", errClosed)})}, errs.Remote, "may require authentication"},
-		"late":               {conf(), []func(request, []pair) answer{answers(answer{err: context.DeadlineExceeded})}, errs.Internal, "deadline"},
+		"no such target":     {conf(), []func(request, []pair) answer{refuses(targetNotFound)}, Remote, "no such target"},
+		"wants CHAP, status": {conf(), []func(request, []pair) answer{refuses(authenticationFailed)}, Remote, "authentication is required (auth)"},
+		"wants CHAP, key":    {conf(), []func(request, []pair) answer{says(pair{"AuthMethod", "CHAP"})}, Remote, `authentication by "CHAP"`},
+		"knows no CHAP":      {withCHAP(), []func(request, []pair) answer{says(pair{"AuthMethod", "None"})}, Remote, "does not support CHAP"},
+		"unknown status":     {conf(), []func(request, []pair) answer{refuses(status{9, 9})}, Remote, "not known (status 0909)"},
+		"no mutual":          {withMutual(), mute(), Remote, "does not authenticate itself"},
+		"digest":             {demand, []func(request, []pair) answer{goesOn(), goesOn(pair{"DataDigest", "None"})}, Remote, "does not offer DataDigest=CRC32C"},
+		"more than offered":  {conf(), []func(request, []pair) answer{goesOn(), goesOn(pair{"MaxBurstLength", "16777215"})}, Remote, "which was not offered"},
+		"no number":          {conf(), []func(request, []pair) answer{goesOn(), goesOn(pair{"MaxBurstLength", "many"})}, Remote, "which was not offered"},
+		"no end":             {conf(), []func(request, []pair) answer{says()}, Remote, "does not end the login"},
+		"no end of talking":  {conf(), []func(request, []pair) answer{answers(answer{more: true, raw: make([]byte, 8192)})}, Remote, "does not stop talking"},
+		"wrong stage":        {conf(), []func(request, []pair) answer{answers(answer{transit: true, next: fullFeature})}, Remote, "goes to stage 3"},
+		"hurry":              {withCHAP(), []func(request, []pair) answer{goesOn(pair{"AuthMethod", "CHAP"})}, Remote, "goes to stage"},
+		"other PDU":          {conf(), []func(request, []pair) answer{answers(answer{opcode: 0x3f})}, Remote, "PDU of type 0x3f"},
+		"no text":            {conf(), []func(request, []pair) answer{answers(answer{raw: []byte("hello\x00")})}, Remote, "where a key belongs"},
+		"twice":              {conf(), []func(request, []pair) answer{answers(answer{raw: []byte("A=1\x00A=2\x00")})}, Remote, "twice"},
+		"closed":             {conf(), []func(request, []pair) answer{answers(answer{err: fail(Remote, "%w", errClosed)})}, Remote, "may require authentication"},
+		"late":               {conf(), []func(request, []pair) answer{answers(answer{err: context.DeadlineExceeded})}, "", "deadline"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, _, err := run(t, c.conf, c.script...)
-			if err == nil || !strings.Contains(err.Error(), c.want) || !errs.Is(err, c.class) {
-				t.Errorf("error %v of class %v, want %q", err, errs.ClassOf(err), c.want)
+			if err == nil || !strings.Contains(err.Error(), c.want) || ClassOf(err) != c.class {
+				t.Errorf("error %v of class %v, want %q", err, ClassOf(err), c.want)
 			}
 		})
 	}

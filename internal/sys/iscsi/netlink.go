@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
@@ -61,7 +60,7 @@ const transport = "/sys/class/iscsi_transport/tcp"
 func openKernel(g failpoint.Hook) (kernel, error) {
 	text, err := os.ReadFile(transport + "/handle")
 	if err != nil {
-		return kernel{}, errs.New(errs.Unsupported, "the kernel has no iSCSI initiator (module iscsi_tcp): %w", err)
+		return kernel{}, fail(Unsupported, "the kernel has no iSCSI initiator (module iscsi_tcp): %w", err)
 	}
 	handle, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 	if err != nil {

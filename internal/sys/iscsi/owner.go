@@ -19,15 +19,15 @@ type owner struct {
 	mark string
 }
 
-// ownerOf returns the owner that uses a directory, whatever its path is.
-func ownerOf(dir string) (owner, error) {
+// owner returns the owner that uses the directory, whatever its path is.
+func (e Env) owner() (owner, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return owner{}, fmt.Errorf("look at run directory %q: %w", dir, err)
+	if err := unix.Stat(e.Dir, &st); err != nil {
+		return owner{}, fmt.Errorf("look at run directory %q: %w", e.Dir, err)
 	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%d", st.Dev, st.Ino))
 	const negative = 1 << 31
-	return owner{port: binary.BigEndian.Uint32(sum[:]) | negative, mark: "imageapi:" + hex.EncodeToString(sum[:12])}, nil
+	return owner{port: binary.BigEndian.Uint32(sum[:]) | negative, mark: e.Program + ":" + hex.EncodeToString(sum[:12])}, nil
 }
 
 // iface returns the name of the interface of sessions with a target. Names of targets have no blanks.

@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"time"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // probe is a session without the kernel, which only asks logical units who they are. It comes before a login by the kernel, which lets
@@ -49,7 +47,7 @@ func (c *Config) probe(ctx context.Context, tcp net.Conn, luns []int) (map[int]I
 		case errors.Is(err, ErrAbsent):
 			absent[lun] = err
 		case err != nil:
-			return nil, nil, late(ctx, errs.New(errs.Remote, "ask LUN %d who it is: %w", lun, err))
+			return nil, nil, late(ctx, fail(Remote, "ask LUN %d who it is: %w", lun, err))
 		default:
 			found[lun] = id
 		}
@@ -71,7 +69,7 @@ func (p *probe) exchange(ctx context.Context, q pdu) (pdu, error) {
 	case ctx.Err() != nil && err != nil:
 		return r, context.Cause(ctx)
 	case err != nil:
-		return r, errs.New(errs.Remote, "%w (%w)", errClosed, err)
+		return r, fail(Remote, "%w (%w)", errClosed, err)
 	}
 	return r, nil
 }

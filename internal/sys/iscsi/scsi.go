@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // Helper does what hangs while a target does not answer, in a process that can be killed: package helper has one.
@@ -28,7 +26,6 @@ type Helper interface {
 type Unit struct {
 	Session *Session
 	LUN     int
-	Helper  Helper
 }
 
 // dir is where sysfs tells about the device. A session has a SCSI host of its own with one target. The path goes through the session, whose
@@ -70,7 +67,7 @@ func (u Unit) Add(ctx context.Context) (disk string, err error) {
 		return "", err
 	}
 	defer news.Close()
-	err = u.Helper.WriteFile(ctx, u.Session.scan(), fmt.Appendf(nil, "0 0 %d", u.LUN))
+	err = u.Session.env.Helper.WriteFile(ctx, u.Session.scan(), fmt.Appendf(nil, "0 0 %d", u.LUN))
 	if err == nil {
 		disk, err = u.wait(ctx, news)
 	}
@@ -87,21 +84,21 @@ const undoTime = 10 * time.Second
 
 // AwaitScan waits until the kernel looks for no unit of the session: a helper that outlived its daemon may still have it do
 // so. The kernel does one scan of a session at a time; this one is of a target that there is not.
-func (s *Session) AwaitScan(ctx context.Context, h Helper) error {
-	return h.WriteFile(ctx, s.scan(), []byte("0 1 0"))
+func (s *Session) AwaitScan(ctx context.Context) error {
+	return s.env.Helper.WriteFile(ctx, s.scan(), []byte("0 1 0"))
 }
 
 // wait returns the disk when the kernel has announced it.
 func (u Unit) wait(ctx context.Context, news *os.File) (string, error) {
 	if !u.Exists() && u.Session.State() != LoggedIn {
-		return "", errs.New(errs.Remote, "attach LUN %d: the connection to target %s is lost", u.LUN, u.Session.conf.Target)
+		return "", fail(Remote, "attach LUN %d: the connection to target %s is lost", u.LUN, u.Session.conf.Target)
 	}
 	if !u.Exists() {
-		return "", errs.New(errs.Remote, "target %s has no LUN %d for this initiator", u.Session.conf.Target, u.LUN)
+		return "", fail(Remote, "target %s has no LUN %d for this initiator", u.Session.conf.Target, u.LUN)
 	}
 	const typeDisk = "0"
 	if kind := attribute(u.dir(), "type"); kind != typeDisk {
-		return "", errs.New(errs.Remote, "LUN %d of target %s is not a disk but a SCSI device of type %s", u.LUN, u.Session.conf.Target, kind)
+		return "", fail(Remote, "LUN %d of target %s is not a disk but a SCSI device of type %s", u.LUN, u.Session.conf.Target, kind)
 	}
 	defer expire(ctx, news)()
 	buffer := make([]byte, 16<<10)
@@ -109,7 +106,7 @@ func (u Unit) wait(ctx context.Context, news *os.File) (string, error) {
 		n, from, err := receive(news, buffer)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
-			return "", errs.New(errs.Deadline, "LUN %d of target %s became no disk in time: %w", u.LUN, u.Session.conf.Target, context.Cause(ctx))
+			return "", fail(Deadline, "LUN %d of target %s became no disk in time: %w", u.LUN, u.Session.conf.Target, context.Cause(ctx))
 		case errors.Is(err, unix.ENOBUFS): // what was lost may be ours
 		case err != nil:
 			return "", fmt.Errorf("listen to devices: %w", err)
@@ -164,14 +161,14 @@ func (u Unit) Is(number, sequence uint64) bool {
 func (u Unit) SetQueueDepth(ctx context.Context, depth int) error {
 	file := filepath.Join(u.dir(), "queue_depth")
 	want := strconv.Itoa(depth)
-	if err := u.Helper.WriteFile(ctx, file, []byte(want)); err != nil {
+	if err := u.Session.env.Helper.WriteFile(ctx, file, []byte(want)); err != nil {
 		if errors.Is(err, unix.EINVAL) {
-			return errs.New(errs.Invalid, "set queue depth %d: the kernel does not take it: %w", depth, unix.EINVAL)
+			return fail(Invalid, "set queue depth %d: the kernel does not take it: %w", depth, unix.EINVAL)
 		}
 		return err
 	}
 	if got := attribute(u.dir(), "queue_depth"); got != want {
-		return errs.New(errs.Invalid, "set queue depth %d: the kernel makes it %s", depth, got)
+		return fail(Invalid, "set queue depth %d: the kernel makes it %s", depth, got)
 	}
 	return nil
 }
@@ -179,7 +176,7 @@ func (u Unit) SetQueueDepth(ctx context.Context, depth int) error {
 // SetScheduler sets the I/O scheduler of the disk.
 func (u Unit) SetScheduler(ctx context.Context, name string) error {
 	queue := filepath.Join(u.dir(), "block", u.Disk(), "queue")
-	err := u.Helper.WriteFile(ctx, filepath.Join(queue, "scheduler"), []byte(name))
+	err := u.Session.env.Helper.WriteFile(ctx, filepath.Join(queue, "scheduler"), []byte(name))
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return err
 	}
@@ -187,7 +184,7 @@ func (u Unit) SetScheduler(ctx context.Context, name string) error {
 	if active, _, _ := strings.Cut(after(known, "["), "]"); err == nil && active == name {
 		return nil
 	}
-	return errs.New(errs.Invalid, "set scheduler %q: this kernel has: %s", name, strings.NewReplacer("[", "", "]", "").Replace(known))
+	return fail(Invalid, "set scheduler %q: this kernel has: %s", name, strings.NewReplacer("[", "", "]", "").Replace(known))
 }
 
 func after(s, sep string) string {
@@ -201,7 +198,7 @@ func (u Unit) Delete() string { return filepath.Join(u.dir(), "delete") }
 // Remove takes the device away. The kernel writes back what it has in memory and has the target do the same with its
 // cache. What is gone already is fine. Nobody may use the device: the kernel would take it from them.
 func (u Unit) Remove(ctx context.Context) error {
-	err := u.Helper.WriteFile(ctx, u.Delete(), []byte("1"))
+	err := u.Session.env.Helper.WriteFile(ctx, u.Delete(), []byte("1"))
 	if err != nil && !u.Exists() {
 		return nil
 	}

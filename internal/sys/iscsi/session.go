@@ -11,9 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Session is a session with a target. From Open until Close it logs in again by itself whenever the connection is lost.
@@ -46,7 +43,7 @@ func Open(ctx context.Context, env Env, conf Config) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := ownerOf(env.Dir)
+	o, err := env.owner()
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +120,7 @@ func (s *Session) connect(ctx context.Context, tcp *net.TCPConn) error {
 // late says so where the target took too long.
 func late(ctx context.Context, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return errs.New(errs.Deadline, "the target does not answer the login in time: %w", context.Cause(ctx))
+		return fail(Deadline, "the target does not answer the login in time: %w", context.Cause(ctx))
 	}
 	return err
 }
@@ -142,9 +139,9 @@ func (s *Session) exchange(ctx context.Context, p pdu) (pdu, error) {
 		case e.received != nil:
 			return *e.received, nil
 		case e.missed:
-			return pdu{}, errs.New(errs.Deadline, "too many events of other sessions at a time: try again")
+			return pdu{}, fail(Deadline, "too many events of other sessions at a time: try again")
 		case e.lost != 0:
-			return pdu{}, errs.New(errs.Remote, "%w (kernel error %d)", errClosed, e.lost)
+			return pdu{}, fail(Remote, "%w (kernel error %d)", errClosed, e.lost)
 		}
 	}
 }
@@ -262,7 +259,7 @@ func (s *Session) Settle(ctx context.Context) error {
 		select {
 		case <-change:
 		case <-ctx.Done():
-			return errs.New(errs.Deadline, "the connection to target %s is lost and was not back in time: %w", s.conf.Target, context.Cause(ctx))
+			return fail(Deadline, "the connection to target %s is lost and was not back in time: %w", s.conf.Target, context.Cause(ctx))
 		}
 	}
 }
@@ -322,5 +319,5 @@ func (s *Session) logOut(ctx context.Context) {
 			return
 		}
 	}
-	s.env.Log.Warn("iSCSI logout failed", logkey.Target, s.conf.Target, logkey.Error, err)
+	s.env.Log.Warn("iSCSI logout failed", keyTarget, s.conf.Target, keyError, err)
 }

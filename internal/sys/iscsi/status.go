@@ -2,8 +2,6 @@ package iscsi
 
 import (
 	"fmt"
-
-	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
 // status is class and detail of a login response, RFC 7143, 11.13.5.
@@ -52,7 +50,7 @@ func (s status) refused(chap, proven bool) error {
 	case s == authenticationFailed:
 		text += ": authentication is required (auth)"
 	}
-	return errs.New(errs.Remote, "the target refuses the login: %s (status %02x%02x)", text, s.class, s.detail)
+	return fail(Remote, "the target refuses the login: %s (status %02x%02x)", text, s.class, s.detail)
 }
 
 // moved is the error of a login that the target sends elsewhere.

@@ -11,7 +11,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
+	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
+	"github.com/kraken-hpc/imageapi/internal/sys/module"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -43,7 +45,7 @@ type Helper interface {
 type Driver struct {
 	pool      *pool
 	helper    Helper
-	secrets   secrets
+	secrets   secretfile.Kept
 	nodes     block.Nodes
 	failpoint failpoint.Hook
 	log       *slog.Logger
@@ -60,16 +62,30 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	env := iscsi.Env{Failpoint: o.Failpoint, Log: o.Log, Dir: o.RunDir, Changed: o.Changed, Helper: o.Helper}
+	env := iscsi.Env{
+		Failpoint: o.Failpoint, Log: o.Log, Dir: o.RunDir, Program: "imageapi", Changed: o.Changed, Helper: o.Helper, Modules: modules{o.Failpoint},
+		Users: func(number uint64) string { return holders.Text(holders.OfDevice(number)) },
+	}
 	env.Backoff.Min, env.Backoff.Max = backoffMin, backoffMax
 	return &Driver{
-		pool:      newPool(env, o.Helper),
+		pool:      newPool(env),
 		helper:    o.Helper,
-		secrets:   secrets{dir: o.Secrets},
+		secrets:   secretfile.Kept{Dir: o.Secrets},
 		nodes:     block.Nodes{Failpoint: o.Failpoint},
 		failpoint: o.Failpoint,
 		log:       o.Log,
 	}
+}
+
+// modules loads modules of the kernel.
+type modules struct{ failpoint failpoint.Hook }
+
+func (m modules) Load(ctx context.Context, name string) error {
+	return module.Load(ctx, m.failpoint, name)
+}
+
+func (m modules) Find(ctx context.Context, name string) error {
+	return module.Find(ctx, m.failpoint, name)
 }
 
 // Class is that of attachments.

@@ -1,6 +1,7 @@
 package iscsi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -8,6 +9,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/driver/hostport"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
@@ -40,19 +43,19 @@ const (
 func newUnit(d *Driver, m *models.AttachIscsi, faults *errs.Faults) *unit {
 	u := &unit{
 		driver:       d,
-		Initiator:    value(m.Initiator, ""),
-		Target:       value(m.Target, ""),
-		Host:         value(m.Host, ""),
-		Port:         value(m.Port, iscsi.DefaultPort),
+		Initiator:    driver.Value(m.Initiator),
+		Target:       driver.Value(m.Target),
+		Host:         driver.Value(m.Host),
+		Port:         driver.ValueOr(m.Port, iscsi.DefaultPort),
 		Portals:      slices.Clone(m.Portals),
 		LUN:          m.Lun,
-		ReadOnly:     value(m.Ro, false),
-		HeaderDigest: value(m.HeaderDigest, digestNone),
-		DataDigest:   value(m.DataDigest, digestNone),
-		MaxCommands:  value(m.MaxComands, defaultMaxCommands),
-		QueueDepth:   value(m.QueueDepth, defaultQueueDepth),
-		Scheduler:    value(m.Scheduler, defaultScheduler),
-		Replacement:  value(m.ReplacementTimeout, defaultReplacement),
+		ReadOnly:     driver.Value(m.Ro),
+		HeaderDigest: driver.ValueOr(m.HeaderDigest, digestNone),
+		DataDigest:   driver.ValueOr(m.DataDigest, digestNone),
+		MaxCommands:  driver.ValueOr(m.MaxComands, defaultMaxCommands),
+		QueueDepth:   driver.ValueOr(m.QueueDepth, defaultQueueDepth),
+		Scheduler:    driver.ValueOr(m.Scheduler, defaultScheduler),
+		Replacement:  driver.ValueOr(m.ReplacementTimeout, defaultReplacement),
 	}
 	if u.Scheduler == "noop" {
 		u.Scheduler = "none"
@@ -63,18 +66,10 @@ func newUnit(d *Driver, m *models.AttachIscsi, faults *errs.Faults) *unit {
 	return u
 }
 
-// value returns what p points to, or fallback.
-func value[T any](p *T, fallback T) T {
-	if p == nil {
-		return fallback
-	}
-	return *p
-}
-
 // setAuth recovers who is who.
 func (u *unit) setAuth(m *models.IscsiAuth, faults *errs.Faults) {
 	u.Username, u.TargetUsername = m.Username, m.TargetUsername
-	a := iscsi.Auth{Name: m.Username, Secret: value(m.Secret, ""), TargetName: m.TargetUsername, TargetSecret: value(m.TargetSecret, "")}
+	a := iscsi.Auth{Name: m.Username, Secret: driver.Value(m.Secret), TargetName: m.TargetUsername, TargetSecret: driver.Value(m.TargetSecret)}
 	u.Auth = a
 	if a.Name == "" {
 		faults.Add("iscsi.auth.username", "is required: give the initiator's CHAP name")
@@ -189,21 +184,21 @@ func checkName(faults *errs.Faults, path, name string) {
 
 func (u *unit) checkPortals(faults *errs.Faults) {
 	checkRange(faults, "iscsi.port", u.Port, 1, maxPort)
-	switch host, err := iscsi.ParseHost(u.Host); {
+	switch h, err := hostport.Parse(u.Host); {
 	case u.Host == "":
 		faults.Add("iscsi.host", "is required: give the name or address of the target's portal")
-	case err != nil:
-		faults.Add("iscsi.host", "%v; give the port in its own field", err)
+	case err != nil || h.Port != 0:
+		faults.Add("iscsi.host", "must be a name or an address; give the port in its own field")
 	default:
-		u.portals = append(u.portals, iscsi.Portal{Host: host, Port: int(u.Port)})
+		u.portals = append(u.portals, iscsi.Portal{Host: h.String(), Port: int(u.Port)})
 	}
 	for i, text := range u.Portals {
-		p, err := iscsi.ParsePortal(text)
+		h, err := hostport.Parse(text)
 		if err != nil {
-			faults.Add(fmt.Sprintf("iscsi.portals[%d]", i), "must be host, host:port or [address]:port: %v", err)
+			faults.Add(fmt.Sprintf("iscsi.portals[%d]", i), "%v", err)
 			continue
 		}
-		u.portals = append(u.portals, p)
+		u.portals = append(u.portals, iscsi.Portal{Host: h.String(), Port: int(cmp.Or(h.Port, iscsi.DefaultPort))})
 	}
 }
 

@@ -16,8 +16,7 @@ import (
 // as a user, then waits for the session's lock. So whoever leaves last, with the lock held, knows that it is the last, and who
 // came meanwhile logs in anew.
 type pool struct {
-	env    iscsi.Env
-	helper iscsi.Helper
+	env iscsi.Env
 
 	// nameless ends what an earlier daemon had only begun, once; see endNameless.
 	nameless sync.Mutex
@@ -46,8 +45,8 @@ type shared struct {
 	conf iscsi.Config
 }
 
-func newPool(env iscsi.Env, h iscsi.Helper) *pool {
-	return &pool{env: env, helper: h, all: map[names]*shared{}}
+func newPool(env iscsi.Env) *pool {
+	return &pool{env: env, all: map[names]*shared{}}
 }
 
 // enter makes an attachment a user. A logical unit has one at a time.
@@ -231,7 +230,7 @@ func (p *pool) isLast(s *shared) bool {
 // close logs out; the lock is held. Devices that others have scanned in go first, unless somebody uses one.
 func (p *pool) close(ctx context.Context, s *shared, force bool) error {
 	for _, lun := range s.session.Units() {
-		if err := (iscsi.Unit{Session: s.session, LUN: lun, Helper: p.helper}).Detach(ctx, force); err != nil {
+		if err := s.session.Unit(lun).Detach(ctx, force); err != nil {
 			return err
 		}
 	}

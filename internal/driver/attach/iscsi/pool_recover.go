@@ -93,10 +93,10 @@ func (p *pool) sweepUnit(ctx context.Context, s *shared, lun int) error {
 	if err := s.session.Settle(ctx); err != nil {
 		return err
 	}
-	if err := s.session.AwaitScan(ctx, p.helper); err != nil {
+	if err := s.session.AwaitScan(ctx); err != nil {
 		return err
 	}
-	return iscsi.Unit{Session: s.session, LUN: lun, Helper: p.helper}.Detach(ctx, true)
+	return s.session.Unit(lun).Detach(ctx, true)
 }
 
 // endNameless ends the sessions that an earlier daemon has left before they came to a connection: no attachment is known to

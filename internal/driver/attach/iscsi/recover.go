@@ -29,14 +29,14 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 // session whose connection is lost is logged in to again in the background.
 func (u *unit) Recover(ctx context.Context, place driver.Placement, status driver.Status) error {
 	conf := u.config()
-	auth, unknown := u.driver.secrets.find(place.ID, u.Username, u.TargetUsername)
+	auth, unknown := u.findAuth(place.ID)
 	conf.Auth = auth
 	session, err := u.driver.pool.recover(ctx, int(u.LUN), place.ID, conf)
 	if err != nil {
 		return err
 	}
 	stands := u.stands(session, status)
-	if n, err := notesOf(status); stands == nil && err == nil && n.Unit != nil {
+	if n, err := driver.NotesOf[notes](status); stands == nil && err == nil && n.Unit != nil {
 		session.Guard(int(u.LUN), *n.Unit)
 		session.Verify()
 	}
@@ -69,5 +69,5 @@ func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	if err := u.driver.pool.sweep(waits.On(ctx, u.target()), u.names(), int(u.LUN), place.ID); err != nil {
 		return err
 	}
-	return u.driver.secrets.forget(place.ID)
+	return u.driver.secrets.Forget(place.ID)
 }

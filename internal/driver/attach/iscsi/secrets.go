@@ -1,50 +1,34 @@
 package iscsi
 
 import (
-	"encoding/json"
 	"errors"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
-	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
-// secrets keeps those of the attachments for a later daemon, which needs them to log in again when a connection is lost. They lie
-// in the directory of mountpoints: in memory, for root alone, in no mount namespace but the daemon's, and nothing binds it.
-type secrets struct{ dir *mountdir.Dir }
-
-// kept is what the file of an attachment holds.
+// kept are the secrets of an attachment that a later daemon needs to log in again when a connection is lost.
 type kept struct {
 	Secret       string `json:"secret"`
 	TargetSecret string `json:"target_secret,omitempty"`
 }
 
-// keep keeps what has a secret.
-func (s secrets) keep(id int64, a iscsi.Auth) error {
-	if a.Name == "" {
+// keepSecrets keeps the secrets of an attachment that has some.
+func (u *unit) keepSecrets(id int64) error {
+	if u.Auth.Name == "" {
 		return nil
 	}
-	data, err := json.Marshal(kept{a.Secret, a.TargetSecret})
-	if err != nil {
-		return err
-	}
-	if err := s.dir.Aside(secretWord).Keep(id, data); err != nil {
-		return errors.Join(err, s.forget(id))
-	}
-	return nil
+	return u.driver.secrets.Keep(id, kept{u.Auth.Secret, u.Auth.TargetSecret})
 }
 
-// find completes names with their secrets. With an error they are not there any more.
-func (s secrets) find(id int64, name, targetName string) (iscsi.Auth, error) {
-	a := iscsi.Auth{Name: name, TargetName: targetName}
-	if name == "" {
+// findAuth completes the names of the definition with the secrets that an earlier daemon kept. With an error they are lost.
+func (u *unit) findAuth(id int64) (iscsi.Auth, error) {
+	a := iscsi.Auth{Name: u.Username, TargetName: u.TargetUsername}
+	if a.Name == "" {
 		return a, nil
 	}
-	data, err := s.dir.Aside(secretWord).Kept(id)
 	var k kept
-	if err == nil {
-		err = json.Unmarshal(data, &k)
-	}
+	err := u.driver.secrets.Find(id, &k)
 	a.Secret, a.TargetSecret = k.Secret, k.TargetSecret
 	if !a.Known() {
 		err = errors.Join(err, errors.New("the secret is empty"))
@@ -54,13 +38,3 @@ func (s secrets) find(id int64, name, targetName string) (iscsi.Auth, error) {
 	}
 	return a, nil
 }
-
-// forget removes them. That there are none is fine.
-func (s secrets) forget(id int64) error {
-	if s.dir == nil {
-		return nil
-	}
-	return s.dir.Aside(secretWord).Forget(id)
-}
-
-const secretWord = "secret"

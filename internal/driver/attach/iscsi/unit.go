@@ -54,18 +54,9 @@ type notes struct {
 	Unit     *iscsi.Identity `json:"unit,omitempty"`      // what the unit was when it was attached; nil: an earlier version did not ask
 }
 
-func notesOf(status driver.Status) (n notes, err error) {
-	if err = json.Unmarshal(status.Notes, &n); err != nil {
-		err = fmt.Errorf("read its notes: %w", err)
-	}
-	return n, err
-}
-
 func (u *unit) names() names { return names{u.Initiator, u.Target} }
 
-func (u *unit) of(s *iscsi.Session) iscsi.Unit {
-	return iscsi.Unit{Session: s, LUN: int(u.LUN), Helper: u.driver.helper}
-}
+func (u *unit) of(s *iscsi.Session) iscsi.Unit { return s.Unit(int(u.LUN)) }
 
 // target is how the target is called where it is waited for.
 func (u *unit) target() string { return "iSCSI target " + u.Target + " at " + u.Host }
@@ -76,12 +67,12 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 		return driver.Status{}, err
 	}
 	ctx = waits.On(ctx, u.target())
-	if err := u.driver.secrets.keep(place.ID, u.Auth); err != nil {
+	if err := u.keepSecrets(place.ID); err != nil {
 		return driver.Status{}, err
 	}
 	session, err := u.driver.pool.acquire(ctx, int(u.LUN), place.ID, u.config())
 	if err != nil {
-		return driver.Status{}, errors.Join(err, u.driver.secrets.forget(place.ID))
+		return driver.Status{}, errors.Join(err, u.driver.secrets.Forget(place.ID))
 	}
 	status, err := u.attach(ctx, session)
 	if err != nil {
@@ -236,7 +227,7 @@ func (u *unit) detach(ctx context.Context, id int64, status driver.Status, force
 		}
 		u.driver.log.Debug("logical unit detached", logkey.Object, id, logkey.Target, u.Target, logkey.LUN, u.LUN)
 	}
-	return errors.Join(u.removeNode(status), u.driver.secrets.forget(id))
+	return errors.Join(u.removeNode(status), u.driver.secrets.Forget(id))
 }
 
 // quit takes the disk away and leaves the session, which may be gone already.
@@ -259,7 +250,7 @@ func (u *unit) undo(ctx context.Context, id int64, status driver.Status) error {
 	defer cancel()
 	s, session := u.driver.pool.find(u.names(), int(u.LUN), id)
 	session.Release(int(u.LUN))
-	return errors.Join(u.of(session).Detach(ctx, true), u.driver.pool.leave(ctx, s, int(u.LUN), true), u.removeNode(status), u.driver.secrets.forget(id))
+	return errors.Join(u.of(session).Detach(ctx, true), u.driver.pool.leave(ctx, s, int(u.LUN), true), u.removeNode(status), u.driver.secrets.Forget(id))
 }
 
 func (u *unit) removeNode(status driver.Status) error {

@@ -79,7 +79,7 @@ func (*Driver) ReadOnly(def models.Attach, faults *errs.Faults) models.Attach {
 		return def
 	}
 	l := *def.Loopback
-	if value(l.ReadPartitions) {
+	if driver.Value(l.ReadPartitions) {
 		faults.Add("loopback.readPartitions", "makes no sense with verity, which is above the whole device: leave one of them out")
 	}
 	l.Ro, def.Loopback = new(true), &l
@@ -99,10 +99,10 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	u := &unit{
 		driver:         d,
 		Mark:           rand.Text(),
-		Path:           value(l.Path),
-		Base:           value(l.Base),
-		ReadPartitions: value(l.ReadPartitions),
-		ReadOnly:       value(l.Ro),
+		Path:           driver.Value(l.Path),
+		Base:           driver.Value(l.Base),
+		ReadPartitions: driver.Value(l.ReadPartitions),
+		ReadOnly:       driver.Value(l.Ro),
 	}
 	var own errs.Faults
 	var needs []driver.Need
@@ -138,12 +138,4 @@ func pathFault(path, base string) string {
 		return fmt.Sprintf("must be shorter than %d bytes", unix.PathMax)
 	}
 	return ""
-}
-
-// value returns what p points to, or the default of our booleans and strings.
-func value[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
 }

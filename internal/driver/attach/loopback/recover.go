@@ -12,8 +12,7 @@ import (
 
 // Restore implements driver.Driver.
 func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
-	u := &unit{driver: d}
-	return u, json.Unmarshal(data, u)
+	return driver.Restored(&unit{driver: d}, data)
 }
 
 // Recover makes sure that the device is still the one that was attached.

@@ -22,7 +22,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		return nil, nil
 	}
 	r := def.Attach.Rbd
-	u := &unit{driver: d, Mark: rand.Text(), Monitors: slices.Clone(r.Monitors), Pool: value(r.Pool), Image: value(r.Image), Snapshot: r.Snapshot}
+	u := &unit{driver: d, Mark: rand.Text(), Monitors: slices.Clone(r.Monitors), Pool: driver.Value(r.Pool), Image: driver.Value(r.Image), Snapshot: r.Snapshot}
 	var own errs.Faults
 	u.checkImage(&own)
 	if r.Options == nil {
@@ -30,7 +30,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	} else {
 		u.Options = *r.Options
 		u.Options.Name, u.Options.Secret = nil, nil
-		u.User, u.secret = value(r.Options.Name), new(secret(value(r.Options.Secret)))
+		u.User, u.secret = driver.Value(r.Options.Name), new(secret(driver.Value(r.Options.Secret)))
 		u.checkUser(&own)
 		u.checkOptions(&own)
 	}
@@ -209,12 +209,4 @@ func (u *unit) ignored() (warnings []string) {
 		}
 	}
 	return warnings
-}
-
-// value returns what p points to, or "".
-func value(p *string) string {
-	if p == nil {
-		return ""
-	}
-	return *p
 }

@@ -30,7 +30,7 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 
 // Inspect implements driver.Unit. What is mapped the kernel tells by itself, without the cluster.
 func (u *unit) Inspect(_ driver.Placement, status driver.Status, _ *mounttable.Table) error {
-	n, err := notesOf(status)
+	n, err := driver.NotesOf[notes](status)
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", status.Device.Path, err)
 	}

@@ -40,13 +40,6 @@ type notes struct {
 	MadeNode bool         `json:"made_node,omitempty"` // whether its device node is ours to remove
 }
 
-func notesOf(status driver.Status) (n notes, err error) {
-	if err = json.Unmarshal(status.Notes, &n); err != nil {
-		err = fmt.Errorf("read its notes: %w", err)
-	}
-	return n, err
-}
-
 // Up maps the image, in this order:
 //
 //  1. read the secret, if it is in a file;
@@ -175,7 +168,7 @@ func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.S
 	if status.Device == nil {
 		return nil
 	}
-	n, err := notesOf(status)
+	n, err := driver.NotesOf[notes](status)
 	if err != nil {
 		return fmt.Errorf("unmap %s: %w", status.Device.Path, err)
 	}
@@ -199,7 +192,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) 
 	o := u.Options
 	o.Name = new(u.User)
 	r := &models.AttachRbd{Monitors: u.Monitors, Pool: new(u.Pool), Image: new(u.Image), Snapshot: u.Snapshot, Options: &o}
-	if n, err := notesOf(status); err == nil {
+	if n, err := driver.NotesOf[notes](status); err == nil {
 		r.DeviceID = int64(n.Mapping.ID)
 	}
 	out.Attach.Rbd, out.Attach.Source = r, u.name()

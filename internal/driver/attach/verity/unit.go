@@ -41,13 +41,6 @@ type notes struct {
 	Under    driver.Status `json:"under"`
 }
 
-func notesOf(status driver.Status) (n notes, err error) {
-	if err = json.Unmarshal(status.Notes, &n); err != nil {
-		err = fmt.Errorf("read its notes: %w", err)
-	}
-	return n, err
-}
-
 // name is the id, for the device mapper, of the device of the object with an id.
 func (u *unit) name(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
 
@@ -207,7 +200,7 @@ func (u *unit) undo(place driver.Placement, status, under driver.Status, cause e
 }
 
 func (u *unit) removeNode(status driver.Status) error {
-	if n, err := notesOf(status); err != nil || !n.MadeNode {
+	if n, err := driver.NotesOf[notes](status); err != nil || !n.MadeNode {
 		return nil
 	}
 	return u.driver.nodes.Remove(status.Device.Path, status.Device.Number)
@@ -235,7 +228,7 @@ func (u *unit) uncover(ctx context.Context, status driver.Status, down func(unde
 	if status.Device == nil {
 		return nil
 	}
-	n, err := notesOf(status)
+	n, err := driver.NotesOf[notes](status)
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", status.Device.Path, err)
 	}
@@ -286,7 +279,7 @@ func (u *unit) free(ctx context.Context, n notes) error {
 
 // Recover has what is below recovered, and makes sure that what is above is what was made.
 func (u *unit) Recover(ctx context.Context, place driver.Placement, status driver.Status) error {
-	n, err := notesOf(status)
+	n, err := driver.NotesOf[notes](status)
 	if err == nil {
 		err = u.Under.Recover(ctx, u.below(place), n.Under)
 	}
@@ -298,7 +291,7 @@ func (u *unit) Recover(ctx context.Context, place driver.Placement, status drive
 
 // Inspect implements driver.Unit.
 func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mounttable.Table) error {
-	n, err := notesOf(status)
+	n, err := driver.NotesOf[notes](status)
 	if err != nil {
 		return err
 	}
@@ -330,13 +323,13 @@ func (u *unit) look(status driver.Status, n notes) error {
 
 // Fatal implements driver.FatallyCorrupted.
 func (u *unit) Fatal(status driver.Status) bool {
-	n, err := notesOf(status)
+	n, err := driver.NotesOf[notes](status)
 	return err == nil && u.Verity.OnCorruption == models.AttachVerityOnCorruptionStop && u.driver.isCorrupted(n.Name)
 }
 
 // Changes is whether a check has failed, and what changes below: driver.Changing.
 func (u *unit) Changes(status driver.Status) string {
-	n, err := notesOf(status)
+	n, err := driver.NotesOf[notes](status)
 	if err != nil {
 		return ""
 	}
@@ -355,7 +348,7 @@ func (*unit) IsStill(driver.Status) bool { return false }
 
 // Covered implements driver.Covering.
 func (u *unit) Covered(status driver.Status) (driver.Unit, driver.Status) {
-	n, _ := notesOf(status) // before Up there are none
+	n, _ := driver.NotesOf[notes](status) // before Up there are none
 	return u.Under, n.Under
 }
 
@@ -386,7 +379,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 		v.HashDevice, needs = needs[last].Attach, needs[:last]
 	}
 	var under driver.Status
-	if n, err := notesOf(status); err == nil && status.Device != nil {
+	if n, err := driver.NotesOf[notes](status); err == nil && status.Device != nil {
 		under, v.State, v.DataDeviceFile = n.Under, models.AttachVerityStateOk, n.Under.Device.Path
 		if u.driver.isCorrupted(n.Name) {
 			v.State = models.AttachVerityStateCorrupted

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/web/access"
@@ -107,7 +108,7 @@ func (d *Driver) readFile(ctx context.Context, path string) ([]byte, error) {
 // secret returns a secret of the definition, or of its file.
 func (d *Driver) secret(ctx context.Context, given *string, file string) (string, error) {
 	if file == "" {
-		return value(given, ""), nil
+		return driver.Value(given), nil
 	}
 	return secretfile.Read(ctx, d.secrets, file)
 }
@@ -137,7 +138,7 @@ func (d *Driver) credentials(ctx context.Context, a *models.RemoteAuth, registry
 		if region == "" {
 			region = "us-east-1"
 		}
-		return &access.Credentials{S3: &access.S3{AccessKey: value(a.S3.AccessKey, ""), SecretKey: key, SessionToken: token, Region: region}}, err
+		return &access.Credentials{S3: &access.S3{AccessKey: driver.Value(a.S3.AccessKey), SecretKey: key, SessionToken: token, Region: region}}, err
 	case a.User != "":
 		password, err := d.secret(ctx, a.Password, a.PasswordFile)
 		return &access.Credentials{User: a.User, Password: password}, err

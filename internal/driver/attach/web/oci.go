@@ -30,8 +30,8 @@ func (o OCI) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver
 	d := def.Attach.Oci
 	var own errs.Faults
 	u := &unit{
-		driver: o.Driver, Mark: rand.Text(), Mode: value(d.Mode, models.AttachOciModeAuto), CAFile: d.CaFile, RetryTimeout: d.RetryTimeout, Connections: 4,
-		OCI:  &reference{Image: value(d.Image, ""), Platform: d.Platform, Artifact: d.Artifact, PlainHTTP: d.PlainHTTP},
+		driver: o.Driver, Mark: rand.Text(), Mode: driver.ValueOr(d.Mode, models.AttachOciModeAuto), CAFile: d.CaFile, RetryTimeout: d.RetryTimeout, Connections: 4,
+		OCI:  &reference{Image: driver.Value(d.Image), Platform: d.Platform, Artifact: d.Artifact, PlainHTTP: d.PlainHTTP},
 		Auth: withoutSecrets(d.Auth), secrets: secrets{Auth: d.Auth},
 	}
 	u.URLs = []string{"oci://" + u.OCI.Image}

@@ -2,7 +2,6 @@ package web
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -126,7 +125,7 @@ func (u *unit) detach(ctx context.Context, id int64, status driver.Status, n not
 		}
 	}
 	d.drop(id)
-	return errors.Join(d.forgetSecrets(id), d.cache.Trim(ctx))
+	return errors.Join(d.kept.Forget(id), d.cache.Trim(ctx))
 }
 
 // disconnect ends a device and waits until the kernel has freed it.
@@ -179,7 +178,7 @@ func (u *unit) sweepDevice(ctx context.Context, id int64) error {
 		return err
 	}
 	u.driver.drop(id)
-	return errors.Join(endKeeper(ctx, &u.driver.keepers.registry, u.keeperName(id)), u.driver.forgetSecrets(id))
+	return errors.Join(endKeeper(ctx, &u.driver.keepers.registry, u.keeperName(id)), u.driver.kept.Forget(id))
 }
 
 // showDevice shows the state of an image that is read on demand.
@@ -198,22 +197,12 @@ func (u *unit) showDevice(out driver.Object, n notes) {
 	}
 }
 
-// secretWord names the files that keep secrets for a later daemon.
-const secretWord = "secret"
-
-// keepSecrets keeps the parts of the definition that the journal lacks for a later daemon (ADR 0014).
+// keepSecrets keeps the parts of the definition that the journal lacks for a later daemon.
 func (u *unit) keepSecrets(id int64) error {
 	if !u.Secrets {
 		return nil
 	}
-	data, err := json.Marshal(u.secrets)
-	if err != nil {
-		return err
-	}
-	if err := u.driver.kept.Aside(secretWord).Keep(id, data); err != nil {
-		return errors.Join(err, u.driver.forgetSecrets(id))
-	}
-	return nil
+	return u.driver.kept.Keep(id, u.secrets)
 }
 
 // findSecrets completes a definition of an earlier daemon.
@@ -221,19 +210,8 @@ func (u *unit) findSecrets(id int64) error {
 	if !u.Secrets || u.secrets.URLs != nil || u.secrets.Auth != nil {
 		return nil
 	}
-	data, err := u.driver.kept.Aside(secretWord).Kept(id)
-	if err == nil {
-		err = json.Unmarshal(data, &u.secrets)
-	}
-	if err != nil {
+	if err := u.driver.kept.Find(id, &u.secrets); err != nil {
 		return errs.New(errs.Conflict, "the secrets were not kept for this server: delete the attachment and create it again: %w", err)
 	}
 	return nil
-}
-
-func (d *Driver) forgetSecrets(id int64) error {
-	if d.kept == nil {
-		return nil
-	}
-	return d.kept.Aside(secretWord).Forget(id)
 }

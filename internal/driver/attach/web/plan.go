@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/web/source"
@@ -133,7 +134,7 @@ func checkAuth(kind string, a *models.RemoteAuth, faults *errs.Faults) {
 		return
 	}
 	need := func(field string, secret *string, file string) {
-		secretfile.Check(faults, kind+".auth."+field+"_file", file, value(secret, ""))
+		secretfile.Check(faults, kind+".auth."+field+"_file", file, driver.Value(secret))
 		if secret == nil && file == "" {
 			faults.Add(kind+".auth."+field, "is required, or %s_file; responses omit it, because it is write-only", field)
 		}
@@ -142,11 +143,11 @@ func checkAuth(kind string, a *models.RemoteAuth, faults *errs.Faults) {
 	case a.ConfigFile != "":
 		secretfile.Check(faults, "oci.auth.config_file", a.ConfigFile, "")
 	case a.S3 != nil:
-		if value(a.S3.AccessKey, "") == "" {
+		if driver.Value(a.S3.AccessKey) == "" {
 			faults.Add("http.auth.s3.access_key", "is required")
 		}
 		need("s3.secret_key", a.S3.SecretKey, a.S3.SecretKeyFile)
-		secretfile.Check(faults, "http.auth.s3.session_token_file", a.S3.SessionTokenFile, value(a.S3.SessionToken, ""))
+		secretfile.Check(faults, "http.auth.s3.session_token_file", a.S3.SessionTokenFile, driver.Value(a.S3.SessionToken))
 	case a.User != "" || a.Password != nil || a.PasswordFile != "":
 		if a.User == "" {
 			faults.Add(kind+".auth.user", "is required with a password")

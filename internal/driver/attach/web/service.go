@@ -188,7 +188,7 @@ func (s *service) undo() error {
 		err = errors.Join(err, s.keeper.Kill(ctx))
 		s.keeper.Close()
 	}
-	err = errors.Join(err, d.keepers.registry.Forget(s.name()), d.forgetSecrets(s.id))
+	err = errors.Join(err, d.keepers.registry.Forget(s.name()), d.kept.Forget(s.id))
 	d.drop(s.id)
 	if err != nil {
 		return &driver.Leftovers{Err: err}

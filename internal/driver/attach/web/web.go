@@ -59,7 +59,7 @@ type Driver struct {
 	nbd     nbd.Kernel
 	nodes   block.Nodes
 	keepers *keepers
-	kept    *mountdir.Dir
+	kept    secretfile.Kept
 	changed func()
 
 	mu       sync.Mutex // protects what follows
@@ -78,7 +78,7 @@ func New(o Options) *Driver {
 		secrets: o.Helper,
 		claims:  claims.OrNew(o.Claims, o.Failpoint, o.Helper),
 		cache:   o.Cache, log: o.Log,
-		nbd: nbd.Kernel{Failpoint: o.Failpoint}, nodes: block.Nodes{Failpoint: o.Failpoint}, keepers: newKeepers(o), kept: o.Secrets, changed: o.Changed,
+		nbd: nbd.Kernel{Failpoint: o.Failpoint}, nodes: block.Nodes{Failpoint: o.Failpoint}, keepers: newKeepers(o), kept: secretfile.Kept{Dir: o.Secrets}, changed: o.Changed,
 		services: map[int64]*service{},
 	}
 }
@@ -114,9 +114,9 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	h := def.Attach.HTTP
 	var own errs.Faults
 	u := &unit{
-		driver: d, Mark: rand.Text(), URLs: addresses(h.Urls, &own), Mode: value(h.Mode, models.AttachHTTPModeAuto),
+		driver: d, Mark: rand.Text(), URLs: addresses(h.Urls, &own), Mode: driver.ValueOr(h.Mode, models.AttachHTTPModeAuto),
 		Size: h.Size, Digest: h.Digest, ETag: h.Etag, CAFile: h.CaFile, CertificateFile: h.ClientCertificateFile, KeyFile: h.ClientKeyFile,
-		Proxy: h.Proxy, RetryTimeout: h.RetryTimeout, Connections: value(h.Connections, 4), ReadAhead: h.ReadAhead,
+		Proxy: h.Proxy, RetryTimeout: h.RetryTimeout, Connections: driver.ValueOr(h.Connections, 4), ReadAhead: h.ReadAhead,
 		Headers: h.Headers, Auth: withoutSecrets(h.Auth), secrets: secrets{URLs: h.Urls, Auth: h.Auth},
 	}
 	u.Secrets = u.Mode != models.AttachHTTPModeWhole && hasSecrets(u.secrets)
@@ -137,12 +137,4 @@ func hasSecrets(s secrets) bool {
 			u, err := url.Parse(text)
 			return err == nil && (u.RawQuery != "" || u.ForceQuery)
 		})
-}
-
-// value returns the target of p, or a default.
-func value[T any](p *T, otherwise T) T {
-	if p == nil {
-		return otherwise
-	}
-	return *p
 }

@@ -57,7 +57,7 @@ func (b *binder) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		return nil, nil
 	}
 	before := len(*faults)
-	u := &unit{b: b, Path: value(d.Path), Base: value(d.Base), Recursive: value(d.Recursive), ReadOnly: value(d.Ro)}
+	u := &unit{b: b, Path: driver.Value(d.Path), Base: driver.Value(d.Base), Recursive: driver.Value(d.Recursive), ReadOnly: driver.Value(d.Ro)}
 	switch {
 	case u.Path == "":
 		faults.Add("bind.path", "is required: the directory to bind")
@@ -92,13 +92,6 @@ const (
 	baseRoot  = "root"
 	baseMount = "mount"
 )
-
-func value[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
-}
 
 // unit is one bind.
 type unit struct {

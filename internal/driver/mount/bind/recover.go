@@ -12,8 +12,7 @@ import (
 
 // Restore implements driver.Driver.
 func (b *binder) Restore(data json.RawMessage) (driver.Unit, error) {
-	u := &unit{b: b}
-	return u, json.Unmarshal(data, u)
+	return driver.Restored(&unit{b: b}, data)
 }
 
 // Recover implements driver.Unit.

@@ -19,7 +19,7 @@ import (
 // mount tries the addresses of the server one after the other and returns a detached mount. What is left of the time is
 // shared among the addresses that are left.
 func (u *unit) mount(ctx context.Context, id int64) (*os.File, error) {
-	addrs, err := u.m.resolve(ctx, u.options.network, u.address())
+	addrs, err := u.m.resolve(ctx, u.options.network, u.address)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +142,7 @@ func (u *unit) explain(addr netip.Addr, err error) error {
 		err = errs.New(class, "%w; Kerberos (the option sec) needs rpc.gssd and a key of this node in /etc/krb5.keytab, the module rpcsec_gss_krb5, and a server that exports with it", err)
 	}
 	at := ""
-	if addr.String() != u.address() {
+	if addr.String() != u.address {
 		at = " (" + addr.String() + ")"
 	}
 	for _, r := range refusals {

@@ -69,7 +69,7 @@ func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []d
 		return nil, nil
 	}
 	before := len(*faults)
-	u := &unit{m: m, Host: value(d.Host), Path: value(d.Path), ReadOnly: value(d.Ro), Version: value(d.Version), FSOptions: slices.Clone(d.Options)}
+	u := &unit{m: m, Host: driver.Value(d.Host), Path: driver.Value(d.Path), ReadOnly: driver.Value(d.Ro), Version: driver.Value(d.Version), FSOptions: slices.Clone(d.Options)}
 	if u.Version == "" {
 		u.Version = defaultVersion
 	}
@@ -80,17 +80,11 @@ func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []d
 	return u, nil
 }
 
-func value[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
-}
-
 // unit is one mount.
 type unit struct {
 	m       *mounter
 	source  string // for the kernel: "host:/path"
+	address string // the host without brackets
 	options options
 
 	Host      string   `json:"host"`
@@ -144,7 +138,7 @@ func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, e
 	if len(u.FSOptions) > 0 {
 		f.Unknown = append(f.Unknown, "whether the kernel takes the options")
 	}
-	if _, err := u.m.resolve(ctx, u.options.network, u.address()); err != nil {
+	if _, err := u.m.resolve(ctx, u.options.network, u.address); err != nil {
 		return f, err
 	}
 	return f, mount.Find(ctx, nil, "nfs")

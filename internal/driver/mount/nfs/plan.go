@@ -2,11 +2,10 @@ package nfs
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
-	"unicode"
 
+	"github.com/kraken-hpc/imageapi/internal/driver/hostport"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
@@ -73,31 +72,20 @@ func (u *unit) plan(faults *errs.Faults) {
 
 // planHost checks the host and returns it as it stands before the path: an IPv6 address in brackets.
 func (u *unit) planHost(faults *errs.Faults) string {
-	host := u.address()
-	addr, err := netip.ParseAddr(host)
+	host, err := hostport.Parse(u.Host)
+	u.address = host.String()
+	addr := host.Addr
 	switch {
-	case host == "":
+	case u.Host == "":
 		faults.Add("nfs.host", "is required: the server's name or address")
-	case err == nil && (u.options.network == "ip4" && addr.Is6() || u.options.network == "ip6" && addr.Is4()):
-		faults.Add("nfs.host", "%s can't be reached by the transport of the option proto, which is for the other kind of addresses", host)
-	case err == nil && addr.Is6():
-		return "[" + host + "]"
-	case err != nil && strings.ContainsFunc(host, func(r rune) bool {
-		return unicode.IsSpace(r) || unicode.IsControl(r) || strings.ContainsRune(`:/,[]`, r)
-	}):
+	case err != nil || host.Port != 0:
 		faults.Add("nfs.host", "%q is neither a name nor an address", u.Host)
+	case u.options.network == "ip4" && addr.Is6() || u.options.network == "ip6" && addr.Is4():
+		faults.Add("nfs.host", "%s can't be reached by the transport of the option proto, which is for the other kind of addresses", u.address)
+	case addr.Is6():
+		return "[" + u.address + "]"
 	}
-	return host
-}
-
-// address returns the host without the brackets that an IPv6 address may stand in.
-func (u *unit) address() string {
-	if inner, ok := strings.CutPrefix(u.Host, "["); ok {
-		if inner, ok := strings.CutSuffix(inner, "]"); ok && strings.Contains(inner, ":") {
-			return inner
-		}
-	}
-	return u.Host
+	return u.address
 }
 
 func (u *unit) parseOptions(faults *errs.Faults) {

@@ -13,8 +13,7 @@ import (
 
 // Restore implements driver.Driver.
 func (o *overlayer) Restore(data json.RawMessage) (driver.Unit, error) {
-	u := &unit{o: o}
-	return u, json.Unmarshal(data, u)
+	return driver.Restored(&unit{o: o}, data)
 }
 
 // Recover claims anew an upper layer in another mount.
