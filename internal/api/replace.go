@@ -105,6 +105,9 @@ func (a *api) await(r *http.Request, replace *state.Replacement) (shown *models.
 	case <-replace.Done():
 	}
 	snap, id, downtime, err := replace.Result()
+	for _, text := range replace.Warnings() {
+		warn(r, "%s", text)
+	}
 	if err != nil {
 		return nil, 0, true, err
 	}

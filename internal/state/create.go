@@ -43,7 +43,7 @@ func (m *Manager) create(ctx context.Context, plan *driver.Plan, done func(s *Sn
 	defer m.work.Done() // reserve has added to it
 	var snap *Snapshot
 	if err = m.record(stack...); err == nil {
-		err = m.bringUp(ctx, order, stack)
+		_, err = m.bringUp(ctx, stack)
 	}
 	if top := order[len(order)-1]; err == nil && starts(top) {
 		err = m.explain(ctx, top.Path, m.start(ctx, stack[len(stack)-1], top.Unit.(driver.ContainerUnit)))
@@ -198,21 +198,21 @@ func starts(plan *driver.Plan) bool {
 	return ok && u.Autostart()
 }
 
-// bringUp runs Up of each level, lowest first. stack has their ids. Before the next level begins, the result is in the journal: to sweep
-// a level that was cut off, a driver has to know the device or the tree below it. That of the last one is journalled with the commit.
-func (m *Manager) bringUp(ctx context.Context, order []*driver.Plan, stack []int64) error {
+// bringUp runs Up of levels, lowest first, and returns those that are not up. Before the next level begins, the result is in the journal: to
+// sweep a level that was cut off, a driver has to know the device or the tree below it. That of the last one is journalled with the commit.
+func (m *Manager) bringUp(ctx context.Context, stack []int64) (rest []int64, err error) {
 	for i, id := range stack {
 		if err := m.up(ctx, id); err != nil {
-			return m.explain(ctx, order[i].Path, err)
+			return stack[i:], m.explain(ctx, m.at(id).path, err)
 		}
 		if i == len(stack)-1 {
 			break
 		}
 		if err := m.record(id); err != nil {
-			return err
+			return stack[i:], err
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 func (m *Manager) up(ctx context.Context, id int64) error {
@@ -301,6 +301,7 @@ func (m *Manager) undo(stack []int64, cause error) error {
 			}
 			orphans = append(orphans, c.remove(id)...)
 		}
+		orphans = slices.DeleteFunc(orphans, func(id int64) bool { return m.objects[id] == nil })
 		if o := m.objects[top]; o != nil {
 			c.claim(top)
 			orphans = append(orphans, top)

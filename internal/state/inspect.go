@@ -96,7 +96,7 @@ func (m *Manager) tell(v *View) {
 }
 
 func (s *Snapshot) readyOnes() (views []*View) {
-	return slices.DeleteFunc(s.inOrder(), func(v *View) bool { return v.Phase != Ready })
+	return slices.DeleteFunc(s.inOrder(), func(v *View) bool { return v.Phase != Ready || !v.Up })
 }
 
 // inOrder returns all objects, dependencies first.
@@ -185,7 +185,7 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 	}
 	defer unlock()
 	v, ok := m.Snapshot().Get(id)
-	if !ok || v.Phase != Ready {
+	if !ok || v.Phase != Ready || !v.Up {
 		return
 	}
 	mounts, err := mounttable.Read()

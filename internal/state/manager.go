@@ -247,13 +247,9 @@ func (c *change) remove(id int64) (orphans []int64) {
 		c.touch(need)
 	}
 	for _, orphan := range left {
-		// One that never came up is taken out by the undo that got here.
-		if o := m.objects[orphan]; o.view.Up || o.sweep {
-			c.claim(orphan)
-			orphans = append(orphans, orphan)
-		}
+		c.claim(orphan)
 	}
-	return orphans
+	return append(orphans, left...)
 }
 
 // claim marks an object as being taken down. Whoever claims it is the one to do it.

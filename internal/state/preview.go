@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -24,78 +25,120 @@ type Step struct {
 	Unknown, Warnings []string
 }
 
-// Preview tells what Create would do with plan, in its order, or fails as Create would, as far as that can be told without
-// acting. It changes nothing. What could not be looked at in time is called unknown.
+// Preview returns the steps of Create for a plan, in their order, or fails as Create would, as far as that is known without acting: it is
+// planned, admitted and checked like a creation, and each driver's Check is the part of its Up before the first act. It changes nothing. What
+// it could not find out in time is unknown.
 func (m *Manager) Preview(ctx context.Context, plan *driver.Plan) ([]Step, error) {
-	return m.preview(ctx, plan, 0)
+	f := &previewer{m: m}
+	return f.run(ctx, plan, 0)
 }
 
-// foresee is Preview for what is to take the place of the container replaced, or of none.
-func (m *Manager) preview(ctx context.Context, plan *driver.Plan, replaced int64) ([]Step, error) {
-	client := ctx
+// PreviewReplace is Preview for Replace.
+func (m *Manager) PreviewReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...Condition) ([]Step, error) {
+	m.mu.Lock()
+	err := m.replaceable(id, conditions)
+	m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	f := &previewer{m: m, stop: &Step{Act: ActStop, Path: "container", Class: driver.Container, ID: id}}
+	return f.run(ctx, plan, id)
+}
+
+// previewer collects the steps of a plan.
+type previewer struct {
+	m     *Manager
+	snap  *Snapshot
+	own   []int64                        // the old stack of a replace
+	stop  *Step                          // of the old container, until it has its place among the steps
+	lives map[*driver.Plan]driver.Status // as they will be
+	steps []Step
+}
+
+// run previews a plan that is to take the place of the container replaced, or of none.
+func (f *previewer) run(ctx context.Context, plan *driver.Plan, replaced int64) ([]Step, error) {
+	m, client := f.m, ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.PreviewTimeout, errTooSlow)
 	defer cancel()
 	if err := m.treesRecovered(ctx); err != nil {
 		return nil, err
 	}
-	f := previewer{m: m, order: levels(plan), lives: map[*driver.Plan]driver.Status{}}
+	order := levels(plan)
+	f.lives = map[*driver.Plan]driver.Status{}
 	m.mu.Lock()
-	err := m.admit(f.order, replaced)
+	err := m.admit(order, replaced)
 	f.snap = m.Snapshot()
+	if err == nil && replaced != 0 {
+		f.own = m.own(replaced, uses(order)...)
+	}
 	m.mu.Unlock()
+	for i := 0; err == nil && i < len(order); i++ {
+		err = f.look(ctx, client, ActUp, order[i])
+	}
+	if err == nil && starts(plan) {
+		f.stopOld()
+		err = f.look(ctx, client, ActStart, plan)
+	}
 	if err != nil {
 		return nil, err
-	}
-	look := func(act string, level *driver.Plan) error {
-		preview, err := f.look(ctx, act, level)
-		// A helper gives up a moment before the time is up.
-		late := errs.Is(err, errs.Deadline) || errors.Is(context.Cause(ctx), errTooSlow)
-		if err != nil && late && client.Err() == nil {
-			preview.Unknown = append(preview.Unknown, fmt.Sprintf("whether it can be done: to look took longer than %s", m.opt.PreviewTimeout))
-		} else if err != nil {
-			path, err := located(level.Path, err)
-			return errs.At(path, err)
-		}
-		f.tell(act, level, preview)
-		return nil
-	}
-	for _, level := range f.order {
-		if err := look(ActUp, level); err != nil {
-			return nil, err
-		}
-	}
-	if top := f.order[len(f.order)-1]; starts(top) {
-		if err := look(ActStart, top); err != nil {
-			return nil, err
-		}
 	}
 	return f.steps, nil
 }
 
-// seer collects the steps of a plan.
-type previewer struct {
-	m     *Manager
-	snap  *Snapshot
-	order []*driver.Plan
-	lives map[*driver.Plan]driver.Status // as they will be
-	steps []Step
-}
-
-// look has a driver say how an act will go.
-func (f *previewer) look(ctx context.Context, act string, level *driver.Plan) (preview driver.Preview, err error) {
-	err = f.m.guard("check", 0, func() (err error) {
-		if act == ActUp {
-			preview, err = level.Unit.Check(ctx, f.place(level))
-		} else {
-			preview, err = level.Unit.(driver.ContainerUnit).CheckStart(ctx, f.place(level))
+// uses returns the existing objects that levels depend on.
+func uses(order []*driver.Plan) (ids []int64) {
+	for _, level := range order {
+		for _, ref := range level.Needs {
+			ids = append(ids, ref.ID)
 		}
-		return err
-	})
-	return preview, err
+	}
+	return ids
 }
 
-// site is where a level will stand.
-func (f *previewer) place(level *driver.Plan) (place driver.Placement) {
+// look adds the step of an act of a level, or fails as the act would.
+func (f *previewer) look(ctx, client context.Context, act string, level *driver.Plan) error {
+	preview, err := f.check(ctx, act, level)
+	// A helper gives up a moment before the time is up.
+	late := errs.Is(err, errs.Deadline) || errors.Is(context.Cause(ctx), errTooSlow)
+	switch holder := f.holder(err); {
+	case holder != nil:
+		f.stopOld()
+		preview.Unknown = append(preview.Unknown, fmt.Sprintf("whether it can be done when %s of the old version is down, which holds it", name(holder)))
+	case err != nil && late && client.Err() == nil:
+		preview.Unknown = append(preview.Unknown, fmt.Sprintf("whether it can be done: to look took longer than %s", f.m.opt.PreviewTimeout))
+	case err != nil:
+		return errs.At(located(level.Path, err))
+	}
+	f.add(act, level, preview)
+	return nil
+}
+
+// holder returns the object of the old version that prevents an act until it is down, or nil.
+func (f *previewer) holder(err error) *View {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	own := slices.DeleteFunc(f.own, func(id int64) bool { return f.m.objects[id] == nil })
+	if id := f.m.holderIn(own, err); id != 0 {
+		return f.m.objects[id].view
+	}
+	return nil
+}
+
+// stopOld adds the stop of the container that is replaced, once.
+func (f *previewer) stopOld() {
+	if f.stop == nil {
+		return
+	}
+	if v, ok := f.snap.Get(f.stop.ID); ok {
+		f.stop.Does = "stop " + name(v) + " by its stop signal and stop timeout"
+	}
+	f.steps = append(f.steps, *f.stop)
+	f.stop = nil
+}
+
+// check previews an act by the level's driver.
+func (f *previewer) check(ctx context.Context, act string, level *driver.Plan) (preview driver.Preview, err error) {
+	place := driver.Placement{}
 	for _, ref := range level.Needs {
 		status := f.lives[ref.Plan]
 		if v, ok := f.snap.Get(ref.ID); ok {
@@ -103,11 +146,19 @@ func (f *previewer) place(level *driver.Plan) (place driver.Placement) {
 		}
 		place.Needs = append(place.Needs, status)
 	}
-	return place
+	err = f.m.guard("check", 0, func() (err error) {
+		if act == ActUp {
+			preview, err = level.Unit.Check(ctx, place)
+		} else {
+			preview, err = level.Unit.(driver.ContainerUnit).CheckStart(ctx, place)
+		}
+		return err
+	})
+	return preview, err
 }
 
-// tell adds a step, and before the first one of a level what it uses that is there.
-func (f *previewer) tell(act string, level *driver.Plan, preview driver.Preview) {
+// add adds a step, and before the first one of a level the existing objects that it uses.
+func (f *previewer) add(act string, level *driver.Plan, preview driver.Preview) {
 	if act == ActUp {
 		f.lives[level] = preview.Status
 		for _, ref := range level.Needs {

@@ -40,6 +40,8 @@ type Replace struct {
 	Deadline tick      `json:"deadline,omitempty"` // of the steps ready and probe
 	Until    tick      `json:"until,omitempty"`    // for how long the old container is kept
 	Cause    string    `json:"cause,omitempty"`    // why the replace is rolled back
+	Late     []int64   `json:"late,omitempty"`     // levels of the new stack that come up after the stop, lowest first
+	Released []int64   `json:"released,omitempty"` // objects of the old stack that are down for them
 	ReplaceOptions
 }
 
@@ -74,8 +76,7 @@ const settleTime = time.Second
 type Replacement struct {
 	m        *Manager
 	old, new int64
-	order    []*driver.Plan // of the new stack; nil if it is up already
-	stack    []int64
+	stack    []int64         // the new one, lowest level first
 	ctx      context.Context // ends with the manager, or when the replace is cancelled
 	cancel   context.CancelCauseFunc
 	done     chan struct{}
@@ -83,6 +84,7 @@ type Replacement struct {
 	// The result, to be read when done is closed.
 	snap     *Snapshot
 	downtime time.Duration
+	warnings []string
 	err      error
 }
 
@@ -96,6 +98,9 @@ func (r *Replacement) Done() <-chan struct{} { return r.done }
 func (r *Replacement) Result() (snap *Snapshot, id int64, downtime time.Duration, err error) {
 	return r.snap, r.new, r.downtime, r.err
 }
+
+// Warnings returns the remarks on a replace, in sentences. Only after Done.
+func (r *Replacement) Warnings() []string { return r.warnings }
 
 // Replace replaces a running container by what plan makes. It returns as soon as that has begun; from then on only a stop or a deletion
 // of the container cancels it. conditions must hold of the old container.
@@ -113,7 +118,7 @@ func (m *Manager) Replace(ctx context.Context, id int64, plan *driver.Plan, opt 
 			return nil, err
 		}
 		r := m.newReplacement(id, stack[len(stack)-1])
-		r.order, r.stack = order, stack
+		r.stack = stack
 		c.hold(r.new, true)
 		c.touch(r.new).Generation = c.touch(id).Generation + 1 // If-Match goes by the name
 		c.join(r, &Replace{Step: StepMount, Ran: true, ReplaceOptions: opt})
@@ -297,16 +302,25 @@ func (r *Replacement) prepare(failed error) error {
 	m := r.m
 	ctx, cancel := context.WithTimeoutCause(r.ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
-	if err := m.bringUp(ctx, r.order, r.stack); err != nil {
+	late, err := m.bringUp(ctx, r.stack)
+	holder := r.holder(err)
+	switch {
+	case err != nil && (holder == 0 || context.Cause(ctx) != nil):
 		return err
+	case err != nil && r.record().KeepOld > 0:
+		path, err := located("", err)
+		return errs.At(path[1:], fmt.Errorf("%w; replace without keep_old: a version that is kept would hold it", err))
+	case err != nil:
+		r.warnings = append(r.warnings, fmt.Sprintf("levels from %s on were created after the stop, because the old version held %s", m.at(late[0]).path, name(m.at(holder).view)))
 	}
 	return m.try(func(c *change) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		for _, id := range r.stack {
+		for _, id := range r.stack[:len(r.stack)-len(late)] {
 			c.phase(id, Ready, "")
 		}
+		c.alter(r.old, func(record *Replace) { record.Late = late })
 		return nil
 	})
 }
@@ -396,8 +410,11 @@ func (m *Manager) awaitEnd(ctx context.Context, id int64, limit time.Duration) e
 	return m.until(ctx, func() bool { return m.objects[id] == nil || m.objects[id].proc == nil })
 }
 
-// startNew starts the new container. If an earlier daemon has done so, it only goes on.
+// startNew starts the new container, after its late levels came up. If an earlier daemon has done so, it only goes on.
 func (r *Replacement) startNew() error {
+	if err := r.exchange(); err != nil {
+		return err
+	}
 	v, _ := r.m.Snapshot().Get(r.new)
 	if v == nil || v.Run.State != StateCreated && !r.record().Rollback {
 		// The next step sees what has become of it.
@@ -680,7 +697,7 @@ func (r *Replacement) fail(step string, cause error) error {
 		return r.stopBoth(cancelled)
 	case cancelled != nil:
 		return errClosing // the next daemon goes on
-	case record.KeepFailed && step != StepStop:
+	case record.KeepFailed && step != StepStop && len(record.Late) == 0:
 		return r.keepFailed(step, cause)
 	}
 	err := r.m.try(func(c *change) error {
@@ -726,8 +743,8 @@ func (r *Replacement) back(step string, cause error) error {
 			m.log.Warn("failed version not ended", logkey.Container, r.new, logkey.Error, err)
 		}
 	}
-	var failed error
-	if record.Ran {
+	failed := r.giveBack()
+	if record.Ran && failed == nil {
 		failed = r.start(r.old)
 	}
 	if v, ok := m.Snapshot().Get(r.old); ok && failed == nil && v.Run.State == StateStopping {
@@ -771,6 +788,11 @@ func (r *Replacement) stopBoth(why error) error {
 	}
 	if m.life.Err() != nil {
 		return errClosing
+	}
+	if !errors.Is(why, errDeleted) {
+		if err := r.giveBack(); err != nil {
+			m.log.Error("mounts of stopped container not restored", logkey.Container, r.old, logkey.Error, err)
+		}
 	}
 	left := r.finish(func(*change) {})
 	return fmt.Errorf("replace container %d by container %d: %w%s", r.old, r.new, why, left)
@@ -921,6 +943,10 @@ func (c *change) loadReplace(record *Replace) {
 	if fresh == nil || record.Step == StepMount && c.touch(record.New).Phase != Ready {
 		return // nothing was stopped: the recovery rolls the new version back
 	}
+	record = c.loadExchange(record)
+	if len(record.Late) > 0 {
+		c.hold(record.New, true) // until the rollback deletes it
+	}
 	r := m.newReplacement(record.Old, record.New)
 	r.stack = []int64{record.New}
 	old.replace = r
@@ -938,25 +964,4 @@ func (m *Manager) resumeReplaces() {
 	for _, r := range m.unfinished {
 		m.work.Go(func() { r.run(nil) })
 	}
-}
-
-// PreviewReplace tells what Replace would do, as Preview does of a create.
-func (m *Manager) PreviewReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...Condition) ([]Step, error) {
-	m.mu.Lock()
-	err := m.replaceable(id, conditions)
-	m.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	steps, err := m.preview(ctx, plan, id)
-	if err != nil {
-		return nil, err
-	}
-	v, ok := m.Snapshot().Get(id)
-	if !ok {
-		return nil, errs.New(errs.NotFound, "object %d was deleted", id)
-	}
-	last := len(steps) - 1 // the start
-	stop := Step{Act: ActStop, Path: "container", Class: driver.Container, ID: id, Does: "stop " + name(v) + " by its stop signal and stop timeout"}
-	return append(steps[:last:last], stop, steps[last]), nil
 }

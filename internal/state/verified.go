@@ -33,10 +33,13 @@ func (m *Manager) checkVerified(plan *driver.Plan) error {
 	}
 }
 
-// checkRun makes sure that a container may be started: an earlier daemon may have made it.
+// checkRun makes sure that a container may be started: its mount can be broken, and an earlier daemon may have created it.
 func (m *Manager) checkRun(id int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err := m.Snapshot().standsOnBroken(m.objects[id].view); err != nil {
+		return err
+	}
 	if m.opt.RequireVerity && !m.isVerified(id) {
 		return errs.New(errs.Conflict, "the object is not verified, and this server now requires verified data (--require-verity); delete it and create it again")
 	}

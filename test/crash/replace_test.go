@@ -23,15 +23,35 @@ func TestKilledWhileRecoveringAReplace(t *testing.T) {
 	replaceEverywhere(t, kill, stride(61, 7), true)
 }
 
+// version is a new version of the container, with a mount like that of the old one.
+type version struct {
+	command string
+	fails   bool
+	levels  int
+	mount   func(l *lab) def
+}
+
+func versions() map[string]version {
+	const forever = "/bin/tail -f /dev/null"
+	fresh := func(l *lab) def { return overlay(nil, squash(l.image())) }
+	exclusive := func(l *lab) def {
+		return overlay(def{"path": "/layer", "mount": device(loopback(l.ext4("upper")), "ext4")}, squash(l.image()))
+	}
+	return map[string]version{
+		"succeeds": {forever, false, 4, fresh}, "fails": {"/bin/false", true, 4, fresh},
+		"exclusive levels": {forever, false, 6, exclusive}, "exclusive levels, fails": {"/bin/false", true, 6, exclusive},
+	}
+}
+
 func replaceEverywhere(t *testing.T, mode string, stride int, again bool) {
 	l := newLab(t)
 	n := rand.IntN(stride)
-	for name, command := range map[string]string{"succeeds": "/bin/tail -f /dev/null", "fails": "/bin/false"} {
+	for name, v := range versions() {
 		t.Run(name, func(t *testing.T) {
 			defer l.within(t)()
 			points := 0
 			for reached := true; reached && !t.Failed(); n += stride {
-				points, reached = l.replaceOnce(command, mode, n, again)
+				points, reached = l.replaceOnce(v, mode, n, again)
 			}
 			n -= points
 		})
@@ -41,14 +61,14 @@ func replaceEverywhere(t *testing.T, mode string, stride int, again bool) {
 
 // replaceOnce replaces a container and has it happen at the nth point. It returns how many points there were, and whether it came to the
 // nth.
-func (l *lab) replaceOnce(command, mode string, n int, again bool) (points int, reached bool) {
+func (l *lab) replaceOnce(v version, mode string, n int, again bool) (points int, reached bool) {
 	l.Helper()
 	x := &trial{lab: l, structure: structure{path: "/container"}, mode: mode, again: again}
-	old := l.must(http.MethodPost, "/container", running(overlay(nil, squash(l.image())), nil))
+	old := l.must(http.MethodPost, "/container", running(v.mount(l), nil))
 	end := l.named(l.server)
 	x.arm(n)
 	a, err := l.Do(context.Background(), http.MethodPost, "/container/replace?name=subject", def{
-		"mount": overlay(nil, squash(l.image())), "command": command, "probe": def{"args": []string{"/bin/true"}},
+		"mount": v.mount(l), "command": v.command, "probe": def{"args": []string{"/bin/true"}},
 	})
 	l.settledReplace()
 	passed, lives := x.disarm()
@@ -72,14 +92,14 @@ func (l *lab) replaceOnce(command, mode string, n int, again bool) (points int, 
 			top = o
 		}
 	}
-	switch fails := command == "/bin/false"; {
-	case len(made) != 4 || top.Name != "subject" || top.State != "running" || top.Replaces != 0:
+	switch {
+	case len(made) != v.levels || top.Name != "subject" || top.State != "running" || top.Replaces != 0:
 		l.Errorf("there are %v", made)
-	case err == nil && a.Status == http.StatusOK && (top.ID == old.ID || fails):
+	case err == nil && a.Status == http.StatusOK && (top.ID == old.ID || v.fails):
 		l.Errorf("it was replaced, and there are %v", made)
-	case err == nil && a.Status != http.StatusOK && (top.ID != old.ID || mode == kill && !fails && lives):
+	case err == nil && a.Status != http.StatusOK && (top.ID != old.ID || mode == kill && !v.fails && lives):
 		l.Errorf("it was not replaced (%d %s), and there are %v", a.Status, a.Body, made)
-	case fails && top.ID != old.ID:
+	case v.fails && top.ID != old.ID:
 		l.Errorf("a version that fails has the name: %v", made)
 	}
 	l.bystander(now)

@@ -246,26 +246,105 @@ func TestFailingReplace(t *testing.T) {
 	})
 }
 
-// Both versions are mounted at the same time. What only one of them can have is refused before anything stops, in the dry run too.
-func TestReplaceWithTheSameUpper(t *testing.T) {
+// exclusives are mounts that only one version of a container can have at a time.
+func (n *node) exclusives(t *testing.T) map[string]*models.Mount {
+	t.Helper()
+	shared := n.mount(t, disk(t))
+	return map[string]*models.Mount{
+		"upper layer in a mount that exists": n.over(&models.MountOverlayUpper{Mount: mountID(shared.ID), Path: "/web"}),
+		"upper layer in an inline mount":     n.over(&models.MountOverlayUpper{Mount: disk(t), Path: "/web"}),
+		"writable image":                     device(loopback(testkit.Ext4(t, testkit.Busybox(t))), "ext4"),
+	}
+}
+
+// Levels that both versions claim are created after the stop, with the files that the old version has written. If the new version fails,
+// the old one has them again. The dry run and a warning report it.
+func TestReplaceOfExclusiveLevels(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	d := n.mount(t, disk(t))
-	upper := &models.MountOverlayUpper{Mount: mountID(d.ID), Path: "/web"}
-	c := start(forever, n.over(upper))
+	for name, m := range n.exclusives(t) {
+		t.Run(name, func(t *testing.T) {
+			c := start(forever, m)
+			c.Name = "web"
+			old := n.create(t, c)
+			n.sh(t, old.ID, "echo mine > /file")
+			done, _ := n.replaces(t, http.StatusOK, "&dry_run=true", replacement{"mount": m})
+			var acts []string
+			for _, s := range done.Plan.Steps {
+				if *s.Act != "use" {
+					acts = append(acts, *s.Act)
+				}
+			}
+			if got := strings.Join(acts, " "); !strings.HasPrefix(got, "up ") || !strings.HasSuffix(got, " up start") || strings.HasSuffix(got, "stop start") {
+				t.Errorf("the plan is %s", got)
+			}
+			if _, a := n.replaces(t, http.StatusConflict, "&keep_old=60", replacement{"mount": m}); !strings.Contains(a.Message(), "keep_old") {
+				t.Error(a.Message())
+			}
+			if now := n.hasName(t, old.ID); now.Pid != old.Pid {
+				t.Errorf("it was stopped: %+v", now)
+			}
+			end := n.watched(t)
+			_, a := n.replaces(t, http.StatusUnprocessableEntity, "", replacement{"mount": m, "command": "/bin/sh -c 'echo theirs > /file2; exit 3'"})
+			if !strings.Contains(a.Message(), "runs again") {
+				t.Error(a.Message())
+			}
+			n.hasName(t, old.ID)
+			if out := n.sh(t, old.ID, "cat /file"); out != "mine\n" {
+				t.Errorf("after the rollback the old version has %q", out)
+			}
+			done, a = n.replaces(t, http.StatusOK, "", replacement{"mount": m, "env": []string{"A=1"}})
+			end()
+			if !strings.Contains(a.Header.Get("Warning"), "after the stop") {
+				t.Errorf("the warning is %q", a.Header.Get("Warning"))
+			}
+			n.hasName(t, done.Container.ID)
+			if out := n.sh(t, done.Container.ID, "cat /file"); out != "mine\n" {
+				t.Errorf("the new version has %q", out)
+			}
+			n.Must(t, http.StatusOK, http.MethodDelete, "/container?name=web&force=true", nil, nil)
+		})
+	}
+}
+
+// A stop and a deletion cancel a replace whose levels were exchanged already: the old version has its mount again, or all is gone.
+func TestCancelsAReplaceOfExclusiveLevels(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	m := n.exclusives(t)["upper layer in an inline mount"]
+	c := start(forever, m)
 	c.Name = "web"
 	old := n.create(t, c)
-	for _, query := range []string{"&dry_run=true", ""} {
-		_, a := n.replaces(t, http.StatusConflict, query, replacement{"mount": n.over(upper)})
-		if !strings.Contains(a.Message(), "upper") {
-			t.Errorf("%s: %s", query, a.Message())
+	n.sh(t, old.ID, "echo mine > /file")
+	for _, how := range []string{"stop", "delete"} {
+		body := slow(filepath.Join(t.TempDir(), "never"))
+		body["mount"] = m
+		answer := make(chan harness.Answer, 1)
+		go func() {
+			a, _ := n.Do(t.Context(), http.MethodPost, "/container/replace?name=web", body)
+			answer <- a
+		}()
+		n.step(t, "probe")
+		if how == "delete" {
+			n.Must(t, http.StatusOK, http.MethodDelete, "/container?name=web", nil, nil)
+			if a := <-answer; a.Status != http.StatusConflict {
+				t.Errorf("%d %s", a.Status, a.Body)
+			}
+			if !testkit.Settles(func() bool { return len(n.list(t, "/container")) == 0 && len(n.list(t, "/mount")) == 1 }) {
+				t.Errorf("left: %s", n.everything(t.Context(), t))
+			}
+			return
+		}
+		n.Must(t, http.StatusOK, http.MethodPatch, "/container?name=web&state=exited", nil, nil)
+		if a := <-answer; a.Status != http.StatusConflict {
+			t.Errorf("%d %s", a.Status, a.Body)
+		}
+		n.reaches(t, old.ID, models.ContainerStateExited)
+		setState(t, n, http.StatusOK, old.ID, "running")
+		if out := n.sh(t, old.ID, "cat /file"); out != "mine\n" {
+			t.Errorf("started again it has %q", out)
 		}
 	}
-	if now := n.hasName(t, old.ID); now.Pid != old.Pid {
-		t.Errorf("it was %+v and is %+v", old, now)
-	}
-	done, _ := n.replaces(t, http.StatusOK, "", replacement{"mount": mountID(old.Mount.ID), "env": []string{"A=1"}})
-	n.hasName(t, done.Container.ID)
 }
 
 // slow is a version that takes as long as a test needs: its probe succeeds when the file is there.

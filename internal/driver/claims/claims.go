@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/dm"
@@ -100,7 +101,7 @@ func (c *Claims) CheckDevice(number uint64, path string) error {
 
 func (c *Claims) deviceFree(number uint64, path string) error {
 	if owner, ok := c.devices[number]; ok {
-		return errs.New(errs.Conflict, "use %s: attachment %d has this device already; use that one, or delete it", path, owner)
+		return driver.HeldBy(owner, errs.New(errs.Conflict, "use %s: attachment %d has this device already; use that one, or delete it", path, owner))
 	}
 	return nil
 }
@@ -205,8 +206,8 @@ func (c *Claims) DropImage(id int64) {
 func (c *Claims) alone(want Image) error {
 	for _, other := range slices.Sorted(maps.Keys(c.images)) {
 		if want.clash(c.images[other]) {
-			return errs.New(errs.Conflict, "mount %d has the same image mounted by way of another device, and one of the two could write to it, which destroys the image: "+
-				"refer to that attachment by its ID, or mount both with the option \"ro\"", other)
+			return driver.HeldBy(other, errs.New(errs.Conflict, "mount %d has the same image mounted by way of another device, and one of the two could write to it, which destroys the image: "+
+				"refer to that attachment by its ID, or mount both with the option \"ro\"", other))
 		}
 	}
 	return nil
@@ -216,8 +217,8 @@ func (c *Claims) alone(want Image) error {
 func (c *Claims) agree(want Image) error {
 	for _, other := range slices.Sorted(maps.Keys(c.images)) {
 		if has := c.images[other]; has.How != "" && has.Number == want.Number && has.How != want.How {
-			return errs.New(errs.Conflict, "mount %s: mount %d has it mounted as %s, and a file system is mounted in one way at a time, not also as %s: use that mount by its id, or the same options",
-				want.Path, other, has.How, want.How)
+			return driver.HeldBy(other, errs.New(errs.Conflict, "mount %s: mount %d has it mounted as %s, and a file system is mounted in one way at a time, not also as %s: use that mount by its id, or the same options",
+				want.Path, other, has.How, want.How))
 		}
 	}
 	return nil

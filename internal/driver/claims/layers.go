@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
@@ -86,7 +87,7 @@ func (c *Claims) layersFree(id int64, want Layers) error {
 			continue
 		}
 		if err := want.beside(other, c.layers[other]); err != nil {
-			return err
+			return driver.HeldBy(other, err)
 		}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/iscsi"
 	"github.com/kraken-hpc/imageapi/internal/waits"
@@ -68,7 +69,7 @@ func (p *pool) enter(n names, lun int, id int64) (*shared, error) {
 // free makes sure that no other attachment has a logical unit; pool.mu is held.
 func (s *shared) free(lun int, id int64) error {
 	if owner, taken := s.users[lun]; taken && owner != id {
-		return errs.New(errs.Conflict, "attach LUN %d of target %s: attachment %d has this LUN already; use that one, or delete it", lun, s.target, owner)
+		return driver.HeldBy(owner, errs.New(errs.Conflict, "attach LUN %d of target %s: attachment %d has this LUN already; use that one, or delete it", lun, s.target, owner))
 	}
 	return nil
 }

@@ -124,8 +124,8 @@ func (u *unit) attach(ctx context.Context, session *iscsi.Session) (driver.Statu
 		err = u.describe(ctx, d)
 	}
 	if rival := lu.Rival(identity); err == nil && rival != "" && !d.ReadOnly {
-		err = errs.New(errs.Conflict, "LUN %d of target %s is the same volume (%s) as /dev/%s of this node, which can be written to, too: use that one, or attach with ro",
-			u.LUN, u.Target, identity.Names[0], rival)
+		err = &driver.Held{Device: "/dev/" + rival, Err: errs.New(errs.Conflict, "LUN %d of target %s is the same volume (%s) as /dev/%s of this node, which can be written to, too: use that one, or attach with ro",
+			u.LUN, u.Target, identity.Names[0], rival)}
 	}
 	if err == nil {
 		session.Guard(int(u.LUN), identity)

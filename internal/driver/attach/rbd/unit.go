@@ -149,7 +149,7 @@ func (u *unit) status(device rbd.Device) (driver.Status, error) {
 			return driver.Status{}, err
 		}
 		if found {
-			return driver.Status{}, errs.New(errs.Conflict, "map %s: /dev/%s of this node is the same image, and not read-only: unmap it, use it, or map with ro", u.name(), rival.Name())
+			return driver.Status{}, &driver.Held{Device: "/dev/" + rival.Name(), Err: errs.New(errs.Conflict, "map %s: /dev/%s of this node is the same image, and not read-only: unmap it, use it, or map with ro", u.name(), rival.Name())}
 		}
 	}
 	path, made, err := u.driver.nodes.Ensure(device.Number)
