@@ -28,6 +28,15 @@ func (w *world) version(label string) *driver.Plan {
 	return plan
 }
 
+// exclusive makes a plan of a version of the container "web" on three levels, the middle one of which only one version can have.
+func (w *world) exclusive(label string) *driver.Plan {
+	middle := w.level(driver.Mount, "image of "+label, whole(w.level(driver.Attach, "disk of "+label)))
+	middle.Unit.(plain).Unit.(*unit).Claim = "image"
+	plan := w.container("web", true, whole(w.level(driver.Mount, "root of "+label, whole(middle))))
+	plan.Unit.(*unit).Label = label
+	return plan
+}
+
 // deploy runs the first version.
 func deploy(t *testing.T, m *Manager, w *world) int64 {
 	t.Helper()
@@ -399,35 +408,42 @@ func TestNotReplaceable(t *testing.T) {
 // the other; lists have it running all the time.
 func TestKilledWhileReplacing(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"success", "failure"} {
+	for _, kind := range []string{"success", "failure", "exclusive success", "exclusive failure"} {
+		version, levels := (*world).version, 2
+		if strings.HasPrefix(kind, "exclusive") {
+			version, levels = (*world).exclusive, 4
+		}
 		for n, more := 1, true; more; n++ {
 			t.Run(kind, func(t *testing.T) {
 				w := replaceWorld()
 				first := begin(t, w, "")
-				old := deploy(t, first.Manager, w)
+				_, old, err := first.Create(t.Context(), version(w, "old"))
+				if err != nil {
+					t.Fatal(err)
+				}
 				there := w.cutAt(n)
 				cut := w.fail
 				w.failWith(func(act string, u *unit) error {
 					_ = cut(act, u)
-					if kind == "failure" && act == "start" && u.Label == "new" {
+					if strings.HasSuffix(kind, "failure") && act == "start" && u.Label == "new" {
 						return errInjected
 					}
 					return nil
 				})
-				r, err := first.Replace(context.Background(), old, w.version("new"), patient)
+				r, err := first.Replace(context.Background(), old, version(w, "new"), patient)
 				if err != nil {
 					t.Fatal(err)
 				}
 				select {
 				case <-there:
 				case <-r.Done(): // the teardown of the other one goes on
-					for !isClosed(there) && len(first.Snapshot().inOrder()) > 2 {
+					for !isClosed(there) && len(first.Snapshot().inOrder()) > levels {
 						<-time.After(time.Millisecond)
 					}
 				}
 				if !isClosed(there) {
 					more = n < 6
-					if _, _, _, err := r.Result(); (err == nil) != (kind == "success") {
+					if _, _, _, err := r.Result(); (err == nil) != strings.HasSuffix(kind, "success") {
 						t.Errorf("%v", err)
 					}
 					w.whole()
@@ -440,11 +456,13 @@ func TestKilledWhileReplacing(t *testing.T) {
 				end := runsUnderTheName(t, second.Snapshot())
 				s := eventually(t, second.Manager, "the replace is over", func(s *Snapshot) bool {
 					list := s.List(driver.Container)
-					return len(list) == 1 && list[0].Name == "web" && !list[0].InReplace() && len(s.List(driver.Mount)) == 1
+					return len(list) == 1 && list[0].Name == "web" && !list[0].InReplace() && len(s.inOrder()) == levels
 				})
 				end()
 				v, _ := s.ByName("web")
-				aloneUnderTheName(t, second.Manager, w, v.ID)
+				if v.Run.State != StateRunning || len(w.up) != levels {
+					t.Errorf("%+v, %d objects are up", v, len(w.up))
+				}
 				second.end(t, w)
 				if n > 100 {
 					t.Fatal("it never ends")

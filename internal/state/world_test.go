@@ -27,6 +27,7 @@ type world struct {
 	faults []string
 	exits  map[int64]driver.Exit
 	ready  bool                               // containers are ready as soon as they run
+	claims map[string]int64                   // the objects that have them
 	told   map[int64]bool                     // to stop, by a daemon that could not write that down
 	fail   func(act string, unit *unit) error // asked before each act
 	after  func(act string)                   // called after each act
@@ -35,7 +36,7 @@ type world struct {
 func newWorld() *world {
 	return &world{
 		up: make(map[int64][]int64), procs: make(map[int64]*proc), exits: make(map[int64]driver.Exit),
-		told: make(map[int64]bool),
+		told: make(map[int64]bool), claims: make(map[string]int64),
 		fail: func(string, *unit) error { return nil }, after: func(string) {},
 	}
 }
@@ -84,6 +85,7 @@ type unit struct {
 	Auto                   bool
 	Named                  string
 	Policy                 driver.Restart
+	Claim                  string // only one object that is up can have it
 }
 
 func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, error) {
@@ -98,12 +100,28 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 		}
 		return driver.Status{}, err
 	}
+	if by := u.w.claimed(u.Claim, place.ID); by != 0 {
+		return driver.Status{}, driver.HeldBy(by, errs.New(errs.Conflict, "object %d has it", by))
+	}
 	defer func() { u.w.after("up") }()
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
 	needs := u.stands(place)
 	u.w.up[place.ID] = needs
 	return driver.Status{Device: &driver.Device{Number: uint64(place.ID)}}, nil
+}
+
+// claimed makes an object the one that has a claim, or returns the one that has it.
+func (w *world) claimed(claim string, id int64) (by int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if by = w.claims[claim]; by != 0 && by != id {
+		return by
+	}
+	if claim != "" {
+		w.claims[claim] = id
+	}
+	return 0
 }
 
 func (u *unit) stands(place driver.Placement) (needs []int64) {
@@ -140,6 +158,9 @@ func (u *unit) Down(_ context.Context, place driver.Placement, _ driver.Status) 
 		u.w.fault("container %d goes down while it runs", place.ID)
 	}
 	delete(u.w.up, place.ID)
+	if u.w.claims[u.Claim] == place.ID {
+		delete(u.w.claims, u.Claim)
+	}
 	return nil
 }
 
