@@ -602,8 +602,8 @@ func (a *Client) ReadContainerLogContext(ctx context.Context, params *ReadContai
 // the container's field `replacing` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete
 // the container. While the replace runs, lists contain one container of that name, in the state `running`.
 //
-// Both versions have their mounts at the same time. If only one of them can use a writable device, file or upper layer, the request returns
-// 409, and nothing stops.
+// Both versions have their mounts at the same time. If only one of them can use a writable device, file or upper layer, the server creates
+// it, and all levels above it, after the stop. A `Warning` names them. With `keep_old` such a request returns 409, and nothing stops.
 //
 // Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422. The container must be `running`.
 // .
@@ -635,8 +635,8 @@ func (a *Client) ReplaceContainer(params *ReplaceContainerParams, opts ...Client
 // the container's field `replacing` and events report its progress. A client that hangs up cancels nothing. To cancel, stop or delete
 // the container. While the replace runs, lists contain one container of that name, in the state `running`.
 //
-// Both versions have their mounts at the same time. If only one of them can use a writable device, file or upper layer, the request returns
-// 409, and nothing stops.
+// Both versions have their mounts at the same time. If only one of them can use a writable device, file or upper layer, the server creates
+// it, and all levels above it, after the stop. A `Warning` names them. With `keep_old` such a request returns 409, and nothing stops.
 //
 // Give `id` or `name`. If you give both, they must name the same container; otherwise the request returns 422. The container must be `running`.
 // .

@@ -1,11 +1,13 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Both versions of a container can claim what only one of them can have: a device, a writable image, an upper layer. Such a level of the
@@ -49,16 +51,22 @@ func (r *Replacement) holder(err error) int64 {
 	return r.m.holderIn(r.m.own(r.old), err)
 }
 
-// exchange brings up the late levels of the new stack, which old ones make way for.
+// exchange brings up the late levels of the new stack, which old ones make way for. If an earlier daemon has begun with that, its leftovers
+// go first.
 func (r *Replacement) exchange() error {
 	m := r.m
 	ctx, cancel := context.WithTimeoutCause(r.ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
-	all := r.record().Late
-	for late := all; len(late) > 0; {
+	record := r.record()
+	if r.resumed && len(record.Late) > 0 {
+		if err := r.lower(ctx, append(newestFirst(record.Late), newestFirst(record.Released)...)); err != nil {
+			return err
+		}
+	}
+	for late := record.Late; len(late) > 0; {
 		rest, err := m.bringUp(ctx, late)
 		if id := r.holder(err); id != 0 {
-			err = r.release(ctx, id)
+			err = r.release(ctx, id, err)
 		}
 		if err != nil {
 			return err
@@ -66,32 +74,39 @@ func (r *Replacement) exchange() error {
 		late = rest
 	}
 	m.edit(func(c *change) {
-		for _, id := range all {
+		for _, id := range record.Late {
 			c.phase(id, Ready, "")
 		}
 		c.alter(r.old, func(record *Replace) { record.Late = nil })
 	})
-	return m.record(append(slices.Clone(all), r.old)...)
+	return m.record(append(slices.Clone(record.Late), r.old)...)
 }
 
-// release takes down an object of the old stack and all above it, but for the container. The journal has them first.
-func (r *Replacement) release(ctx context.Context, holder int64) error {
+// release takes down an object of the old stack and all above it, but for the container. The journal has them first. If none of them is up,
+// they are not the cause.
+func (r *Replacement) release(ctx context.Context, holder int64, cause error) error {
 	m := r.m
 	var ids []int64
 	m.edit(func(c *change) {
 		for _, id := range m.own(r.old)[1:] {
 			if o := m.objects[id]; o.view.Up && (id == holder || slices.Contains(m.Snapshot().below(id), holder)) {
 				ids = append(ids, id)
-				o.sweep = true
 				c.phase(id, Pending, "")
 			}
 		}
 		c.alter(r.old, func(record *Replace) { record.Released = append(slices.Clone(record.Released), ids...) })
 	})
+	if len(ids) == 0 {
+		return cause
+	}
 	if err := m.record(append(slices.Clone(ids), r.old)...); err != nil {
 		return err
 	}
 	return r.lower(ctx, ids)
+}
+
+func newestFirst(ids []int64) []int64 {
+	return slices.SortedFunc(slices.Values(ids), func(a, b int64) int { return cmp.Compare(b, a) })
 }
 
 // lower takes objects down that stay in the state, in this order.
@@ -103,10 +118,7 @@ func (r *Replacement) lower(ctx context.Context, ids []int64) error {
 			return err
 		}
 		if _, err = m.takeDown(id, false); err == nil {
-			m.edit(func(c *change) {
-				m.objects[id].sweep = true
-				c.touch(id).Up = false
-			})
+			m.edit(func(c *change) { c.touch(id).Up = false })
 		}
 		unlock()
 		if err != nil {
@@ -117,10 +129,10 @@ func (r *Replacement) lower(ctx context.Context, ids []int64) error {
 	return nil
 }
 
-// giveBack brings the old stack up again, after the new one has made way.
+// giveBack brings the old stack up again, after the new one has made way. What fails is tried again until time is up.
 func (r *Replacement) giveBack() error {
 	m := r.m
-	released := r.record().Released
+	released := newestFirst(r.record().Released)
 	if len(released) == 0 {
 		return nil
 	}
@@ -129,18 +141,24 @@ func (r *Replacement) giveBack() error {
 	m.mu.Lock()
 	fresh := m.own(r.new)
 	m.mu.Unlock()
-	slices.SortFunc(released, func(a, b int64) int { return int(b - a) })
-	err := r.lower(ctx, append(fresh, released...)) // of the old ones, leftovers of a daemon that was killed
-	if err == nil {
-		slices.Reverse(released)
-		_, err = m.bringUp(ctx, released)
+	upwards := slices.Clone(released)
+	slices.Reverse(upwards)
+	var err error
+	for {
+		if err = r.lower(ctx, append(fresh, released...)); err == nil { // of the old ones, leftovers of an earlier attempt or daemon
+			_, err = m.bringUp(ctx, upwards)
+		}
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		m.log.Warn("mounts of old version not restored, retrying", logkey.Container, r.old, logkey.Error, err)
+		pause(ctx, m.opt.RetryMin)
 	}
 	m.edit(func(c *change) {
 		for _, id := range released {
 			if err == nil {
-				m.objects[id].sweep = false
 				c.phase(id, Ready, "")
-			} else if !c.touch(id).Up {
+			} else {
 				c.phase(id, Broken, err.Error())
 			}
 		}
@@ -152,18 +170,14 @@ func (r *Replacement) giveBack() error {
 	return err
 }
 
-// loadExchange enters the levels of a replace that an earlier daemon had taken down, and rolls it back if the new stack was not up.
-func (c *change) loadExchange(record *Replace) *Replace {
+// loadExchange enters the levels of a replace that an earlier daemon was exchanging.
+func (c *change) loadExchange(record *Replace) {
 	for _, id := range record.Released {
-		if o := c.m.objects[id]; o != nil {
-			o.sweep = true
-			c.touch(id).Up = false
+		if c.m.objects[id] != nil {
+			c.touch(id).Up = false // or not quite: it is swept
 		}
 	}
-	if len(record.Late) == 0 || record.Step == StepCancel || record.Step == StepRollback {
-		return record
+	if len(record.Late) > 0 {
+		c.hold(record.New, true) // as before: this creation goes on
 	}
-	back := *record
-	back.Step, back.Cause = StepRollback, "step "+record.Step+": the server was restarted"
-	return &back
 }

@@ -77,6 +77,7 @@ type Replacement struct {
 	m        *Manager
 	old, new int64
 	stack    []int64         // the new one, lowest level first
+	resumed  bool            // an earlier daemon began it
 	ctx      context.Context // ends with the manager, or when the replace is cancelled
 	cancel   context.CancelCauseFunc
 	done     chan struct{}
@@ -943,12 +944,9 @@ func (c *change) loadReplace(record *Replace) {
 	if fresh == nil || record.Step == StepMount && c.touch(record.New).Phase != Ready {
 		return // nothing was stopped: the recovery rolls the new version back
 	}
-	record = c.loadExchange(record)
-	if len(record.Late) > 0 {
-		c.hold(record.New, true) // until the rollback deletes it
-	}
+	c.loadExchange(record)
 	r := m.newReplacement(record.Old, record.New)
-	r.stack = []int64{record.New}
+	r.stack, r.resumed = []int64{record.New}, true
 	old.replace = r
 	c.touch(record.Old).Replace = record
 	if record.Step == StepCommit {

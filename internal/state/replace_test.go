@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -409,69 +410,72 @@ func TestNotReplaceable(t *testing.T) {
 func TestKilledWhileReplacing(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"success", "failure", "exclusive success", "exclusive failure"} {
-		version, levels := (*world).version, 2
-		if strings.HasPrefix(kind, "exclusive") {
-			version, levels = (*world).exclusive, 4
-		}
-		for n, more := 1, true; more; n++ {
-			t.Run(kind, func(t *testing.T) {
-				w := replaceWorld()
-				first := begin(t, w, "")
-				_, old, err := first.Create(t.Context(), version(w, "old"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				there := w.cutAt(n)
-				cut := w.fail
-				w.failWith(func(act string, u *unit) error {
-					_ = cut(act, u)
-					if strings.HasSuffix(kind, "failure") && act == "start" && u.Label == "new" {
-						return errInjected
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			version, levels := (*world).version, 2
+			if strings.HasPrefix(kind, "exclusive") {
+				version, levels = (*world).exclusive, 4
+			}
+			for n, more := 1, true; more; n++ {
+				t.Run(fmt.Sprint("act ", n), func(t *testing.T) {
+					w := replaceWorld()
+					first := begin(t, w, "")
+					_, old, err := first.Create(t.Context(), version(w, "old"))
+					if err != nil {
+						t.Fatal(err)
 					}
-					return nil
-				})
-				r, err := first.Replace(context.Background(), old, version(w, "new"), patient)
-				if err != nil {
-					t.Fatal(err)
-				}
-				select {
-				case <-there:
-				case <-r.Done(): // the teardown of the other one goes on
-					for !isClosed(there) && len(first.Snapshot().inOrder()) > levels {
-						<-time.After(time.Millisecond)
+					there := w.cutAt(n)
+					cut := w.fail
+					w.failWith(func(act string, u *unit) error {
+						_ = cut(act, u)
+						if strings.HasSuffix(kind, "failure") && act == "start" && u.Label == "new" {
+							return errInjected
+						}
+						return nil
+					})
+					r, err := first.Replace(context.Background(), old, version(w, "new"), patient)
+					if err != nil {
+						t.Fatal(err)
 					}
-				}
-				if !isClosed(there) {
-					more = n < 6
-					if _, _, _, err := r.Result(); (err == nil) != strings.HasSuffix(kind, "success") {
-						t.Errorf("%v", err)
+					select {
+					case <-there:
+					case <-r.Done(): // the teardown of the other one goes on
+						for !isClosed(there) && len(first.Snapshot().inOrder()) > levels {
+							<-time.After(time.Millisecond)
+						}
+					}
+					if !isClosed(there) {
+						more = n < 6
+						if _, _, _, err := r.Result(); (err == nil) != strings.HasSuffix(kind, "success") {
+							t.Errorf("%v", err)
+						}
+						w.whole()
+						first.end(t, w)
+						return
 					}
 					w.whole()
-					first.end(t, w)
-					return
-				}
-				w.whole()
-				second := begin(t, w, first.path)
-				runsUnderTheName(t, second.Snapshot())()
-				end := runsUnderTheName(t, second.Snapshot())
-				s := eventually(t, second.Manager, "the replace is over", func(s *Snapshot) bool {
-					list := s.List(driver.Container)
-					return len(list) == 1 && list[0].Name == "web" && !list[0].InReplace() && len(s.inOrder()) == levels
+					second := begin(t, w, first.path)
+					runsUnderTheName(t, second.Snapshot())()
+					end := runsUnderTheName(t, second.Snapshot())
+					s := eventually(t, second.Manager, "the replace is over", func(s *Snapshot) bool {
+						list := s.List(driver.Container)
+						return len(list) == 1 && list[0].Name == "web" && !list[0].InReplace() && len(s.inOrder()) == levels
+					})
+					end()
+					v, _ := s.ByName("web")
+					if v.Run.State != StateRunning || len(w.up) != levels {
+						t.Errorf("%+v, %d objects are up", v, len(w.up))
+					}
+					second.end(t, w)
+					if n > 100 {
+						t.Fatal("it never ends")
+					}
 				})
-				end()
-				v, _ := s.ByName("web")
-				if v.Run.State != StateRunning || len(w.up) != levels {
-					t.Errorf("%+v, %d objects are up", v, len(w.up))
+				if t.Failed() {
+					t.Fatalf("%s, killed at point %d", kind, n)
 				}
-				second.end(t, w)
-				if n > 100 {
-					t.Fatal("it never ends")
-				}
-			})
-			if t.Failed() {
-				t.Fatalf("%s, killed at point %d", kind, n)
 			}
-		}
+		})
 	}
 }
 
