@@ -746,7 +746,7 @@ func (r *Replacement) back(step string, cause error) error {
 	}
 	failed := r.giveBack()
 	if record.Ran && failed == nil {
-		failed = r.start(r.old)
+		failed = r.startOld()
 	}
 	if v, ok := m.Snapshot().Get(r.old); ok && failed == nil && v.Run.State == StateStopping {
 		failed = errs.New(errs.Deadline, "its processes have not ended")
@@ -773,6 +773,17 @@ func (r *Replacement) back(step string, cause error) error {
 		return errs.New(errs.RolledBack, "%s%w; container %d is as before%s%s", text, cause, r.old, said, left)
 	}
 	return errs.New(errs.RolledBack, "%s%w; container %d runs again%s%s", text, cause, r.old, said, left)
+}
+
+// startOld starts the old container again. It retries once: a cause may be over in a moment, and without this version none runs.
+func (r *Replacement) startOld() error {
+	err := r.start(r.old)
+	if err == nil || r.ctx.Err() != nil {
+		return err
+	}
+	r.m.log.Warn("old version not started, retrying", logkey.Container, r.old, logkey.Error, err)
+	pause(r.ctx, r.m.opt.RetryMin)
+	return r.start(r.old)
 }
 
 // stopBoth ends a replace that was cancelled. The old container was asked to stop by the client who did so, if it is not to be deleted.

@@ -55,6 +55,9 @@ func replaceEverywhere(t *testing.T, mode string, stride int, again bool) {
 			}
 			n -= points
 		})
+		if t.Failed() {
+			break
+		}
 	}
 	t.Logf("%s at every %d. point: %v", mode, stride, &l.tally)
 }
