@@ -48,7 +48,7 @@ func run(args []string) int {
 		return exitFailed
 	}
 	for _, text := range warnings {
-		log.Warn("environment variable ignored", logkey.Warning, text)
+		log.Warn("environment variable ignored or deprecated", logkey.Warning, text)
 	}
 	service, err := daemon.TakeService(log)
 	if err != nil {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -36,8 +37,9 @@ type Config struct {
 	Limits Limits `group:"Limits"`
 	Log    Log    `group:"Log"`
 
-	Clean   bool `long:"clean-strays" description:"kill and delete the containers, mounts and files of an earlier server in --run-dir and --cgroup-parent that the journal does not contain, and exit"`
-	Version bool `long:"version" description:"show the version and exit"`
+	File    string `long:"config" value-name:"FILE" description:"a YAML file with options, by their names here; the command line and the environment override it (default: none)"`
+	Clean   bool   `long:"clean-strays" description:"kill and delete the containers, mounts and files of an earlier server in --run-dir and --cgroup-parent that the journal does not contain, and exit"`
+	Version bool   `long:"version" description:"show the version and exit"`
 }
 
 // Listen says where to listen.
@@ -45,8 +47,8 @@ type Listen struct {
 	Schemes     []string `long:"scheme" default:"unix" choice:"unix" choice:"http" choice:"https" description:"type of listener; repeat it for several listeners"`
 	SocketPath  string   `long:"socket-path" value-name:"PATH" default:"/run/imageapi.sock" description:"the unix socket, of mode 0600: anyone who can write to it has root on this node"`
 	Group       string   `long:"socket-group" value-name:"GROUP" description:"a group, by name or number, whose members can also use the unix socket, of mode 0660 then: they have root on this node"`
-	Host        string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http, or $HOST if that is a loopback address"`
-	Port        uint16   `long:"port" value-name:"PORT" default:"8080" env:"PORT" description:"the port for http"`
+	Host        string   `long:"host" value-name:"HOST" default:"127.0.0.1" description:"the address for http"`
+	Port        uint16   `long:"port" value-name:"PORT" default:"8080" description:"the port for http"`
 	Users       []string `long:"allow-user" value-name:"USER" description:"a user of this node, by name or number, who can use http, and https without --tls-ca, in addition to root: this grants root on this node; for monitoring see --metrics-port; repeat it for several"`
 	Containers  bool     `long:"allow-containers" description:"allow these also for processes in containers of this server: they have root on this node then"`
 	Hosts       []string `long:"allow-host" value-name:"NAME" description:"a name or address of the server that clients can use over http and https, in addition to those of loopback, of the certificate and of the connection; repeat it for several"`
@@ -57,11 +59,11 @@ type Listen struct {
 
 // TLS says where and how to listen for https.
 type TLS struct {
-	Host        string        `long:"tls-host" value-name:"HOST" description:"the address for https, or $TLS_HOST if that is a loopback address (default: that of --host)"`
-	Port        uint16        `long:"tls-port" value-name:"PORT" default:"8443" env:"TLS_PORT" description:"the port for https"`
-	Certificate string        `long:"tls-certificate" value-name:"FILE" env:"TLS_CERTIFICATE" description:"the server's certificate, followed by the chain that proves it (PEM)"`
-	Key         string        `long:"tls-key" value-name:"FILE" env:"TLS_PRIVATE_KEY" description:"its private key (PEM)"`
-	CA          string        `long:"tls-ca" value-name:"FILE" env:"TLS_CA_CERTIFICATE" description:"require a client certificate signed by one of these CAs (PEM)"`
+	Host        string        `long:"tls-host" value-name:"HOST" description:"the address for https (default: that of --host)"`
+	Port        uint16        `long:"tls-port" value-name:"PORT" default:"8443" description:"the port for https"`
+	Certificate string        `long:"tls-certificate" value-name:"FILE" description:"the server's certificate, followed by the chain that proves it (PEM)"`
+	Key         string        `long:"tls-key" value-name:"FILE" description:"its private key (PEM)"`
+	CA          string        `long:"tls-ca" value-name:"FILE" description:"require a client certificate signed by one of these CAs (PEM)"`
 	Clients     []string      `long:"tls-client" value-name:"NAME" description:"allow https only for clients whose certificate has this common name or DNS name; repeat it for several (default: all clients of --tls-ca)"`
 	ReadOnly    []string      `long:"read-only-client" value-name:"NAME" description:"allow only reading for clients whose certificate has this common name or DNS name; repeat it for several"`
 	ListenLimit int           `long:"tls-listen-limit" value-name:"N" description:"as --listen-limit (default: the same)"`
@@ -105,7 +107,7 @@ type Limits struct {
 
 // Log says what the daemon tells about itself, on standard error.
 type Log struct {
-	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important level to log: changes are info, reads are debug; or the level in $IMAGEAPI_LOGLEVEL"`
+	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important level to log: changes are info, reads are debug"`
 	Format string `long:"log-format" default:"text" choice:"text" choice:"json" description:"format of the log lines"`
 
 	Audit      string `long:"audit-log" value-name:"FILE" description:"record each change in this file, or in journald: the word journald (default: no record)"`
@@ -130,34 +132,55 @@ func (s *Size) UnmarshalFlag(value string) error {
 // ErrHelp is what Parse returns if the user asked for help; its text is the help.
 type ErrHelp struct{ error }
 
-// Parse reads a command line without the program's name, and the environment. What it warns of is to be logged.
+// Parse reads a command line without the program's name, the file that it names, and the environment. The warnings are for the log.
 func Parse(args []string) (cfg Config, warnings []string, err error) {
-	parser, err := newParser(&cfg)
-	if err != nil {
+	if _, err := parse(&cfg, args, nil); err != nil || cfg.Version {
 		return cfg, nil, err
 	}
-	rest, err := parser.ParseArgs(args)
+	file := cmp.Or(cfg.File, os.Getenv("IMAGEAPI_CONFIG"))
+	cfg = Config{}
+	var failed error
+	parser, err := parse(&cfg, args, func(parser *flags.Parser) error {
+		warnings, failed = setDefaults(parser, file)
+		return failed
+	})
 	switch {
-	case isHelp(err):
-		return cfg, nil, ErrHelp{err}
+	case failed != nil:
+		return cfg, nil, failed
 	case err != nil:
-		return cfg, nil, err
-	case len(rest) > 0:
-		return cfg, nil, fmt.Errorf("unexpected argument %q", rest[0])
-	case cfg.Version:
-		return cfg, nil, nil
+		return cfg, nil, fmt.Errorf("options of the file and of the environment: %w", err)
 	}
-	warnings = append(fromEnv(parser, "host", "HOST", &cfg.Listen.Host), fromEnv(parser, "tls-host", "TLS_HOST", &cfg.TLS.Host)...)
+	warnings = append(warnings, fromEnv(parser, "host", "HOST", &cfg.Listen.Host)...)
+	warnings = append(warnings, fromEnv(parser, "tls-host", "TLS_HOST", &cfg.TLS.Host)...)
 	warnings = append(warnings, levelFromEnv(parser, &cfg.Log.Level)...)
 	cfg.complete()
 	return cfg, warnings, cfg.check()
 }
 
+// parse reads a command line into cfg; prepare may set defaults.
+func parse(cfg *Config, args []string, prepare func(*flags.Parser) error) (*flags.Parser, error) {
+	parser, err := newParser(cfg)
+	if err == nil && prepare != nil {
+		err = prepare(parser)
+	}
+	if err != nil {
+		return nil, err
+	}
+	rest, err := parser.ParseArgs(args)
+	switch {
+	case isHelp(err):
+		return nil, ErrHelp{err}
+	case err == nil && len(rest) > 0:
+		return nil, fmt.Errorf("unexpected argument %q", rest[0])
+	}
+	return parser, err
+}
+
 // newParser returns the parser of command lines, which fills in cfg.
 func newParser(cfg *Config) (*flags.Parser, error) {
-	parser := flags.NewNamedParser("imageapi-server", flags.HelpFlag|flags.PassDoubleDash)
+	parser := flags.NewNamedParser("imageapi-server", flags.HelpFlag|flags.PassDoubleDash|flags.AllowBoolValues)
 	parser.ShortDescription = "system images as mounts, devices and containers"
-	parser.LongDescription = "Turns system images into mounts, devices and containers on this node, over HTTP."
+	parser.LongDescription = "Turns system images into mounts, devices and containers on this node, over HTTP. Each option can also be in a file (--config) and in the environment, for example as IMAGEAPI_LOG_LEVEL."
 	_, err := parser.AddGroup("Options", "", cfg)
 	return parser, err
 }
@@ -184,17 +207,21 @@ func fromEnv(parser *flags.Parser, option, variable string, host *string) (warni
 	if value == "" || onCommandLine(parser, option) {
 		return nil
 	}
+	if given, _ := fromEnvironment(option); given != nil {
+		return nil
+	}
 	if !loopback(value) {
 		return []string{fmt.Sprintf("$%s: %q is not a loopback address; use --%s to listen there", variable, value, option)}
 	}
 	*host = value
-	return nil
+	return []string{deprecated(variable, option)}
 }
 
 // levelFromEnv takes the log level from the environment as 0.2 did, whose names were those of logrus, if the option was not given.
 func levelFromEnv(parser *flags.Parser, level *string) (warnings []string) {
-	value := os.Getenv("IMAGEAPI_LOGLEVEL")
-	if value == "" || onCommandLine(parser, "log-level") {
+	const variable = "IMAGEAPI_LOGLEVEL"
+	value := os.Getenv(variable)
+	if given, _ := fromEnvironment("log-level"); value == "" || given != nil || onCommandLine(parser, "log-level") {
 		return nil
 	}
 	switch strings.ToLower(value) {
@@ -207,9 +234,9 @@ func levelFromEnv(parser *flags.Parser, level *string) (warnings []string) {
 	case "debug", "trace":
 		*level = "debug"
 	default:
-		return []string{fmt.Sprintf("$IMAGEAPI_LOGLEVEL: %q is not a log level; use debug, info, warn or error", value)}
+		return []string{fmt.Sprintf("$%s: %q is not a log level; use debug, info, warn or error", variable, value)}
 	}
-	return nil
+	return []string{deprecated(variable, "log-level")}
 }
 
 func onCommandLine(parser *flags.Parser, option string) bool {

@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"cmp"
 	"errors"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -14,7 +16,8 @@ import (
 // clearEnv takes away what the test's own environment would set.
 func clearEnv(t *testing.T) {
 	t.Helper()
-	for _, name := range []string{"HOST", "PORT", "TLS_HOST", "TLS_PORT", "TLS_CERTIFICATE", "TLS_PRIVATE_KEY", "TLS_CA_CERTIFICATE", "IMAGEAPI_LOGLEVEL"} {
+	for _, name := range []string{"HOST", "PORT", "TLS_HOST", "TLS_PORT", "TLS_CERTIFICATE", "TLS_PRIVATE_KEY", "TLS_CA_CERTIFICATE", "IMAGEAPI_LOGLEVEL",
+		"IMAGEAPI_HOST", "IMAGEAPI_PORT", "IMAGEAPI_TLS_KEY", "IMAGEAPI_LOG_LEVEL", "IMAGEAPI_TEARDOWN", "IMAGEAPI_CONFIG"} {
 		t.Setenv(name, "") // so that it is put back
 		if err := os.Unsetenv(name); err != nil {
 			t.Fatal(err)
@@ -101,14 +104,25 @@ func TestParse(t *testing.T) {
 		{name: "environment", env: map[string]string{"HOST": "localhost", "PORT": "81", "TLS_HOST": "::1", "TLS_PORT": "82"},
 			check: func(c Config) bool {
 				return c.Listen.Host == "localhost" && c.Listen.Port == 81 && c.TLS.Host == "::1" && c.TLS.Port == 82
+			}, warn: "$PORT is deprecated; use $IMAGEAPI_PORT\n$TLS_PORT is deprecated; use $IMAGEAPI_TLS_PORT\n$HOST is deprecated; use $IMAGEAPI_HOST\n$TLS_HOST is deprecated"},
+		{name: "environment with the prefix", env: map[string]string{"IMAGEAPI_HOST": "localhost", "IMAGEAPI_PORT": "81", "PORT": "82", "HOST": "127.0.0.9", "IMAGEAPI_TLS_KEY": "k", "IMAGEAPI_LOG_LEVEL": "warn", "IMAGEAPI_TEARDOWN": "true", "IMAGEAPI_LOGLEVEL": "debug"},
+			check: func(c Config) bool {
+				return c.Listen.Host == "localhost" && c.Listen.Port == 81 && c.TLS.Key == "k" && c.Log.Level == "warn" && c.Node.Teardown
 			}},
+		{name: "empty variables", env: map[string]string{"IMAGEAPI_PORT": "", "PORT": "", "IMAGEAPI_LOG_LEVEL": "", "HOST": "", "TLS_PORT": ""},
+			check: func(c Config) bool { return c.Listen.Port == 8080 && c.Log.Level == "info" && c.TLS.Port == 8443 }},
+		{name: "the variable of the client", env: map[string]string{"IMAGEAPI_HOST": "unix:///run/other.sock"},
+			check: func(c Config) bool { return c.Listen.Host == "127.0.0.1" }},
+		{name: "a wrong variable", env: map[string]string{"IMAGEAPI_PORT": "http"}, err: "options of the file and of the environment: "},
+		{name: "flags override variables", env: map[string]string{"IMAGEAPI_PORT": "81", "IMAGEAPI_TEARDOWN": "true"}, args: "--port 82 --teardown=false",
+			check: func(c Config) bool { return c.Listen.Port == 82 && !c.Node.Teardown }},
 		{name: "environment that would open the node", env: map[string]string{"HOST": "node17", "TLS_HOST": "0.0.0.0"}, args: "--scheme http",
 			check: func(c Config) bool { return c.Listen.Host == "127.0.0.1" && c.TLS.Host == "127.0.0.1" }, warn: `$HOST: "node17"`},
 		{name: "the command line wins", env: map[string]string{"HOST": "0.0.0.0"}, args: "--host 127.0.0.3",
 			check: func(c Config) bool { return c.Listen.Host == "127.0.0.3" }},
-		{name: "a level of 0.2", env: map[string]string{"IMAGEAPI_LOGLEVEL": "trace"}, check: func(c Config) bool { return c.Log.Level == "debug" }},
-		{name: "another", env: map[string]string{"IMAGEAPI_LOGLEVEL": "WARNING"}, check: func(c Config) bool { return c.Log.Level == "warn" }},
-		{name: "and another", env: map[string]string{"IMAGEAPI_LOGLEVEL": "fatal"}, check: func(c Config) bool { return c.Log.Level == "error" }},
+		{name: "a level of 0.2", env: map[string]string{"IMAGEAPI_LOGLEVEL": "trace"}, check: func(c Config) bool { return c.Log.Level == "debug" }, warn: "$IMAGEAPI_LOGLEVEL is deprecated; use $IMAGEAPI_LOG_LEVEL"},
+		{name: "another", env: map[string]string{"IMAGEAPI_LOGLEVEL": "WARNING"}, check: func(c Config) bool { return c.Log.Level == "warn" }, warn: "deprecated"},
+		{name: "and another", env: map[string]string{"IMAGEAPI_LOGLEVEL": "fatal"}, check: func(c Config) bool { return c.Log.Level == "error" }, warn: "deprecated"},
 		{name: "the level of the command line", env: map[string]string{"IMAGEAPI_LOGLEVEL": "loud"}, args: "--log-level info",
 			check: func(c Config) bool { return c.Log.Level == "info" }},
 		{name: "no level", env: map[string]string{"IMAGEAPI_LOGLEVEL": "loud"},
@@ -160,6 +174,76 @@ func TestParse(t *testing.T) {
 				t.Errorf("warns %q, want %q", got, tt.warn)
 			}
 		})
+	}
+}
+
+// A file has the options by their names. Flags and variables override it, and it is refused if others can write it.
+func TestConfigurationFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "server.yaml")
+	const text = "scheme: [unix, http]\nport: 81\nlog-level: warn\nmax-body: 2KiB\nteardown: true\nstop-timeout: 3s\nallow-user: [nobody]\n"
+	for _, tt := range []struct {
+		name, text string
+		mode       os.FileMode
+		owner      int
+		env        map[string]string
+		args       string
+		check      func(Config) bool
+		err        string
+	}{
+		{name: "all", text: text, check: func(c Config) bool {
+			return reflect.DeepEqual(c.Listen.Schemes, []string{"http", "unix"}) && c.Listen.Port == 81 && c.Log.Level == "warn" && c.Limits.MaxBody == 2048 &&
+				c.Node.Teardown && c.Node.StopTimeout == 3*time.Second && reflect.DeepEqual(c.Listen.Users, []string{"nobody"})
+		}},
+		{name: "flags", text: text, args: "--scheme http --port 82 --log-level info --teardown=false --allow-user 7", check: func(c Config) bool {
+			return reflect.DeepEqual(c.Listen.Schemes, []string{"http"}) && c.Listen.Port == 82 && c.Log.Level == "info" && !c.Node.Teardown &&
+				reflect.DeepEqual(c.Listen.Users, []string{"7"}) && c.Limits.MaxBody == 2048
+		}},
+		{name: "variables", text: text, env: map[string]string{"IMAGEAPI_PORT": "83"}, check: func(c Config) bool { return c.Listen.Port == 83 && c.Log.Level == "warn" }},
+		{name: "empty", text: "# nothing\n", check: func(c Config) bool { return c.Listen.Port == 8080 }},
+		{name: "unknown", text: "prot: 81\n", err: "prot: no option of the server has this name"},
+		{name: "not for a file", text: "clean-strays: true\n", err: "clean-strays: no option"},
+		{name: "deep", text: "port: {a: b}\n", err: "line 1: port: use a value"},
+		{name: "wrong", text: "port: http\n", err: "options of the file and of the environment: "},
+		{name: "twice", text: "port: 1\nport: 2\n", err: "already defined"},
+		{name: "a check of all", text: "scheme: http\nhost: 0.0.0.0\n", err: "--allow-unauthenticated"},
+		{name: "group", text: text, mode: 0o660, err: "other users can write the file (mode 0660)"},
+		{name: "world", text: text, mode: 0o606, err: "other users can write the file"},
+		{name: "read by all", text: text, mode: 0o644, check: func(c Config) bool { return c.Listen.Port == 81 }},
+		{name: "owner", text: text, owner: 65534, err: "user 65534 owns the file"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			clearEnv(t)
+			for name, value := range tt.env {
+				t.Setenv(name, value)
+			}
+			if tt.owner != 0 && os.Geteuid() != 0 {
+				t.Skip("needs root")
+			}
+			err := errors.Join(os.WriteFile(path, []byte(tt.text), 0o600), os.Chmod(path, cmp.Or(tt.mode, 0o600)), os.Chown(path, cmp.Or(tt.owner, os.Geteuid()), -1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg, _, err := Parse(append([]string{"--config", path}, strings.Fields(tt.args)...))
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("%v, want %s", err, tt.err)
+				}
+				return
+			}
+			if err != nil || !tt.check(cfg) {
+				t.Errorf("%+v, %v", cfg, err)
+			}
+		})
+	}
+	t.Setenv("IMAGEAPI_CONFIG", path)
+	if err := os.Chown(path, os.Geteuid(), -1); err != nil {
+		t.Fatal(err)
+	}
+	if cfg, _, err := Parse(nil); err != nil || cfg.Listen.Port != 81 {
+		t.Errorf("by a variable: %+v, %v", cfg.Listen, err)
+	}
+	if _, _, err := Parse([]string{"--config", "/nowhere"}); err == nil || !strings.Contains(err.Error(), "/nowhere") {
+		t.Errorf("without the file: %v", err)
 	}
 }
 
