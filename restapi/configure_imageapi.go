@@ -135,6 +135,27 @@ func configureAPI(api *operations.ImageapiAPI) http.Handler {
 			return middleware.NotImplemented("operation mounts.Mount has not yet been implemented"), nil
 		})
 	}
+	if api.AttachmentsPlanAttachHandler == nil {
+		api.AttachmentsPlanAttachHandler = attachments.PlanAttachHandlerFunc(func(params attachments.PlanAttachParams) (middleware.Responder, error) {
+			_ = params
+
+			return middleware.NotImplemented("operation attachments.PlanAttach has not yet been implemented"), nil
+		})
+	}
+	if api.ContainersPlanContainerHandler == nil {
+		api.ContainersPlanContainerHandler = containers.PlanContainerHandlerFunc(func(params containers.PlanContainerParams) (middleware.Responder, error) {
+			_ = params
+
+			return middleware.NotImplemented("operation containers.PlanContainer has not yet been implemented"), nil
+		})
+	}
+	if api.MountsPlanMountHandler == nil {
+		api.MountsPlanMountHandler = mounts.PlanMountHandlerFunc(func(params mounts.PlanMountParams) (middleware.Responder, error) {
+			_ = params
+
+			return middleware.NotImplemented("operation mounts.PlanMount has not yet been implemented"), nil
+		})
+	}
 	if api.ContainersReadContainerLogHandler == nil {
 		api.ContainersReadContainerLogHandler = containers.ReadContainerLogHandlerFunc(func(params containers.ReadContainerLogParams) (middleware.Responder, error) {
 			_ = params

@@ -55,22 +55,21 @@
 //
 //	## Dry runs
 //
-//	A POST to `/attach`, `/mount` or `/container` with `dry_run=true` creates nothing. The server checks everything that it can check without
-//	changing the node:
+//	A POST to `/attach/plan`, `/mount/plan` or `/container/plan` takes the same body as the POST that creates the object, and creates nothing. The
+//	server checks everything that it can check without changing the node:
 //
 //	- the definition, the objects that it refers to, names and limits;
 //	- files, devices, file systems and kernel modules of the node;
 //	- secrets in files;
 //	- the command of a container whose root is already mounted.
 //
-//	If the request would fail, the server returns the same status and message as without `dry_run`. Otherwise it returns **200** with a `plan`:
+//	If the create would fail, the server returns the same status and message. Otherwise it returns a `plan`:
 //	the steps in order, each with the facts that only the step itself can establish (`unknown`). The server does not contact storage servers, so it
 //	is unknown whether they respond.
 //
 //	A plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.
 //
-//	The operations do not declare the response 200, so that clients generated from earlier versions stay compatible. 201 always means that the
-//	server created the object. Servers before 0.3.0 ignore `dry_run` and create the object.
+//	Servers before 0.3.0 do not have these paths, and return 404.
 //
 //	## References
 //

@@ -27,7 +27,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "ImageAPI turns a description of a system image (device, file system, overlay, container) into the running image on one node. It\nalso tears the image down again and reports the state of its objects.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `. With the matching flags it also listens on HTTP (127.0.0.1:8080) or\nHTTPS. Try it as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nOnly root can use the server, also over HTTP, unless the administrator allows other clients.\n\n# Reading this page\n\nEach operation lists its parameters and its responses, with an example of both on the right. Tests run all examples against the\nserver. The examples show paths such as ` + "`" + `/images` + "`" + `, and IDs as a new server assigns them.\n\n- A request must contain every **required** field. A default applies to a field that you leave out.\n- Only responses contain **read-only** fields. In a request the server ignores them, and also the ` + "`" + `id` + "`" + ` of the object itself.\n- Only requests contain secrets. No response, log or file of the server contains them.\n- Unless noted otherwise, times are RFC 3339 in UTC, sizes are bytes and durations are seconds.\n- Each server serves this page at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification at ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` and ` + "`" + `/swagger.json` + "`" + `. The\n  page needs no network. It sends no requests: use ` + "`" + `curl` + "`" + `, the command ` + "`" + `imageapi` + "`" + `, or a client generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | meaning | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `http` + "`" + ` ` + "`" + `oci` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `nvme` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `. The definition of an attachment or a mount is in the field that has the name of its ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object can depend on other objects. Give a dependency in one of two forms:\n\n- **Inline**: the server creates the dependency together with the object, at any depth up to 32 levels.\n- **By ID**, ` + "`" + `{\"id\": 7}` + "`" + `: the dependency must exist and be ` + "`" + `ready` + "`" + `. If you give an ID and a definition, the ID takes precedence; 0\n  means no ID.\n\nA request with several levels succeeds completely or not at all. If one level fails, the server rolls back the objects that it created for\nthe request, and the error names the level. The same happens if the client hangs up before the end; later, the objects stay.\n\nResponses contain every dependency in full, also those that you gave by ID. You can send a response back as a request: the server\nignores read-only fields (except the ` + "`" + `id` + "`" + ` of a dependency) and unknown fields. A ` + "`" + `Warning` + "`" + ` header names the unknown fields. Unknown query\nparameters return 400. ` + "`" + `null` + "`" + ` has the same effect as leaving the field out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` creates nothing. The server checks everything that it can check without\nchanging the node:\n\n- the definition, the objects that it refers to, names and limits;\n- files, devices, file systems and kernel modules of the node;\n- secrets in files;\n- the command of a container whose root is already mounted.\n\nIf the request would fail, the server returns the same status and message as without ` + "`" + `dry_run` + "`" + `. Otherwise it returns **200** with a ` + "`" + `plan` + "`" + `:\nthe steps in order, each with the facts that only the step itself can establish (` + "`" + `unknown` + "`" + `). The server does not contact storage servers, so it\nis unknown whether they respond.\n\nA plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.\n\nThe operations do not declare the response 200, so that clients generated from earlier versions stay compatible. 201 always means that the\nserver created the object. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and create the object.\n\n## References\n\n` + "`" + `refs` + "`" + ` is the number of references to an object. The client that created the object in its own request holds one. Every object that depends on\nit holds one. Only its holders reference an object that was created inline.\n\n- When an object has no references left, the server deletes it, and then every dependency that only it referenced. It deletes a container\n  before its mount, and the mount before its device.\n- DELETE drops the client's reference and deletes the object. While another object holds it, DELETE returns 409 with the names of the\n  holders and changes nothing. An inline object cannot be deleted directly: delete its holders.\n- ` + "`" + `force=true` + "`" + ` ignores idle holders: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `. Their ` + "`" + `error` + "`" + ` then names the missing dependency. It never\n  deletes an object that is in use by a running container, a mounted overlay, a mount, a loop device or a process of the node. It\n  stops a container first. If the server of a mount does not respond, unwritten data is lost; a ` + "`" + `Warning` + "`" + ` header reports that.\n- If the teardown of an object fails, the object stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server retries.\n  The DELETE still returns 200 if the object itself is deleted; a ` + "`" + `Warning` + "`" + ` header names the leftovers.\n- If the teardown exceeds its time limit, for example because a storage server does not respond, the object stays ` + "`" + `stopping` + "`" + `. Its ` + "`" + `error` + "`" + ` names\n  the cause, and the server retries until the object is deleted. You can delete such an object with ` + "`" + `force=true` + "`" + `, also during the teardown.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | The server creates the object. Using it returns 409. |\n| ` + "`" + `ready` + "`" + ` | The object is usable. |\n| ` + "`" + `stopping` + "`" + ` | The server deletes the object. An ` + "`" + `error` + "`" + ` means that the time limit passed and the server retries. A container has this phase also while it stops. |\n| ` + "`" + `broken` + "`" + ` | The teardown failed and the server retries, or the object disappeared from the kernel. ` + "`" + `error` + "`" + ` contains the reason. A container has this phase also if its processes survive SIGKILL. |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | It was never started, or waits for a restart (` + "`" + `restart` + "`" + `). | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | It has processes. | ` + "`" + `paused` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | Its processes are frozen and keep their memory. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | You stopped it, it powered off, halted or rebooted itself, or its command returned 0. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | Its command failed, was killed, or could not be started. See ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + `. | ` + "`" + `running` + "`" + ` |\n\nA container that stops stays ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. ` + "`" + `stopping_since` + "`" + ` is the time of the\nrequest. At ` + "`" + `stop_deadline` + "`" + ` the server kills the processes. Only the response to PATCH contains the state ` + "`" + `stopping` + "`" + `. As a filter it selects\ncontainers in the phase ` + "`" + `stopping` + "`" + `.\n\n## After a restart of the server\n\nThe server accepts requests as soon as it has read its journal. The first list already contains every object, in its last recorded state.\nThe server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,\nand returns 504 after that. A POST waits for the recovery of all attachments and mounts.\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST returns within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for the teardown (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ncontinues after the response.\n\n## Names of requests\n\nThe header ` + "`" + `X-Request-Id` + "`" + ` of each response names the request, as does the server's log. A client can choose the name itself with\nthe same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values that you choose, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `. Its channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | effect | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. A request that uses one of those returns 501. The\nmessage names it, and nothing changes. Read-only fields that the server does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + `\nis for people, and its wording may change. It names the level of the request, the object, the cause in the kernel's own words, and the remedy.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. Later versions can add types. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `exhausted` + "`" + ` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nA request that fails changes nothing, unless the message reports a change.\n\n## 400 malformed\n\n**Cause:** the server cannot read the request. It is not JSON, the JSON ends too early, text follows it, a field occurs twice, the body is\nmissing, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message names the place. The shell may have removed quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** the client may not use the server, or may only read. Over HTTP also: the ` + "`" + `Host` + "`" + ` header is not a name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this ID or name, or the path does not exist. The object may have been deleted in the meantime.\n\n**Remedy:** list the objects: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. The server never reuses an ID.\n\n## 405 method\n\n**Cause:** the path exists, but does not support this method. The header ` + "`" + `Allow` + "`" + ` lists the methods that it supports.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the ` + "`" + `Accept` + "`" + ` header of the request excludes the media type of the response: JSON, or plain text for a log.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not arrive within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing has changed.\n\n**Remedy:** send the body at once; check the network between client and server.\n\n## 409 conflict\n\n**Cause:** one of these, as the message reports, with the holders and the processes that use the object:\n\n- The object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `.\n- Another container has the name.\n- The container is in another state than the request requires.\n- The server has as many objects as ` + "`" + `--max-objects` + "`" + ` allows.\n\n**Remedy:** delete the holder, end the process, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less, in several requests that refer to objects by ID. Or have the administrator raise the limit.\n\n## 415 content type\n\n**Cause:** the header ` + "`" + `Content-Type` + "`" + ` of the request is not JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request is well-formed, but the server cannot carry it out. A field is missing or out of range, a file does not exist or is\nof the wrong type, or ID and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows. Waiting requests\ncount too.\n\n**Remedy:** wait for one to end. ` + "`" + `Retry-After` + "`" + ` contains the time to wait.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** search the server's log for the name of the request in ` + "`" + `X-Request-Id` + "`" + `. If the server is at fault, report the log lines.\n\n## 501 unsupported\n\n**Cause:** the kernel or this version lacks the feature.\n\n**Remedy:** install the requirement that the message names: a module, a kernel option, a newer kernel. Or do without the feature.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI, NVMe, Ceph, a web server or a registry.\n\n**Remedy:** check that server, its address, its exports to this node, and the credentials.\n\n## 503 unavailable\n\n**Cause:** the server is shutting down and has cancelled the request, or the server or the node has no free file descriptors\n(` + "`" + `too many open files` + "`" + `). The server has rolled the request back.\n\n**Remedy:** send the request again when the server is back, or when other requests have ended. If descriptors run out often, raise the\nserver's limit (` + "`" + `LimitNOFILE` + "`" + ` of its unit) or ` + "`" + `fs.file-max` + "`" + ` of the node.\n\n## 504 deadline\n\n**Cause:** the operation took too long, often because a storage server does not respond. The server has rolled back a create. A delete\ncontinues in the background.\n\n**Remedy:** read the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` name the server or device that has to respond. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
+    "description": "ImageAPI turns a description of a system image (device, file system, overlay, container) into the running image on one node. It\nalso tears the image down again and reports the state of its objects.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `. With the matching flags it also listens on HTTP (127.0.0.1:8080) or\nHTTPS. Try it as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nOnly root can use the server, also over HTTP, unless the administrator allows other clients.\n\n# Reading this page\n\nEach operation lists its parameters and its responses, with an example of both on the right. Tests run all examples against the\nserver. The examples show paths such as ` + "`" + `/images` + "`" + `, and IDs as a new server assigns them.\n\n- A request must contain every **required** field. A default applies to a field that you leave out.\n- Only responses contain **read-only** fields. In a request the server ignores them, and also the ` + "`" + `id` + "`" + ` of the object itself.\n- Only requests contain secrets. No response, log or file of the server contains them.\n- Unless noted otherwise, times are RFC 3339 in UTC, sizes are bytes and durations are seconds.\n- Each server serves this page at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification at ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` and ` + "`" + `/swagger.json` + "`" + `. The\n  page needs no network. It sends no requests: use ` + "`" + `curl` + "`" + `, the command ` + "`" + `imageapi` + "`" + `, or a client generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | meaning | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `http` + "`" + ` ` + "`" + `oci` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `nvme` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `. The definition of an attachment or a mount is in the field that has the name of its ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object can depend on other objects. Give a dependency in one of two forms:\n\n- **Inline**: the server creates the dependency together with the object, at any depth up to 32 levels.\n- **By ID**, ` + "`" + `{\"id\": 7}` + "`" + `: the dependency must exist and be ` + "`" + `ready` + "`" + `. If you give an ID and a definition, the ID takes precedence; 0\n  means no ID.\n\nA request with several levels succeeds completely or not at all. If one level fails, the server rolls back the objects that it created for\nthe request, and the error names the level. The same happens if the client hangs up before the end; later, the objects stay.\n\nResponses contain every dependency in full, also those that you gave by ID. You can send a response back as a request: the server\nignores read-only fields (except the ` + "`" + `id` + "`" + ` of a dependency) and unknown fields. A ` + "`" + `Warning` + "`" + ` header names the unknown fields. Unknown query\nparameters return 400. ` + "`" + `null` + "`" + ` has the same effect as leaving the field out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach/plan` + "`" + `, ` + "`" + `/mount/plan` + "`" + ` or ` + "`" + `/container/plan` + "`" + ` takes the same body as the POST that creates the object, and creates nothing. The\nserver checks everything that it can check without changing the node:\n\n- the definition, the objects that it refers to, names and limits;\n- files, devices, file systems and kernel modules of the node;\n- secrets in files;\n- the command of a container whose root is already mounted.\n\nIf the create would fail, the server returns the same status and message. Otherwise it returns a ` + "`" + `plan` + "`" + `:\nthe steps in order, each with the facts that only the step itself can establish (` + "`" + `unknown` + "`" + `). The server does not contact storage servers, so it\nis unknown whether they respond.\n\nA plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.\n\nServers before 0.3.0 do not have these paths, and return 404.\n\n## References\n\n` + "`" + `refs` + "`" + ` is the number of references to an object. The client that created the object in its own request holds one. Every object that depends on\nit holds one. Only its holders reference an object that was created inline.\n\n- When an object has no references left, the server deletes it, and then every dependency that only it referenced. It deletes a container\n  before its mount, and the mount before its device.\n- DELETE drops the client's reference and deletes the object. While another object holds it, DELETE returns 409 with the names of the\n  holders and changes nothing. An inline object cannot be deleted directly: delete its holders.\n- ` + "`" + `force=true` + "`" + ` ignores idle holders: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `. Their ` + "`" + `error` + "`" + ` then names the missing dependency. It never\n  deletes an object that is in use by a running container, a mounted overlay, a mount, a loop device or a process of the node. It\n  stops a container first. If the server of a mount does not respond, unwritten data is lost; a ` + "`" + `Warning` + "`" + ` header reports that.\n- If the teardown of an object fails, the object stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server retries.\n  The DELETE still returns 200 if the object itself is deleted; a ` + "`" + `Warning` + "`" + ` header names the leftovers.\n- If the teardown exceeds its time limit, for example because a storage server does not respond, the object stays ` + "`" + `stopping` + "`" + `. Its ` + "`" + `error` + "`" + ` names\n  the cause, and the server retries until the object is deleted. You can delete such an object with ` + "`" + `force=true` + "`" + `, also during the teardown.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | The server creates the object. Using it returns 409. |\n| ` + "`" + `ready` + "`" + ` | The object is usable. |\n| ` + "`" + `stopping` + "`" + ` | The server deletes the object. An ` + "`" + `error` + "`" + ` means that the time limit passed and the server retries. A container has this phase also while it stops. |\n| ` + "`" + `broken` + "`" + ` | The teardown failed and the server retries, or the object disappeared from the kernel. ` + "`" + `error` + "`" + ` contains the reason. A container has this phase also if its processes survive SIGKILL. |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | It was never started, or waits for a restart (` + "`" + `restart` + "`" + `). | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | It has processes. | ` + "`" + `paused` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | Its processes are frozen and keep their memory. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | You stopped it, it powered off, halted or rebooted itself, or its command returned 0. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | Its command failed, was killed, or could not be started. See ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + `. | ` + "`" + `running` + "`" + ` |\n\nA container that stops stays ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. ` + "`" + `stopping_since` + "`" + ` is the time of the\nrequest. At ` + "`" + `stop_deadline` + "`" + ` the server kills the processes. Only the response to PATCH contains the state ` + "`" + `stopping` + "`" + `. As a filter it selects\ncontainers in the phase ` + "`" + `stopping` + "`" + `.\n\n## After a restart of the server\n\nThe server accepts requests as soon as it has read its journal. The first list already contains every object, in its last recorded state.\nThe server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,\nand returns 504 after that. A POST waits for the recovery of all attachments and mounts.\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST returns within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for the teardown (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ncontinues after the response.\n\n## Names of requests\n\nThe header ` + "`" + `X-Request-Id` + "`" + ` of each response names the request, as does the server's log. A client can choose the name itself with\nthe same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values that you choose, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `. Its channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | effect | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. A request that uses one of those returns 501. The\nmessage names it, and nothing changes. Read-only fields that the server does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + `\nis for people, and its wording may change. It names the level of the request, the object, the cause in the kernel's own words, and the remedy.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. Later versions can add types. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `exhausted` + "`" + ` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nA request that fails changes nothing, unless the message reports a change.\n\n## 400 malformed\n\n**Cause:** the server cannot read the request. It is not JSON, the JSON ends too early, text follows it, a field occurs twice, the body is\nmissing, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message names the place. The shell may have removed quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** the client may not use the server, or may only read. Over HTTP also: the ` + "`" + `Host` + "`" + ` header is not a name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this ID or name, or the path does not exist. The object may have been deleted in the meantime.\n\n**Remedy:** list the objects: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. The server never reuses an ID.\n\n## 405 method\n\n**Cause:** the path exists, but does not support this method. The header ` + "`" + `Allow` + "`" + ` lists the methods that it supports.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the ` + "`" + `Accept` + "`" + ` header of the request excludes the media type of the response: JSON, or plain text for a log.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not arrive within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing has changed.\n\n**Remedy:** send the body at once; check the network between client and server.\n\n## 409 conflict\n\n**Cause:** one of these, as the message reports, with the holders and the processes that use the object:\n\n- The object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `.\n- Another container has the name.\n- The container is in another state than the request requires.\n- The server has as many objects as ` + "`" + `--max-objects` + "`" + ` allows.\n\n**Remedy:** delete the holder, end the process, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less, in several requests that refer to objects by ID. Or have the administrator raise the limit.\n\n## 415 content type\n\n**Cause:** the header ` + "`" + `Content-Type` + "`" + ` of the request is not JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request is well-formed, but the server cannot carry it out. A field is missing or out of range, a file does not exist or is\nof the wrong type, or ID and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows. Waiting requests\ncount too.\n\n**Remedy:** wait for one to end. ` + "`" + `Retry-After` + "`" + ` contains the time to wait.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** search the server's log for the name of the request in ` + "`" + `X-Request-Id` + "`" + `. If the server is at fault, report the log lines.\n\n## 501 unsupported\n\n**Cause:** the kernel or this version lacks the feature.\n\n**Remedy:** install the requirement that the message names: a module, a kernel option, a newer kernel. Or do without the feature.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI, NVMe, Ceph, a web server or a registry.\n\n**Remedy:** check that server, its address, its exports to this node, and the credentials.\n\n## 503 unavailable\n\n**Cause:** the server is shutting down and has cancelled the request, or the server or the node has no free file descriptors\n(` + "`" + `too many open files` + "`" + `). The server has rolled the request back.\n\n**Remedy:** send the request again when the server is back, or when other requests have ended. If descriptors run out often, raise the\nserver's limit (` + "`" + `LimitNOFILE` + "`" + ` of its unit) or ` + "`" + `fs.file-max` + "`" + ` of the node.\n\n## 504 deadline\n\n**Cause:** the operation took too long, often because a storage server does not respond. The server has rolled back a create. A delete\ncontinues in the background.\n\n**Remedy:** read the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` name the server or device that has to respond. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -192,13 +192,6 @@ func init() {
             }
           },
           {
-            "type": "boolean",
-            "default": false,
-            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
-            "name": "dry_run",
-            "in": "query"
-          },
-          {
             "maxLength": 255,
             "type": "string",
             "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
@@ -327,6 +320,84 @@ func init() {
                 "message": "attach 1 (loopback) is held by mount 2 (attach); delete its holders first",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "in-use"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/attach/plan": {
+      "post": {
+        "description": "Returns the steps of ` + "`" + `POST /attach` + "`" + ` with the same body, or its error. Nothing changes. See \"Dry runs\".\n",
+        "tags": [
+          "attachments"
+        ],
+        "summary": "Preview the creation of an attachment",
+        "operationId": "plan_attach",
+        "parameters": [
+          {
+            "x-examples": {
+              "application/json": {
+                "loopback": {
+                  "summary": "An image in a file",
+                  "value": {
+                    "kind": "loopback",
+                    "loopback": {
+                      "base": "root",
+                      "path": "/images/a.squashfs"
+                    }
+                  }
+                }
+              }
+            },
+            "description": "The definition.",
+            "name": "attach",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/attach"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The steps, in order.",
+            "schema": {
+              "$ref": "#/definitions/plan"
+            },
+            "examples": {
+              "application/json": {
+                "steps": [
+                  {
+                    "act": "up",
+                    "class": "attach",
+                    "does": "attach the file /images/a.squashfs to a loop device",
+                    "kind": "loopback",
+                    "path": "attach",
+                    "unknown": []
+                  }
+                ]
+              }
+            }
+          },
+          "default": {
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". Nothing has changed.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 422,
+                "errors": [
+                  {
+                    "message": "open \"/images/a.squashfs\": no such file or directory",
+                    "path": "attach",
+                    "type": "invalid"
+                  }
+                ],
+                "message": "attach: open \"/images/a.squashfs\": no such file or directory",
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid",
+                "type": "invalid"
               }
             }
           }
@@ -528,13 +599,6 @@ func init() {
             "schema": {
               "$ref": "#/definitions/container"
             }
-          },
-          {
-            "type": "boolean",
-            "default": false,
-            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
-            "name": "dry_run",
-            "in": "query"
           },
           {
             "maxLength": 255,
@@ -1201,6 +1265,95 @@ func init() {
                 "message": "no container is named \"web\"",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found",
                 "type": "not-found"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/container/plan": {
+      "post": {
+        "description": "Returns the steps of ` + "`" + `POST /container` + "`" + ` with the same body, or its error. Nothing changes. See \"Dry runs\".\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Preview the creation of a container",
+        "operationId": "plan_container",
+        "parameters": [
+          {
+            "x-examples": {
+              "application/json": {
+                "bind": {
+                  "summary": "A container over a directory",
+                  "value": {
+                    "command": "/bin/sh",
+                    "mount": {
+                      "bind": {
+                        "base": "root",
+                        "path": "/images/root"
+                      },
+                      "kind": "bind"
+                    },
+                    "name": "web"
+                  }
+                }
+              }
+            },
+            "description": "The definition.",
+            "name": "container",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/container"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The steps, in order.",
+            "schema": {
+              "$ref": "#/definitions/plan"
+            },
+            "examples": {
+              "application/json": {
+                "steps": [
+                  {
+                    "act": "up",
+                    "class": "mount",
+                    "does": "show the directory /images/root of the node",
+                    "kind": "bind",
+                    "path": "container.mount",
+                    "unknown": []
+                  },
+                  {
+                    "act": "up",
+                    "class": "container",
+                    "does": "make the log of the container",
+                    "path": "container",
+                    "unknown": []
+                  }
+                ]
+              }
+            }
+          },
+          "default": {
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". Nothing has changed.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "errors": [
+                  {
+                    "message": "the name \"web\" is taken by container 2: choose another one, or delete that container",
+                    "path": "container",
+                    "type": "name-taken"
+                  }
+                ],
+                "message": "container: the name \"web\" is taken by container 2: choose another one, or delete that container",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "name-taken"
               }
             }
           }
@@ -2075,13 +2228,6 @@ func init() {
             }
           },
           {
-            "type": "boolean",
-            "default": false,
-            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
-            "name": "dry_run",
-            "in": "query"
-          },
-          {
             "maxLength": 255,
             "type": "string",
             "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
@@ -2235,6 +2381,100 @@ func init() {
                 "message": "mount 1 (bind) is held by mount 2 (overlay); delete its holders first",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "in-use"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/mount/plan": {
+      "post": {
+        "description": "Returns the steps of ` + "`" + `POST /mount` + "`" + ` with the same body, or its error. Nothing changes. See \"Dry runs\".\n",
+        "tags": [
+          "mounts"
+        ],
+        "summary": "Preview the creation of a mount",
+        "operationId": "plan_mount",
+        "parameters": [
+          {
+            "x-examples": {
+              "application/json": {
+                "attach": {
+                  "summary": "The file system in an image",
+                  "value": {
+                    "attach": {
+                      "attach": {
+                        "kind": "loopback",
+                        "loopback": {
+                          "base": "root",
+                          "path": "/images/a.squashfs"
+                        }
+                      },
+                      "fs_type": "squashfs"
+                    },
+                    "kind": "attach"
+                  }
+                }
+              }
+            },
+            "description": "The definition.",
+            "name": "mount",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/mount"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The steps, in order.",
+            "schema": {
+              "$ref": "#/definitions/plan"
+            },
+            "examples": {
+              "application/json": {
+                "steps": [
+                  {
+                    "act": "up",
+                    "class": "attach",
+                    "does": "attach the file /images/a.squashfs to a loop device",
+                    "kind": "loopback",
+                    "path": "mount.attach.attach",
+                    "unknown": []
+                  },
+                  {
+                    "act": "up",
+                    "class": "mount",
+                    "does": "mount the squashfs file system of the new device",
+                    "kind": "attach",
+                    "path": "mount",
+                    "unknown": [
+                      "whether there is a sound squashfs file system"
+                    ]
+                  }
+                ]
+              }
+            }
+          },
+          "default": {
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". Nothing has changed.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 422,
+                "errors": [
+                  {
+                    "message": "open \"/images/a.squashfs\": no such file or directory",
+                    "path": "mount.attach.attach",
+                    "type": "invalid"
+                  }
+                ],
+                "message": "mount.attach.attach: open \"/images/a.squashfs\": no such file or directory",
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid",
+                "type": "invalid"
               }
             }
           }
@@ -5209,7 +5449,7 @@ func init() {
       }
     },
     "plan": {
-      "description": "The steps of a request, as returned with ` + "`" + `dry_run=true` + "`" + `. See \"Dry runs\".",
+      "description": "The steps of a create or a replace. See \"Dry runs\".",
       "type": "object",
       "required": [
         "steps"
@@ -5645,7 +5885,7 @@ func init() {
   ],
   "swagger": "2.0",
   "info": {
-    "description": "ImageAPI turns a description of a system image (device, file system, overlay, container) into the running image on one node. It\nalso tears the image down again and reports the state of its objects.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `. With the matching flags it also listens on HTTP (127.0.0.1:8080) or\nHTTPS. Try it as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nOnly root can use the server, also over HTTP, unless the administrator allows other clients.\n\n# Reading this page\n\nEach operation lists its parameters and its responses, with an example of both on the right. Tests run all examples against the\nserver. The examples show paths such as ` + "`" + `/images` + "`" + `, and IDs as a new server assigns them.\n\n- A request must contain every **required** field. A default applies to a field that you leave out.\n- Only responses contain **read-only** fields. In a request the server ignores them, and also the ` + "`" + `id` + "`" + ` of the object itself.\n- Only requests contain secrets. No response, log or file of the server contains them.\n- Unless noted otherwise, times are RFC 3339 in UTC, sizes are bytes and durations are seconds.\n- Each server serves this page at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification at ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` and ` + "`" + `/swagger.json` + "`" + `. The\n  page needs no network. It sends no requests: use ` + "`" + `curl` + "`" + `, the command ` + "`" + `imageapi` + "`" + `, or a client generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | meaning | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `http` + "`" + ` ` + "`" + `oci` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `nvme` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `. The definition of an attachment or a mount is in the field that has the name of its ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object can depend on other objects. Give a dependency in one of two forms:\n\n- **Inline**: the server creates the dependency together with the object, at any depth up to 32 levels.\n- **By ID**, ` + "`" + `{\"id\": 7}` + "`" + `: the dependency must exist and be ` + "`" + `ready` + "`" + `. If you give an ID and a definition, the ID takes precedence; 0\n  means no ID.\n\nA request with several levels succeeds completely or not at all. If one level fails, the server rolls back the objects that it created for\nthe request, and the error names the level. The same happens if the client hangs up before the end; later, the objects stay.\n\nResponses contain every dependency in full, also those that you gave by ID. You can send a response back as a request: the server\nignores read-only fields (except the ` + "`" + `id` + "`" + ` of a dependency) and unknown fields. A ` + "`" + `Warning` + "`" + ` header names the unknown fields. Unknown query\nparameters return 400. ` + "`" + `null` + "`" + ` has the same effect as leaving the field out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach` + "`" + `, ` + "`" + `/mount` + "`" + ` or ` + "`" + `/container` + "`" + ` with ` + "`" + `dry_run=true` + "`" + ` creates nothing. The server checks everything that it can check without\nchanging the node:\n\n- the definition, the objects that it refers to, names and limits;\n- files, devices, file systems and kernel modules of the node;\n- secrets in files;\n- the command of a container whose root is already mounted.\n\nIf the request would fail, the server returns the same status and message as without ` + "`" + `dry_run` + "`" + `. Otherwise it returns **200** with a ` + "`" + `plan` + "`" + `:\nthe steps in order, each with the facts that only the step itself can establish (` + "`" + `unknown` + "`" + `). The server does not contact storage servers, so it\nis unknown whether they respond.\n\nA plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.\n\nThe operations do not declare the response 200, so that clients generated from earlier versions stay compatible. 201 always means that the\nserver created the object. Servers before 0.3.0 ignore ` + "`" + `dry_run` + "`" + ` and create the object.\n\n## References\n\n` + "`" + `refs` + "`" + ` is the number of references to an object. The client that created the object in its own request holds one. Every object that depends on\nit holds one. Only its holders reference an object that was created inline.\n\n- When an object has no references left, the server deletes it, and then every dependency that only it referenced. It deletes a container\n  before its mount, and the mount before its device.\n- DELETE drops the client's reference and deletes the object. While another object holds it, DELETE returns 409 with the names of the\n  holders and changes nothing. An inline object cannot be deleted directly: delete its holders.\n- ` + "`" + `force=true` + "`" + ` ignores idle holders: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `. Their ` + "`" + `error` + "`" + ` then names the missing dependency. It never\n  deletes an object that is in use by a running container, a mounted overlay, a mount, a loop device or a process of the node. It\n  stops a container first. If the server of a mount does not respond, unwritten data is lost; a ` + "`" + `Warning` + "`" + ` header reports that.\n- If the teardown of an object fails, the object stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server retries.\n  The DELETE still returns 200 if the object itself is deleted; a ` + "`" + `Warning` + "`" + ` header names the leftovers.\n- If the teardown exceeds its time limit, for example because a storage server does not respond, the object stays ` + "`" + `stopping` + "`" + `. Its ` + "`" + `error` + "`" + ` names\n  the cause, and the server retries until the object is deleted. You can delete such an object with ` + "`" + `force=true` + "`" + `, also during the teardown.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | The server creates the object. Using it returns 409. |\n| ` + "`" + `ready` + "`" + ` | The object is usable. |\n| ` + "`" + `stopping` + "`" + ` | The server deletes the object. An ` + "`" + `error` + "`" + ` means that the time limit passed and the server retries. A container has this phase also while it stops. |\n| ` + "`" + `broken` + "`" + ` | The teardown failed and the server retries, or the object disappeared from the kernel. ` + "`" + `error` + "`" + ` contains the reason. A container has this phase also if its processes survive SIGKILL. |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | It was never started, or waits for a restart (` + "`" + `restart` + "`" + `). | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | It has processes. | ` + "`" + `paused` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | Its processes are frozen and keep their memory. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | You stopped it, it powered off, halted or rebooted itself, or its command returned 0. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | Its command failed, was killed, or could not be started. See ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + `. | ` + "`" + `running` + "`" + ` |\n\nA container that stops stays ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. ` + "`" + `stopping_since` + "`" + ` is the time of the\nrequest. At ` + "`" + `stop_deadline` + "`" + ` the server kills the processes. Only the response to PATCH contains the state ` + "`" + `stopping` + "`" + `. As a filter it selects\ncontainers in the phase ` + "`" + `stopping` + "`" + `.\n\n## After a restart of the server\n\nThe server accepts requests as soon as it has read its journal. The first list already contains every object, in its last recorded state.\nThe server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,\nand returns 504 after that. A POST waits for the recovery of all attachments and mounts.\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST returns within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for the teardown (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ncontinues after the response.\n\n## Names of requests\n\nThe header ` + "`" + `X-Request-Id` + "`" + ` of each response names the request, as does the server's log. A client can choose the name itself with\nthe same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values that you choose, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `. Its channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | effect | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. A request that uses one of those returns 501. The\nmessage names it, and nothing changes. Read-only fields that the server does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + `\nis for people, and its wording may change. It names the level of the request, the object, the cause in the kernel's own words, and the remedy.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. Later versions can add types. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `exhausted` + "`" + ` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nA request that fails changes nothing, unless the message reports a change.\n\n## 400 malformed\n\n**Cause:** the server cannot read the request. It is not JSON, the JSON ends too early, text follows it, a field occurs twice, the body is\nmissing, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message names the place. The shell may have removed quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** the client may not use the server, or may only read. Over HTTP also: the ` + "`" + `Host` + "`" + ` header is not a name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this ID or name, or the path does not exist. The object may have been deleted in the meantime.\n\n**Remedy:** list the objects: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. The server never reuses an ID.\n\n## 405 method\n\n**Cause:** the path exists, but does not support this method. The header ` + "`" + `Allow` + "`" + ` lists the methods that it supports.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the ` + "`" + `Accept` + "`" + ` header of the request excludes the media type of the response: JSON, or plain text for a log.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not arrive within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing has changed.\n\n**Remedy:** send the body at once; check the network between client and server.\n\n## 409 conflict\n\n**Cause:** one of these, as the message reports, with the holders and the processes that use the object:\n\n- The object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `.\n- Another container has the name.\n- The container is in another state than the request requires.\n- The server has as many objects as ` + "`" + `--max-objects` + "`" + ` allows.\n\n**Remedy:** delete the holder, end the process, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less, in several requests that refer to objects by ID. Or have the administrator raise the limit.\n\n## 415 content type\n\n**Cause:** the header ` + "`" + `Content-Type` + "`" + ` of the request is not JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request is well-formed, but the server cannot carry it out. A field is missing or out of range, a file does not exist or is\nof the wrong type, or ID and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows. Waiting requests\ncount too.\n\n**Remedy:** wait for one to end. ` + "`" + `Retry-After` + "`" + ` contains the time to wait.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** search the server's log for the name of the request in ` + "`" + `X-Request-Id` + "`" + `. If the server is at fault, report the log lines.\n\n## 501 unsupported\n\n**Cause:** the kernel or this version lacks the feature.\n\n**Remedy:** install the requirement that the message names: a module, a kernel option, a newer kernel. Or do without the feature.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI, NVMe, Ceph, a web server or a registry.\n\n**Remedy:** check that server, its address, its exports to this node, and the credentials.\n\n## 503 unavailable\n\n**Cause:** the server is shutting down and has cancelled the request, or the server or the node has no free file descriptors\n(` + "`" + `too many open files` + "`" + `). The server has rolled the request back.\n\n**Remedy:** send the request again when the server is back, or when other requests have ended. If descriptors run out often, raise the\nserver's limit (` + "`" + `LimitNOFILE` + "`" + ` of its unit) or ` + "`" + `fs.file-max` + "`" + ` of the node.\n\n## 504 deadline\n\n**Cause:** the operation took too long, often because a storage server does not respond. The server has rolled back a create. A delete\ncontinues in the background.\n\n**Remedy:** read the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` name the server or device that has to respond. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
+    "description": "ImageAPI turns a description of a system image (device, file system, overlay, container) into the running image on one node. It\nalso tears the image down again and reports the state of its objects.\n\nThe server listens on the unix socket ` + "`" + `/run/imageapi.sock` + "`" + `. With the matching flags it also listens on HTTP (127.0.0.1:8080) or\nHTTPS. Try it as root on the node:\n\n` + "`" + `` + "`" + `` + "`" + `\ncurl --unix-socket /run/imageapi.sock \\\n  http://localhost/imageapi/v1/container\n` + "`" + `` + "`" + `` + "`" + `\n\nOnly root can use the server, also over HTTP, unless the administrator allows other clients.\n\n# Reading this page\n\nEach operation lists its parameters and its responses, with an example of both on the right. Tests run all examples against the\nserver. The examples show paths such as ` + "`" + `/images` + "`" + `, and IDs as a new server assigns them.\n\n- A request must contain every **required** field. A default applies to a field that you leave out.\n- Only responses contain **read-only** fields. In a request the server ignores them, and also the ` + "`" + `id` + "`" + ` of the object itself.\n- Only requests contain secrets. No response, log or file of the server contains them.\n- Unless noted otherwise, times are RFC 3339 in UTC, sizes are bytes and durations are seconds.\n- Each server serves this page at ` + "`" + `/imageapi/v1/docs` + "`" + `, and the specification at ` + "`" + `/imageapi/v1/swagger.json` + "`" + ` and ` + "`" + `/swagger.json` + "`" + `. The\n  page needs no network. It sends no requests: use ` + "`" + `curl` + "`" + `, the command ` + "`" + `imageapi` + "`" + `, or a client generated from the specification.\n\n# Concepts\n\n## Objects\n\n| class | meaning | kinds |\n|---|---|---|\n| attachment | a block device | ` + "`" + `local` + "`" + ` ` + "`" + `loopback` + "`" + ` ` + "`" + `http` + "`" + ` ` + "`" + `oci` + "`" + ` ` + "`" + `iscsi` + "`" + ` ` + "`" + `nvme` + "`" + ` ` + "`" + `rbd` + "`" + ` |\n| mount | a tree of files | ` + "`" + `attach` + "`" + ` ` + "`" + `bind` + "`" + ` ` + "`" + `overlay` + "`" + ` ` + "`" + `nfs` + "`" + ` |\n| container | processes that run in a mount | |\n\nEach object has an ` + "`" + `id` + "`" + `. The definition of an attachment or a mount is in the field that has the name of its ` + "`" + `kind` + "`" + `:\n` + "`" + `{\"kind\": \"loopback\", \"loopback\": {\"path\": \"/images/a.squashfs\", \"base\": \"root\"}}` + "`" + `.\n\nAn object can depend on other objects. Give a dependency in one of two forms:\n\n- **Inline**: the server creates the dependency together with the object, at any depth up to 32 levels.\n- **By ID**, ` + "`" + `{\"id\": 7}` + "`" + `: the dependency must exist and be ` + "`" + `ready` + "`" + `. If you give an ID and a definition, the ID takes precedence; 0\n  means no ID.\n\nA request with several levels succeeds completely or not at all. If one level fails, the server rolls back the objects that it created for\nthe request, and the error names the level. The same happens if the client hangs up before the end; later, the objects stay.\n\nResponses contain every dependency in full, also those that you gave by ID. You can send a response back as a request: the server\nignores read-only fields (except the ` + "`" + `id` + "`" + ` of a dependency) and unknown fields. A ` + "`" + `Warning` + "`" + ` header names the unknown fields. Unknown query\nparameters return 400. ` + "`" + `null` + "`" + ` has the same effect as leaving the field out.\n\n## Dry runs\n\nA POST to ` + "`" + `/attach/plan` + "`" + `, ` + "`" + `/mount/plan` + "`" + ` or ` + "`" + `/container/plan` + "`" + ` takes the same body as the POST that creates the object, and creates nothing. The\nserver checks everything that it can check without changing the node:\n\n- the definition, the objects that it refers to, names and limits;\n- files, devices, file systems and kernel modules of the node;\n- secrets in files;\n- the command of a container whose root is already mounted.\n\nIf the create would fail, the server returns the same status and message. Otherwise it returns a ` + "`" + `plan` + "`" + `:\nthe steps in order, each with the facts that only the step itself can establish (` + "`" + `unknown` + "`" + `). The server does not contact storage servers, so it\nis unknown whether they respond.\n\nA plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.\n\nServers before 0.3.0 do not have these paths, and return 404.\n\n## References\n\n` + "`" + `refs` + "`" + ` is the number of references to an object. The client that created the object in its own request holds one. Every object that depends on\nit holds one. Only its holders reference an object that was created inline.\n\n- When an object has no references left, the server deletes it, and then every dependency that only it referenced. It deletes a container\n  before its mount, and the mount before its device.\n- DELETE drops the client's reference and deletes the object. While another object holds it, DELETE returns 409 with the names of the\n  holders and changes nothing. An inline object cannot be deleted directly: delete its holders.\n- ` + "`" + `force=true` + "`" + ` ignores idle holders: containers that are ` + "`" + `created` + "`" + `, ` + "`" + `exited` + "`" + ` or ` + "`" + `dead` + "`" + `. Their ` + "`" + `error` + "`" + ` then names the missing dependency. It never\n  deletes an object that is in use by a running container, a mounted overlay, a mount, a loop device or a process of the node. It\n  stops a container first. If the server of a mount does not respond, unwritten data is lost; a ` + "`" + `Warning` + "`" + ` header reports that.\n- If the teardown of an object fails, the object stays in the lists as ` + "`" + `broken` + "`" + `, with the reason in ` + "`" + `error` + "`" + `, and the server retries.\n  The DELETE still returns 200 if the object itself is deleted; a ` + "`" + `Warning` + "`" + ` header names the leftovers.\n- If the teardown exceeds its time limit, for example because a storage server does not respond, the object stays ` + "`" + `stopping` + "`" + `. Its ` + "`" + `error` + "`" + ` names\n  the cause, and the server retries until the object is deleted. You can delete such an object with ` + "`" + `force=true` + "`" + `, also during the teardown.\n\n## Phases\n\n| ` + "`" + `phase` + "`" + ` | meaning |\n|---|---|\n| ` + "`" + `pending` + "`" + ` | The server creates the object. Using it returns 409. |\n| ` + "`" + `ready` + "`" + ` | The object is usable. |\n| ` + "`" + `stopping` + "`" + ` | The server deletes the object. An ` + "`" + `error` + "`" + ` means that the time limit passed and the server retries. A container has this phase also while it stops. |\n| ` + "`" + `broken` + "`" + ` | The teardown failed and the server retries, or the object disappeared from the kernel. ` + "`" + `error` + "`" + ` contains the reason. A container has this phase also if its processes survive SIGKILL. |\n\n## States of a container\n\n| ` + "`" + `state` + "`" + ` | meaning | next |\n|---|---|---|\n| ` + "`" + `created` + "`" + ` | It was never started, or waits for a restart (` + "`" + `restart` + "`" + `). | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `running` + "`" + ` | It has processes. | ` + "`" + `paused` + "`" + `, ` + "`" + `exited` + "`" + `, ` + "`" + `dead` + "`" + ` |\n| ` + "`" + `paused` + "`" + ` | Its processes are frozen and keep their memory. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `exited` + "`" + ` | You stopped it, it powered off, halted or rebooted itself, or its command returned 0. | ` + "`" + `running` + "`" + ` |\n| ` + "`" + `dead` + "`" + ` | Its command failed, was killed, or could not be started. See ` + "`" + `error` + "`" + ` and ` + "`" + `exit_code` + "`" + ` or ` + "`" + `signal` + "`" + `. | ` + "`" + `running` + "`" + ` |\n\nA container that stops stays ` + "`" + `running` + "`" + `, in the phase ` + "`" + `stopping` + "`" + `, until all its processes have ended. ` + "`" + `stopping_since` + "`" + ` is the time of the\nrequest. At ` + "`" + `stop_deadline` + "`" + ` the server kills the processes. Only the response to PATCH contains the state ` + "`" + `stopping` + "`" + `. As a filter it selects\ncontainers in the phase ` + "`" + `stopping` + "`" + `.\n\n## After a restart of the server\n\nThe server accepts requests as soon as it has read its journal. The first list already contains every object, in its last recorded state.\nThe server then recovers the objects in the background. A request that changes an object waits for its recovery, at most 20 s,\nand returns 504 after that. A POST waits for the recovery of all attachments and mounts.\n\n## Time limits\n\nLists never wait for a device, a mount or a container. A POST returns within 25 s, whatever the number of levels\n(` + "`" + `--create-timeout` + "`" + `). A DELETE waits up to 20 s for the teardown (` + "`" + `--delete-timeout` + "`" + `). Stopping a container\ncontinues after the response.\n\n## Names of requests\n\nThe header ` + "`" + `X-Request-Id` + "`" + ` of each response names the request, as does the server's log. A client can choose the name itself with\nthe same header: up to 64 letters, digits, ` + "`" + `-` + "`" + `, ` + "`" + `_` + "`" + ` and ` + "`" + `.` + "`" + `.\n\n## Labels\n\nAttachments, mounts and containers have ` + "`" + `labels` + "`" + `: names and values that you choose, which the server stores and returns. Lists\ntake ` + "`" + `label=key=value` + "`" + ` to select objects by label. Repeat the parameter to require several labels. ` + "`" + `name_prefix` + "`" + ` selects\ncontainers by the beginning of their names.\n\n## Safe retries\n\n- ` + "`" + `Idempotency-Key` + "`" + ` on a POST: choose a new key for each object that you create. If the client does not see the response, it sends the\n  same request with the same key, and the server returns the first response instead of creating a second object. Another body under the\n  same key returns 422; a key whose request still runs returns 409. The server keeps a key for an hour, also across a restart, and\n  keeps at most 1,000 of them, and 16 MiB of responses. It keeps only keys of requests that returned 201. A key belongs to one client and one operation.\n- ` + "`" + `If-Match: \"3\"` + "`" + ` on a DELETE or a change: the server acts only if the ` + "`" + `generation` + "`" + ` of the object is 3. Otherwise it returns 412\n  and changes nothing. ` + "`" + `generation` + "`" + ` is an integer that changes only when the definition of the object changes.\n- A 201 response contains the path of the new object in the header ` + "`" + `Location` + "`" + `.\n\n## Terminals\n\nTwo operations need a WebSocket, which this format cannot describe. Send an HTTP/1.1 GET with ` + "`" + `Upgrade: websocket` + "`" + ` and the\nsubprotocol ` + "`" + `v5.channel.k8s.io` + "`" + `. Its channels are those of Kubernetes: 0 standard input, 1 standard output, 2 standard error, 3\nthe exit status, 4 the size of the terminal, 255 the end of a channel.\n\n| path | effect | query parameters |\n|---|---|---|\n| ` + "`" + `/container/exec` + "`" + ` | Runs a command in a container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + `, ` + "`" + `args` + "`" + ` (repeated), ` + "`" + `env` + "`" + ` (repeated), ` + "`" + `user` + "`" + `, ` + "`" + `working_dir` + "`" + `, ` + "`" + `tty` + "`" + `, ` + "`" + `stdin` + "`" + ` |\n| ` + "`" + `/container/attach` + "`" + ` | Connects to the console of a ` + "`" + `systemd` + "`" + ` container. | ` + "`" + `id` + "`" + ` or ` + "`" + `name` + "`" + ` |\n\nAn upgrade counts as a change: clients that may only read receive 403, and so does every ` + "`" + `Origin` + "`" + ` except the server's own. The server\nwrites the query of such a request to no log.\n\n## Old forms\n\nIf a request uses a form that a later version may drop, the response has a ` + "`" + `Deprecation` + "`" + ` header with a date (RFC 9745).\n\n## Not in this version\n\nThe server does not implement every field, parameter and operation of this page yet. A request that uses one of those returns 501. The\nmessage names it, and nothing changes. Read-only fields that the server does not fill yet are absent.\n\n# Errors\n\nEvery error is JSON: ` + "`" + `{\"code\": 409, \"message\": \"...\", \"see\": \"...\", \"type\": \"...\", \"errors\": [...]}` + "`" + `. ` + "`" + `code` + "`" + ` equals the HTTP status. ` + "`" + `message` + "`" + `\nis for people, and its wording may change. It names the level of the request, the object, the cause in the kernel's own words, and the remedy.\n` + "`" + `see` + "`" + ` is the path and section of this page about errors of that status. You can read it without an identity.\n\n` + "`" + `type` + "`" + ` is a stable word for programs. Later versions can add types. ` + "`" + `errors` + "`" + ` lists the faults of a request with several,\neach with the ` + "`" + `path` + "`" + ` of the field.\n\n| ` + "`" + `type` + "`" + ` | status | cause | retry |\n|---|---|---|---|\n| ` + "`" + `invalid` + "`" + ` | 400, 405, 406, 413, 415, 422 | The request is malformed, or a value cannot be used. | No: correct the request. |\n| ` + "`" + `unknown-field` + "`" + ` | 400, 422 | The server does not know a field or a query parameter. | No: correct the request. |\n| ` + "`" + `forbidden` + "`" + ` | 403 | The client may not send this request. | No. |\n| ` + "`" + `not-found` + "`" + ` | 404 | No object has this ID or name, or the path does not exist. | No. |\n| ` + "`" + `timeout` + "`" + ` | 408, 504 | The request or the operation took too long. | Yes. |\n| ` + "`" + `conflict` + "`" + ` | 409 | The state of the object forbids the request. | Yes, when the state has changed. |\n| ` + "`" + `busy` + "`" + ` | 409 | Something on the node uses the object, such as a process. | Yes, when it has ended. |\n| ` + "`" + `in-use` + "`" + ` | 409 | Another object depends on the object. | Yes, when that object is deleted. |\n| ` + "`" + `name-taken` + "`" + ` | 409 | Another container has this name. | Yes, when that container is deleted. |\n| ` + "`" + `precondition-failed` + "`" + ` | 412 | The object has another generation than ` + "`" + `If-Match` + "`" + ` requires. | No: read the object again. |\n| ` + "`" + `too-many-requests` + "`" + ` | 429 | The client has too many requests running. | Yes, after ` + "`" + `Retry-After` + "`" + ` seconds. |\n| ` + "`" + `internal` + "`" + ` | 500 | The server or the node is at fault. | No: see the log of the server. |\n| ` + "`" + `rolled-back` + "`" + ` | 422 | A replace failed and the old container runs again. | No: correct the new image. |\n| ` + "`" + `unsupported` + "`" + ` | 501 | The kernel or this version lacks the feature. | No. |\n| ` + "`" + `remote-refused` + "`" + ` | 502 | A storage server, registry or web server refused. | Yes, when that server is corrected. |\n| ` + "`" + `exhausted` + "`" + ` | 503 | The server or the node has no free file descriptors. | Yes, when some are free. |\n| ` + "`" + `shutting-down` + "`" + ` | 503 | The server is shutting down. | Yes, when it is back. |\n| ` + "`" + `out-of-space` + "`" + ` | 507 | A file system, the memory of the node or the cache is full. | Yes, when space is free. |\n\nA request that fails changes nothing, unless the message reports a change.\n\n## 400 malformed\n\n**Cause:** the server cannot read the request. It is not JSON, the JSON ends too early, text follows it, a field occurs twice, the body is\nmissing, or the operation does not have a query parameter.\n\n**Remedy:** correct the request; the message names the place. The shell may have removed quotes: send a file, with ` + "`" + `curl --json @FILE` + "`" + `.\n\n## 403 forbidden\n\n**Cause:** the client may not use the server, or may only read. Over HTTP also: the ` + "`" + `Host` + "`" + ` header is not a name of the server, or a\nbrowser sends the request for another site.\n\n**Remedy:** be root on the node, or have the administrator start the server with the flag that the message names. ` + "`" + `--allow-user` + "`" + ` grants\nthat user root on the node. For monitoring use ` + "`" + `--metrics-port` + "`" + ` instead.\n\n## 404 not found\n\n**Cause:** no object of this class has this ID or name, or the path does not exist. The object may have been deleted in the meantime.\n\n**Remedy:** list the objects: ` + "`" + `GET /attach` + "`" + `, ` + "`" + `/mount` + "`" + `, ` + "`" + `/container` + "`" + `. The server never reuses an ID.\n\n## 405 method\n\n**Cause:** the path exists, but does not support this method. The header ` + "`" + `Allow` + "`" + ` lists the methods that it supports.\n\n**Remedy:** look up the operation on this page.\n\n## 406 accept\n\n**Cause:** the ` + "`" + `Accept` + "`" + ` header of the request excludes the media type of the response: JSON, or plain text for a log.\n\n**Remedy:** leave the header out, or send ` + "`" + `Accept: application/json` + "`" + `.\n\n## 408 too slow\n\n**Cause:** the body did not arrive within ` + "`" + `--read-timeout` + "`" + `, 30 s by default. Nothing has changed.\n\n**Remedy:** send the body at once; check the network between client and server.\n\n## 409 conflict\n\n**Cause:** one of these, as the message reports, with the holders and the processes that use the object:\n\n- The object is in use, busy, ` + "`" + `pending` + "`" + ` or ` + "`" + `stopping` + "`" + `.\n- Another container has the name.\n- The container is in another state than the request requires.\n- The server has as many objects as ` + "`" + `--max-objects` + "`" + ` allows.\n\n**Remedy:** delete the holder, end the process, wait, or see [References](#section/Concepts/References) about ` + "`" + `force=true` + "`" + `.\n\n## 412 precondition\n\n**Cause:** the object has another ` + "`" + `generation` + "`" + ` than the header ` + "`" + `If-Match` + "`" + ` requires: its definition was changed in the meantime.\n\n**Remedy:** read the object again, and decide whether the request still makes sense.\n\n## 413 too large\n\n**Cause:** the body is longer than ` + "`" + `--max-body` + "`" + `, 1 MiB by default.\n\n**Remedy:** send less, in several requests that refer to objects by ID. Or have the administrator raise the limit.\n\n## 415 content type\n\n**Cause:** the header ` + "`" + `Content-Type` + "`" + ` of the request is not JSON.\n\n**Remedy:** send the header ` + "`" + `Content-Type: application/json` + "`" + `; ` + "`" + `curl --json` + "`" + ` does.\n\n## 422 invalid\n\n**Cause:** the request is well-formed, but the server cannot carry it out. A field is missing or out of range, a file does not exist or is\nof the wrong type, or ID and name disagree. The message lists all faults at once, each with its path in the definition.\n\n**Remedy:** correct the definition.\n\n## 429 too many\n\n**Cause:** this client, a user of the node or an address, has as many requests running as ` + "`" + `--client-requests` + "`" + ` allows. Waiting requests\ncount too.\n\n**Remedy:** wait for one to end. ` + "`" + `Retry-After` + "`" + ` contains the time to wait.\n\n## 500 internal\n\n**Cause:** a fault of the server, or of the node in a way that has no better class.\n\n**Remedy:** search the server's log for the name of the request in ` + "`" + `X-Request-Id` + "`" + `. If the server is at fault, report the log lines.\n\n## 501 unsupported\n\n**Cause:** the kernel or this version lacks the feature.\n\n**Remedy:** install the requirement that the message names: a module, a kernel option, a newer kernel. Or do without the feature.\n\n## 502 remote\n\n**Cause:** a storage server refused: NFS, iSCSI, NVMe, Ceph, a web server or a registry.\n\n**Remedy:** check that server, its address, its exports to this node, and the credentials.\n\n## 503 unavailable\n\n**Cause:** the server is shutting down and has cancelled the request, or the server or the node has no free file descriptors\n(` + "`" + `too many open files` + "`" + `). The server has rolled the request back.\n\n**Remedy:** send the request again when the server is back, or when other requests have ended. If descriptors run out often, raise the\nserver's limit (` + "`" + `LimitNOFILE` + "`" + ` of its unit) or ` + "`" + `fs.file-max` + "`" + ` of the node.\n\n## 504 deadline\n\n**Cause:** the operation took too long, often because a storage server does not respond. The server has rolled back a create. A delete\ncontinues in the background.\n\n**Remedy:** read the object again: ` + "`" + `waits_for` + "`" + ` and ` + "`" + `error` + "`" + ` name the server or device that has to respond. Then try again.\n\n## 507 out of space\n\n**Cause:** a file system, the memory of the node, or the cache of images is full. The message names it.\n\n**Remedy:** free space, or raise the limit that the message names. Then try again.\n",
     "title": "Image API",
     "license": {
       "name": "BSD-3-Clause",
@@ -5810,13 +6050,6 @@ func init() {
             }
           },
           {
-            "type": "boolean",
-            "default": false,
-            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
-            "name": "dry_run",
-            "in": "query"
-          },
-          {
             "maxLength": 255,
             "type": "string",
             "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
@@ -5945,6 +6178,84 @@ func init() {
                 "message": "attach 1 (loopback) is held by mount 2 (attach); delete its holders first",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "in-use"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/attach/plan": {
+      "post": {
+        "description": "Returns the steps of ` + "`" + `POST /attach` + "`" + ` with the same body, or its error. Nothing changes. See \"Dry runs\".\n",
+        "tags": [
+          "attachments"
+        ],
+        "summary": "Preview the creation of an attachment",
+        "operationId": "plan_attach",
+        "parameters": [
+          {
+            "x-examples": {
+              "application/json": {
+                "loopback": {
+                  "summary": "An image in a file",
+                  "value": {
+                    "kind": "loopback",
+                    "loopback": {
+                      "base": "root",
+                      "path": "/images/a.squashfs"
+                    }
+                  }
+                }
+              }
+            },
+            "description": "The definition.",
+            "name": "attach",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/attach"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The steps, in order.",
+            "schema": {
+              "$ref": "#/definitions/plan"
+            },
+            "examples": {
+              "application/json": {
+                "steps": [
+                  {
+                    "act": "up",
+                    "class": "attach",
+                    "does": "attach the file /images/a.squashfs to a loop device",
+                    "kind": "loopback",
+                    "path": "attach",
+                    "unknown": []
+                  }
+                ]
+              }
+            }
+          },
+          "default": {
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". Nothing has changed.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 422,
+                "errors": [
+                  {
+                    "message": "open \"/images/a.squashfs\": no such file or directory",
+                    "path": "attach",
+                    "type": "invalid"
+                  }
+                ],
+                "message": "attach: open \"/images/a.squashfs\": no such file or directory",
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid",
+                "type": "invalid"
               }
             }
           }
@@ -6146,13 +6457,6 @@ func init() {
             "schema": {
               "$ref": "#/definitions/container"
             }
-          },
-          {
-            "type": "boolean",
-            "default": false,
-            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
-            "name": "dry_run",
-            "in": "query"
           },
           {
             "maxLength": 255,
@@ -6819,6 +7123,95 @@ func init() {
                 "message": "no container is named \"web\"",
                 "see": "/imageapi/v1/docs#section/Errors/404-not-found",
                 "type": "not-found"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/container/plan": {
+      "post": {
+        "description": "Returns the steps of ` + "`" + `POST /container` + "`" + ` with the same body, or its error. Nothing changes. See \"Dry runs\".\n",
+        "tags": [
+          "containers"
+        ],
+        "summary": "Preview the creation of a container",
+        "operationId": "plan_container",
+        "parameters": [
+          {
+            "x-examples": {
+              "application/json": {
+                "bind": {
+                  "summary": "A container over a directory",
+                  "value": {
+                    "command": "/bin/sh",
+                    "mount": {
+                      "bind": {
+                        "base": "root",
+                        "path": "/images/root"
+                      },
+                      "kind": "bind"
+                    },
+                    "name": "web"
+                  }
+                }
+              }
+            },
+            "description": "The definition.",
+            "name": "container",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/container"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The steps, in order.",
+            "schema": {
+              "$ref": "#/definitions/plan"
+            },
+            "examples": {
+              "application/json": {
+                "steps": [
+                  {
+                    "act": "up",
+                    "class": "mount",
+                    "does": "show the directory /images/root of the node",
+                    "kind": "bind",
+                    "path": "container.mount",
+                    "unknown": []
+                  },
+                  {
+                    "act": "up",
+                    "class": "container",
+                    "does": "make the log of the container",
+                    "path": "container",
+                    "unknown": []
+                  }
+                ]
+              }
+            }
+          },
+          "default": {
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". Nothing has changed.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 409,
+                "errors": [
+                  {
+                    "message": "the name \"web\" is taken by container 2: choose another one, or delete that container",
+                    "path": "container",
+                    "type": "name-taken"
+                  }
+                ],
+                "message": "container: the name \"web\" is taken by container 2: choose another one, or delete that container",
+                "see": "/imageapi/v1/docs#section/Errors/409-conflict",
+                "type": "name-taken"
               }
             }
           }
@@ -7715,13 +8108,6 @@ func init() {
             }
           },
           {
-            "type": "boolean",
-            "default": false,
-            "description": "Create nothing and return 200 with a ` + "`" + `plan` + "`" + `; see \"Dry runs\".",
-            "name": "dry_run",
-            "in": "query"
-          },
-          {
             "maxLength": 255,
             "type": "string",
             "description": "A key of your choice that makes the request safe to send again; see \"Safe retries\".",
@@ -7875,6 +8261,100 @@ func init() {
                 "message": "mount 1 (bind) is held by mount 2 (overlay); delete its holders first",
                 "see": "/imageapi/v1/docs#section/Errors/409-conflict",
                 "type": "in-use"
+              }
+            }
+          }
+        }
+      }
+    },
+    "/mount/plan": {
+      "post": {
+        "description": "Returns the steps of ` + "`" + `POST /mount` + "`" + ` with the same body, or its error. Nothing changes. See \"Dry runs\".\n",
+        "tags": [
+          "mounts"
+        ],
+        "summary": "Preview the creation of a mount",
+        "operationId": "plan_mount",
+        "parameters": [
+          {
+            "x-examples": {
+              "application/json": {
+                "attach": {
+                  "summary": "The file system in an image",
+                  "value": {
+                    "attach": {
+                      "attach": {
+                        "kind": "loopback",
+                        "loopback": {
+                          "base": "root",
+                          "path": "/images/a.squashfs"
+                        }
+                      },
+                      "fs_type": "squashfs"
+                    },
+                    "kind": "attach"
+                  }
+                }
+              }
+            },
+            "description": "The definition.",
+            "name": "mount",
+            "in": "body",
+            "required": true,
+            "schema": {
+              "$ref": "#/definitions/mount"
+            }
+          }
+        ],
+        "responses": {
+          "200": {
+            "description": "The steps, in order.",
+            "schema": {
+              "$ref": "#/definitions/plan"
+            },
+            "examples": {
+              "application/json": {
+                "steps": [
+                  {
+                    "act": "up",
+                    "class": "attach",
+                    "does": "attach the file /images/a.squashfs to a loop device",
+                    "kind": "loopback",
+                    "path": "mount.attach.attach",
+                    "unknown": []
+                  },
+                  {
+                    "act": "up",
+                    "class": "mount",
+                    "does": "mount the squashfs file system of the new device",
+                    "kind": "attach",
+                    "path": "mount",
+                    "unknown": [
+                      "whether there is a sound squashfs file system"
+                    ]
+                  }
+                ]
+              }
+            }
+          },
+          "default": {
+            "description": "Any error. ` + "`" + `see` + "`" + ` links to its section under \"Errors\". Nothing has changed.",
+            "schema": {
+              "$ref": "#/definitions/error"
+            },
+            "examples": {
+              "application/json": {
+                "code": 422,
+                "errors": [
+                  {
+                    "message": "open \"/images/a.squashfs\": no such file or directory",
+                    "path": "mount.attach.attach",
+                    "type": "invalid"
+                  }
+                ],
+                "message": "mount.attach.attach: open \"/images/a.squashfs\": no such file or directory",
+                "see": "/imageapi/v1/docs#section/Errors/422-invalid",
+                "type": "invalid"
               }
             }
           }
@@ -10849,7 +11329,7 @@ func init() {
       }
     },
     "plan": {
-      "description": "The steps of a request, as returned with ` + "`" + `dry_run=true` + "`" + `. See \"Dry runs\".",
+      "description": "The steps of a create or a replace. See \"Dry runs\".",
       "type": "object",
       "required": [
         "steps"

@@ -11,7 +11,6 @@ import (
 	"github.com/go-openapi/runtime"
 	cr "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
-	"github.com/go-openapi/swag/conv"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -74,11 +73,6 @@ type AttachParams struct {
 	// The `kind` and the definition in the field of the same name.
 	Attach *models.Attach
 
-	// DryRun.
-	//
-	// Create nothing and return 200 with a `plan`; see "Dry runs".
-	DryRun *bool
-
 	HTTPClient *http.Client
 
 	inner innerParams
@@ -96,18 +90,7 @@ func (o *AttachParams) WithDefaults() *AttachParams {
 //
 // All values with no default are reset to their zero value.
 func (o *AttachParams) SetDefaults() {
-	var (
-		dryRunDefault = bool(false)
-	)
-
-	val := AttachParams{
-		DryRun: &dryRunDefault,
-	}
-
-	val.inner.timeout = o.inner.timeout
-	val.inner.ctx = o.inner.ctx
-	val.HTTPClient = o.HTTPClient
-	*o = val
+	// no default values defined for this parameter
 }
 
 // WithTimeout adds the timeout to the attach params.
@@ -169,17 +152,6 @@ func (o *AttachParams) SetAttach(attach *models.Attach) {
 	o.Attach = attach
 }
 
-// WithDryRun adds the dryRun to the attach params.
-func (o *AttachParams) WithDryRun(dryRun *bool) *AttachParams {
-	o.SetDryRun(dryRun)
-	return o
-}
-
-// SetDryRun adds the dryRun to the attach params.
-func (o *AttachParams) SetDryRun(dryRun *bool) {
-	o.DryRun = dryRun
-}
-
 // WriteToRequest writes these params to a [runtime.ClientRequest].
 func (o *AttachParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registry) error {
 	if err := r.SetTimeout(o.inner.timeout); err != nil {
@@ -197,23 +169,6 @@ func (o *AttachParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Regist
 	if o.Attach != nil {
 		if err := r.SetBodyParam(o.Attach); err != nil {
 			return err
-		}
-	}
-
-	if o.DryRun != nil {
-
-		// query param dry_run
-		var qrDryRun bool
-
-		if o.DryRun != nil {
-			qrDryRun = *o.DryRun
-		}
-		qDryRun := conv.FormatBool(qrDryRun)
-		if qDryRun != "" {
-
-			if err := r.SetQueryParam("dry_run", qDryRun); err != nil {
-				return err
-			}
 		}
 	}
 

@@ -73,6 +73,12 @@ type ClientService interface {
 	// ListAttachmentsContext list attachments.
 	ListAttachmentsContext(ctx context.Context, params *ListAttachmentsParams, opts ...ClientOption) (*ListAttachmentsOK, error)
 
+	// PlanAttach preview the creation of an attachment.
+	PlanAttach(params *PlanAttachParams, opts ...ClientOption) (*PlanAttachOK, error)
+
+	// PlanAttachContext preview the creation of an attachment.
+	PlanAttachContext(ctx context.Context, params *PlanAttachParams, opts ...ClientOption) (*PlanAttachOK, error)
+
 	SetTransport(transport runtime.ContextualTransport)
 }
 
@@ -283,6 +289,73 @@ func (a *Client) ListAttachmentsContext(ctx context.Context, params *ListAttachm
 	//
 	// a default response is provided: fill this and return an error
 	unexpectedSuccess := result.(*ListAttachmentsDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
+// PlanAttach previews the creation of an attachment.
+//
+// Returns the steps of `POST /attach` with the same body, or its error. Nothing changes. See "Dry runs".
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.PlanAttachContext] instead.
+func (a *Client) PlanAttach(params *PlanAttachParams, opts ...ClientOption) (*PlanAttachOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.PlanAttachContext(ctx, params, opts...)
+}
+
+// PlanAttachContext previews the creation of an attachment.
+//
+// Returns the steps of `POST /attach` with the same body, or its error. Nothing changes. See "Dry runs".
+// .
+//
+// Do not use the deprecated [PlanAttachParams.Context] with this method: it would be ignored.
+func (a *Client) PlanAttachContext(ctx context.Context, params *PlanAttachParams, opts ...ClientOption) (*PlanAttachOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewPlanAttachParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "plan_attach",
+		Method:             "POST",
+		PathPattern:        "/attach/plan",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &PlanAttachReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*PlanAttachOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*PlanAttachDefault)
 
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }

@@ -115,6 +115,12 @@ type ClientService interface {
 	// ListContainersContext list containers.
 	ListContainersContext(ctx context.Context, params *ListContainersParams, opts ...ClientOption) (*ListContainersOK, error)
 
+	// PlanContainer preview the creation of a container.
+	PlanContainer(params *PlanContainerParams, opts ...ClientOption) (*PlanContainerOK, error)
+
+	// PlanContainerContext preview the creation of a container.
+	PlanContainerContext(ctx context.Context, params *PlanContainerParams, opts ...ClientOption) (*PlanContainerOK, error)
+
 	// ReadContainerLog read the log of a container.
 	ReadContainerLog(params *ReadContainerLogParams, writer io.Writer, opts ...ClientOption) (*ReadContainerLogOK, error)
 
@@ -507,6 +513,73 @@ func (a *Client) ListContainersContext(ctx context.Context, params *ListContaine
 	//
 	// a default response is provided: fill this and return an error
 	unexpectedSuccess := result.(*ListContainersDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
+// PlanContainer previews the creation of a container.
+//
+// Returns the steps of `POST /container` with the same body, or its error. Nothing changes. See "Dry runs".
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.PlanContainerContext] instead.
+func (a *Client) PlanContainer(params *PlanContainerParams, opts ...ClientOption) (*PlanContainerOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.PlanContainerContext(ctx, params, opts...)
+}
+
+// PlanContainerContext previews the creation of a container.
+//
+// Returns the steps of `POST /container` with the same body, or its error. Nothing changes. See "Dry runs".
+// .
+//
+// Do not use the deprecated [PlanContainerParams.Context] with this method: it would be ignored.
+func (a *Client) PlanContainerContext(ctx context.Context, params *PlanContainerParams, opts ...ClientOption) (*PlanContainerOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewPlanContainerParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "plan_container",
+		Method:             "POST",
+		PathPattern:        "/container/plan",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &PlanContainerReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*PlanContainerOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*PlanContainerDefault)
 
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }

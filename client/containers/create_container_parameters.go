@@ -11,7 +11,6 @@ import (
 	"github.com/go-openapi/runtime"
 	cr "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
-	"github.com/go-openapi/swag/conv"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -74,11 +73,6 @@ type CreateContainerParams struct {
 	// The definition.
 	Container *models.Container
 
-	// DryRun.
-	//
-	// Create nothing and return 200 with a `plan`; see "Dry runs".
-	DryRun *bool
-
 	HTTPClient *http.Client
 
 	inner innerParams
@@ -96,18 +90,7 @@ func (o *CreateContainerParams) WithDefaults() *CreateContainerParams {
 //
 // All values with no default are reset to their zero value.
 func (o *CreateContainerParams) SetDefaults() {
-	var (
-		dryRunDefault = bool(false)
-	)
-
-	val := CreateContainerParams{
-		DryRun: &dryRunDefault,
-	}
-
-	val.inner.timeout = o.inner.timeout
-	val.inner.ctx = o.inner.ctx
-	val.HTTPClient = o.HTTPClient
-	*o = val
+	// no default values defined for this parameter
 }
 
 // WithTimeout adds the timeout to the create container params.
@@ -169,17 +152,6 @@ func (o *CreateContainerParams) SetContainer(container *models.Container) {
 	o.Container = container
 }
 
-// WithDryRun adds the dryRun to the create container params.
-func (o *CreateContainerParams) WithDryRun(dryRun *bool) *CreateContainerParams {
-	o.SetDryRun(dryRun)
-	return o
-}
-
-// SetDryRun adds the dryRun to the create container params.
-func (o *CreateContainerParams) SetDryRun(dryRun *bool) {
-	o.DryRun = dryRun
-}
-
 // WriteToRequest writes these params to a [runtime.ClientRequest].
 func (o *CreateContainerParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registry) error {
 	if err := r.SetTimeout(o.inner.timeout); err != nil {
@@ -197,23 +169,6 @@ func (o *CreateContainerParams) WriteToRequest(r runtime.ClientRequest, reg strf
 	if o.Container != nil {
 		if err := r.SetBodyParam(o.Container); err != nil {
 			return err
-		}
-	}
-
-	if o.DryRun != nil {
-
-		// query param dry_run
-		var qrDryRun bool
-
-		if o.DryRun != nil {
-			qrDryRun = *o.DryRun
-		}
-		qDryRun := conv.FormatBool(qrDryRun)
-		if qDryRun != "" {
-
-			if err := r.SetQueryParam("dry_run", qDryRun); err != nil {
-				return err
-			}
 		}
 	}
 

@@ -11,7 +11,6 @@ import (
 	"github.com/go-openapi/runtime"
 	cr "github.com/go-openapi/runtime/client"
 	"github.com/go-openapi/strfmt"
-	"github.com/go-openapi/swag/conv"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -69,11 +68,6 @@ type MountParams struct {
 	// A key of your choice that makes the request safe to send again; see "Safe retries".
 	IdempotencyKey *string
 
-	// DryRun.
-	//
-	// Create nothing and return 200 with a `plan`; see "Dry runs".
-	DryRun *bool
-
 	// Mount.
 	//
 	// The `kind` and the definition in the field of the same name.
@@ -96,18 +90,7 @@ func (o *MountParams) WithDefaults() *MountParams {
 //
 // All values with no default are reset to their zero value.
 func (o *MountParams) SetDefaults() {
-	var (
-		dryRunDefault = bool(false)
-	)
-
-	val := MountParams{
-		DryRun: &dryRunDefault,
-	}
-
-	val.inner.timeout = o.inner.timeout
-	val.inner.ctx = o.inner.ctx
-	val.HTTPClient = o.HTTPClient
-	*o = val
+	// no default values defined for this parameter
 }
 
 // WithTimeout adds the timeout to the mount params.
@@ -158,17 +141,6 @@ func (o *MountParams) SetIdempotencyKey(idempotencyKey *string) {
 	o.IdempotencyKey = idempotencyKey
 }
 
-// WithDryRun adds the dryRun to the mount params.
-func (o *MountParams) WithDryRun(dryRun *bool) *MountParams {
-	o.SetDryRun(dryRun)
-	return o
-}
-
-// SetDryRun adds the dryRun to the mount params.
-func (o *MountParams) SetDryRun(dryRun *bool) {
-	o.DryRun = dryRun
-}
-
 // WithMount adds the mount to the mount params.
 func (o *MountParams) WithMount(mount *models.Mount) *MountParams {
 	o.SetMount(mount)
@@ -192,23 +164,6 @@ func (o *MountParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registr
 		// header param Idempotency-Key
 		if err := r.SetHeaderParam("Idempotency-Key", *o.IdempotencyKey); err != nil {
 			return err
-		}
-	}
-
-	if o.DryRun != nil {
-
-		// query param dry_run
-		var qrDryRun bool
-
-		if o.DryRun != nil {
-			qrDryRun = *o.DryRun
-		}
-		qDryRun := conv.FormatBool(qrDryRun)
-		if qDryRun != "" {
-
-			if err := r.SetQueryParam("dry_run", qDryRun); err != nil {
-				return err
-			}
 		}
 	}
 	if o.Mount != nil {

@@ -73,6 +73,12 @@ type ClientService interface {
 	// MountContext mount.
 	MountContext(ctx context.Context, params *MountParams, opts ...ClientOption) (*MountCreated, error)
 
+	// PlanMount preview the creation of a mount.
+	PlanMount(params *PlanMountParams, opts ...ClientOption) (*PlanMountOK, error)
+
+	// PlanMountContext preview the creation of a mount.
+	PlanMountContext(ctx context.Context, params *PlanMountParams, opts ...ClientOption) (*PlanMountOK, error)
+
 	SetTransport(transport runtime.ContextualTransport)
 }
 
@@ -283,6 +289,73 @@ func (a *Client) MountContext(ctx context.Context, params *MountParams, opts ...
 	//
 	// a default response is provided: fill this and return an error
 	unexpectedSuccess := result.(*MountDefault)
+
+	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
+}
+
+// PlanMount previews the creation of a mount.
+//
+// Returns the steps of `POST /mount` with the same body, or its error. Nothing changes. See "Dry runs".
+// .
+//
+// This method does not support injected context.
+// However, timeout and opentracing contexts are honored whenever enabled.
+//
+// If you need to pass a specific context, use [Client.PlanMountContext] instead.
+func (a *Client) PlanMount(params *PlanMountParams, opts ...ClientOption) (*PlanMountOK, error) {
+	var ctx context.Context
+	if params != nil && params.inner.ctx != nil {
+		ctx = params.inner.ctx
+	} else {
+		ctx = context.Background()
+	}
+
+	return a.PlanMountContext(ctx, params, opts...)
+}
+
+// PlanMountContext previews the creation of a mount.
+//
+// Returns the steps of `POST /mount` with the same body, or its error. Nothing changes. See "Dry runs".
+// .
+//
+// Do not use the deprecated [PlanMountParams.Context] with this method: it would be ignored.
+func (a *Client) PlanMountContext(ctx context.Context, params *PlanMountParams, opts ...ClientOption) (*PlanMountOK, error) {
+	// NOTE: parameters are not validated before sending
+	if params == nil {
+		params = NewPlanMountParams()
+	}
+
+	op := &runtime.ClientOperation{
+		ID:                 "plan_mount",
+		Method:             "POST",
+		PathPattern:        "/mount/plan",
+		ProducesMediaTypes: []string{"application/json"},
+		ConsumesMediaTypes: []string{"application/json"},
+		Schemes:            []string{"http", "https"},
+		Params:             params,
+		Reader:             &PlanMountReader{formats: a.formats},
+		Client:             params.HTTPClient,
+	}
+
+	for _, opt := range opts {
+		opt(op)
+	}
+
+	result, err := a.transport.SubmitContext(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+
+	// only one success response has to be checked
+	success, ok := result.(*PlanMountOK)
+	if ok {
+		return success, nil
+	}
+
+	// unexpected success response.
+	//
+	// a default response is provided: fill this and return an error
+	unexpectedSuccess := result.(*PlanMountDefault)
 
 	return nil, runtime.NewAPIError("unexpected success response: content available as default response in error", unexpectedSuccess, unexpectedSuccess.Code())
 }

@@ -35,17 +35,32 @@ func (a *api) listContainers(p containers.ListContainersParams) (middleware.Resp
 
 // POST /attach
 func (a *api) attach(p attachments.AttachParams) (middleware.Responder, error) {
-	return a.create(p.HTTPRequest, driver.Object{Attach: p.Attach}, p.DryRun, p.IdempotencyKey)
+	return a.create(p.HTTPRequest, driver.Object{Attach: p.Attach}, p.IdempotencyKey)
 }
 
 // POST /mount
 func (a *api) mount(p mounts.MountParams) (middleware.Responder, error) {
-	return a.create(p.HTTPRequest, driver.Object{Mount: p.Mount}, p.DryRun, p.IdempotencyKey)
+	return a.create(p.HTTPRequest, driver.Object{Mount: p.Mount}, p.IdempotencyKey)
 }
 
 // POST /container
 func (a *api) createContainer(p containers.CreateContainerParams) (middleware.Responder, error) {
-	return a.create(p.HTTPRequest, driver.Object{Container: p.Container}, p.DryRun, p.IdempotencyKey)
+	return a.create(p.HTTPRequest, driver.Object{Container: p.Container}, p.IdempotencyKey)
+}
+
+// POST /attach/plan
+func (a *api) planAttach(p attachments.PlanAttachParams) (middleware.Responder, error) {
+	return a.preview(p.HTTPRequest, driver.Object{Attach: p.Attach})
+}
+
+// POST /mount/plan
+func (a *api) planMount(p mounts.PlanMountParams) (middleware.Responder, error) {
+	return a.preview(p.HTTPRequest, driver.Object{Mount: p.Mount})
+}
+
+// POST /container/plan
+func (a *api) planContainer(p containers.PlanContainerParams) (middleware.Responder, error) {
+	return a.preview(p.HTTPRequest, driver.Object{Container: p.Container})
 }
 
 // DELETE /attach
@@ -63,16 +78,22 @@ func (a *api) deleteContainer(p containers.DeleteContainerParams) (middleware.Re
 	return a.remove(p.HTTPRequest, target{driver.Container, p.ID, p.Name}, p.Force)
 }
 
-// create creates the object of a definition, with its inline dependencies. A dry run has the same path up to the plan. With a key the object
-// is created once, and a repeated request gets the first response.
-func (a *api) create(r *http.Request, def driver.Object, dryRun *bool, key *string) (middleware.Responder, error) {
+// preview returns the steps of create.
+func (a *api) preview(r *http.Request, def driver.Object) (middleware.Responder, error) {
 	plan, err := a.drivers.Plan(def)
 	if err != nil {
 		return nil, err
 	}
-	if isSet(dryRun) {
-		steps, err := a.manager.Preview(r.Context(), plan)
-		return reply(http.StatusOK, planOf(r, steps), err)
+	steps, err := a.manager.Preview(r.Context(), plan)
+	return reply(http.StatusOK, planOf(r, steps), err)
+}
+
+// create creates the object of a definition, with its inline dependencies. With a key the object is created once, and a repeated request gets
+// the first response.
+func (a *api) create(r *http.Request, def driver.Object, key *string) (middleware.Responder, error) {
+	plan, err := a.drivers.Plan(def)
+	if err != nil {
+		return nil, err
 	}
 	respond := func(snap *state.Snapshot, id int64) ([]byte, error) {
 		warnOfCreated(r, snap, plan, id)
@@ -111,7 +132,7 @@ func (a *api) createOnce(r *http.Request, plan *driver.Plan, key string, respond
 	return body, id, err
 }
 
-// planOf returns the plan of a dry run.
+// planOf returns a plan with some steps.
 func planOf(r *http.Request, steps []state.Step) *models.Plan {
 	plan := &models.Plan{}
 	for _, s := range steps {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"github.com/go-openapi/runtime"
 	"github.com/spf13/cobra"
 
 	"github.com/kraken-hpc/imageapi/client/attachments"
@@ -73,8 +72,8 @@ imageapi run https://images.example.org/node.squashfs --systemd`,
 	return c
 }
 
-// sender sends a definition.
-type sender func(context.Context, *connection, *planReader) (object, error)
+// sender creates the object of a definition, or returns the plan for it.
+type sender func(context.Context, *connection) (object, *models.Plan, error)
 
 // create creates objects, or shows how. If a definition is wrong, it creates none.
 func (a *app) create(ctx context.Context, all []*definition, o creation) error {
@@ -98,15 +97,14 @@ func (a *app) create(ctx context.Context, all []*definition, o creation) error {
 }
 
 func (a *app) send(ctx context.Context, c *connection, s sender, dry bool) error {
-	var plan planReader
-	created, err := s(ctx, c, &plan)
+	created, plan, err := s(ctx, c)
 	switch err = unwrapped(err); {
 	case errors.Is(err, context.Canceled):
 		return fail(exitInterrupted, "interrupted: the server rolls back the request, unless all its objects existed already; see imageapi tree")
 	case err != nil:
 		return err
 	case dry:
-		return plan.show(a)
+		return a.show(plan, nil, func() { a.planTable(plan.Steps) })
 	}
 	return a.showOne(created)
 }
@@ -122,12 +120,6 @@ func (o *creation) request(d *definition) (sender, error) {
 	case class != classContainer && o.name != "":
 		return nil, usage("--name is for containers, and this defines another object")
 	}
-	instead := func(p *planReader, blank any) func(*runtime.ClientOperation) {
-		if !o.dry {
-			return func(*runtime.ClientOperation) {}
-		}
-		return p.instead(blank)
-	}
 	switch class {
 	case classContainer:
 		m, err := decode[models.Container](class, d)
@@ -140,30 +132,57 @@ func (o *creation) request(d *definition) (sender, error) {
 		if o.run {
 			m.State = "running"
 		}
-		return func(ctx context.Context, c *connection, p *planReader) (object, error) {
-			answer, err := c.Containers.CreateContainerContext(ctx, &containers.CreateContainerParams{Container: m, DryRun: &o.dry},
-				instead(p, &containers.CreateContainerCreated{Payload: m}))
-			if err != nil {
-				return object{}, err
-			}
-			return ofContainer(answer.Payload), nil
-		}, nil
+		return o.container(m), nil
 	case classMount:
 		m, err := decode[models.Mount](class, d)
-		return func(ctx context.Context, c *connection, p *planReader) (object, error) {
-			answer, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m, DryRun: &o.dry}, instead(p, &mounts.MountCreated{Payload: m}))
-			if err != nil {
-				return object{}, err
-			}
-			return ofMount(answer.Payload), nil
-		}, err
+		return o.mount(m), err
 	}
 	m, err := decode[models.Attach](class, d)
-	return func(ctx context.Context, c *connection, p *planReader) (object, error) {
-		answer, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m, DryRun: &o.dry}, instead(p, &attachments.AttachCreated{Payload: m}))
-		if err != nil {
-			return object{}, err
+	return o.attach(m), err
+}
+
+func (o *creation) container(m *models.Container) sender {
+	return func(ctx context.Context, c *connection) (object, *models.Plan, error) {
+		if o.dry {
+			return planned(c.Containers.PlanContainerContext(ctx, &containers.PlanContainerParams{Container: m}))
 		}
-		return ofAttach(answer.Payload), nil
-	}, err
+		created, err := c.Containers.CreateContainerContext(ctx, &containers.CreateContainerParams{Container: m})
+		if err != nil {
+			return object{}, nil, err
+		}
+		return ofContainer(created.Payload), nil, nil
+	}
+}
+
+func (o *creation) mount(m *models.Mount) sender {
+	return func(ctx context.Context, c *connection) (object, *models.Plan, error) {
+		if o.dry {
+			return planned(c.Mounts.PlanMountContext(ctx, &mounts.PlanMountParams{Mount: m}))
+		}
+		created, err := c.Mounts.MountContext(ctx, &mounts.MountParams{Mount: m})
+		if err != nil {
+			return object{}, nil, err
+		}
+		return ofMount(created.Payload), nil, nil
+	}
+}
+
+func (o *creation) attach(m *models.Attach) sender {
+	return func(ctx context.Context, c *connection) (object, *models.Plan, error) {
+		if o.dry {
+			return planned(c.Attachments.PlanAttachContext(ctx, &attachments.PlanAttachParams{Attach: m}))
+		}
+		created, err := c.Attachments.AttachContext(ctx, &attachments.AttachParams{Attach: m})
+		if err != nil {
+			return object{}, nil, err
+		}
+		return ofAttach(created.Payload), nil, nil
+	}
+}
+
+func planned[R interface{ GetPayload() *models.Plan }](response R, err error) (object, *models.Plan, error) {
+	if err != nil {
+		return object{}, nil, err
+	}
+	return object{}, response.GetPayload(), nil
 }

@@ -109,7 +109,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// A dry run shows the plan. A server that knows none makes what was defined, which must not go unnoticed.
+// A dry run shows the plan. A server without dry runs returns an error.
 func TestDryRuns(t *testing.T) {
 	t.Parallel()
 	const plan = `{"steps": [
@@ -131,7 +131,7 @@ start  container        start /bin/true
 		"run":     {200, plan, "run --dry-run -", 0, table[1:], ""},
 		"create":  {200, plan, "create - --dry-run", 0, table[1:], ""},
 		"refused": {409, `{"code": 409, "message": "busy"}`, "run --dry-run -", 1, "", "busy"},
-		"made":    {201, `{"id": 4, "command": "/bin/true", "mount": {"id": 5}}`, "run --dry-run -", 1, "", "does not support dry runs and has created the object"},
+		"unknown": {404, `{"code": 404, "message": "path /container/plan was not found"}`, "run --dry-run -", 3, "", "path /container/plan was not found"},
 		"cut off": {200, `{"steps": [`, "run --dry-run -", 4, "", "read the answer"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -125,6 +125,24 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 			return middleware.NotImplemented("operation mounts.Mount has not yet been implemented"), nil
 		}),
 
+		AttachmentsPlanAttachHandler: attachments.PlanAttachHandlerFunc(func(params attachments.PlanAttachParams) (middleware.Responder, error) {
+			_ = params
+
+			return middleware.NotImplemented("operation attachments.PlanAttach has not yet been implemented"), nil
+		}),
+
+		ContainersPlanContainerHandler: containers.PlanContainerHandlerFunc(func(params containers.PlanContainerParams) (middleware.Responder, error) {
+			_ = params
+
+			return middleware.NotImplemented("operation containers.PlanContainer has not yet been implemented"), nil
+		}),
+
+		MountsPlanMountHandler: mounts.PlanMountHandlerFunc(func(params mounts.PlanMountParams) (middleware.Responder, error) {
+			_ = params
+
+			return middleware.NotImplemented("operation mounts.PlanMount has not yet been implemented"), nil
+		}),
+
 		ContainersReadContainerLogHandler: containers.ReadContainerLogHandlerFunc(func(params containers.ReadContainerLogParams) (middleware.Responder, error) {
 			_ = params
 
@@ -224,22 +242,21 @@ func NewImageapiAPI(spec *loads.Document) *ImageapiAPI {
 //
 // ## Dry runs
 //
-// A POST to `/attach`, `/mount` or `/container` with `dry_run=true` creates nothing. The server checks everything that it can check without
-// changing the node:
+// A POST to `/attach/plan`, `/mount/plan` or `/container/plan` takes the same body as the POST that creates the object, and creates nothing. The
+// server checks everything that it can check without changing the node:
 //
 // - the definition, the objects that it refers to, names and limits;
 // - files, devices, file systems and kernel modules of the node;
 // - secrets in files;
 // - the command of a container whose root is already mounted.
 //
-// If the request would fail, the server returns the same status and message as without `dry_run`. Otherwise it returns **200** with a `plan`:
+// If the create would fail, the server returns the same status and message. Otherwise it returns a `plan`:
 // the steps in order, each with the facts that only the step itself can establish (`unknown`). The server does not contact storage servers, so it
 // is unknown whether they respond.
 //
 // A plan is no promise: the node can change. A path over a server that does not respond delays a dry run by 5 s and is unknown in the plan.
 //
-// The operations do not declare the response 200, so that clients generated from earlier versions stay compatible. 201 always means that the
-// server created the object. Servers before 0.3.0 ignore `dry_run` and create the object.
+// Servers before 0.3.0 do not have these paths, and return 404.
 //
 // ## References
 //
@@ -554,6 +571,12 @@ type ImageapiAPI struct {
 	MountsListMountsHandler mounts.ListMountsHandler
 	// MountsMountHandler sets the operation handler for the mount operation
 	MountsMountHandler mounts.MountHandler
+	// AttachmentsPlanAttachHandler sets the operation handler for the plan attach operation
+	AttachmentsPlanAttachHandler attachments.PlanAttachHandler
+	// ContainersPlanContainerHandler sets the operation handler for the plan container operation
+	ContainersPlanContainerHandler containers.PlanContainerHandler
+	// MountsPlanMountHandler sets the operation handler for the plan mount operation
+	MountsPlanMountHandler mounts.PlanMountHandler
 	// ContainersReadContainerLogHandler sets the operation handler for the read container log operation
 	ContainersReadContainerLogHandler containers.ReadContainerLogHandler
 	// ContainersReplaceContainerHandler sets the operation handler for the replace container operation
@@ -689,6 +712,15 @@ func (o *ImageapiAPI) Validate() error {
 	}
 	if o.MountsMountHandler == nil {
 		unregistered = append(unregistered, "mounts.MountHandler")
+	}
+	if o.AttachmentsPlanAttachHandler == nil {
+		unregistered = append(unregistered, "attachments.PlanAttachHandler")
+	}
+	if o.ContainersPlanContainerHandler == nil {
+		unregistered = append(unregistered, "containers.PlanContainerHandler")
+	}
+	if o.MountsPlanMountHandler == nil {
+		unregistered = append(unregistered, "mounts.PlanMountHandler")
 	}
 	if o.ContainersReadContainerLogHandler == nil {
 		unregistered = append(unregistered, "containers.ReadContainerLogHandler")
@@ -856,6 +888,18 @@ func (o *ImageapiAPI) initHandlerCache() {
 		o.handlers["POST"] = make(map[string]http.Handler)
 	}
 	o.handlers["POST"]["/mount"] = mounts.NewMount(o.context, o.MountsMountHandler)
+	if o.handlers["POST"] == nil {
+		o.handlers["POST"] = make(map[string]http.Handler)
+	}
+	o.handlers["POST"]["/attach/plan"] = attachments.NewPlanAttach(o.context, o.AttachmentsPlanAttachHandler)
+	if o.handlers["POST"] == nil {
+		o.handlers["POST"] = make(map[string]http.Handler)
+	}
+	o.handlers["POST"]["/container/plan"] = containers.NewPlanContainer(o.context, o.ContainersPlanContainerHandler)
+	if o.handlers["POST"] == nil {
+		o.handlers["POST"] = make(map[string]http.Handler)
+	}
+	o.handlers["POST"]["/mount/plan"] = mounts.NewPlanMount(o.context, o.MountsPlanMountHandler)
 	if o.handlers["GET"] == nil {
 		o.handlers["GET"] = make(map[string]http.Handler)
 	}

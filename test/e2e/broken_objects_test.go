@@ -227,7 +227,7 @@ func TestBindOfRemovedDirectoryIsBroken(t *testing.T) {
 			}
 			n.becomesBroken(t, "/mount", base.ID, "was removed")
 			n.becomesBroken(t, "/mount", m.ID, "was removed")
-			for _, path := range []string{"/container", "/container?dry_run=true"} {
+			for _, path := range []string{"/container", "/container/plan"} {
 				got := n.Must(t, http.StatusConflict, http.MethodPost, path, start("/bin/busybox true", mountID(m.ID)), nil)
 				if !strings.Contains(got.Message(), "was removed") {
 					t.Errorf("%s: %s", path, got.Body)

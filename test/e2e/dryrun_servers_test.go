@@ -75,11 +75,11 @@ func TestNFSDryRun(t *testing.T) {
 	defer pass()
 	begun := time.Now()
 	var p models.Plan
-	n.Must(t, http.StatusOK, http.MethodPost, "/attach?dry_run=true", loopbackIn(mountID(base.ID), "never-looked-at"), &p)
+	n.Must(t, http.StatusOK, http.MethodPost, "/attach/plan", loopbackIn(mountID(base.ID), "never-looked-at"), &p)
 	if took := time.Since(begun); took > 15*time.Second || !strings.Contains(unknown(p), "to look took longer than 5s") {
 		t.Errorf("after %s unknown is %q", took, unknown(p))
 	}
-	n.Must(t, http.StatusOK, http.MethodPost, "/mount?dry_run=true", nfs(n.dir), &p)
+	n.Must(t, http.StatusOK, http.MethodPost, "/mount/plan", nfs(n.dir), &p)
 	if !strings.Contains(unknown(p), "whether the server answers") {
 		t.Errorf("unknown is %q", unknown(p))
 	}

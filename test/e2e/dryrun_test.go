@@ -45,7 +45,7 @@ func resourceOf(def any) string {
 func (n *node) plan(t *testing.T, def any) models.Plan {
 	t.Helper()
 	var p models.Plan
-	n.unchanged(t, func() { n.Must(t, http.StatusOK, http.MethodPost, resourceOf(def)+"?dry_run=true", def, &p) })
+	n.unchanged(t, func() { n.Must(t, http.StatusOK, http.MethodPost, resourceOf(def)+"/plan", def, &p) })
 	return p
 }
 
@@ -207,7 +207,7 @@ func TestDryRun(t *testing.T) {
 func (n *node) refused(t *testing.T, status int, def any) string {
 	t.Helper()
 	var dry string
-	n.unchanged(t, func() { dry = n.Must(t, status, http.MethodPost, resourceOf(def)+"?dry_run=true", def, nil).Message() })
+	n.unchanged(t, func() { dry = n.Must(t, status, http.MethodPost, resourceOf(def)+"/plan", def, nil).Message() })
 	if meant := n.Must(t, status, http.MethodPost, resourceOf(def), def, nil).Message(); meant != dry {
 		t.Errorf("a dry run says\n\t%s\nand the request itself\n\t%s", dry, meant)
 	}

@@ -70,6 +70,9 @@ var settings = map[string][2]setting{
 	"mount":               {{}, {do: withoutImage}},
 	"delete_mount":        {{requests: []string{exampleBind}}, {requests: []string{exampleBind, exampleOverlay}}},
 	"list_containers":     {{requests: []string{exampleBind, exampleRunning}}, {}},
+	"plan_attach":         {{}, {do: withoutImage}},
+	"plan_mount":          {{}, {do: withoutImage}},
+	"plan_container":      {{}, {requests: []string{exampleBind, exampleCreated}}},
 	"create_container":    {{}, {requests: []string{exampleBind, exampleCreated}}},
 	"delete_container":    {{requests: []string{exampleBind, exampleEnded}, do: ended}, {requests: []string{exampleBind, exampleRunning}}},
 	"set_container_state": {{requests: []string{exampleBind, exampleRunning}}, {}},
@@ -173,7 +176,7 @@ func (o exampleOperation) bodies() map[string]any {
 
 // primary is the name of the body that the answers belong to, for the operations that have one.
 var primary = map[string]string{"attach": "loopback", "mount": "attach", "create_container": "image", "exec_in_container": "list", "update_container": "labels",
-	"replace_container": "image"}
+	"replace_container": "image", "plan_attach": "loopback", "plan_mount": "attach", "plan_container": "bind"}
 
 // send sends the request of an operation with one of its bodies.
 func (n exampleNode) send(t *testing.T, o exampleOperation, body any) (status int, answer any) {

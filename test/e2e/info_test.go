@@ -46,7 +46,7 @@ func TestInfo(t *testing.T) {
 		"mount nfs":    `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/x"}}`,
 	}
 	for _, kind := range []string{"attach rbd", "attach iscsi", "mount nfs"} {
-		path := map[bool]string{true: "/attach?dry_run=true", false: "/mount?dry_run=true"}[kind[0] == 'a']
+		path := map[bool]string{true: "/attach/plan", false: "/mount/plan"}[kind[0] == 'a']
 		a, err := n.Do(t.Context(), http.MethodPost, path, tries[kind])
 		must(t, err)
 		if d := named[kind]; d == nil || d.Available == (a.Status == http.StatusNotImplemented) {

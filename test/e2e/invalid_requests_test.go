@@ -124,7 +124,7 @@ func (n *node) dry(t *testing.T, req *http.Request) (a harness.Answer) {
 	body, err := req.GetBody()
 	must(t, err)
 	first := req.Clone(t.Context())
-	first.URL.RawQuery, first.Body = "dry_run=true", body
+	first.URL.Path, first.Body = first.URL.Path+"/plan", body
 	a, err = n.Send(first)
 	must(t, err)
 	return a

@@ -217,8 +217,7 @@ func valid(req *http.Request, resp *http.Response, data []byte) error {
 		return fmt.Errorf("content type %q", kind)
 	}
 	want := http.StatusOK
-	dry := req.URL.Query().Get("dry_run") == "true"
-	if req.Method == http.MethodPost && strings.Count(resource, "/") == 1 && !dry {
+	if req.Method == http.MethodPost && strings.Count(resource, "/") == 1 {
 		want = http.StatusCreated // what creates an object
 	}
 	later := resource == "/container/replace" && resp.StatusCode == http.StatusAccepted
@@ -231,7 +230,7 @@ func valid(req *http.Request, resp *http.Response, data []byte) error {
 	if resp.StatusCode >= 300 {
 		return validError(resp.StatusCode, data)
 	}
-	if dry && resource != "/container/replace" {
+	if strings.HasSuffix(resource, "/plan") {
 		return validObject(new(models.Plan), data)
 	}
 	var one func() validated

@@ -9,24 +9,16 @@ import (
 	"github.com/go-openapi/runtime"
 	"github.com/go-openapi/runtime/middleware"
 	"github.com/go-openapi/strfmt"
-	"github.com/go-openapi/swag/conv"
 	"github.com/go-openapi/validate"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // NewAttachParams creates a new AttachParams object
-// with the default values initialized.
+//
+// There are no default values defined in the spec.
 func NewAttachParams() AttachParams {
 
-	var (
-		// initialize parameters with default values
-
-		dryRunDefault = bool(false)
-	)
-
-	return AttachParams{
-		DryRun: &dryRunDefault,
-	}
+	return AttachParams{}
 }
 
 // AttachParams contains all the bound params for the attach operation
@@ -43,10 +35,6 @@ type AttachParams struct {
 	// The `kind` and the definition in the field of the same name.
 	// In: body
 	Attach *models.Attach
-	// Create nothing and return 200 with a `plan`; see "Dry runs".
-	// In: query
-	// Default: false
-	DryRun *bool
 }
 
 // BindRequest both binds and validates a request, it assumes that complex things implement a Validatable(strfmt.Registry) error interface
@@ -57,7 +45,6 @@ func (o *AttachParams) BindRequest(r *http.Request, route *middleware.MatchedRou
 	var res []error
 
 	o.HTTPRequest = r
-	qs := runtime.Values(r.URL.Query())
 
 	if err := o.bindIdempotencyKey(r.Header[http.CanonicalHeaderKey("Idempotency-Key")], true, route.Formats); err != nil {
 		res = append(res, err)
@@ -85,11 +72,6 @@ func (o *AttachParams) BindRequest(r *http.Request, route *middleware.MatchedRou
 				o.Attach = &body
 			}
 		}
-	}
-
-	qDryRun, qhkDryRun, _ := qs.GetOK("dry_run")
-	if err := o.bindDryRun(qDryRun, qhkDryRun, route.Formats); err != nil {
-		res = append(res, err)
 	}
 	if len(res) > 0 {
 		return errors.CompositeValidationError(res...)
@@ -124,30 +106,6 @@ func (o *AttachParams) validateIdempotencyKey(formats strfmt.Registry) error {
 	if err := validate.MaxLength("Idempotency-Key", "header", *o.IdempotencyKey, 255); err != nil {
 		return err
 	}
-
-	return nil
-}
-
-// bindDryRun binds and validates parameter DryRun from query.
-func (o *AttachParams) bindDryRun(rawData []string, hasKey bool, formats strfmt.Registry) error {
-	var raw string
-	if len(rawData) > 0 {
-		raw = rawData[len(rawData)-1]
-	}
-
-	// Required: false
-	// AllowEmptyValue: false
-
-	if raw == "" { // empty values pass all other validations
-		// Default values have been previously initialized by NewAttachParams()
-		return nil
-	}
-
-	value, err := conv.ConvertBool(raw)
-	if err != nil {
-		return errors.InvalidType("dry_run", "query", "bool", raw)
-	}
-	o.DryRun = &value
 
 	return nil
 }

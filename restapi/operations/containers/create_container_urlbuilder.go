@@ -6,17 +6,11 @@ import (
 	"errors"
 	"net/url"
 	golangswaggerpaths "path"
-
-	"github.com/go-openapi/swag/conv"
 )
 
 // CreateContainerURL generates an URL for the create container operation
 type CreateContainerURL struct {
-	DryRun *bool
-
 	_basePath string
-	// avoid unkeyed usage
-	_ struct{}
 }
 
 // WithBasePath sets the base path for this url builder, only required when it's different from the
@@ -45,18 +39,6 @@ func (o *CreateContainerURL) Build() (*url.URL, error) {
 		_basePath = "/imageapi/v1"
 	}
 	_result.Path = golangswaggerpaths.Join(_basePath, _path)
-
-	qs := make(url.Values)
-
-	var dryRunQ string
-	if o.DryRun != nil {
-		dryRunQ = conv.FormatBool(*o.DryRun)
-	}
-	if dryRunQ != "" {
-		qs.Set("dry_run", dryRunQ)
-	}
-
-	_result.RawQuery = qs.Encode()
 
 	return &_result, nil
 }

@@ -9,24 +9,16 @@ import (
 	"github.com/go-openapi/runtime"
 	"github.com/go-openapi/runtime/middleware"
 	"github.com/go-openapi/strfmt"
-	"github.com/go-openapi/swag/conv"
 	"github.com/go-openapi/validate"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // NewMountParams creates a new MountParams object
-// with the default values initialized.
+//
+// There are no default values defined in the spec.
 func NewMountParams() MountParams {
 
-	var (
-		// initialize parameters with default values
-
-		dryRunDefault = bool(false)
-	)
-
-	return MountParams{
-		DryRun: &dryRunDefault,
-	}
+	return MountParams{}
 }
 
 // MountParams contains all the bound params for the mount operation
@@ -40,10 +32,6 @@ type MountParams struct {
 	// Max Length: 255
 	// In: header
 	IdempotencyKey *string
-	// Create nothing and return 200 with a `plan`; see "Dry runs".
-	// In: query
-	// Default: false
-	DryRun *bool
 	// The `kind` and the definition in the field of the same name.
 	// In: body
 	Mount *models.Mount
@@ -57,14 +45,8 @@ func (o *MountParams) BindRequest(r *http.Request, route *middleware.MatchedRout
 	var res []error
 
 	o.HTTPRequest = r
-	qs := runtime.Values(r.URL.Query())
 
 	if err := o.bindIdempotencyKey(r.Header[http.CanonicalHeaderKey("Idempotency-Key")], true, route.Formats); err != nil {
-		res = append(res, err)
-	}
-
-	qDryRun, qhkDryRun, _ := qs.GetOK("dry_run")
-	if err := o.bindDryRun(qDryRun, qhkDryRun, route.Formats); err != nil {
 		res = append(res, err)
 	}
 
@@ -124,30 +106,6 @@ func (o *MountParams) validateIdempotencyKey(formats strfmt.Registry) error {
 	if err := validate.MaxLength("Idempotency-Key", "header", *o.IdempotencyKey, 255); err != nil {
 		return err
 	}
-
-	return nil
-}
-
-// bindDryRun binds and validates parameter DryRun from query.
-func (o *MountParams) bindDryRun(rawData []string, hasKey bool, formats strfmt.Registry) error {
-	var raw string
-	if len(rawData) > 0 {
-		raw = rawData[len(rawData)-1]
-	}
-
-	// Required: false
-	// AllowEmptyValue: false
-
-	if raw == "" { // empty values pass all other validations
-		// Default values have been previously initialized by NewMountParams()
-		return nil
-	}
-
-	value, err := conv.ConvertBool(raw)
-	if err != nil {
-		return errors.InvalidType("dry_run", "query", "bool", raw)
-	}
-	o.DryRun = &value
 
 	return nil
 }
