@@ -150,6 +150,14 @@ type Device struct {
 	// Fail is a file in sysfs: to write 1 to it takes the device away, whoever uses it, and has all its I/O fail, what waits
 	// included. Empty: the kernel can't do that.
 	Fail string `json:"fail,omitempty"`
+	// Verity is where the image itself has a hash tree, if it says so.
+	Verity *Verity `json:"verity,omitempty"`
+}
+
+// Verity is a hash tree on the device that it is of.
+type Verity struct {
+	RootHash   string `json:"root_hash"` // hexadecimal digits, in lower case
+	HashOffset int64  `json:"hash_offset"`
 }
 
 // Partition is a part of a Device with a device node of its own.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -116,6 +117,7 @@ type Blob struct {
 	Data      []byte
 	DiffID    string // the digest of a layer without compression; empty: that of Data
 	Title     string
+	Notes     map[string]string // further annotations
 }
 
 // Digest is that of the data.
@@ -151,8 +153,10 @@ type descriptor struct {
 
 func (b Blob) descriptor() descriptor {
 	d := descriptor{MediaType: b.MediaType, Digest: b.Digest(), Size: len(b.Data)}
+	d.Annotations = maps.Clone(b.Notes)
 	if b.Title != "" {
 		d.Annotations = map[string]string{"org.opencontainers.image.title": b.Title}
+		maps.Copy(d.Annotations, b.Notes)
 	}
 	return d
 }

@@ -276,3 +276,172 @@ func TestHostileRegistry(t *testing.T) {
 		t.Errorf("%s has the type %s", reference, *m.Attach.FsType)
 	}
 }
+
+// squashfs is a layer that is a file system.
+func squashfs(t *testing.T, path string) testkit.Blob {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	must(t, err)
+	return testkit.Blob{MediaType: "application/vnd.example.squashfs", Data: data, Title: "root.squashfs"}
+}
+
+// TestArtifactFromRegistry attaches a layer that is a file system as it is: alone, or by its title or media type.
+func TestArtifactFromRegistry(t *testing.T) {
+	t.Parallel()
+	n := newRestartable(t)
+	registry := testkit.StartRegistry(t, "")
+	root := squashfs(t, testkit.BusyboxImage(t))
+	other := testkit.Blob{MediaType: "text/plain", Data: []byte("a text"), Title: "README"}
+	one := registry.Push(t, "one", "1", testkit.NewImage(t, nil, nil, root))
+	two := registry.Push(t, "two", "1", testkit.NewImage(t, nil, nil, other, root))
+	whole := func(o *models.AttachOci) { o.Mode = to(models.AttachOciModeWhole) }
+	part := func(name string) func(*models.AttachOci) { return func(o *models.AttachOci) { o.Artifact = name } }
+	for name, a := range map[string]*models.Attach{
+		"the only layer": ociImage(one, whole), "by its title": ociImage(two, whole, part("root.squashfs")), "by its media type": ociImage(two, whole, part(root.MediaType)),
+	} {
+		sent := registry.Sent()
+		var m models.Mount
+		n.Must(t, http.StatusCreated, http.MethodPost, "/mount", device(a, "auto"), &m)
+		o := m.Attach.Attach.Oci
+		if *m.Attach.FsType != "squashfs" || *o.Mode != "whole" || !slices.Contains(o.Layers, root.Digest()) {
+			t.Errorf("%s: %s, %+v", name, *m.Attach.FsType, o)
+		}
+		var again models.Attach
+		n.Must(t, http.StatusCreated, http.MethodPost, "/attach", a, &again)
+		if now := registry.Sent(); now-sent > int64(len(root.Data))+4096 {
+			t.Errorf("%s: twice it fetched %d bytes", name, now-sent)
+		}
+		n.Must(t, http.StatusOK, http.MethodDelete, fmt.Sprintf("/attach?id=%d", again.ID), nil, nil)
+		n.Must(t, http.StatusOK, http.MethodDelete, fmt.Sprintf("/mount?id=%d", m.ID), nil, nil)
+	}
+	for name, a := range map[string]*models.Attach{"none of two": ociImage(two), "a missing one": ociImage(two, part("x"))} {
+		if got := n.Must(t, http.StatusUnprocessableEntity, http.MethodPost, "/attach", a, nil).Message(); !strings.Contains(got, "oci.artifact: ") || !strings.Contains(got, "root.squashfs") {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	bad := root
+	bad.Notes = map[string]string{"io.github.kraken-hpc.imageapi.verity.root-hash": strings.Repeat("0 1 ", 16), "io.github.kraken-hpc.imageapi.verity.hash-offset": "4096"}
+	if got := n.refusedAttach(t, ociImage(registry.Push(t, "bad", "1", testkit.NewImage(t, nil, nil, bad)))); !strings.Contains(got, "the annotations for verity") {
+		t.Errorf("a malformed root hash: %s", got)
+	}
+}
+
+func (n *node) refusedAttach(t *testing.T, a *models.Attach) string {
+	t.Helper()
+	return n.Must(t, http.StatusBadGateway, http.MethodPost, "/attach", a, nil).Message()
+}
+
+// TestImageOnDemandFromRegistry: a layer stays in its registry, whose tokens get old and whose blobs are elsewhere, under URLs that expire. Neither the
+// end of the server nor that of the keeper stops its reads, and no secret is to be seen.
+func TestImageOnDemandFromRegistry(t *testing.T) {
+	testkit.Guest(t)
+	n := newRestartable(t)
+	registry := testkit.StartRegistry(t, "")
+	root := squashfs(t, testkit.BusyboxImage(t))
+	reference := registry.Push(t, "app", "1", testkit.NewImage(t, imageConfig, nil, root))
+	elsewhere := testkit.StartRegistry(t, "")
+	elsewhere.Push(t, "app", "1", testkit.NewImage(t, imageConfig, nil, root))
+	var tokens, signatures atomic.Int64
+	elsewhere.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") != "" {
+			t.Errorf("credentials were sent to another host: %s", r.URL.Path)
+		}
+		if r.URL.Query().Get("signature") == fmt.Sprintf("canary-%d", signatures.Load()) {
+			return false
+		}
+		w.WriteHeader(http.StatusForbidden)
+		return true
+	})
+	registry.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.URL.Path == "/token":
+			if user, password, _ := r.BasicAuth(); user != "reader" || password != "canary-password" {
+				w.WriteHeader(http.StatusForbidden)
+				return true
+			}
+			fmt.Fprintf(w, `{"token":"canary-token-%d"}`, tokens.Add(1))
+		case r.Header.Get("Authorization") != fmt.Sprintf("Bearer canary-token-%d", tokens.Load()):
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="images"`, registry.Host))
+			w.WriteHeader(http.StatusUnauthorized)
+		case strings.HasSuffix(r.URL.Path, "/blobs/"+root.Digest()):
+			http.Redirect(w, r, fmt.Sprintf("http://%s%s?signature=canary-%d", elsewhere.Host, r.URL.Path, signatures.Add(1)), http.StatusTemporaryRedirect)
+		default:
+			return false
+		}
+		return true
+	})
+	var c models.Container
+	n.Must(t, http.StatusCreated, http.MethodPost, "/container", &models.Container{
+		Name: "app", State: "running", Command: to("/bin/sleep 1000"), Mount: overlay(device(ociImage(reference, func(o *models.AttachOci) {
+			o.Auth = &models.RemoteAuth{User: "reader", Password: to("canary-password")}
+		}), "auto")),
+	}, &c)
+	a := c.Mount.Overlay.Lower[0].Attach.Attach
+	if *a.Oci.Mode != models.AttachOciModeOnDemand || a.Oci.Config == nil || a.Oci.Digest == "" {
+		t.Errorf("the attachment: %+v", a.Oci)
+	}
+	works := func() {
+		t.Helper()
+		tokens.Add(1) // the token and the signature have expired
+		signatures.Add(1)
+		must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+		data, err := os.ReadFile(a.DeviceFile)
+		if err != nil || !bytes.HasPrefix(data, root.Data) {
+			t.Errorf("the device has other bytes: %v", err)
+		}
+	}
+	works()
+	n.killKeeper(t)
+	works()
+	n.Kill(t)
+	n.Again(t)
+	works()
+	n.Kill(t)
+	n.killKeeper(t)
+	n.Launch(t)
+	testkit.Eventually(t, "the server answers", func() bool {
+		_, err := n.Do(t.Context(), http.MethodGet, "/attach", nil)
+		return err == nil
+	})
+	works()
+	list, err := n.Do(t.Context(), http.MethodGet, "/attach", nil)
+	must(t, err)
+	journal, err := os.ReadFile(filepath.Join(n.RunDir, "journal.db"))
+	must(t, err)
+	if seen := string(list.Body) + n.Log() + string(journal); strings.Contains(seen, "canary") {
+		t.Errorf("a secret is in:\n%s", seen)
+	}
+	n.Must(t, http.StatusOK, http.MethodDelete, "/container?name=app&force=true", nil, nil)
+}
+
+// TestImageOnDemandAnnouncesVerity: a hash tree that the layer has by its annotations is used, shown, and recovered.
+func TestImageOnDemandAnnouncesVerity(t *testing.T) {
+	testkit.Guest(t)
+	n := newRestartable(t)
+	registry := testkit.StartRegistry(t, "")
+	s := seal(t, "squashfs", false)
+	layer := squashfs(t, s.path)
+	layer.Notes = map[string]string{"io.github.kraken-hpc.imageapi.verity.root-hash": s.root, "io.github.kraken-hpc.imageapi.verity.hash-offset": strconv.FormatInt(s.offset, 10)}
+	reference := registry.Push(t, "app", "1", testkit.NewImage(t, nil, nil, layer))
+	for _, mode := range []string{models.AttachOciModeOnDemand, models.AttachOciModeWhole} {
+		var m models.Mount
+		n.Must(t, http.StatusCreated, http.MethodPost, "/mount", device(ociImage(reference, func(o *models.AttachOci) { o.Mode = &mode }), "auto"), &m)
+		n.Kill(t)
+		n.Again(t)
+		var list []models.Mount
+		n.Must(t, http.StatusOK, http.MethodGet, fmt.Sprintf("/mount?id=%d", m.ID), nil, &list)
+		a := list[0].Attach.Attach
+		if v := a.Verity; v == nil || *v.RootHash != s.root || v.State != "ok" || !strings.HasPrefix(a.DeviceFile, "/dev/dm-") || a.Phase != "ready" {
+			t.Errorf("%s: %s is %s, verity %+v", mode, a.DeviceFile, a.Phase, v)
+		}
+		if data, err := os.ReadFile(filepath.Join(list[0].Mountpoint, "good")); err != nil || !bytes.Equal(data, s.good) {
+			t.Errorf("%s: the file has other bytes: %v", mode, err)
+		}
+		n.Must(t, http.StatusOK, http.MethodDelete, fmt.Sprintf("/mount?id=%d", m.ID), nil, nil)
+	}
+	layer.Notes["io.github.kraken-hpc.imageapi.verity.root-hash"] = strings.Repeat("0", 64)
+	bad := registry.Push(t, "app", "bad", testkit.NewImage(t, nil, nil, layer))
+	if got := n.Must(t, http.StatusUnprocessableEntity, http.MethodPost, "/attach", ociImage(bad), nil).Message(); !strings.Contains(got, "this is not its root hash") {
+		t.Errorf("another root hash: %s", got)
+	}
+}

@@ -19,7 +19,7 @@ packages=(
 	nfs-kernel-server nfs-common rpcbind
 	open-iscsi
 	ceph-mon ceph-osd ceph-common
-	nginx-light fio
+	nginx-light docker-registry fio
 	systemd
 )
 # What no guest has: these are two thirds of all modules.

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/image-spec/specs-go/v1"
@@ -169,6 +170,27 @@ func (d Document) Blob(artifact string) (*v1.Descriptor, error) {
 		has = append(has, fmt.Sprintf("%.100q", layer.MediaType+" "+layer.Annotations[v1.AnnotationTitle]))
 	}
 	return nil, fmt.Errorf("the image has no parts, or not exactly one for artifact %q: set artifact to a media type or title of %s", artifact, strings.Join(has[:min(len(has), 20)], ", "))
+}
+
+// The annotations of a layer that is a file system with a hash tree for dm-verity behind it.
+const (
+	AnnotationRootHash   = "io.github.kraken-hpc.imageapi.verity.root-hash"
+	AnnotationHashOffset = "io.github.kraken-hpc.imageapi.verity.hash-offset"
+)
+
+var rootHashForm = regexp.MustCompile(`^[0-9a-f]{64,128}$`)
+
+// Verity reads these annotations; without them rootHash is empty.
+func Verity(layer v1.Descriptor) (rootHash string, offset int64, err error) {
+	rootHash, at := layer.Annotations[AnnotationRootHash], layer.Annotations[AnnotationHashOffset]
+	if rootHash == "" {
+		return "", 0, nil
+	}
+	offset, err = strconv.ParseInt(at, 10, 64)
+	if err != nil || offset <= 0 || offset >= layer.Size || !rootHashForm.MatchString(rootHash) {
+		return "", 0, fmt.Errorf("the annotations for verity are not a root hash in lower case and an offset in the layer: %.150q, %.30q", rootHash, at)
+	}
+	return rootHash, offset, nil
 }
 
 // Config is the part of an image's configuration that matters.

@@ -41,6 +41,9 @@ type notes struct {
 	Under    driver.Status `json:"under"`
 }
 
+// bare tells whether there is no device above.
+func (n notes) bare() bool { return n.Name == "" }
+
 // name is the id, for the device mapper, of the device of the object with an id.
 func (u *unit) name(id int64) string { return "imageapi-" + strconv.FormatInt(id, 10) + "-" + u.Mark }
 
@@ -63,6 +66,9 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	if err != nil {
 		return driver.Status{}, err
 	}
+	if why, bare := u.staysBare(ctx, under); bare {
+		return uncovered(under, why)
+	}
 	status, err := u.cover(waits.On(ctx, "device "+under.Device.Path), place, under)
 	if err != nil {
 		return driver.Status{}, u.undo(place, status, under, err)
@@ -71,8 +77,44 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	return status, nil
 }
 
+// params are those of the definition, or of the device below.
+func (u *unit) params(under driver.Status) params {
+	p := u.Verity
+	if p.Announced && under.Device != nil && under.Device.Verity != nil {
+		p.RootHash, p.HashOffset = under.Device.Verity.RootHash, under.Device.Verity.HashOffset
+	}
+	return p
+}
+
+// staysBare tells whether a device below stays without verity that its image could announce, and why if that needs a word.
+func (u *unit) staysBare(ctx context.Context, under driver.Status) (why string, bare bool) {
+	if !u.Verity.Announced {
+		return "", false
+	}
+	if under.Device.Verity == nil {
+		return "", true
+	}
+	if err := u.driver.mapper.Find(ctx); err != nil {
+		return "oci: the image has a verity root hash, which this node does not check: " + err.Error(), true
+	}
+	return "", false
+}
+
+// uncovered is the status of a device below that stays without verity.
+func uncovered(under driver.Status, warning string) (driver.Status, error) {
+	text, err := json.Marshal(notes{Under: under})
+	status := driver.Status{Device: under.Device, Notes: text, Warnings: under.Warnings}
+	if warning != "" {
+		status.Warnings = append(status.Warnings, warning)
+	}
+	return status, err
+}
+
 // Check implements driver.Unit. Of a hash tree something is known only if the devices are there already.
 func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Preview, error) {
+	if u.Verity.Announced {
+		return u.Under.Check(ctx, place)
+	}
 	f, err := u.Under.Check(ctx, u.below(place))
 	f.Does += ", and check what is read from it against a root hash"
 	if err != nil {
@@ -85,7 +127,7 @@ func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Previe
 	f.Status.Device = &driver.Device{ReadOnly: true, Remote: data.Remote || hash.Remote}
 	f.Unknown = append(f.Unknown, "whether the root hash is that of the device")
 	if data.Made() && hash.Made() {
-		if _, err := u.superblock(ctx, data, hash); err != nil {
+		if _, err := u.superblock(ctx, u.Verity, data, hash); err != nil {
 			return f, err
 		}
 	}
@@ -94,17 +136,18 @@ func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Previe
 
 // cover makes the device above; what it returns with an error is there and must go again.
 func (u *unit) cover(ctx context.Context, place driver.Placement, under driver.Status) (driver.Status, error) {
+	p := u.params(under)
 	d, n := u.driver, notes{Name: u.name(place.ID), Under: under}
 	data, hash := under.Device, under.Device
 	if u.Verity.HashDevice {
 		hash = place.Needs[len(place.Needs)-1].Device
 	}
-	s, err := u.superblock(ctx, data, hash)
+	s, err := u.superblock(ctx, p, data, hash)
 	if err != nil {
 		return driver.Status{}, err
 	}
 	err = d.mapper.Make(ctx, n.Name, dm.Target{
-		Type: "verity", Size: s.size(), Params: s.table(numbers(data), numbers(hash), u.Verity.HashOffset, u.Verity.RootHash),
+		Type: "verity", Size: s.size(), Params: s.table(numbers(data), numbers(hash), p.HashOffset, p.RootHash),
 	})
 	if err != nil {
 		return driver.Status{}, err
@@ -135,9 +178,9 @@ func numbers(d *driver.Device) string {
 }
 
 // superblock reads the superblock and compares it with what there is.
-func (u *unit) superblock(ctx context.Context, data, hash *driver.Device) (s superblock, err error) {
+func (u *unit) superblock(ctx context.Context, p params, data, hash *driver.Device) (s superblock, err error) {
 	const atOffset, atHash = "verity.hash_offset", "verity.root_hash"
-	offset := u.Verity.HashOffset
+	offset := p.HashOffset
 	ofData, err := block.Find(data.Number)
 	if err != nil {
 		return s, err
@@ -157,8 +200,8 @@ func (u *unit) superblock(ctx context.Context, data, hash *driver.Device) (s sup
 		return s, errs.At(atOffset, errs.New(errs.Invalid, "at byte %d of %s: %w", offset, hash.Path, err))
 	}
 	switch length := digests[s.Algorithm]; {
-	case len(u.Verity.RootHash) != 2*length:
-		return s, errs.At(atHash, errs.New(errs.Invalid, "has %d digits; the tree is one of %s, with %d", len(u.Verity.RootHash), s.Algorithm, 2*length))
+	case len(p.RootHash) != 2*length:
+		return s, errs.At(atHash, errs.New(errs.Invalid, "has %d digits; the tree is one of %s, with %d", len(p.RootHash), s.Algorithm, 2*length))
 	case s.size() > ofData.Size:
 		return s, errs.At(atOffset, errs.New(errs.Invalid, "the hash tree is of %d bytes of data, and %s has %d: is it truncated, or the tree another's?", s.size(), data.Path, ofData.Size))
 	case data.Number == hash.Number && offset < s.size():
@@ -232,6 +275,9 @@ func (u *unit) uncover(ctx context.Context, status driver.Status, down func(unde
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", status.Device.Path, err)
 	}
+	if n.bare() {
+		return down(n.Under)
+	}
 	if err := u.free(ctx, n); err != nil {
 		return err
 	}
@@ -303,6 +349,9 @@ func (u *unit) Inspect(place driver.Placement, status driver.Status, mounts *mou
 
 // look looks at the device above. That it is corrupted is an error only if its users are to stop.
 func (u *unit) look(status driver.Status, n notes) error {
+	if n.bare() {
+		return nil
+	}
 	mapped, err := u.driver.mapper.Status(n.Name)
 	switch {
 	case errors.Is(err, dm.ErrNone):
@@ -344,7 +393,10 @@ func (u *unit) Changes(status driver.Status) string {
 }
 
 // IsStill implements driver.Unit: corruption is found by the kernel.
-func (*unit) IsStill(driver.Status) bool { return false }
+func (u *unit) IsStill(status driver.Status) bool {
+	n, err := driver.NotesOf[notes](status)
+	return err == nil && n.bare() && u.Under.IsStill(n.Under)
+}
 
 // Covered implements driver.Covering.
 func (u *unit) Covered(status driver.Status) (driver.Unit, driver.Status) {
@@ -352,13 +404,15 @@ func (u *unit) Covered(status driver.Status) (driver.Unit, driver.Status) {
 	return u.Under, n.Under
 }
 
-// Verified implements driver.Verified.
-func (*unit) Verified(bool) bool { return true }
+// Verified implements driver.Verified. That an image announces verity is known too late.
+func (u *unit) Verified(bool) bool { return !u.Verity.Announced }
 
 // Sweep takes away what an Up has left that was cut off.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
-	if err := u.driver.mapper.Remove(ctx, u.name(place.ID)); err != nil {
-		return err
+	if !u.Verity.Announced || u.driver.mapper.Find(ctx) == nil {
+		if err := u.driver.mapper.Remove(ctx, u.name(place.ID)); err != nil {
+			return err
+		}
 	}
 	under, stranded, done := u.driver.rescue(place.ID)
 	if !stranded {
@@ -373,18 +427,24 @@ func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 
 // Show writes the definition, that of what is below included, and what has become of it.
 func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
-	v := &models.AttachVerity{RootHash: new(u.Verity.RootHash), HashOffset: u.Verity.HashOffset, OnCorruption: new(u.Verity.OnCorruption)}
-	if u.Verity.HashDevice {
+	n, err := driver.NotesOf[notes](status)
+	up := err == nil && status.Device != nil
+	if u.Verity.Announced && (!up || n.bare()) {
+		u.Under.Show(out, n.Under, needs)
+		return
+	}
+	p := u.params(n.Under)
+	v := &models.AttachVerity{RootHash: new(p.RootHash), HashOffset: p.HashOffset, OnCorruption: new(p.OnCorruption)}
+	if p.HashDevice {
 		last := len(needs) - 1
 		v.HashDevice, needs = needs[last].Attach, needs[:last]
 	}
-	var under driver.Status
-	if n, err := driver.NotesOf[notes](status); err == nil && status.Device != nil {
-		under, v.State, v.DataDeviceFile = n.Under, models.AttachVerityStateOk, n.Under.Device.Path
+	if up {
+		v.State, v.DataDeviceFile = models.AttachVerityStateOk, n.Under.Device.Path
 		if u.driver.isCorrupted(n.Name) {
 			v.State = models.AttachVerityStateCorrupted
 		}
 	}
-	u.Under.Show(out, under, needs)
+	u.Under.Show(out, n.Under, needs)
 	out.Attach.Verity = v
 }

@@ -78,7 +78,12 @@ func (d *Driver) Survey(ctx context.Context) (s driver.Survey) {
 // Plan checks the definition's form. Whether the hash is that of the device shows in Up.
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	if def.Attach == nil || def.Attach.Verity == nil {
-		return d.Coverable.Plan(def, faults)
+		under, needs := d.Coverable.Plan(def, faults)
+		if under == nil || d.Kind() != models.AttachKindOci {
+			return under, needs
+		}
+		announced := params{Announced: true, OnCorruption: models.AttachVerityOnCorruptionError}
+		return &unit{driver: d, Mark: rand.Text(), Verity: announced, Under: under}, needs
 	}
 	var own errs.Faults
 	v := def.Attach.Verity
@@ -109,6 +114,7 @@ type params struct {
 	HashOffset   int64  `json:"hash_offset,omitempty"`
 	HashDevice   bool   `json:"hash_device,omitempty"` // it is the last need; else the tree is on the device itself
 	OnCorruption string `json:"on_corruption"`
+	Announced    bool   `json:"announced,omitempty"` // the rest is in driver.Device.Verity, if the device below has it
 }
 
 func (p params) check(faults *errs.Faults) {

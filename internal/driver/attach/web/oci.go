@@ -7,6 +7,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/web/cache"
 	"github.com/kraken-hpc/imageapi/internal/web/oci"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -75,6 +76,7 @@ type image struct {
 	Config *models.OciConfig `json:"config,omitempty"`
 	Blob   string            `json:"blob,omitempty"` // the layer that is a file system; empty: all layers are merged
 	Size   int64             `json:"size,omitempty"` // of Blob
+	Verity *driver.Verity    `json:"verity,omitempty"`
 }
 
 // target is an object that is downloaded or read.
@@ -102,6 +104,16 @@ func (u *unit) upImage(ctx context.Context, place driver.Placement) (driver.Stat
 	if err != nil {
 		return driver.Status{}, u.failed(ctx, err)
 	}
+	status, err := p.up(ctx, place, object)
+	if err == nil {
+		status.Device.Verity = p.image.Verity
+	}
+	return status, err
+}
+
+// up attaches what the cache has, or what the registry does.
+func (p *pull) up(ctx context.Context, place driver.Placement, object *cache.Object) (_ driver.Status, err error) {
+	u := p.unit
 	if object == nil && p.image.Blob != "" {
 		return u.up(ctx, place, u.target(p.image), p.note)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
 	"github.com/kraken-hpc/imageapi/internal/waits"
@@ -109,6 +110,13 @@ func (p *pull) describe(ctx context.Context, digest string) error {
 		return errs.At("oci.artifact", errs.New(errs.Invalid, "%w", err))
 	case blob != nil:
 		p.image.Blob, p.image.Size = blob.Digest.String(), blob.Size
+		rootHash, offset, err := oci.Verity(*blob)
+		if err != nil {
+			return errs.New(errs.Remote, "%w", err)
+		}
+		if rootHash != "" {
+			p.image.Verity = &driver.Verity{RootHash: rootHash, HashOffset: offset}
+		}
 		return p.configure(ctx, 0)
 	}
 	return p.configure(ctx, len(d.Layers))
