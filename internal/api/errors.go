@@ -72,8 +72,7 @@ func problemWith(status int) problem {
 	return problem{"invalid", status, false}
 }
 
-// sectionOf names the section of the reference with the cause and remedy of the errors with a status. docs/errors.md has a section of
-// the same name.
+// sectionOf names the section of the reference with the cause and remedy of the errors with a status.
 func sectionOf(status int) string {
 	names := map[int]string{
 		http.StatusBadRequest: "malformed", http.StatusForbidden: "forbidden", http.StatusNotFound: "not-found", http.StatusMethodNotAllowed: "method",
