@@ -1,9 +1,5 @@
-// Imageapi-init is the small program beside and inside a container. The server embeds it and executes it from memory;
-// it is of no use to anybody else.
-//
-// As supervisor it starts the container's first process, writes its log, ends it, and knows how it ended. As init
-// stage it is that first process until the inside is ready, and then becomes the command. As helper it does one act that
-// may hang, such as a mount from a server that does not answer. And it brings further commands into a container.
+// Imageapi-init is the small program beside and inside a container. The server embeds it and executes it from memory. It is a dispatch of
+// its modes: the packages of internal/proc have their bodies.
 //
 // It imports as little as possible, since each container has one of it.
 package main
@@ -11,50 +7,36 @@ package main
 import (
 	"os"
 	"runtime"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper/wire"
+	"github.com/kraken-hpc/imageapi/internal/proc/act"
+	"github.com/kraken-hpc/imageapi/internal/proc/exec"
+	"github.com/kraken-hpc/imageapi/internal/proc/inside"
+	"github.com/kraken-hpc/imageapi/internal/proc/supervisor"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 func main() {
 	// Namespaces, capabilities, masks and mounts belong to a thread.
 	runtime.LockOSThread()
-	mode := ""
-	if len(os.Args) > 1 {
-		mode = os.Args[1]
+	args := append(os.Args, "", "")
+	modes := map[string]func() int{
+		wire.ModeSupervisor: func() int { return supervisor.Main(args[2]) },
+		wire.ModeInit:       inside.Stage,
+		wire.ModeExec:       exec.Main,
+		wire.ModeInside:     inside.Beside,
+		wire.ModeHelper:     act.Main,
 	}
-	switch mode {
-	case proto.ModeSupervisor:
-		prepare()
-		os.Exit(supervise())
-	case proto.ModeInit:
-		prepare()
-		os.Exit(stage())
-	case proto.ModeExec:
-		prepare()
-		os.Exit(execute())
-	case proto.ModeInside:
-		prepare()
-		os.Exit(beside())
-	case wire.Mode:
-		prepare()
-		// It may be given a secret.
-		if unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) != nil {
-			os.Exit(1)
-		}
-		os.Exit(help())
-	default:
+	mode, ok := modes[args[1]]
+	if !ok {
 		_, _ = os.Stderr.WriteString("imageapi-init: works for imageapi-server, which is the one to start it\n")
 		os.Exit(2)
 	}
-}
-
-// prepare gives the process its name, which would else be the number of a descriptor, and keeps what it holds from its
-// children.
-func prepare() {
-	name := append([]byte("imageapi-init"), 0)
-	_ = prctlName(name)
+	// The name, which would otherwise be the number of a descriptor. Children inherit no descriptor by accident.
+	name := []byte("imageapi-init\x00")
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 	_ = unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11
+	os.Exit(mode())
 }

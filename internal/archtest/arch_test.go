@@ -29,7 +29,7 @@ var layers = map[string][]string{
 	"restapi/": {"restapi/", "models"},
 
 	"cmd/imageapi":        {"internal/cli"},
-	"cmd/imageapi-init":   {"internal/container/executable", "internal/container/proto", "internal/sys/"},
+	"cmd/imageapi-init":   {"internal/proc/"},
 	"cmd/imageapi-keeper": {"internal/web/keep"},
 	"cmd/imageapi-server": {"internal/daemon", "internal/logkey", "internal/version"},
 
@@ -46,16 +46,16 @@ var layers = map[string][]string{
 
 	"internal/driver":         {"internal/errs", "internal/mounttable", "internal/sys/extent", "models"},
 	"internal/driver/":        {"internal/driver", "internal/driver/", "internal/errs", "internal/keylock", "internal/logkey", "internal/mounttable", "internal/proc/", "internal/sys/", "internal/waits", "internal/web/", "models"},
-	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/sys/"},
+	"internal/driver/builtin": {"internal/container", "internal/driver", "internal/driver/", "internal/proc/oneshot", "internal/sys/"},
 
-	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/logkey", "internal/mounttable", "internal/sys/", "models"},
-	"internal/container/":             {"internal/container/", "internal/errs", "internal/sys/"},
-	"internal/container/proto":        {},
-	"internal/container/executable":   {"internal/container/proto"},
-	"internal/container/initbin":      {"internal/sys/program"},
+	"internal/container":              {"internal/container/", "internal/driver", "internal/errs", "internal/logkey", "internal/mounttable", "internal/proc/", "internal/sys/", "models"},
+	"internal/container/initbin":      {"internal/proc/spawn"},
 	"internal/state":                  {"internal/driver", "internal/errs", "internal/keylock", "internal/logkey", "internal/mounttable", "internal/state/", "internal/sys/failpoint", "internal/waits"},
 	"internal/state/":                 {"internal/logkey", "internal/state/"},
-	"internal/proc/":                  {"internal/errs", "internal/proc/", "internal/sys/"},
+	"internal/proc/":                  {"internal/errs", "internal/proc/", "internal/sys/", "internal/waits"},
+	"internal/proc/wire":              {"internal/sys/fsmount"},
+	"internal/sys/dm":                 {"internal/errs", "internal/proc/oneshot", "internal/sys/"},
+	"internal/sys/rbd":                {"internal/errs", "internal/proc/oneshot", "internal/sys/"},
 	"internal/web/":                   {"internal/errs", "internal/sys/failpoint", "internal/web/"},
 	"internal/web/keep":               {"internal/proc/", "internal/web/"},
 	"docs/api":                        {},
@@ -117,19 +117,26 @@ func TestImportsPointOneWay(t *testing.T) {
 	}
 }
 
-// TestInitIsSmall: the program in containers is started for each of them and stays in memory, so it must not link
-// what makes Go programs large.
-func TestInitIsSmall(t *testing.T) {
+// heavy are packages that the programs next to containers and devices must not link: each has one, which stays in memory.
+var heavy = map[string][]string{
+	"cmd/imageapi-init":   {"fmt", "encoding/json", "net", "regexp", "crypto/tls"},
+	"cmd/imageapi-keeper": {module + "models", module + "internal/state", module + "internal/driver", module + "internal/container"},
+}
+
+func TestProgramsAreSmall(t *testing.T) {
 	t.Parallel()
+	seen := 0
 	for _, p := range list(t) {
-		if p.ImportPath != module+"cmd/imageapi-init" {
-			continue
-		}
-		for _, heavy := range []string{"fmt", "encoding/json", "net", "regexp"} {
-			if slices.Contains(p.Deps, heavy) {
-				t.Errorf("imageapi-init links %s", heavy)
+		name := strings.TrimPrefix(p.ImportPath, module)
+		for _, dep := range heavy[name] {
+			seen++
+			if slices.Contains(p.Deps, dep) {
+				t.Errorf("%s links %s", name, dep)
 			}
 		}
+	}
+	if seen != 9 {
+		t.Errorf("%d rules were looked at", seen)
 	}
 }
 
@@ -194,8 +201,12 @@ func forbidden(name string, use *ast.SelectorExpr) string {
 		if !fits(name, []string{"cmd/", "build/"}) {
 			return "only a command's main may end the process"
 		}
+	case "unix.UnixRights", "unix.ParseUnixRights":
+		if name != "internal/proc/wire" {
+			return "one codec: internal/proc/wire sends and receives messages and descriptors"
+		}
 	case "unix.MNT_DETACH", "syscall.MNT_DETACH":
-		if !fits(name, []string{"internal/container/", "internal/sys/nursery", "cmd/imageapi-init"}) {
+		if !fits(name, []string{"internal/proc/", "internal/sys/"}) {
 			return "lazy unmounts hide what is still in use; only a container's own mount namespace may"
 		}
 	}

@@ -66,22 +66,22 @@ var unguarded = map[string]string{
 	"(*internal/driver/attach/loopback.unit).openFound": "opens an image; what is done with it has failpoints",
 
 	// The kernel refuses nobody to kill his child, and whoever is killed before has not killed either.
-	"(*internal/container.process).undo":   "kills a supervisor that failed",
-	"(*internal/container.command).retire": "kills what brought a command in",
-	"(*internal/sys/helper.Runner).spawn":  "kills a helper",
-	"(*internal/sys/helper.process).kill":  "kills a helper",
-	"(*internal/proc/keeper.Keeper).Kill":  "kills a keeper",
+	"(*internal/proc/oneshot.Runner).spawn":   "kills a helper",
+	"(*internal/proc/oneshot.process).finish": "kills a helper",
 
 	"(*internal/container.Driver).Launch": "package keeper starts its programs behind a failpoint",
 	"internal/sys/nbd.dial":               "asks for a family of generic netlink",
 	"internal/proc/wire.Send":             "sends a message to a process of ours",
+	"(internal/proc/spawn.PIDFD).Signal":  "kills a companion",
 }
 
 // isBeside tells whether a function is part of the programs beside and inside containers and beside devices, where a failpoint can't be: a
 // crash test kills them from the outside. The client is another one: it acts on files and the terminal of its user, and on objects through the server.
 func isBeside(name string) bool {
-	return strings.Contains(name, "cmd/imageapi-init.") || strings.Contains(name, "internal/cli.") ||
-		strings.Contains(name, "internal/web/keep.") || strings.Contains(name, "internal/proc/companion.")
+	return slices.ContainsFunc([]string{
+		"cmd/imageapi-init.", "internal/cli.", "internal/web/keep.",
+		"internal/proc/act.", "internal/proc/child.", "internal/proc/companion.", "internal/proc/exec.", "internal/proc/inside.", "internal/proc/supervisor.",
+	}, func(part string) bool { return strings.Contains(name, part) })
 }
 
 // TestEveryActPassesAFailpoint: what no failpoint sees no test can fail or die at.

@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/executable"
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/proc/executable"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/inroot"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 )
@@ -51,7 +51,7 @@ func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.P
 
 // checkCommand looks for the command in a root that is there, and tells whether that told anything. Of what will be mounted there and
 // of what a server has it knows nothing.
-func (u *unit) checkCommand(tree *driver.Tree, config proto.Config) (looked bool, err error) {
+func (u *unit) checkCommand(tree *driver.Tree, config wire.Config) (looked bool, err error) {
 	if !tree.Made() || tree.Remote {
 		return false, nil
 	}
@@ -87,7 +87,7 @@ func (u *unit) checkCommand(tree *driver.Tree, config proto.Config) (looked bool
 
 // certain are the reasons that nothing can mend. For a program of another sort the kernel may have been told of an interpreter
 // (binfmt_misc).
-var certain = []proto.Reason{proto.NotFound, proto.NotInPath, proto.IsDirectory, proto.NotRegular, proto.NotExecutable, proto.NoInterpreter}
+var certain = []wire.Reason{wire.NotFound, wire.NotInPath, wire.IsDirectory, wire.NotRegular, wire.NotExecutable, wire.NoInterpreter}
 
 // outside is the root of a container that does not run yet, seen from the node. It notes when it can't be sure that the container
 // would see the same.

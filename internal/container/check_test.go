@@ -5,8 +5,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -58,7 +58,7 @@ func TestCheckCommand(t *testing.T) {
 		"/run without systemd":        {plain, "/bin/run", missing},
 	} {
 		t.Run(name, func(t *testing.T) {
-			config := proto.Config{Args: []string{c.command}, Env: []string{"PATH=/nowhere:/bin"}}
+			config := wire.Config{Args: []string{c.command}, Env: []string{"PATH=/nowhere:/bin"}}
 			looked, err := c.unit.checkCommand(&driver.Tree{Path: root}, config)
 			got := found
 			switch {
@@ -73,7 +73,7 @@ func TestCheckCommand(t *testing.T) {
 		})
 	}
 	for name, tree := range map[string]*driver.Tree{"to be made": {}, "on a server": {Path: root, Remote: true}, "gone": {Path: root + "/gone"}} {
-		if looked, err := plain.checkCommand(tree, proto.Config{Args: []string{"/bin/nowhere"}}); looked || err != nil {
+		if looked, err := plain.checkCommand(tree, wire.Config{Args: []string{"/bin/nowhere"}}); looked || err != nil {
 			t.Errorf("a root %s: looked %v, %v", name, looked, err)
 		}
 	}

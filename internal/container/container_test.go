@@ -14,8 +14,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/container"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -39,7 +39,7 @@ var sealed = sync.OnceValues(func() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return program.Seal("imageapi-init", code)
+	return spawn.Seal("imageapi-init", code)
 })
 
 func newNode(t testing.TB, change ...func(*container.Options)) *node {

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 )
 
@@ -23,12 +23,12 @@ const (
 // finder collects the devices that paths in the node's /dev lead to. It works when a container is started, since devices
 // come and go; the container gets nodes of its own.
 type finder struct {
-	found []proto.Device
+	found []wire.Device
 	seen  map[string]bool
 }
 
 // devices finds those of a list.
-func (d *Driver) devices(list []string) ([]proto.Device, error) {
+func (d *Driver) devices(list []string) ([]wire.Device, error) {
 	f := finder{seen: map[string]bool{}}
 	for i, entry := range list {
 		if entry == minimalDevices || entry == hostDevices {
@@ -116,7 +116,7 @@ func (f *finder) take(name string, st unix.Stat_t) error {
 		return errs.New(errs.Invalid, "these are more than %d devices: list fewer", maxDevices)
 	}
 	f.seen[name] = true
-	f.found = append(f.found, proto.Device{
+	f.found = append(f.found, wire.Device{
 		Path: strings.TrimPrefix(name, "/dev/"), Mode: st.Mode & (unix.S_IFMT | 0o777), Number: st.Rdev, UID: st.Uid, GID: st.Gid,
 	})
 	return nil

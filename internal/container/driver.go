@@ -1,8 +1,8 @@
 // Package container runs the processes of an image, apart from the node.
 //
 // Each container has a supervisor, the program imageapi-init, which starts it, writes its log and knows how it ended.
-// It survives this process. Package proto draws what is said between the two; the order in which the inside of
-// a container comes about stands in cmd/imageapi-init.
+// It survives this process. Package wire draws the messages between the two; package inside has the order in which the inside of a
+// container comes about.
 package container
 
 import (
@@ -15,14 +15,15 @@ import (
 	"sync"
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/container/nursery"
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -36,21 +37,22 @@ const (
 // Options say how containers are run.
 type Options struct {
 	Failpoint    failpoint.Hook
-	RunDir       string         // has logs/, and cgroup/ if the node has no cgroup2 mounted
-	CgroupParent string         // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
-	StopTimeout  time.Duration  // from SIGTERM to SIGKILL; default DefaultStopTimeout
-	Capabilities []string       // that containers have besides those of the default, by name
-	LogSize      int64          // how much of the log of a container is kept, in bytes, at least proto.MinLogSize; default DefaultLogSize
-	Log          *slog.Logger   // default: none
-	Helper       *helper.Runner // for roots whose server may be gone
-	Groups       []string       // the directories of the cgroups of containers, as earlier servers have recorded them
-	Program      *os.File       // imageapi-init in sealed memory (package program), which stays the caller's
+	RunDir       string          // has logs/, and cgroup/ if the node has no cgroup2 mounted
+	CgroupParent string          // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
+	StopTimeout  time.Duration   // from SIGTERM to SIGKILL; default DefaultStopTimeout
+	Capabilities []string        // that containers have besides those of the default, by name
+	LogSize      int64           // how much of the log of a container is kept, in bytes, at least wire.MinLogSize; default DefaultLogSize
+	Log          *slog.Logger    // default: none
+	Helper       *oneshot.Runner // for roots whose server may be gone
+	Groups       []string        // the directories of the cgroups of containers, as earlier servers have recorded them
+	Program      *os.File        // imageapi-init in sealed memory (package program), which stays the caller's
 }
 
 // Driver is the driver of containers.
 type Driver struct {
 	opt         Options
-	nursery     *nursery.Nursery
+	launch      *spawn.Namespace
+	registry    keeper.Registry // of the supervisors
 	parent      *cgroup.Parent
 	supervisors *cgroup.Group
 	keepersLock sync.Mutex    // protects keepers
@@ -65,7 +67,7 @@ type Driver struct {
 	watches sync.WaitGroup     // of what runs
 }
 
-// New makes what all containers have in common: the nursery, the parent cgroup, and the directory of the logs.
+// New makes what all containers have in common: the launch namespace, the parent cgroup, and the directory of the logs.
 func New(ctx context.Context, opt Options) (*Driver, error) {
 	if opt.CgroupParent == "" {
 		opt.CgroupParent = DefaultCgroupParent
@@ -76,7 +78,7 @@ func New(ctx context.Context, opt Options) (*Driver, error) {
 	if opt.LogSize <= 0 {
 		opt.LogSize = DefaultLogSize
 	}
-	opt.LogSize = max(opt.LogSize, proto.MinLogSize)
+	opt.LogSize = max(opt.LogSize, wire.MinLogSize)
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
@@ -108,8 +110,12 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if d.legacy, err = cgroup.OpenLegacy(d.opt.Failpoint); err != nil {
 		return err
 	}
-	if d.nursery, err = nursery.Open(d.opt.Failpoint, d.leaveLegacy); err != nil {
+	if d.launch, err = spawn.Open(d.opt.Failpoint, d.leaveLegacy); err != nil {
 		return err
+	}
+	d.registry = keeper.Registry{
+		Role: "supervisor", Dir: d.logDir(), Launch: d.Launch, Failpoint: d.opt.Failpoint,
+		Cgroup: func() (*os.File, error) { return d.supervisors.File(), nil },
 	}
 	if d.watcher, err = inotify.New(); err != nil { // a container may have taken all before this server was started
 		d.opt.Log.Warn("inotify instance not available, followed logs are polled", logkey.Error, err)
@@ -146,8 +152,8 @@ func (d *Driver) Close() error {
 	if d.watcher != nil {
 		d.watcher.Close()
 	}
-	if d.nursery != nil {
-		d.nursery.Close()
+	if d.launch != nil {
+		d.launch.Close()
 	}
 	if d.legacy != nil {
 		d.legacy.Close()
@@ -187,7 +193,7 @@ func (d *Driver) Launch(path string, argv []string, attr *os.ProcAttr) (*os.Proc
 	if err := d.leaving.Err(); err != nil {
 		return nil, err
 	}
-	return d.nursery.Start(path, argv, attr)
+	return d.launch.Start(path, argv, attr)
 }
 
 // KeepersGroup returns the cgroup of processes that serve devices, next to that of the supervisors.

@@ -4,18 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 )
 
@@ -39,8 +38,7 @@ type command struct {
 	hungUp         time.Time   // when the client was gone; under mu
 	killer         *time.Timer // kills it some time after; under mu
 	mu             sync.Mutex  // protects these
-	agent          *os.Process // imageapi-init, the command's parent, unless the supervisor has started it
-	control        *os.File    // the socket to it
+	control        spawn.Conn  // the socket to imageapi-init, the command's parent
 }
 
 // Exec implements driver.Process: the life of a command on the daemon's side.
@@ -96,7 +94,7 @@ func (p *process) dismiss() {
 }
 
 // prepare makes all that the command needs.
-func (c *command) prepare(config *proto.Config) (err error) {
+func (c *command) prepare(config *wire.Config) (err error) {
 	if err := c.openFirst(config); err != nil {
 		return err
 	}
@@ -128,77 +126,39 @@ func (c *command) prepare(config *proto.Config) (err error) {
 	return c.spawn()
 }
 
-// spawn starts the command's parent.
+// spawn has the supervisor start the command's parent.
 func (c *command) spawn() error {
-	ours, theirs, err := controlPair("command")
+	ours, theirs, err := spawn.Pair("command")
 	if err != nil {
 		return err
 	}
 	defer theirs.Close()
 	c.control = ours
-	first, err := unix.FcntlInt(uintptr(c.first), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("fcntl", err)
+	files := []int{
+		int(c.of.driver.opt.Program.Fd()), int(theirs.Fd()), c.first, int(c.group.File().Fd()), // from wire.ExecProgram on
+		int(c.stdout.writer.Fd()), int(c.stderr.writer.Fd()), int(c.stdout.reader.Fd()), int(c.stderr.reader.Fd()),
 	}
-	pidfd := os.NewFile(uintptr(first), "pidfd")
-	defer pidfd.Close()
-	d := c.of.driver
-	files := make([]*os.File, proto.ExecErrorsEnd+1)
-	files[proto.ExecProgram] = d.opt.Program
-	files[proto.ExecControl] = theirs
-	files[proto.ExecFirst] = pidfd
-	files[proto.ExecCgroup] = c.group.File()
-	files[proto.ExecOutput], files[proto.ExecOutputEnd] = c.stdout.writer, c.stdout.reader
-	files[proto.ExecErrors], files[proto.ExecErrorsEnd] = c.stderr.writer, c.stderr.reader
-	if c.of.version >= proto.VersionLaunch {
-		err := d.opt.Failpoint.Do("command start", func() error { return sendFiles(c.of.control, proto.Encode(proto.Launch), files[proto.ExecProgram:]) })
-		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) { // the supervisor ends with the container
-			return errs.New(errs.Conflict, "%w", errEnded)
-		}
-		if err != nil {
-			return fmt.Errorf("have imageapi-init started: %w", err)
-		}
-		return nil
+	err = c.of.driver.opt.Failpoint.Do("command start", func() error { return c.of.keeper.Send(wire.Message{Kind: wire.Launch, Files: files}) })
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) { // the supervisor ends with the container
+		return errs.New(errs.Conflict, "%w", errEnded)
 	}
-	err = d.opt.Failpoint.Do("command start", func() (err error) {
-		c.agent, err = d.nursery.Start("/proc/self/fd/"+strconv.Itoa(proto.ExecProgram),
-			[]string{"imageapi-init", proto.ModeExec, groupName(c.of.id)},
-			&os.ProcAttr{
-				Env:   []string{"GOMAXPROCS=1", "GODEBUG=disablethp=1"}, // as for a supervisor
-				Files: files,
-				Sys:   &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(d.supervisors.Dir)},
-			})
-		return err
-	})
 	if err != nil {
-		return fmt.Errorf("start imageapi-init: %w", err)
+		return fmt.Errorf("have imageapi-init started: %w", err)
 	}
 	return nil
 }
 
-// retire sees to the end of the command's parent. One that the supervisor has started ends at once, others when nobody is left who could
-// write to the command's pipes.
+// retire waits for the end of the command's parent, which comes at once.
 func (c *command) retire() {
 	defer c.of.commands.Done()
 	defer c.close()
-	// Somebody may have left the container's cgroup with a pipe.
-	defer context.AfterFunc(c.of.over, func() {
-		if c.agent != nil {
-			_ = c.agent.Kill()
-		}
-	})()
-	_ = c.control.SetReadDeadline(time.Time{})
-	// Without us it goes on, and ends by itself.
-	defer context.AfterFunc(c.of.driver.leaving, func() { _ = c.control.SetReadDeadline(time.Unix(1, 0)) })()
-	_, err := c.control.Write(proto.Encode(proto.Release))
+	// Without us it continues, and ends by itself.
+	defer spawn.Expire(c.of.driver.leaving, c.control.File)()
+	err := c.control.Send(wire.Message{Kind: wire.Release})
 	for err == nil {
-		_, _, err = receive(c.control)
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) || c.agent == nil {
-		return
-	}
-	if _, err := c.agent.Wait(); err != nil {
-		c.of.log.Error("command parent wait failed", logkey.Container, c.of.id, logkey.Error, err)
+		var m wire.Message
+		m, err = c.control.Receive()
+		m.Close()
 	}
 }
 
@@ -215,7 +175,7 @@ func (c *command) close() {
 	if c.parent != nil {
 		_ = c.parent.Close() // it has made nothing itself
 	}
-	if c.control != nil {
+	if c.control.File != nil {
 		c.control.Close()
 	}
 	c.input.close()

@@ -5,9 +5,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // How long a command may take.
@@ -27,11 +27,11 @@ func patience(c driver.Command) time.Duration {
 }
 
 // commandConfig checks a command and says how it is to be run: as the first process was, but for what the command says.
-func (p *process) commandConfig(c driver.Command) (proto.Config, error) {
+func (p *process) commandConfig(c driver.Command) (wire.Config, error) {
 	if err := checkCommand(c); err != nil {
-		return proto.Config{}, err
+		return wire.Config{}, err
 	}
-	config := proto.Config{
+	config := wire.Config{
 		Args:       c.Args,
 		Env:        commandEnv(p.config.Env, c),
 		User:       p.config.User,
@@ -48,8 +48,8 @@ func (p *process) commandConfig(c driver.Command) (proto.Config, error) {
 	if c.WorkingDir != "" {
 		config.WorkingDir = c.WorkingDir
 	}
-	if over := len(config.Message()) - proto.MaxSize; over > 0 {
-		return proto.Config{}, errs.New(errs.Invalid, "args, env: with the container's environment they are %d bytes too long", over)
+	if over := len(config.Message().Encode()) - wire.MaxSize; over > 0 {
+		return wire.Config{}, errs.New(errs.Invalid, "args, env: with the container's environment they are %d bytes too long", over)
 	}
 	return config, nil
 }

@@ -10,14 +10,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
 
 // openFirst opens the first process, and takes from it what the daemon does not know. That the number is still its own shows in its
 // cgroup, or in its parent if it has left that: until a process is reaped nobody else gets its number.
-func (c *command) openFirst(config *proto.Config) (err error) {
+func (c *command) openFirst(config *wire.Config) (err error) {
 	pid := c.of.pid
 	switch c.first, err = unix.PidfdOpen(pid, 0); {
 	case err == unix.ESRCH:
@@ -35,13 +35,13 @@ func (c *command) openFirst(config *proto.Config) (err error) {
 
 // takeOpenFiles gives a command the limit of open files of a process, unless it has one: that process may have been started by a daemon
 // that had others, and it is the one limit that is often changed. All others are those that imageapi-init gives the first process.
-func takeOpenFiles(config *proto.Config, pid int) {
-	if slices.ContainsFunc(config.Rlimits, func(l proto.Rlimit) bool { return l.Resource == unix.RLIMIT_NOFILE }) {
+func takeOpenFiles(config *wire.Config, pid int) {
+	if slices.ContainsFunc(config.Rlimits, func(l wire.Rlimit) bool { return l.Resource == unix.RLIMIT_NOFILE }) {
 		return
 	}
 	var l unix.Rlimit
 	if unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &l) == nil {
-		config.Rlimits = append(slices.Clip(config.Rlimits), proto.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: l.Cur, Hard: l.Max})
+		config.Rlimits = append(slices.Clip(config.Rlimits), wire.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: l.Cur, Hard: l.Max})
 	}
 }
 
@@ -63,7 +63,7 @@ func (p *process) holds(pid int) bool {
 // supervised tells whether the parent of a process is the container's supervisor.
 func (p *process) supervised(pid int) bool {
 	parent, living := descendants.Parent(pid)
-	return living && p.driver.supervises(parent, isSupervisorOf(p.id))
+	return living && p.driver.registry.Owns(parent, groupName(p.id))
 }
 
 // firstGone tells whether the first process has been reaped, so that its number may be another's.

@@ -2,15 +2,15 @@ package container
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // input is what goes to a command: a pipe to its standard input, or a socket by which the master of its terminal comes.
@@ -52,15 +52,14 @@ func (in *input) close() {
 }
 
 // begin gives the command to its parent.
-func (c *command) begin(config proto.Config) error {
+func (c *command) begin(config wire.Config) error {
+	m := config.Message()
 	if c.input == nil {
-		_, err := c.control.Write(config.Message())
-		return err
+		return c.control.Send(m)
 	}
 	defer c.input.theirs.Close()
-	return c.of.driver.opt.Failpoint.Do("command input", func() error {
-		return sendFiles(c.control, config.Message(), []*os.File{c.input.theirs})
-	})
+	m.Files = []int{int(c.input.theirs.Fd())}
+	return c.of.driver.opt.Failpoint.Do("command input", func() error { return c.control.Send(m) })
 }
 
 // connect connects the command, which runs by now, with what takes its output and gives its input.
@@ -115,15 +114,14 @@ func (in *input) takeMaster() error {
 	if err != nil {
 		return err
 	}
-	var fd int
-	var failed error
-	err = conn.Read(func(socket uintptr) bool {
-		fd, failed = receiveFile(int(socket))
-		return true
+	fd := -1
+	failed := conn.Control(func(socket uintptr) {
+		var m wire.Message
+		if m, err = wire.Receive(int(socket)); err == nil && len(m.Files) == 1 {
+			fd = m.Files[0]
+		}
 	})
-	if err == nil {
-		err = failed
-	}
+	err = errors.Join(failed, err)
 	if err == nil && !isMaster(fd) {
 		unix.Close(fd)
 		err = unix.ENOTTY
@@ -136,24 +134,6 @@ func (in *input) takeMaster() error {
 	}
 	in.terminal = os.NewFile(uintptr(fd), "terminal")
 	return nil
-}
-
-// receiveFile receives one descriptor.
-func receiveFile(socket int) (int, error) {
-	buf, control := make([]byte, 16), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(socket, buf, control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-	if err != nil {
-		return -1, os.NewSyscallError("recvmsg", err)
-	}
-	messages, err := unix.ParseSocketControlMessage(control[:n])
-	if err != nil || len(messages) != 1 {
-		return -1, unix.EPROTO
-	}
-	files, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(files) != 1 {
-		return -1, unix.EPROTO
-	}
-	return files[0], nil
 }
 
 // isMaster tells whether a descriptor is that of a terminal's master.
@@ -188,29 +168,5 @@ type keyboard struct{ *os.File }
 func (k keyboard) Close() error {
 	const endOfTransmission = 4
 	_, err := k.Write([]byte{endOfTransmission})
-	return err
-}
-
-// sendFiles sends a message with descriptors; those that are nil are left out.
-func sendFiles(socket *os.File, message []byte, files []*os.File) error {
-	var fds []int
-	for _, f := range files {
-		if f != nil {
-			fds = append(fds, int(f.Fd()))
-		}
-	}
-	conn, err := socket.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = conn.Write(func(fd uintptr) bool {
-		failed = unix.Sendmsg(int(fd), message, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		return failed != unix.EAGAIN
-	})
-	runtime.KeepAlive(files)
-	if err == nil {
-		err = os.NewSyscallError("sendmsg", failed)
-	}
 	return err
 }

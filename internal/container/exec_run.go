@@ -9,10 +9,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 var errTimeUp = errors.New("its time is up")
@@ -22,7 +22,7 @@ const hangUpTime = 5 * time.Second
 
 // run gives the command to its parent and returns when it has ended. It is killed when its time is up, when ctx ends and when
 // the container does.
-func (c *command) run(ctx context.Context, config proto.Config, given driver.Command) (driver.Output, error) {
+func (c *command) run(ctx context.Context, config wire.Config, given driver.Command) (driver.Output, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, patience(given), errTimeUp)
 	defer cancel()
 	end := c.kill
@@ -52,18 +52,18 @@ func (c *command) run(ctx context.Context, config proto.Config, given driver.Com
 }
 
 // live is the life of the command.
-func (c *command) live(config proto.Config, given driver.Command) (out driver.Output, err error) {
+func (c *command) live(config wire.Config, given driver.Command) (out driver.Output, err error) {
 	if err := errors.Join(c.stdout.open(), c.stderr.open(), c.begin(config)); err != nil {
 		return out, err
 	}
 	for {
-		kind, fields, err := receive(c.control)
-		if err != nil || kind != proto.Started {
-			return c.hear(kind, fields, err)
+		m, err := c.control.Receive()
+		if err != nil || m.Kind != wire.Ready {
+			return c.hear(m, err)
 		}
 		if err := c.connect(given); err != nil {
 			c.kill()
-			_, _ = c.hear(receive(c.control))
+			_, _ = c.hear(c.control.Receive())
 			return out, err
 		}
 	}
@@ -88,10 +88,7 @@ func (c *command) hangUp() {
 	c.hungUp = time.Now()
 	c.killer = time.AfterFunc(hangUpTime, c.kill)
 	c.mu.Unlock()
-	err := c.of.driver.opt.Failpoint.Do("command hang up", func() error {
-		_, err := c.control.Write(proto.Encode(proto.Hangup))
-		return err
-	})
+	err := c.of.driver.opt.Failpoint.Do("command hang up", func() error { return c.control.Send(wire.Message{Kind: wire.Hangup}) })
 	if err != nil {
 		c.of.log.Debug("command hang-up failed", logkey.Container, c.of.id, logkey.Error, err)
 	}
@@ -139,10 +136,7 @@ func (p *process) ending() error {
 
 // kill asks the command's parent to kill all that the command has started. If it has ended by itself that does nothing.
 func (c *command) kill() {
-	err := c.of.driver.opt.Failpoint.Do("command kill", func() error {
-		_, err := c.control.Write(proto.Encode(proto.Stop))
-		return err
-	})
+	err := c.of.driver.opt.Failpoint.Do("command kill", func() error { return c.control.Send(wire.Message{Kind: wire.Stop}) })
 	if err != nil {
 		c.of.log.Debug("command kill failed", logkey.Container, c.of.id, logkey.Error, err) // hear tells of a parent that is gone
 	}
@@ -150,24 +144,18 @@ func (c *command) kill() {
 }
 
 // hear makes of a message of the command's parent how the command ended.
-func (c *command) hear(kind proto.Kind, fields []string, err error) (out driver.Output, _ error) {
+func (c *command) hear(m wire.Message, err error) (out driver.Output, _ error) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return out, errs.New(errs.Deadline, "the command was killed but has not ended: its processes wait in the kernel, for example for a storage server")
 	case err != nil: // nobody is left to see to it
 		return out, errors.Join(fmt.Errorf("its parent died: %w", err), c.group.Kill())
-	case kind == proto.Failed:
-		failure, err := proto.ParseFailure(fields)
-		if err != nil {
-			return out, fmt.Errorf("talk to imageapi-init: %w", err)
-		}
-		return out, explain(failure)
-	case kind != proto.Exited:
-		return out, fmt.Errorf("talk to imageapi-init: unexpected message %q", kind)
+	case m.Kind == wire.Failed:
+		return out, failed(m, "imageapi-init")
 	}
-	exit, err := proto.ParseExit(fields)
+	exit, err := wire.ParseExit(m)
 	if err != nil {
-		return out, fmt.Errorf("talk to imageapi-init: %w", err)
+		return out, fmt.Errorf("talk to imageapi-init: message %q: %w", m.Kind, err)
 	}
 	return driver.Output{Code: exit.Code, Signal: exit.Signal}, nil
 }

@@ -3,9 +3,9 @@ package container
 import (
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // Functions of this package, for tests.
@@ -17,7 +17,7 @@ var (
 )
 
 // ConfigOf is how a container with an id is run on a server with a stop timeout of 7 s, for tests.
-func ConfigOf(u driver.Unit, id int64) proto.Config {
+func ConfigOf(u driver.Unit, id int64) wire.Config {
 	planned := *u.(*unit)
 	planned.driver = &Driver{opt: Options{StopTimeout: 7 * time.Second}}
 	return planned.config(id)

@@ -10,8 +10,8 @@ import (
 	"github.com/go-openapi/swag/jsonutils"
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -23,27 +23,27 @@ type field struct {
 	check func(u *unit, faults *errs.Faults)
 
 	// run writes it into the configuration of a run. It is nil for a field that only the daemon uses.
-	run func(u *unit, config *proto.Config)
+	run func(u *unit, config *wire.Config)
 
 	live bool // it can change while the container exists
 }
 
 // fields are the fields of a definition besides the mount and the state, in the order of their faults. A field is a row here, a property in
-// swagger.yaml and, if a run needs it, a field of proto.Config: there it decides whether commands in the container get it, too.
+// swagger.yaml and, if a run needs it, a field of wire.Config: there it decides whether commands in the container get it, too.
 var fields = []field{
 	{name: "name", live: true},
 	{name: "command", check: (*unit).checkWords, run: (*unit).runWords},
 	{
 		name: "args", check: func(u *unit, faults *errs.Faults) { checkArgs(u.Def.Args, faults) },
-		run: func(u *unit, config *proto.Config) { config.Args = append(config.Args, u.Def.Args...) },
+		run: func(u *unit, config *wire.Config) { config.Args = append(config.Args, u.Def.Args...) },
 	},
 	{
 		name: "systemd", check: func(u *unit, _ *errs.Faults) { u.Def.Systemd = new(conv.Value(u.Def.Systemd)) },
-		run: func(u *unit, config *proto.Config) { config.Systemd = *u.Def.Systemd },
+		run: func(u *unit, config *wire.Config) { config.Systemd = *u.Def.Systemd },
 	},
 	{
 		name: "namespaces", check: (*unit).checkNamespaces,
-		run: func(u *unit, config *proto.Config) { config.Namespaces = flags(u.Def.Namespaces) },
+		run: func(u *unit, config *wire.Config) { config.Namespaces = flags(u.Def.Namespaces) },
 	},
 	{name: "restart", live: true},
 	{name: "max_restarts", live: true, check: (*unit).checkRestart},
@@ -51,21 +51,21 @@ var fields = []field{
 	{name: "env", check: func(u *unit, faults *errs.Faults) { checkEnv(u.Def.Env, faults) }, run: (*unit).runEnv},
 	{
 		name: "working_dir", check: func(u *unit, faults *errs.Faults) { checkPath("working_dir", u.Def.WorkingDir, faults) },
-		run: func(u *unit, config *proto.Config) { config.WorkingDir = u.Def.WorkingDir },
+		run: func(u *unit, config *wire.Config) { config.WorkingDir = u.Def.WorkingDir },
 	},
 	{
 		name: "user", check: func(u *unit, faults *errs.Faults) { checkUser(u.Def.User, *u.Def.Systemd, faults) },
-		run: func(u *unit, config *proto.Config) { config.User = u.Def.User },
+		run: func(u *unit, config *wire.Config) { config.User = u.Def.User },
 	},
-	{name: "hostname", check: (*unit).checkHostname, run: func(u *unit, config *proto.Config) { config.Hostname = u.Def.Hostname }},
+	{name: "hostname", check: (*unit).checkHostname, run: func(u *unit, config *wire.Config) { config.Hostname = u.Def.Hostname }},
 	{name: "stop_signal", check: (*unit).checkStopSignal, run: (*unit).runStopSignal},
 	{
 		name: "stop_timeout", live: true, check: (*unit).checkStopTimeout,
-		run: func(u *unit, config *proto.Config) { config.StopTimeout = u.stopTimeout() },
+		run: func(u *unit, config *wire.Config) { config.StopTimeout = u.stopTimeout() },
 	},
 	{
 		name: "devices", check: func(u *unit, faults *errs.Faults) { checkDevices(u.Def.Devices, faults) },
-		run: func(u *unit, config *proto.Config) {
+		run: func(u *unit, config *wire.Config) {
 			config.HostDevices = slices.Equal(u.Def.Devices, []string{hostDevices})
 		},
 	},
@@ -119,8 +119,8 @@ const addedLater = 1 << 10
 
 // checkLength refuses what does not fit into one message to the supervisor.
 func (u *unit) checkLength(faults *errs.Faults) {
-	n := len(u.config(math.MaxInt64).Message()) + addedLater
-	if n <= proto.MaxSize {
+	n := len(u.config(math.MaxInt64).Message().Encode()) + addedLater
+	if n <= wire.MaxSize {
 		return
 	}
 	longest, length := "command", len(*u.Def.Command)
@@ -129,11 +129,11 @@ func (u *unit) checkLength(faults *errs.Faults) {
 			longest, length = field, l
 		}
 	}
-	faults.Add(longest, "the definition is too long: %d bytes, more than %d, go to the container: put a part of it into a file of the image", n, proto.MaxSize)
+	faults.Add(longest, "the definition is too long: %d bytes, more than %d, go to the container: put a part of it into a file of the image", n, wire.MaxSize)
 }
 
 // config is how the container with an id is run, but for what is to be looked for on the node.
-func (u *unit) config(id int64) (config proto.Config) {
+func (u *unit) config(id int64) (config wire.Config) {
 	for _, f := range fields {
 		if f.run != nil {
 			f.run(u, &config)

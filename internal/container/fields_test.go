@@ -6,8 +6,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/restapi"
 )
 
@@ -40,7 +40,7 @@ var onlyFirst = []string{
 // A command gets each field that restricts the first process: one that is new and not passed on fails here.
 func TestCommandsAreRestrictedLikeTheFirstProcess(t *testing.T) {
 	t.Parallel()
-	var first proto.Config
+	var first wire.Config
 	fill(t, reflect.ValueOf(&first).Elem())
 	got, err := (&process{config: first}).commandConfig(driver.Command{Args: []string{"true"}})
 	if err != nil {

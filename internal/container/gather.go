@@ -7,8 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
 )
@@ -26,7 +26,7 @@ func (t trees) close() {
 
 // gather looks on the node for what u asks of it and completes the configuration. The caller closes the trees; what
 // is in them stays busy until then, and as long as the container has them.
-func (d *Driver) gather(ctx context.Context, u *unit, config *proto.Config) (t trees, err error) {
+func (d *Driver) gather(ctx context.Context, u *unit, config *wire.Config) (t trees, err error) {
 	defer func() {
 		if err != nil {
 			t.close()
@@ -60,7 +60,7 @@ func (d *Driver) gather(ctx context.Context, u *unit, config *proto.Config) (t t
 
 // find is the part of gather that changes nothing: it looks at all that is asked for, and opens the sources of the binds, which
 // the caller closes.
-func (d *Driver) find(ctx context.Context, u *unit, config *proto.Config) (sources trees, err error) {
+func (d *Driver) find(ctx context.Context, u *unit, config *wire.Config) (sources trees, err error) {
 	if config.Devices, err = d.devices(u.Def.Devices); err != nil {
 		return nil, err
 	}
@@ -71,8 +71,8 @@ func (d *Driver) find(ctx context.Context, u *unit, config *proto.Config) (sourc
 		}
 		sources, config.Binds[i].File = append(sources, source), file
 	}
-	if n := len(config.Message()) + addedLater; n > proto.MaxSize {
-		return sources, errs.New(errs.Invalid, "start container: its definition, with all devices, is %d bytes long, more than %d: list fewer", n, proto.MaxSize)
+	if n := len(config.Message().Encode()) + addedLater; n > wire.MaxSize {
+		return sources, errs.New(errs.Invalid, "start container: its definition, with all devices, is %d bytes long, more than %d: list fewer", n, wire.MaxSize)
 	}
 	return sources, nil
 }

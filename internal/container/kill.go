@@ -88,7 +88,7 @@ func (d *Driver) eachSupervisor(id int64, do func(pid, pidfd int) error) error {
 		if err != nil {
 			continue // it has just ended
 		}
-		if d.supervises(pid, isSupervisorOf(id)) {
+		if d.registry.Owns(pid, groupName(id)) {
 			err = do(pid, pidfd)
 		}
 		unix.Close(pidfd)

@@ -7,9 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 func (d *Driver) logDir() string { return filepath.Join(d.opt.RunDir, "logs") }
@@ -26,7 +24,7 @@ func (d *Driver) createLog(id int64) error {
 		return err
 	}
 	err := d.opt.Failpoint.Do("log create", func() error {
-		f, err := os.OpenFile(d.logPath(id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, proto.LogOpen)
+		f, err := os.OpenFile(d.logPath(id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, wire.LogOpen)
 		if err != nil {
 			return err
 		}
@@ -38,25 +36,12 @@ func (d *Driver) createLog(id int64) error {
 	return nil
 }
 
-// openLogs opens the directory of the logs, for a supervisor to write one.
-func (d *Driver) openLogs() (*os.File, error) {
-	var f *os.File
-	err := d.opt.Failpoint.Do("log open", func() (err error) {
-		f, err = os.OpenFile(d.logDir(), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	return f, nil
-}
-
-// removeLog removes all that package proto says of a log, and what a supervisor that was killed may have left of the next part.
+// removeLog removes all that package wire says of a log, and what a supervisor that was killed may have left of the next part.
 // The part that is being written goes last: readers of the others learn from it that more has gone than they have read.
 func (d *Driver) removeLog(id int64) error {
 	path := d.logPath(id)
 	err := d.opt.Failpoint.Do("log remove", func() error {
-		for _, suffix := range []string{proto.LogNext + proto.LogIndex, proto.LogNext, proto.LogOlder + proto.LogIndex, proto.LogOlder, proto.LogIndex, ""} {
+		for _, suffix := range []string{wire.LogNext + wire.LogIndex, wire.LogNext, wire.LogOlder + wire.LogIndex, wire.LogOlder, wire.LogIndex, ""} {
 			if err := remove(path + suffix); err != nil {
 				return err
 			}

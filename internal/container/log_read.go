@@ -8,9 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
 )
 
@@ -36,7 +36,7 @@ const logTries = 20
 
 var errRotated = errors.New("the log was rotated")
 
-// logReader reads a log, part by part: package proto tells which there are.
+// logReader reads a log, part by part: package wire tells which there are.
 type logReader struct {
 	path  string
 	parts []logPart // those that are open, in their order; the first is being read
@@ -81,7 +81,7 @@ func (l *logReader) open() error {
 		return err
 	}
 	l.parts = []logPart{now}
-	older, err := openPart(l.path + proto.LogOlder)
+	older, err := openPart(l.path + wire.LogOlder)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -147,7 +147,7 @@ func (l *logReader) Read(b []byte) (int, error) {
 		switch {
 		case p.end >= 0: // there was more
 			return 0, driver.ErrLogGone
-		case st.Mode&0o777 != proto.LogFull:
+		case st.Mode&0o777 != wire.LogFull:
 			return 0, io.EOF
 		}
 		if err := l.next(); err != nil {

@@ -16,9 +16,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
@@ -60,12 +60,12 @@ func (w *logWriter) must(err error) {
 // begin makes a part with an index.
 func (w *logWriter) begin(suffix string) *os.File {
 	w.t.Helper()
-	f, err := os.OpenFile(w.path+suffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, proto.LogOpen)
+	f, err := os.OpenFile(w.path+suffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, wire.LogOpen)
 	w.must(err)
 	info, err := f.Stat()
 	w.must(err)
-	head := proto.LogMark{At: int64(info.Sys().(*syscall.Stat_t).Ino)}.Encode()
-	w.must(os.WriteFile(w.path+suffix+proto.LogIndex, head[:], proto.LogOpen))
+	head := wire.LogMark{At: int64(info.Sys().(*syscall.Stat_t).Ino)}.Encode()
+	w.must(os.WriteFile(w.path+suffix+wire.LogIndex, head[:], wire.LogOpen))
 	return f
 }
 
@@ -80,10 +80,10 @@ func (w *logWriter) mark(at time.Time) {
 	w.t.Helper()
 	info, err := w.now.Stat()
 	w.must(err)
-	f, err := os.OpenFile(w.path+proto.LogIndex, os.O_WRONLY|os.O_APPEND, 0)
+	f, err := os.OpenFile(w.path+wire.LogIndex, os.O_WRONLY|os.O_APPEND, 0)
 	w.must(err)
 	defer f.Close()
-	b := proto.LogMark{At: at.UnixNano(), Offset: info.Size()}.Encode()
+	b := wire.LogMark{At: at.UnixNano(), Offset: info.Size()}.Encode()
 	_, err = f.Write(b[:])
 	w.must(err)
 }
@@ -91,7 +91,7 @@ func (w *logWriter) mark(at time.Time) {
 // rotation returns the steps of a rotation.
 func (w *logWriter) rotation() []func() {
 	var next *os.File
-	older := w.path + proto.LogOlder
+	older := w.path + wire.LogOlder
 	return []func(){
 		func() {
 			old, err := os.OpenFile(older, os.O_WRONLY, 0)
@@ -103,14 +103,14 @@ func (w *logWriter) rotation() []func() {
 			w.must(old.Truncate(0))
 			w.must(old.Close())
 		},
-		func() { _ = os.Remove(older + proto.LogIndex) },
-		func() { next = w.begin(proto.LogNext) },
-		func() { w.must(os.Link(w.path+proto.LogIndex, older+proto.LogIndex)) },
-		func() { w.must(os.Rename(w.path+proto.LogNext+proto.LogIndex, w.path+proto.LogIndex)) },
+		func() { _ = os.Remove(older + wire.LogIndex) },
+		func() { next = w.begin(wire.LogNext) },
+		func() { w.must(os.Link(w.path+wire.LogIndex, older+wire.LogIndex)) },
+		func() { w.must(os.Rename(w.path+wire.LogNext+wire.LogIndex, w.path+wire.LogIndex)) },
 		func() { w.must(os.Link(w.path, older)) },
-		func() { w.must(os.Rename(w.path+proto.LogNext, w.path)) },
+		func() { w.must(os.Rename(w.path+wire.LogNext, w.path)) },
 		func() {
-			w.must(w.now.Chmod(proto.LogFull))
+			w.must(w.now.Chmod(wire.LogFull))
 			w.must(w.now.Close())
 			w.now = next
 		},
@@ -465,7 +465,7 @@ func TestRemoveLog(t *testing.T) {
 	if !slices.Equal(left, []string{other}) {
 		t.Errorf("left: %q", left)
 	}
-	w.must(os.MkdirAll(w.path+proto.LogOlder+"/x", 0o700))
+	w.must(os.MkdirAll(w.path+wire.LogOlder+"/x", 0o700))
 	if err := w.unit.driver.removeLog(logID); err == nil {
 		t.Error("what can't be removed is no error")
 	}

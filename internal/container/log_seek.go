@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // seek goes to where query begins: to the later of the two places that its parts name.
@@ -65,7 +65,7 @@ func (l *logReader) markSince(p logPart, t time.Time) (int64, error) {
 		return 0, err
 	}
 	defer index.Close()
-	from := t.Add(-proto.LogMarkEvery).UnixNano()
+	from := t.Add(-wire.LogMarkEvery).UnixNano()
 	in := bufio.NewReader(index)
 	for first := true; ; first = false {
 		m, err := readMark(in)
@@ -80,10 +80,10 @@ func (l *logReader) markSince(p logPart, t time.Time) (int64, error) {
 	}
 }
 
-func readMark(in io.Reader) (proto.LogMark, error) {
-	var b [proto.LogMarkSize]byte
+func readMark(in io.Reader) (wire.LogMark, error) {
+	var b [wire.LogMarkSize]byte
 	_, err := io.ReadFull(in, b[:])
-	return proto.ParseLogMark(b), err
+	return wire.ParseLogMark(b), err
 }
 
 // indexOf opens the index of a part, which gets another name when the part does.
@@ -92,7 +92,7 @@ func (l *logReader) indexOf(p logPart) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range []string{l.path + proto.LogIndex, l.path + proto.LogOlder + proto.LogIndex} {
+	for _, name := range []string{l.path + wire.LogIndex, l.path + wire.LogOlder + wire.LogIndex} {
 		f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
@@ -100,7 +100,7 @@ func (l *logReader) indexOf(p logPart) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		m, err := readMark(io.NewSectionReader(f, 0, proto.LogMarkSize))
+		m, err := readMark(io.NewSectionReader(f, 0, wire.LogMarkSize))
 		if err == nil && m.At == int64(st.Ino) {
 			return f, nil
 		}

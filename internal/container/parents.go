@@ -146,7 +146,7 @@ func (d *Driver) livesIn(parent *cgroup.Parent, name string) (text string, err e
 	case isContainer(name) && len(pids) > 0:
 		return fmt.Sprintf("container %s, with processes %s,", name, named(pids)), nil
 	case name == supervisorsGroup:
-		pids = slices.DeleteFunc(pids, func(pid int) bool { return !d.supervises(pid, nil) })
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return !d.registry.Owns(pid, "") })
 		if len(pids) > 0 {
 			return fmt.Sprintf("the supervisor of a container, process %s,", named(pids)), nil
 		}

@@ -8,8 +8,8 @@ import (
 
 	"github.com/go-openapi/swag/conv"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // What a list of devices may hold beside paths.
@@ -73,9 +73,9 @@ func (u *unit) checkBinds(faults *errs.Faults) {
 	}
 }
 
-func (u *unit) runBinds(config *proto.Config) {
+func (u *unit) runBinds(config *wire.Config) {
 	for _, b := range u.Def.Binds {
-		config.Binds = append(config.Binds, proto.Bind{Target: *b.Target})
+		config.Binds = append(config.Binds, wire.Bind{Target: *b.Target})
 	}
 }
 

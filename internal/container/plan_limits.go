@@ -10,8 +10,8 @@ import (
 	"github.com/go-openapi/swag/conv"
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -63,7 +63,7 @@ func (u *unit) withheld() uint64 {
 
 func (u *unit) sharesNetwork() bool { return flags(u.Def.Namespaces)&unix.CLONE_NEWNET == 0 }
 
-func (u *unit) runCapabilities(config *proto.Config) {
+func (u *unit) runCapabilities(config *wire.Config) {
 	given := conv.Value(u.Def.Capabilities)
 	config.Drop = (u.withheld() | bits(given.Drop)) &^ bits(given.Add)
 }
@@ -124,10 +124,10 @@ func rlimitNumber(name string) (int, bool) {
 }
 
 // runRlimits writes -1 as unix.RLIM_INFINITY, as the kernel takes it.
-func (u *unit) runRlimits(config *proto.Config) {
+func (u *unit) runRlimits(config *wire.Config) {
 	for _, l := range u.Def.Rlimits {
 		number, _ := rlimitNumber(*l.Type)
-		config.Rlimits = append(config.Rlimits, proto.Rlimit{Resource: number, Soft: uint64(*l.Soft), Hard: uint64(*l.Hard)})
+		config.Rlimits = append(config.Rlimits, wire.Rlimit{Resource: number, Soft: uint64(*l.Soft), Hard: uint64(*l.Hard)})
 	}
 }
 

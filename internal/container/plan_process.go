@@ -12,8 +12,8 @@ import (
 	"github.com/kballard/go-shellquote"
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 const (
@@ -27,13 +27,13 @@ func (u *unit) checkWords(faults *errs.Faults) {
 	split(*u.Def.Command, faults)
 }
 
-func (u *unit) runWords(config *proto.Config) { config.Args = split(*u.Def.Command, new(errs.Faults)) }
+func (u *unit) runWords(config *wire.Config) { config.Args = split(*u.Def.Command, new(errs.Faults)) }
 
 // split makes words of a command as a POSIX shell does with quotes and backslashes; nothing is expanded.
 func split(command string, faults *errs.Faults) []string {
 	switch {
-	case len(command) > proto.MaxCommand:
-		faults.Add("command", "is %d bytes long, more than %d", len(command), proto.MaxCommand)
+	case len(command) > wire.MaxCommand:
+		faults.Add("command", "is %d bytes long, more than %d", len(command), wire.MaxCommand)
 		return nil
 	case strings.ContainsRune(command, 0):
 		faults.Add("command", "has a NUL character, which no program can be given")
@@ -96,7 +96,7 @@ func checkEnv(env []string, faults *errs.Faults) {
 
 // runEnv begins with what a command finds in its environment by default: nothing of the daemon's. TERM is what the kernel gives an init; a dumb
 // terminal has no colours and no cursor, which would be no good in the log of systemd. With a user the init stage finds HOME.
-func (u *unit) runEnv(config *proto.Config) {
+func (u *unit) runEnv(config *wire.Config) {
 	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux", "container=imageapi"}
 	if *u.Def.Systemd {
 		env[2] = "TERM=dumb"

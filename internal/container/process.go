@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -15,27 +13,28 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 )
 
 // process is one run of a container.
 type process struct {
-	id         int64
-	pid        int
-	group      *cgroup.Group
-	first      *os.File    // a pidfd of the first process, or nil if that had ended
-	supervisor *os.Process // nil if an earlier daemon started it
-	control    *os.File    // the socket to the supervisor
-	log        *slog.Logger
+	id     int64
+	pid    int
+	group  *cgroup.Group
+	first  *os.File       // a pidfd of the first process, or nil if that had ended
+	keeper *keeper.Keeper // the supervisor
+	since  time.Time      // when it was started
+	state  wire.State     // the last that the supervisor has reported
+	log    *slog.Logger
 
-	version  int             // of the supervisor (proto.Hello)
 	inUse    map[string]bool // the groups of commands that have not ended, by name; under mu
 	driver   *Driver
-	config   proto.Config       // as it was started with
+	config   wire.Config        // as it was started with
 	timeout  atomic.Int64       // of a stop, in nanoseconds
 	shares   writables          // with the node
 	commands sync.WaitGroup     // that run beside its first process; added to under mu while it shall live
@@ -155,27 +154,6 @@ func (p *process) wait(ctx context.Context, until func(cgroup.Dir, context.Conte
 	}
 }
 
-// receive waits for a message of the supervisor. When that is gone the error is io.EOF.
-func (p *process) receive() (proto.Kind, []string, error) { return receive(p.control) }
-
-// receive waits for a message of imageapi-init. When that is gone the error is io.EOF.
-func receive(control *os.File) (proto.Kind, []string, error) {
-	return receiveLong(control, 16<<10) // longer than the longest but Run
-}
-
-// receiveLong is receive of a message of at most so many bytes.
-func receiveLong(control *os.File, longest int) (proto.Kind, []string, error) {
-	buf := make([]byte, longest)
-	n, err := control.Read(buf)
-	if errors.Is(err, syscall.ECONNRESET) { // it left a message of ours unread
-		err = io.EOF
-	}
-	if err != nil {
-		return 0, nil, err
-	}
-	return proto.Decode(buf[:n])
-}
-
 // watch sees to the end of the container, or to that of the driver: then Done stays open.
 func (p *process) watch() {
 	ended := p.attend()
@@ -187,10 +165,7 @@ func (p *process) watch() {
 
 // attend is the order in which the container's processes, its supervisor and its cgroup go. It is false if the driver was closed before.
 func (p *process) attend() bool {
-	defer context.AfterFunc(p.driver.leaving, func() {
-		p.leave(errLeaving)
-		_ = p.control.SetReadDeadline(time.Unix(1, 0))
-	})()
+	defer context.AfterFunc(p.driver.leaving, func() { p.leave(errLeaving) })()
 	// 1. The supervisor says how it ended, or dies.
 	told := p.hear()
 	close(p.heard)
@@ -199,7 +174,7 @@ func (p *process) attend() bool {
 		return false
 	}
 	p.leave(errEnded)
-	how := p.bury()
+	how := "the supervisor " + p.keeper.How()
 	if !told {
 		told = p.recall() // that it could not tell does not say that it has not seen it
 	}
@@ -217,7 +192,7 @@ func (p *process) attend() bool {
 	if p.exit.OOM == nil {
 		p.exit.OOM = starved(p.group)
 	}
-	p.exit.Left = errors.Join(p.exit.Left, err, p.driver.revive(p.shares), p.group.Remove(), p.driver.unlisten(p.id))
+	p.exit.Left = errors.Join(p.exit.Left, err, p.driver.revive(p.shares), p.group.Remove(), p.driver.registry.Unlink(groupName(p.id)))
 	return true
 }
 
@@ -240,41 +215,24 @@ func (p *process) letGo() {
 	defer p.mu.Unlock()
 	p.gone = true
 	p.group.Close()
-	p.control.Close()
+	p.keeper.Close()
 	p.first.Close() // nil is fine
 }
 
-// hear takes down what the supervisor tells, and whether it told how the container ended.
+// hear takes in what the supervisor reports, and whether it reported how the container ended.
 func (p *process) hear() bool {
 	for {
-		kind, fields, err := p.receive()
+		m, err := p.keeper.Receive(p.driver.leaving)
 		if err != nil {
 			return false
 		}
-		switch kind {
-		case proto.Up:
-			p.up.Do(func() { close(p.ready) })
-		case proto.Losing:
-			p.log.Warn("container log write failed, output is being lost", logkey.Container, p.id, logkey.Error, strings.Join(fields, " "), logkey.Path, p.driver.logPath(p.id))
-		case proto.Exited:
-			exit, err := proto.ParseExit(fields)
-			if err != nil {
-				return false
-			}
+		if m.Kind == wire.Ended {
+			exit, err := wire.ParseExit(m)
 			p.exit = ended(exit, p.config.Namespaces)
-			return true
+			return err == nil
 		}
-	}
-}
-
-// bury returns when the supervisor has ended, and tells how. Only of a child of ours the kernel tells that.
-func (p *process) bury() string {
-	if p.supervisor != nil {
-		return obituary(p.supervisor.Wait())
-	}
-	for { // until the end of file
-		if _, _, err := p.receive(); err != nil {
-			return "the supervisor is gone"
+		if err := p.take(m); err != nil {
+			p.log.Debug("supervisor message not understood", logkey.Container, p.id, logkey.Error, err)
 		}
 	}
 }
@@ -290,7 +248,7 @@ func (p *process) recall() bool {
 }
 
 // ended is how a container with these namespaces ended.
-func ended(exit proto.Exit, namespaces uintptr) driver.Exit {
+func ended(exit wire.Exit, namespaces uintptr) driver.Exit {
 	e := driver.Exit{Code: exit.Code, Signal: exit.Signal, At: exit.At, OOM: exit.OOM}
 	e.Halted = namespaces&unix.CLONE_NEWPID != 0 && halts(exit.Signal)
 	e.Reboot = e.Halted && exit.Signal == int(syscall.SIGHUP)
@@ -304,16 +262,4 @@ func ended(exit proto.Exit, namespaces uintptr) driver.Exit {
 // there: SIGINT for power-off and halt, SIGHUP for a restart. No process inside can kill it with these.
 func halts(signal int) bool {
 	return signal == int(syscall.SIGINT) || signal == int(syscall.SIGHUP)
-}
-
-// obituary tells how a supervisor ended.
-func obituary(state *os.ProcessState, err error) string {
-	if err != nil {
-		return fmt.Sprintf("the supervisor is gone: %v", err)
-	}
-	status, ok := state.Sys().(syscall.WaitStatus)
-	if ok && status.Signaled() {
-		return fmt.Sprintf("the supervisor was killed by signal %d", status.Signal())
-	}
-	return fmt.Sprintf("the supervisor ended with status %d", state.ExitCode())
 }

@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
@@ -52,7 +51,7 @@ func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 
 // Rejoin implements driver.ContainerUnit.
 func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Status) (driver.Found, error) {
-	p, hello, err := u.driver.rejoin(ctx, place.ID)
+	p, err := u.driver.rejoin(ctx, place.ID)
 	switch {
 	case err == nil:
 		if len(place.Needs) == 1 && place.Needs[0].Tree != nil {
@@ -61,13 +60,14 @@ func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Stat
 			}
 		}
 		u.catchUp(place.ID, p)
+		asked := p.state.Asked
 		u.driver.watches.Go(p.watch)
-		return driver.Found{Process: p, Since: hello.Since, Asked: hello.Asked}, nil
+		return driver.Found{Process: p, Since: p.since, Asked: asked}, nil
 	case errors.Is(err, errAlone):
 		return u.settle(ctx, place.ID, errAlone.Error(), false)
 	case ctx.Err() != nil: // it was not given its time
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", context.Cause(ctx))
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded):
 		u.driver.opt.Log.Warn("supervisor unresponsive, killed", logkey.Container, place.ID, logkey.Error, err)
 		if err := u.driver.killSupervisor(place.ID); err != nil {
 			return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
@@ -79,42 +79,34 @@ func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Stat
 }
 
 // rejoin finds a run that has a supervisor.
-func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, hello proto.Hello, err error) {
-	control, err := d.connect(id)
-	if err != nil {
-		return nil, hello, err
-	}
-	group, err := d.parent.Recover(groupName(id))
-	if errors.Is(err, os.ErrNotExist) {
-		// The group is no proof: a container that has left it can have removed it. The supervisor knows.
-		group, err = d.parent.Create(groupName(id))
-	}
-	if err != nil {
-		control.Close()
-		return nil, hello, err
-	}
-	p = d.newProcess(id, group)
-	p.control = control
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, err error) {
+	p = d.newProcess(id, nil)
+	limited, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	if hello, err = p.greet(ctx); err != nil {
-		p.letGo()
-		return nil, hello, err
+	if err = p.connect(limited); err == nil {
+		p.group, err = d.parent.Recover(groupName(id))
+		if errors.Is(err, os.ErrNotExist) {
+			// The group is no proof: a container that has left it can have removed it. The supervisor knows.
+			p.group, err = d.parent.Create(groupName(id))
+		}
+	}
+	if err != nil {
+		if p.keeper != nil {
+			p.keeper.Close()
+		}
+		return nil, err
 	}
 	p.holdFirst()
-	p.version = hello.Version
 	p.run(p.config)
-	if hello.Up {
-		p.up.Do(func() { close(p.ready) })
-	}
-	if hello.Asked {
+	p.timeout.Store(int64(p.state.StopTimeout))
+	if p.state.Asked {
 		p.leave(errStopping)
 		p.enforce(p.StopTimeout() + supervisorTime)
 	}
 	if err := p.tidy(); err != nil {
 		d.opt.Log.Warn("command cgroups not removed", logkey.Container, id, logkey.Error, err)
 	}
-	return p, hello, nil
+	return p, nil
 }
 
 // use notes whether a command needs its group.
@@ -166,7 +158,7 @@ func (u *unit) settle(ctx context.Context, id int64, why string, lived bool) (fo
 	}
 	group, err := d.parent.Recover(groupName(id))
 	if errors.Is(err, os.ErrNotExist) { // it has no processes: they could be in no other parent (settleParents), and a group with any can't be removed
-		return found, d.unlisten(id)
+		return found, d.registry.Unlink(groupName(id))
 	}
 	if err != nil {
 		return found, err
@@ -177,9 +169,9 @@ func (u *unit) settle(ctx context.Context, id int64, why string, lived bool) (fo
 	}
 	left := empty(ctx, group)
 	if found.Ended == nil {
-		return found, errors.Join(left, d.unlisten(id))
+		return found, errors.Join(left, d.registry.Unlink(groupName(id)))
 	}
-	found.Ended.Left = errors.Join(found.Ended.Left, left, d.unlisten(id))
+	found.Ended.Left = errors.Join(found.Ended.Left, left, d.registry.Unlink(groupName(id)))
 	return found, nil
 }
 
@@ -196,7 +188,7 @@ func empty(ctx context.Context, group *cgroup.Group) error {
 // killSupervisor kills the supervisor of a container that is not our child, and before it what descends from it: what has left the container's
 // cgroup could not be told from other processes afterwards.
 func (d *Driver) killSupervisor(id int64) error {
-	return d.killSupervisors(func(pid int) bool { return d.supervises(pid, isSupervisorOf(id)) })
+	return d.killSupervisors(func(pid int) bool { return d.registry.Owns(pid, groupName(id)) })
 }
 
 // killSupervisors kills those that match, with their descendants.
@@ -213,48 +205,15 @@ func (d *Driver) killSupervisors(match func(pid int) bool) error {
 	})
 }
 
-// isSupervisorOf matches the command line of the supervisor of a container.
-func isSupervisorOf(id int64) func(args string) bool {
-	want := strings.Join(supervisorArgs(id), "\x00") + "\x00"
-	return func(args string) bool { return args == want }
-}
-
-// supervises tells whether a process is a supervisor of this run directory, with a matching command line; nil matches all. It is known by the
-// directory of the logs that it has open: another server may have one with the same id.
-func (d *Driver) supervises(pid int, match func(args string) bool) bool {
-	logs, err := os.Stat(d.logDir())
-	if err != nil {
-		return false
-	}
-	dir := fmt.Sprintf("/proc/%d/", pid)
-	args, _ := os.ReadFile(dir + "cmdline")
-	open, err := os.Stat(fmt.Sprintf("%s/fd/%d", dir, proto.SupervisorLogs))
-	known := strings.HasPrefix(string(args), strings.Join(supervisorArgs(0)[:2], "\x00")+"\x00")
-	return err == nil && known && (match == nil || match(string(args))) && os.SameFile(open, logs)
-}
-
-// recorded is how the last run ended, if its supervisor has written that down, or nil.
-func (d *Driver) recorded(id int64) (*proto.Exit, error) {
-	data, err := os.ReadFile(filepath.Join(d.logDir(), exitName(id)))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+// recorded is the exit record of the last run, or nil.
+func (d *Driver) recorded(id int64) (*wire.Exit, error) {
+	m, ok, err := d.registry.Ended(groupName(id))
+	if err != nil || !ok {
 		return nil, err
 	}
-	kind, fields, err := proto.Decode(data)
-	if err == nil && kind != proto.Exited {
-		err = fmt.Errorf("unexpected message %q", kind)
-	}
+	exit, err := wire.ParseExit(m)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", exitName(id), err)
+		return nil, fmt.Errorf("read the exit record of container %d: %w", id, err)
 	}
-	exit, err := proto.ParseExit(fields)
-	return &exit, err
-}
-
-// removeExit removes what the supervisor of the last run has written down.
-func (d *Driver) removeExit(id int64) error {
-	path := filepath.Join(d.logDir(), exitName(id))
-	return d.opt.Failpoint.Do("exit remove", func() error { return errors.Join(remove(path+proto.ExitNew), remove(path)) })
+	return &exit, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -18,9 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/container"
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -665,8 +666,8 @@ func TestSupervisorKilledBeforeItTells(t *testing.T) {
 	h := s.begin(t, root, definition(stubborn))
 	h.await("ready")
 	h.taken(nothing)
-	exit := proto.Exit{Code: 9, At: time.Unix(8, 0), Since: time.Unix(7, 0), LogErr: "no space"}
-	if err := os.WriteFile(filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".exit"), exit.Message(), 0o600); err != nil {
+	exit := wire.Exit{Code: 9, At: time.Unix(8, 0), Since: time.Unix(7, 0), LogErr: "no space"}
+	if err := os.WriteFile(filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".exit"), exit.Message().Encode(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	supervisor, group := supervisorOf(t, h.proc), h.proc.Cgroup()
@@ -702,7 +703,7 @@ func TestSupervisorDoesNotGrow(t *testing.T) {
 			}
 			defer conn.Close()
 			for range 2 {
-				if _, err := conn.Read(make([]byte, proto.MaxSize)); err != nil {
+				if _, err := conn.Read(make([]byte, wire.MaxSize)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -729,22 +730,46 @@ func strange(listener *net.UnixListener, pid int) error {
 		return err
 	}
 	defer conn.Close()
-	say := func(kind proto.Kind, fields ...string) { _, _ = conn.Write(proto.Encode(kind, fields...)) }
+	raw, err := conn.(*net.UnixConn).File()
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	process := exec.Command("busybox", "sleep", "1000") // stands for it
+	if err := process.Start(); err != nil {
+		return err
+	}
+	defer func() { _, _ = process.Process.Kill(), process.Wait() }()
+	pidfd, err := unix.PidfdOpen(process.Process.Pid, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	say := func(kind wire.Kind, fields ...string) {
+		m := wire.Message{Kind: kind, Fields: fields}
+		if kind == wire.Hello {
+			m.Files = []int{pidfd}
+		}
+		_ = wire.Send(int(raw.Fd()), m)
+	}
+	state := wire.State{StopTimeout: time.Second}
 	say('?', "what", "is", "this")
-	say(proto.Greeting, "colour=green", "version=9", "shade")
+	say(wire.Hello, "9", "green", "shade")
 	say('!')
-	say(proto.Run, "args=1", "sleep", "systemd=1", "colour=green", "shade=3")
+	say(wire.Status, append([]string{"colour=green", "tired"}, state.Fields()...)...)
 	say('?')
-	say(proto.Started, fmt.Sprint(pid), "7000000000", "and", "more")
-	asked := make([]byte, 16)
-	n, err := conn.Read(asked)
-	if err != nil || n != 1 || proto.Kind(asked[0]) != proto.Stop {
-		return fmt.Errorf("it is asked for %q, %w", asked[:n], err)
+	started := wire.Started{PID: pid, Since: time.Unix(7, 0), Config: wire.Config{Args: []string{"sleep"}, Systemd: true}}
+	say(wire.Ready, append(started.Fields(), "shades:2", "pid=1", "more")...)
+	asked, err := wire.Receive(int(raw.Fd()))
+	if err != nil || asked.Kind != wire.Stop {
+		return fmt.Errorf("it is asked for %q, %w", asked.Kind, err)
 	}
 	say('?')
-	say(proto.Up, "very")
-	say(proto.Up)
-	say(proto.Exited, "5", "0", "8000000000", "", "7000000000", "1", "", "tired")
+	say(wire.Status, "very")
+	state.Up = true
+	say(wire.Status, state.Fields()...)
+	exit := wire.Exit{Code: 5, At: time.Unix(8, 0), Since: time.Unix(7, 0), Asked: true}
+	say(wire.Ended, append(exit.Fields(), "tired=1")...)
 	return nil
 }
 
@@ -760,10 +785,10 @@ func TestDaemonOfAnotherVersion(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if _, err := conn.Read(make([]byte, proto.MaxSize)); err != nil { // it has accepted us
+		if _, err := conn.Read(make([]byte, wire.MaxSize)); err != nil { // it has accepted us
 			t.Fatal(err)
 		}
-		for _, message := range [][]byte{proto.Encode('?', "what"), []byte("no message"), make([]byte, 4096)} {
+		for _, message := range [][]byte{wire.Message{Kind: '?', Fields: []string{"what"}}.Encode(), []byte("no message"), make([]byte, 4096)} {
 			if _, err := conn.Write(message); err != nil {
 				t.Errorf("%.10q: %v", message, err)
 			}

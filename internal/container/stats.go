@@ -3,8 +3,8 @@ package container
 import (
 	"os"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 )
 
@@ -45,7 +45,7 @@ func present(n int64, ok bool) *int64 {
 
 // logBytes is how much of a log is kept.
 func (d *Driver) logBytes(id int64) (sum int64, ok bool) {
-	for _, suffix := range []string{"", proto.LogOlder} {
+	for _, suffix := range []string{"", wire.LogOlder} {
 		if info, err := os.Lstat(d.logPath(id) + suffix); err == nil {
 			sum, ok = sum+info.Size(), true
 		}

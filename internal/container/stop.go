@@ -8,9 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // This file is the stop policy. The daemon asks the supervisor to stop the container, so that the stop completes without the daemon:
@@ -61,13 +61,13 @@ func (u *unit) checkStopTimeout(faults *errs.Faults) {
 	}
 }
 
-func (u *unit) runStopSignal(config *proto.Config) {
+func (u *unit) runStopSignal(config *wire.Config) {
 	number, given := signalNumber(u.Def.StopSignal)
 	switch {
 	case given:
 		config.StopSignal = number
 	case *u.Def.Systemd:
-		config.StopSignal = proto.SystemdStop
+		config.StopSignal = wire.SystemdStop
 	default:
 		config.StopSignal = int(unix.SIGTERM)
 	}
@@ -93,7 +93,7 @@ func (p *process) Stop() {
 		return
 	}
 	p.leave(errStopping)
-	if _, err := p.control.Write(proto.Encode(proto.Stop)); err != nil {
+	if err := p.keeper.Send(wire.Message{Kind: wire.Stop}); err != nil {
 		p.log.Debug("supervisor gone, nothing to stop", logkey.Container, p.id, logkey.Error, err) // watch sees to the rest
 	}
 	p.enforce(p.StopTimeout() + supervisorTime)
@@ -107,11 +107,8 @@ func (p *process) setStopTimeout(d time.Duration) error {
 	if d == p.StopTimeout() {
 		return nil
 	}
-	if p.version < proto.VersionStopTimeout {
-		return errs.New(errs.Unsupported, "an earlier version of the server started the container, and its supervisor keeps the stop timeout: stop and start the container first")
-	}
 	return p.change(func() error {
-		if _, err := p.control.Write(proto.StopTimeoutMessage(d)); err != nil {
+		if err := p.keeper.Send(wire.StopTimeoutMessage(d)); err != nil {
 			return fmt.Errorf("send stop timeout to supervisor: %w", err)
 		}
 		p.timeout.Store(int64(d))

@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // Stray is the cgroup of a container that no known object stands for: its run directory, or the journal there, was lost.
@@ -83,10 +84,10 @@ func (d *Driver) killSupervisorOf(s Stray) error {
 	if err != nil {
 		return err
 	}
-	match := isSupervisorOf(s.ID)
+	want := strings.Join(supervisorArgs(s.ID), "\x00") + "\x00"
 	return d.killSupervisors(func(pid int) bool {
 		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		open, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, proto.SupervisorCgroup))
-		return err == nil && match(string(args)) && os.SameFile(open, group)
+		open, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, wire.SupervisorCgroup))
+		return err == nil && string(args) == want && os.SameFile(open, group)
 	})
 }

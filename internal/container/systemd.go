@@ -6,13 +6,13 @@ import (
 	"os"
 	"strings"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // surround adds to a configuration the variables that systemd expects, unless the definition has them.
-func (u *unit) surround(config *proto.Config, id int64) error {
+func (u *unit) surround(config *wire.Config, id int64) error {
 	machine, err := u.driver.machineID(id)
-	config.Env = override([]string{"container_uuid=" + machine, "NOTIFY_SOCKET=" + proto.NotifySocket}, config.Env)
+	config.Env = override([]string{"container_uuid=" + machine, "NOTIFY_SOCKET=" + wire.NotifySocket}, config.Env)
 	return err
 }
 

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 func TestSurround(t *testing.T) {
@@ -22,7 +22,7 @@ func TestSurround(t *testing.T) {
 			t.Parallel()
 			u := &unit{driver: &Driver{opt: Options{RunDir: "/run/a"}}}
 			u.Def.Env, u.Def.Systemd = c.own, new(true)
-			var config proto.Config
+			var config wire.Config
 			u.runEnv(&config)
 			if err := u.surround(&config, 7); err != nil {
 				t.Fatal(err)

@@ -6,10 +6,10 @@ import (
 	"errors"
 	"strconv"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -73,7 +73,7 @@ func (u *unit) Down(_ context.Context, place driver.Placement, _ driver.Status) 
 	if err := u.driver.parent.Remove(groupName(place.ID)); err != nil {
 		return err
 	}
-	return errors.Join(u.driver.unlisten(place.ID), u.driver.removeExit(place.ID), u.driver.removeLog(place.ID))
+	return errors.Join(u.driver.registry.Forget(groupName(place.ID)), u.driver.removeLog(place.ID))
 }
 
 // Show implements driver.Unit. What changes from run to run is not ours to show.
@@ -125,7 +125,7 @@ func (u *unit) Start(ctx context.Context, place driver.Placement, _ driver.Statu
 }
 
 // whole is the configuration of a start, but for what is looked up on the node.
-func (u *unit) whole(id int64) (proto.Config, error) {
+func (u *unit) whole(id int64) (wire.Config, error) {
 	config := u.config(id)
 	if !config.Systemd {
 		return config, nil

@@ -17,7 +17,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/audit"
 	"github.com/kraken-hpc/imageapi/internal/container"
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // The schemes that the daemon can listen on.
@@ -321,8 +321,8 @@ func (c *Config) checkTimes() (err error) {
 
 func (c *Config) checkSizes() error {
 	var err error
-	if c.Node.LogSize < proto.MinLogSize {
-		err = fmt.Errorf("--log-size %d: must be at least %dKiB", c.Node.LogSize, proto.MinLogSize>>10)
+	if c.Node.LogSize < wire.MinLogSize {
+		err = fmt.Errorf("--log-size %d: must be at least %dKiB", c.Node.LogSize, wire.MinLogSize>>10)
 	}
 	for _, n := range []struct {
 		option       string

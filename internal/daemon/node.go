@@ -15,10 +15,10 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/watch"
 )
@@ -32,7 +32,7 @@ type node struct {
 	mounts   *mountdir.Dir
 	images   *web.Store
 	program  *os.File // imageapi-init
-	helpers  *helper.Runner
+	helpers  *oneshot.Runner
 	runner   *container.Driver
 	drivers  driver.Set
 	watcher  *watch.Watcher // until the manager has it
@@ -87,7 +87,7 @@ func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *no
 	if n.program, err = initbin.Program(); err != nil {
 		return n, found, err
 	}
-	n.helpers = helper.New(n.program, opt.Failpoint)
+	n.helpers = oneshot.New(n.program, opt.Failpoint)
 	err = outwait(ctx, func() (err error) {
 		n.runner, err = container.New(ctx, container.Options{
 			Failpoint: opt.Failpoint, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: opt.Log,

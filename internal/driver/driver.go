@@ -175,6 +175,6 @@ type Tree struct {
 	ReadOnly bool   `json:"ro,omitempty"`    // no write through this mount can succeed
 	Depth    int    `json:"depth,omitempty"` // how many overlays are stacked in it; the kernel allows two
 	// Remote: a server, or what stands on one, has to answer for what is in it. Whatever may wait for that happens in
-	// a helper process (internal/sys/helper), never in a thread of the daemon.
+	// a helper process (internal/proc/oneshot), never in a thread of the daemon.
 	Remote bool `json:"remote,omitempty"`
 }

@@ -17,12 +17,12 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/builtin"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/state"
 	"github.com/kraken-hpc/imageapi/internal/state/journal"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -76,7 +76,7 @@ func newNode(t *testing.T) *node {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	code, err := testkit.BuildInit(t.TempDir())
 	check(t, err)
-	init, err := program.Seal("imageapi-init", code)
+	init, err := spawn.Seal("imageapi-init", code)
 	check(t, err)
 	mounts, err := mountdir.Open(builtin.MountsDir(dir), failpoint.Ask(n.board.pass))
 	check(t, err)
@@ -86,7 +86,7 @@ func newNode(t *testing.T) *node {
 	})
 	check(t, err)
 	n.drivers = builtin.Drivers(builtin.Env{
-		Failpoint: failpoint.Ask(n.board.pass), Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: helper.New(init, failpoint.Ask(n.board.pass)),
+		Failpoint: failpoint.Ask(n.board.pass), Mounts: mounts, Containers: runner, RunDir: dir, Log: log, Helper: oneshot.New(init, failpoint.Ask(n.board.pass)),
 	})
 	j, _, err := journal.Open(filepath.Join(dir, "journal.db"), "test", slog.New(slog.DiscardHandler))
 	check(t, err)

@@ -9,7 +9,7 @@ import (
 	"errors"
 	"os"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 )
 
 //go:embed *
@@ -22,5 +22,5 @@ func Program() (*os.File, error) {
 		return nil, errors.New("this server was built without imageapi-init, which runs containers: build it with `make build`")
 	}
 	defer code.Close()
-	return program.Copy("imageapi-init", code)
+	return spawn.Copy("imageapi-init", code)
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
 
@@ -29,7 +29,7 @@ type Env struct {
 	Failpoint  failpoint.Hook
 	Mounts     *mountdir.Dir
 	Containers *container.Driver
-	Helper     *helper.Runner
+	Helper     *oneshot.Runner
 	Images     *web.Store // the cache of images from web servers
 	RunDir     string
 	FSTypes    []string // file systems that may be mounted besides the default ones

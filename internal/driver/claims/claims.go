@@ -14,11 +14,11 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/dm"
 	"github.com/kraken-hpc/imageapi/internal/sys/extent"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 )
 
@@ -35,7 +35,7 @@ type Claims struct {
 }
 
 // New returns an empty Claims. The helper, which may be nil, asks for files whose server may be gone.
-func New(g failpoint.Hook, h *helper.Runner) *Claims {
+func New(g failpoint.Hook, h *oneshot.Runner) *Claims {
 	c := &Claims{
 		finder: extent.Finder{Loop: loop.Loop{Failpoint: g, Nodes: block.Nodes{Failpoint: g}}, Mapper: dm.Mapper{Failpoint: g, Helper: h}},
 		marks:  map[string]uint64{}, loops: map[uint64]bool{}, devices: map[uint64]int64{}, images: map[int64]Image{}, layers: map[int64]Layers{},
@@ -47,7 +47,7 @@ func New(g failpoint.Hook, h *helper.Runner) *Claims {
 }
 
 // OrNew returns c, or if there is none a new one, for a driver that stands alone.
-func OrNew(c *Claims, g failpoint.Hook, h *helper.Runner) *Claims {
+func OrNew(c *Claims, g failpoint.Hook, h *oneshot.Runner) *Claims {
 	if c == nil {
 		return New(g, h)
 	}

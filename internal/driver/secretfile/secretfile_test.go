@@ -15,24 +15,24 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
-func newHelper(t *testing.T) *helper.Runner {
+func newHelper(t *testing.T) *oneshot.Runner {
 	t.Helper()
 	testkit.Root(t)
 	code, err := testkit.BuildInit(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := program.Seal("imageapi-init", code)
+	file, err := spawn.Seal("imageapi-init", code)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { file.Close() })
-	return helper.New(file, nil)
+	return oneshot.New(file, nil)
 }
 
 // A file is read only if nobody but root has written it or may read it; what is no file is not even opened.

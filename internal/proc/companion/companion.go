@@ -1,50 +1,48 @@
-// Package companion is the keeper's side of package keeper: it answers one daemon after another and remembers what the next one must know.
+// Package companion is the other side of package keeper: it answers one daemon after another and remembers what the next one must know.
+// It stays free of package fmt.
 package companion
 
 import (
 	"errors"
-	"io"
 	"os"
 	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
-// Companion is the tie of a keeper to the daemon.
+// Companion is the tie of this process to the daemon.
 type Companion struct {
 	name     string
 	commands chan wire.Message
 	pidfd    int
 
-	mu     sync.Mutex     // one message at a time, and protects what follows
-	socket int            // to the present daemon, or -1
-	ready  []wire.Message // for the next daemon: Ready, and the last Status
-	status *wire.Message
+	mu     sync.Mutex                 // one message at a time, and protects what follows
+	socket int                        // to the present daemon, or -1
+	latest map[wire.Kind]wire.Message // for the next daemon
 }
 
-// Begin takes the descriptors of keeper.Start and returns the configuration. name is that of the keeper.
+// Begin takes the descriptors of keeper.Start and returns the configuration. name is that of this process.
 func Begin(name string) (*Companion, wire.Message, error) {
-	for fd := keeper.ProgramFD; fd < keeper.FirstFD; fd++ {
+	for fd := wire.ProgramFD; fd < wire.FirstFD; fd++ {
 		unix.CloseOnExec(fd)
 	}
 	pidfd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
 		return nil, wire.Message{}, os.NewSyscallError("pidfd_open", err)
 	}
-	c := &Companion{name: name, commands: make(chan wire.Message), pidfd: pidfd, socket: keeper.ControlFD}
-	run, err := wire.Receive(keeper.ControlFD)
-	if err == nil && run.Kind != keeper.Run {
+	c := &Companion{name: name, commands: make(chan wire.Message), pidfd: pidfd, socket: wire.ControlFD, latest: map[wire.Kind]wire.Message{}}
+	run, err := wire.Receive(wire.ControlFD)
+	if err == nil && run.Kind != wire.Run {
 		run.Close()
 		err = errors.New("the first message is no configuration")
 	}
 	if err != nil {
 		return nil, wire.Message{}, err
 	}
-	c.hello(keeper.ControlFD)
+	c.hello(wire.ControlFD)
 	go c.listen()
 	return c, run, nil
 }
@@ -52,26 +50,28 @@ func Begin(name string) (*Companion, wire.Message, error) {
 // Commands yields the messages of daemons, Stop among them. It is closed when no daemon can come any more.
 func (c *Companion) Commands() <-chan wire.Message { return c.commands }
 
-// Ready reports that the keeper does its work.
-func (c *Companion) Ready(fields ...string) {
-	c.tell(wire.Message{Kind: keeper.Ready, Fields: fields}, func(m wire.Message) { c.ready = []wire.Message{m} })
-}
+// Ready reports that this process does its work.
+func (c *Companion) Ready(fields ...string) { c.tell(wire.Ready, fields) }
 
-// Failed reports that the keeper cannot do its work, and why. The caller ends then.
-func (c *Companion) Failed(fields ...string) {
-	c.tell(wire.Message{Kind: keeper.Failed, Fields: fields}, func(wire.Message) {})
-}
+// Failed reports that it cannot do its work, and why. The caller ends then.
+func (c *Companion) Failed(fields ...string) { c.tell(wire.Failed, fields) }
 
 // Status reports the state of the work.
-func (c *Companion) Status(fields ...string) {
-	c.tell(wire.Message{Kind: keeper.Status, Fields: fields}, func(m wire.Message) { c.status = &m })
+func (c *Companion) Status(fields ...string) { c.tell(wire.Status, fields) }
+
+// Note is Status for a change that the present daemon need not know.
+func (c *Companion) Note(fields ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.latest[wire.Status] = wire.Message{Kind: wire.Status, Fields: fields}
 }
 
 // tell sends a message and remembers it. A daemon that does not read loses it, and is told the next one.
-func (c *Companion) tell(m wire.Message, remember func(wire.Message)) {
+func (c *Companion) tell(kind wire.Kind, fields []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	remember(m)
+	m := wire.Message{Kind: kind, Fields: fields}
+	c.latest[kind] = m
 	c.send(m)
 }
 
@@ -89,12 +89,11 @@ func (c *Companion) hello(socket int) {
 	c.socket = socket
 	_ = unix.SetNonblock(c.socket, false)
 	_ = unix.SetsockoptTimeval(c.socket, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 1}) // a stopped daemon holds up nothing
-	c.send(wire.Message{Kind: keeper.Hello, Fields: []string{strconv.Itoa(keeper.Version)}, Files: []int{c.pidfd}})
-	for _, m := range c.ready {
-		c.send(m)
-	}
-	if c.status != nil {
-		c.send(*c.status)
+	c.send(wire.Message{Kind: wire.Hello, Fields: []string{strconv.Itoa(wire.Version)}, Files: []int{c.pidfd}})
+	for _, kind := range []wire.Kind{wire.Ready, wire.Failed, wire.Status, wire.Ended} {
+		if m, ok := c.latest[kind]; ok {
+			c.send(m)
+		}
 	}
 }
 
@@ -106,10 +105,9 @@ func (c *Companion) listen() {
 		switch {
 		case err == nil:
 			c.commands <- m
-		case errors.Is(err, io.EOF), !errors.Is(err, unix.EAGAIN):
-			if !c.next() {
-				return
-			}
+		case errors.Is(err, wire.ErrMalformed): // of a later version
+		case !c.next():
+			return
 		}
 	}
 }
@@ -121,7 +119,7 @@ func (c *Companion) next() bool {
 	c.socket = -1
 	c.mu.Unlock()
 	for {
-		socket, _, err := unix.Accept4(keeper.SocketFD, unix.SOCK_CLOEXEC)
+		socket, _, err := unix.Accept4(wire.SocketFD, unix.SOCK_CLOEXEC)
 		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED) {
 			continue
 		}
@@ -138,17 +136,26 @@ func (c *Companion) next() bool {
 	}
 }
 
-// Record writes how the keeper ended for a daemon that comes later: whole, or not at all.
-func (c *Companion) Record(fields ...string) error {
-	name := keeper.RecordName(c.name)
-	fd, err := unix.Openat(keeper.RecordFD, name+".new", unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+// End writes the exit record, whole or not at all, for a daemon that comes later, and then reports it. The caller ends then.
+func (c *Companion) End(fields ...string) error {
+	m := wire.Message{Kind: wire.Ended, Fields: fields}
+	err := write(wire.RecordName(c.name), m.Encode())
+	c.tell(m.Kind, fields)
+	return err
+}
+
+func write(name string, data []byte) error {
+	fd, err := unix.Openat(wire.RecordFD, name+wire.RecordNew, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return os.NewSyscallError("openat", err)
 	}
 	file := os.NewFile(uintptr(fd), name)
-	_, err = file.Write(wire.Message{Kind: keeper.Stop, Fields: fields}.Encode())
-	if err = errors.Join(err, file.Close()); err != nil {
-		return err
+	_, err = file.Write(data)
+	if err = errors.Join(err, file.Close()); err == nil {
+		err = os.NewSyscallError("renameat", unix.Renameat(wire.RecordFD, name+wire.RecordNew, wire.RecordFD, name))
 	}
-	return os.NewSyscallError("renameat", unix.Renameat(keeper.RecordFD, name+".new", keeper.RecordFD, name))
+	if err != nil {
+		_ = unix.Unlinkat(wire.RecordFD, name+wire.RecordNew, 0)
+	}
+	return err
 }

@@ -1,3 +1,5 @@
+// Package keeper starts companions, processes that outlive the daemon, and finds them again: supervisors of containers, and keepers that
+// serve devices. Package wire draws the messages, package companion is the other side.
 package keeper
 
 import (
@@ -14,38 +16,35 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 )
 
-// ErrNone says that no process keeps what was asked for.
+// ErrNone is the error for a companion that does not exist.
 var ErrNone = errors.New("no keeper")
 
-// A Starter starts programs as os.StartProcess does; Files 0 to 2 of the attributes are nil and become /dev/null.
-type Starter interface {
-	Start(path string, argv []string, attr *os.ProcAttr) (*os.Process, error)
-}
-
-// Registry starts and finds the keepers of one run directory. It is safe for concurrent use.
+// Registry starts and finds the companions of one directory. It is safe for concurrent use.
 type Registry struct {
-	Dir       string // of sockets and exit records; root's, and private
-	Starter   Starter
-	Cgroup    *os.File // the directory of the cgroup that keepers are born in; nil for the daemon's
+	Role      string                                                                   // "keeper" or "supervisor", for messages and failpoints
+	Dir       string                                                                   // of sockets and exit records; root's, and private
+	Launch    func(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) // as os.StartProcess; files 0 to 2 are nil and become /dev/null
+	Cgroup    func() (*os.File, error)                                                 // the directory of the cgroup that they are born in; nil, or a nil file, for the daemon's
 	Failpoint failpoint.Hook
 }
 
-// Spec describes a keeper.
+// Spec describes a companion.
 type Spec struct {
-	Name    string   // unique in its run directory, such as "12"
+	Name    string   // unique in its directory, such as "12"
 	Program *os.File // executed by its descriptor
-	Args    []string // after the program's name: by the first the program knows its role, and the last is to be the name
+	Args    []string // after the program's name: by the first the program knows its role, and the last is the name
 	Env     []string
-	Files   []*os.File // from FirstFD on
+	Files   []*os.File // from wire.FirstFD on
 	Run     []string   // the fields of the configuration
 	Flags   uintptr    // further flags of clone(2), such as CLONE_NEWNS
 }
 
-// Start starts a keeper and sends its configuration. The caller then receives Ready or Failed. If Start fails nothing is left.
+// Start starts a companion and sends its configuration. The caller then receives Ready or Failed. If Start fails nothing is left.
 func (r *Registry) Start(spec Spec) (_ *Keeper, err error) {
 	if err := r.Forget(spec.Name); err != nil {
 		return nil, err
@@ -55,43 +54,53 @@ func (r *Registry) Start(spec Spec) (_ *Keeper, err error) {
 		return nil, err
 	}
 	defer dir.Close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("start %s: %w", r.Role, err), r.Forget(spec.Name))
+		}
+	}()
 	socket, err := r.listen(dir, spec.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer socket.Close()
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	ours, theirs, err := spawn.Pair(r.Role)
 	if err != nil {
-		return nil, errors.Join(os.NewSyscallError("socketpair", err), r.Forget(spec.Name))
+		return nil, err
 	}
-	theirs := os.NewFile(uintptr(pair[1]), "keeper")
 	defer theirs.Close()
-	k := &Keeper{name: spec.Name, socket: pair[0], pidfd: -1}
+	k := &Keeper{role: r.Role, name: spec.Name, conn: ours}
 	if err := r.spawn(k, spec, append([]*os.File{nil, nil, nil, spec.Program, theirs, socket, dir}, spec.Files...)); err != nil {
 		k.Close()
-		return nil, errors.Join(fmt.Errorf("start a keeper: %w", err), r.Forget(spec.Name))
+		return nil, err
 	}
-	if err := wire.Send(k.socket, wire.Message{Kind: Run, Fields: spec.Run}); err != nil {
+	if err := k.Send(wire.Message{Kind: wire.Run, Fields: spec.Run}); err != nil {
 		_ = k.Kill(context.Background())
 		k.Close()
-		return nil, errors.Join(fmt.Errorf("configure a keeper: %w", err), r.Forget(spec.Name))
+		return nil, err
 	}
 	return k, nil
 }
 
 func (r *Registry) spawn(k *Keeper, spec Spec, files []*os.File) error {
-	return r.Failpoint.Do("keeper start", func() error {
-		attr := &os.ProcAttr{Env: spec.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &k.pidfd, Cloneflags: spec.Flags}}
+	return r.Failpoint.Do(r.Role+" start", func() error {
+		fd := -1
+		attr := &os.ProcAttr{Env: spec.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &fd, Cloneflags: spec.Flags}}
 		if r.Cgroup != nil {
-			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(r.Cgroup.Fd())
+			group, err := r.Cgroup()
+			if err != nil {
+				return err
+			}
+			if group != nil {
+				attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(group.Fd())
+			}
 		}
 		argv := append([]string{filepath.Base(spec.Program.Name())}, spec.Args...)
-		p, err := r.Starter.Start(fmt.Sprintf("/proc/self/fd/%d", ProgramFD), argv, attr)
+		p, err := r.Launch(fmt.Sprintf("/proc/self/fd/%d", wire.ProgramFD), argv, attr)
 		if err != nil {
 			return err
 		}
-		go func() { _, _ = p.Wait() }() // it is our child: reap it whenever it ends
-		return nil
+		return k.hold(fd, p)
 	})
 }
 
@@ -100,15 +109,17 @@ func inDir(dir *os.File, name string) *unix.SockaddrUnix {
 	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketName(name))}
 }
 
-// listen makes the socket that later daemons connect to. The keeper inherits it, so that there is no moment in which a later daemon
-// does not find a keeper that begins its work.
+func socketName(name string) string { return name + ".sock" }
+
+// listen makes the socket that later daemons connect to. The companion inherits it, so that a later daemon finds it at any moment of its
+// life.
 func (r *Registry) listen(dir *os.File, name string) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
 	socket := os.NewFile(uintptr(fd), socketName(name))
-	err = r.Failpoint.Do("keeper socket", func() error {
+	err = r.Failpoint.Do(r.Role+" socket", func() error {
 		const backlog = 8 // daemons that came and went while another one was connected
 		return errors.Join(
 			os.NewSyscallError("fchmod", unix.Fchmod(fd, 0o600)), // bind(2) makes the file with the mode of the socket
@@ -122,7 +133,8 @@ func (r *Registry) listen(dir *os.File, name string) (*os.File, error) {
 	return socket, nil
 }
 
-// Find connects to the keeper of an earlier daemon. The error is ErrNone if it ended; Ended tells how then.
+// Find connects to the companion of an earlier daemon. The error is ErrNone if it ended; Ended tells how then. It is
+// context.DeadlineExceeded if it does not answer.
 func (r *Registry) Find(ctx context.Context, name string) (*Keeper, error) {
 	dir, err := os.Open(r.Dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -132,35 +144,46 @@ func (r *Registry) Find(ctx context.Context, name string) (*Keeper, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	k := &Keeper{name: name, socket: fd, pidfd: -1}
-	switch err := unix.Connect(fd, inDir(dir, name)); {
-	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED):
-		k.Close()
-		return nil, ErrNone
-	case err != nil:
-		k.Close()
-		return nil, fmt.Errorf("connect to keeper %s: %w", name, err)
-	}
-	m, err := k.Receive(ctx)
-	if errors.Is(err, io.EOF) {
-		err = ErrNone // it ended with our connection in its queue
-	}
-	if err == nil && (m.Kind != Hello || k.pidfd < 0) {
-		m.Close()
-		err = fmt.Errorf("keeper %s does not introduce itself", name)
-	}
+	conn, err := spawn.NewConn(fd, r.Role)
 	if err != nil {
+		return nil, err
+	}
+	k := &Keeper{role: r.Role, name: name, conn: conn}
+	if err := k.meet(ctx, unix.Connect(fd, inDir(dir, name))); err != nil {
 		k.Close()
 		return nil, err
 	}
 	return k, nil
 }
 
-// Names lists the keepers that have a socket in the directory: those that live, and those that were killed.
+// meet receives Hello over a connection.
+func (k *Keeper) meet(ctx context.Context, connected error) error {
+	switch {
+	case errors.Is(connected, unix.ENOENT) || errors.Is(connected, unix.ECONNREFUSED):
+		return ErrNone
+	case errors.Is(connected, unix.EAGAIN): // its queue is full
+		return fmt.Errorf("connect to %s %s: %w", k.role, k.name, context.DeadlineExceeded)
+	case connected != nil:
+		return fmt.Errorf("connect to %s %s: %w", k.role, k.name, connected)
+	}
+	for k.pidfd.File == nil {
+		m, err := k.Receive(ctx)
+		if errors.Is(err, io.EOF) {
+			return ErrNone // it ended with our connection in its queue
+		}
+		if err != nil {
+			return err
+		}
+		m.Close() // what a later version says before
+	}
+	return nil
+}
+
+// Names lists the companions that have a socket in the directory: those that live, and those that were killed.
 func (r *Registry) Names() ([]string, error) {
 	entries, err := os.ReadDir(r.Dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -175,116 +198,143 @@ func (r *Registry) Names() ([]string, error) {
 	return names, err
 }
 
-// Ended reads the exit record of a keeper; false if it has written none.
-func (r *Registry) Ended(name string) (fields []string, ok bool, err error) {
-	data, err := os.ReadFile(filepath.Join(r.Dir, RecordName(name)))
+// Owns reports whether a process is a companion of this directory, of any name if name is empty. It has the directory open, which
+// distinguishes it from one of another directory. So it is found where it does not answer.
+func (r *Registry) Owns(pid int, name string) bool {
+	dir, err := os.Stat(r.Dir)
+	if err != nil {
+		return false
+	}
+	open, err := os.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, wire.RecordFD))
+	args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && os.SameFile(open, dir) && (name == "" || strings.HasSuffix(string(args), "\x00"+name+"\x00"))
+}
+
+// Ended reads the exit record of a companion; false if it has written none.
+func (r *Registry) Ended(name string) (m wire.Message, ok bool, err error) {
+	data, err := os.ReadFile(filepath.Join(r.Dir, wire.RecordName(name)))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, false, nil
+		return m, false, nil
 	}
 	if err != nil {
-		return nil, false, err
+		return m, false, err
 	}
-	m, err := wire.Decode(data)
-	return m.Fields, err == nil, err
+	m, err = wire.Decode(data)
+	return m, err == nil, err
 }
 
-// Forget removes the files of a keeper that ended.
+// Forget removes the files of a companion that ended.
 func (r *Registry) Forget(name string) error {
-	var failed error
-	for _, file := range []string{socketName(name), RecordName(name), RecordName(name) + ".new"} {
-		path := filepath.Join(r.Dir, file)
-		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		err := r.Failpoint.Do("keeper forget", func() error { return os.Remove(path) })
-		if !errors.Is(err, os.ErrNotExist) {
-			failed = errors.Join(failed, err)
-		}
-	}
-	return failed
+	return errors.Join(r.Unlink(name), r.remove(wire.RecordName(name)+wire.RecordNew), r.remove(wire.RecordName(name)))
 }
 
-// Keeper is a connection to a keeper. Send and Receive may be called at the same time, each by one goroutine; the rest by any.
+// Unlink removes the socket of a companion that ended. Its exit record stays.
+func (r *Registry) Unlink(name string) error { return r.remove(socketName(name)) }
+
+func (r *Registry) remove(file string) error {
+	path := filepath.Join(r.Dir, file)
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	err := r.Failpoint.Do(r.Role+" forget", func() error { return os.Remove(path) })
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Keeper is a connection to a companion. Send and Receive may be called at the same time, each by one goroutine; the rest by any.
 type Keeper struct {
-	name   string
-	socket int
-	pidfd  int
+	role, name string
+	conn       spawn.Conn
+	pidfd      spawn.PIDFD
+	child      *os.Process   // nil if an earlier daemon started it
+	reaped     chan struct{} // closed when the child was reaped
+	how        string        // it ended; to be read after reaped
 
 	closing sync.Once
 }
 
-// PIDFD returns the descriptor of the process, or -1 if it has not introduced itself. It belongs to the Keeper.
-func (k *Keeper) PIDFD() int { return k.pidfd }
+// hold takes the descriptor of a child, and reaps that whenever it ends.
+func (k *Keeper) hold(fd int, child *os.Process) error {
+	var err error
+	if k.pidfd, err = spawn.NewPIDFD(fd); err != nil {
+		return err
+	}
+	own, err := k.pidfd.Again()
+	if err != nil {
+		return err
+	}
+	k.child, k.reaped = child, make(chan struct{})
+	go func() {
+		defer close(k.reaped)
+		defer own.Close()
+		_ = own.Wait(context.Background()) // by the poller: Wait of the process alone would take a thread
+		k.how = obituary(child.Wait())
+	}()
+	return nil
+}
 
-// Name returns the keeper's name.
+func obituary(state *os.ProcessState, err error) string {
+	if err != nil {
+		return fmt.Sprintf("is gone: %v", err)
+	}
+	status, ok := state.Sys().(syscall.WaitStatus)
+	if ok && status.Signaled() {
+		return fmt.Sprintf("was killed by signal %d", status.Signal())
+	}
+	return fmt.Sprintf("ended with status %d", state.ExitCode())
+}
+
+// How waits for the end of the process, which has ended its connection, and returns how it ended: the kernel tells that of a child only.
+func (k *Keeper) How() string {
+	if k.child == nil {
+		_ = k.ended(context.Background())
+		return "is gone"
+	}
+	<-k.reaped
+	return k.how
+}
+
+// Process returns a descriptor of the process, which belongs to k.
+func (k *Keeper) Process() spawn.PIDFD { return k.pidfd }
+
+// Name returns the companion's name.
 func (k *Keeper) Name() string { return k.name }
 
 // Send sends a message.
 func (k *Keeper) Send(m wire.Message) error {
-	if err := wire.Send(k.socket, m); err != nil {
-		return fmt.Errorf("send to keeper %s: %w", k.name, err)
+	if err := k.conn.Send(m); err != nil {
+		return fmt.Errorf("send to %s %s: %w", k.role, k.name, err)
 	}
 	return nil
 }
 
-// Receive waits for a message. When the keeper is gone the error is io.EOF.
+// Receive waits for a message. When the process is gone the error is io.EOF.
 func (k *Keeper) Receive(ctx context.Context) (wire.Message, error) {
-	if err := k.readable(ctx); err != nil {
-		return wire.Message{}, err
+	stop := spawn.Expire(ctx, k.conn.File)
+	m, err := k.conn.Receive()
+	stop()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = context.Cause(ctx)
 	}
-	m, err := wire.Receive(k.socket)
-	if err != nil || m.Kind != Hello {
+	if err != nil || m.Kind != wire.Hello {
 		return m, err
 	}
-	if len(m.Files) == 1 && k.pidfd < 0 { // it names itself by a descriptor: a number could be another process's by now
-		k.pidfd, m.Files = m.Files[0], nil
+	if len(m.Files) == 1 && k.pidfd.File == nil { // it names itself by a descriptor: a number could be another process's by now
+		k.pidfd, err = spawn.NewPIDFD(m.Files[0])
+		m.Files = nil
 	}
 	m.Close()
-	return m, nil
+	return m, err
 }
 
-// readable waits until a message is there.
-func (k *Keeper) readable(ctx context.Context) error {
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return os.NewSyscallError("eventfd", err)
-	}
-	defer unix.Close(wake)
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		_, _ = unix.Write(wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-	})
-	defer func() {
-		if !stop() {
-			<-stopped
-		}
-	}()
-	for {
-		wait := []unix.PollFd{{Fd: int32(k.socket), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
-		_, err := unix.Poll(wait, -1)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return os.NewSyscallError("poll", err)
-		case wait[0].Revents != 0:
-			return nil
-		case wait[1].Revents != 0:
-			return context.Cause(ctx)
-		}
-	}
-}
+// Alive reports whether the process has not ended.
+func (k *Keeper) Alive() bool { return !k.pidfd.Ended() }
 
-// Alive tells whether the process has not ended.
-func (k *Keeper) Alive() bool {
-	wait := []unix.PollFd{{Fd: int32(k.pidfd), Events: unix.POLLIN}}
-	n, err := unix.Poll(wait, 0)
-	return err == nil && n == 0
-}
-
-// Stop asks the keeper to end, and kills it if it has not before ctx ends.
+// Stop asks the companion to end, and kills it if it has not before ctx ends.
 func (k *Keeper) Stop(ctx context.Context) error {
-	_ = k.Send(wire.Message{Kind: Stop}) // it may have ended already
+	_ = k.Send(wire.Message{Kind: wire.Stop}) // it may have ended already
 	if err := k.ended(ctx); err == nil {
 		return nil
 	}
@@ -298,27 +348,34 @@ const dying = 2 * time.Second
 
 // Kill ends the process and waits for its end.
 func (k *Keeper) Kill(ctx context.Context) error {
-	if err := unix.PidfdSendSignal(k.pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill keeper %s: %w", k.name, err)
+	if err := k.pidfd.Signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill %s %s: %w", k.role, k.name, err)
 	}
 	if err := k.ended(ctx); err != nil {
-		return fmt.Errorf("keeper %s was killed and does not end: %w", k.name, err)
+		return fmt.Errorf("%s %s was killed and does not end: %w", k.role, k.name, err)
+	}
+	if k.child != nil {
+		<-k.reaped
 	}
 	return nil
 }
 
-// ended waits for the end of the process.
+// ended waits for the end of the process. Other calls may wait with other deadlines, of which a file has one.
 func (k *Keeper) ended(ctx context.Context) error {
-	end := &Keeper{socket: k.pidfd}
-	return end.readable(ctx)
+	own, err := k.pidfd.Again()
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	return own.Wait(ctx)
 }
 
-// Close closes the connection, when no other call is under way: their contexts end them. The keeper continues.
+// Close closes the connection; a Receive that waits fails. The companion continues.
 func (k *Keeper) Close() {
 	k.closing.Do(func() {
-		unix.Close(k.socket)
-		if k.pidfd >= 0 {
-			unix.Close(k.pidfd)
+		k.conn.Close()
+		if k.pidfd.File != nil {
+			k.pidfd.Close()
 		}
 	})
 }

@@ -52,8 +52,8 @@ func count(name string) int {
 			n, _ := strconv.Atoi(m.Field(0))
 			sum += n
 			c.Status(strconv.Itoa(sum))
-		case keeper.Stop:
-			if err := c.Record(strconv.Itoa(sum)); err != nil {
+		case wire.Stop:
+			if err := c.End(strconv.Itoa(sum)); err != nil {
 				return 1
 			}
 			return 0
@@ -62,10 +62,8 @@ func count(name string) int {
 	return 0
 }
 
-// starter starts programs from this process's own mount namespace.
-type starter struct{}
-
-func (starter) Start(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
+// launch starts programs from this process's own mount namespace.
+func launch(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -87,12 +85,12 @@ func start(r *keeper.Registry, name, begin string) (*keeper.Keeper, error) {
 
 // daemon starts a keeper, adds to its number, and waits to be killed.
 func daemon(dir string) int {
-	k, err := start(&keeper.Registry{Dir: dir, Starter: starter{}}, "7", "100")
+	k, err := start(&keeper.Registry{Dir: dir, Role: "keeper", Launch: launch}, "7", "100")
 	if err != nil {
 		return 1
 	}
 	_ = k.Send(wire.Message{Kind: add, Fields: []string{"11"}})
-	for m := (wire.Message{}); m.Kind != keeper.Status; {
+	for m := (wire.Message{}); m.Kind != wire.Status; {
 		if m, err = k.Receive(context.Background()); err != nil {
 			return 1
 		}
@@ -104,7 +102,7 @@ func daemon(dir string) int {
 func registry(t *testing.T) *keeper.Registry {
 	t.Helper()
 	testkit.Root(t)
-	r := &keeper.Registry{Dir: testkit.RunDir(t), Starter: starter{}}
+	r := &keeper.Registry{Dir: testkit.RunDir(t), Role: "keeper", Launch: launch}
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{r.Dir}})
 	return r
 }
@@ -133,20 +131,20 @@ func TestStartAndStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	if m := receive(t, k, keeper.Ready); m.Field(0) != "begins at 5" {
+	if m := receive(t, k, wire.Ready); m.Field(0) != "begins at 5" {
 		t.Errorf("it is ready with %q", m.Fields)
 	}
 	for range 3 {
 		if err := k.Send(wire.Message{Kind: add, Fields: []string{"2"}}); err != nil {
 			t.Fatal(err)
 		}
-		receive(t, k, keeper.Status)
+		receive(t, k, wire.Status)
 	}
 	if err := k.Stop(t.Context()); err != nil || k.Alive() {
 		t.Errorf("stop: %v, alive: %v", err, k.Alive())
 	}
-	if fields, ok, err := r.Ended("3"); !ok || err != nil || !slices.Equal(fields, []string{"11"}) {
-		t.Errorf("the exit record: %q, %v, %v", fields, ok, err)
+	if m, ok, err := r.Ended("3"); !ok || err != nil || m.Kind != wire.Ended || !slices.Equal(m.Fields, []string{"11"}) {
+		t.Errorf("the exit record: %+v, %v, %v", m, ok, err)
 	}
 	if _, err := r.Find(t.Context(), "3"); !errors.Is(err, keeper.ErrNone) {
 		t.Errorf("find it afterwards: %v", err)
@@ -179,16 +177,16 @@ func TestSurvivesTheDaemon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m := receive(t, k, keeper.Ready); m.Field(0) != "begins at 100" {
+		if m := receive(t, k, wire.Ready); m.Field(0) != "begins at 100" {
 			t.Errorf("it is ready with %q", m.Fields)
 		}
-		if m := receive(t, k, keeper.Status); m.Field(0) != want {
+		if m := receive(t, k, wire.Status); m.Field(0) != want {
 			t.Errorf("its number is %q, want %s", m.Fields, want)
 		}
 		if err := k.Send(wire.Message{Kind: add, Fields: []string{"1"}}); err != nil {
 			t.Fatal(err)
 		}
-		receive(t, k, keeper.Status)
+		receive(t, k, wire.Status)
 		k.Close()
 	}
 	k, err := r.Find(t.Context(), "7")
@@ -215,7 +213,7 @@ func TestFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	if m := receive(t, k, keeper.Failed); m.Field(0) != "no number: x" {
+	if m := receive(t, k, wire.Failed); m.Field(0) != "no number: x" {
 		t.Errorf("it failed with %q", m.Fields)
 	}
 	if _, err := k.Receive(t.Context()); !errors.Is(err, io.EOF) {
@@ -235,7 +233,7 @@ func TestStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	receive(t, k, keeper.Ready)
+	receive(t, k, wire.Ready)
 	if err := unix.Kill(child(t, "5"), unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,3 @@
-// Package wire is the form of the messages between the daemon and the processes that it starts.
-//
-// They go over sockets of type SOCK_SEQPACKET (unix(7)), one message a packet. A message is its kind, one byte, and its fields, each ended
-// by a NUL. Descriptors travel with a message as SCM_RIGHTS.
-//
-// Daemon and keeper may be of different versions: an upgrade replaces the one and not the other. Between versions the meaning of a kind or
-// a field never changes; a message may get further fields at its end, and a receiver ignores kinds and fields that it does not know.
 package wire
 
 import (
@@ -24,7 +17,8 @@ const MaxSize = 160 << 10
 // mostFiles is how many descriptors one message carries at most.
 const mostFiles = 8
 
-var errMalformed = errors.New("malformed message")
+// ErrMalformed is the error for bytes that are no message, and for fields that do not fit.
+var ErrMalformed = errors.New("malformed message")
 
 // Message is one message.
 type Message struct {
@@ -65,7 +59,7 @@ func (m Message) Encode() []byte {
 func Decode(b []byte) (Message, error) {
 	switch {
 	case len(b) == 0 || len(b) > 1 && b[len(b)-1] != 0:
-		return Message{}, errMalformed
+		return Message{}, ErrMalformed
 	case len(b) == 1:
 		return Message{Kind: Kind(b[0])}, nil
 	}
@@ -91,9 +85,14 @@ func Send(socket int, m Message) error {
 
 // Receive waits for a message. When the other side is gone the error is io.EOF.
 func Receive(socket int) (Message, error) {
-	b, control := make([]byte, MaxSize), make([]byte, unix.CmsgSpace(4*mostFiles))
-	n, oobn, flags, _, err := unix.Recvmsg(socket, b, control, unix.MSG_CMSG_CLOEXEC)
-	for errors.Is(err, unix.EINTR) {
+	// Its length comes first: a supervisor has no memory to give away.
+	n, _, err := unix.Recvfrom(socket, nil, unix.MSG_PEEK|unix.MSG_TRUNC)
+	for err == unix.EINTR {
+		n, _, err = unix.Recvfrom(socket, nil, unix.MSG_PEEK|unix.MSG_TRUNC)
+	}
+	b, control := make([]byte, min(max(n, 0), MaxSize)), make([]byte, unix.CmsgSpace(4*mostFiles))
+	var oobn, flags int
+	if err == nil {
 		n, oobn, flags, _, err = unix.Recvmsg(socket, b, control, unix.MSG_CMSG_CLOEXEC)
 	}
 	switch {
@@ -107,7 +106,7 @@ func Receive(socket int) (Message, error) {
 	m.Files = files
 	if err = errors.Join(err, malformed); err != nil || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		m.Close()
-		return Message{}, errors.Join(errMalformed, err)
+		return Message{}, errors.Join(ErrMalformed, err)
 	}
 	return m, nil
 }

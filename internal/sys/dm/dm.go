@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 	"github.com/kraken-hpc/imageapi/internal/sys/module"
@@ -29,7 +29,7 @@ import (
 // Mapper makes devices. What may wait for a device below happens in a helper.
 type Mapper struct {
 	Failpoint failpoint.Hook
-	Helper    *helper.Runner
+	Helper    *oneshot.Runner
 }
 
 // Target says what a whole device is.

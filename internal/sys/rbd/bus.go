@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 	"github.com/kraken-hpc/imageapi/internal/sys/module"
@@ -30,7 +30,7 @@ import (
 // Bus is the way to krbd. Its methods are safe for concurrent use.
 type Bus struct {
 	Failpoint failpoint.Hook
-	Helper    *helper.Runner
+	Helper    *oneshot.Runner
 }
 
 // dir is the bus's place in sysfs.
@@ -66,7 +66,7 @@ func (b *Bus) Map(ctx context.Context, s Spec, secret Secret, name string) (Devi
 	}
 	log := kmsg.Listen(s.concerns)
 	defer log.Close()
-	key := helper.Key{Type: "ceph", Description: name, Payload: secret}
+	key := oneshot.Key{Type: "ceph", Description: name, Payload: secret}
 	if err := b.Helper.About(name).WriteFileWithKey(ctx, b.file("add"), []byte(line), key); err != nil {
 		return Device{}, s.explain(err, log.Lines())
 	}
@@ -94,7 +94,7 @@ func (b *Bus) Sweep(ctx context.Context, prefix string) error {
 
 // Outlive is the first step of Sweep.
 func (b *Bus) Outlive(ctx context.Context, prefix string) error {
-	return helper.Outlived(ctx, func(about string) bool { return strings.HasPrefix(about, prefix) })
+	return oneshot.Outlived(ctx, func(about string) bool { return strings.HasPrefix(about, prefix) })
 }
 
 // file returns the path of a control file of the bus. Which of the two kinds works depends on the module's parameter

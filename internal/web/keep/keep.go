@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/proc/companion"
-	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/web/nbdserve"
 	"github.com/kraken-hpc/imageapi/internal/web/source"
@@ -115,9 +114,9 @@ func (k *process) begin(run wire.Message) (Ready, error) {
 
 // surroundings reads the first descriptor, and closes the others that the daemon's programs have.
 func surroundings() (s Surroundings, err error) {
-	file := os.NewFile(keeper.FirstFD, "surroundings")
+	file := os.NewFile(wire.FirstFD, "surroundings")
 	defer file.Close()
-	for _, fd := range []int{keeper.ProgramFD, keeper.RecordFD} {
+	for _, fd := range []int{wire.ProgramFD, wire.RecordFD} {
 		unix.Close(fd)
 	}
 	data, err := io.ReadAll(io.NewSectionReader(file, 0, 8<<20)) // its offset is shared with other keepers
@@ -138,7 +137,7 @@ func (k *process) work() error {
 				return errors.New("no daemon can come any more")
 			}
 			switch {
-			case m.Kind == keeper.Stop:
+			case m.Kind == wire.Stop:
 				return nil
 			case m.Kind == Socket && len(m.Files) == 1:
 				if err := k.serve(m); err != nil {

@@ -24,10 +24,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/nursery"
 	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/internal/web/access"
 	"github.com/kraken-hpc/imageapi/internal/web/keep"
@@ -71,18 +70,18 @@ func newLab(t *testing.T) *lab {
 	l.url = server.URL + "/image?signature=" + canary
 	code, err := testkit.BuildKeeper(t.TempDir())
 	if err == nil {
-		l.program, err = program.Seal("imageapi-keeper", code)
+		l.program, err = spawn.Seal("imageapi-keeper", code)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.program.Close() })
-	launch, err := nursery.Open(nil, nil)
+	launch, err := spawn.Open(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(launch.Close)
-	l.registry = &keeper.Registry{Dir: testkit.RunDir(t), Starter: launch}
+	l.registry = &keeper.Registry{Role: "keeper", Dir: testkit.RunDir(t), Launch: launch.Start}
 	return l
 }
 
@@ -104,7 +103,7 @@ func (l *lab) start(t *testing.T, c keep.Config) *keeper.Keeper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := program.Seal("surroundings", around)
+	file, err := spawn.Seal("surroundings", around)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +133,7 @@ func receive(t *testing.T, k *keeper.Keeper, kind wire.Kind, v any) {
 		if err != nil {
 			t.Fatalf("wait for %q: %v", kind, err)
 		}
-		if m.Kind == keeper.Failed && kind != keeper.Failed {
+		if m.Kind == wire.Failed && kind != wire.Failed {
 			t.Fatalf("failed: %s", m.Field(0))
 		}
 		if m.Kind == kind {
@@ -214,7 +213,12 @@ func (k kernel) reads(t *testing.T, image []byte) {
 
 func pid(t *testing.T, k *keeper.Keeper) int {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", k.PIDFD()))
+	conn, err := k.Process().SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text []byte
+	_ = conn.Control(func(fd uintptr) { text, err = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd)) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +276,7 @@ func TestKeeperIsConfined(t *testing.T) {
 	l := newLab(t)
 	k := l.start(t, l.config())
 	var ready keep.Ready
-	receive(t, k, keeper.Ready, &ready)
+	receive(t, k, wire.Ready, &ready)
 	if ready.Identity.Size != int64(len(l.image)) || ready.Identity.ETag != `"one"` {
 		t.Errorf("the identity is %+v", ready.Identity)
 	}
@@ -319,21 +323,21 @@ func TestKeeperIsReplaced(t *testing.T) {
 	l := newLab(t)
 	k := l.start(t, l.config())
 	var ready keep.Ready
-	receive(t, k, keeper.Ready, &ready)
+	receive(t, k, wire.Ready, &ready)
 	first := connect(t, k, 1)
 	first.reads(t, l.image[:1<<20])
 	l.broken.Store(http.StatusServiceUnavailable)
 	first.ask(t, 1, 32<<20, 4096)
 	var s keep.Status
 	for s.Waiting == "" {
-		receive(t, k, keeper.Status, &s)
+		receive(t, k, wire.Status, &s)
 	}
 	if !strings.Contains(s.Waiting, "503") || strings.Contains(s.Waiting, canary) {
 		t.Errorf("waits for %q", s.Waiting)
 	}
 	first.Close()
 	for s.Open || s.Socket != 1 {
-		receive(t, k, keeper.Status, &s)
+		receive(t, k, wire.Status, &s)
 	}
 	if err := k.Kill(t.Context()); err != nil {
 		t.Fatal(err)
@@ -341,11 +345,11 @@ func TestKeeperIsReplaced(t *testing.T) {
 	again := l.config()
 	again.Expect, again.Resume = ready.Identity, true
 	k = l.start(t, again)
-	receive(t, k, keeper.Ready, &ready)
+	receive(t, k, wire.Ready, &ready)
 	second := connect(t, k, 2)
 	second.ask(t, 2, 32<<20, 4096)
 	for s.Waiting, s.Socket = "", 0; s.Waiting == "" || s.Socket != 2 || !s.Open; {
-		receive(t, k, keeper.Status, &s)
+		receive(t, k, wire.Status, &s)
 	}
 	l.broken.Store(0)
 	if data, code := second.reply(t, 4096); code != 0 || !bytes.Equal(data, l.image[32<<20:32<<20+4096]) {
@@ -359,9 +363,9 @@ func TestKeeperIsReplaced(t *testing.T) {
 	}
 	defer found.Close()
 	defer func() { _ = found.Kill(context.Background()) }()
-	receive(t, found, keeper.Ready, &ready)
+	receive(t, found, wire.Ready, &ready)
 	for s = (keep.Status{}); s.Fetched == 0 || s.Waiting != ""; { // counters follow
-		receive(t, found, keeper.Status, &s)
+		receive(t, found, wire.Status, &s)
 	}
 	if s.Socket != 2 || !s.Open || strings.Contains(s.URL, canary) {
 		t.Errorf("its state is %+v", s)
@@ -373,7 +377,7 @@ func TestKeeperRefusesAChangedObject(t *testing.T) {
 	l := newLab(t)
 	k := l.start(t, l.config())
 	var ready keep.Ready
-	receive(t, k, keeper.Ready, &ready)
+	receive(t, k, wire.Ready, &ready)
 	device := connect(t, k, 1)
 	device.reads(t, l.image[:256<<10])
 	l.etag.Store(`"two"`)
@@ -383,7 +387,7 @@ func TestKeeperRefusesAChangedObject(t *testing.T) {
 	}
 	var s keep.Status
 	for s.Changed == "" {
-		receive(t, k, keeper.Status, &s)
+		receive(t, k, wire.Status, &s)
 	}
 	if !strings.Contains(s.Changed, `"two"`) || strings.Contains(s.Changed, canary) {
 		t.Errorf("changed: %q", s.Changed)
@@ -397,14 +401,14 @@ func TestKeeperFails(t *testing.T) {
 	c.Access.Credentials.Password = "wrong-" + canary
 	k := l.start(t, c)
 	var f keep.Failure
-	receive(t, k, keeper.Failed, &f)
+	receive(t, k, wire.Failed, &f)
 	if !strings.Contains(f.Text, "401") || strings.Contains(f.Text, canary) || f.Own {
 		t.Errorf("failed: %+v", f)
 	}
 	c = l.config()
 	c.Expect = source.Identity{Size: 1}
 	k = l.start(t, c)
-	receive(t, k, keeper.Failed, &f)
+	receive(t, k, wire.Failed, &f)
 	if !strings.Contains(f.Text, "bytes, not 1") {
 		t.Errorf("failed: %+v", f)
 	}

@@ -6,7 +6,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/web/layers"
 )
@@ -26,14 +25,14 @@ const mostMemory = 1 << 30
 
 // Merge is the program that merges layers. It ends with the daemon that has started it.
 func Merge() error {
-	run, err := wire.Receive(keeper.ControlFD)
+	run, err := wire.Receive(wire.ControlFD)
 	if err != nil {
 		return err
 	}
 	done, gone := make(chan error, 1), make(chan struct{})
 	go func() { done <- merge(run) }()
 	go func() {
-		_, _ = wire.Receive(keeper.ControlFD) // nothing comes any more
+		_, _ = wire.Receive(wire.ControlFD) // nothing comes any more
 		close(gone)
 	}()
 	select {
@@ -41,11 +40,11 @@ func Merge() error {
 	case <-gone:
 		return errors.New("the daemon has ended")
 	}
-	result := wire.Message{Kind: keeper.Ready}
+	result := wire.Message{Kind: wire.Ready}
 	if err != nil {
-		result = wire.Message{Kind: keeper.Failed, Fields: []string{err.Error()}}
+		result = wire.Message{Kind: wire.Failed, Fields: []string{err.Error()}}
 	}
-	return errors.Join(err, wire.Send(keeper.ControlFD, result))
+	return errors.Join(err, wire.Send(wire.ControlFD, result))
 }
 
 func merge(run wire.Message) error {
@@ -53,7 +52,7 @@ func merge(run wire.Message) error {
 	if err := Decode(run, &m); err != nil {
 		return errors.New("malformed configuration")
 	}
-	for _, fd := range []int{keeper.ProgramFD, keeper.SocketFD, keeper.RecordFD} {
+	for _, fd := range []int{wire.ProgramFD, wire.SocketFD, wire.RecordFD} {
 		unix.Close(fd)
 	}
 	// The kernel ends this process before any other that matters.
@@ -69,10 +68,10 @@ func merge(run wire.Message) error {
 	if err := drop(m.User); err != nil {
 		return err
 	}
-	out := os.NewFile(keeper.FirstFD, "image")
+	out := os.NewFile(wire.FirstFD, "image")
 	var all []layers.Layer
 	for number, id := range m.DiffIDs {
-		all = append(all, layers.Layer{File: os.NewFile(uintptr(keeper.FirstFD+1+number), "layer"), DiffID: id})
+		all = append(all, layers.Layer{File: os.NewFile(uintptr(wire.FirstFD+1+number), "layer"), DiffID: id})
 	}
 	return errors.Join(layers.Merge(out, all, m.UUID), out.Close())
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -44,7 +44,7 @@ func newNode(t *testing.T) *node {
 	n := &node{World: mounttest.New(t)}
 	code, err := built()
 	must(t, err)
-	n.program, err = program.Seal("imageapi-init", code)
+	n.program, err = spawn.Seal("imageapi-init", code)
 	must(t, err)
 	t.Cleanup(func() { n.program.Close() })
 	before := traces()
@@ -79,7 +79,7 @@ func (n *node) driver(g failpoint.Hook) driver.Driver {
 }
 
 func (n *node) options(g failpoint.Hook) iscsi.Options {
-	return iscsi.Options{Failpoint: g, Helper: helper.New(n.program, g), RunDir: n.Dir, Secrets: n.Mounts}
+	return iscsi.Options{Failpoint: g, Helper: oneshot.New(n.program, g), RunDir: n.Dir, Secrets: n.Mounts}
 }
 
 // def is a definition with further fields.

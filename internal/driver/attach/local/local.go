@@ -18,8 +18,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -30,14 +30,14 @@ var (
 
 // Options are what the driver depends on.
 type Options struct {
-	Helper *helper.Runner // for paths that lead over a server
-	Claims *claims.Claims // shared with the other drivers; default: its own
-	Log    *slog.Logger   // default: none
+	Helper *oneshot.Runner // for paths that lead over a server
+	Claims *claims.Claims  // shared with the other drivers; default: its own
+	Log    *slog.Logger    // default: none
 }
 
 // Driver is the driver of local block devices.
 type Driver struct {
-	helper *helper.Runner
+	helper *oneshot.Runner
 	claims *claims.Claims
 	log    *slog.Logger
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -29,8 +29,8 @@ var (
 // Options are what the driver depends on.
 type Options struct {
 	Failpoint failpoint.Hook
-	Helper    *helper.Runner // for files whose server may be gone
-	Claims    *claims.Claims // shared with the other drivers; default: its own
+	Helper    *oneshot.Runner // for files whose server may be gone
+	Claims    *claims.Claims  // shared with the other drivers; default: its own
 	// Forbidden are directories that base "root" must not reach into: our own mount directories. What lies in them
 	// belongs to objects, which would then not be known to be needed.
 	Forbidden []string
@@ -40,7 +40,7 @@ type Options struct {
 // Driver is the driver of loop devices.
 type Driver struct {
 	loop      loop.Loop
-	helper    *helper.Runner
+	helper    *oneshot.Runner
 	claims    *claims.Claims
 	forbidden []string
 	log       *slog.Logger

@@ -9,9 +9,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/rbd"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -24,7 +24,7 @@ var (
 // Options are what the driver depends on.
 type Options struct {
 	Failpoint failpoint.Hook
-	Helper    *helper.Runner
+	Helper    *oneshot.Runner
 	Log       *slog.Logger // default: none
 }
 

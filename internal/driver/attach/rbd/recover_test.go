@@ -16,9 +16,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -37,9 +37,9 @@ func victim(t *testing.T) {
 	drivertest.Victim(t, func(dir string, g failpoint.Hook) driver.Driver {
 		code, err := os.ReadFile(filepath.Join(dir, "init"))
 		must(t, err)
-		init, err := program.Seal("imageapi-init", code)
+		init, err := spawn.Seal("imageapi-init", code)
 		must(t, err)
-		return rbd.New(rbd.Options{Failpoint: g, Helper: helper.New(init, g)})
+		return rbd.New(rbd.Options{Failpoint: g, Helper: oneshot.New(init, g)})
 	})
 }
 

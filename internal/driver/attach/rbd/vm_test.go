@@ -19,9 +19,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/rbd/cluster"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -46,7 +46,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{Ceph: testkit.StartCeph(t)}
 	code, err := built()
 	must(t, err)
-	w.program, err = program.Seal("imageapi-init", code)
+	w.program, err = spawn.Seal("imageapi-init", code)
 	must(t, err)
 	t.Cleanup(func() { w.program.Close() })
 	t.Cleanup(func() {
@@ -81,7 +81,7 @@ func must(t *testing.T, err error) {
 }
 
 func (w *world) driver(g failpoint.Hook) driver.Driver {
-	return rbd.New(rbd.Options{Failpoint: g, Helper: helper.New(w.program, g)})
+	return rbd.New(rbd.Options{Failpoint: g, Helper: oneshot.New(w.program, g)})
 }
 
 // def is the definition of an image, with fields of it and options that are added or replaced.

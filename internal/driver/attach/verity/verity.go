@@ -16,10 +16,10 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/dm"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -35,7 +35,7 @@ var (
 // Options are what the driver depends on.
 type Options struct {
 	Failpoint failpoint.Hook
-	Helper    *helper.Runner
+	Helper    *oneshot.Runner
 	Log       *slog.Logger // default: none
 }
 
@@ -43,7 +43,7 @@ type Options struct {
 type Driver struct {
 	driver.Coverable // the driver of the device below
 	mapper           dm.Mapper
-	helper           *helper.Runner
+	helper           *oneshot.Runner
 	nodes            block.Nodes
 	log              *slog.Logger
 

@@ -15,9 +15,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -44,7 +44,7 @@ func newDriver(t *testing.T) func(g failpoint.Hook) driver.Driver {
 	testkit.Run(t, "modprobe", "-a", "loop", "dm_mod")
 	code, err := built()
 	must(t, err)
-	init, err := program.Seal("imageapi-init", code)
+	init, err := spawn.Seal("imageapi-init", code)
 	must(t, err)
 	t.Cleanup(func() { init.Close() })
 	t.Cleanup(func() {
@@ -53,7 +53,7 @@ func newDriver(t *testing.T) func(g failpoint.Hook) driver.Driver {
 		}
 	})
 	return func(g failpoint.Hook) driver.Driver {
-		h := helper.New(init, g)
+		h := oneshot.New(init, g)
 		return verity.Over(loopback.New(loopback.Options{Failpoint: g, Helper: h}), verity.Options{Failpoint: g, Helper: h})
 	}
 }

@@ -16,9 +16,9 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/web/keeperbin"
 	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/nbd"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/web/keep"
 )
 
@@ -31,7 +31,6 @@ type Launcher interface {
 // keepers starts and finds the keepers of a node.
 type keepers struct {
 	registry keeper.Registry
-	launcher Launcher
 	binary   func() (*os.File, error)
 
 	mu      sync.Mutex // protects what follows
@@ -39,29 +38,19 @@ type keepers struct {
 }
 
 func newKeepers(o Options) *keepers {
-	k := &keepers{launcher: o.Launcher, binary: o.Program}
+	k := &keepers{binary: o.Program}
 	if k.binary == nil {
 		k.binary = keeperbin.Program
 	}
-	k.registry = keeper.Registry{Dir: o.KeepersDir, Starter: k, Failpoint: o.Failpoint}
+	k.registry = keeper.Registry{Role: role, Dir: o.KeepersDir, Failpoint: o.Failpoint}
+	if o.Launcher != nil {
+		k.registry.Launch, k.registry.Cgroup = o.Launcher.Launch, o.Launcher.KeepersGroup
+	}
 	return k
 }
 
-// Start implements keeper.Starter.
-func (k *keepers) Start(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
-	group, err := k.launcher.KeepersGroup()
-	if err != nil {
-		return nil, err
-	}
-	if group != nil {
-		copied := *attr
-		sys := *attr.Sys
-		sys.UseCgroupFD, sys.CgroupFD = true, int(group.Fd())
-		copied.Sys = &sys
-		attr = &copied
-	}
-	return k.launcher.Launch(path, argv, attr)
-}
+// role is the word for keepers in messages and failpoints.
+const role = "keeper"
 
 // serve starts a keeper that serves a device.
 func (k *keepers) serve(name, config string) (*keeper.Keeper, error) {
@@ -88,19 +77,11 @@ func (k *keepers) merge(name, config string, to *os.File, layers []*os.File) (*k
 	}
 	defer code.Close()
 	r := k.registry
-	r.Starter = plainStarter{k.launcher}
+	r.Cgroup = nil
 	return k.start(r, keeper.Spec{
 		Name: name, Program: code, Args: []string{keep.Merger, name}, Files: append([]*os.File{to}, layers...), Run: []string{config},
 		Flags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
 	})
-}
-
-// plainStarter starts processes in the daemon's cgroup.
-type plainStarter struct{ Launcher }
-
-// Start implements keeper.Starter.
-func (p plainStarter) Start(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
-	return p.Launch(path, argv, attr)
 }
 
 // start starts the program.
@@ -141,7 +122,7 @@ func surroundings() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return program.Seal("surroundings", data)
+	return spawn.Seal("surroundings", data)
 }
 
 // keeperName is the name of an attachment's keeper: its device has the same mark.
@@ -164,7 +145,7 @@ func CleanStray(ctx context.Context, g failpoint.Hook, path string) error {
 	if err != nil {
 		return err
 	}
-	return endKeeper(ctx, &keeper.Registry{Dir: filepath.Dir(path), Failpoint: g}, name)
+	return endKeeper(ctx, &keeper.Registry{Role: role, Dir: filepath.Dir(path), Failpoint: g}, name)
 }
 
 // endKeeper ends a keeper, if there is one, and removes its files.

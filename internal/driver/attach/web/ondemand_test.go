@@ -19,22 +19,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kraken-hpc/imageapi/internal/container/nursery"
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/nbd"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
 // launcher starts keepers in the cgroup of the test.
-type launcher struct{ *nursery.Nursery }
+type launcher struct{ *spawn.Namespace }
 
 func (l launcher) Launch(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
 	return l.Start(path, argv, attr)
@@ -97,13 +96,13 @@ func keeperProgram(dir string) func() (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		return program.Seal("imageapi-keeper", code)
+		return spawn.Seal("imageapi-keeper", code)
 	}
 }
 
 func (r *remote) driver(t *testing.T, g failpoint.Hook) driver.Driver {
 	return web.New(web.Options{
-		Failpoint: g, Helper: helper.New(r.program, g), Cache: &web.Store{Failpoint: g, Size: 64 << 20, Mounts: r.mounts},
+		Failpoint: g, Helper: oneshot.New(r.program, g), Cache: &web.Store{Failpoint: g, Size: 64 << 20, Mounts: r.mounts},
 		Launcher: r.launch, KeepersDir: filepath.Join(r.dir, "keepers"), Program: keeperProgram(t.TempDir()), Secrets: r.mounts,
 	})
 }
@@ -479,7 +478,7 @@ func openLab(t *testing.T, dir string) *lab {
 	code, err := os.ReadFile(filepath.Join(dir, "init"))
 	l := &lab{dir: dir}
 	if err == nil {
-		l.program, err = program.Seal("imageapi-init", code)
+		l.program, err = spawn.Seal("imageapi-init", code)
 	}
 	if err == nil {
 		l.mounts, err = mountdir.Open(filepath.Join(dir, "mounts"), nil)
@@ -491,7 +490,7 @@ func openLab(t *testing.T, dir string) *lab {
 }
 
 func openLaunch(t *testing.T) launcher {
-	n, err := nursery.Open(nil, nil)
+	n, err := spawn.Open(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

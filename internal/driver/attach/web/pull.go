@@ -16,6 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 	"github.com/kraken-hpc/imageapi/internal/web/access"
 	"github.com/kraken-hpc/imageapi/internal/web/cache"
@@ -292,7 +293,7 @@ func merged(ctx context.Context, k *keeper.Keeper) error {
 		return errs.New(errs.Remote, "merge the layers of the image: the process ended: do they need more than its memory?")
 	case err != nil:
 		return err
-	case m.Kind == keeper.Failed:
+	case m.Kind == wire.Failed:
 		return errs.New(errs.Remote, "merge the layers of the image: %s", m.Field(0))
 	}
 	return nil

@@ -233,7 +233,7 @@ func (s *service) ready(ctx context.Context) error {
 			return errs.New(errs.Deadline, "identify the image of %s: no response in time: %w", s.unit.URLs[0], context.Cause(ctx))
 		case err != nil:
 			return fmt.Errorf("start a keeper: the process ended at once: %w", err)
-		case m.Kind == keeper.Ready:
+		case m.Kind == wire.Ready:
 			var r keep.Ready
 			if err := keep.Decode(m, &r); err != nil {
 				return fmt.Errorf("start a keeper: %w", err)
@@ -243,7 +243,7 @@ func (s *service) ready(ctx context.Context) error {
 				s.unit.driver.log.Warn("keeper not protected", logkey.Object, s.id, logkey.Reason, text)
 			}
 			return nil
-		case m.Kind == keeper.Failed:
+		case m.Kind == wire.Failed:
 			return failure(m)
 		}
 		m.Close()
@@ -366,9 +366,7 @@ func (s *service) lose() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), findTimeout)
 	defer cancel()
-	if s.keeper.PIDFD() >= 0 {
-		_ = s.keeper.Kill(ctx)
-	}
+	_ = s.keeper.Kill(ctx)
 	s.keeper.Close()
 	s.keeper, s.socket = nil, 0
 	s.mu.Lock()
@@ -386,7 +384,7 @@ func (s *service) follow(ctx context.Context) {
 	case err != nil:
 		s.unit.driver.log.Warn("keeper ended", logkey.Object, s.id, logkey.Error, err)
 		s.lose()
-	case m.Kind == keeper.Status:
+	case m.Kind == wire.Status:
 		s.take(m)
 	}
 	m.Close()

@@ -17,9 +17,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/secretfile"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/keylock"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/loop"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/nbd"
@@ -35,8 +35,8 @@ var (
 // Options are the driver's dependencies.
 type Options struct {
 	Failpoint failpoint.Hook
-	Helper    *helper.Runner // reads files with secrets
-	Claims    *claims.Claims // shared with the other drivers; default: its own
+	Helper    *oneshot.Runner // reads files with secrets
+	Claims    *claims.Claims  // shared with the other drivers; default: its own
 	Cache     *Store
 
 	// For images that are read on demand.

@@ -19,10 +19,10 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/attach/web"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -73,7 +73,7 @@ func newLab(t *testing.T) *lab {
 	l := &lab{dir: testkit.RunDir(t)}
 	code, err := testkit.BuildInit(t.TempDir())
 	if err == nil {
-		l.program, err = program.Seal("imageapi-init", code)
+		l.program, err = spawn.Seal("imageapi-init", code)
 	}
 	if err == nil {
 		l.mounts, err = mountdir.Open(filepath.Join(l.dir, "mounts"), nil)
@@ -86,7 +86,7 @@ func newLab(t *testing.T) *lab {
 }
 
 func (l *lab) driver(g failpoint.Hook, s *web.Store) driver.Driver {
-	return web.New(web.Options{Failpoint: g, Helper: helper.New(l.program, g), Cache: s})
+	return web.New(web.Options{Failpoint: g, Helper: oneshot.New(l.program, g), Cache: s})
 }
 
 func TestDriver(t *testing.T) {

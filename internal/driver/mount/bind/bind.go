@@ -14,8 +14,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/models"
@@ -30,7 +30,7 @@ var (
 type Options struct {
 	Failpoint failpoint.Hook
 	Mounts    *mountdir.Dir
-	Helper    *helper.Runner // for trees whose server may be gone
+	Helper    *oneshot.Runner // for trees whose server may be gone
 }
 
 type binder struct {

@@ -16,9 +16,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/superblock"
@@ -36,9 +36,9 @@ var (
 type Options struct {
 	Failpoint failpoint.Hook
 	Mounts    *mountdir.Dir
-	Helper    *helper.Runner // for devices whose server may be gone
-	Claims    *claims.Claims // shared with the other drivers; default: its own
-	Log       *slog.Logger   // default: none
+	Helper    *oneshot.Runner // for devices whose server may be gone
+	Claims    *claims.Claims  // shared with the other drivers; default: its own
+	Log       *slog.Logger    // default: none
 	// FSTypes are file systems that may be mounted besides the default ones. A file system's code reads whatever
 	// the image holds, so the list should have no more than what is used.
 	FSTypes []string
@@ -202,7 +202,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 		return driver.Status{}, err
 	}
 	status, err := u.show(ctx, place.ID, source, fs, device.Remote)
-	if helper.AsStuck(err) != nil { // it may still mount: the claim stays until Sweep
+	if oneshot.AsStuck(err) != nil { // it may still mount: the claim stays until Sweep
 		return driver.Status{}, &driver.Leftovers{Err: err}
 	}
 	if err != nil {
@@ -214,7 +214,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 }
 
 // show mounts the file system of source at the mountpoint of id.
-func (u *unit) show(ctx context.Context, id int64, source source, fs helper.FS, remote bool) (driver.Status, error) {
+func (u *unit) show(ctx context.Context, id int64, source source, fs oneshot.FS, remote bool) (driver.Status, error) {
 	tree, err := u.mount(ctx, id, fs, remote)
 	if err != nil {
 		return driver.Status{}, hint(source, err)
@@ -262,7 +262,7 @@ func (u *unit) discard(ctx context.Context, tree *os.File, mayHang bool) error {
 }
 
 // mount returns a detached mount. If the device is remote a helper makes it.
-func (u *unit) mount(ctx context.Context, id int64, fs helper.FS, remote bool) (*os.File, error) {
+func (u *unit) mount(ctx context.Context, id int64, fs oneshot.FS, remote bool) (*os.File, error) {
 	if remote {
 		return u.m.remote.Helper(id).Mount(ctx, fs)
 	}

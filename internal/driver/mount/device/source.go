@@ -13,9 +13,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/extent"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
@@ -59,7 +59,7 @@ func (u *unit) source(ctx context.Context, d *driver.Device) (source, error) {
 }
 
 // claim is what a mount of source in a way claims.
-func (s source) claim(fs helper.FS) claims.Image {
+func (s source) claim(fs oneshot.FS) claims.Image {
 	return claims.Image{
 		Number: s.number, How: describe(fs), Extents: s.content.Extents, Writable: fs.Attr&mount.ReadOnly == 0,
 		Through: s.content.Through, Packed: slices.Contains(readOnlyTypes, fs.Type), Path: s.path,

@@ -17,7 +17,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/waits"
@@ -32,7 +32,7 @@ var (
 // Options is what the driver works with.
 type Options struct {
 	Mounts   *mountdir.Dir
-	Helper   *helper.Runner
+	Helper   *oneshot.Runner
 	Log      *slog.Logger  // default: none
 	Resolver *net.Resolver // default: that of package net
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -25,7 +25,7 @@ import (
 // next returns the unit that a later daemon has of one.
 func (w *world) next(t *testing.T, u driver.Unit) driver.Unit {
 	t.Helper()
-	d := nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(w.init, nil)})
+	d := nfs.New(nfs.Options{Mounts: w.Mounts, Helper: oneshot.New(w.init, nil)})
 	next, err := d.Restore([]byte(mounttest.JSON(t, u)))
 	must(t, err)
 	return next
@@ -38,9 +38,9 @@ func victim(t *testing.T) {
 		must(t, err)
 		code, err := os.ReadFile(filepath.Join(dir, "init"))
 		must(t, err)
-		init, err := program.Seal("imageapi-init", code)
+		init, err := spawn.Seal("imageapi-init", code)
 		must(t, err)
-		return nfs.New(nfs.Options{Mounts: mounts, Helper: helper.New(init, g)})
+		return nfs.New(nfs.Options{Mounts: mounts, Helper: oneshot.New(init, g)})
 	})
 }
 
@@ -53,7 +53,7 @@ func (w *world) killing(t *testing.T) drivertest.Killing {
 	must(t, os.Symlink(w.Dir, filepath.Join(dir, "run")))
 	return drivertest.Killing{
 		Dir: dir, Scope: w.Scope(), Good: `{"kind":"nfs","nfs":{"host":"127.0.0.1","path":"/export"}}`,
-		Next: nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(w.init, nil)}),
+		Next: nfs.New(nfs.Options{Mounts: w.Mounts, Helper: oneshot.New(w.init, nil)}),
 		Left: func(*testing.T) string { return w.helpers() },
 	}
 }

@@ -23,9 +23,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -48,13 +48,13 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{World: mounttest.New(t)}
-	init, err := program.Seal("imageapi-init", code)
+	init, err := spawn.Seal("imageapi-init", code)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { init.Close() })
 	w.init = init
-	w.driver = nfs.New(nfs.Options{Mounts: w.Mounts, Helper: helper.New(init, w.Pass)})
+	w.driver = nfs.New(nfs.Options{Mounts: w.Mounts, Helper: oneshot.New(init, w.Pass)})
 	scope := w.Scope()
 	scope.PID, scope.Goroutines = os.Getpid(), true
 	testkit.Unchanged(t, scope)
@@ -380,7 +380,7 @@ func TestForceIsGentle(t *testing.T) {
 // TestSuite is what every driver passes, and those that stand on a server pass there too.
 func TestSuite(t *testing.T) {
 	w := newWorld(t)
-	runner := func(g failpoint.Hook) *helper.Runner { return helper.New(w.init, g) }
+	runner := func(g failpoint.Hook) *oneshot.Runner { return oneshot.New(w.init, g) }
 	testkit.Run(t, "cp", testkit.BusyboxImage(t), filepath.Join(export, "image"))
 	must(t, os.MkdirAll(filepath.Join(export, "dir/sub"), 0o755))
 	base, status := w.up(t, models.MountNfs{})

@@ -13,7 +13,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
@@ -108,8 +108,8 @@ func probe() bool {
 }
 
 // fs describes an overlay for a helper.
-func (l layers) fs() helper.FS {
-	fs := helper.FS{Type: "overlay", Source: "overlay", Params: l.params(), Attr: l.attr(), Speaker: speaker}
+func (l layers) fs() oneshot.FS {
+	fs := oneshot.FS{Type: "overlay", Source: "overlay", Params: l.params(), Attr: l.attr(), Speaker: speaker}
 	for _, dir := range l.lower {
 		fs.Layers = append(fs.Layers, mount.Param{Key: "lowerdir+", Value: dir})
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
@@ -43,8 +43,8 @@ const (
 type Options struct {
 	Failpoint failpoint.Hook
 	Mounts    *mountdir.Dir
-	Helper    *helper.Runner // for layers whose server may be gone
-	Claims    *claims.Claims // shared with the other drivers; default: its own
+	Helper    *oneshot.Runner // for layers whose server may be gone
+	Claims    *claims.Claims  // shared with the other drivers; default: its own
 	// Classic makes overlays by mount(2) even where the kernel takes layers by descriptor.
 	Classic bool
 }
@@ -156,7 +156,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 		return driver.Status{}, errors.Join(err, u.dropUpper(context.WithoutCancel(ctx), place.ID))
 	}
 	path, err := u.o.show(ctx, place.ID, l)
-	if helper.AsStuck(err) != nil { // it may still mount the layers, which stay as they are until Sweep
+	if oneshot.AsStuck(err) != nil { // it may still mount the layers, which stay as they are until Sweep
 		return driver.Status{}, &driver.Leftovers{Err: err}
 	}
 	if err != nil {

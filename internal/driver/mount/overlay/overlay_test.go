@@ -16,8 +16,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -43,7 +43,7 @@ func bothWays(t *testing.T, test func(t *testing.T, w world)) {
 
 func (w world) driver(g failpoint.Hook) driver.Driver {
 	w.Failpoint(g)
-	return overlay.New(overlay.Options{Mounts: w.Mounts, Classic: w.classic, Failpoint: w.Pass, Helper: helper.New(w.program, w.Pass)})
+	return overlay.New(overlay.Options{Mounts: w.Mounts, Classic: w.classic, Failpoint: w.Pass, Helper: oneshot.New(w.program, w.Pass)})
 }
 
 // lowers makes n layers with a file each and one that all have, and returns them, topmost first.

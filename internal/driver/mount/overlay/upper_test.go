@@ -15,7 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -74,7 +74,7 @@ func TestSuiteOfUppers(t *testing.T) {
 func TestSuiteOfRemotes(t *testing.T) {
 	code, err := testkit.BuildInit(t.TempDir())
 	must(t, err)
-	program, err := program.Seal("imageapi-init", code)
+	program, err := spawn.Seal("imageapi-init", code)
 	must(t, err)
 	t.Cleanup(func() { program.Close() })
 	bothWays(t, func(t *testing.T, w world) {

@@ -5,7 +5,7 @@ import (
 	"sync"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/waits"
 )
 
@@ -13,19 +13,19 @@ import (
 // for their end: of one that is stuck there are never two. The zero value is ready for use, also concurrently.
 type Leftovers struct {
 	mu sync.Mutex // protects by
-	by map[int64]*helper.Stuck
+	by map[int64]*oneshot.Stuck
 }
 
 // Keep remembers the process that an act on an object has left behind, if it has, and returns the act's error.
 func (l *Leftovers) Keep(id int64, err error) error {
-	s := helper.AsStuck(err)
+	s := oneshot.AsStuck(err)
 	if s == nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.by == nil {
-		l.by = map[int64]*helper.Stuck{}
+		l.by = map[int64]*oneshot.Stuck{}
 	}
 	l.by[id] = s
 	return err

@@ -18,8 +18,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/logkey"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
@@ -28,7 +28,7 @@ import (
 // Mounts shows and ends such mounts. It is safe for concurrent use with different ids.
 type Mounts struct {
 	dir    *mountdir.Dir
-	helper *helper.Runner
+	helper *oneshot.Runner
 	log    *slog.Logger
 	left   Leftovers
 
@@ -38,7 +38,7 @@ type Mounts struct {
 }
 
 // New returns a Mounts for a directory of mountpoints. The logger may be nil.
-func New(dir *mountdir.Dir, h *helper.Runner, log *slog.Logger) *Mounts {
+func New(dir *mountdir.Dir, h *oneshot.Runner, log *slog.Logger) *Mounts {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -64,7 +64,7 @@ func Undo(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // Discard closes a detached mount that nobody has seen. Its file system may end with it.
-func Discard(ctx context.Context, h *helper.Runner, tree *os.File) error {
+func Discard(ctx context.Context, h *oneshot.Runner, tree *os.File) error {
 	ctx, cancel := Undo(ctx)
 	defer cancel()
 	return h.Discard(ctx, tree)
@@ -78,7 +78,7 @@ func (m *Mounts) Recovered(id int64) {
 }
 
 // Helper returns what acts on the mount with the given id, and what a later daemon finds by that.
-func (m *Mounts) Helper(id int64) *helper.Runner { return m.helper.About(m.Path(id)) }
+func (m *Mounts) Helper(id int64) *oneshot.Runner { return m.helper.About(m.Path(id)) }
 
 // Path returns where the mount with the given id is.
 func (m *Mounts) Path(id int64) string { return m.dir.Path(id) }
@@ -124,7 +124,7 @@ func (m *Mounts) Sweep(ctx context.Context, id int64) error {
 func (m *Mounts) Unmount(ctx context.Context, id int64, flags int) error {
 	return m.dir.DetachWith(id, func(path string) error {
 		err := m.Keep(id, m.Helper(id).Unmount(ctx, path, flags))
-		if !errs.Is(err, errs.Deadline) || helper.AsStuck(err) != nil {
+		if !errs.Is(err, errs.Deadline) || oneshot.AsStuck(err) != nil {
 			return err
 		}
 		if mounted, tableErr := mount.IsMounted(path); mounted || tableErr != nil {
@@ -154,7 +154,7 @@ func (m *Mounts) outlive(ctx context.Context, id int64) error {
 		return nil
 	}
 	path := m.Path(id)
-	if err := helper.Outlived(ctx, func(about string) bool { return about == path }); err != nil {
+	if err := oneshot.Outlived(ctx, func(about string) bool { return about == path }); err != nil {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}
 	m.mu.Lock()
@@ -164,7 +164,7 @@ func (m *Mounts) outlive(ctx context.Context, id int64) error {
 }
 
 // Open opens a path that a client or an image chose inside a tree, as rootpath.Open does, in the way that the tree needs.
-func Open(ctx context.Context, h *helper.Runner, tree *driver.Tree, unsafePath string, flags int) (*os.File, error) {
+func Open(ctx context.Context, h *oneshot.Runner, tree *driver.Tree, unsafePath string, flags int) (*os.File, error) {
 	if tree.Remote {
 		f, err := h.Open(ctx, tree.Path, unsafePath, flags)
 		return f, Denied(err, filepath.Join(tree.Path, filepath.Join("/", unsafePath)))
@@ -173,7 +173,7 @@ func Open(ctx context.Context, h *helper.Runner, tree *driver.Tree, unsafePath s
 }
 
 // OpenOnNode opens a path that a client chose on the node, with O_PATH. Where the path may lead over a server a helper does it.
-func OpenOnNode(ctx context.Context, h *helper.Runner, unsafePath string, flags int) (*os.File, error) {
+func OpenOnNode(ctx context.Context, h *oneshot.Runner, unsafePath string, flags int) (*os.File, error) {
 	f, err := rootpath.OpenCached(unsafePath, flags)
 	if !errors.Is(err, unix.EAGAIN) {
 		return f, err

@@ -17,9 +17,9 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/sys/helper"
+	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 )
 
@@ -36,15 +36,15 @@ func TestDetachWaits(t *testing.T) {
 	testkit.Need(t, "fsfreeze")
 	code, err := testkit.BuildInit(t.TempDir())
 	must(t, err)
-	init, err := program.Seal("imageapi-init", code)
+	init, err := spawn.Seal("imageapi-init", code)
 	must(t, err)
 	defer init.Close()
-	runner := helper.New(init, nil)
+	runner := oneshot.New(init, nil)
 	mounts := remote.New(w.Mounts, runner, nil)
 	ctx := t.Context()
 
 	image := mounttest.Attached(t, testkit.Ext4(t, testkit.Busybox(t)))
-	tree, err := runner.Mount(ctx, helper.FS{Type: "ext4", Source: image.Device.Path, Device: true, Attr: mount.OnNode})
+	tree, err := runner.Mount(ctx, oneshot.FS{Type: "ext4", Source: image.Device.Path, Device: true, Attr: mount.OnNode})
 	must(t, err)
 	path, err := mounts.Attach(ctx, 1, tree)
 	must(t, err)
@@ -61,7 +61,7 @@ func TestDetachWaits(t *testing.T) {
 	defer thaw()
 	short, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := mounts.Keep(1, runner.WriteFile(short, file, []byte("x"))); helper.AsStuck(err) == nil {
+	if err := mounts.Keep(1, runner.WriteFile(short, file, []byte("x"))); oneshot.AsStuck(err) == nil {
 		t.Fatalf("it is not stuck: %v", err)
 	}
 	short, cancel = context.WithTimeout(ctx, 100*time.Millisecond)
@@ -81,12 +81,12 @@ func TestDetachOfRecovered(t *testing.T) {
 	w := mounttest.New(t)
 	code, err := testkit.BuildInit(t.TempDir())
 	must(t, err)
-	init, err := program.Seal("imageapi-init", code)
+	init, err := spawn.Seal("imageapi-init", code)
 	must(t, err)
 	defer init.Close()
-	runner := helper.New(init, nil)
+	runner := oneshot.New(init, nil)
 	ctx := t.Context()
-	tree, err := runner.Mount(ctx, helper.FS{Type: "tmpfs", Source: "test", Attr: mount.OnNode})
+	tree, err := runner.Mount(ctx, oneshot.FS{Type: "tmpfs", Source: "test", Attr: mount.OnNode})
 	must(t, err)
 	path, err := remote.New(w.Mounts, runner, nil).Attach(ctx, 1, tree)
 	must(t, err)
@@ -125,10 +125,10 @@ func TestOpenOnNode(t *testing.T) {
 	defer func() { must(t, unix.Unmount(dead, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)) }()
 	code, err := testkit.BuildInit(t.TempDir())
 	must(t, err)
-	init, err := program.Seal("imageapi-init", code)
+	init, err := spawn.Seal("imageapi-init", code)
 	must(t, err)
 	defer init.Close()
-	runner := helper.New(init, nil)
+	runner := oneshot.New(init, nil)
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"os"
 
-	"github.com/kraken-hpc/imageapi/internal/sys/program"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 )
 
 //go:embed *
@@ -19,5 +19,5 @@ func Program() (*os.File, error) {
 		return nil, errors.New("this server was built without imageapi-keeper, which reads images on demand: build it with `make build`")
 	}
 	defer code.Close()
-	return program.Copy("imageapi-keeper", code)
+	return spawn.Copy("imageapi-keeper", code)
 }
