@@ -34,7 +34,7 @@ type uriForm struct {
 	fault func(field, format string, args ...any)
 }
 
-const uriSchemes = "file:, http:, https:, s3:, oci:, nfs:, iscsi: or rbd:"
+const uriSchemes = "file:, http:, https:, s3:, oci:, oci+http:, nfs:, iscsi: or rbd:"
 
 // mount returns the kind of the mount that a URI stands for, and its sub-object; nil after a fault.
 func (f uriForm) mount(text string) (kind string, object map[string]any) {
@@ -59,7 +59,7 @@ func (f uriForm) mount(text string) (kind string, object map[string]any) {
 		return f.device(f.web(text))
 	case "s3":
 		return f.device(f.s3(u))
-	case "oci":
+	case "oci", "oci+http":
 		return f.device(f.oci(u))
 	case "iscsi":
 		return f.device(f.iscsi(u))
@@ -158,6 +158,9 @@ func (f uriForm) s3(u *url.URL) map[string]any {
 
 func (f uriForm) oci(u *url.URL) map[string]any {
 	object := map[string]any{"image": u.Host + u.Path}
+	if u.Scheme == "oci+http" {
+		object["plain_http"] = true
+	}
 	f.copy(object, "auth", "ca_file")
 	return map[string]any{"kind": "oci", "oci": object}
 }

@@ -19,6 +19,7 @@ func TestURIForms(t *testing.T) {
 		`{"uri":"s3://bucket/a/b"}`: `{"kind":"attach","attach":{"fs_type":"auto","attach":{"kind":"http","http":{"urls":["https://bucket.s3.us-east-1.amazonaws.com/a/b"]}}}}`,
 		`{"uri":"s3://bucket/a/b","auth":{"s3":{"endpoint":"http://h:9000","path_style":true}}}`: `{"kind":"attach","attach":{"fs_type":"auto",
 			"attach":{"kind":"http","http":{"urls":["http://h:9000/bucket/a/b"],"auth":{"s3":{"endpoint":"http://h:9000","path_style":true}}}}}}`,
+		`{"uri":"oci+http://127.0.0.1:5000/a:1"}`:                              `{"kind":"attach","attach":{"fs_type":"auto","attach":{"kind":"oci","oci":{"image":"127.0.0.1:5000/a:1","plain_http":true}}}}`,
 		`{"uri":"oci://registry.example:5000/a/b:1"}`:                          `{"kind":"attach","attach":{"fs_type":"auto","attach":{"kind":"oci","oci":{"image":"registry.example:5000/a/b:1"}}}}`,
 		`{"uri":"nfs://[2001:db8::1]:2050/export/a","mount_options":["soft"]}`: `{"kind":"nfs","nfs":{"host":"2001:db8::1","path":"/export/a","ro":false,"options":["soft","port=2050"]}}`,
 		`{"uri":"iscsi://h:3261/iqn.2026-05.org.example:images/2?initiator=iqn.a","ro":true,"auth":{"user":"u","password":"p"}}`: `{"kind":"attach","attach":{"fs_type":"auto","mount_options":["ro"],

@@ -56,9 +56,13 @@ func (a *app) runCommand() *cobra.Command {
 		Long: "Creates a container like create, and always starts it. An image given by a URI needs no definition: the container runs in an overlay over it.",
 		Example: `imageapi run app.yaml
 imageapi run file:///images/app.erofs --name app
-imageapi run https://images.example.org/node.squashfs --systemd`,
+imageapi run https://images.example.org/node.squashfs --systemd
+imageapi run oci://registry.example.org/site/app:1`,
 		Args: between(1, 1), Annotations: slowly("creating"),
 		RunE: func(c *cobra.Command, args []string) error {
+			if image == (imageOptions{}) && inRegistry.MatchString(args[0]) && !o.dry {
+				return a.runConfigured(c.Context(), args[0], o)
+			}
 			d, err := image.read(a, args[0])
 			if err != nil {
 				return err
@@ -68,7 +72,7 @@ imageapi run https://images.example.org/node.squashfs --systemd`,
 	}
 	o.options(c)
 	c.Flags().BoolVar(&image.systemd, "systemd", false, "with a URI: boot the systemd of the image")
-	c.Flags().StringVar(&image.command, "command", "", "with a URI: `COMMAND` to run (default: /sbin/init)")
+	c.Flags().StringVar(&image.command, "command", "", "with a URI: `COMMAND` to run (default: that of the image, or /sbin/init)")
 	return c
 }
 
