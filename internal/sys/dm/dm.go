@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -149,28 +148,19 @@ func (m Mapper) help(ctx context.Context, control *os.File, command uint, r requ
 	return m.Helper.Ioctl(ctx, control, command, r)
 }
 
-// What a device in use is waited for: programs that look at every new device for a moment (udev, blkid).
-const (
-	patience = 2 * time.Second
-	pause    = 20 * time.Millisecond
-)
-
-// Remove takes a device away. That there is none is no error. One that is in use is an errs.Conflict that names the users.
+// Remove removes a device. That none exists is no error. A device in use is an errs.Busy that names the users.
 func (m Mapper) Remove(ctx context.Context, id string) error {
-	end := time.Now().Add(patience)
-	for {
+	err := holders.WhenFree(ctx, func() error {
 		err := m.remove(ctx, id)
-		if !errors.Is(err, unix.EBUSY) {
-			return err
+		if errors.Is(err, unix.EBUSY) {
+			err = fmt.Errorf("%w: %w", holders.ErrPassing, err)
 		}
-		if time.Now().After(end) || ctx.Err() != nil {
-			return m.busy(id, err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		return err
+	})
+	if errors.Is(err, holders.ErrPassing) {
+		return m.busy(id, err)
 	}
+	return err
 }
 
 // remove is one attempt.
@@ -202,11 +192,7 @@ func (m Mapper) busy(id string, cause error) error {
 	if err != nil {
 		return errs.New(errs.Conflict, "%w", cause)
 	}
-	users := holders.Text(holders.OfDevice(status.Number))
-	if users == "" {
-		users = "somebody who can't be found has it open"
-	}
-	return errs.New(errs.Busy, "remove /dev/%s: in use: %s", block.Name(status.Number), users)
+	return holders.InUse("remove", "/dev/"+block.Name(status.Number), holders.ErrPassing, holders.OfDevice(status.Number))
 }
 
 // Status tells what the kernel knows of a device, or ErrNone. It waits for nothing.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,30 +14,11 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
 )
 
-// patience is how long Detach waits for what ends by itself: programs that look at every new device for a moment
-// (udev, blkid), and the mounts of a mount namespace whose last process has ended, which the kernel takes down later.
-const patience = 2 * time.Second
-
-// pause is the time between two attempts: nothing announces that a device is closed.
-const pause = 20 * time.Millisecond
-
 // Detach frees the device that id tells, with all its partitions, and returns when it is really free. If it is not
-// that device any more, it is free already. A device that is in use is an errs.Conflict that names the users, and
+// that device any more, it is free already. A device that is in use is an errs.Busy that names the users, and
 // then nothing has changed.
 func (l *Loop) Detach(ctx context.Context, path string, id ID) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for {
-		err := l.detach(path, id)
-		if !errs.Is(err, errs.Conflict) || errors.Is(err, errLasting) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(pause):
-		}
-	}
+	return holders.WhenFree(ctx, func() error { return l.detach(path, id) })
 }
 
 // detach is one attempt. The order:
@@ -133,9 +113,6 @@ func (l *Loop) matches(f *os.File, id ID) (bool, error) {
 // errLasting marks a conflict that will not be over in a moment.
 var errLasting = errors.New("in use")
 
-// errPassing marks one that may.
-var errPassing = errors.New("in use")
-
 // claim opens the device so that nobody can mount it.
 func (l *Loop) claim(path string, id ID) (f *os.File, err error) {
 	err = l.Failpoint.Do("loop claim", func() error {
@@ -144,20 +121,12 @@ func (l *Loop) claim(path string, id ID) (f *os.File, err error) {
 	})
 	if errors.Is(err, unix.EBUSY) {
 		// It is mounted, or the like, and not merely open.
-		return nil, inUse(path, holders.OfDevice(id.Number), errLasting)
+		return nil, holders.InUse("detach", path, errLasting, holders.OfDevice(id.Number))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("claim loop device: %w", err)
 	}
 	return f, nil
-}
-
-// inUse names who uses a device. Whoever can't be named may be gone in a moment.
-func inUse(path string, users []holders.Holder, how error) error {
-	if len(users) == 0 {
-		return errs.New(errs.Busy, "detach %s: %w: by a mount that no process can see, by the kernel, or by this daemon itself", path, errPassing)
-	}
-	return errs.New(errs.Busy, "detach %s: %w: %s", path, how, holders.Text(users))
 }
 
 // deletePartitions deletes all partitions, or none. It looks for users before: a partition that goes and comes back
@@ -168,13 +137,13 @@ func (l *Loop) deletePartitions(f *os.File, id ID) ([]block.Partition, error) {
 		return nil, err
 	}
 	if found := holders.OfDevice(id.Number); len(found) > 0 {
-		return nil, inUse(f.Name(), found, errPassing)
+		return nil, holders.InUse("detach", f.Name(), holders.ErrPassing, found)
 	}
 	for i, p := range parts {
 		if err := block.DeletePartition(l.Failpoint, f, p.Index); err != nil {
 			undo := l.addPartitions(f, parts[:i])
 			if errors.Is(err, unix.EBUSY) {
-				err = inUse(f.Name(), holders.OfDevice(id.Number), errPassing)
+				err = holders.InUse("detach", f.Name(), holders.ErrPassing, holders.OfDevice(id.Number))
 			}
 			return nil, errors.Join(err, undo)
 		}
@@ -208,5 +177,5 @@ func (l *Loop) verify(path string, id ID, parts []block.Partition) error {
 	if is, err := l.matches(f, id); !is || err != nil {
 		return err
 	}
-	return errors.Join(inUse(path, holders.OfDevice(id.Number), errPassing), l.restore(f, parts))
+	return errors.Join(holders.InUse("detach", path, holders.ErrPassing, holders.OfDevice(id.Number)), l.restore(f, parts))
 }

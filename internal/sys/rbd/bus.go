@@ -107,42 +107,34 @@ func (b *Bus) file(name string) string {
 	return path
 }
 
-const (
-	// patience is how long Unmap waits for those who look at every new device for a moment (udev, blkid).
-	patience = 2 * time.Second
-	// pause is the time between two attempts: nothing announces that a device is closed.
-	pause = 50 * time.Millisecond
-)
-
 // Unmap unmaps an image; if the device is not that mapping any more, it is unmapped already. A device that is in use is
 // an errs.Conflict that names the users, and then nothing has changed. With force a device of a dead cluster or a deleted
 // image that the kernel calls busy though nobody can be found who uses it is unmapped all the same: its open requests
 // fail.
 func (b *Bus) Unmap(ctx context.Context, d Identity, force bool) error {
-	busy := time.Now().Add(patience)
 	for {
-		err := b.unmap(ctx, d, "")
-		held := errors.Is(err, errPassing) || errors.Is(err, errHidden)
-		switch over := time.Now().After(busy); {
-		case over && force && errors.Is(err, errHidden) && b.dead(ctx, d):
+		err := holders.WhenFree(ctx, func() error { return b.unmap(ctx, d, "") })
+		switch {
+		case force && errors.Is(err, errHidden) && b.dead(ctx, d):
 			return b.unmap(ctx, d, " force")
-		case held && !over, errors.Is(err, unix.EINPROGRESS):
-		default:
+		case !errors.Is(err, unix.EINPROGRESS):
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(pause):
+		case <-time.After(retryInterval):
 		}
 	}
 }
 
-// Who uses a device: processes, which may be gone in a moment; a mount or another device; or nobody who can be named.
+// retryInterval is the time between two looks at an earlier attempt.
+const retryInterval = 50 * time.Millisecond
+
+// Users of a device that are a mount or another device; or that nobody can name.
 var (
-	errPassing = errors.New("in use")
 	errLasting = errors.New("in use")
-	errHidden  = errors.New("in use")
+	errHidden  = fmt.Errorf("%w", holders.ErrPassing)
 )
 
 // unmap is one attempt.
@@ -178,11 +170,11 @@ func (d Identity) held() error {
 	if len(users) == 0 {
 		return nil
 	}
-	how := errPassing
+	how := holders.ErrPassing
 	if slices.ContainsFunc(users, func(h holders.Holder) bool { return h.PID == 0 }) {
 		how = errLasting
 	}
-	return errs.New(errs.Busy, "unmap /dev/%s: %w: %s", d.Name(), how, holders.Text(users))
+	return holders.InUse("unmap", "/dev/"+d.Name(), how, users)
 }
 
 // probing is how long a living cluster may take to answer.

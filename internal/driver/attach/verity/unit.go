@@ -292,12 +292,6 @@ func (u *unit) uncover(ctx context.Context, status driver.Status, down func(unde
 	return err
 }
 
-// What the device below is waited for that others have open: programs that look at every device for a moment.
-const (
-	patience = 2 * time.Second
-	pause    = 20 * time.Millisecond
-)
-
 // free makes sure that nobody but the device above uses the one below: once the one above is gone there is no way back. A device
 // that is the node's own stays, whoever uses it.
 func (u *unit) free(ctx context.Context, n notes) error {
@@ -308,19 +302,13 @@ func (u *unit) free(ctx context.Context, n notes) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for {
+	return holders.WhenFree(ctx, func() error {
 		users := holders.But(holders.OfDevice(n.Under.Device.Number), block.Name(status.Number))
 		if len(users) == 0 {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return errs.New(errs.Busy, "detach %s: in use: %s", n.Under.Device.Path, holders.Text(users))
-		case <-time.After(pause):
-		}
-	}
+		return holders.InUse("detach", n.Under.Device.Path, holders.ErrPassing, users)
+	})
 }
 
 // Recover has what is below recovered, and makes sure that what is above is what was made.
