@@ -23,5 +23,5 @@ shellcheck --external-sources "${scripts[@]}"
 
 # The English of pages, specification and messages. Generated code and tests do not speak to users.
 mapfile -t written < <(git ls-files --cached --others --exclude-standard -- '*.md' swagger.yaml 'build/*.go' 'cmd/*.go' 'internal/*.go' |
-	grep -vE '_test\.go$|^internal/(testkit|driver/drivertest|driver/mount/mounttest)/')
+	grep -vE '_test\.go$|^internal/(testkit|driver/drivertest|driver/drivertest/mounttest)/')
 go run ./build/prose "${written[@]}"

@@ -14,8 +14,8 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/device"
-	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/testkit"

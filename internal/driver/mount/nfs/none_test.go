@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
-	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/nfs"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"

@@ -13,7 +13,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/drivertest"
-	"github.com/kraken-hpc/imageapi/internal/driver/mount/mounttest"
+	"github.com/kraken-hpc/imageapi/internal/driver/drivertest/mounttest"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/overlay"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
