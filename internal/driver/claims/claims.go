@@ -29,16 +29,32 @@ type Claims struct {
 	mu      sync.Mutex        // protects what follows
 	marks   map[string]uint64 // of the loop devices that we attach, with their st_rdev; 0 until that is known
 	loops   map[uint64]bool   // these numbers
-	devices map[uint64]int64  // the attachment that has a device of the node, by st_rdev
-	images  map[int64]Image   // by mounts
-	layers  map[int64]Layers  // by overlays
+	devices held[uint64]      // of the node, by their st_rdev, by attachments
+	images  held[Image]       // by mounts
+	layers  held[Layers]      // by overlays
+}
+
+// held is what objects have claimed, by their ids.
+type held[T any] map[int64]T
+
+// others returns the first error about a claim of another object than id, in the order of ids.
+func (h held[T]) others(id int64, conflict func(other int64, has T) error) error {
+	for _, other := range slices.Sorted(maps.Keys(h)) {
+		if other == id {
+			continue
+		}
+		if err := conflict(other, h[other]); err != nil {
+			return driver.HeldBy(other, err)
+		}
+	}
+	return nil
 }
 
 // New returns an empty Claims. The helper, which may be nil, asks for files whose server may be gone.
 func New(g failpoint.Hook, h *oneshot.Runner) *Claims {
 	c := &Claims{
 		finder: extent.Finder{Loop: loop.Loop{Failpoint: g, Nodes: block.Nodes{Failpoint: g}}, Mapper: dm.Mapper{Failpoint: g, Helper: h}},
-		marks:  map[string]uint64{}, loops: map[uint64]bool{}, devices: map[uint64]int64{}, images: map[int64]Image{}, layers: map[int64]Layers{},
+		marks:  map[string]uint64{}, loops: map[uint64]bool{}, devices: held[uint64]{}, images: held[Image]{}, layers: held[Layers]{},
 	}
 	if h != nil {
 		c.finder.Loop.Helper = h
@@ -81,18 +97,18 @@ func (c *Claims) Disown(mark string) {
 	delete(c.marks, mark)
 }
 
-// Device enters an attachment that has a device of the node, or says which other one has it.
+// Device enters an attachment that has a device of the node, or names the other one that has it.
 func (c *Claims) Device(id int64, number uint64, path string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.deviceFree(number, path); err != nil {
 		return err
 	}
-	c.devices[number] = id
+	c.devices[id] = number
 	return nil
 }
 
-// CheckDevice tells whether Device would enter an attachment.
+// CheckDevice reports whether Device would enter an attachment.
 func (c *Claims) CheckDevice(number uint64, path string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -100,18 +116,20 @@ func (c *Claims) CheckDevice(number uint64, path string) error {
 }
 
 func (c *Claims) deviceFree(number uint64, path string) error {
-	if owner, ok := c.devices[number]; ok {
-		return driver.HeldBy(owner, errs.New(errs.Conflict, "use %s: attachment %d has this device already; use that one, or delete it", path, owner))
-	}
-	return nil
+	return c.devices.others(0, func(owner int64, has uint64) error {
+		if has != number {
+			return nil
+		}
+		return errs.New(errs.Conflict, "use %s: attachment %d has this device already; use that one, or delete it", path, owner)
+	})
 }
 
 // DropDevice removes an attachment's claim on a device, if it has it.
 func (c *Claims) DropDevice(id int64, number uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.devices[number] == id {
-		delete(c.devices, number)
+	if c.devices[id] == number {
+		delete(c.devices, id)
 	}
 }
 
@@ -204,24 +222,24 @@ func (c *Claims) DropImage(id int64) {
 
 // alone makes sure that no mount of ours shows the same bytes by way of another device if one of the two can write; c.mu is held.
 func (c *Claims) alone(want Image) error {
-	for _, other := range slices.Sorted(maps.Keys(c.images)) {
-		if want.clash(c.images[other]) {
-			return driver.HeldBy(other, errs.New(errs.Conflict, "mount %d has the same image mounted by way of another device, and one of the two could write to it, which destroys the image: "+
-				"refer to that attachment by its ID, or mount both with the option \"ro\"", other))
+	return c.images.others(0, func(other int64, has Image) error {
+		if !want.clash(has) {
+			return nil
 		}
-	}
-	return nil
+		return errs.New(errs.Conflict, "mount %d has the same image mounted by way of another device, and one of the two could write to it, which destroys the image: "+
+			"refer to that attachment by its ID, or mount both with the option \"ro\"", other)
+	})
 }
 
 // agree makes sure that no mount has the device mounted differently; c.mu is held.
 func (c *Claims) agree(want Image) error {
-	for _, other := range slices.Sorted(maps.Keys(c.images)) {
-		if has := c.images[other]; has.How != "" && has.Number == want.Number && has.How != want.How {
-			return driver.HeldBy(other, errs.New(errs.Conflict, "mount %s: mount %d has it mounted as %s, and a file system is mounted in one way at a time, not also as %s: use that mount by its id, or the same options",
-				want.Path, other, has.How, want.How))
+	return c.images.others(0, func(other int64, has Image) error {
+		if has.How == "" || has.Number != want.Number || has.How == want.How {
+			return nil
 		}
-	}
-	return nil
+		return errs.New(errs.Conflict, "mount %s: mount %d has it mounted as %s, and a file system is mounted in one way at a time, not also as %s: use that mount by its id, or the same options",
+			want.Path, other, has.How, want.How)
+	})
 }
 
 // marked reports whether a loop device is one that we attached.

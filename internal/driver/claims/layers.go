@@ -2,12 +2,9 @@ package claims
 
 import (
 	"fmt"
-	"maps"
 	"path/filepath"
-	"slices"
 	"strings"
 
-	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
@@ -81,17 +78,7 @@ func (c *Claims) DropLayers(id int64) {
 }
 
 // layersFree is TakeLayers without entering anything; c.mu is held.
-func (c *Claims) layersFree(id int64, want Layers) error {
-	for _, other := range slices.Sorted(maps.Keys(c.layers)) {
-		if other == id {
-			continue
-		}
-		if err := want.beside(other, c.layers[other]); err != nil {
-			return driver.HeldBy(other, err)
-		}
-	}
-	return nil
-}
+func (c *Claims) layersFree(id int64, want Layers) error { return c.layers.others(id, want.beside) }
 
 // beside makes sure that an overlay can be mounted while another one, has, is.
 func (l Layers) beside(other int64, has Layers) error {
