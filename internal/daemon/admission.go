@@ -96,7 +96,7 @@ func (d *admission) before(l listener, ours containers) net.Listener {
 		e.identify = k.identify
 	}
 	if l.scheme == schemeHTTPS {
-		return newSecure(e, d.certificates.config(), d.cfg.Limits.Header)
+		return secure(e, d.certificates, d.cfg.Limits.Header)
 	}
 	return e
 }
@@ -107,7 +107,8 @@ type clientListener struct {
 	admission *admission
 	identify  func(net.Conn) *api.Client
 	others    *strangers    // among which its connections begin; nil if it is decided at once what they count for
-	proves    bool          // the handshake shows who it is
+	proves    bool          // the handshake identifies the client
+	handshake time.Duration // how long a handshake can take; 0 without https
 	places    chan struct{} // one for each connection of a client that may send requests; nil for any number
 	once      sync.Once
 	closed    chan struct{}
@@ -121,6 +122,9 @@ func (e *clientListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		v := &clientConn{Conn: conn, client: e.identify(conn), listener: e}
+		if e.handshake > 0 {
+			v.handshake = time.AfterFunc(e.handshake, func() { _ = v.Close() })
+		}
 		if e.others != nil {
 			v.among(e.others)
 			return v, nil
@@ -160,8 +164,9 @@ func (e *clientListener) Close() error {
 // clientConn is a connection of a client that is known.
 type clientConn struct {
 	net.Conn
-	client   *api.Client
-	listener *clientListener
+	client    *api.Client
+	listener  *clientListener
+	handshake *time.Timer // closes it; nil without https
 
 	mu      sync.Mutex // protects what follows
 	closed  bool

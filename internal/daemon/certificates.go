@@ -30,14 +30,6 @@ func loadCertificates(cfg Config) (*certificates, error) {
 	return c, c.load()
 }
 
-// config is that of a listener: each connection gets what holds when it begins.
-func (c *certificates) config() *tls.Config {
-	return &tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.current.Load(), nil },
-	}
-}
-
 // covers tells whether the certificate that is shown now is for a host.
 func (c *certificates) covers(host string) bool {
 	leaf := c.current.Load().Certificates[0].Leaf

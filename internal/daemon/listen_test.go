@@ -206,7 +206,8 @@ func listenTLS(t *testing.T, cfg Config, held *certificates) net.Listener {
 			if err != nil {
 				return
 			}
-			if conn.(*tls.Conn).NetConn().(*clientConn).client.Refused == "" {
+			encrypted := conn.(*tls.Conn)
+			if encrypted.Handshake() == nil && encrypted.NetConn().(*clientConn).client.Refused == "" {
 				_, _ = conn.Write([]byte{'.'})
 			}
 			_ = conn.Close()
