@@ -1242,6 +1242,13 @@ func init() {
             "description": "Continue with new output.",
             "name": "follow",
             "in": "query"
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Begin each line with the time at which it was written, as in ` + "`" + `2026-05-04T10:15:00.100Z hello` + "`" + `. The precision is a tenth of a second.",
+            "name": "timestamps",
+            "in": "query"
           }
         ],
         "responses": {
@@ -7099,6 +7106,13 @@ func init() {
             "default": false,
             "description": "Continue with new output.",
             "name": "follow",
+            "in": "query"
+          },
+          {
+            "type": "boolean",
+            "default": false,
+            "description": "Begin each line with the time at which it was written, as in ` + "`" + `2026-05-04T10:15:00.100Z hello` + "`" + `. The precision is a tenth of a second.",
+            "name": "timestamps",
             "in": "query"
           }
         ],

@@ -92,6 +92,11 @@ type ReadContainerLogParams struct {
 	// Format: int64
 	Tail *int64
 
+	// Timestamps.
+	//
+	// Begin each line with the time at which it was written, as in `2026-05-04T10:15:00.100Z hello`. The precision is a tenth of a second.
+	Timestamps *bool
+
 	HTTPClient *http.Client
 
 	inner innerParams
@@ -111,10 +116,13 @@ func (o *ReadContainerLogParams) WithDefaults() *ReadContainerLogParams {
 func (o *ReadContainerLogParams) SetDefaults() {
 	var (
 		followDefault = bool(false)
+
+		timestampsDefault = bool(false)
 	)
 
 	val := ReadContainerLogParams{
-		Follow: &followDefault,
+		Follow:     &followDefault,
+		Timestamps: &timestampsDefault,
 	}
 
 	val.inner.timeout = o.inner.timeout
@@ -215,6 +223,17 @@ func (o *ReadContainerLogParams) SetTail(tail *int64) {
 	o.Tail = tail
 }
 
+// WithTimestamps adds the timestamps to the read container log params.
+func (o *ReadContainerLogParams) WithTimestamps(timestamps *bool) *ReadContainerLogParams {
+	o.SetTimestamps(timestamps)
+	return o
+}
+
+// SetTimestamps adds the timestamps to the read container log params.
+func (o *ReadContainerLogParams) SetTimestamps(timestamps *bool) {
+	o.Timestamps = timestamps
+}
+
 // WriteToRequest writes these params to a [runtime.ClientRequest].
 func (o *ReadContainerLogParams) WriteToRequest(r runtime.ClientRequest, reg strfmt.Registry) error {
 	if err := r.SetTimeout(o.inner.timeout); err != nil {
@@ -302,6 +321,23 @@ func (o *ReadContainerLogParams) WriteToRequest(r runtime.ClientRequest, reg str
 		if qTail != "" {
 
 			if err := r.SetQueryParam("tail", qTail); err != nil {
+				return err
+			}
+		}
+	}
+
+	if o.Timestamps != nil {
+
+		// query param timestamps
+		var qrTimestamps bool
+
+		if o.Timestamps != nil {
+			qrTimestamps = *o.Timestamps
+		}
+		qTimestamps := conv.FormatBool(qrTimestamps)
+		if qTimestamps != "" {
+
+			if err := r.SetQueryParam("timestamps", qTimestamps); err != nil {
 				return err
 			}
 		}

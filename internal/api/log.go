@@ -41,7 +41,7 @@ func (a *api) readContainerLog(p containers.ReadContainerLogParams) (middleware.
 // logQuery reads the parameters. A time that is still to come, by the clock of this node, counts as now.
 func logQuery(p containers.ReadContainerLogParams, now time.Time) (driver.LogQuery, error) {
 	var faults errs.Faults
-	query := driver.LogQuery{Tail: -1, Follow: p.Follow != nil && *p.Follow}
+	query := driver.LogQuery{Tail: -1, Follow: p.Follow != nil && *p.Follow, Timestamps: p.Timestamps != nil && *p.Timestamps}
 	if p.Tail != nil {
 		if query.Tail = *p.Tail; query.Tail < 0 {
 			faults.Add("query parameter tail", "is %d; use a number of lines", query.Tail)

@@ -13,13 +13,13 @@ import (
 )
 
 func (a *app) logsCommand() *cobra.Command {
-	p := containers.ReadContainerLogParams{Follow: new(bool)}
+	p := containers.ReadContainerLogParams{Follow: new(bool), Timestamps: new(bool)}
 	var since string
 	var tail int64
 	c := &cobra.Command{
 		Use: "logs CONTAINER...", Short: "Show the output of containers",
 		Long:    "Prints the standard output and standard error of containers. With several containers, each line begins with the name of its container.",
-		Example: "imageapi logs app --tail 20\nimageapi logs --follow app web",
+		Example: "imageapi logs app --tail 20\nimageapi logs --follow --timestamps app web",
 		Args:    between(1, -1), ValidArgsFunction: a.offer(0, anyContainer),
 		RunE: func(c *cobra.Command, args []string) error {
 			p.Since = optional(since)
@@ -35,6 +35,7 @@ func (a *app) logsCommand() *cobra.Command {
 	}
 	c.Flags().BoolVarP(p.Follow, "follow", "f", false, "continue with new output until the container has ended")
 	c.Flags().Int64VarP(&tail, "tail", "n", 0, "show only the last `N` lines")
+	c.Flags().BoolVarP(p.Timestamps, "timestamps", "t", false, "begin each line with the time at which it was written")
 	c.Flags().StringVar(&since, "since", "", "only output since a `TIME` (2026-11-23T10:00:00Z) or a duration before now (90s)")
 	return c
 }

@@ -20,6 +20,8 @@ func (u *unit) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 	for range logTries {
 		l, err := u.driver.readLog(path, query)
 		switch {
+		case err == nil && query.Timestamps:
+			return stamped(l), nil
 		case err == nil:
 			return l, nil
 		case errors.Is(err, os.ErrNotExist):

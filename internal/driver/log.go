@@ -11,6 +11,8 @@ type LogQuery struct {
 	Tail   int64     // only so many of the latest lines; negative for all
 	Since  time.Time // only what was written then or later, to a tenth of a second; zero for all
 	Follow bool      // also what is written after the log was opened
+
+	Timestamps bool // each line begins with the time at which it was written
 }
 
 // Log is a log that is being read, by one goroutine.

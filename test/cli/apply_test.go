@@ -133,6 +133,9 @@ func TestSeveralLogs(t *testing.T) {
 	if got := s.ok(t, "logs", "one", "two", "--tail", "1"); got != "one | c\ntwo | d\n" {
 		t.Errorf("the last lines are %q", got)
 	}
+	const stamp = `20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ `
+	matches(t, s.ok(t, "logs", "--timestamps", "one"), stamp+"a\n"+stamp+"b\n"+stamp+"c")
+	matches(t, s.ok(t, "logs", "-t", "one", "two", "--tail", "1"), `one \| `+stamp+`c\ntwo \| `+stamp+`d\n`)
 	s.ok(t, "stop", "--no-wait", "two")
 	follows := s.ok(t, "logs", "-f", "one", "two")
 	for _, line := range []string{"one | a\n", "one | b\n", "one | c\n", "two | d\n"} {

@@ -20,10 +20,14 @@ func NewReadContainerLogParams() ReadContainerLogParams {
 		// initialize parameters with default values
 
 		followDefault = bool(false)
+
+		timestampsDefault = bool(false)
 	)
 
 	return ReadContainerLogParams{
 		Follow: &followDefault,
+
+		Timestamps: &timestampsDefault,
 	}
 }
 
@@ -50,6 +54,10 @@ type ReadContainerLogParams struct {
 	// Number of latest lines to return; 0 skips the existing log.
 	// In: query
 	Tail *int64
+	// Begin each line with the time at which it was written, as in `2026-05-04T10:15:00.100Z hello`. The precision is a tenth of a second.
+	// In: query
+	// Default: false
+	Timestamps *bool
 }
 
 // BindRequest both binds and validates a request, it assumes that complex things implement a Validatable(strfmt.Registry) error interface
@@ -84,6 +92,11 @@ func (o *ReadContainerLogParams) BindRequest(r *http.Request, route *middleware.
 
 	qTail, qhkTail, _ := qs.GetOK("tail")
 	if err := o.bindTail(qTail, qhkTail, route.Formats); err != nil {
+		res = append(res, err)
+	}
+
+	qTimestamps, qhkTimestamps, _ := qs.GetOK("timestamps")
+	if err := o.bindTimestamps(qTimestamps, qhkTimestamps, route.Formats); err != nil {
 		res = append(res, err)
 	}
 	if len(res) > 0 {
@@ -194,6 +207,30 @@ func (o *ReadContainerLogParams) bindTail(rawData []string, hasKey bool, formats
 		return errors.InvalidType("tail", "query", "int64", raw)
 	}
 	o.Tail = &value
+
+	return nil
+}
+
+// bindTimestamps binds and validates parameter Timestamps from query.
+func (o *ReadContainerLogParams) bindTimestamps(rawData []string, hasKey bool, formats strfmt.Registry) error {
+	var raw string
+	if len(rawData) > 0 {
+		raw = rawData[len(rawData)-1]
+	}
+
+	// Required: false
+	// AllowEmptyValue: false
+
+	if raw == "" { // empty values pass all other validations
+		// Default values have been previously initialized by NewReadContainerLogParams()
+		return nil
+	}
+
+	value, err := conv.ConvertBool(raw)
+	if err != nil {
+		return errors.InvalidType("timestamps", "query", "bool", raw)
+	}
+	o.Timestamps = &value
 
 	return nil
 }

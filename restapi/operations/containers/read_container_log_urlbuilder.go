@@ -12,11 +12,12 @@ import (
 
 // ReadContainerLogURL generates an URL for the read container log operation
 type ReadContainerLogURL struct {
-	Follow *bool
-	ID     *int64
-	Name   *string
-	Since  *string
-	Tail   *int64
+	Follow     *bool
+	ID         *int64
+	Name       *string
+	Since      *string
+	Tail       *int64
+	Timestamps *bool
 
 	_basePath string
 	// avoid unkeyed usage
@@ -90,6 +91,14 @@ func (o *ReadContainerLogURL) Build() (*url.URL, error) {
 	}
 	if tailQ != "" {
 		qs.Set("tail", tailQ)
+	}
+
+	var timestampsQ string
+	if o.Timestamps != nil {
+		timestampsQ = conv.FormatBool(*o.Timestamps)
+	}
+	if timestampsQ != "" {
+		qs.Set("timestamps", timestampsQ)
 	}
 
 	_result.RawQuery = qs.Encode()
