@@ -2,10 +2,11 @@ package container
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"time"
 
-	"github.com/kraken-hpc/imageapi/internal/container/proto"
+	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
 // stampedLog is a log in which each line begins with the time at which it was written, by the marks of the index.
@@ -17,7 +18,7 @@ type stampedLog struct {
 	part  *os.File // that index belongs to
 	index *os.File // nil if the part has none any more
 	next  int64    // where the next mark is in the index
-	ahead proto.LogMark
+	ahead wire.LogMark
 	at    int64 // time of the last mark that was passed
 }
 
@@ -57,20 +58,20 @@ func (s *stampedLog) stamp(text []byte) {
 func (s *stampedLog) timeAt(p logPart, offset int64) int64 {
 	if s.part != p.file {
 		s.closeIndex()
-		s.part, s.next, s.ahead = p.file, proto.LogMarkSize, proto.LogMark{} // the first mark names the file
-		s.index, _ = s.indexOf(p)                                            // without one, the last time holds
+		s.part, s.next, s.ahead = p.file, wire.LogMarkSize, wire.LogMark{} // the first mark names the file
+		s.index, _ = s.indexOf(p)                                          // without one, the last time holds
 	}
 	for s.index != nil && s.ahead.Offset <= offset {
 		if s.ahead.At != 0 {
 			s.at = s.ahead.At
 		}
-		var b [proto.LogMarkSize]byte
-		if n, _ := s.index.ReadAt(b[:], s.next); n < len(b) {
-			s.ahead = proto.LogMark{}
+		mark, err := readMark(io.NewSectionReader(s.index, s.next, wire.LogMarkSize))
+		if err != nil { // the supervisor may add one later
+			s.ahead = wire.LogMark{}
 			break
 		}
-		s.ahead = proto.ParseLogMark(b)
-		s.next += proto.LogMarkSize
+		s.ahead = mark
+		s.next += wire.LogMarkSize
 	}
 	return s.at
 }
