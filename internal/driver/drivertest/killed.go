@@ -24,7 +24,8 @@ type Killing struct {
 	Dir   string        // told to the victim
 	Next  driver.Driver // of the daemon that comes after it
 	Scope testkit.Scope // where the driver leaves its traces
-	Good  string        // a definition that comes up on nothing
+	Good  string        // a definition that comes up on Needs
+	Needs []driver.Status
 	// Left names what the driver has left beyond the Scope. It may be nil.
 	Left func(t *testing.T) string
 }
@@ -48,6 +49,7 @@ type order struct {
 	Dir   string
 	Notes string // a directory that stands for the journal
 	Good  string
+	Needs []driver.Status
 	ID    int64 // of the object
 	Down  bool  // it is killed while it takes down, else while it brings up
 	Point int   // before the first act of that, after it, before the second, and so on; 0: it is killed from outside
@@ -91,7 +93,7 @@ func Victim(t *testing.T, start func(dir string, g failpoint.Hook) driver.Driver
 	must(t, unix.Kill(os.Getpid(), unix.SIGKILL))
 }
 
-func (o order) place() driver.Placement { return driver.Placement{ID: o.ID} }
+func (o order) place() driver.Placement { return driver.Placement{ID: o.ID, Needs: o.Needs} }
 
 func (o order) note(t *testing.T, name string, v any) {
 	t.Helper()
@@ -103,7 +105,7 @@ func (o order) note(t *testing.T, name string, v any) {
 // the victim, up to its call of Victim.
 func Killed(t *testing.T, k Killing) {
 	for _, down := range []bool{false, true} {
-		o := order{Dir: k.Dir, Good: k.Good, Down: down}
+		o := order{Dir: k.Dir, Good: k.Good, Needs: k.Needs, Down: down}
 		for o.Point = 1; ; o.Point++ {
 			same := k.unchanged(t)
 			o.Notes, o.ID = t.TempDir(), newPlace(nil).ID
@@ -125,7 +127,7 @@ func Killed(t *testing.T, k Killing) {
 func KilledWhen(t *testing.T, k Killing, is func() bool) {
 	t.Helper()
 	same := k.unchanged(t)
-	o := order{Dir: k.Dir, Good: k.Good, Notes: t.TempDir(), ID: newPlace(nil).ID}
+	o := order{Dir: k.Dir, Good: k.Good, Needs: k.Needs, Notes: t.TempDir(), ID: newPlace(nil).ID}
 	o.kill(t, is)
 	o.recover(t, k.Next)
 	same("the moment")
