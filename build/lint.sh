@@ -21,7 +21,9 @@ go test -count=1 ./internal/archtest
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!/bin/(ba)?sh' --)
 shellcheck --external-sources "${scripts[@]}"
 
-# The English of pages, specification and messages. Generated code and tests do not speak to users.
-mapfile -t written < <(git ls-files --cached --others --exclude-standard -- '*.md' swagger.yaml 'build/*.go' 'cmd/*.go' 'internal/*.go' |
-	grep -vE '_test\.go$|^internal/(testkit|driver/drivertest|driver/drivertest/mounttest)/')
+# The English of pages, specification, messages and tests, sentence by sentence, and the habits of all pages together.
+mapfile -t written < <(git ls-files --cached --others --exclude-standard -- '*.md' swagger.yaml 'build/*.go' 'cmd/*.go' 'internal/*.go' 'test/*.go' |
+	grep -vE '^build/(apipage|prose)/')
 go run ./build/prose "${written[@]}"
+mapfile -t pages < <(git ls-files --cached --others --exclude-standard -- '*.md' swagger.yaml | grep -v '^docs/adr/')
+go run ./build/prose -habits "${pages[@]}"

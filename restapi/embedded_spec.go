@@ -5499,7 +5499,7 @@ func init() {
             "does": "start /sbin/init",
             "path": "container",
             "unknown": [
-              "whether the root has /sbin/init, and what it needs"
+              "whether the root has /sbin/init and its dependencies"
             ]
           }
         ]
@@ -11386,7 +11386,7 @@ func init() {
             "does": "start /sbin/init",
             "path": "container",
             "unknown": [
-              "whether the root has /sbin/init, and what it needs"
+              "whether the root has /sbin/init and its dependencies"
             ]
           }
         ]

@@ -29,6 +29,7 @@ func TestHabits(t *testing.T) {
 		{"What is no regular file where one is expected, a pipe, a socket, a device, is refused.", "ImageAPI refuses pipes, sockets and devices where it expects a regular file.", false},
 		{"A further run appends. The log goes with the container.", "Restarting a container appends to its log. Deleting the container deletes the log.", false},
 		{"a supervisor of its own and a cgroup", "a setting of its own service", false},
+		{"the server can't be reached", "the server cannot be reached", true},
 		{strings.Repeat("word ", longest+1), strings.Repeat("word ", longest), false},
 	} {
 		if found := check(rules(), text{words: c.bad, message: c.message}); len(found) == 0 {
@@ -64,5 +65,25 @@ func TestTexts(t *testing.T) {
 		if want := map[string]int{"page.md": 3, "spec.yaml": 2, "code.go": 3}[name]; found != want {
 			t.Errorf("%s: %d findings, want %d, in %+v", name, found, want, texts)
 		}
+	}
+}
+
+// Every habit that the style guide counts has a limit, and texts beyond it are found.
+func TestOverLimits(t *testing.T) {
+	t.Parallel()
+	good := []text{{words: strings.Repeat("You read a short sentence. ", 400)}}
+	if over := overLimits(good); len(over) != 0 {
+		t.Errorf("%q", over)
+	}
+	for name, words := range map[string]string{
+		"what": strings.Repeat("See what. ", 27), "sentences": strings.Repeat("What. ", 9), "tell": strings.Repeat("They told us. ", 8),
+		"somebody": strings.Repeat("Nobody. ", 5), "mean": strings.Repeat(strings.Repeat("word ", 29)+"end. ", 4000),
+	} {
+		if over := overLimits(append(good, text{words: words})); len(over) != 1 || !strings.Contains(over[0], name) {
+			t.Errorf("%s: %q", name, over)
+		}
+	}
+	if over := overLimits(good[:0]); len(over) != 1 || !strings.HasPrefix(over[0], "you: 0") {
+		t.Errorf("without you: %q", over)
 	}
 }

@@ -9,7 +9,7 @@ import (
 type rule struct {
 	pattern *regexp.Regexp
 	advice  string
-	message bool // applies to messages of the program only
+	message bool // applies to the first sentence of messages only
 }
 
 // rules are the countable habits. A pattern that finds good sentences, too, does not belong here.
@@ -36,6 +36,7 @@ func rules() []rule {
 		{`(?i)\bshall\b`, `write "must" or "should"`, false},
 		{`(?i)\bof (its|their|our|your) own(\W|$)\W*(which|that|and|or|as|in|on|at|to|by|is|are|has|have|for|from|with|below|\W|$)`, `write "its own"`, false},
 		{`(?i)\b(mend|mended|mends)\b`, `write "fix" or "repair"`, false},
+		{`(?i)\b(ca|do|does|is|are|was|were|wo|would|did|has|have|should)n['’]t\b`, `write both words: "cannot", "do not"`, false},
 		{`(?i)^it\b`, `name the subject of the message`, true},
 	}
 	var out []rule
@@ -56,13 +57,13 @@ type finding struct {
 // check holds a text against the rules, sentence by sentence.
 func check(rules []rule, t text) []finding {
 	var found []finding
-	for _, s := range sentences(t.words) {
+	for i, s := range sentences(t.words) {
 		for _, r := range rules {
-			if (!r.message || t.message) && !strings.HasSuffix(s, "?") && r.pattern.MatchString(s) {
+			if (!r.message || t.message && i == 0) && !strings.HasSuffix(s, "?") && r.pattern.MatchString(s) {
 				found = append(found, finding{t.place, s, r.advice})
 			}
 		}
-		if words := len(strings.Fields(s)); words > longest {
+		if words := len(strings.Fields(s)); words > longest && !t.fragment {
 			found = append(found, finding{t.place, s, "shorten the sentence: one idea each"})
 		}
 	}

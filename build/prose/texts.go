@@ -15,9 +15,10 @@ import (
 
 // text is a piece of prose and its place.
 type text struct {
-	place   string
-	words   string
-	message bool // of the program: an error, a warning, a log line
+	place    string
+	words    string
+	message  bool // of the program: an error, a warning, a log line
+	fragment bool // may be a list or a script, whose length does not count
 }
 
 var (
@@ -113,7 +114,11 @@ var speakers = map[string]int{
 	"Warn": 0, "Error": 0, "Info": 0, "Debug": 0,
 }
 
-// messages returns the strings of a Go file that reach people: errors, log lines, descriptions of flags.
+// short is the number of words from which on a string outside of speakers counts as a message, too.
+const short = 4
+
+// messages returns the strings of a Go file that reach people: errors, log lines, descriptions of flags, and all others of some words. In
+// tests only arguments of speakers count, since tests contain bad input on purpose.
 func messages(name string) ([]text, error) {
 	files := token.NewFileSet()
 	file, err := parser.ParseFile(files, name, nil, parser.SkipObjectResolution)
@@ -125,6 +130,7 @@ func messages(name string) ([]text, error) {
 		words = verb.ReplaceAllString(words, "VALUE")
 		texts = append(texts, text{place: files.Position(at).String(), words: words, message: true})
 	}
+	spoken := map[ast.Expr]bool{}
 	ast.Inspect(file, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.CallExpr:
@@ -133,6 +139,7 @@ func messages(name string) ([]text, error) {
 				return true
 			}
 			if words, ok := literal(n.Args[at]); ok {
+				spoken[n.Args[at]] = true
 				add(n.Args[at].Pos(), words)
 			}
 		case *ast.Field:
@@ -140,7 +147,18 @@ func messages(name string) ([]text, error) {
 				if d := description.FindStringSubmatch(n.Tag.Value); d != nil {
 					add(n.Tag.Pos(), d[1])
 				}
+				spoken[n.Tag] = true
 			}
+		case ast.Expr:
+			if spoken[n] {
+				return false
+			}
+			words, ok := literal(n)
+			if ok && !strings.HasSuffix(name, "_test.go") && len(strings.Fields(words)) >= short {
+				add(n.Pos(), words)
+				texts[len(texts)-1].fragment = true
+			}
+			return !ok
 		}
 		return true
 	})

@@ -98,7 +98,7 @@ func (f *flaky) cut() error {
 	default:
 	}
 	if f.cuts > 100_000 {
-		return errors.New("it comes to nothing")
+		return errors.New("the object is never created")
 	}
 	return nil
 }
@@ -135,10 +135,10 @@ func (f *flaky) take(e testkit.Event) error {
 		return nil
 	}
 	if f.class != "" && e.Class != f.class || number > now {
-		return fmt.Errorf("%+v is told when GET shows event %d", e, now)
+		return fmt.Errorf("event %+v arrives when GET shows event %d", e, now)
 	}
 	if code := f.do("GET", fmt.Sprintf("/%s?id=%d", e.Class, e.Object), "").Code; e.Type == "removed" && code != http.StatusNotFound {
-		return fmt.Errorf("%+v is told, and GET answers %d", e, code)
+		return fmt.Errorf("event %+v arrives, and GET returns %d", e, code)
 	}
 	if f.dozes && rand.IntN(100) == 0 {
 		for end := number + 400; f.manager.Snapshot().LastEvent() < end; {

@@ -441,6 +441,6 @@ func TestStreamsOverHTTP2(t *testing.T) {
 	e.next(t, "added", 1)
 	hangUp()
 	if _, err := io.Copy(io.Discard, resp.Body); err == nil {
-		t.Error("it goes on")
+		t.Error("the stream continues")
 	}
 }

@@ -164,7 +164,7 @@ func TestRequestsAtATime(t *testing.T) {
 		select {
 		case entered <- true:
 		case <-time.After(10 * time.Second):
-			return errors.New("nobody expects this one")
+			return errors.New("unexpected error")
 		}
 		<-leave
 		return nil

@@ -65,7 +65,7 @@ func goalOf(p containers.WaitForContainerParams) (goal, time.Duration, error) {
 	ready := p.Ready != nil && *p.Ready
 	switch {
 	case ready && len(p.State) > 0:
-		faults.Add("query parameter ready", "can't be asked for together with state")
+		faults.Add("query parameter ready", "cannot be combined with state")
 	case ready:
 		g = nil
 	case len(p.State) > 0:

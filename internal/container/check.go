@@ -44,7 +44,7 @@ func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.P
 	}
 	looked, err := u.checkCommand(place.Needs[0].Tree, config)
 	if !looked {
-		f.Unknown = []string{fmt.Sprintf("whether the root has %s, and what it needs", config.Args[0])}
+		f.Unknown = []string{fmt.Sprintf("whether the root has %s and its dependencies", config.Args[0])}
 	}
 	return f, err
 }

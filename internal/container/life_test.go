@@ -570,6 +570,6 @@ func daemon(t *testing.T, dir string) {
 	n := &node{Driver: d}
 	b := n.up(t, os.Getenv("CONTAINER_TEST_ROOT"), definition(untilGo))
 	<-b.start().Done()
-	t.Error("it ended before the daemon")
+	t.Error("the container ended before the daemon")
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 }

@@ -467,6 +467,6 @@ func TestRemoveLog(t *testing.T) {
 	}
 	w.must(os.MkdirAll(w.path+wire.LogOlder+"/x", 0o700))
 	if err := w.unit.driver.removeLog(logID); err == nil {
-		t.Error("what can't be removed is no error")
+		t.Error("a failed removal returns no error")
 	}
 }

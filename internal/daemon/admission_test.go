@@ -517,7 +517,7 @@ func TestSlowClients(t *testing.T) {
 	select {
 	case <-endless:
 	case <-time.After(10 * time.Second):
-		t.Error("the answer waits for ever")
+		t.Error("the response waits forever")
 	}
 }
 

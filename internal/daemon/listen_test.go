@@ -178,7 +178,7 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 	}
 	reload("current certificates kept")
 	if !shakes(t, l, old, []tls.Certificate{old}) {
-		t.Error("the old certificate is gone, and the new one can't be read")
+		t.Error("the old certificate is gone, and the new one is unreadable")
 	}
 	fresh := issue(t, path)
 	reload("msg=\"certificates reloaded\"")

@@ -21,7 +21,7 @@ import (
 func unixClient(conn net.Conn) *api.Client {
 	credentials, err := credentialsOf(conn)
 	if err != nil {
-		return &api.Client{Refused: fmt.Sprintf("the kernel does not tell who you are: %v", err)}
+		return &api.Client{Refused: fmt.Sprintf("read the client's credentials: %v", err)}
 	}
 	return &api.Client{
 		Key: userKey(credentials.Uid),
@@ -109,10 +109,10 @@ func (k loopbackClients) identify(conn net.Conn) *api.Client {
 func (k loopbackClients) known(c api.Client, socket sockdiag.Socket, err error) *api.Client {
 	switch {
 	case errors.Is(err, sockdiag.ErrNone):
-		c.Refused = "your socket is not to be found on this node"
+		c.Refused = "client socket not found on this node"
 		return &c
 	case err != nil:
-		c.Refused = fmt.Sprintf("who you are can't be looked up: %v", err)
+		c.Refused = fmt.Sprintf("find the owner of the client's socket: %v", err)
 		return &c
 	case socket.State != sockdiag.Established || socket.Inode == 0:
 		// The kernel shows user 0 as the owner of a socket that nobody has open any more.

@@ -54,7 +54,7 @@ func TestReports(t *testing.T) {
 		}
 	}
 	ctx, end := context.WithCancel(t.Context())
-	go s.attend(ctx, func() { t.Error("asked whether it is alive, and nobody wants to know") })
+	go s.attend(ctx, func() { t.Error("checked although the service manager has no watchdog") })
 	end()
 	if got := next(); !strings.HasPrefix(got, "STOPPING=1") {
 		t.Errorf("reported %q", got)

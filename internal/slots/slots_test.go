@@ -15,7 +15,7 @@ func TestSlots(t *testing.T) {
 	}
 	s.Give("a")
 	if !s.Take("a") || s.Take("a") {
-		t.Error("what was given back is not there once")
+		t.Error("a returned slot is not available exactly once")
 	}
 	for range 2 {
 		s.Give("a")

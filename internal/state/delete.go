@@ -266,7 +266,7 @@ func (m *Manager) lose(holder, need int64) {
 			return // it was broken and a retry has taken it up
 		}
 		c.cancelRestart(holder)
-		c.phase(holder, Broken, fmt.Sprintf("it lacks %s, which was deleted with force=true; delete the container too", name(m.objects[need].view)))
+		c.phase(holder, Broken, fmt.Sprintf("the container depends on %s, which was deleted with force=true; delete the container too", name(m.objects[need].view)))
 	})
 	m.note(holder)
 }

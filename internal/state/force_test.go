@@ -129,7 +129,7 @@ func TestForceTakesThePlace(t *testing.T) {
 		t.Errorf("the other answer is %v", err)
 	}
 	if _, ok := m.Snapshot().Get(id); ok {
-		t.Error("it is still there")
+		t.Error("the object still exists")
 	}
 }
 

@@ -128,7 +128,7 @@ func TestInspect(t *testing.T) {
 
 	w.failWith(func(act string, u *unit) error {
 		if act == "inspect" && u.Label == "low" {
-			return errs.New(errs.Conflict, "it is gone")
+			return errs.New(errs.Conflict, "the device is gone")
 		}
 		return nil
 	})
@@ -137,7 +137,7 @@ func TestInspect(t *testing.T) {
 		t.Errorf("when the lowest is gone: %s", got)
 	}
 	v, _ := m.Snapshot().Get(top)
-	if want := "the object depends on mount 1 (test), which is broken: it is gone"; v.Error != want {
+	if want := "the object depends on mount 1 (test), which is broken: the device is gone"; v.Error != want {
 		t.Errorf("the reason is %q, want %q", v.Error, want)
 	}
 
@@ -171,7 +171,7 @@ func TestInspectDuringDelete(t *testing.T) {
 			select {
 			case <-looked:
 			default:
-				return errs.New(errs.Conflict, "it is gone")
+				return errs.New(errs.Conflict, "the device is gone")
 			}
 		}
 		return nil

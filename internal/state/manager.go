@@ -433,7 +433,7 @@ func (m *Manager) lookup(class driver.Class, id int64) (*object, error) {
 	if o := m.objects[id]; o != nil && o.view.Class == class {
 		return o, nil
 	}
-	return nil, errs.New(errs.NotFound, "there is no %s %d", class, id)
+	return nil, errs.New(errs.NotFound, "no %s has the id %d", class, id)
 }
 
 // wait returns when done is closed, or with the cause of ctx's end.

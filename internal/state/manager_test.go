@@ -232,7 +232,7 @@ func TestReferences(t *testing.T) {
 	}
 	deleteOK(t, m, driver.Mount, second.ID)
 	if _, ok := m.Snapshot().Get(lower); ok {
-		t.Error("nobody holds the mount any more and it is still there")
+		t.Error("the mount has no holder and still exists")
 	}
 
 	// Created by the client, then needed: stays when what needs it goes.

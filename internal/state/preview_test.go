@@ -83,10 +83,10 @@ func TestForeseenNeeds(t *testing.T) {
 		if place.Needs[0].Tree.Depth != 7 || place.Needs[1].Device.Number != uint64(base.ID) {
 			t.Errorf("it would stand on %+v", place.Needs)
 		}
-		return driver.Preview{}, errs.At("place", errs.New(errs.Invalid, "it can't be"))
+		return driver.Preview{}, errs.At("place", errs.New(errs.Invalid, "impossible"))
 	}}
 	_, err := m.Preview(t.Context(), upper)
-	if !errs.Is(err, errs.Invalid) || err.Error() != "upper.place: it can't be" {
+	if !errs.Is(err, errs.Invalid) || err.Error() != "upper.place: impossible" {
 		t.Errorf("error %v", err)
 	}
 	steps, err := m.Preview(t.Context(), lower)

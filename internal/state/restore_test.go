@@ -56,7 +56,7 @@ func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
 	if _, ok := u.w.up[place.ID]; !ok {
-		return errs.New(errs.Conflict, "it is gone")
+		return errs.New(errs.Conflict, "the device is gone")
 	}
 	if status.Device == nil || int64(status.Device.Number) != place.ID {
 		u.w.fault("object %d is recovered with %+v", place.ID, status)
@@ -495,7 +495,7 @@ func TestRecoveryOfGone(t *testing.T) {
 	delete(w.procs, box)
 	w.mu.Unlock()
 	second := begin(t, w, first.path)
-	if v, _ := second.Snapshot().Get(id); v.Phase != Broken || v.Error != "it is gone" || v.Refs != 1 {
+	if v, _ := second.Snapshot().Get(id); v.Phase != Broken || v.Error != "the device is gone" || v.Refs != 1 {
 		t.Errorf("the device is %+v", v)
 	}
 	if r := run(second.Snapshot(), box); r.State != StateDead || r.Reason != ReasonLost {

@@ -22,7 +22,7 @@ func (m *Manager) Update(ctx context.Context, id int64, change driver.Change, co
 		}
 		unit, ok := v.Unit.(driver.ContainerUnit)
 		if !ok {
-			return errs.New(errs.Unsupported, "this version can't change it")
+			return errs.New(errs.Unsupported, "this version cannot change it")
 		}
 		var faults errs.Faults
 		next := unit.Changed(change, &faults)

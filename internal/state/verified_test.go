@@ -98,7 +98,7 @@ func TestFatalCorruption(t *testing.T) {
 	}
 	fail := func(act string, u *unit) error {
 		if act == "inspect" && u.Label == "low" {
-			return errs.New(errs.Conflict, "it is corrupted")
+			return errs.New(errs.Conflict, "the device is corrupted")
 		}
 		return nil
 	}
@@ -143,9 +143,9 @@ func TestFatalCorruption(t *testing.T) {
 func TestFatalCorruptionIsRecovered(t *testing.T) {
 	t.Parallel()
 	for _, asked := range []bool{false, true} {
-		r := Run{State: StateStopping, Reason: ReasonCorrupted, Error: "it is corrupted"}
+		r := Run{State: StateStopping, Reason: ReasonCorrupted, Error: "the device is corrupted"}
 		conclude(&r, driver.Exit{Code: 0}, asked)
-		if r.State != StateDead || r.Reason != ReasonCorrupted || r.Error != "it is corrupted" || r.ExitCode == nil || *r.ExitCode != 0 {
+		if r.State != StateDead || r.Reason != ReasonCorrupted || r.Error != "the device is corrupted" || r.ExitCode == nil || *r.ExitCode != 0 {
 			t.Errorf("asked %v: it came to %+v", asked, r)
 		}
 	}

@@ -42,7 +42,7 @@ func (m *Manager) Wait(ctx context.Context, id int64, done func(v *View) (bool, 
 func (m *Manager) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 	v, ok := m.Snapshot().Get(id)
 	if !ok {
-		return nil, errs.New(errs.NotFound, "there is no container %d", id)
+		return nil, errs.New(errs.NotFound, "no container has the id %d", id)
 	}
 	unit, ok := v.Unit.(driver.ContainerUnit)
 	switch {

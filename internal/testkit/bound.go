@@ -19,7 +19,7 @@ func bound(t testing.TB) {
 	name := t.Name()
 	timer := time.AfterFunc(limit, func() {
 		debug.SetTraceback("all")
-		panic(name + " hangs: it takes longer than " + limit.String())
+		panic(name + " hangs, longer than " + limit.String())
 	})
 	t.Cleanup(func() { timer.Stop() })
 }

@@ -165,7 +165,7 @@ func (l *lab) clear(before objects) {
 		}
 	}
 	if left := l.settled().since(before); len(left) > 0 {
-		l.Errorf("can't be deleted: %v", left)
+		l.Errorf("cannot be deleted: %v", left)
 	}
 }
 

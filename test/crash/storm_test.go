@@ -51,7 +51,7 @@ func TestStorm(t *testing.T) {
 	l.unchanged(l.quiet)
 	t.Logf("%d kills, %d requests, of which %d were cut off, %d leaks", kills, requests, cut, l.tally.leaks)
 	if kills == 0 || cut == 0 {
-		t.Error("it was no storm")
+		t.Error("too few requests")
 	}
 }
 

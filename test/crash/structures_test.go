@@ -214,7 +214,7 @@ func hasPartition(_ *lab, o object) error {
 func runs(_ *lab, o object) error {
 	if o.State != "running" && o.State != "paused" {
 		if o.PID != 0 {
-			return fmt.Errorf("it is %s and has process %d", o.State, o.PID)
+			return fmt.Errorf("the container is %s and has process %d", o.State, o.PID)
 		}
 		return nil
 	}

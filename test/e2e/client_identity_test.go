@@ -398,6 +398,6 @@ func TestSessionsOfFormerClients(t *testing.T) {
 	n.Signal(t, syscall.SIGHUP)
 	testkit.Eventually(t, "the authorities are read again", func() bool { return strings.Contains(n.Log(), "certificates reloaded") })
 	if status := get(); status == http.StatusOK {
-		t.Error("it is let in again")
+		t.Error("the client has access again")
 	}
 }

@@ -54,7 +54,7 @@ func TestContainerStates(t *testing.T) {
 				t.Errorf("exit code %v, want %d", got.ExitCode, c.code)
 			}
 			if c.state == models.ContainerStateDead && got.Error == "" {
-				t.Error("it is dead for no reason")
+				t.Error("the container is dead without a reason")
 			}
 			n.remove(t, http.StatusOK, "/container", made.ID)
 		})

@@ -98,7 +98,7 @@ func TestHostDevices(t *testing.T) {
 		t.Errorf("it sees:\n%s\nwant:\n%s", log, want)
 	}
 	if _, err := os.Stat("/dev/shm/" + toys); err == nil {
-		t.Error("it shares the node's /dev/shm")
+		t.Error("the container shares the node's /dev/shm")
 	}
 	// What is plugged in later is there.
 	must(t, unix.Mknod("/dev/"+toys+"/later", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))

@@ -97,7 +97,7 @@ func TestForce(t *testing.T) {
 		t.Errorf("phase %q, error %q; want broken and what it lacks", got.Phase, got.Error)
 	}
 	if a := setState(t, n, http.StatusConflict, c.ID, "running"); a == "" {
-		t.Error("no reason why it can't run")
+		t.Error("no error of the start")
 	}
 	n.remove(t, http.StatusOK, "/container", c.ID)
 }

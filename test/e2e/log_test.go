@@ -396,7 +396,7 @@ func TestSlowFollower(t *testing.T) {
 		t.Errorf("the slow client ends with %v after line %d", err, c.next)
 	}
 	if c.next >= last {
-		t.Error("the slow client got everything: it was not slow")
+		t.Error("the slow client received everything")
 	}
 	if kept := n.kept(t, w.ID); kept > 64<<10 {
 		t.Errorf("%d bytes are kept", kept)

@@ -315,13 +315,13 @@ func TestStuckDevice(t *testing.T) {
 		t.Log(a.Message())
 		n.waits(t, c.resource, c.id, c.waits, suspended)
 	}
-	if o := n.get(t, "/mount", int64(dirty.ID)); o.Phase != "stopping" || !strings.Contains(o.Error, "was killed but can't end") {
+	if o := n.get(t, "/mount", int64(dirty.ID)); o.Phase != "stopping" || !strings.Contains(o.Error, "was killed and has not ended") {
 		t.Errorf("it shows %+v", o)
 	}
 	var shown []models.Mount
 	n.Must(t, http.StatusOK, http.MethodGet, fmt.Sprintf("/mount?id=%d", over.ID), nil, &shown)
 	if shown[0].Overlay.Upper.Used == nil {
-		t.Error("it is not known how much of the disk is used")
+		t.Error("the usage of the disk is unknown")
 	}
 	n.within(t, over.ID, quiet, before, 4)
 
@@ -396,7 +396,7 @@ func TestStuckDisks(t *testing.T) {
 	all.Wait()
 	for _, d := range disks {
 		n.waits(t, "/mount", d.ID, "device "+d.Attach.Attach.DeviceFile+": sync ", frozen)
-		if o := n.get(t, "/mount", int64(d.ID)); o.Phase != "stopping" || !strings.Contains(o.Error, "was killed but can't end") && !strings.Contains(o.Error, "an earlier attempt is not over") {
+		if o := n.get(t, "/mount", int64(d.ID)); o.Phase != "stopping" || !strings.Contains(o.Error, "was killed and has not ended") && !strings.Contains(o.Error, "an earlier attempt is not over") {
 			t.Errorf("it shows %+v", o)
 		}
 	}

@@ -215,7 +215,7 @@ func TestVerityRefuses(t *testing.T) {
 		{func(v *models.AttachVerity) { v.HashOffset = 0 }, 422, "verity.hash_offset: is required without a hash_device"},
 		{func(v *models.AttachVerity) { v.HashOffset = 513 }, 422, "verity.hash_offset: must be a multiple of 512"},
 		{func(v *models.AttachVerity) { v.HashOffset = 4096 }, 422, "there is no superblock"},
-		{func(v *models.AttachVerity) { v.HashDevice = attachID(4711) }, 404, "verity.hash_device: there is no attach 4711"},
+		{func(v *models.AttachVerity) { v.HashDevice = attachID(4711) }, 404, "verity.hash_device: no attach has the id 4711"},
 		{func(v *models.AttachVerity) { v.HashDevice = loopback("/nowhere") }, 422, "/nowhere"},
 		{func(v *models.AttachVerity) { v.OnCorruption = to("panic") }, 422, "on_corruption: is \"panic\"; use one of error, stop"},
 	} {

@@ -131,7 +131,7 @@ func (n *node) boot(device any, needed string) (id int64, tries int, err error) 
 	}
 	data, err := n.ask("GET", fmt.Sprintf("/container/wait?state=exited,dead&timeout=900&id=%d", made.ID), nil)
 	if err == nil && !bytes.Contains(data, []byte(`"state":"exited"`)) {
-		err = fmt.Errorf("it did not come up: %s", data)
+		err = fmt.Errorf("the server did not start: %s", data)
 	}
 	return made.ID, tries, err
 }

@@ -291,7 +291,7 @@ func validError(status int, data []byte) error {
 		return fmt.Errorf("no message")
 	}
 	if section := fmt.Sprintf("%s/docs#section/Errors/%d-", client.DefaultBasePath, status); !strings.HasPrefix(e.See, section) {
-		return fmt.Errorf("it points to %q, not to %s", e.See, section)
+		return fmt.Errorf("see is %q, not %s", e.See, section)
 	}
 	if e.Type == "" {
 		return fmt.Errorf("the error has no type")

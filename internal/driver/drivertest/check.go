@@ -31,7 +31,7 @@ func checkIsPure(t *testing.T, c Case) {
 		t.Fatalf("Check: %v; with needs that are still to be made: %v", err, errUnmade)
 	}
 	if preview.Does == "" || unmade.Does == "" {
-		t.Error("Check does not say what Up does")
+		t.Error("Check does not describe Up")
 	}
 	status := up(t, u, place)
 	for _, f := range []driver.Preview{preview, unmade} {

@@ -201,7 +201,7 @@ func takenOver(t *testing.T, c Case) {
 	inspect(t, next, place, status)
 	needs := needsOf(t, later, c.Good)
 	if was, is := shown(t, later, u, status, needs), shown(t, later, next, status, needs); was != is {
-		t.Errorf("it was shown as\n%s\nand is shown as\n%s", was, is)
+		t.Errorf("Show returned\n%s\nand now returns\n%s", was, is)
 	}
 	down(t, next, place, status)
 }

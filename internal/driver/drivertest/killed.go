@@ -118,7 +118,7 @@ func Killed(t *testing.T, k Killing) {
 		}
 		t.Logf("killed at %d points, of Down: %v", o.Point, down)
 		if o.Point < 3 {
-			t.Error("it has passed no failpoint")
+			t.Error("Up has passed no failpoint")
 		}
 	}
 }

@@ -38,7 +38,7 @@ func upShowDown(t *testing.T, c Case) {
 	}
 	unit, err := json.Marshal(u)
 	if err != nil {
-		t.Errorf("the unit can't be written to the journal: %v", err)
+		t.Errorf("the unit cannot be written to the journal: %v", err)
 	}
 	for where, text := range map[string]string{"Show before Up": planned, "Show": raised, "the journal": string(unit), "Live": marshal(t, status)} {
 		for _, secret := range c.Secrets {
@@ -97,13 +97,13 @@ func busy(t *testing.T, c Case) {
 	before := testkit.Snapshot(t, c.Scope)
 	err := u.Down(context.Background(), place, status)
 	if !errs.Is(err, errs.Conflict) {
-		t.Errorf("down of what %s holds: error %v of class %v, want %v", holder, err, errs.ClassOf(err), errs.Conflict)
+		t.Errorf("down of an object held by %s: error %v of class %v, want %v", holder, err, errs.ClassOf(err), errs.Conflict)
 	} else if !strings.Contains(err.Error(), holder) {
-		t.Errorf("down of what %s holds: the error does not name it: %v", holder, err)
+		t.Errorf("down of an object held by %s: the error does not name it: %v", holder, err)
 	}
 	before.Same(t)
 	release()
-	testkit.Eventually(t, "what was held comes down", func() bool {
+	testkit.Eventually(t, "the released object comes down", func() bool {
 		return u.Down(context.Background(), place, status) == nil
 	})
 }

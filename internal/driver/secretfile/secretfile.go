@@ -28,7 +28,7 @@ func Check(faults *errs.Faults, field, file, given string) {
 	switch {
 	case file == "":
 	case given != "":
-		faults.Add(field, "is given beside the secret itself: give one of them")
+		faults.Add(field, "is given in addition to the secret itself; give one of them")
 	case !filepath.IsAbs(file) || strings.ContainsRune(file, 0):
 		faults.Add(field, "must be an absolute path on the node")
 	}

@@ -288,7 +288,7 @@ type Stuck struct {
 
 // Error names the process.
 func (s *Stuck) Error() string {
-	return fmt.Sprintf("the process that does it (pid %d) was killed but can't end%s", s.PID, in(s.Where))
+	return fmt.Sprintf("the helper process (pid %d) was killed and has not ended%s", s.PID, in(s.Where))
 }
 
 // Done is closed when the process has ended: the act is over then, one way or the other.

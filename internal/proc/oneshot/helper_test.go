@@ -323,13 +323,13 @@ func TestStuck(t *testing.T) {
 	if !errs.Is(err, errs.Deadline) || stuck == nil {
 		t.Fatalf("got %v: %v", errs.ClassOf(err), err)
 	}
-	want := fmt.Sprintf("write %s: not done in time: the process that does it (pid %d) was killed but can't end: waiting in ", file, stuck.PID)
+	want := fmt.Sprintf("write %s: not done in time: the helper process (pid %d) was killed and has not ended: waiting in ", file, stuck.PID)
 	if !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	select {
 	case <-stuck.Done():
-		t.Error("it has ended")
+		t.Error("the helper has ended")
 	default:
 	}
 	thaw()

@@ -34,7 +34,7 @@ func (g *Graph) Add(id int64, needs []int64) error {
 	needs = slices.Compact(slices.Sorted(slices.Values(needs)))
 	for _, need := range needs {
 		if need >= id {
-			return fmt.Errorf("node %d can't need %d, which is not older", id, need)
+			return fmt.Errorf("node %d cannot depend on %d, which is not older", id, need)
 		}
 		if _, ok := g.nodes[need]; !ok {
 			return fmt.Errorf("node %d needs %d, which is not there", id, need)

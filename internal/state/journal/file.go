@@ -199,7 +199,7 @@ func (h header) decode(lines []byte) (table, error) {
 	for line := range bytes.Lines(lines) {
 		var e Entry
 		if err := json.Unmarshal(line, &e); err != nil {
-			return nil, fmt.Errorf("a record can't be read: %w", err)
+			return nil, fmt.Errorf("unreadable record: %w", err)
 		}
 		entries.set(e)
 		h.Lines--

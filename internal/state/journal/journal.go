@@ -150,7 +150,7 @@ func (t table) split() (records []Record, others []Entry, err error) {
 		}
 		var r Record
 		if err := json.Unmarshal(e.Value, &r); err != nil {
-			return nil, nil, fmt.Errorf("the record of object %s can't be read: %w", e.Key, err)
+			return nil, nil, fmt.Errorf("read the record of object %s: %w", e.Key, err)
 		}
 		records = append(records, r)
 	}

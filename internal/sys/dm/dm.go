@@ -85,7 +85,7 @@ func refused(id string, target Target, cause error, words string) error {
 	case !errors.Is(cause, unix.EINVAL) && !errors.Is(cause, unix.ENOENT):
 		return fmt.Errorf("make device %s: %w", id, cause)
 	case strings.Contains(words, "unknown target type"):
-		return errs.New(errs.Unsupported, "make device %s: the kernel has no dm-%s, or can't load it (modprobe dm-%s)", id, target.Type, target.Type)
+		return errs.New(errs.Unsupported, "make device %s: the kernel has no dm-%s, or cannot load it (modprobe dm-%s)", id, target.Type, target.Type)
 	case words == "":
 		return errs.New(errs.Invalid, "make device %s: %w", id, cause)
 	default:
@@ -114,7 +114,7 @@ func (m Mapper) load(ctx context.Context) (*os.File, error) {
 	}
 	control, err = os.Open(controlNode)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errs.New(errs.Unsupported, "use the device mapper: there is no %s: mount devtmpfs on /dev", controlNode)
+		return nil, errs.New(errs.Unsupported, "use the device mapper: no %s; mount devtmpfs on /dev", controlNode)
 	}
 	return control, err
 }

@@ -79,12 +79,12 @@ func (f *Finder) Of(ctx context.Context, number uint64, mayHang bool) (Content, 
 // look adds to c what a range of a device shows.
 func (f *Finder) look(ctx context.Context, c *Content, e Extent, mayHang bool) error {
 	if len(c.Through) > maxDepth {
-		return errs.New(errs.Invalid, "more than %d block devices stand on each other", maxDepth)
+		return errs.New(errs.Invalid, "more than %d levels of block devices", maxDepth)
 	}
 	c.Through = append(c.Through, e.Dev)
 	dir, err := filepath.EvalSymlinks(block.Sysfs(e.Dev))
 	if err != nil {
-		return errs.New(errs.Conflict, "a device that it stands on is gone: %w", unix.ENXIO)
+		return errs.New(errs.Conflict, "a device below is gone: %w", unix.ENXIO)
 	}
 	if start, err := block.Attribute(dir, "start"); err == nil { // a partition
 		disk, err := block.NumberOf(filepath.Dir(dir))

@@ -35,7 +35,7 @@ var meanings = map[unix.Errno]meaning{
 	unix.ETIMEDOUT: {errs.Deadline, "no monitor answered within mount_timeout: check monitors and the network (ms_mode legacy uses port 6789, the other modes 3300)", regexp.MustCompile(`mon\d|tfm|lock`)},
 	unix.EINVAL:    {errs.Invalid, "the kernel does not take an option", anyWords},
 	unix.ESHUTDOWN: {errs.Remote, "the cluster has put this node on its blocklist (ceph osd blocklist ls)", anyWords},
-	unix.EIO:       {errs.Remote, "the cluster can't be read", anyWords},
+	unix.EIO:       {errs.Remote, "the cluster cannot be read", anyWords},
 }
 
 // explain makes an error of what the kernel answered to a mapping and logged meanwhile.

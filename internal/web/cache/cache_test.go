@@ -137,7 +137,7 @@ func TestEviction(t *testing.T) {
 	get(t, c, digestOf(two.content), two).Release()
 	third := get(t, c, digestOf(three.content), three) // the second goes: the first is in use
 	if strings.Contains(left(t, dir), digestOf(two.content)[7:]) {
-		t.Error("the object that nobody uses is still there")
+		t.Error("the unused object still exists")
 	}
 	_, err := c.Get(t.Context(), digestOf(two.content), two.fetch)
 	if !errs.Is(err, errs.OutOfSpace) || !strings.Contains(err.Error(), "--cache-size") {

@@ -92,7 +92,7 @@ func (l Layer) copy(image *erofs.Image, files []file) error {
 		return nil
 	})
 	if err == nil {
-		err = errors.New("it is shorter than before")
+		err = errors.New("the file is shorter than before")
 	}
 	if errors.Is(err, errDone) {
 		return nil

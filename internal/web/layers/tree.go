@@ -182,7 +182,7 @@ func (t *tree) directory(name string, create bool) (*erofs.Node, error) {
 		case !next.IsDir():
 			return nil, errors.New("a file is in the place of its directory")
 		case len(at) == mostDepth:
-			return nil, errors.New("it is too deep in the tree")
+			return nil, errors.New("the path is too deep")
 		default:
 			at = append(at, next)
 		}

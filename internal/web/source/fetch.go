@@ -43,7 +43,7 @@ func (s *Source) probe(ctx context.Context, server *server, p []byte) (a answer,
 		return a, &Changed{server.shown, fmt.Sprintf("its entity tag is %s, not %s", orNone(a.etag), server.etag)}
 	}
 	if server.etag == "" && server.modified != "" && a.modified != server.modified {
-		return a, &Changed{server.shown, fmt.Sprintf("it was modified at %q, not at %q", a.modified, server.modified)}
+		return a, &Changed{server.shown, fmt.Sprintf("modified at %q, not at %q", a.modified, server.modified)}
 	}
 	server.etag, server.modified = a.etag, a.modified
 	return a, nil
@@ -73,13 +73,13 @@ func (s *Source) same(server *server, a answer) error {
 	etag, modified := server.etag, server.modified
 	server.mu.Unlock()
 	if size := s.Identity().Size; a.total != size {
-		return &Changed{server.shown, fmt.Sprintf("it has %d bytes, not %d", a.total, size)}
+		return &Changed{server.shown, fmt.Sprintf("%d bytes, not %d", a.total, size)}
 	}
 	if etag != "" && a.etag != etag {
 		return &Changed{server.shown, fmt.Sprintf("its entity tag is %s, not %s", orNone(a.etag), etag)}
 	}
 	if etag == "" && a.modified != modified {
-		return &Changed{server.shown, fmt.Sprintf("it was modified at %q, not at %q", a.modified, modified)}
+		return &Changed{server.shown, fmt.Sprintf("modified at %q, not at %q", a.modified, modified)}
 	}
 	return nil
 }
@@ -250,9 +250,9 @@ func (s *Source) examine(server *server, r *http.Response, first, last int64) (a
 			refusal.Reason = "the object is empty"
 			return a, &refusal
 		}
-		return a, &Changed{server.shown, "it is shorter than it was (416)"}
+		return a, &Changed{server.shown, "shorter than before (416)"}
 	case status == http.StatusPreconditionFailed:
-		return a, &Changed{server.shown, "the server says so (412)"}
+		return a, &Changed{server.shown, "the server returned 412"}
 	}
 	if r.StatusCode != http.StatusPartialContent {
 		refusal.Reason = reason(r.StatusCode)

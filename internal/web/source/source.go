@@ -212,7 +212,7 @@ func (s *Source) identify(ctx context.Context, number int) error {
 	known := s.identity
 	s.mu.Unlock()
 	if known.Size != 0 && known.Size != answer.total {
-		return differs(server, number == known.URL, fmt.Sprintf("it has %d bytes, not %d", answer.total, known.Size))
+		return differs(server, number == known.URL, fmt.Sprintf("%d bytes, not %d", answer.total, known.Size))
 	}
 	s.mu.Lock()
 	s.identity.Size = answer.total

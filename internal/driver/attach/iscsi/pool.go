@@ -255,7 +255,7 @@ func (p *pool) setSession(s *shared, session *iscsi.Session) {
 
 // take takes the lock.
 func (s *shared) take(ctx context.Context) error {
-	ended := waits.Begin(ctx, "what another attachment does with the session")
+	ended := waits.Begin(ctx, "another attachment's change of the session")
 	select {
 	case s.lock <- struct{}{}:
 		ended(false)

@@ -98,7 +98,7 @@ func TestSettings(t *testing.T) {
 	target := testkit.StartTarget(t, "settings", "-l", "3").IQN
 	a := n.attach(t, def(target, `,"lun":2,"ro":true,"queue_depth":5,"scheduler":"noop","header_digest":"crc32c","data_digest":"crc32c","max_comands":64,"replacement_timeout":77`))
 	if !a.status.Device.ReadOnly || disk(t, a.status, "ro") != "1" {
-		t.Error("it is not read-only")
+		t.Error("the device is not read-only")
 	}
 	if f, err := os.OpenFile(a.status.Device.Path, os.O_WRONLY, 0); err == nil {
 		_, err := f.Write(make([]byte, 512))

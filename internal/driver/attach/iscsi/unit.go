@@ -94,7 +94,7 @@ func (u *unit) Check(ctx context.Context, _ driver.Placement) (driver.Preview, e
 	}
 	known, err := u.driver.pool.check(ctx, int(u.LUN), u.config())
 	if !known {
-		f.Unknown = append(f.Unknown, "what becomes of the session with the target, which another attachment is changing")
+		f.Unknown = append(f.Unknown, "the session with the target, which another attachment is changing")
 	}
 	return f, err
 }
@@ -193,7 +193,7 @@ func (u *unit) lost(id int64, status driver.Status) string {
 	if session == nil || status.Device == nil || status.Device.ReadOnly {
 		return ""
 	}
-	const text = "%s was detached, but what was written to it last is lost or went to another volume: %v"
+	const text = "%s was detached, but its last writes are lost or went to another volume: %v"
 	switch wrong := session.Wrong(int(u.LUN)); {
 	case wrong != nil:
 		return fmt.Sprintf(text, status.Device.Path, wrong)
@@ -214,7 +214,7 @@ func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status dri
 		return lost, nil
 	}
 	if state != iscsi.LoggedIn && status.Device != nil && !status.Device.ReadOnly {
-		warning = fmt.Sprintf("%s was taken away while target %s could not be reached: what was written and not yet saved there is lost", status.Device.Path, u.Target)
+		warning = fmt.Sprintf("%s was removed while target %s was unreachable: unwritten data is lost", status.Device.Path, u.Target)
 	}
 	return warning, nil
 }

@@ -198,7 +198,7 @@ func (u *unit) ignored() (warnings []string) {
 		say string
 	}{
 		{o.CephRequiresSignatures, "ceph_requires_signatures: the kernel ignores it"},
-		{o.NocephRequiresSignatures, "noceph_requires_signatures: the kernel ignores it; nocephx_sign_messages does what is left of it"},
+		{o.NocephRequiresSignatures, "noceph_requires_signatures: the kernel ignores it; use nocephx_sign_messages"},
 		{o.Rw && snapshot, "rw: a snapshot is read-only"},
 		{o.Exclusive && (o.Ro || snapshot), "exclusive: a read-only mapping takes no lock"},
 		{o.LockOnRead && (o.Ro || snapshot), "lock_on_read: a read-only mapping takes no lock"},

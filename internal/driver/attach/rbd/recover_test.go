@@ -102,7 +102,7 @@ func TestRecover(t *testing.T) {
 	case err := <-done:
 		must(t, err)
 	case <-time.After(5 * time.Second):
-		t.Error("it waits for the cluster")
+		t.Error("the recovery waits for the cluster")
 	}
 	mend()
 	if _, err := next.Up(within(t, 20*time.Second), driver.Placement{ID: 8}); err == nil || strings.Contains(err.Error(), w.Secret) {

@@ -37,7 +37,7 @@ type superblock struct {
 // parse reads a superblock, or says what is wrong with it.
 func parse(b []byte) (s superblock, err error) {
 	if len(b) < superblockSize || string(b[:len(signature)]) != signature {
-		return s, fmt.Errorf("there is no superblock of a hash tree; make one with veritysetup format, and give the value of its --hash-offset")
+		return s, fmt.Errorf("no superblock of a hash tree found; create one with veritysetup format, and give the value of its --hash-offset")
 	}
 	number := func(at int) int64 { return int64(binary.LittleEndian.Uint32(b[at:])) }
 	if version, kind := number(8), number(12); version != 1 || kind != 1 {

@@ -116,7 +116,7 @@ func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Previe
 		return u.Under.Check(ctx, place)
 	}
 	f, err := u.Under.Check(ctx, u.below(place))
-	f.Does += ", and check what is read from it against a root hash"
+	f.Does += ", and check all reads against a root hash"
 	if err != nil {
 		return f, err
 	}
@@ -125,7 +125,7 @@ func (u *unit) Check(ctx context.Context, place driver.Placement) (driver.Previe
 		hash = place.Needs[len(place.Needs)-1].Device
 	}
 	f.Status.Device = &driver.Device{ReadOnly: true, Remote: data.Remote || hash.Remote}
-	f.Unknown = append(f.Unknown, "whether the root hash is that of the device")
+	f.Unknown = append(f.Unknown, "whether the root hash matches the device")
 	if data.Made() && hash.Made() {
 		if _, err := u.superblock(ctx, u.Verity, data, hash); err != nil {
 			return f, err

@@ -124,7 +124,7 @@ func (p params) check(faults *errs.Faults) {
 		known = known || len(hash) == length
 	}
 	if err != nil || !known {
-		faults.Add("verity.root_hash", "must be what veritysetup(8) prints: 64, 96 or 128 hexadecimal digits")
+		faults.Add("verity.root_hash", "must be a root hash as veritysetup(8) prints it: 64, 96 or 128 hexadecimal digits")
 	}
 	switch {
 	case p.HashOffset < 0 || p.HashOffset%superblockSize != 0:

@@ -265,7 +265,7 @@ func TestOnDemand(t *testing.T) {
 		t.Errorf("a secret is shown: %s", text)
 	}
 	if err := os.WriteFile(d.status.Device.Path, []byte("x"), 0); err == nil {
-		t.Error("it can be written to")
+		t.Error("the device is writable")
 	}
 	f, err := os.Open(d.status.Device.Path)
 	if err != nil {

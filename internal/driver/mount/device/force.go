@@ -62,7 +62,7 @@ func (u *unit) failDown(ctx context.Context, place driver.Placement, status driv
 	if err := u.Down(ctx, place, status); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("mount %d (attach) was unmounted by force since the server of %s did not answer: what was not written to it is lost", place.ID, d.Path), nil
+	return fmt.Sprintf("mount %d (attach) was unmounted by force since the server of %s did not respond: unwritten data is lost", place.ID, d.Path), nil
 }
 
 // others returns the other users of a device and its partitions: mounts, and devices that are built on it.

@@ -26,7 +26,7 @@ func namesakes(version, name string, identifiers []string) []string {
 	if versions[version] < "4.1" || !slices.Contains(common, name) || slices.ContainsFunc(identifiers, hasOwn) {
 		return nil
 	}
-	return []string{fmt.Sprintf("nfs: the node's host name is %q, which others may have too, and the server tells its clients apart by it: give each node a name before its first mount", name)}
+	return []string{fmt.Sprintf("nfs: the node's host name is %q, which other nodes may also have, and the server identifies clients by it; give each node its own name before its first mount", name)}
 }
 
 // hostName is what the kernel has at this moment.

@@ -112,7 +112,7 @@ var refusals = []struct {
 	},
 	{
 		[]error{unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENETDOWN, unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT}, true, errs.Remote,
-		"the server can't be reached: look at this node's interfaces and routes",
+		"the server cannot be reached; check this node's interfaces and routes",
 	},
 	{
 		[]error{unix.ETIMEDOUT, context.DeadlineExceeded}, true, errs.Deadline,

@@ -55,10 +55,10 @@ func TestFaults(t *testing.T) {
 		"version 4.3":       {models.MountNfs{Version: new("4.3")}, "use 3, 4.0, 4.1 or 4.2"},
 		"ro and rw":         {models.MountNfs{Ro: new(true), Options: []string{"hard", "rw"}}, `nfs.options[1]: "rw" contradicts the field ro`},
 		"nameless option":   {models.MountNfs{Options: []string{"=1"}}, `nfs.options[0]: option "=1" has no name`},
-		"wrong kind":        {models.MountNfs{Host: new("127.0.0.1"), Options: []string{"proto=tcp6"}}, "nfs.host: 127.0.0.1 can't be reached by the transport"},
+		"wrong kind":        {models.MountNfs{Host: new("127.0.0.1"), Options: []string{"proto=tcp6"}}, "nfs.host: 127.0.0.1 cannot be reached: the option proto"},
 		"right kind":        {models.MountNfs{Host: new("::1"), Options: []string{"proto=tcp6"}}, ""},
-		"several":           {models.MountNfs{Version: new("5"), Options: []string{"bg"}}, `nfs.options[0]: "bg" can't be used: a mount is done when the answer comes; make it again if it fails; nfs.version: "5"`},
-		"in one string":     {models.MountNfs{Options: []string{"hard,vers=3"}}, `nfs.options[0]: "vers=3" can't be used: use the field version`},
+		"several":           {models.MountNfs{Version: new("5"), Options: []string{"bg"}}, `nfs.options[0]: "bg" cannot be used: a mount is complete when the request returns; create it again if it fails; nfs.version: "5"`},
+		"in one string":     {models.MountNfs{Options: []string{"hard,vers=3"}}, `nfs.options[0]: "vers=3" cannot be used: use the field version`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.def.Host == nil {
@@ -87,7 +87,7 @@ func TestRefusedOptions(t *testing.T) {
 		"bg", "fg", "retry=1", "sloppy", "addr=1.2.3.4", "clientaddr=1.2.3.4", "vers=3", "nfsvers=3", "minorversion=1", "v3", "v4.2", "source=x",
 	} {
 		_, err := plan(&models.MountNfs{Host: new("server"), Path: new("/"), Options: []string{option}})
-		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `"`+option+`" can't be used: `) {
+		if !errs.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `"`+option+`" cannot be used: `) {
 			t.Errorf("%s: %v", option, err)
 		}
 	}

@@ -51,7 +51,7 @@ func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status dri
 	if err := u.m.mounts.Unmount(short, place.ID, unix.MNT_FORCE); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("mount %d (nfs) was unmounted by force since %s did not answer: what was not written to it is lost", place.ID, u.Host), nil
+	return fmt.Sprintf("mount %d (nfs) was unmounted by force since %s did not respond: unwritten data is lost", place.ID, u.Host), nil
 }
 
 // giveUp makes all requests to the server fail until the file system has nothing left to write and nothing of an

@@ -221,7 +221,7 @@ func TestErrors(t *testing.T) {
 		"refused, 3":     {models.MountNfs{Host: new("127.0.0.9"), Version: new("3"), Options: []string{"port=2049,mountport=20048"}}, errs.Remote, "no NFS server listens there"},
 		"refused, 4.0":   {models.MountNfs{Host: new("127.0.0.9"), Version: new("4.0")}, errs.Remote, "no NFS server listens there"},
 		"refused, 4.2":   {models.MountNfs{Host: new("127.0.0.9")}, errs.Remote, "no NFS server listens there"},
-		"unreachable":    {models.MountNfs{Host: new("192.0.2.1")}, errs.Remote, "network is unreachable; the server can't be reached"},
+		"unreachable":    {models.MountNfs{Host: new("192.0.2.1")}, errs.Remote, "network is unreachable; the server cannot be reached"},
 		"option":         {models.MountNfs{Options: []string{"bogus=1"}}, errs.Invalid, `option "bogus=1": invalid argument`},
 		"value":          {models.MountNfs{Options: []string{"rsize=x"}}, errs.Invalid, `option "rsize=x": invalid argument`},
 		"no rdma":        {models.MountNfs{Options: []string{"rdma"}}, errs.Invalid, `option "rdma": invalid argument; the kernel says: NFS: Unrecognized transport protocol`},

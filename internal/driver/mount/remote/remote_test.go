@@ -101,7 +101,7 @@ func TestDetachOfRecovered(t *testing.T) {
 		defer cancel()
 		next.Recovered(1)
 		err := next.Settle(short, 1)
-		return errs.Is(err, errs.Deadline) && strings.Contains(err.Error(), "what an earlier server has begun is not over")
+		return errs.Is(err, errs.Deadline) && strings.Contains(err.Error(), "the helper process of an earlier server")
 	})
 	_, err = os.ReadFile(fifo)
 	must(t, errors.Join(err, <-written))
@@ -144,7 +144,7 @@ func TestOpenOnNode(t *testing.T) {
 			t.Errorf("got %v: %v", errs.ClassOf(err), err)
 		}
 	case <-time.After(20 * time.Second):
-		t.Error("it waits for ever")
+		t.Error("the call waits forever")
 		closed() // ends it
 		<-answer
 	}

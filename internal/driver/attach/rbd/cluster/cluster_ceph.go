@@ -111,18 +111,18 @@ func describe(q Query, image *rbd.Image) (Answer, error) {
 		}
 	}
 	if a.Features, err = image.GetFeatures(); err != nil {
-		return a, q.refused(err, "its features can't be read")
+		return a, q.refused(err, "its features cannot be read")
 	}
 	watchers, err := image.ListWatchers()
 	if err != nil {
-		return a, q.refused(err, "its watchers can't be read")
+		return a, q.refused(err, "its watchers cannot be read")
 	}
 	for _, w := range watchers {
 		a.Users = append(a.Users, User{Address: w.Addr, Client: "client." + strconv.FormatInt(w.Id, 10), How: "watches it"})
 	}
 	_, lockers, err := image.ListLockers()
 	if err != nil {
-		return a, q.refused(err, "its locks can't be read")
+		return a, q.refused(err, "its locks cannot be read")
 	}
 	for _, l := range lockers {
 		a.Users = append(a.Users, User{Address: l.Addr, Client: l.Client, How: "locks it"})
@@ -133,7 +133,7 @@ func describe(q Query, image *rbd.Image) (Answer, error) {
 func hasSnapshot(q Query, image *rbd.Image) error {
 	all, err := image.GetSnapshotNames()
 	if err != nil {
-		return q.refused(err, "its snapshots can't be read")
+		return q.refused(err, "its snapshots cannot be read")
 	}
 	for _, s := range all {
 		if s.Name == q.Snapshot {
