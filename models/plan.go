@@ -15,7 +15,7 @@ import (
 )
 
 // Plan The steps of a create or a replace. See "Dry runs".
-// Example: {"steps":[{"act":"use","class":"mount","does":"use mount 5 (bind)","id":5,"kind":"bind","path":"container.mount.overlay.lower[0]"},{"act":"up","class":"mount","does":"lay an overlay over one lower layer, with an upper layer in a tmpfs of 67108864 bytes","kind":"overlay","path":"container.mount"},{"act":"up","class":"container","does":"make the log of the container","path":"container"},{"act":"start","class":"container","does":"start /sbin/init","path":"container","unknown":["whether the root has /sbin/init, and what it needs"]}]}
+// Example: {"steps":[{"act":"use","class":"mount","does":"use mount 5 (bind)","id":5,"kind":"bind","path":"container.mount.overlay.lower[0]"},{"act":"up","class":"mount","does":"lay an overlay over one lower layer, with an upper layer in a tmpfs of 67108864 bytes","kind":"overlay","path":"container.mount"},{"act":"up","class":"container","does":"make the log of the container","path":"container"},{"act":"start","class":"container","does":"start /sbin/init","path":"container","unknown":["whether the root has /sbin/init and its dependencies"]}]}
 //
 // swagger:model plan
 type Plan struct {

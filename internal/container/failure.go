@@ -31,7 +31,7 @@ func explain(f *wire.Failure) error {
 	case wire.NoInterpreter:
 		return invalid("execute %s: its interpreter %s is not in the container", f.Path, f.Detail)
 	case wire.BadInterpreter:
-		return invalid("execute %s: its interpreter %s can't be executed", f.Path, f.Detail)
+		return invalid("execute %s: its interpreter %s cannot be executed", f.Path, f.Detail)
 	case wire.WrongMachine:
 		return invalid("execute %s: built for another architecture (%s)", f.Path, machine(f.Detail))
 	case wire.BadFormat:

@@ -190,7 +190,7 @@ func TestRejoin(t *testing.T) {
 				select {
 				case <-h.proc.Ready():
 				default:
-					t.Error("it is not ready")
+					t.Error("the container is not ready")
 				}
 				out, err := h.proc.Exec(t.Context(), script("echo $COLOUR; pwd; hostname"))
 				if want := fmt.Sprintf("green\n/bin\nimageapi-%d\n", h.place.ID); err != nil || list == nil && string(out.Stdout) != want || !strings.HasPrefix(string(out.Stdout), "green\n/bin\n") {
@@ -481,7 +481,7 @@ func TestCommandsOfADaemonThatEnds(t *testing.T) {
 	group := h.proc.Cgroup()
 	h.taken(func() {
 		if err := <-answer; err == nil {
-			t.Error("the command goes on")
+			t.Error("the command continues")
 		}
 		if err := os.Remove(filepath.Join(root, "left")); err != nil {
 			t.Fatal(err)
@@ -646,7 +646,7 @@ func TestSupervisorOfAnotherVersion(t *testing.T) {
 	}
 	select {
 	case <-h.proc.Ready():
-		t.Error("it is ready before it says so")
+		t.Error("the container is ready before its notification")
 	default:
 	}
 	h.proc.Stop()
@@ -762,7 +762,7 @@ func strange(listener *net.UnixListener, pid int) error {
 	say(wire.Ready, append(started.Fields(), "shades:2", "pid=1", "more")...)
 	asked, err := wire.Receive(int(raw.Fd()))
 	if err != nil || asked.Kind != wire.Stop {
-		return fmt.Errorf("it is asked for %q, %w", asked.Kind, err)
+		return fmt.Errorf("unexpected request %q: %w", asked.Kind, err)
 	}
 	say('?')
 	say(wire.Status, "very")

@@ -379,7 +379,7 @@ func TestForceOverridesIdleContainersOnly(t *testing.T) {
 	}
 	for _, id := range []int64{idle.ID, running.ID} {
 		v, _ := m.Snapshot().Get(id)
-		if v.Phase != Broken || !strings.Contains(v.Error, fmt.Sprintf("lacks mount %d", root.ID)) {
+		if v.Phase != Broken || !strings.Contains(v.Error, fmt.Sprintf("depends on mount %d", root.ID)) {
 			t.Errorf("it shows %s: %s", v.Phase, v.Error)
 		}
 		if _, err := m.SetState(ctx, id, StateRunning); !errs.Is(err, errs.Conflict) {

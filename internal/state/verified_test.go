@@ -116,7 +116,7 @@ func TestFatalCorruption(t *testing.T) {
 	})
 	condemns.Store(true)
 	go b.ring()
-	const why = "the object depends on mount 2 (test), which is broken: the object depends on mount 1 (test), which is broken: it is corrupted"
+	const why = "the object depends on mount 2 (test), which is broken: the object depends on mount 1 (test), which is broken: the device is corrupted"
 	eventually(t, m, "the first is stopping", func(s *Snapshot) bool {
 		v, _ := s.Get(ids[0])
 		return v.Run.State == StateStopping && v.Run.Reason == ReasonCorrupted && v.Run.Error == why

@@ -94,7 +94,7 @@ func TestForce(t *testing.T) {
 	n.remove(t, http.StatusOK, "/mount", m.ID, "&force=true")
 	got := n.container(t, c.ID)
 	if got.Phase != "broken" || !strings.Contains(got.Error, fmt.Sprintf("mount %d", m.ID)) {
-		t.Errorf("phase %q, error %q; want broken and what it lacks", got.Phase, got.Error)
+		t.Errorf("phase %q, error %q; want broken and the missing mount", got.Phase, got.Error)
 	}
 	if a := setState(t, n, http.StatusConflict, c.ID, "running"); a == "" {
 		t.Error("no error of the start")

@@ -82,11 +82,11 @@ func ended(ctx context.Context, pid int, still func() bool) error {
 	if !still() {
 		return nil
 	}
-	over := waits.Begin(ctx, fmt.Sprintf("what an earlier server has begun (pid %d)", pid))
+	over := waits.Begin(ctx, fmt.Sprintf("the helper of an earlier server (pid %d)", pid))
 	err = pidfd.Wait(ctx)
 	over(err != nil)
 	if err != nil {
-		return errs.New(errs.Deadline, "what an earlier server has begun is not over: its process (pid %d) has not ended%s: %w", pid, in(waitsIn(pid)), context.Cause(ctx))
+		return errs.New(errs.Deadline, "the helper process of an earlier server (pid %d) has not ended%s: %w", pid, in(waitsIn(pid)), context.Cause(ctx))
 	}
 	return nil
 }

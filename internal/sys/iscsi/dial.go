@@ -116,7 +116,7 @@ func unconnected(address netip.AddrPort, err error) error {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return fail(Remote, "portal %s: no server listens there: %w", address, unix.ECONNREFUSED)
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
-		return fail(Remote, "portal %s: the address can't be reached: %w", address, err)
+		return fail(Remote, "portal %s: the address cannot be reached: %w", address, err)
 	case timeout != nil && timeout.Timeout(): // the dialer's own, the context's, or ETIMEDOUT
 		return fail(Deadline, "portal %s: no response: %w", address, unix.ETIMEDOUT)
 	}

@@ -150,7 +150,7 @@ func (c *Config) checkFree() error {
 		switch {
 		case s.initiator != c.Initiator || s.target != c.Target:
 		case s.owner != "":
-			return fail(Conflict, "log in to %s as %s: %s between these two is that of a server on another run directory: "+
+			return fail(Conflict, "log in to %s as %s: %s between these two belongs to a server with another run directory: "+
 				"detach it there, or use another initiator name",
 				c.Target, c.Initiator, s)
 		default:

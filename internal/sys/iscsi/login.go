@@ -202,7 +202,7 @@ func (l *login) round(ctx context.Context, s stage, ready bool, say []pair) (pai
 			return nil, false, fail(Remote, "the target does not stop talking")
 		}
 		if r.current != s || r.transit && (!ready || r.next != next) {
-			return nil, false, fail(Remote, "the target goes to stage %d of the login from %d, we are in %d", r.next, r.current, s)
+			return nil, false, fail(Remote, "the target moves to stage %d of the login from %d, we are in %d", r.next, r.current, s)
 		}
 		if r.more {
 			q = request{current: s, isid: q.isid} // an empty one: go on

@@ -126,13 +126,13 @@ func TestMarked(t *testing.T) {
 	}
 	c.gone = other.Path // is looked at too, and hides nothing
 	if path, _, err := l.Marked(t.Context(), mark); err != nil || path != d.Path {
-		t.Errorf("found %s, %v beside a device that can't be looked at", path, err)
+		t.Errorf("found %s, %v beside a device that cannot be read", path, err)
 	}
 	if err := l.Detach(t.Context(), d.Path, d.ID); err != nil {
 		t.Fatal(err)
 	}
 	if path, _, err := l.Marked(t.Context(), mark); !errors.Is(err, unix.ETIMEDOUT) || path != "" {
-		t.Errorf("found %s, %v when it is gone: it might be the one that can't be looked at", path, err)
+		t.Errorf("found %s, %v when it is gone: it might be the one that cannot be read", path, err)
 	}
 	c.gone = ""
 	if path, _, err := l.Marked(t.Context(), mark); err != nil || path != "" {

@@ -29,13 +29,13 @@ type options struct {
 
 // refused are the options that can't be passed on, and why.
 var refused = map[string]string{
-	"bg":           "a mount is done when the answer comes; make it again if it fails",
-	"fg":           "a mount is done when the answer comes in any case",
-	"retry":        "it is tried once, within the time that a create may take",
+	"bg":           "a mount is complete when the request returns; create it again if it fails",
+	"fg":           "a mount is always complete when the request returns",
+	"retry":        "the server tries once, within --create-timeout",
 	"sloppy":       "no option is ever ignored",
 	"source":       "use the fields host and path",
-	"addr":         "it is found by the field host",
-	"clientaddr":   "it is this node's address towards the server",
+	"addr":         "use the field host",
+	"clientaddr":   "the server sets this option",
 	"vers":         "use the field version",
 	"nfsvers":      "use the field version",
 	"minorversion": "use the field version",
@@ -81,7 +81,7 @@ func (u *unit) planHost(faults *errs.Faults) string {
 	case err != nil || host.Port != 0:
 		faults.Add("nfs.host", "%q is neither a name nor an address", u.Host)
 	case u.options.network == "ip4" && addr.Is6() || u.options.network == "ip6" && addr.Is4():
-		faults.Add("nfs.host", "%s can't be reached by the transport of the option proto, which is for the other kind of addresses", u.address)
+		faults.Add("nfs.host", "%s cannot be reached: the option proto is for the other kind of addresses", u.address)
 	case addr.Is6():
 		return "[" + u.address + "]"
 	}
@@ -100,7 +100,7 @@ func (u *unit) parseOptions(faults *errs.Faults) {
 		}
 		for _, p := range parsed.Params {
 			if why := refused[p.Key]; why != "" {
-				faults.Add(path, "%q can't be used: %s", p, why)
+				faults.Add(path, "%q cannot be used: %s", p, why)
 			}
 		}
 	}
