@@ -72,6 +72,7 @@ var unguarded = map[string]string{
 	"(*internal/container.Driver).Launch": "package keeper starts its programs behind a failpoint",
 	"internal/sys/nbd.dial":               "asks for a family of generic netlink",
 	"internal/proc/wire.Send":             "sends a message to a process of ours",
+	"internal/sys/fsmount.Accepts":        "asks the kernel, and makes nothing",
 	"(internal/proc/spawn.PIDFD).Signal":  "kills a companion",
 }
 

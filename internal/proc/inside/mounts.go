@@ -6,14 +6,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
+	"github.com/kraken-hpc/imageapi/internal/sys/fsmount"
 )
 
 // filesystem describes a file system of the kernel.
 type filesystem struct {
 	kind    string
-	path    string      // where it goes
-	attrs   int         // MOUNT_ATTR_*
-	options [][2]string // as for fsconfig(2)
+	path    string // where it goes
+	attrs   int    // MOUNT_ATTR_*
+	options []fsmount.Option
 }
 
 const (
@@ -28,12 +29,12 @@ func inRoot(systemd bool) []filesystem {
 	all := []filesystem{
 		{kind: "proc", path: "proc", attrs: noSetuid | noDevice | noExec},
 		{kind: "sysfs", path: "sys", attrs: noSetuid | noDevice | noExec | unix.MOUNT_ATTR_RDONLY},
-		{kind: "tmpfs", path: "dev", attrs: noSetuid, options: [][2]string{{"mode", "0755"}, {"size", "4m"}}},
+		{kind: "tmpfs", path: "dev", attrs: noSetuid, options: options("mode=0755", "size=4m")},
 	}
 	if systemd {
 		all = append(all,
-			filesystem{kind: "tmpfs", path: "run", attrs: noSetuid | noDevice, options: [][2]string{{"mode", "0755"}, {"size", "20%"}}},
-			filesystem{kind: "tmpfs", path: "tmp", attrs: noSetuid | noDevice, options: [][2]string{{"mode", "1777"}, {"size", "20%"}}})
+			filesystem{kind: "tmpfs", path: "run", attrs: noSetuid | noDevice, options: options("mode=0755", "size=20%")},
+			filesystem{kind: "tmpfs", path: "tmp", attrs: noSetuid | noDevice, options: options("mode=1777", "size=20%")})
 	}
 	return all
 }
@@ -41,8 +42,8 @@ func inRoot(systemd bool) []filesystem {
 // inDev is what goes into the container's /dev. Group 5 is tty, wherever it matters who owns a terminal.
 func inDev() []filesystem {
 	return []filesystem{
-		{kind: "devpts", path: "pts", attrs: noSetuid | noExec, options: [][2]string{{"newinstance", ""}, {"ptmxmode", "0666"}, {"mode", "0620"}, {"gid", "5"}}},
-		{kind: "tmpfs", path: "shm", attrs: noSetuid | noDevice, options: [][2]string{{"mode", "1777"}}},
+		{kind: "devpts", path: "pts", attrs: noSetuid | noExec, options: options("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")},
+		{kind: "tmpfs", path: "shm", attrs: noSetuid | noDevice, options: options("mode=1777")},
 		{kind: "mqueue", path: "mqueue", attrs: noSetuid | noDevice | noExec},
 	}
 }
@@ -130,9 +131,9 @@ func attachInDev(fs filesystem, dev int) *wire.Failure {
 // attach makes a file system, mounts it at point, closes that, and returns a descriptor of the new mount's root.
 func attach(fs filesystem, point int) (int, *wire.Failure) {
 	defer unix.Close(point)
-	mount, err := detached(fs)
-	if err != nil {
-		return -1, wire.Fail("mount "+fs.kind, "", err)
+	mount, refusal := fsmount.Make(fs.kind, fs.attrs, append(options("source="+fs.kind), fs.options...))
+	if refusal != nil {
+		return -1, wire.Fail("mount "+fs.kind, "", refusal.Err)
 	}
 	if err := unix.MoveMount(mount, "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return -1, wire.Fail("attach "+fs.kind, "", err)
@@ -140,30 +141,17 @@ func attach(fs filesystem, point int) (int, *wire.Failure) {
 	return mount, nil
 }
 
-// detached makes a mount that is attached nowhere.
-func detached(fs filesystem) (int, error) {
-	context, err := unix.Fsopen(fs.kind, unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(context)
-	if err := unix.FsconfigSetString(context, "source", fs.kind); err != nil {
-		return -1, err
-	}
-	for _, option := range fs.options {
-		if option[1] == "" {
-			err = unix.FsconfigSetFlag(context, option[0])
-		} else {
-			err = unix.FsconfigSetString(context, option[0], option[1])
+// options makes options of their usual form.
+func options(texts ...string) (all []fsmount.Option) {
+	for _, text := range texts {
+		key, value, hasValue := strings.Cut(text, "=")
+		sort := fsmount.Flag
+		if hasValue {
+			sort = fsmount.String
 		}
-		if err != nil {
-			return -1, err
-		}
+		all = append(all, fsmount.Option{Key: key, Value: value, Sort: sort})
 	}
-	if err := unix.FsconfigCreate(context); err != nil {
-		return -1, err
-	}
-	return unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, fs.attrs)
+	return all
 }
 
 // coverReadOnly mounts a file or directory over itself, read-only.

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -22,7 +21,6 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/fsmount"
-	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/rootpath"
@@ -45,19 +43,6 @@ type Runner struct {
 // New returns a Runner for imageapi-init, in sealed memory (spawn.Copy), which stays the caller's.
 func New(p *os.File, g failpoint.Hook) *Runner { return &Runner{program: p, failpoint: g} }
 
-// FS describes a file system and a mount of it.
-type FS struct {
-	Type   string
-	Source string        // a device, or what the file system takes for one: "host:/path"
-	Device bool          // Source is a block device: what the kernel logs about it goes into the error
-	Layers []mount.Param // directories by their paths, which the file system gets as descriptors, after the source
-	Params []mount.Param // set in this order
-	Attr   mount.Attr
-
-	// Speaker is the word with which the kernel begins its log lines about such file systems, or empty.
-	Speaker string
-}
-
 func message(kind wire.Kind, fields ...string) wire.Message {
 	return wire.Message{Kind: kind, Fields: fields}
 }
@@ -66,54 +51,20 @@ func message(kind wire.Kind, fields ...string) wire.Message {
 // server may be gone it is undone with [Runner.Discard], since closing the last descriptor of it can hang.
 //
 // The error is that of package mount, with the kernel's words and the option that it refused.
-func (r *Runner) Mount(ctx context.Context, fs FS) (*os.File, error) {
-	options := []fsmount.Option{{Key: "source", Value: fs.Source, Sort: fsmount.String}}
-	for _, l := range fs.Layers {
-		options = append(options, fsmount.Option{Key: l.Key, Value: l.Value, Sort: fsmount.Directory})
-	}
-	for _, p := range fs.Params {
-		sort := fsmount.Flag
-		if p.HasValue {
-			sort = fsmount.String
-		}
-		options = append(options, fsmount.Option{Key: p.Key, Value: p.Value, Sort: sort})
-	}
-	what := fmt.Sprintf("mount %s %s", fs.Type, fs.Source)
-	log := listen(fs)
+func (r *Runner) Mount(ctx context.Context, fs mount.FS) (*os.File, error) {
+	log := fs.Listen()
 	defer log.Close()
-	request := wire.FS{Type: fs.Type, Attr: uint64(fs.Attr), Options: options}
-	file, failure, err := r.file(ctx, act{name: "helper mount", what: what, request: request.Message()})
-	switch {
-	case failure != nil && failure.Act == "fsopen" && failure.Errno == unix.ENODEV:
-		return nil, mount.Lacks(fs.Type, failure.Errno)
-	case failure != nil:
-		e := &mount.Error{Op: "mount", Type: fs.Type, Source: fs.Source, Flags: fs.Attr, Option: failure.Path, Err: failure.Errno}
-		for _, w := range failure.Words {
-			e.Words = append(e.Words, mount.Plain(w))
-		}
-		if len(e.Words) == 0 {
-			e.Words = log.Lines()
-		}
-		return nil, mount.Refused(e)
+	request := wire.FS{Type: fs.Type, Attr: uint64(fs.Attr), Options: fs.Options()}
+	file, failure, err := r.file(ctx, act{name: "helper mount", what: fmt.Sprintf("mount %s %s", fs.Type, fs.Source), request: request.Message()})
+	if failure != nil {
+		err = fs.Refused(&fsmount.Refusal{Step: failure.Act, Option: failure.Path, Err: failure.Errno, Words: failure.Words}, log)
 	}
 	return file, err
 }
 
-// listen listens to the kernel's log where the file system says nothing elsewhere.
-func listen(fs FS) *kmsg.Log {
-	speaker := fs.Speaker
-	if fs.Device {
-		speaker = filepath.Base(fs.Source)
-	}
-	if speaker == "" {
-		return nil
-	}
-	return kmsg.Listen(kmsg.About(speaker))
-}
-
-// Classic is mount.Classic for [FS], but for its Layers; its Params are in data.
-func (r *Runner) Classic(ctx context.Context, fs FS, dir, target, data string) error {
-	log := listen(fs)
+// Classic is mount.Classic for an FS, but for its Layers; its Params are in data.
+func (r *Runner) Classic(ctx context.Context, fs mount.FS, dir, target, data string) error {
+	log := fs.Listen()
 	defer log.Close()
 	request := message(wire.DoClassic, fs.Type, fs.Source, target, strconv.FormatUint(uint64(mount.ClassicFlags(fs.Attr)), 10), data, dir)
 	_, failure, err := r.do(ctx, act{name: "helper mount", what: fmt.Sprintf("mount %s at %s", fs.Type, target), request: request})

@@ -106,7 +106,7 @@ func TestHelperLeavesNoCore(t *testing.T) {
 func TestMount(t *testing.T) {
 	r, dir := newRunner(t, nil)
 	size := mount.Param{Key: "size", Value: "1m", HasValue: true}
-	tree, err := r.Mount(t.Context(), oneshot.FS{Type: "tmpfs", Source: "here", Params: []mount.Param{size}, Attr: mount.ReadOnly | mount.NoDev})
+	tree, err := r.Mount(t.Context(), mount.FS{Type: "tmpfs", Source: "here", Params: []mount.Param{size}, Attr: mount.ReadOnly | mount.NoDev})
 	must(t, err)
 	readOnly, err := mount.IsReadOnly(tree)
 	if err != nil || !readOnly {
@@ -133,18 +133,18 @@ func TestMount(t *testing.T) {
 func TestMountRefused(t *testing.T) {
 	r, _ := newRunner(t, nil)
 	for name, c := range map[string]struct {
-		fs    oneshot.FS
+		fs    mount.FS
 		class errs.Class
 		want  string
 	}{
-		"type": {oneshot.FS{Type: "nosuchfs", Source: "x"}, errs.Unsupported, "mount nosuchfs: the kernel has no such file system: load its module"},
+		"type": {mount.FS{Type: "nosuchfs", Source: "x"}, errs.Unsupported, "mount nosuchfs: the kernel has no such file system: load its module"},
 		"option": {
-			oneshot.FS{Type: "tmpfs", Source: "x", Params: []mount.Param{{Key: "bogus", Value: "1", HasValue: true}}, Attr: mount.NoSUID}, errs.Invalid,
+			mount.FS{Type: "tmpfs", Source: "x", Params: []mount.Param{{Key: "bogus", Value: "1", HasValue: true}}, Attr: mount.NoSUID}, errs.Invalid,
 			`mount tmpfs x (nosuid): option "bogus=1": invalid argument; the kernel says: tmpfs: Unknown parameter 'bogus'`,
 		},
-		"flag": {oneshot.FS{Type: "tmpfs", Source: "x", Params: []mount.Param{{Key: "size"}}}, errs.Invalid, `mount tmpfs x: option "size": invalid argument`},
+		"flag": {mount.FS{Type: "tmpfs", Source: "x", Params: []mount.Param{{Key: "size"}}}, errs.Invalid, `mount tmpfs x: option "size": invalid argument`},
 		"create": {
-			oneshot.FS{Type: "squashfs", Source: "/dev/full"}, errs.Invalid, "mount squashfs /dev/full: block device required",
+			mount.FS{Type: "squashfs", Source: "/dev/full"}, errs.Invalid, "mount squashfs /dev/full: block device required",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

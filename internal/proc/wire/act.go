@@ -45,10 +45,13 @@ type FS struct {
 func (f *FS) table(t *Table) {
 	t.Text("type", &f.Type)
 	Number(t, "attr", &f.Attr)
-	Each(t, "option", &f.Options, func(o *fsmount.Option, t *Table) {
-		t.Text("key", &o.Key)
-		t.Text("value", &o.Value)
-		t.Text("sort", (*string)(&o.Sort))
+	t.Each("option", len(f.Options), func(i int) func(*Table) {
+		o := element(&f.Options, i)
+		return func(t *Table) {
+			t.Text("key", &o.Key)
+			t.Text("value", &o.Value)
+			t.Text("sort", (*string)(&o.Sort))
+		}
 	})
 }
 

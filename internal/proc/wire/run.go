@@ -12,7 +12,7 @@ type Started struct {
 func (s *Started) table(t *Table) {
 	Number(t, "pid", &s.PID)
 	t.Time("since", &s.Since)
-	Part(t, "config", &s.Config, (*Config).table)
+	t.Part("config", s.Config.table)
 }
 
 // Fields encodes s.

@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 )
 
 // Table encodes named values as fields, or decodes them. One function describes both directions, a row each: see Config.
@@ -65,20 +66,24 @@ func (t *Table) Text(key string, v *string) {
 
 // Number is a row.
 func Number[T ~int | ~int64 | ~uint32 | ~uint64 | ~uintptr](t *Table, key string, v *T) {
+	*v = T(t.number(key, uint64(*v), 8*unsafe.Sizeof(*v)))
+}
+
+// number is not generic, as Each: the program next to containers stays small.
+func (t *Table) number(key string, n uint64, bits uintptr) uint64 {
 	var text string
-	if t.encoding && *v != 0 {
-		text = strconv.FormatUint(uint64(*v), 10)
+	if t.encoding && n != 0 {
+		text = strconv.FormatUint(n, 10)
 	}
 	t.Text(key, &text)
 	if t.encoding || text == "" {
-		return
+		return n
 	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil || uint64(T(n)) != n {
+	read, err := strconv.ParseUint(text, 10, int(bits))
+	if err != nil {
 		t.err = ErrMalformed
-		return
 	}
-	*v = T(n)
+	return read
 }
 
 // Flag is a row.
@@ -130,33 +135,33 @@ func (t *Table) List(key string, v *[]string) {
 	}
 }
 
-// Each is a row of a list whose elements have rows of their own.
-func Each[E any](t *Table, key string, v *[]E, describe func(*E, *Table)) {
+// Each is a row of a list, which has so many elements, or none yet. Each element has rows of its own; at returns those of an index, and adds
+// one that is new.
+func (t *Table) Each(key string, length int, at func(i int) func(*Table)) {
 	if t.encoding {
-		for i := range *v {
-			t.block(key, Fields(func(t *Table) { describe(&(*v)[i], t) }))
+		for i := range length {
+			t.block(key, Fields(at(i)))
 		}
 		return
 	}
-	for _, fields := range t.blocks[key] {
-		var e E
-		if err := ParseFields(fields, func(t *Table) { describe(&e, t) }); err != nil {
+	for i, fields := range t.blocks[key] {
+		if err := ParseFields(fields, at(i)); err != nil {
 			t.err = err
 		}
-		*v = append(*v, e)
 	}
 }
 
+// element returns an element of a list, which it adds if it is the next one.
+func element[E any](list *[]E, i int) *E {
+	if i == len(*list) {
+		*list = append(*list, *new(E))
+	}
+	return &(*list)[i]
+}
+
 // Part is a row of a structure that has rows of its own.
-func Part[E any](t *Table, key string, v *E, describe func(*E, *Table)) {
-	all := []E{*v}
-	if !t.encoding {
-		all = nil
-	}
-	Each(t, key, &all, describe)
-	if !t.encoding && len(all) > 0 {
-		*v = all[0]
-	}
+func (t *Table) Part(key string, describe func(*Table)) {
+	t.Each(key, 1, func(int) func(*Table) { return describe })
 }
 
 func (t *Table) block(key string, fields []string) {

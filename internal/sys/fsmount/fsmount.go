@@ -44,6 +44,17 @@ func (r *Refusal) Error() string { return r.Step + " " + r.Option + ": " + r.Err
 // Unwrap returns the errno.
 func (r *Refusal) Unwrap() error { return r.Err }
 
+// Accepts reports whether the kernel takes an option, as far as that is known before the file system is made. A file system that the kernel
+// lacks accepts all: its mount tells that.
+func Accepts(fsType string, o Option) bool {
+	fs, err := unix.Fsopen(fsType, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fs)
+	return set(fs, o) == nil
+}
+
 // Make makes a file system and returns a mount of it that is attached nowhere. attr are MOUNT_ATTR_*.
 func Make(fsType string, attr int, options []Option) (int, *Refusal) {
 	fs, err := unix.Fsopen(fsType, unix.FSOPEN_CLOEXEC)

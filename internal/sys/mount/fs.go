@@ -15,36 +15,111 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
+	"github.com/kraken-hpc/imageapi/internal/sys/fsmount"
 	"github.com/kraken-hpc/imageapi/internal/sys/kmsg"
 	"github.com/kraken-hpc/imageapi/internal/sys/module"
 )
 
-// FS is a file system that is being configured (fsopen(2)). It is not safe for concurrent use.
+// FS describes a file system and a mount of it.
 type FS struct {
-	failpoint failpoint.Hook
-	fd        int
-	fsType    string
-	source    string
-	log       *kmsg.Log
+	Type   string
+	Source string  // a device, or what the file system takes for one: "host:/path"
+	Device bool    // Source is a block device: what the kernel logs about it goes into the error
+	Layers []Layer // set after the source
+	Params []Param // set in this order
+	Attr   Attr
+
+	// Speaker is the word with which the kernel begins its log lines about such file systems, or empty.
+	Speaker string
 }
 
-// New begins a file system of a type. A type that the kernel does not have, and can't load, is errs.Unsupported.
-func New(g failpoint.Hook, fsType string) (*FS, error) {
-	f := &FS{failpoint: g, fd: -1, fsType: fsType}
-	err := g.Do("mount open", func() (err error) {
-		f.fd, err = unix.Fsopen(fsType, unix.FSOPEN_CLOEXEC)
-		return err
+// Layer is a directory that the file system gets as a descriptor.
+type Layer struct {
+	Key, Path string
+	Shown     string // in messages, instead of Path
+}
+
+// Options returns all that fsconfig(2) sets.
+func (fs FS) Options() []fsmount.Option {
+	all := []fsmount.Option{{Key: "source", Value: fs.Source, Sort: fsmount.String}}
+	for _, l := range fs.Layers {
+		all = append(all, fsmount.Option{Key: l.Key, Value: l.Path, Sort: fsmount.Directory})
+	}
+	for _, p := range fs.Params {
+		sort := fsmount.Flag
+		if p.HasValue {
+			sort = fsmount.String
+		}
+		all = append(all, fsmount.Option{Key: p.Key, Value: p.Value, Sort: sort})
+	}
+	return all
+}
+
+// Make makes a file system and returns a detached mount of it: nobody else can see it, and closing the descriptor undoes it. A type that the
+// kernel does not have, and cannot load, is errs.Unsupported.
+func Make(g failpoint.Hook, fs FS) (*os.File, error) {
+	log := fs.Listen()
+	defer log.Close()
+	fd := -1
+	err := g.Do("mount make", func() error {
+		var refusal *fsmount.Refusal
+		if fd, refusal = fsmount.Make(fs.Type, int(fs.Attr), fs.Options()); refusal != nil {
+			return refusal
+		}
+		return nil
 	})
-	if errors.Is(err, unix.ENODEV) {
-		return nil, Lacks(fsType, err)
+	if refusal, ok := errors.AsType[*fsmount.Refusal](err); ok {
+		return nil, fs.Refused(refusal, log)
 	}
 	if err != nil {
-		return nil, f.fail("", err)
+		return nil, fs.Refused(&fsmount.Refusal{Err: err}, log)
 	}
-	return f, nil
+	return os.NewFile(uintptr(fd), fs.Type), nil
 }
 
-// Find fails as New would if the kernel neither has a type nor could load it. It loads nothing.
+// Tmpfs makes a file system in memory that ends with its mount. Its options have the form key=value.
+func Tmpfs(g failpoint.Hook, label string, options ...string) (*os.File, error) {
+	fs := FS{Type: "tmpfs", Source: label, Attr: OnNode | NoExec}
+	for _, o := range options {
+		key, value, _ := strings.Cut(o, "=")
+		fs.Params = append(fs.Params, Param{Key: key, Value: value, HasValue: true})
+	}
+	return Make(g, fs)
+}
+
+// Listen listens to the kernel's log, where many file systems tell what they dislike. It may be nil.
+func (fs FS) Listen() *kmsg.Log {
+	speaker := fs.Speaker
+	if fs.Device {
+		speaker = deviceName(fs.Source)
+	}
+	if speaker == "" {
+		return nil
+	}
+	return kmsg.Listen(kmsg.About(speaker))
+}
+
+// Refused makes an error of a refusal. The words of the kernel are those in the context of the file system, else those in its log.
+func (fs FS) Refused(r *fsmount.Refusal, log *kmsg.Log) error {
+	if r.Step == "fsopen" && errors.Is(r.Err, unix.ENODEV) {
+		return Lacks(fs.Type, r.Err)
+	}
+	e := &Error{Op: "mount", Type: fs.Type, Source: fs.Source, Flags: fs.Attr, Option: r.Option, Err: r.Err}
+	for _, l := range fs.Layers {
+		if l.Shown != "" && r.Option == l.Key+"="+l.Path {
+			e.Option = l.Key + "=" + l.Shown
+		}
+	}
+	for _, w := range r.Words {
+		e.Words = append(e.Words, Plain(w))
+	}
+	if len(e.Words) == 0 {
+		e.Words = log.Lines()
+	}
+	return Refused(e)
+}
+
+// Find fails as Make would if the kernel neither has a type nor could load it. It loads nothing.
 func Find(ctx context.Context, g failpoint.Hook, fsType string) error {
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil {
@@ -66,100 +141,12 @@ func Lacks(fsType string, err error) error {
 	return errs.New(errs.Unsupported, "mount %s: the kernel has no such file system: load its module (modprobe %s) or enable it in the kernel's configuration: %w", fsType, fsType, err)
 }
 
-// Close lets go of the configuration; a mount made from it stays.
-func (f *FS) Close() {
-	f.log.Close()
-	_ = unix.Close(f.fd)
-}
-
-// Device sets the block device that the file system is on. Many file systems tell what they dislike only in the
-// kernel's log: from here on its lines about this device are collected for the error.
-func (f *FS) Device(path string) error {
-	f.source = path
-	f.log = kmsg.Listen(kmsg.About(deviceName(path)))
-	return f.Set(Param{Key: "source", Value: path, HasValue: true})
-}
-
 // deviceName returns what the kernel calls the device at path: dm-0, not mapper/data.
 func deviceName(path string) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
 	return filepath.Base(path)
-}
-
-// Label sets what stands as the source in the mount table, for a file system without a device. speaker is the word
-// with which the kernel begins its log lines about such file systems, as in "overlayfs: …"; or empty.
-func (f *FS) Label(name, speaker string) error {
-	if speaker != "" {
-		f.log = kmsg.Listen(kmsg.About(speaker))
-	}
-	return f.Set(Param{Key: "source", Value: name, HasValue: true})
-}
-
-// Set passes an option on. The error names it.
-func (f *FS) Set(p Param) error {
-	err := f.failpoint.Do("mount option", func() error {
-		if p.HasValue {
-			return unix.FsconfigSetString(f.fd, p.Key, p.Value)
-		}
-		return unix.FsconfigSetFlag(f.fd, p.Key)
-	})
-	if err != nil {
-		return f.fail(p.String(), err)
-	}
-	return nil
-}
-
-// SetFile passes a descriptor as the value of an option.
-func (f *FS) SetFile(key string, file *os.File) error {
-	err := f.failpoint.Do("mount option", func() error { return unix.FsconfigSetFd(f.fd, key, int(file.Fd())) })
-	if err != nil {
-		return f.fail(key+"="+file.Name(), err)
-	}
-	return nil
-}
-
-// Mount makes the file system and returns a detached mount of it: nobody else can see it, and closing the
-// descriptor undoes it.
-func (f *FS) Mount(attr Attr) (*os.File, error) {
-	if err := f.failpoint.Do("mount create", func() error { return unix.FsconfigCreate(f.fd) }); err != nil {
-		return nil, f.failAttr(attr, err)
-	}
-	fd := -1
-	err := f.failpoint.Do("mount make", func() (err error) {
-		fd, err = unix.Fsmount(f.fd, unix.FSMOUNT_CLOEXEC, int(attr))
-		return err
-	})
-	if err != nil {
-		return nil, f.failAttr(attr, err)
-	}
-	return os.NewFile(uintptr(fd), f.fsType), nil
-}
-
-func (f *FS) fail(option string, err error) error {
-	return Refused(&Error{Op: "mount", Type: f.fsType, Source: f.source, Option: option, Words: f.words(), Err: err})
-}
-
-func (f *FS) failAttr(attr Attr, err error) error {
-	return Refused(&Error{Op: "mount", Type: f.fsType, Source: f.source, Flags: attr, Words: f.words(), Err: err})
-}
-
-// words returns what the kernel said about this file system: in its context or else in the log.
-func (f *FS) words() []string {
-	var words []string
-	buf := make([]byte, 4096)
-	for f.fd >= 0 {
-		n, err := unix.Read(f.fd, buf) // one message a call, ENODATA when there is none left
-		if err != nil || n <= 0 {
-			break
-		}
-		words = append(words, Plain(string(buf[:n])))
-	}
-	if len(words) > 0 {
-		return words
-	}
-	return f.log.Lines()
 }
 
 // Plain takes the class ("e ", "w " or "i ") from a message of a file system's context.

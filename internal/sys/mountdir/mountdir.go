@@ -106,24 +106,7 @@ func (d *Dir) mount() error {
 		return err
 	}
 	defer below.Close()
-	fs, err := mount.New(d.failpoint, "tmpfs")
-	if err != nil {
-		return err
-	}
-	defer fs.Close()
-	if err := fs.Label(label, ""); err != nil {
-		return err
-	}
-	for _, p := range []mount.Param{
-		{Key: "mode", Value: "0700", HasValue: true},
-		{Key: "size", Value: "16m", HasValue: true},
-		{Key: "nr_inodes", Value: "1m", HasValue: true},
-	} {
-		if err := fs.Set(p); err != nil {
-			return err
-		}
-	}
-	tree, err := fs.Mount(mount.OnNode | mount.NoExec)
+	tree, err := mount.Tmpfs(d.failpoint, label, "mode=0700", "size=16m", "nr_inodes=1m")
 	if err != nil {
 		return err
 	}

@@ -28,10 +28,7 @@ func must(t *testing.T, err error) {
 // tmpfs returns a detached mount.
 func tmpfs(t *testing.T) *os.File {
 	t.Helper()
-	fs, err := mount.New(nil, "tmpfs")
-	must(t, err)
-	defer fs.Close()
-	tree, err := fs.Mount(mount.OnNode)
+	tree, err := mount.Make(nil, mount.FS{Type: "tmpfs", Source: "test", Attr: mount.OnNode})
 	must(t, err)
 	t.Cleanup(func() { tree.Close() })
 	return tree

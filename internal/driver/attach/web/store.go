@@ -91,23 +91,8 @@ func (s *Store) memory() (string, error) {
 	if mounted, err := mount.IsMounted(path); err != nil || mounted {
 		return path, err
 	}
-	fs, err := mount.New(s.Failpoint, "tmpfs")
-	if err != nil {
-		return "", err
-	}
-	defer fs.Close()
-	if err := fs.Label("cache", ""); err != nil {
-		return "", err
-	}
 	const slack = 1 << 20 // for names and marks
-	for _, p := range []mount.Param{
-		{Key: "mode", Value: "0700", HasValue: true}, {Key: "size", Value: strconv.FormatInt(s.Size+slack, 10), HasValue: true},
-	} {
-		if err := fs.Set(p); err != nil {
-			return "", err
-		}
-	}
-	tree, err := fs.Mount(mount.OnNode | mount.NoExec)
+	tree, err := mount.Tmpfs(s.Failpoint, "cache", "mode=0700", "size="+strconv.FormatInt(s.Size+slack, 10))
 	if err != nil {
 		return "", err
 	}

@@ -214,7 +214,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 }
 
 // show mounts the file system of source at the mountpoint of id.
-func (u *unit) show(ctx context.Context, id int64, source source, fs oneshot.FS, remote bool) (driver.Status, error) {
+func (u *unit) show(ctx context.Context, id int64, source source, fs mount.FS, remote bool) (driver.Status, error) {
 	tree, err := u.mount(ctx, id, fs, remote)
 	if err != nil {
 		return driver.Status{}, hint(source, err)
@@ -262,24 +262,11 @@ func (u *unit) discard(ctx context.Context, tree *os.File, mayHang bool) error {
 }
 
 // mount returns a detached mount. If the device is remote a helper makes it.
-func (u *unit) mount(ctx context.Context, id int64, fs oneshot.FS, remote bool) (*os.File, error) {
+func (u *unit) mount(ctx context.Context, id int64, fs mount.FS, remote bool) (*os.File, error) {
 	if remote {
 		return u.m.remote.Helper(id).Mount(ctx, fs)
 	}
-	config, err := mount.New(u.m.Failpoint, fs.Type)
-	if err != nil {
-		return nil, err
-	}
-	defer config.Close()
-	if err := config.Device(fs.Source); err != nil {
-		return nil, err
-	}
-	for _, p := range fs.Params {
-		if err := config.Set(p); err != nil {
-			return nil, err
-		}
-	}
-	return config.Mount(fs.Attr)
+	return mount.Make(u.m.Failpoint, fs)
 }
 
 func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.Status) error {

@@ -212,7 +212,7 @@ func TestReplacedBeforeMount(t *testing.T) {
 	on := mounttest.Attached(t, testkit.Ext4(t, mounttest.Files(t, map[string]string{"file": "x"})))
 	other := testkit.Ext4(t, mounttest.Files(t, map[string]string{"file": "of another"}))
 	w.Failpoint(func(act string, perform func() error) error {
-		if act == "mount create" {
+		if act == "mount make" {
 			testkit.Run(t, "losetup", "--detach", on.Device.Path)
 			testkit.Eventually(t, "the device is used again", func() bool { return exec.Command("losetup", on.Device.Path, other).Run() == nil })
 		}

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/superblock"
 )
@@ -47,7 +46,7 @@ func readDevice(path string, offset, length int64) ([]byte, error) {
 }
 
 // fs describes the mount of the file system on source, of which facts are known, with warnings for the client.
-func (u *unit) fs(source source, facts superblock.Facts) (fs oneshot.FS, warnings []string, err error) {
+func (u *unit) fs(source source, facts superblock.Facts) (fs mount.FS, warnings []string, err error) {
 	readOnlyType := slices.Contains(readOnlyTypes, u.FSType)
 	if source.readOnly && u.parsed.Writable && !readOnlyType {
 		return fs, nil, errs.New(errs.Invalid, "mount %s %s: option \"rw\": the device is read-only", u.FSType, source.path)
@@ -55,7 +54,7 @@ func (u *unit) fs(source source, facts superblock.Facts) (fs oneshot.FS, warning
 	if facts.More != "" {
 		return fs, nil, errs.New(errs.Invalid, "mount %s %s: the file system needs %s, and a mount has one: make an image that is whole", u.FSType, source.path, facts.More)
 	}
-	fs = oneshot.FS{Type: u.FSType, Source: source.path, Device: true, Params: u.onErrors(), Attr: u.parsed.Attr | mount.OnNode}
+	fs = mount.FS{Type: u.FSType, Source: source.path, Device: true, Params: u.onErrors(), Attr: u.parsed.Attr | mount.OnNode}
 	if u.parsed.ReadOnly || source.readOnly || readOnlyType {
 		if facts.Orphans && !source.readOnly {
 			return fs, nil, errs.New(errs.Invalid, "mount %s %s read-only: the kernel would write to it all the same, since files that were deleted in it were open when it was last used: "+
@@ -85,7 +84,7 @@ func (u *unit) has(key string) bool {
 
 // leaveJournal adds the option that keeps the kernel from replaying the journal, and a warning if that leaves something out. XFS
 // writes to a log that is clean, too.
-func (u *unit) leaveJournal(fs *oneshot.FS, facts superblock.Facts) (warnings []string) {
+func (u *unit) leaveJournal(fs *mount.FS, facts superblock.Facts) (warnings []string) {
 	option, given := mount.Param{}, false
 	switch u.FSType {
 	case "ext3", "ext4":
@@ -119,7 +118,7 @@ func (u *unit) rescues() bool {
 
 // describe tells in which way a file system is mounted: two mounts of one device have to be mounted in the same. Subvolumes of a btrfs
 // are parts of one file system.
-func describe(fs oneshot.FS) string {
+func describe(fs mount.FS) string {
 	params := slices.Clone(fs.Params)
 	slices.SortStableFunc(params, func(a, b mount.Param) int { return strings.Compare(a.Key, b.Key) }) // of one name the last one counts
 	words := []string{fs.Type}

@@ -11,7 +11,6 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
-	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
 )
@@ -82,7 +81,7 @@ func (u *unit) reclaim(ctx context.Context, place driver.Placement) {
 		return
 	}
 	if source, err := u.source(ctx, place.Needs[0].Device); err == nil {
-		u.m.Claims.Enter(place.ID, source.claim(oneshot.FS{Type: u.FSType}))
+		u.m.Claims.Enter(place.ID, source.claim(mount.FS{Type: u.FSType}))
 	}
 }
 

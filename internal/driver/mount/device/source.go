@@ -13,7 +13,6 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 	"github.com/kraken-hpc/imageapi/internal/sys/extent"
 	"github.com/kraken-hpc/imageapi/internal/sys/holders"
@@ -59,7 +58,7 @@ func (u *unit) source(ctx context.Context, d *driver.Device) (source, error) {
 }
 
 // claim is what a mount of source in a way claims.
-func (s source) claim(fs oneshot.FS) claims.Image {
+func (s source) claim(fs mount.FS) claims.Image {
 	return claims.Image{
 		Number: s.number, How: describe(fs), Extents: s.content.Extents, Writable: fs.Attr&mount.ReadOnly == 0,
 		Through: s.content.Through, Packed: slices.Contains(readOnlyTypes, fs.Type), Path: s.path,

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
-	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
 
@@ -48,7 +47,7 @@ func (u *unit) mountFrom(ctx context.Context, id int64, addr netip.Addr, n int) 
 	if err != nil {
 		return nil, u.explain(addr, err)
 	}
-	fs := oneshot.FS{Type: "nfs", Source: u.source, Params: params, Attr: u.options.Attr | mount.OnNode}
+	fs := mount.FS{Type: "nfs", Source: u.source, Params: params, Attr: u.options.Attr | mount.OnNode}
 	if u.readOnly() {
 		fs.Params = append(fs.Params, mount.Param{Key: "ro"})
 		fs.Attr |= mount.ReadOnly

@@ -88,24 +88,7 @@ func (u *unit) homeInMemory(ctx context.Context, id int64, look layer.Look) (*ho
 
 // tmpfs makes a file system in memory that ends with its mount.
 func (o *overlayer) tmpfs(size int64) (*os.File, error) {
-	fs, err := mount.New(o.Failpoint, "tmpfs")
-	if err != nil {
-		return nil, err
-	}
-	defer fs.Close()
-	if err := fs.Label("overlay", ""); err != nil {
-		return nil, err
-	}
-	for _, p := range []mount.Param{
-		{Key: "mode", Value: "0700", HasValue: true},
-		{Key: "size", Value: strconv.FormatInt(size, 10), HasValue: true},
-		{Key: "nr_inodes", Value: strconv.FormatInt(inodes(size), 10), HasValue: true},
-	} {
-		if err := fs.Set(p); err != nil {
-			return nil, err
-		}
-	}
-	return fs.Mount(mount.OnNode | mount.NoExec)
+	return mount.Tmpfs(o.Failpoint, "overlay", "mode=0700", "size="+strconv.FormatInt(size, 10), "nr_inodes="+strconv.FormatInt(inodes(size), 10))
 }
 
 // inodes is how many files a tmpfs of a size may have. Each takes about 1 KiB of memory that does not count for its size, so

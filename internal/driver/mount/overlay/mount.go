@@ -13,7 +13,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
-	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
+	"github.com/kraken-hpc/imageapi/internal/sys/fsmount"
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 )
@@ -62,7 +62,7 @@ func (o *overlayer) show(ctx context.Context, id int64, l layers) (string, error
 		}
 		return o.remote.Attach(ctx, id, tree)
 	}
-	tree, err := o.mount(l)
+	tree, err := mount.Make(o.Failpoint, l.fs())
 	if err != nil {
 		return "", err
 	}
@@ -94,71 +94,22 @@ func (o *overlayer) showLower(ctx context.Context, id int64, lower *driver.Tree)
 
 // probe tells whether the kernel takes layers by descriptor (Linux 6.13).
 func probe() bool {
-	dir, err := os.Open("/")
-	if err != nil {
-		return false
-	}
-	defer dir.Close()
-	fs, err := mount.New(nil, "overlay") // changes nothing, and so needs no failpoint
-	if err != nil {
-		return true // whatever it is, the mount tells it
-	}
-	defer fs.Close()
-	return fs.SetFile("lowerdir+", dir) == nil
+	return fsmount.Accepts("overlay", fsmount.Option{Key: "lowerdir+", Value: "/", Sort: fsmount.Directory})
 }
 
 // fs describes an overlay for a helper.
-func (l layers) fs() oneshot.FS {
-	fs := oneshot.FS{Type: "overlay", Source: "overlay", Params: l.params(), Attr: l.attr(), Speaker: speaker}
+func (l layers) fs() mount.FS {
+	fs := mount.FS{Type: "overlay", Source: "overlay", Params: l.params(), Attr: l.attr(), Speaker: speaker}
 	for _, dir := range l.lower {
-		fs.Layers = append(fs.Layers, mount.Param{Key: "lowerdir+", Value: dir})
+		fs.Layers = append(fs.Layers, mount.Layer{Key: "lowerdir+", Path: dir})
 	}
 	if l.upper != nil {
-		fs.Layers = append(fs.Layers, mount.Param{Key: "upperdir", Value: l.upper.entry(layer.Upper)}, mount.Param{Key: "workdir", Value: l.upper.entry(layer.Work)})
+		own := func(key, entry string) mount.Layer {
+			return mount.Layer{Key: key, Path: l.upper.entry(entry), Shown: filepath.Join(l.upper.path, entry)}
+		}
+		fs.Layers = append(fs.Layers, own("upperdir", layer.Upper), own("workdir", layer.Work))
 	}
 	return fs
-}
-
-// mount passes the layers by descriptor and returns a detached mount.
-func (o *overlayer) mount(l layers) (*os.File, error) {
-	fs, err := mount.New(o.Failpoint, "overlay")
-	if err != nil {
-		return nil, err
-	}
-	defer fs.Close()
-	if err := fs.Label("overlay", speaker); err != nil {
-		return nil, err
-	}
-	described := l.fs()
-	for _, dir := range described.Layers {
-		if err := setLayer(fs, dir.Key, dir.Value, l.shown(dir.Value)); err != nil {
-			return nil, err
-		}
-	}
-	for _, p := range described.Params {
-		if err := fs.Set(p); err != nil {
-			return nil, err
-		}
-	}
-	return fs.Mount(described.Attr)
-}
-
-func setLayer(fs *mount.FS, key, path, shown string) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: shown, Err: err}
-	}
-	dir := os.NewFile(uintptr(fd), shown)
-	defer dir.Close()
-	return fs.SetFile(key, dir)
-}
-
-// shown is how a layer is called in messages: of an entry the path on the node.
-func (l layers) shown(path string) string {
-	if l.upper != nil && (path == l.upper.entry(layer.Upper) || path == l.upper.entry(layer.Work)) {
-		return filepath.Join(l.upper.path, filepath.Base(path))
-	}
-	return path
 }
 
 // showClassic mounts by mount(2). All options must fit into one page, commas and colons in paths would have to be

@@ -44,7 +44,7 @@ func TestDetachWaits(t *testing.T) {
 	ctx := t.Context()
 
 	image := mounttest.Attached(t, testkit.Ext4(t, testkit.Busybox(t)))
-	tree, err := runner.Mount(ctx, oneshot.FS{Type: "ext4", Source: image.Device.Path, Device: true, Attr: mount.OnNode})
+	tree, err := runner.Mount(ctx, mount.FS{Type: "ext4", Source: image.Device.Path, Device: true, Attr: mount.OnNode})
 	must(t, err)
 	path, err := mounts.Attach(ctx, 1, tree)
 	must(t, err)
@@ -86,7 +86,7 @@ func TestDetachOfRecovered(t *testing.T) {
 	defer init.Close()
 	runner := oneshot.New(init, nil)
 	ctx := t.Context()
-	tree, err := runner.Mount(ctx, oneshot.FS{Type: "tmpfs", Source: "test", Attr: mount.OnNode})
+	tree, err := runner.Mount(ctx, mount.FS{Type: "tmpfs", Source: "test", Attr: mount.OnNode})
 	must(t, err)
 	path, err := remote.New(w.Mounts, runner, nil).Attach(ctx, 1, tree)
 	must(t, err)
