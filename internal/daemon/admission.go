@@ -33,7 +33,7 @@ type admission struct {
 	users        []uint32      // who may use loopback
 	held         *slots.Slots  // connections, by client
 	refused      *strangers    // connections of those that may send no requests
-	complaints   *complaints
+	refusals     *refusalLog
 	log          *slog.Logger
 }
 
@@ -41,7 +41,7 @@ type admission struct {
 func newAdmission(cfg Config, certificates *certificates, log *slog.Logger) (*admission, error) {
 	d := &admission{
 		cfg: cfg, certificates: certificates, users: []uint32{0}, log: log,
-		held: slots.New(cfg.Limits.Conns), refused: newStrangers(maxRefused), complaints: &complaints{log: log},
+		held: slots.New(cfg.Limits.Conns), refused: newStrangers(maxRefused), refusals: &refusalLog{log: log},
 	}
 	for _, name := range cfg.Listen.Users {
 		id, err := userID(name)
@@ -177,13 +177,13 @@ type clientConn struct {
 func (v *clientConn) settle() bool {
 	admission := v.listener.admission
 	if v.client.Refused != "" {
-		admission.complaints.refused(v.client)
+		admission.refusals.warn("request refused", v.client, v.client.Refused)
 		v.giveBack()
 		v.among(admission.refused)
 		return true
 	}
 	if !admission.held.Take(v.client.Key) {
-		admission.complaints.closed(v.client, "the client has more than --client-connections")
+		admission.refusals.warn("connection closed", v.client, "the client has more than --client-connections")
 		return false
 	}
 	v.giveBack()
@@ -200,7 +200,7 @@ func (v *clientConn) among(others *strangers) {
 	loses := others.enter(v)
 	v.takes(func() { others.leave(v) })
 	if loses != nil {
-		v.listener.admission.complaints.closed(loses.client, "too many connections of clients that may not send requests")
+		v.listener.admission.refusals.warn("connection closed", loses.client, "too many connections of clients that may not send requests")
 		_ = loses.Close() // the client is gone
 	}
 }
@@ -249,8 +249,8 @@ func withClient(ctx context.Context, conn net.Conn) context.Context {
 	return ctx
 }
 
-// complaints logs what clients do that they should not, no more than once a second: they can't fill the log.
-type complaints struct {
+// refusalLog logs refused requests and closed connections, at most one line a second: clients cannot fill the log.
+type refusalLog struct {
 	log *slog.Logger
 
 	mu      sync.Mutex // protects last and skipped
@@ -258,33 +258,20 @@ type complaints struct {
 	skipped int
 }
 
-func (c *complaints) refused(client *api.Client) {
-	if attrs := c.about(client, client.Refused); attrs != nil {
-		c.log.LogAttrs(context.Background(), slog.LevelWarn, "request refused", attrs...)
-	}
-}
-
-func (c *complaints) closed(client *api.Client, reason string) {
-	if attrs := c.about(client, reason); attrs != nil {
-		c.log.LogAttrs(context.Background(), slog.LevelWarn, "connection closed", attrs...)
-	}
-}
-
-// about returns the attributes of a line, or nil if it is too early for another one.
-func (c *complaints) about(client *api.Client, reason string) []slog.Attr {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (l *refusalLog) warn(message string, client *api.Client, reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := time.Now()
-	if now.Sub(c.last) < time.Second {
-		c.skipped++
-		return nil
+	if now.Sub(l.last) < time.Second {
+		l.skipped++
+		return
 	}
 	attrs := []slog.Attr{{Key: logkey.Client, Value: slog.GroupValue(client.Who...)}, slog.String(logkey.Reason, reason)}
-	if c.skipped > 0 {
-		attrs = append(attrs, slog.Int(logkey.Skipped, c.skipped))
+	if l.skipped > 0 {
+		attrs = append(attrs, slog.Int(logkey.Skipped, l.skipped))
 	}
-	c.last, c.skipped = now, 0
-	return attrs
+	l.last, l.skipped = now, 0
+	l.log.LogAttrs(context.Background(), slog.LevelWarn, message, attrs...)
 }
 
 // userID returns the number of a user who is given by name or number.
