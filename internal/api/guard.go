@@ -29,7 +29,7 @@ func (a *api) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		client := clientOf(r)
 		if client.Refused != "" {
-			exchangeOf(r).stranger = true
+			exchangeOf(r).refused = true
 			w.Header().Set("Connection", "close")
 		}
 		if err := a.access.check(client, r); err != nil {

@@ -30,7 +30,7 @@ type exchange struct {
 	failure   string       // the message that it is answered with, if it is an error
 	problem   string       // the type of that error
 	body      *normalizer  // nil without one
-	stranger  bool         // it was sent by a client that may send none
+	refused   bool         // its client may not send requests
 	control   *http.ResponseController
 }
 
@@ -139,7 +139,7 @@ func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
 	switch {
 	case status == http.StatusInternalServerError:
 		level = slog.LevelError
-	case e.stranger, status == statusClientGone, !isUpgrade(r) && (r.Method == http.MethodGet || r.Method == http.MethodHead): // the listener tells of strangers
+	case e.refused, status == statusClientGone, !isUpgrade(r) && (r.Method == http.MethodGet || r.Method == http.MethodHead): // the listener logs refused clients
 		level = slog.LevelDebug
 	}
 	if !e.log.Enabled(r.Context(), level) {

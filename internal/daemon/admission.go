@@ -32,7 +32,7 @@ type admission struct {
 	certificates *certificates // nil without https
 	users        []uint32      // who may use loopback
 	held         *slots.Slots  // connections, by client
-	refused      *strangers    // connections of those that may send no requests
+	refused      *pool         // connections of those that may send no requests
 	refusals     *refusalLog
 	log          *slog.Logger
 }
@@ -41,7 +41,7 @@ type admission struct {
 func newAdmission(cfg Config, certificates *certificates, log *slog.Logger) (*admission, error) {
 	d := &admission{
 		cfg: cfg, certificates: certificates, users: []uint32{0}, log: log,
-		held: slots.New(cfg.Limits.Conns), refused: newStrangers(maxRefused), refusals: &refusalLog{log: log},
+		held: slots.New(cfg.Limits.Conns), refused: newPool(maxRefused), refusals: &refusalLog{log: log},
 	}
 	for _, name := range cfg.Listen.Users {
 		id, err := userID(name)
@@ -83,9 +83,9 @@ func (d *admission) before(l listener, ours containers) net.Listener {
 	case l.scheme == schemeUnix:
 		e.identify = unixClient
 	case l.scheme == schemeMetrics:
-		e.identify, e.others = tcpClient, newStrangers(maxMonitoring)
+		e.identify, e.pool = tcpClient, newPool(maxMonitoring)
 	case l.scheme == schemeHTTPS && d.cfg.TLS.CA != "":
-		e.identify, e.others, e.proves = countedClient, newStrangers(maxHandshakes), true
+		e.identify, e.pool, e.proves = countedClient, newPool(maxHandshakes), true
 	case d.cfg.Listen.Anyone:
 		e.identify = tcpClient
 	default:
@@ -106,7 +106,7 @@ type clientListener struct {
 	net.Listener
 	admission *admission
 	identify  func(net.Conn) *api.Client
-	others    *strangers    // among which its connections begin; nil if it is decided at once what they count for
+	pool      *pool         // of connections whose client is not identified; nil if a connection identifies its client at once
 	proves    bool          // the handshake identifies the client
 	handshake time.Duration // how long a handshake can take; 0 without https
 	places    chan struct{} // one for each connection of a client that may send requests; nil for any number
@@ -125,8 +125,8 @@ func (e *clientListener) Accept() (net.Conn, error) {
 		if e.handshake > 0 {
 			v.handshake = time.AfterFunc(e.handshake, func() { _ = v.Close() })
 		}
-		if e.others != nil {
-			v.among(e.others)
+		if e.pool != nil {
+			v.join(e.pool)
 			return v, nil
 		}
 		if v.settle() {
@@ -179,7 +179,7 @@ func (v *clientConn) settle() bool {
 	if v.client.Refused != "" {
 		admission.refusals.warn("request refused", v.client, v.client.Refused)
 		v.giveBack()
-		v.among(admission.refused)
+		v.join(admission.refused)
 		return true
 	}
 	if !admission.held.Take(v.client.Key) {
@@ -195,13 +195,13 @@ func (v *clientConn) settle() bool {
 	return true
 }
 
-// among gives v a place among others that it may take from one of them.
-func (v *clientConn) among(others *strangers) {
-	loses := others.enter(v)
-	v.takes(func() { others.leave(v) })
-	if loses != nil {
-		v.listener.admission.refusals.warn("connection closed", loses.client, "too many connections of clients that may not send requests")
-		_ = loses.Close() // the client is gone
+// join adds v to a pool, and closes the connection that it evicts.
+func (v *clientConn) join(p *pool) {
+	evicted := p.add(v)
+	v.takes(func() { p.remove(v) })
+	if evicted != nil {
+		v.listener.admission.refusals.warn("connection closed", evicted.client, "too many connections of clients that may not send requests")
+		_ = evicted.Close() // the client is gone
 	}
 }
 
