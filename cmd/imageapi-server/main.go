@@ -79,8 +79,8 @@ func leaveNoCore() error {
 	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
 }
 
-// signals returns a context that ends with the first signal to stop. Further ones do nothing, so that impatience
-// does not cut off what is under way; neither does the end of whoever reads the log.
+// signals returns a context that ends with the first signal to stop. Further ones do nothing, so that an impatient user
+// does not cut off running operations; neither does the end of whoever reads the log.
 func signals() (context.Context, context.CancelFunc) {
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	return signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)

@@ -19,7 +19,7 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, media string, send 
 	w.Header().Set("X-Content-Type-Options", "nosniff") // what an image writes may look like anything
 	w.WriteHeader(http.StatusOK)
 	e := exchangeOf(r)
-	out := &streamWriter{ctx: ctx, w: w, control: e.control, patience: a.patience}
+	out := &streamWriter{ctx: ctx, w: w, control: e.control, timeout: a.writeTimeout}
 	parted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(parted)
@@ -49,17 +49,17 @@ func streamType(r *http.Request, media string) string {
 
 // streamWriter writes to a client that must take each piece in time. At the end of ctx somebody else makes the time be short.
 type streamWriter struct {
-	ctx      context.Context
-	w        http.ResponseWriter
-	control  *http.ResponseController
-	patience time.Duration // for a piece; 0 for any time
-	last     time.Time     // for all, or zero
+	ctx     context.Context
+	w       http.ResponseWriter
+	control *http.ResponseController
+	timeout time.Duration // for a piece; 0 for none
+	last    time.Time     // for all, or zero
 }
 
 // hurry gives the client no more time for all that is left than it has for a piece: it holds what was deleted.
 func (w *streamWriter) hurry() {
-	if w.last.IsZero() && w.patience > 0 {
-		w.last = time.Now().Add(w.patience)
+	if w.last.IsZero() && w.timeout > 0 {
+		w.last = time.Now().Add(w.timeout)
 	}
 }
 
@@ -68,8 +68,8 @@ func (w *streamWriter) limit() error {
 	switch {
 	case !w.last.IsZero():
 		_ = w.control.SetWriteDeadline(w.last)
-	case w.patience > 0:
-		_ = w.control.SetWriteDeadline(time.Now().Add(w.patience))
+	case w.timeout > 0:
+		_ = w.control.SetWriteDeadline(time.Now().Add(w.timeout))
 	}
 	return context.Cause(w.ctx)
 }

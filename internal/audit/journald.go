@@ -8,8 +8,8 @@ import (
 // journaldSocket takes datagrams with the fields of an entry (systemd.journal-fields(7)).
 const journaldSocket = "/run/systemd/journal/socket"
 
-// journaldPatience is how long a change waits for journald, which stops reading while it restarts.
-const journaldPatience = 2 * time.Second
+// journaldTimeout is how long a change waits for journald, which stops reading while it restarts.
+const journaldTimeout = 2 * time.Second
 
 type journald struct {
 	path string
@@ -45,7 +45,7 @@ func (j *journald) send(entry []byte) error {
 	if err := j.dial(); err != nil {
 		return err
 	}
-	_ = j.conn.SetWriteDeadline(time.Now().Add(journaldPatience)) // of an open socket it can be set
+	_ = j.conn.SetWriteDeadline(time.Now().Add(journaldTimeout)) // of an open socket it can be set
 	_, err := j.conn.Write(entry)
 	if err != nil {
 		_ = j.Close()

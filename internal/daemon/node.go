@@ -25,18 +25,18 @@ import (
 
 // node is what the daemon has open on the node.
 type node struct {
-	log      *slog.Logger
-	patience time.Duration // how long the end may take
-	journal  *journal.Journal
-	heritage bool // there are objects of an earlier server
-	mounts   *mountdir.Dir
-	images   *web.Store
-	program  *os.File // imageapi-init
-	helpers  *oneshot.Runner
-	runner   *container.Driver
-	drivers  driver.Set
-	watcher  *watch.Watcher // until the manager has it
-	manager  *state.Manager
+	log          *slog.Logger
+	closeTimeout time.Duration
+	journal      *journal.Journal
+	heritage     bool // there are objects of an earlier server
+	mounts       *mountdir.Dir
+	images       *web.Store
+	program      *os.File // imageapi-init
+	helpers      *oneshot.Runner
+	runner       *container.Driver
+	drivers      driver.Set
+	watcher      *watch.Watcher // until the manager has it
+	manager      *state.Manager
 }
 
 // openNode opens everything, or nothing, in this order: the journal, the directory of mountpoints, the program
@@ -73,7 +73,7 @@ func openNode(ctx context.Context, cfg Config, dir *runDir, opt Options, observe
 
 // openStore opens what an earlier server has left things in: the part of openNode that starts nothing.
 func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *node, found journal.Found, err error) {
-	n = &node{log: opt.Log, patience: container.LongestStop(cfg.Node.StopTimeout) + cfg.Node.DeleteTimeout}
+	n = &node{log: opt.Log, closeTimeout: container.LongestStop(cfg.Node.StopTimeout) + cfg.Node.DeleteTimeout}
 	if found, err = n.openJournal(filepath.Join(cfg.Node.RunDir, "journal.db")); err != nil {
 		return n, found, err
 	}
@@ -165,7 +165,7 @@ func (n *node) close(teardown bool) error {
 
 // end ends the manager.
 func (n *node) end(teardown bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), n.patience)
+	ctx, cancel := context.WithTimeout(context.Background(), n.closeTimeout)
 	defer cancel()
 	if !teardown {
 		n.log.Info("objects kept for the next server")
@@ -174,7 +174,7 @@ func (n *node) end(teardown bool) error {
 		}
 		return nil
 	}
-	n.log.Info("deleting all objects", logkey.Timeout, n.patience)
+	n.log.Info("deleting all objects", logkey.Timeout, n.closeTimeout)
 	err := n.manager.Close(ctx)
 	if err == nil {
 		n.log.Info("all objects deleted")
