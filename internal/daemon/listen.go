@@ -113,7 +113,7 @@ func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 			return nil, fmt.Errorf("--socket-group: %w", err)
 		}
 	}
-	if err := outwait(ctx, func() error { return removeStale(path) }); err != nil {
+	if err := whileOccupied(ctx, func() error { return removeStale(path) }); err != nil {
 		return nil, err
 	}
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {

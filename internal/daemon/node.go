@@ -88,7 +88,7 @@ func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *no
 		return n, found, err
 	}
 	n.helpers = oneshot.New(n.program, opt.Failpoint)
-	err = outwait(ctx, func() (err error) {
+	err = whileOccupied(ctx, func() (err error) {
 		n.runner, err = container.New(ctx, container.Options{
 			Failpoint: opt.Failpoint, RunDir: cfg.Node.RunDir, CgroupParent: cfg.Node.CgroupParent, StopTimeout: cfg.Node.StopTimeout, Log: opt.Log,
 			LogSize: int64(cfg.Node.LogSize), Capabilities: cfg.Node.Capabilities, Program: n.program, Helper: n.helpers, Groups: groupsOf(found.Records),

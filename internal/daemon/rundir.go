@@ -55,7 +55,7 @@ func claim(dir string) (claimed *runDir, err error) {
 
 // claimInTime is claim, which waits for what a daemon that was killed has just forked.
 func claimInTime(ctx context.Context, dir string) (claimed *runDir, err error) {
-	err = outwait(ctx, func() (err error) {
+	err = whileOccupied(ctx, func() (err error) {
 		claimed, err = claim(dir)
 		return err
 	})
