@@ -77,7 +77,7 @@ func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *no
 	if found, err = n.openJournal(filepath.Join(cfg.Node.RunDir, "journal.db")); err != nil {
 		return n, found, err
 	}
-	n.heritage = len(found.Records) > 0
+	n.recoverable = len(found.Records) > 0
 	if err := dir.keep(len(found.Records)); err != nil {
 		return n, found, err
 	}
@@ -184,7 +184,7 @@ func (n *node) end(teardown bool) error {
 
 // closeMounts takes away the directory of mounts if no object is left.
 func (n *node) closeMounts() error {
-	remain := n.manager == nil && n.heritage || n.manager != nil && !n.manager.Snapshot().Empty()
+	remain := n.manager == nil && n.recoverable || n.manager != nil && !n.manager.Snapshot().Empty()
 	var err error
 	if n.images != nil {
 		err = n.images.Close()
