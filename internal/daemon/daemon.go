@@ -82,7 +82,7 @@ func Run(ctx context.Context, cfg Config, opt Options) (err error) {
 	handler := api.New(spec, api.Options{
 		Meter: meter, Auditor: record, Manager: node.manager, Drivers: node.drivers, Log: opt.Log,
 		Access: admission.access(), MaxBody: int64(cfg.Limits.MaxBody), MaxNesting: cfg.Limits.Nesting,
-		Life: ctx, WriteTimeout: cfg.Limits.Write, Info: newInformant(cfg, opt.Version, node.drivers).info,
+		Life: ctx, WriteTimeout: cfg.Limits.Write, Info: newInfoSource(cfg, opt.Version, node.drivers).info,
 	})
 	for i, l := range listeners {
 		if l.scheme == schemeMetrics {

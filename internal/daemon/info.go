@@ -13,11 +13,11 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// surveyed is how long a survey of the kernel is taken for true. Each one starts a few programs that look for modules.
-const surveyed = 10 * time.Second
+// surveyLifetime is how long a survey of the kernel is reused. Each one starts a few programs that look for modules.
+const surveyLifetime = 10 * time.Second
 
-// informant describes the server and the node.
-type informant struct {
+// infoSource describes the server and the node.
+type infoSource struct {
 	cfg     Config
 	version string
 	started time.Time
@@ -28,12 +28,12 @@ type informant struct {
 	found []*models.InfoDriver
 }
 
-func newInformant(cfg Config, version string, drivers driver.Set) *informant {
-	return &informant{cfg: cfg, version: version, started: time.Now(), drivers: drivers}
+func newInfoSource(cfg Config, version string, drivers driver.Set) *infoSource {
+	return &infoSource{cfg: cfg, version: version, started: time.Now(), drivers: drivers}
 }
 
 // info returns a description as of now.
-func (i *informant) info(ctx context.Context) *models.Info {
+func (i *infoSource) info(ctx context.Context) *models.Info {
 	started := strfmt.DateTime(i.started)
 	info := &models.Info{
 		Version: i.version, Architecture: runtime.GOARCH, StartedAt: &started, Drivers: i.survey(ctx), Limits: limitsOf(i.cfg),
@@ -47,10 +47,10 @@ func (i *informant) info(ctx context.Context) *models.Info {
 }
 
 // survey asks each driver what the kernel lacks. A request that ends meanwhile does not spoil it for the next one.
-func (i *informant) survey(ctx context.Context) []*models.InfoDriver {
+func (i *infoSource) survey(ctx context.Context) []*models.InfoDriver {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if time.Since(i.at) < surveyed {
+	if time.Since(i.at) < surveyLifetime {
 		return i.found
 	}
 	found := make([]*models.InfoDriver, len(i.drivers))
