@@ -46,7 +46,7 @@ type Log struct {
 	mu      sync.Mutex // protects what follows
 	sink    sink
 	open    int64    // changes that are under way
-	owed    [][]byte // records that the sink did not take; no change is admitted before it has
+	backlog [][]byte // records that the sink did not take; no change is admitted before they are written
 	failing bool     // the daemon's log has the reason
 }
 
@@ -72,11 +72,11 @@ func (l *Log) Admit() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err := l.settle()
+	err := l.flush()
 	if err == nil {
 		err = l.sink.reserve((l.open + 1) * longest)
 	}
-	l.judge(err)
+	l.report(err)
 	if err != nil && l.opt.Refuse {
 		return err
 	}
@@ -120,43 +120,43 @@ func (l *Log) Close() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err := l.settle()
-	if n := len(l.owed); n > 0 {
+	err := l.flush()
+	if n := len(l.backlog); n > 0 {
 		l.lost.Add(int64(n))
 		err = fmt.Errorf("%d audit records are lost: %w", n, err)
 	}
 	return errors.Join(err, l.sink.Close())
 }
 
-// write writes a line after those that are owed. l.mu must be held.
+// write writes a line after the backlog. l.mu must be held.
 func (l *Log) write(text []byte) {
-	err := l.settle()
+	err := l.flush()
 	if err == nil {
 		err = l.sink.write(text)
 	}
-	l.judge(err)
+	l.report(err)
 	switch {
 	case err == nil:
 	case l.opt.Refuse:
-		l.owed = append(l.owed, text)
+		l.backlog = append(l.backlog, text)
 	default:
 		l.lost.Add(1)
 	}
 }
 
-// settle writes the lines that are owed. l.mu must be held.
-func (l *Log) settle() error {
-	for len(l.owed) > 0 {
-		if err := l.sink.write(l.owed[0]); err != nil {
+// flush writes the backlog. l.mu must be held.
+func (l *Log) flush() error {
+	for len(l.backlog) > 0 {
+		if err := l.sink.write(l.backlog[0]); err != nil {
 			return err
 		}
-		l.owed = l.owed[1:]
+		l.backlog = l.backlog[1:]
 	}
 	return nil
 }
 
-// judge logs that the sink fails, or works again. l.mu must be held.
-func (l *Log) judge(err error) {
+// report logs that the sink fails, or works again. l.mu must be held.
+func (l *Log) report(err error) {
 	switch failing := err != nil; {
 	case failing == l.failing:
 		return
