@@ -77,7 +77,7 @@ func (d *admission) guard(listeners []listener, ours containers) []listener {
 func (d *admission) before(l listener, ours containers) net.Listener {
 	e := &clientListener{Listener: l.Listener, admission: d, closed: make(chan struct{})}
 	if l.limit > 0 {
-		e.places = make(chan struct{}, l.limit)
+		e.slots = make(chan struct{}, l.limit)
 	}
 	switch {
 	case l.scheme == schemeUnix:
@@ -109,7 +109,7 @@ type clientListener struct {
 	pool      *pool         // of connections whose client is not identified; nil if a connection identifies its client at once
 	proves    bool          // the handshake identifies the client
 	handshake time.Duration // how long a handshake can take; 0 without https
-	places    chan struct{} // one for each connection of a client that may send requests; nil for any number
+	slots     chan struct{} // one for each connection of a client that may send requests; nil for any number
 	once      sync.Once
 	closed    chan struct{}
 }
@@ -129,29 +129,29 @@ func (e *clientListener) Accept() (net.Conn, error) {
 			v.join(e.pool)
 			return v, nil
 		}
-		if v.settle() {
+		if v.admit() {
 			return v, nil
 		}
 		_ = v.Close() // the client is gone
 	}
 }
 
-// enter waits for a place, or returns false once e is closed.
-func (e *clientListener) enter() bool {
-	if e.places == nil {
+// acquire waits for a slot, or returns false when e is closed.
+func (e *clientListener) acquire() bool {
+	if e.slots == nil {
 		return true
 	}
 	select {
-	case e.places <- struct{}{}:
+	case e.slots <- struct{}{}:
 		return true
 	case <-e.closed:
 		return false
 	}
 }
 
-func (e *clientListener) leave() {
-	if e.places != nil {
-		<-e.places
+func (e *clientListener) free() {
+	if e.slots != nil {
+		<-e.slots
 	}
 }
 
@@ -168,17 +168,17 @@ type clientConn struct {
 	listener  *clientListener
 	handshake *time.Timer // closes it; nil without https
 
-	mu      sync.Mutex // protects what follows
-	closed  bool
-	returns []func() // give back what it counts for
+	mu       sync.Mutex // protects what follows
+	closed   bool
+	releases []func() // of the places that it occupies
 }
 
-// settle makes v count for its client, now that it is known, and returns false if the client has too many.
-func (v *clientConn) settle() bool {
+// admit counts v for its client, now that it is identified, and returns false if the client has too many.
+func (v *clientConn) admit() bool {
 	admission := v.listener.admission
 	if v.client.Refused != "" {
 		admission.refusals.warn("request refused", v.client, v.client.Refused)
-		v.giveBack()
+		v.release()
 		v.join(admission.refused)
 		return true
 	}
@@ -186,52 +186,52 @@ func (v *clientConn) settle() bool {
 		admission.refusals.warn("connection closed", v.client, "the client has more than --client-connections")
 		return false
 	}
-	v.giveBack()
-	v.takes(func() { admission.held.Give(v.client.Key) })
-	if !v.listener.enter() {
+	v.release()
+	v.onClose(func() { admission.held.Give(v.client.Key) })
+	if !v.listener.acquire() {
 		return false
 	}
-	v.takes(v.listener.leave)
+	v.onClose(v.listener.free)
 	return true
 }
 
 // join adds v to a pool, and closes the connection that it evicts.
 func (v *clientConn) join(p *pool) {
 	evicted := p.add(v)
-	v.takes(func() { p.remove(v) })
+	v.onClose(func() { p.remove(v) })
 	if evicted != nil {
 		v.listener.admission.refusals.warn("connection closed", evicted.client, "too many connections of clients that may not send requests")
 		_ = evicted.Close() // the client is gone
 	}
 }
 
-// takes has back called when v is closed, or at once if it is.
-func (v *clientConn) takes(back func()) {
+// onClose calls release when v no longer counts, or at once if it is closed.
+func (v *clientConn) onClose(release func()) {
 	v.mu.Lock()
 	closed := v.closed
 	if !closed {
-		v.returns = append(v.returns, back)
+		v.releases = append(v.releases, release)
 	}
 	v.mu.Unlock()
 	if closed {
-		back()
+		release()
 	}
 }
 
-// giveBack gives back what v counts for.
-func (v *clientConn) giveBack() {
+// release releases the places that v occupies.
+func (v *clientConn) release() {
 	v.mu.Lock()
-	all := v.returns
-	v.returns = nil
+	all := v.releases
+	v.releases = nil
 	v.mu.Unlock()
-	for _, back := range all {
-		back()
+	for _, release := range all {
+		release()
 	}
 }
 
-// Close also makes place for another one.
+// Close also releases the places that v occupies.
 func (v *clientConn) Close() error {
-	defer v.giveBack()
+	defer v.release()
 	v.mu.Lock()
 	v.closed = true
 	v.mu.Unlock()

@@ -90,7 +90,7 @@ func deviceAt(path string) string {
 // cleanFile removes one, after the file system that is mounted there.
 func (n *node) cleanFile(ctx context.Context, l leftover, opt Options) error {
 	if filepath.Base(filepath.Dir(l.path)) == filepath.Base(web.KeepersDir("")) {
-		return settle(ctx, func() error { return web.CleanStray(ctx, opt.Failpoint, l.path) })
+		return whileBusy(ctx, func() error { return web.CleanStray(ctx, opt.Failpoint, l.path) })
 	}
 	if info, err := os.Lstat(l.path); err != nil || !info.IsDir() {
 		return opt.Failpoint.Do("stray remove", func() error { return os.Remove(l.path) })
@@ -99,11 +99,11 @@ func (n *node) cleanFile(ctx context.Context, l leftover, opt Options) error {
 	if _, word, aside := strings.Cut(filepath.Base(l.path), "."); aside {
 		mounts = mounts.Aside(word)
 	}
-	return settle(ctx, func() error { return mounts.Sweep(ctx, l.id) })
+	return whileBusy(ctx, func() error { return mounts.Sweep(ctx, l.id) })
 }
 
-// settle tries again while something is busy: the mount namespace of a container that was just killed goes a moment later.
-func settle(ctx context.Context, try func() error) error {
+// whileBusy retries while something is busy: the mount namespace of a killed container ends a moment later.
+func whileBusy(ctx context.Context, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	again := time.NewTicker(50 * time.Millisecond)

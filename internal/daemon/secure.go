@@ -39,7 +39,7 @@ func (v *clientConn) verify(state tls.ConnectionState) error {
 	case len(state.VerifiedChains) == 0:
 		v.client.Refused = noCertificate
 	}
-	if !v.settle() {
+	if !v.admit() {
 		return errors.New("the client has too many connections")
 	}
 	return nil
