@@ -160,9 +160,9 @@ const (
 )
 
 const (
-	frame     = 33 << 10        // of buffers: a piece of output and its channel
-	pingEvery = 5 * time.Second // a client is asked whether it is there
-	lingering = 5 * time.Second // how long a client has to take the end
+	frame        = 33 << 10        // of buffers: a piece of output and its channel
+	pingEvery    = 5 * time.Second // a client is asked whether it is there
+	closeTimeout = 5 * time.Second // for a client to read the end
 )
 
 // errHungUp is why a command ends whose client is gone.
@@ -306,14 +306,14 @@ func (s *session) end(status execStatus) {
 	if s.cut.Load() {
 		return
 	}
-	limit := time.AfterFunc(lingering, func() { _ = s.conn.UnderlyingConn().SetDeadline(time.Unix(1, 0)) })
+	limit := time.AfterFunc(closeTimeout, func() { _ = s.conn.UnderlyingConn().SetDeadline(time.Unix(1, 0)) })
 	defer limit.Stop()
 	text, err := json.Marshal(status)
 	if err == nil {
 		_, err = channel{s, channelStatus}.Write(text)
 	}
 	if err == nil {
-		err = s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(lingering))
+		err = s.conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(closeTimeout))
 	}
 	if err == nil {
 		<-s.read

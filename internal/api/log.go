@@ -88,7 +88,7 @@ func (l *logAnswer) copy(ctx context.Context, out *streamWriter) error {
 	for {
 		there, over, stale := l.look() // before the log is read: nothing comes after the end
 		if !there {
-			out.hurry()
+			out.limitRest()
 		}
 		last := !l.follow || over
 		if err := l.drain(ctx, out, buf); err != nil || last {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// parting is how long a client has to take the end of an answer when the daemon shuts down.
-const parting = time.Second
+// shutdownTimeout is how long a client has to read the end of a response when the daemon shuts down.
+const shutdownTimeout = time.Second
 
 // stream answers with what send writes, for as long as that takes, until the client hangs up or the daemon begins to shut down.
 // If send fails the answer is cut off, so that the client does not take it for the whole.
@@ -20,14 +20,14 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, media string, send 
 	w.WriteHeader(http.StatusOK)
 	e := exchangeOf(r)
 	out := &streamWriter{ctx: ctx, w: w, control: e.control, timeout: a.writeTimeout}
-	parted := make(chan struct{})
+	limited := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		defer close(parted)
-		_ = e.control.SetWriteDeadline(time.Now().Add(parting))
+		defer close(limited)
+		_ = e.control.SetWriteDeadline(time.Now().Add(shutdownTimeout))
 	})
 	defer func() {
 		if !stop() {
-			<-parted // w must not be used when this has returned
+			<-limited // w must not be used when this has returned
 		}
 	}()
 	if err := send(ctx, out); err != nil {
@@ -56,8 +56,8 @@ type streamWriter struct {
 	last    time.Time     // for all, or zero
 }
 
-// hurry gives the client no more time for all that is left than it has for a piece: it holds what was deleted.
-func (w *streamWriter) hurry() {
+// limitRest limits the time for the whole rest to that for a piece: the client keeps a deleted log open.
+func (w *streamWriter) limitRest() {
 	if w.last.IsZero() && w.timeout > 0 {
 		w.last = time.Now().Add(w.timeout)
 	}
@@ -95,6 +95,6 @@ func (w *streamWriter) flush() error {
 // end gives the client its time for what net/http itself adds.
 func (w *streamWriter) end() {
 	if w.limit() != nil {
-		_ = w.control.SetWriteDeadline(time.Now().Add(parting))
+		_ = w.control.SetWriteDeadline(time.Now().Add(shutdownTimeout))
 	}
 }
