@@ -28,7 +28,7 @@ type node struct {
 	log          *slog.Logger
 	closeTimeout time.Duration
 	journal      *journal.Journal
-	heritage     bool // there are objects of an earlier server
+	recoverable  bool // the journal has objects of an earlier server
 	mounts       *mountdir.Dir
 	images       *web.Store
 	program      *os.File // imageapi-init
