@@ -36,12 +36,12 @@ type Manager interface {
 	Create(ctx context.Context, plan *driver.Plan) (*state.Snapshot, int64, error)
 	// CreateOnce is Create for a client that may ask again.
 	CreateOnce(ctx context.Context, plan *driver.Plan, once state.Once) (answer []byte, again bool, id int64, err error)
-	// Preview tells what Create would do. It changes nothing.
+	// Preview returns the steps of Create. It changes nothing.
 	Preview(ctx context.Context, plan *driver.Plan) ([]state.Step, error)
 	// Replace replaces a container, and Rollback brings back the version that it has replaced. Both return when they have begun.
 	Replace(ctx context.Context, id int64, plan *driver.Plan, opt state.ReplaceOptions, conditions ...state.Condition) (*state.Replacement, error)
 	Rollback(ctx context.Context, id int64, opt state.ReplaceOptions) (*state.Replacement, error)
-	// PreviewReplace tells what Replace would do. It changes nothing.
+	// PreviewReplace returns the steps of Replace. It changes nothing.
 	PreviewReplace(ctx context.Context, id int64, plan *driver.Plan, conditions ...state.Condition) ([]state.Step, error)
 	// Delete removes an object. The snapshot is from before.
 	Delete(ctx context.Context, class driver.Class, id int64, force bool, conditions ...state.Condition) (*state.Snapshot, []string, error)
@@ -51,13 +51,13 @@ type Manager interface {
 	Update(ctx context.Context, id int64, change driver.Change, conditions ...state.Condition) (*state.Snapshot, error)
 	// Exec runs a command in a container and returns when it has ended.
 	Exec(ctx context.Context, id int64, command driver.Command) (driver.Output, error)
-	// Stats tells what a container uses. It never waits.
+	// Stats returns the resource usage of a container. It never waits.
 	Stats(id int64) (driver.Stats, error)
 	// Snapshot never waits.
 	Snapshot() *state.Snapshot
 	// Wait returns the first snapshot, from now on, in which done says yes about an object.
 	Wait(ctx context.Context, id int64, done func(v *state.View) (bool, error)) (*state.Snapshot, error)
-	// Events tells what has happened, up to a snapshot and after the event with a number.
+	// Events returns the events up to a snapshot and after the event with a number.
 	Events(s *state.Snapshot, after int64, buf []state.Event) (n int, kept bool)
 	// OpenLog begins to read the log of a container.
 	OpenLog(id int64, query driver.LogQuery) (driver.Log, error)
@@ -79,15 +79,15 @@ type Options struct {
 	Info func(ctx context.Context) *models.Info
 }
 
-// Meter counts requests, and tells what it has counted.
+// Meter counts requests, and serves the counts.
 type Meter interface {
 	// Request counts one that has ended. operation is that of the specification, or "other"; a long one waits for something else than the server.
 	Request(operation string, status int, took time.Duration, long bool)
-	// InFlight counts those that are being served: there are so many more of them.
+	// InFlight adds to the number of running requests.
 	InFlight(more int)
 	// Refused counts one that the guard refused, for one of Causes.
 	Refused(cause string)
-	// Listeners counts those who are told of events: there are so many more of them.
+	// Listeners adds to the number of open event streams.
 	Listeners(more int)
 	// Reset counts a reset of an event stream.
 	Reset(reason string)

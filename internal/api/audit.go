@@ -22,7 +22,7 @@ const (
 // recordedParameters are those query parameters that records contain. Others, such as args and env, can be secrets.
 var recordedParameters = []string{"id", "name", "force", "state", "dry_run", "ready_within", "on_failure", "keep_old"}
 
-// isChange tells whether r may change something. An upgrade runs a command, although its method is GET.
+// isChange reports whether r may change something. An upgrade runs a command, although its method is GET.
 func isChange(r *http.Request) bool {
 	reads := r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions
 	return !reads || strings.EqualFold(r.Header.Get("Upgrade"), "websocket")
@@ -84,7 +84,7 @@ func (e *exchange) kindOf(r *http.Request) string {
 	return "other"
 }
 
-// parametersOf returns the parameters that tell what is changed.
+// parametersOf returns the parameters that identify the change.
 func parametersOf(r *http.Request) slog.Attr {
 	const longest = 128
 	query := r.URL.Query()
@@ -100,7 +100,7 @@ func parametersOf(r *http.Request) slog.Attr {
 	return slog.Any(logkey.Parameters, given)
 }
 
-// outcome tells whether the change was made. If the client is gone or the handler was cut off, it may have been.
+// outcome reports whether the change was made. If the client is gone or the handler was cut off, it may have been.
 func (e *exchange) outcome(status int) string {
 	switch {
 	case status == statusClientGone, status == 0:

@@ -11,7 +11,7 @@ import (
 // idempotencyKey is the header with which a client lets a POST happen once, however often it is sent.
 const idempotencyKey = "Idempotency-Key"
 
-// digestOf tells definitions apart. Secrets have no part in it: the digest is in the journal, and a short secret could be guessed from it.
+// digestOf returns a hash of a definition without its secrets: the digest is in the journal, and a short secret could be guessed from it.
 func digestOf(definition any) string {
 	text, err := json.Marshal(withoutSecrets(definition))
 	if err != nil {

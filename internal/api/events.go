@@ -20,10 +20,10 @@ import (
 	"github.com/kraken-hpc/imageapi/restapi/operations/events"
 )
 
-// heartbeat is how long a listener that nothing is told hears nothing.
+// heartbeat is the interval between messages to a client without events.
 const heartbeat = 15 * time.Second
 
-// The type of an event that tells of no object, and the reasons for it.
+// The type of an event without an object, and the reasons for it.
 const (
 	reset         = "reset"
 	reasonStart   = models.EventReasonStart
@@ -71,17 +71,17 @@ func (a *api) position(snap *state.Snapshot, p events.WatchEventsParams) (number
 	return number, ""
 }
 
-// listener is an answer that tells of every change.
+// listener is a stream of events.
 type listener struct {
 	api    *api
 	filter eventFilter
-	at     int64  // number of the last event that it was told, or that its filter has kept back
-	missed string // why it has to be told to begin anew, or empty
+	at     int64  // number of the last event that was sent, or that the filter has dropped
+	missed string // the reason of the reset that is due, or empty
 }
 
 // stream sends events. A shutdown ends the response as a whole one.
 func (l *listener) stream(ctx context.Context, out *streamWriter) error {
-	if err := l.tell(ctx, out); !errors.Is(err, ErrStopping) {
+	if err := l.sendAll(ctx, out); !errors.Is(err, ErrStopping) {
 		return err
 	}
 	return nil
@@ -94,8 +94,8 @@ func (a *api) listens(more int) {
 	}
 }
 
-// tell writes what happens until ctx ends. However slow the client is, it holds a few events and not what is behind them.
-func (l *listener) tell(ctx context.Context, out *streamWriter) error {
+// sendAll sends events until ctx ends. For a slow client it holds a few events, not the objects behind them.
+func (l *listener) sendAll(ctx context.Context, out *streamWriter) error {
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	if err := l.pass(out, nil); err != nil {
@@ -127,7 +127,7 @@ func (l *listener) tell(ctx context.Context, out *streamWriter) error {
 	}
 }
 
-// beat shows the client that the daemon lives, and up to where it was told everything.
+// beat sends a heartbeat, with the number of the last event.
 func (l *listener) beat(out *streamWriter) error {
 	if err := out.write([]byte(": alive\nid: " + l.id(l.at) + "\n\n")); err != nil {
 		return err
@@ -184,7 +184,7 @@ func (l *listener) send(out *streamWriter, e *models.Event) error {
 	return out.write(slices.Concat([]byte("event: "+e.Type+"\nid: "+e.EventID+"\ndata: "), idWithRefs.ReplaceAll(data, []byte("$1}")), []byte("\n")))
 }
 
-// eventFilter says which objects to tell of; an empty list does not matter.
+// eventFilter selects events; an empty list selects all.
 type eventFilter struct {
 	class, kind, name []string
 	id                []int64

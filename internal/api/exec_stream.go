@@ -339,7 +339,7 @@ type execCause struct {
 	Message string `json:"message"`
 }
 
-// statusOf tells how a command ended. A signal is told as a shell does, and by a cause of its own.
+// statusOf returns how a command ended. A signal has the exit status that a shell gives it, and its own cause.
 func statusOf(out driver.Output) execStatus {
 	code, causes := out.Code, []execCause(nil)
 	if out.Signal != 0 {
@@ -356,7 +356,7 @@ func statusOf(out driver.Output) execStatus {
 	}
 }
 
-// failureOf tells why nobody knows how a command ended.
+// failureOf returns why the result of a command is unknown.
 func failureOf(answer *models.Error) execStatus {
 	reason := "InternalError"
 	switch int(answer.Code) {

@@ -17,7 +17,7 @@ import (
 // Access says who may send which requests, of those that a listener lets in.
 type Access struct {
 	Hosts    []string               // what clients may call the server over TCP, besides loopback names and its own address
-	Covers   func(host string) bool // tells whether a server certificate is for a host; nil without https
+	Covers   func(host string) bool // reports whether a server certificate is for a host; nil without https
 	Names    []string               // certificates of which names may be used; empty for all
 	ReadOnly []string               // certificates of which names may only read
 	Requests int                    // that a client may have running at a time; 0 for any number
@@ -123,7 +123,7 @@ func overlap(some, others []string) bool {
 	return slices.ContainsFunc(some, func(s string) bool { return slices.Contains(others, s) })
 }
 
-// ours tells whether r calls the server by a name of its own. Any other name may be one that its owner has pointed at this
+// ours reports whether r calls the server by a name of its own. Any other name may be one that its owner has pointed at this
 // server, so that a browser takes pages of that owner and this server for one site (DNS rebinding).
 func (a Access) ours(r *http.Request) bool {
 	host := r.Host
@@ -145,7 +145,7 @@ func localAddr(r *http.Request) netip.Addr {
 	return netip.Addr{}
 }
 
-// otherSite returns for which site a browser made r, if not for this one. Browsers tell in one of two headers, which scripts
+// otherSite returns for which site a browser made r, if not for this one. Browsers send one of two headers, which scripts
 // can't change (W3C Fetch Metadata; RFC 6454); other programs send neither.
 func otherSite(r *http.Request) string {
 	for _, site := range r.Header.Values("Sec-Fetch-Site") {

@@ -113,7 +113,7 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return body, checkType(r)
 }
 
-// tornBody is the error for a body of which not all came. A client that is too slow has some time left to be told.
+// tornBody is the error for a body of which not all came. A slow client has some time left to read the response.
 func tornBody(r *http.Request, err error) error {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return errs.New(errs.Malformed, "read body: %w", err)
@@ -199,7 +199,7 @@ func (n *normalizer) changes(s, whole *shape, m map[string]any) (names []string)
 	return names
 }
 
-// normalize checks v and normalizes it in place; top tells that it is the body itself.
+// normalize checks v and normalizes it in place; top means that it is the body itself.
 func (n *normalizer) normalize(path string, s *shape, v any, top bool) any {
 	switch s.Type {
 	case "object":

@@ -103,7 +103,7 @@ func (l *logAnswer) copy(ctx context.Context, out *streamWriter) error {
 	}
 }
 
-// look tells whether the container is there, whether its log has its end, and what is closed when that may be different. It keeps no snapshot,
+// look reports whether the container is there, whether its log has its end, and what is closed when that may be different. It keeps no snapshot,
 // which would keep all later ones for as long as a slow client takes to read.
 func (l *logAnswer) look() (there, over bool, stale <-chan struct{}) {
 	snap := l.api.manager.Snapshot()
@@ -111,7 +111,7 @@ func (l *logAnswer) look() (there, over bool, stale <-chan struct{}) {
 	return there, !there || ended(view), snap.Stale()
 }
 
-// ended tells whether a container has run and does not go on by itself.
+// ended reports whether a container has run and does not go on by itself.
 func ended(v *state.View) bool {
 	s := stateOf(v)
 	return s == state.StateExited || s == state.StateDead

@@ -54,7 +54,7 @@ func nameOf(class driver.Class, id int64) string {
 	return string(class) + " " + strconv.FormatInt(id, 10)
 }
 
-// warn tells the client something in a Warning header (RFC 7234, 5.5) of the response, and logs it.
+// warn adds a Warning header (RFC 7234, 5.5) to the response, and logs it.
 func warn(r *http.Request, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	e := exchangeOf(r)

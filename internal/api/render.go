@@ -59,7 +59,7 @@ func (r renderer) object(id int64) (driver.Object, error) {
 	return o, nil
 }
 
-// moves tells whether anything that was written out may be different the next time, in the same snapshot.
+// moves reports whether anything that was written out may be different the next time, in the same snapshot.
 func (r renderer) moves() bool {
 	for id := range r.done {
 		if v, ok := r.snap.Get(id); ok && !v.Unit.IsStill(v.Status) {

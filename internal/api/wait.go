@@ -96,7 +96,7 @@ func (g goal) String() string {
 	return text
 }
 
-// reached tells whether a container is where g wants it. It is an error if it would have to be started for that after it has
+// reached reports whether a container is where g wants it. It is an error if it would have to be started for that after it has
 // ended.
 func (g goal) reached(v *state.View) (bool, error) {
 	now := stateOf(v)
@@ -119,7 +119,7 @@ func (g goal) reached(v *state.View) (bool, error) {
 	return false, nil
 }
 
-// why tells what is wrong with a container, in brackets.
+// why returns the error of a container, in brackets.
 func why(v *state.View) string {
 	text := v.Error
 	if text == "" && v.Run != nil {

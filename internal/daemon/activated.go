@@ -11,7 +11,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
-// nameOfHTTPS is the name by which the service manager tells a TCP socket for https (FileDescriptorName=) from those for http.
+// nameOfHTTPS is the name by which the service manager marks a TCP socket for https (FileDescriptorName=).
 const nameOfHTTPS = "https"
 
 // listeners returns what the service manager listens on, or an error if one of its sockets would let in whom cfg does not.
@@ -38,7 +38,7 @@ func (s Service) listeners(cfg Config) (taken []listener, err error) {
 	return taken, nil
 }
 
-// scheme tells what a socket is for.
+// scheme returns the scheme that a socket is for.
 func (g given) scheme(l net.Listener) string {
 	switch {
 	case l.Addr().Network() == "unix":

@@ -238,7 +238,7 @@ func (v *clientConn) Close() error {
 	return v.Conn.Close()
 }
 
-// withClient tells the API who sends the requests of a connection.
+// withClient passes the client of a connection to the API.
 func withClient(ctx context.Context, conn net.Conn) context.Context {
 	if encrypted, ok := conn.(*tls.Conn); ok {
 		conn = encrypted.NetConn()

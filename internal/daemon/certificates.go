@@ -30,7 +30,7 @@ func loadCertificates(cfg Config) (*certificates, error) {
 	return c, c.load()
 }
 
-// covers tells whether the certificate that is shown now is for a host.
+// covers reports whether the certificate that is shown now is for a host.
 func (c *certificates) covers(host string) bool {
 	leaf := c.current.Load().Certificates[0].Leaf
 	return leaf != nil && leaf.VerifyHostname(host) == nil
@@ -45,7 +45,7 @@ func (c *certificates) metrics(n metrics.Node) metrics.Node {
 	return n
 }
 
-// reloadAt reads them anew at each signal until ctx ends, and tells the service manager so.
+// reloadAt reads them anew at each signal until ctx ends, and reports that to the service manager.
 func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, service Service, log *slog.Logger) {
 	for {
 		select {

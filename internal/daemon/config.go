@@ -105,7 +105,7 @@ type Limits struct {
 	Graceful  time.Duration `long:"graceful-timeout" value-name:"TIME" default:"15s" description:"on shutdown: how long to wait for running requests before cancelling them"`
 }
 
-// Log says what the daemon tells about itself, on standard error.
+// Log configures the log on standard error, and the audit log.
 type Log struct {
 	Level  string `long:"log-level" default:"info" choice:"debug" choice:"info" choice:"warn" choice:"error" description:"the least important level to log: changes are info, reads are debug"`
 	Format string `long:"log-format" default:"text" choice:"text" choice:"json" description:"format of the log lines"`
@@ -386,7 +386,7 @@ func (c *Config) checkTLS() error {
 	return nil
 }
 
-// loopback tells whether a host is certain to be this node only. Other names than localhost could lead anywhere.
+// loopback reports whether a host is certain to be this node only. Other names than localhost could lead anywhere.
 func loopback(host string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }

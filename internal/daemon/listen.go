@@ -190,7 +190,7 @@ type lasting struct {
 func (l lasting) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		// An error here is that of a connection which has ended already, which its first read tells.
+		// An error here is that of a connection that has ended already, and that its first read reports.
 		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: l.keepAlive > 0, Idle: l.keepAlive})
 	}
 	return conn, err

@@ -234,7 +234,7 @@ func (l *logged) String() string {
 	return l.text.String()
 }
 
-// shakes tells whether the server takes a client.
+// shakes reports whether the server takes a client.
 func shakes(t *testing.T, l net.Listener, server tls.Certificate, client []tls.Certificate) bool {
 	t.Helper()
 	return shakesWith(t, l, server, client, 0)

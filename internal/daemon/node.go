@@ -101,7 +101,7 @@ func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *no
 	return n, found, err
 }
 
-// knownTo returns a function that tells whether there is a record of an object.
+// knownTo returns a function that reports whether there is a record of an object.
 func knownTo(records []journal.Record) func(id int64) bool {
 	known := make(map[int64]bool, len(records))
 	for _, r := range records {
@@ -121,7 +121,7 @@ func groupsOf(records []journal.Record) (dirs []string) {
 	return dirs
 }
 
-// openJournal opens the journal and tells if what is in it is lost.
+// openJournal opens the journal, and logs if its content is lost.
 func (n *node) openJournal(path string) (journal.Found, error) {
 	boot, err := journal.BootID()
 	if err != nil {

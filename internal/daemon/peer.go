@@ -72,15 +72,15 @@ func addressOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// containers tells what belongs to containers.
+// containers identifies the groups of containers.
 type containers interface {
-	// Holds tells whether the cgroup with an id is one of a container's, or below one.
+	// Holds reports whether the cgroup with an id is one of a container's, or below one.
 	Holds(cgroup uint64) (bool, error)
 	// CgroupID returns the id of the cgroup at a path in the hierarchy.
 	CgroupID(path string) (uint64, error)
 }
 
-// loopbackClients tells the clients on loopback apart, where every process of the node can connect.
+// loopbackClients identifies the clients on loopback, where every process of the node can connect.
 type loopbackClients struct {
 	users []uint32   // who may send requests
 	ours  containers // which may not; nil if they may
@@ -166,7 +166,7 @@ func lookup(peer, own netip.AddrPort) (sockdiag.Socket, error) {
 	return sockdiag.Scan(peer, own)
 }
 
-// established tells whether neither end of a connection has been closed.
+// established reports whether neither end of a connection has been closed.
 func established(conn net.Conn) bool {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {

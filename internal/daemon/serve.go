@@ -52,7 +52,7 @@ func serve(ctx context.Context, cfg Config, listeners []listener, handler http.H
 		shutdown(servers, &requests, cancelTimeout)
 	}
 	for _, s := range servers {
-		_ = s.Close() // nothing is left to be told to anybody
+		_ = s.Close() // all responses are sent
 	}
 	running.Wait()
 	return err
@@ -71,7 +71,7 @@ func newServer(base context.Context, cfg Config, l listener, handler http.Handle
 		MaxHeaderBytes:    int(cfg.Limits.MaxHeader),
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ConnContext:       withClient,
-		// It tells of clients that break off and the like.
+		// It logs clients that disconnect and the like.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
@@ -85,7 +85,7 @@ func counted(handler http.Handler, requests *sync.WaitGroup) http.Handler {
 	})
 }
 
-// shutdown stops accepting on all servers and tells whether their requests ended in time.
+// shutdown stops accepting on all servers and reports whether their requests ended in time.
 func shutdown(servers []*http.Server, requests *sync.WaitGroup, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()

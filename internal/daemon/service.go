@@ -67,7 +67,7 @@ func takeService(env func(string) string, pid int, log *slog.Logger) (Service, e
 	return s, nil
 }
 
-// forUs tells whether variables are meant for the process pid, and not for one that it has them from.
+// forUs reports whether variables are meant for the process pid, and not for one that it has them from.
 func forUs(text string, pid int, otherwise bool) bool {
 	if text == "" {
 		return otherwise

@@ -1,4 +1,4 @@
-// Package errs holds the classes of errors that the software tells apart. A class says who can mend the
+// Package errs holds the classes of errors. A class says who can correct the
 // fault; the table in internal/api turns it into an HTTP status. Nothing below internal/api knows HTTP.
 package errs
 
