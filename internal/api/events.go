@@ -31,7 +31,7 @@ const (
 	reasonMissed  = models.EventReasonMissed
 )
 
-// Resets returns the reasons for which a client has to begin anew.
+// Resets returns the reasons of resets.
 func Resets() []string { return []string{reasonStart, reasonRestart, reasonMissed} }
 
 // GET /events
@@ -53,7 +53,7 @@ func (a *api) watchEvents(p events.WatchEventsParams) (middleware.Responder, err
 	}), nil
 }
 
-// position returns the number of the event that a client has seen last, or that of the latest one and why it has to begin anew.
+// position returns the number of the event that a client has seen last, or that of the latest one and the reason of a reset.
 func (a *api) position(snap *state.Snapshot, p events.WatchEventsParams) (number int64, reason string) {
 	latest := snap.LastEvent()
 	given := p.LastEventID
@@ -158,7 +158,7 @@ func (l *listener) pass(out *streamWriter, batch []state.Event) error {
 	return out.flush()
 }
 
-// id names an event. Numbers begin anew with each daemon, so the name of the API stands before them.
+// id names an event. Each daemon counts from the start, so the name of the API precedes the number.
 func (l *listener) id(number int64) string {
 	return l.api.name + "-" + strconv.FormatInt(number, 10)
 }

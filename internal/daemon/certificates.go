@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/metrics"
 )
 
-// certificates is what https shows and demands. It can be read anew while connections are open, which keep what they began with.
+// certificates is what https shows and demands. A reload replaces it; open connections keep the certificates that they began with.
 type certificates struct {
 	cfg     TLS
 	current atomic.Pointer[tls.Config]
@@ -45,7 +45,7 @@ func (c *certificates) metrics(n metrics.Node) metrics.Node {
 	return n
 }
 
-// reloadAt reads them anew at each signal until ctx ends, and reports that to the service manager.
+// reloadAt reloads them at each signal until ctx ends, and reports that to the service manager.
 func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, service Service, log *slog.Logger) {
 	for {
 		select {
@@ -57,7 +57,7 @@ func (c *certificates) reloadAt(ctx context.Context, signals <-chan os.Signal, s
 	}
 }
 
-// reload reads them anew. If that fails those before go on.
+// reload reads them again. If that fails, the current ones stay in use.
 func (c *certificates) reload(log *slog.Logger) {
 	if c == nil {
 		log.Info("certificate reload skipped, https is off")

@@ -18,7 +18,7 @@ import (
 // Options is what Run works with, besides the command line.
 type Options struct {
 	Log       *slog.Logger
-	Reload    <-chan os.Signal // asks for the certificates to be read anew; nil for never
+	Reload    <-chan os.Signal // requests a reload of the certificates; nil for never
 	Failpoint failpoint.Hook   // nil in the product
 
 	Version string  // for metrics and /info

@@ -95,7 +95,7 @@ func (s Service) ready() {
 	s.report("READY=1", fmt.Sprintf("MAINPID=%d", os.Getpid()), "STATUS=Serving requests")
 }
 
-// reloads reports that the configuration is read anew while act runs.
+// reloads reports a reload of the configuration while act runs.
 func (s Service) reloads(act func()) {
 	var now unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // it has no way to fail
