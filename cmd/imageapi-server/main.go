@@ -80,7 +80,7 @@ func leaveNoCore() error {
 }
 
 // signals returns a context that ends with the first signal to stop. Further ones do nothing, so that an impatient user
-// does not cut off running operations; neither does the end of whoever reads the log.
+// does not cut off running operations; neither does the end of the reader of the log.
 func signals() (context.Context, context.CancelFunc) {
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	return signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)

@@ -1,8 +1,8 @@
 // Package api serves the HTTP API: it binds requests, calls the state manager, and turns what it answers into the
 // types that are generated from swagger.yaml.
 //
-// A request passes, from outside in: observe (log, panics), the pages (specification, documentation), which anybody may read, the guard
-// (who may send what, and how much), the pages for monitoring, the router, the intake, the generated binding and validation, and its handler.
+// A request passes, from outside in: observe (log, panics), the pages (specification, documentation), which every client may read, the guard
+// (permissions and limits of clients), the pages for monitoring, the router, the intake, the generated binding and validation, and its handler.
 package api
 
 import (
@@ -68,20 +68,20 @@ type Options struct {
 	Manager      Manager
 	Drivers      driver.Set
 	Log          *slog.Logger
-	Access       Access          // who may send what
+	Access       Access          // permissions of clients
 	MaxBody      int64           // bytes of a request's body
 	MaxNesting   int             // how deep braces and brackets of a body may be nested
 	Life         context.Context // ends when the daemon begins to shut down: requests that only wait end then
 	WriteTimeout time.Duration   // for a client to take a piece of a log, or some events; 0 for any time
 	Meter        Meter           // nil for none
 	Auditor      Auditor         // nil for none
-	// Info describes the server and the node, but for the version of the interface; nil if nobody asks.
+	// Info describes the server and the node, except the version of the interface; nil if /info is never requested.
 	Info func(ctx context.Context) *models.Info
 }
 
 // Meter counts requests, and serves the counts.
 type Meter interface {
-	// Request counts one that has ended. operation is that of the specification, or "other"; a long one waits for something else than the server.
+	// Request counts one that has ended. operation is that of the specification, or "other"; a long one waits for an event or a command.
 	Request(operation string, status int, took time.Duration, long bool)
 	// InFlight adds to the number of running requests.
 	InFlight(more int)

@@ -66,9 +66,9 @@ func (a *api) audit(e *exchange, r *http.Request, status int, took time.Duration
 	a.auditor.Record(recordChange, attrs...)
 }
 
-// recordOf returns what a record of r contains from the beginning: who, what, and the request.
+// recordOf returns what a record of r contains from the beginning: the request, its client and its operation.
 func (e *exchange) recordOf(r *http.Request) []slog.Attr {
-	return []slog.Attr{slog.String(logkey.Request, e.id), clientOf(r).who(r), slog.String(logkey.Operation, e.kindOf(r)), parametersOf(r)}
+	return []slog.Attr{slog.String(logkey.Request, e.id), clientOf(r).identity(r), slog.String(logkey.Operation, e.kindOf(r)), parametersOf(r)}
 }
 
 // kindOf returns the operation, but nothing that the client made up.

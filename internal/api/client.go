@@ -11,7 +11,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
-// Client is who sends the requests of a connection, as far as its listener knows.
+// Client identifies the sender of the requests of a connection.
 type Client struct {
 	Key     string      // the same for all connections of one client: limits are counted by it
 	Who     []slog.Attr // for the log
@@ -26,7 +26,7 @@ func WithClient(ctx context.Context, c *Client) context.Context {
 	return context.WithValue(ctx, clientKey{}, c)
 }
 
-// clientOf returns who sends r. Without a listener that knows, it is somebody who may do all.
+// clientOf returns the sender of r. Without a listener that identifies clients, it is a client without restrictions.
 func clientOf(r *http.Request) *Client {
 	if c, ok := r.Context().Value(clientKey{}).(*Client); ok {
 		return c
@@ -34,8 +34,8 @@ func clientOf(r *http.Request) *Client {
 	return &Client{}
 }
 
-// who tells the log about the sender of r: what the listener knows, and the names of its certificate.
-func (c *Client) who(r *http.Request) slog.Attr {
+// identity returns the sender of r for the log: the attributes from the listener, and the names of its certificate.
+func (c *Client) identity(r *http.Request) slog.Attr {
 	attrs := slices.Clone(c.Who)
 	if names := namesOf(r); len(names) > 0 {
 		attrs = append(attrs, slog.String(logkey.Certificate, strings.Join(names, ",")))
@@ -43,7 +43,7 @@ func (c *Client) who(r *http.Request) slog.Attr {
 	return slog.Attr{Key: logkey.Client, Value: slog.GroupValue(attrs...)}
 }
 
-// ownerOf identifies who can repeat r with its idempotency key: the names of a certificate, or the client as the listener knows it.
+// ownerOf identifies the client that can repeat r with its idempotency key: the names of a certificate, or the client as the listener knows it.
 func ownerOf(r *http.Request) string {
 	if names := namesOf(r); len(names) > 0 {
 		return "certificate " + strings.Join(names, ",")

@@ -15,7 +15,7 @@ import (
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// statusClientGone stands in the log for a request whose client did not wait for the answer.
+// statusClientGone is the status in the log of a request whose client did not wait for the response.
 const statusClientGone = 499
 
 // ErrStopping is the cause to cancel requests with when the daemon ends: they are answered 503.

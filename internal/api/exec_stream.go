@@ -176,7 +176,7 @@ type session struct {
 	ending chan struct{}
 	read   chan struct{} // closed when the client sends nothing more
 	cut    atomic.Bool
-	lock   chan struct{} // held by who writes
+	lock   chan struct{} // held by the writer
 }
 
 func newSession(conn *websocket.Conn, cancel context.CancelCauseFunc) *session {
@@ -298,7 +298,7 @@ func (c channel) Write(b []byte) (int, error) {
 	return n, errors.Join(err, w.Close())
 }
 
-// end sends the status, and closes the connection when the client has taken that: what it has sent and nobody read would else have the
+// end sends the status, and closes the connection when the client has taken that: otherwise unread data from the client would make the
 // kernel throw away what it has not read yet.
 func (s *session) end(status execStatus) {
 	defer s.conn.Close()

@@ -14,7 +14,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/slots"
 )
 
-// Access says who may send which requests, of those that a listener lets in.
+// Access contains the permissions of the clients that a listener accepts.
 type Access struct {
 	Hosts    []string               // what clients may call the server over TCP, besides loopback names and its own address
 	Covers   func(host string) bool // reports whether a server certificate is for a host; nil without https

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Monitoring returns a handler with the pages for programs that watch the daemon, and nothing else. It asks nobody who they are: no page
+// Monitoring returns a handler with the pages for programs that watch the daemon, and nothing else. It identifies no client: no page
 // contains more than numbers, names of ours and versions. life is as in Options.
 func Monitoring(life context.Context, meter Meter) http.Handler {
 	return health(life, meter, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

@@ -84,7 +84,7 @@ func fillIn(value, target any) error {
 // dropBody forgets a body that the operation has no use for. Clients send an empty one of type JSON. It is read: before its end
 // net/http does not notice that a client hangs up.
 func dropBody(r *http.Request) error {
-	const longest = 256 << 10 // what net/http itself reads of a body that nobody wants
+	const longest = 256 << 10 // what net/http itself reads of an unused body
 	n, err := io.CopyN(io.Discard, r.Body, longest)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return tornBody(r, err)

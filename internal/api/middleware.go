@@ -145,7 +145,7 @@ func (e *exchange) logEnd(r *http.Request, status int, took time.Duration) {
 	if !e.log.Enabled(r.Context(), level) {
 		return
 	}
-	attrs := []slog.Attr{clientOf(r).who(r), slog.String(logkey.Operation, e.operation), slog.Int(logkey.Status, status), slog.Duration(logkey.Duration, took)}
+	attrs := []slog.Attr{clientOf(r).identity(r), slog.String(logkey.Operation, e.operation), slog.Int(logkey.Status, status), slog.Duration(logkey.Duration, took)}
 	if e.object != "" {
 		attrs = append(attrs, slog.String(logkey.Object, e.object))
 	}

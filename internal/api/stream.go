@@ -47,7 +47,7 @@ func streamType(r *http.Request, media string) string {
 	return media
 }
 
-// streamWriter writes to a client that must take each piece in time. At the end of ctx somebody else makes the time be short.
+// streamWriter writes to a client that must take each piece in time. At the end of ctx, stream shortens the time.
 type streamWriter struct {
 	ctx     context.Context
 	w       http.ResponseWriter

@@ -47,7 +47,7 @@ func (a *api) waitForContainer(p containers.WaitForContainerParams) (middleware.
 // untilShutdown returns a context for a request that may wait for long: it ends with the request, or with ErrStopping when
 // the daemon begins to shut down. The server's time-outs do not hold for the request any more.
 func (a *api) untilShutdown(r *http.Request) (context.Context, context.CancelFunc) {
-	_ = exchangeOf(r).control.SetWriteDeadline(time.Time{}) // who can't has no deadlines; net/http itself lifts that for reading
+	_ = exchangeOf(r).control.SetWriteDeadline(time.Time{}) // a writer without deadlines needs none; net/http itself removes that for reading
 	ctx, cancel := context.WithCancelCause(r.Context())
 	stop := context.AfterFunc(a.life, func() { cancel(ErrStopping) })
 	return ctx, func() {

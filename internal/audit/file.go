@@ -111,7 +111,7 @@ func (s *file) current() error {
 		}
 		return s.begin()
 	}
-	if s.size = ours.Size(); s.size < s.limit { // somebody may have truncated it
+	if s.size = ours.Size(); s.size < s.limit { // another process can have truncated it
 		return nil
 	}
 	return s.rotate()

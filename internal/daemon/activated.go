@@ -14,7 +14,7 @@ import (
 // nameOfHTTPS is the name by which the service manager marks a TCP socket for https (FileDescriptorName=).
 const nameOfHTTPS = "https"
 
-// listeners returns what the service manager listens on, or an error if one of its sockets would let in whom cfg does not.
+// listeners returns what the service manager listens on, or an error if one of its sockets accepts clients that cfg excludes.
 // Closing them leaves the service manager's own ends open, and the socket's file where it is.
 func (s Service) listeners(cfg Config) (taken []listener, err error) {
 	defer func() {

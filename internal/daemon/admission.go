@@ -18,8 +18,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/slots"
 )
 
-// How many connections clients can have open, all together, that may send no requests, whose handshake is not done, and for monitoring.
-// They must not take the descriptors of those that may send requests.
+// How many connections clients can have open, all together, that cannot send requests, whose handshake is not done, and for monitoring.
+// They must not use the descriptors of clients that may send requests.
 const (
 	maxRefused    = 16
 	maxHandshakes = 256
@@ -30,7 +30,7 @@ const (
 type admission struct {
 	cfg          Config
 	certificates *certificates // nil without https
-	users        []uint32      // who may use loopback
+	users        []uint32      // that may use loopback
 	held         *slots.Slots  // connections, by client
 	refused      *pool         // connections of those that may send no requests
 	refusals     *refusalLog

@@ -154,8 +154,8 @@ func (l *unixListener) Close() error {
 	return l.UnixListener.Close()
 }
 
-// removeStale removes a socket that nobody listens on, which a daemon that was killed leaves. It never removes one
-// that answers, or anything else.
+// removeStale removes a socket without a listener, which a killed daemon leaves. It never removes one
+// with a listener, or another file.
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {

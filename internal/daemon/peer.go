@@ -46,7 +46,7 @@ func credentialsOf(conn net.Conn) (credentials *unix.Ucred, err error) {
 
 func userKey(uid uint32) string { return fmt.Sprintf("user %d", uid) }
 
-// tcpClient is whoever has the address at the other end.
+// tcpClient is identified by the address at the other end.
 func tcpClient(conn net.Conn) *api.Client {
 	from := addressOf(conn.RemoteAddr())
 	return &api.Client{TCP: true, Key: from.Addr().String(), Who: []slog.Attr{slog.String(logkey.Address, from.String())}}
@@ -82,20 +82,20 @@ type containers interface {
 
 // loopbackClients identifies the clients on loopback, where every process of the node can connect.
 type loopbackClients struct {
-	users []uint32   // who may send requests
+	users []uint32   // that may send requests
 	ours  containers // which may not; nil if they may
 }
 
 const closedBefore = "your end of the connection was closed before it could be looked up whose it is"
 
-// identify looks up whose the socket at the other end is. It is done when the connection is new, once for all its requests.
+// identify looks up the owner of the socket at the other end. It is done when the connection is new, once for all its requests.
 //
 // The look-up goes by addresses, which others can have a moment later: a connection that was reset stays acceptable, and the next socket
 // with its port may be root's. So our own end is looked at last. It is established: then it has been since before the look-up, and
 // while it is, no second connection has the same addresses.
 func (k loopbackClients) identify(conn net.Conn) *api.Client {
 	client := tcpClient(conn)
-	if established(conn) { // nobody can make the server search for clients that are gone
+	if established(conn) { // a client that is gone cannot make the server search for it
 		socket, err := lookup(addressOf(conn.RemoteAddr()), addressOf(conn.LocalAddr()))
 		if known := k.known(*client, socket, err); established(conn) {
 			return known
@@ -115,7 +115,7 @@ func (k loopbackClients) known(c api.Client, socket sockdiag.Socket, err error) 
 		c.Refused = fmt.Sprintf("find the owner of the client's socket: %v", err)
 		return &c
 	case socket.State != sockdiag.Established || socket.Inode == 0:
-		// The kernel shows user 0 as the owner of a socket that nobody has open any more.
+		// The kernel shows user 0 as the owner of a closed socket.
 		c.Refused = closedBefore
 		return &c
 	}
@@ -133,7 +133,7 @@ func (k loopbackClients) known(c api.Client, socket sockdiag.Socket, err error) 
 // inContainer returns why a client with a socket is refused, or nothing.
 func (k loopbackClients) inContainer(socket sockdiag.Socket) string {
 	have, may, err := []uint64{socket.Cgroup}, []uint64(nil), error(nil)
-	if socket.Cgroup == 0 { // the kernel does not show in which group it was made: then it counts who has it
+	if socket.Cgroup == 0 { // the kernel does not show in which group it was created: then its holders count
 		have, may, err = sockdiag.Holders(socket.Inode, k.ours.CgroupID)
 	}
 	if err == nil && len(have) == 0 {

@@ -19,7 +19,7 @@ type runDir struct {
 	lock *os.File // holds the path
 }
 
-// claim makes sure that dir is a directory of ours that nobody else can look into, and that no other daemon uses it
+// claim makes sure that dir is our own directory that no other user can read, and that no other daemon uses it
 // until it is released.
 func claim(dir string) (claimed *runDir, err error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {

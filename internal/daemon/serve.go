@@ -15,7 +15,7 @@ import (
 )
 
 // cancelTimeout is how long requests get to end once they were cancelled. What they have begun is undone or ended by
-// the state manager, for which it makes no difference whether somebody waits for the answer.
+// the state manager, which does not depend on a waiting client.
 const cancelTimeout = 5 * time.Second
 
 // serve answers requests until ctx ends or a listener fails. Then it ends in this order:

@@ -11,7 +11,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
-// leftover is a file in the run directory of an object that nobody knows, as after a journal was lost: a mountpoint, with what is mounted there, or
+// leftover is a file in the run directory of an object without a record, as after a journal was lost: a mountpoint, with what is mounted there, or
 // the log or the socket of a container.
 type leftover struct {
 	id   int64

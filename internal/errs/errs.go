@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// Class is what kind of fault an error is. The zero value is Internal: an error nobody classified is ours.
+// Class is what kind of fault an error is. The zero value is Internal: an error without a class is a fault of ours.
 type Class uint8
 
 // The classes. An error has exactly one: that of the outermost *Error in its chain.
@@ -82,7 +82,7 @@ type Classified interface {
 	ErrorClass() string
 }
 
-// ClassOf returns the class of err: that of the outermost Classified in its chain, else Internal. An error that nobody else is to blame for
+// ClassOf returns the class of err: that of the outermost Classified in its chain, else Internal. An error of class Internal
 // is OutOfSpace or Exhausted if that is what the kernel said, wherever it came from.
 func ClassOf(err error) Class {
 	class := Internal
@@ -128,7 +128,7 @@ type Fault struct {
 	Text string // what is wrong, and what would be right
 }
 
-// Faults collects all that is wrong with a request, so that its author can mend everything at once.
+// Faults collects all that is wrong with a request, so that the client can correct everything at once.
 type Faults []Fault
 
 // Add notes a fault at path.
