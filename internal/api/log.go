@@ -103,7 +103,7 @@ func (l *logAnswer) copy(ctx context.Context, out *streamWriter) error {
 	}
 }
 
-// look reports whether the container is there, whether its log has its end, and what is closed when that may be different. It keeps no snapshot,
+// look reports whether the container exists and whether its log is complete, and returns a channel that is closed when that can change. It keeps no snapshot,
 // which would keep all later ones for as long as a slow client takes to read.
 func (l *logAnswer) look() (there, over bool, stale <-chan struct{}) {
 	snap := l.api.manager.Snapshot()
