@@ -177,13 +177,13 @@ type clientConn struct {
 func (v *clientConn) admit() bool {
 	admission := v.listener.admission
 	if v.client.Refused != "" {
-		admission.refusals.warn("request refused", v.client, v.client.Refused)
+		admission.refusals.refused(v.client)
 		v.release()
 		v.join(admission.refused)
 		return true
 	}
 	if !admission.held.Take(v.client.Key) {
-		admission.refusals.warn("connection closed", v.client, "the client has more than --client-connections")
+		admission.refusals.closed(v.client, "the client has more than --client-connections")
 		return false
 	}
 	v.release()
@@ -200,7 +200,7 @@ func (v *clientConn) join(p *pool) {
 	evicted := p.add(v)
 	v.onClose(func() { p.remove(v) })
 	if evicted != nil {
-		v.listener.admission.refusals.warn("connection closed", evicted.client, "too many connections of clients that may not send requests")
+		v.listener.admission.refusals.closed(evicted.client, "too many connections of clients that may not send requests")
 		_ = evicted.Close() // the client is gone
 	}
 }
@@ -258,20 +258,33 @@ type refusalLog struct {
 	skipped int
 }
 
-func (l *refusalLog) warn(message string, client *api.Client, reason string) {
+func (l *refusalLog) refused(client *api.Client) {
+	if attrs := l.attrs(client, client.Refused); attrs != nil {
+		l.log.LogAttrs(context.Background(), slog.LevelWarn, "request refused", attrs...)
+	}
+}
+
+func (l *refusalLog) closed(client *api.Client, reason string) {
+	if attrs := l.attrs(client, reason); attrs != nil {
+		l.log.LogAttrs(context.Background(), slog.LevelWarn, "connection closed", attrs...)
+	}
+}
+
+// attrs returns the attributes of a line, or nil if it is too early for one.
+func (l *refusalLog) attrs(client *api.Client, reason string) []slog.Attr {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	if now.Sub(l.last) < time.Second {
 		l.skipped++
-		return
+		return nil
 	}
 	attrs := []slog.Attr{{Key: logkey.Client, Value: slog.GroupValue(client.Who...)}, slog.String(logkey.Reason, reason)}
 	if l.skipped > 0 {
 		attrs = append(attrs, slog.Int(logkey.Skipped, l.skipped))
 	}
 	l.last, l.skipped = now, 0
-	l.log.LogAttrs(context.Background(), slog.LevelWarn, message, attrs...)
+	return attrs
 }
 
 // userID returns the number of a user who is given by name or number.
