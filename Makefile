@@ -76,8 +76,9 @@ validate: tools ## check swagger.yaml against the Swagger 2.0 specification
 	@$(TOOLS)/swagger validate --stop-on-error swagger.yaml
 
 .PHONY: docs
-docs: tools ## make docs/api/index.html anew from swagger.yaml (needs npm)
+docs: tools ## make the reference docs/api/index.html from swagger.yaml, and the site docs/site.zip from the guides (needs npm)
 	@build/docs.sh
+	@build/site.sh
 
 .PHONY: lint
 lint: init tools ## gofmt, go vet, staticcheck, errcheck, shellcheck, and the rules of internal/archtest

@@ -27,11 +27,12 @@ gzip -9n bin/package/man/*
 gzip -9n <CHANGELOG.md >bin/package/changelog.gz
 for shell in bash zsh fish; do bin/imageapi completion $shell >bin/package/completion.$shell; done
 
-# The guides, with links that lead to files of the package.
+# The guides, with links that lead to files of the package: as Markdown, and as pages for a browser.
 rm -rf bin/package/doc
 mkdir -p bin/package/doc/guides
 cp README.md swagger.yaml CHANGELOG.md bin/package/doc
 cp -r docs/*.md docs/*.svg docs/attachments docs/mounts docs/schemes docs/pictures docs/examples bin/package/doc/guides
+go run ./build/site unpack docs/site.zip bin/package/doc/html
 chmod -R u=rwX,go=rX bin/package/doc
 
 pack() { # FORMAT FILE

@@ -15,7 +15,7 @@ import (
 )
 
 // Error Why a request failed.
-// Example: {"code":409,"message":"mount 2 (attach) is held by mount 3 (overlay); delete its holders first","see":"/imageapi/v1/docs#section/Errors/409-conflict","type":"in-use"}
+// Example: {"code":409,"message":"mount 2 (attach) is held by mount 3 (overlay); delete its holders first","see":"/imageapi/v1/docs/errors#409-conflict","type":"in-use"}
 //
 // swagger:model error
 type Error struct {

@@ -72,7 +72,8 @@ func problemWith(status int) problem {
 	return problem{"invalid", status, false}
 }
 
-// sectionOf names the section of the reference with the cause and remedy of the errors with a status.
+// sectionOf names the section of the reference with the cause and remedy of the errors with a status. docs/errors.md has a section or
+// a row of the same name.
 func sectionOf(status int) string {
 	names := map[int]string{
 		http.StatusBadRequest: "malformed", http.StatusForbidden: "forbidden", http.StatusNotFound: "not-found", http.StatusMethodNotAllowed: "method",
@@ -111,7 +112,7 @@ func writeError(w http.ResponseWriter, answer *models.Error) {
 
 // newError returns an error as it is answered.
 func newError(p problem, message string) *models.Error {
-	return &models.Error{Code: int64(p.status), Message: &message, See: docsPath + "#section/Errors/" + sectionOf(p.status), Type: p.slug}
+	return &models.Error{Code: int64(p.status), Message: &message, See: docsPath + "/errors#" + sectionOf(p.status), Type: p.slug}
 }
 
 // maxMessage is how many bytes of a message are sent, and maxFaults of the list of faults. A body of a megabyte can hold a hundred

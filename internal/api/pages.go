@@ -32,7 +32,7 @@ const docsPolicy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'u
 // pages serves the specification and its reference; everything else goes to next. They are made ready when they are first asked
 // for.
 func pages(next http.Handler) http.Handler {
-	specification, reference := sync.OnceValues(newSpecification), sync.OnceValues(newReference)
+	specification, reference, guides := sync.OnceValues(newSpecification), sync.OnceValues(newReference), sync.OnceValues(newSite)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			next.ServeHTTP(w, r)
@@ -41,12 +41,25 @@ func pages(next http.Handler) http.Handler {
 		switch r.URL.Path {
 		case "/swagger.json", basePath + "/swagger.json":
 			serveDocument(w, r, specification)
-		case docsPath:
+		case docsPath + "/api/":
 			serveDocument(w, r, reference)
-		case "/", "/docs", "/docs/", docsPath + "/":
-			http.Redirect(w, r, docsPath, http.StatusFound)
+		case docsPath + "/api", docsPath + "/api/index.html":
+			http.Redirect(w, r, docsPath+"/api/", http.StatusFound)
+		case "/", "/docs", "/docs/":
+			http.Redirect(w, r, docsPath+"/", http.StatusFound)
 		default:
-			next.ServeHTTP(w, r)
+			name, isGuide := strings.CutPrefix(r.URL.Path, docsPath)
+			if !isGuide || name != "" && name[0] != '/' {
+				next.ServeHTTP(w, r)
+				return
+			}
+			serveDocument(w, r, func() (*document, error) {
+				s, err := guides()
+				if err != nil {
+					return nil, err
+				}
+				return s.page(strings.TrimPrefix(name, "/"))
+			})
 		}
 	})
 }
@@ -58,6 +71,7 @@ type document struct {
 	policy      string // Content-Security-Policy, or none
 	packed      []byte // by gzip
 	tag         string // a weak one: it is the same for both encodings
+	lasts       bool   // no other content ever has its address
 }
 
 func newSpecification() (*document, error) {
@@ -74,7 +88,7 @@ func newReference() (*document, error) {
 }
 
 func newDocument(contentType, policy string, packed []byte) *document {
-	return &document{contentType, policy, packed, fmt.Sprintf(`W/"%.12x"`, sha256.Sum256(packed))}
+	return &document{contentType: contentType, policy: policy, packed: packed, tag: fmt.Sprintf(`W/"%.12x"`, sha256.Sum256(packed))}
 }
 
 func serveDocument(w http.ResponseWriter, r *http.Request, get func() (*document, error)) {
@@ -96,6 +110,9 @@ func serveDocument(w http.ResponseWriter, r *http.Request, get func() (*document
 		h.Set("Content-Security-Policy", p.policy)
 	}
 	h.Set("Cache-Control", "no-cache")
+	if p.lasts {
+		h.Set("Cache-Control", "max-age=31536000, immutable")
+	}
 	h.Set("ETag", p.tag)
 	h.Set("Vary", "Accept-Encoding")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -111,7 +111,7 @@ func expectError(t *testing.T, out *httptest.ResponseRecorder, status int, want 
 	if e.Code != int64(status) || e.Message == nil || *e.Message == "" || !strings.Contains(*e.Message, want) {
 		t.Errorf("answer %s; want code %d and a message with %q", out.Body, status, want)
 	}
-	if section := fmt.Sprintf("%s#section/Errors/%d-", docsPath, status); !strings.HasPrefix(e.See, section) {
+	if section := fmt.Sprintf("%s/errors#%d-", docsPath, status); !strings.HasPrefix(e.See, section) {
 		t.Errorf("answer %s; want it to point to %s", out.Body, section)
 	}
 	if got := out.Header().Get("Content-Type"); got != "application/json" {

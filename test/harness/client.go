@@ -290,7 +290,7 @@ func validError(status int, data []byte) error {
 	if *e.Message == "" {
 		return fmt.Errorf("no message")
 	}
-	if section := fmt.Sprintf("%s/docs#section/Errors/%d-", client.DefaultBasePath, status); !strings.HasPrefix(e.See, section) {
+	if section := fmt.Sprintf("%s/docs/errors#%d-", client.DefaultBasePath, status); !strings.HasPrefix(e.See, section) {
 		return fmt.Errorf("see is %q, not %s", e.See, section)
 	}
 	if e.Type == "" {
