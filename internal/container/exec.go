@@ -27,7 +27,6 @@ const (
 // command is one that runs in a container beside its first process.
 type command struct {
 	of             *process
-	first          int // a pidfd of the first process, or -1
 	parent         *cgroup.Parent
 	name           string        // of its group
 	group          *cgroup.Group // of what the command starts, in that of the container
@@ -58,7 +57,7 @@ func (p *process) Exec(ctx context.Context, given driver.Command) (driver.Output
 		return driver.Output{}, fmt.Errorf("run command: %w", err)
 	}
 	// 2. What it needs, and the program that starts it.
-	c := &command{of: p, first: -1}
+	c := &command{of: p}
 	if err := c.prepare(&config); err != nil {
 		c.close()
 		p.commands.Done()
@@ -95,8 +94,8 @@ func (p *process) dismiss() {
 
 // prepare makes all that the command needs.
 func (c *command) prepare(config *wire.Config) (err error) {
-	if err := c.openFirst(config); err != nil {
-		return err
+	if takeOpenFiles(config, c.of.pid); c.of.firstGone() {
+		return errs.New(errs.Conflict, "%w", errEnded)
 	}
 	if c.parent, err = c.of.group.Below(); err != nil {
 		return err
@@ -135,7 +134,7 @@ func (c *command) spawn() error {
 	defer theirs.Close()
 	c.control = ours
 	files := []int{
-		int(c.of.driver.opt.Program.Fd()), int(theirs.Fd()), c.first, int(c.group.File().Fd()), // from wire.ExecProgram on
+		int(c.of.driver.opt.Program.Fd()), int(theirs.Fd()), int(c.of.first.Fd()), int(c.group.File().Fd()), // from wire.ExecProgram on
 		int(c.stdout.writer.Fd()), int(c.stderr.writer.Fd()), int(c.stdout.reader.Fd()), int(c.stderr.reader.Fd()),
 	}
 	err = c.of.driver.opt.Failpoint.Do("command start", func() error { return c.of.keeper.Send(wire.Message{Kind: wire.Launch, Files: files}) })
@@ -181,7 +180,4 @@ func (c *command) close() {
 	c.input.close()
 	c.stdout.close()
 	c.stderr.close()
-	if c.first >= 0 {
-		unix.Close(c.first)
-	}
 }

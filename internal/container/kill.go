@@ -2,7 +2,6 @@ package container
 
 import (
 	"errors"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -10,48 +9,33 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
 
-// rouse lets a supervisor that was stopped go on, and kills what descends from it: what has left the cgroup.
-func (p *process) rouse() {
-	err := p.driver.eachSupervisor(p.id, func(pid, pidfd int) error {
-		return p.driver.opt.Failpoint.Do("supervisor wake", func() error {
-			still := func() bool { return unix.PidfdSendSignal(pidfd, 0, nil, 0) == nil }
-			return errors.Join(unix.PidfdSendSignal(pidfd, unix.SIGCONT, nil, 0), descendants.Kill(pid, still))
-		})
+// wake lets a supervisor that was stopped continue, and kills its descendants: those that have left the cgroup.
+func (p *process) wake() {
+	s := p.keeper.Process()
+	pid := s.PID()
+	if pid == 0 {
+		return // it has ended
+	}
+	err := p.driver.opt.Failpoint.Do("supervisor wake", func() error {
+		return errors.Join(s.Signal(unix.SIGCONT), descendants.Kill(pid, func() bool { return !s.Ended() }))
 	})
-	if err != nil {
+	if err != nil && !s.Ended() {
 		p.log.Warn("kill of processes outside the cgroup failed", logkey.Container, p.id, logkey.Error, err)
 	}
 }
 
 // killSupervisor ends a supervisor that does not report the end of its container. Its end is seen by watch.
 func (p *process) killSupervisor() {
-	if !p.isEmpty() {
-		return // it has something to wait for
+	s := p.keeper.Process()
+	pid := s.PID()
+	if pid == 0 || !p.isEmpty() || descendants.Any(pid) {
+		return // it has ended, or has something to wait for
 	}
-	err := p.driver.eachSupervisor(p.id, func(pid, pidfd int) error {
-		if descendants.Any(pid) {
-			return nil
-		}
-		p.log.Warn("supervisor silent after container end, killed", logkey.Container, p.id, logkey.PID, pid)
-		return p.driver.opt.Failpoint.Do("supervisor kill", func() error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
-	})
-	if err != nil {
+	p.log.Warn("supervisor silent after container end, killed", logkey.Container, p.id, logkey.PID, pid)
+	err := p.driver.opt.Failpoint.Do("supervisor kill", func() error { return s.Signal(unix.SIGKILL) })
+	if err != nil && !s.Ended() {
 		p.log.Error("supervisor kill failed", logkey.Container, p.id, logkey.Error, err)
 	}
-}
-
-// holdFirst opens the first process while its supervisor lives: afterwards nothing would tell it from another one, if it has left the cgroup.
-func (p *process) holdFirst() {
-	fd, err := unix.PidfdOpen(p.pid, 0)
-	if err != nil {
-		return // it has ended
-	}
-	first := os.NewFile(uintptr(fd), "pidfd")
-	if !p.holds(p.pid) && !p.supervised(p.pid) {
-		first.Close()
-		return
-	}
-	p.first = first
 }
 
 // killFirst kills the first process, and with it its pid namespace.
@@ -75,26 +59,4 @@ func (p *process) isEmpty() bool {
 	}
 	populated, ok := p.group.Entry("cgroup.events", "populated")
 	return ok && populated == 0
-}
-
-// eachSupervisor calls do with each supervisor of a container, of which there is one at most.
-func (d *Driver) eachSupervisor(id int64, do func(pid, pidfd int) error) error {
-	pids, err := d.supervisors.Processes()
-	if err != nil {
-		return err
-	}
-	for _, pid := range pids {
-		pidfd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue // it has just ended
-		}
-		if d.registry.Owns(pid, groupName(id)) {
-			err = do(pid, pidfd)
-		}
-		unix.Close(pidfd)
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			return err
-		}
-	}
-	return nil
 }

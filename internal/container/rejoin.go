@@ -96,7 +96,6 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, err error) {
 		}
 		return nil, err
 	}
-	p.holdFirst()
 	p.run(p.config)
 	p.timeout.Store(int64(p.state.StopTimeout))
 	if p.state.Asked {

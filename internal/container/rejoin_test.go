@@ -747,7 +747,7 @@ func strange(listener *net.UnixListener, pid int) error {
 	defer unix.Close(pidfd)
 	say := func(kind wire.Kind, fields ...string) {
 		m := wire.Message{Kind: kind, Fields: fields}
-		if kind == wire.Hello {
+		if kind == wire.Hello || kind == wire.Ready {
 			m.Files = []int{pidfd}
 		}
 		_ = wire.Send(int(raw.Fd()), m)

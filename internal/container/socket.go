@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
@@ -16,10 +17,14 @@ var errAlone = errors.New("the supervisor is gone")
 
 // take takes in a message of the supervisor, but for those that end something.
 func (p *process) take(m wire.Message) error {
-	m.Close()
+	defer func() { m.Close() }()
 	switch m.Kind {
 	case wire.Ready:
 		started, err := wire.ParseStarted(m)
+		if len(m.Files) != 1 || p.first != nil {
+			return wire.ErrMalformed
+		}
+		p.first, m.Files = os.NewFile(uintptr(m.Files[0]), "pidfd"), nil
 		p.pid, p.since, p.config = started.PID, started.Since, started.Config
 		return err
 	case wire.Status:

@@ -150,7 +150,6 @@ func (p *process) awaitCommand(ctx context.Context, config wire.Config) error {
 			return fmt.Errorf("talk to supervisor: %w", err)
 		}
 	}
-	p.holdFirst()
 	return nil
 }
 

@@ -133,7 +133,7 @@ func (p *process) Kill() {
 	if !p.killGroup() {
 		return
 	}
-	p.rouse()
+	p.wake()
 	p.last.Do(func() {
 		p.driver.watches.Go(func() {
 			late := time.NewTimer(reportTime)

@@ -51,13 +51,18 @@ func Begin(name string) (*Companion, wire.Message, error) {
 func (c *Companion) Commands() <-chan wire.Message { return c.commands }
 
 // Ready reports that this process does its work.
-func (c *Companion) Ready(fields ...string) { c.tell(wire.Ready, fields) }
+func (c *Companion) Ready(fields ...string) { c.tell(wire.Message{Kind: wire.Ready, Fields: fields}) }
+
+// ReadyWith is Ready with a descriptor, which stays open for later daemons.
+func (c *Companion) ReadyWith(file int, fields ...string) {
+	c.tell(wire.Message{Kind: wire.Ready, Fields: fields, Files: []int{file}})
+}
 
 // Failed reports that it cannot do its work, and why. The caller ends then.
-func (c *Companion) Failed(fields ...string) { c.tell(wire.Failed, fields) }
+func (c *Companion) Failed(fields ...string) { c.tell(wire.Message{Kind: wire.Failed, Fields: fields}) }
 
 // Status reports the state of the work.
-func (c *Companion) Status(fields ...string) { c.tell(wire.Status, fields) }
+func (c *Companion) Status(fields ...string) { c.tell(wire.Message{Kind: wire.Status, Fields: fields}) }
 
 // Note is Status for a change that the present daemon need not know.
 func (c *Companion) Note(fields ...string) {
@@ -67,11 +72,10 @@ func (c *Companion) Note(fields ...string) {
 }
 
 // tell sends a message and remembers it. A daemon that does not read loses it, and is told the next one.
-func (c *Companion) tell(kind wire.Kind, fields []string) {
+func (c *Companion) tell(m wire.Message) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	m := wire.Message{Kind: kind, Fields: fields}
-	c.latest[kind] = m
+	c.latest[m.Kind] = m
 	c.send(m)
 }
 
@@ -140,7 +144,7 @@ func (c *Companion) next() bool {
 func (c *Companion) End(fields ...string) error {
 	m := wire.Message{Kind: wire.Ended, Fields: fields}
 	err := write(wire.RecordName(c.name), m.Encode())
-	c.tell(m.Kind, fields)
+	c.tell(m)
 	return err
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,6 +54,21 @@ func (p PIDFD) Signal(signal unix.Signal) error {
 	}
 	failed := conn.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), signal, nil, 0) })
 	return errors.Join(failed, err)
+}
+
+// PID returns the number of the process, or 0 if it was reaped. The number is valid as long as Ended is false afterwards.
+func (p PIDFD) PID() (pid int) {
+	conn, err := p.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = conn.Control(func(fd uintptr) {
+		info, _ := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(fd)))
+		_, text, _ := strings.Cut(string(info), "\nPid:\t")
+		text, _, _ = strings.Cut(text, "\n")
+		pid, _ = strconv.Atoi(text)
+	})
+	return max(pid, 0) // proc_pid_fdinfo(5) has -1 for one that was reaped
 }
 
 // Ended reports whether the process has ended.

@@ -53,7 +53,7 @@ func Main(name string) int {
 		return 1
 	}
 	started := wire.Started{PID: s.pid, Since: time.Now(), Config: config}
-	c.Ready(started.Fields()...)
+	c.ReadyWith(s.pidfd, started.Fields()...)
 	exit := s.watch()
 	s.record(&exit, started.Since)
 	return 0

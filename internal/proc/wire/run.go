@@ -2,7 +2,7 @@ package wire
 
 import "time"
 
-// Started is the content of Ready of a supervisor.
+// Started is the content of Ready of a supervisor. A descriptor of the first process comes with it: a number could be another one's by now.
 type Started struct {
 	PID    int       // of the command
 	Since  time.Time // when it was started
