@@ -59,7 +59,7 @@ var unguarded = map[string]string{
 	"internal/sys/block.ioctl":                          "asks a device",
 	"(internal/sys/dm.request).ask":                     "asks for a device",
 	"internal/sys/sockdiag.Lookup":                      "asks for a socket",
-	"(*internal/container.command).firstGone":           "asks for a process: signal 0",
+	"(*internal/container.process).firstGone":           "asks for a process: signal 0",
 	"(*internal/sys/loop.Loop).free":                    "opens a device; what is done with it has failpoints",
 	"(*internal/sys/loop.Loop).control":                 "as free",
 	"internal/sys/loop.setStatus":                       "changeFlags takes it through a failpoint",

@@ -3,6 +3,7 @@ package container_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +43,13 @@ var sealed = sync.OnceValues(func() (*os.File, error) {
 	return spawn.Seal("imageapi-init", code)
 })
 
+// options are those of a driver of this test's own.
+func options(runDir, cgroup string, code *os.File) container.Options {
+	return container.Options{
+		RunDir: runDir, CgroupParent: cgroup, Program: code, StopTimeout: 10 * time.Second, LogSize: 16 << 20, Log: slog.New(slog.DiscardHandler),
+	}
+}
+
 func newNode(t testing.TB, change ...func(*container.Options)) *node {
 	t.Helper()
 	testkit.Root(t)
@@ -53,7 +61,7 @@ func newNode(t testing.TB, change ...func(*container.Options)) *node {
 	n := &node{runDir: testkit.RunDir(t)}
 	n.cgroup = "/imageapi-test-" + filepath.Base(n.runDir)
 	testkit.Unchanged(t, testkit.Scope{Cgroup: n.cgroup})
-	opt := container.Options{RunDir: n.runDir, CgroupParent: n.cgroup, Program: code}
+	opt := options(n.runDir, n.cgroup, code)
 	for _, c := range change {
 		c(&opt)
 	}
@@ -299,12 +307,14 @@ func TestEveryActOfNewFails(t *testing.T) {
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{dir}, PID: os.Getpid(), Goroutines: true, Cgroup: group, Ignore: []string{"logs"}})
 	for fail := 1; ; fail++ {
 		seen := 0
-		d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: group + "/a", Program: code, Failpoint: failpoint.Ask(func(act string) error {
+		opt := options(dir, group+"/a", code)
+		opt.Failpoint = failpoint.Ask(func(act string) error {
 			if seen++; seen == fail {
 				return fmt.Errorf("no %s", act)
 			}
 			return nil
-		})})
+		})
+		d, err := container.New(t.Context(), opt)
 		if err == nil {
 			fail = -1 // not the acts of Close
 			if seen < 4 {

@@ -21,28 +21,21 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/proc/keeper"
 	"github.com/kraken-hpc/imageapi/internal/proc/oneshot"
 	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
-	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 	"github.com/kraken-hpc/imageapi/internal/sys/cgroup"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/inotify"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
-// The defaults of Options.
-const (
-	DefaultCgroupParent = "/imageapi"
-	DefaultLogSize      = 16 << 20
-)
-
 // Options say how containers are run.
 type Options struct {
 	Failpoint    failpoint.Hook
-	RunDir       string          // has logs/, and cgroup/ if the node has no cgroup2 mounted
-	CgroupParent string          // the group that has those of the containers, a path in the cgroup2 tree; default DefaultCgroupParent
-	StopTimeout  time.Duration   // from SIGTERM to SIGKILL; default DefaultStopTimeout
-	Capabilities []string        // that containers have besides those of the default, by name
-	LogSize      int64           // how much of the log of a container is kept, in bytes, at least wire.MinLogSize; default DefaultLogSize
-	Log          *slog.Logger    // default: none
+	RunDir       string        // has logs/, and cgroup/ if the node has no cgroup2 mounted
+	CgroupParent string        // the group that has those of the containers, a path in the cgroup2 tree
+	StopTimeout  time.Duration // from SIGTERM to SIGKILL
+	Capabilities []string      // that containers have besides those of the default, by name
+	LogSize      int64         // how much of the log of a container is kept, in bytes, at least wire.MinLogSize
+	Log          *slog.Logger
 	Helper       *oneshot.Runner // for roots whose server may be gone
 	Groups       []string        // the directories of the cgroups of containers, as earlier servers have recorded them
 	Program      *os.File        // imageapi-init in sealed memory (package program), which stays the caller's
@@ -69,19 +62,6 @@ type Driver struct {
 
 // New makes what all containers have in common: the launch namespace, the parent cgroup, and the directory of the logs.
 func New(ctx context.Context, opt Options) (*Driver, error) {
-	if opt.CgroupParent == "" {
-		opt.CgroupParent = DefaultCgroupParent
-	}
-	if opt.StopTimeout <= 0 {
-		opt.StopTimeout = DefaultStopTimeout
-	}
-	if opt.LogSize <= 0 {
-		opt.LogSize = DefaultLogSize
-	}
-	opt.LogSize = max(opt.LogSize, wire.MinLogSize)
-	if opt.Log == nil {
-		opt.Log = slog.New(slog.DiscardHandler)
-	}
 	d := &Driver{opt: opt, slots: make(chan struct{}, maxCommands)}
 	d.leaving, d.leave = context.WithCancel(context.Background())
 	if err := d.open(ctx); err != nil {

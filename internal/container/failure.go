@@ -10,39 +10,38 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
+// texts are those of failures that the image or the definition causes: the first argument is the path, the second the detail.
+var texts = map[wire.Reason]string{
+	wire.MissingDirs:    "start container: the root is read-only and lacks the directories %[1]s: make them in the image, or put an overlay above it",
+	wire.NotDirectory:   "start container: %[1]s in the root is not a directory (a link is not followed): make it one",
+	wire.NotFound:       "execute %[1]s: no such file in the container",
+	wire.NotInPath:      "execute %[1]s: no such program in the container's PATH (%[2]s): give its path",
+	wire.IsDirectory:    "execute %[1]s: is a directory",
+	wire.NotRegular:     "execute %[1]s: is a device, pipe or socket",
+	wire.NotExecutable:  "execute %[1]s: not executable; set the mode bit x",
+	wire.NoInterpreter:  "execute %[1]s: its interpreter %[2]s is not in the container",
+	wire.BadInterpreter: "execute %[1]s: its interpreter %[2]s cannot be executed",
+	wire.WrongMachine:   "execute %[1]s: built for another architecture (%[2]s)",
+	wire.BadFormat:      "execute %[1]s: neither a program nor a script that begins with #!",
+}
+
 // explain makes an error of a start that failed, of a container or of a command in one.
 func explain(f *wire.Failure) error {
-	invalid := func(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
+	path, detail := f.Path, f.Detail
 	switch f.Reason {
 	case wire.MissingDirs:
-		return invalid("start container: the root is read-only and lacks the directories %s: make them in the image, or put an overlay above it", strings.ReplaceAll(f.Path, " ", ", "))
-	case wire.NotDirectory:
-		return invalid("start container: %s in the root is not a directory (a link is not followed): make it one", f.Path)
-	case wire.NotFound:
-		return invalid("execute %s: no such file in the container", f.Path)
-	case wire.NotInPath:
-		return invalid("execute %s: no such program in the container's PATH (%s): give its path", f.Path, f.Detail)
-	case wire.IsDirectory:
-		return invalid("execute %s: is a directory", f.Path)
-	case wire.NotRegular:
-		return invalid("execute %s: is a device, pipe or socket", f.Path)
-	case wire.NotExecutable:
-		return invalid("execute %s: not executable; set the mode bit x", f.Path)
-	case wire.NoInterpreter:
-		return invalid("execute %s: its interpreter %s is not in the container", f.Path, f.Detail)
-	case wire.BadInterpreter:
-		return invalid("execute %s: its interpreter %s cannot be executed", f.Path, f.Detail)
+		path = strings.ReplaceAll(path, " ", ", ")
 	case wire.WrongMachine:
-		return invalid("execute %s: built for another architecture (%s)", f.Path, machine(f.Detail))
-	case wire.BadFormat:
-		return invalid("execute %s: neither a program nor a script that begins with #!", f.Path)
+		detail = machine(detail)
 	case wire.Unfit:
 		return explainUnfit(f)
 	case wire.Died:
-		return errs.New(errs.Internal, "%s: the process died %s", f.Act, f.Detail)
-	default:
-		return explainSyscall(f)
+		return errs.New(errs.Internal, "%s: the process died %s", f.Act, detail)
 	}
+	if text, ok := texts[f.Reason]; ok {
+		return errs.New(errs.Invalid, text, path, detail)
+	}
+	return explainSyscall(f)
 }
 
 // explainSyscall makes an error of a system call that failed.

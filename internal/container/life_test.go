@@ -545,7 +545,7 @@ func successor(t *testing.T, dir, root, group string) (*container.Driver, driver
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: group, Program: code})
+	d, err := container.New(t.Context(), options(dir, group, code))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -563,7 +563,7 @@ func daemon(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := container.New(t.Context(), container.Options{RunDir: dir, CgroupParent: os.Getenv("CONTAINER_TEST_GROUP"), Program: code})
+	d, err := container.New(t.Context(), options(dir, os.Getenv("CONTAINER_TEST_GROUP"), code))
 	if err != nil {
 		t.Fatal(err)
 	}

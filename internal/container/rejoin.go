@@ -81,9 +81,12 @@ func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Stat
 // rejoin finds a run that has a supervisor.
 func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, err error) {
 	p = d.newProcess(id, nil)
-	limited, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	if err = p.connect(limited); err == nil {
+	err = d.opt.Failpoint.Do("supervisor connect", func() error {
+		limited, cancel := context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
+		return p.connect(limited)
+	})
+	if err == nil {
 		p.group, err = d.parent.Recover(groupName(id))
 		if errors.Is(err, os.ErrNotExist) {
 			// The group is no proof: a container that has left it can have removed it. The supervisor knows.

@@ -46,7 +46,7 @@ func newSuccession(t *testing.T, change ...func(*container.Options)) *succession
 	outer := "/imageapi-test-" + filepath.Base(n.runDir)
 	n.cgroup = outer + "/inner"
 	testkit.Unchanged(t, testkit.Scope{Dirs: []string{n.runDir}, Ignore: []string{"logs"}, Cgroup: outer})
-	s := &succession{node: n, opt: container.Options{RunDir: n.runDir, CgroupParent: n.cgroup, Program: code}}
+	s := &succession{node: n, opt: options(n.runDir, n.cgroup, code)}
 	for _, c := range change {
 		c(&s.opt)
 	}

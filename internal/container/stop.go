@@ -23,9 +23,6 @@ import (
 // The signal and the timeout are those of the definition, else of systemd, else the server's.
 
 const (
-	// DefaultStopTimeout is the default of Options.StopTimeout.
-	DefaultStopTimeout = 10 * time.Second
-
 	// MaxStopTimeout is the longest that a definition can ask for.
 	MaxStopTimeout = 45 * time.Second
 

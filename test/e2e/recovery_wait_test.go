@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// beObstructed is what cmd/imageapi-server does, but for this: while a file is locked the daemon cannot open the directory of the logs, which it
+// beObstructed is what cmd/imageapi-server does, but for this: while a file is locked the daemon cannot connect to supervisors, which it
 // does when it begins to recover a container.
 func beObstructed(path string, args []string) int {
 	cfg, _, err := daemon.Parse(args)
@@ -39,7 +39,7 @@ func beObstructed(path string, args []string) int {
 		return 2
 	}
 	pass := func(act string, perform func() error) error {
-		if act == "log open" {
+		if act == "supervisor connect" {
 			unlock, err := lock(path, unix.LOCK_SH)
 			if err != nil {
 				return err

@@ -82,7 +82,7 @@ func newNode(t *testing.T) *node {
 	check(t, err)
 	cgroup := "/" + filepath.Base(dir)
 	runner, err := container.New(context.Background(), container.Options{
-		Failpoint: failpoint.Ask(n.board.pass), RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, Log: log, Program: init,
+		Failpoint: failpoint.Ask(n.board.pass), RunDir: dir, CgroupParent: cgroup, StopTimeout: time.Second, LogSize: 1 << 20, Log: log, Program: init,
 	})
 	check(t, err)
 	n.drivers = builtin.Drivers(builtin.Env{
