@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/test/define"
 )
 
 // lab is a run directory with a daemon, which is replaced whenever it dies, and a container that no crash may touch.
@@ -173,7 +174,7 @@ func (l *lab) clear(before objects) {
 func (l *lab) watch() {
 	l.Helper()
 	l.watched = l.must(http.MethodPost, "/container", def{
-		"name": "bystander", "state": "running", "mount": squash(l.image()),
+		"name": "bystander", "state": "running", "mount": define.Squash(l.image()),
 		"command": `/bin/sh -c 'i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done'`,
 	})
 	l.base = l.settled()

@@ -70,7 +70,7 @@ type trial struct {
 	*lab
 	structure
 	operation
-	body  def
+	body  any
 	mode  string
 	again bool
 

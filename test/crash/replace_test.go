@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/test/define"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -28,14 +30,14 @@ type version struct {
 	command string
 	fails   bool
 	levels  int
-	mount   func(l *lab) def
+	mount   func(l *lab) *models.Mount
 }
 
 func versions() map[string]version {
 	const forever = "/bin/tail -f /dev/null"
-	fresh := func(l *lab) def { return overlay(nil, squash(l.image())) }
-	exclusive := func(l *lab) def {
-		return overlay(def{"path": "/layer", "mount": device(loopback(l.ext4("upper")), "ext4")}, squash(l.image()))
+	fresh := func(l *lab) *models.Mount { return define.Overlay(define.Squash(l.image())) }
+	exclusive := func(l *lab) *models.Mount {
+		return define.OverlayOn(l.upper(), define.Squash(l.image()))
 	}
 	return map[string]version{
 		"succeeds": {forever, false, 4, fresh}, "fails": {"/bin/false", true, 4, fresh},
@@ -67,7 +69,7 @@ func replaceEverywhere(t *testing.T, mode string, stride int, again bool) {
 func (l *lab) replaceOnce(v version, mode string, n int, again bool) (points int, reached bool) {
 	l.Helper()
 	x := &trial{lab: l, structure: structure{path: "/container"}, mode: mode, again: again}
-	old := l.must(http.MethodPost, "/container", running(v.mount(l), nil))
+	old := l.must(http.MethodPost, "/container", running(v.mount(l)))
 	end := l.named(l.server)
 	x.arm(n)
 	a, err := l.Do(context.Background(), http.MethodPost, "/container/replace?name=subject", def{

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
@@ -82,7 +83,7 @@ func (l *lab) storm(ctx context.Context) (kills int) {
 // dish is a structure that a client may have many of.
 type dish struct {
 	structure
-	body def
+	body any
 }
 
 // menu is what clients choose from: what does not exclude others.
@@ -159,8 +160,9 @@ func (c *client) create() int {
 	if d.path == "/container" {
 		c.names++
 		p.name, p.states = fmt.Sprintf("c%d-%d", c.number, c.names), []string{"running"}
-		body = maps.Clone(body)
-		body["name"] = p.name
+		named := *body.(*models.Container)
+		named.Name = models.Name(p.name)
+		body = &named
 	}
 	status, o := c.ask(http.MethodPost, d.path, body, http.StatusCreated, http.StatusConflict)
 	if status == http.StatusCreated {

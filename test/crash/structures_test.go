@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
+	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/test/define"
 )
 
 // def is a definition, as a client sends it.
@@ -21,43 +23,17 @@ type structure struct {
 	name   string
 	path   string                       // of the API
 	levels int                          // how many objects come about
-	define func(l *lab) def             // makes what it stands on
+	define func(l *lab) any             // makes what it stands on
 	works  func(l *lab, o object) error // looks at it from the node
 	uses   []operation                  // besides create and delete
 	guest  bool                         // it needs a server of the guest of test/vm
 }
 
-func loopback(path string) def {
-	return def{"kind": "loopback", "loopback": def{"base": "root", "path": path}}
-}
-
-func device(attach def, fstype string) def {
-	return def{"kind": "attach", "attach": def{"fs_type": fstype, "attach": attach}}
-}
-
-func squash(path string) def { return device(loopback(path), "squashfs") }
-
-func overlay(upper def, lower ...def) def {
-	o := def{"lower": lower}
-	if upper != nil {
-		o["upper"] = upper
-	}
-	return def{"kind": "overlay", "overlay": o}
-}
-
-func bind(path string, more def) def {
-	b := def{"base": "root", "path": path}
-	for key, value := range more {
-		b[key] = value
-	}
-	return def{"kind": "bind", "bind": b}
-}
-
 // running is a container, with more fields.
-func running(mount def, more def) def {
-	c := def{"name": "subject", "state": "running", "command": "/bin/tail -f /dev/null", "mount": mount}
-	for key, value := range more {
-		c[key] = value
+func running(mount *models.Mount, change ...func(*models.Container)) *models.Container {
+	c := &models.Container{Name: "subject", State: models.ContainerStateRunning, Command: new("/bin/tail -f /dev/null"), Mount: mount}
+	for _, f := range change {
+		f(c)
 	}
 	return c
 }
@@ -86,62 +62,65 @@ func local() []structure {
 	return []structure{
 		{
 			name: "bind ro", path: "/mount", levels: 1, works: all(reads("file"), refuses),
-			define: func(l *lab) def { return bind(l.tree(), def{"ro": true}) },
+			define: func(l *lab) any { return define.Bind(l.tree(), func(b *models.MountBind) { b.Ro = new(true) }) },
 		}, {
 			name: "bind rw", path: "/mount", levels: 1, works: all(reads("file"), writes),
-			define: func(l *lab) def { return bind(l.tree(), def{"recursive": true}) },
+			define: func(l *lab) any { return define.Bind(l.tree(), func(b *models.MountBind) { b.Recursive = new(true) }) },
 		}, {
 			name: "bind in bind", path: "/mount", levels: 2, works: writes,
-			define: func(l *lab) def {
-				return def{"kind": "bind", "bind": def{"base": "mount", "path": "sub", "mount": bind(l.tree(), nil)}}
-			},
+			define: func(l *lab) any { return define.BindIn(define.Bind(l.tree()), "sub") },
 		}, {
 			name: "loopback", path: "/attach", levels: 1, works: holdsImage,
-			define: func(l *lab) def { return loopback(l.image()) },
+			define: func(l *lab) any { return define.Loopback(l.image()) },
 		}, {
 			name: "partitions", path: "/attach", levels: 1, works: hasPartition,
-			define: func(l *lab) def {
-				return def{"kind": "loopback", "loopback": def{"base": "root", "path": l.disk(), "readPartitions": true}}
+			define: func(l *lab) any {
+				a := define.Loopback(l.disk())
+				a.Loopback.ReadPartitions = new(true)
+				return a
 			},
 		}, {
 			name: "local", path: "/mount", levels: 2, works: writes,
-			define: func(l *lab) def {
-				return device(def{"kind": "local", "local": def{"path": l.blockDevice()}}, "ext4")
-			},
+			define: func(l *lab) any { return define.Device(define.Local(l.blockDevice()), "ext4") },
 		}, {
 			name: "squashfs", path: "/mount", levels: 2, works: all(reads("bin/busybox"), refuses),
-			define: func(l *lab) def { return squash(l.image()) },
+			define: func(l *lab) any { return define.Squash(l.image()) },
 		}, {
 			name: "ext4", path: "/mount", levels: 2, works: writes,
-			define: func(l *lab) def { return device(loopback(l.ext4("disk")), "ext4") },
+			define: func(l *lab) any { return define.Device(define.Loopback(l.ext4("disk")), "ext4") },
 		}, {
 			name: "overlay tmpfs", path: "/mount", levels: 3, works: all(reads("bin/busybox"), writes),
-			define: func(l *lab) def { return overlay(nil, squash(l.image())) },
+			define: func(l *lab) any { return define.Overlay(define.Squash(l.image())) },
 		}, {
 			name: "overlay kept", path: "/mount", levels: 5, works: all(reads("bin/busybox"), writes),
-			define: func(l *lab) def {
-				return overlay(def{"path": "/layer", "mount": device(loopback(l.ext4("upper")), "ext4")}, squash(l.image()))
+			define: func(l *lab) any {
+				return define.OverlayOn(l.upper(), define.Squash(l.image()))
 			},
 		}, {
 			name: "overlay none", path: "/mount", levels: 4, works: all(reads("bin/busybox"), reads("file"), refuses),
-			define: func(l *lab) def { return overlay(def{"none": true}, bind(l.tree(), nil), squash(l.image())) },
+			define: func(l *lab) any {
+				return define.OverlayOn(&models.MountOverlayUpper{None: true}, define.Bind(l.tree()), define.Squash(l.image()))
+			},
 		}, {
 			name: "five levels", path: "/container", levels: 5, works: runs,
-			define: func(l *lab) def {
-				inner := def{"kind": "loopback", "loopback": def{"base": "mount", "path": filepath.Base(l.image()), "mount": bind(l.images, nil)}}
-				return running(overlay(nil, device(inner, "squashfs")), nil)
+			define: func(l *lab) any {
+				inner := define.LoopbackIn(define.Bind(l.images), filepath.Base(l.image()))
+				return running(define.Overlay(define.Device(inner, "squashfs")))
 			},
 		}, {
 			name: "container", path: "/container", levels: 3, works: runs,
-			define: func(l *lab) def {
-				return running(squash(l.image()), def{
-					"devices": []string{"/dev/full"}, "binds": []def{{"source": l.tree(), "target": "/tmp", "ro": true}},
+			define: func(l *lab) any {
+				return running(define.Squash(l.image()), func(c *models.Container) {
+					c.Devices = []string{"/dev/full"}
+					c.Binds = []*models.ContainerBind{{Source: new(l.tree()), Target: new("/tmp"), Ro: new(true)}}
 				})
 			},
 		}, {
 			name: "restarted", path: "/container", levels: 4, works: runs,
-			define: func(l *lab) def { return running(overlay(nil, squash(l.image())), def{"restart": "always"}) },
-			uses:   []operation{stop, startAgain, freeze, thaw, execute},
+			define: func(l *lab) any {
+				return running(define.Overlay(define.Squash(l.image())), func(c *models.Container) { c.Restart = models.ContainerRestartAlways })
+			},
+			uses: []operation{stop, startAgain, freeze, thaw, execute},
 		},
 	}
 }
@@ -226,6 +205,11 @@ func runs(_ *lab, o object) error {
 		return fmt.Errorf("process %d is %q", o.PID, line)
 	}
 	return nil
+}
+
+// upper is a layer that is kept, in a mount.
+func (l *lab) upper() *models.MountOverlayUpper {
+	return &models.MountOverlayUpper{Path: "/layer", Mount: define.Device(define.Loopback(l.ext4("upper")), "ext4")}
 }
 
 // disk makes an image with a partition table.

@@ -161,10 +161,6 @@ func withUpper(m *models.Mount, upper *models.MountOverlayUpper) *models.Mount {
 	return m
 }
 
-func local(path string) *models.Attach {
-	return &models.Attach{Kind: "local", Local: &models.AttachLocal{Path: &path}}
-}
-
 // What is planned is what then happens, for each structure that needs no server.
 func TestDryRun(t *testing.T) {
 	t.Parallel()

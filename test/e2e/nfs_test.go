@@ -32,14 +32,6 @@ func newNFSNode(t *testing.T, flags ...string) nfsNode {
 	return n
 }
 
-func nfs(path string, change ...func(*models.MountNfs)) *models.Mount {
-	d := &models.MountNfs{Host: to("127.0.0.1"), Path: &path}
-	for _, c := range change {
-		c(d)
-	}
-	return &models.Mount{Kind: "nfs", Nfs: d}
-}
-
 func onlyRead(d *models.MountNfs) { d.Ro = to(true) }
 
 // A container whose root is on the server, written to.

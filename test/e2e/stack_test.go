@@ -10,6 +10,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/testkit"
 	"github.com/kraken-hpc/imageapi/models"
+	"github.com/kraken-hpc/imageapi/test/define"
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
@@ -163,37 +164,21 @@ func (n *node) reaches(t testing.TB, id models.ID, state models.ContainerState) 
 
 func to[T any](v T) *T { return &v }
 
-// loopback is a loop device over a file of the node.
-func loopback(path string) *models.Attach {
-	return &models.Attach{Kind: "loopback", Loopback: &models.AttachLoopback{Path: &path, Base: to("root")}}
-}
+var (
+	loopback   = define.Loopback
+	loopbackIn = define.LoopbackIn
+	local      = define.Local
+	device     = define.Device
+	squash     = define.Squash
+	bindIn     = define.BindIn
+	nfs        = define.NFS
+	overlay    = define.Overlay
+)
 
-// loopbackIn is a loop device over a file in a mount.
-func loopbackIn(m *models.Mount, path string) *models.Attach {
-	return &models.Attach{Kind: "loopback", Loopback: &models.AttachLoopback{Path: &path, Base: to("mount"), Mount: m}}
-}
-
-func device(a *models.Attach, fsType string, options ...string) *models.Mount {
-	return &models.Mount{Kind: "attach", Attach: &models.MountAttach{Attach: a, FsType: &fsType, MountOptions: options}}
-}
-
-func bind(path string) *models.Mount {
-	return &models.Mount{Kind: "bind", Bind: &models.MountBind{Path: &path, Base: to("root")}}
-}
-
-func bindIn(m *models.Mount, path string) *models.Mount {
-	return &models.Mount{Kind: "bind", Bind: &models.MountBind{Path: &path, Base: to("mount"), Mount: m}}
-}
-
-func overlay(lower ...*models.Mount) *models.Mount {
-	return &models.Mount{Kind: "overlay", Overlay: &models.MountOverlay{Lower: lower}}
-}
+func bind(path string) *models.Mount { return define.Bind(path) }
 
 func mountID(id models.ID) *models.Mount   { return &models.Mount{ID: id} }
 func attachID(id models.ID) *models.Attach { return &models.Attach{ID: id} }
-
-// squash is a squashfs over a loop device over a file.
-func squash(image string) *models.Mount { return device(loopback(image), "squashfs") }
 
 // root is a writable root file system of the image.
 func (n *node) root() *models.Mount { return overlay(squash(n.image)) }
