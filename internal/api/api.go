@@ -106,31 +106,17 @@ type Auditor interface {
 }
 
 type api struct {
-	manager      Manager
-	drivers      driver.Set
-	log          *slog.Logger
-	access       Access
-	maxBody      int64
-	maxNest      int
-	life         context.Context
-	writeTimeout time.Duration
-	meter        Meter
-	auditor      Auditor
-	info         func(ctx context.Context) *models.Info
-	version      string            // of the interface
-	bodies       map[string]*shape // of the operations that have one, by their ids
-	lists        sync.Map          // by class, each whole list as it was last encoded: clients that poll get the same bytes until a change
-	name         string            // of this API: requests and events are named by it and a number
-	requests     atomic.Uint64     // counts those that it has named
+	Options
+	spec     *Specification
+	lists    sync.Map      // by class, each whole list as it was last encoded: clients that poll get the same bytes until a change
+	name     string        // of this API: requests and events are named by it and a number
+	requests atomic.Uint64 // counts those that it has named
 }
 
 // New returns the handler of the whole API.
 func New(spec *Specification, o Options) http.Handler {
-	a := &api{
-		manager: o.Manager, drivers: o.Drivers, log: o.Log, access: o.Access, maxBody: o.MaxBody, maxNest: o.MaxNesting,
-		life: o.Life, writeTimeout: o.WriteTimeout, meter: o.Meter, auditor: o.Auditor, info: o.Info, version: spec.Version, bodies: spec.bodies, name: strings.ToLower(rand.Text()[:8]),
-	}
-	return a.observe(pages(a.guard(health(a.life, a.meter, pendingPaths(a.upgrades(head(a.route(spec.routes))))))))
+	a := &api{Options: o, spec: spec, name: strings.ToLower(rand.Text()[:8])}
+	return a.observe(pages(a.guard(health(a.Life, a.Meter, pendingPaths(a.upgrades(head(a.route(spec.routes))))))))
 }
 
 // route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts
@@ -167,8 +153,8 @@ func (a *api) operations(doc *loads.Document) *operations.ImageapiAPI {
 	o.ContainersWaitForContainerHandler = containers.WaitForContainerHandlerFunc(a.waitForContainer)
 	o.ContainersExecInContainerHandler = containers.ExecInContainerHandlerFunc(a.execInContainer)
 	o.NodeGetInfoHandler = nodeops.GetInfoHandlerFunc(func(p nodeops.GetInfoParams) (middleware.Responder, error) {
-		info := a.info(p.HTTPRequest.Context())
-		info.APIVersion = a.version
+		info := a.Info(p.HTTPRequest.Context())
+		info.APIVersion = a.spec.Version
 		return reply(http.StatusOK, info, nil)
 	})
 	o.EventsWatchEventsHandler = events.WatchEventsHandlerFunc(a.watchEvents)

@@ -30,10 +30,10 @@ func isChange(r *http.Request) bool {
 
 // admit is called for each request that the guard lets pass. A change gets a record when it is done; without space for that it is refused.
 func (a *api) admit(r *http.Request) error {
-	if a.auditor == nil || !isChange(r) {
+	if a.Auditor == nil || !isChange(r) {
 		return nil
 	}
-	if err := a.auditor.Admit(); err != nil {
+	if err := a.Auditor.Admit(); err != nil {
 		class := errs.Exhausted
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 			class = errs.OutOfSpace
@@ -43,7 +43,7 @@ func (a *api) admit(r *http.Request) error {
 	e := exchangeOf(r)
 	e.audited = true
 	if r.Method == http.MethodGet {
-		a.auditor.Note(recordBegin, e.recordOf(r)...)
+		a.Auditor.Note(recordBegin, e.recordOf(r)...)
 	}
 	return nil
 }
@@ -60,10 +60,10 @@ func (a *api) audit(e *exchange, r *http.Request, status int, took time.Duration
 	if e.object != "" {
 		attrs = append(attrs, slog.String(logkey.Object, e.object))
 	}
-	if v, ok := a.manager.Snapshot().Get(e.number); ok && v.Name != "" {
+	if v, ok := a.Manager.Snapshot().Get(e.number); ok && v.Name != "" {
 		attrs = append(attrs, slog.String(logkey.Name, v.Name))
 	}
-	a.auditor.Record(recordChange, attrs...)
+	a.Auditor.Record(recordChange, attrs...)
 }
 
 // recordOf returns what a record of r contains from the beginning: the request, its client and its operation.

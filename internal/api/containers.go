@@ -23,7 +23,7 @@ func (a *api) setContainerState(p containers.SetContainerStateParams) (middlewar
 		return nil, err
 	}
 	want := state.State(p.State)
-	snap, err := a.manager.SetState(p.HTTPRequest.Context(), v.ID, want)
+	snap, err := a.Manager.SetState(p.HTTPRequest.Context(), v.ID, want)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func (a *api) updateContainer(p containers.UpdateContainerParams) (middleware.Re
 	if err != nil {
 		return nil, err
 	}
-	snap, err := a.manager.Update(r.Context(), v.ID, driver.Change{Path: "container_config", Fields: exchangeOf(r).body.changed, Config: p.Config}, condition)
+	snap, err := a.Manager.Update(r.Context(), v.ID, driver.Change{Path: "container_config", Fields: exchangeOf(r).body.changed, Config: p.Config}, condition)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func (a *api) getContainerStats(p containers.GetContainerStatsParams) (middlewar
 	if err != nil {
 		return nil, err
 	}
-	stats, err := a.manager.Stats(v.ID)
+	stats, err := a.Manager.Stats(v.ID)
 	return reply(http.StatusOK, &models.ContainerStats{
 		ID: models.ID(v.ID), Name: models.Name(v.Name),
 		Memory: stats.Memory, MemoryLimit: stats.MemoryLimit, Swap: stats.Swap,

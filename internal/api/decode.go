@@ -51,52 +51,50 @@ func malformed(d *json.Decoder, err error) error {
 	return errs.New(errs.Malformed, "parse body: not JSON at byte %d: %w", d.InputOffset(), err)
 }
 
+// decodeValue decodes a value whose braces and brackets may be nested as deep as left.
 func decodeValue(d *json.Decoder, left int) (any, error) {
 	token, err := d.Token()
-	if err != nil {
-		return nil, err
-	}
 	delim, ok := token.(json.Delim)
-	if !ok {
-		return token, nil
-	}
-	if left <= 0 {
+	switch {
+	case err != nil || !ok:
+		return token, err
+	case left <= 0:
 		return nil, errTooDeep
 	}
+	object, list := map[string]any{}, []any{}
+	for d.More() {
+		var key string
+		if delim == '{' {
+			if key, err = decodeKey(d, object); err != nil {
+				return nil, err
+			}
+		}
+		value, err := decodeValue(d, left-1)
+		if err != nil {
+			return nil, err
+		}
+		if delim == '{' {
+			object[key] = value
+		} else {
+			list = append(list, value)
+		}
+	}
+	_, err = d.Token() // the closing brace or bracket
 	if delim == '{' {
-		return decodeObject(d, left-1)
+		return object, err
 	}
-	return decodeArray(d, left-1)
-}
-
-func decodeObject(d *json.Decoder, left int) (any, error) {
-	m := map[string]any{}
-	for d.More() {
-		token, err := d.Token()
-		if err != nil {
-			return nil, err
-		}
-		key, _ := token.(string) // the decoder takes nothing else for a key
-		if _, twice := m[key]; twice {
-			return nil, errs.New(errs.Malformed, "parse body: the key %s is given twice in one object", strconv.QuoteToASCII(key))
-		}
-		if m[key], err = decodeValue(d, left); err != nil {
-			return nil, err
-		}
-	}
-	_, err := d.Token() // the closing brace
-	return m, err
-}
-
-func decodeArray(d *json.Decoder, left int) (any, error) {
-	list := []any{}
-	for d.More() {
-		v, err := decodeValue(d, left)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, v)
-	}
-	_, err := d.Token() // the closing bracket
 	return list, err
+}
+
+// decodeKey decodes the next key of an object.
+func decodeKey(d *json.Decoder, object map[string]any) (string, error) {
+	token, err := d.Token()
+	if err != nil {
+		return "", err
+	}
+	key, _ := token.(string) // the decoder accepts no other type
+	if _, twice := object[key]; twice {
+		return "", errs.New(errs.Malformed, "parse body: the key %s is given twice in one object", strconv.QuoteToASCII(key))
+	}
+	return key, nil
 }

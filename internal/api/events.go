@@ -38,13 +38,13 @@ func Resets() []string { return []string{reasonStart, reasonRestart, reasonMisse
 func (a *api) watchEvents(p events.WatchEventsParams) (middleware.Responder, error) {
 	var faults errs.Faults
 	for _, kind := range p.Kind {
-		checkChoice(&faults, "kind", &kind, slices.Concat(a.drivers.Kinds(driver.Attach), a.drivers.Kinds(driver.Mount)))
+		checkChoice(&faults, "kind", &kind, slices.Concat(a.Drivers.Kinds(driver.Attach), a.Drivers.Kinds(driver.Mount)))
 	}
 	if len(faults) > 0 {
 		return nil, faults.Err()
 	}
 	l := &listener{api: a, filter: eventFilter{class: p.Class, kind: p.Kind, name: p.Name, id: p.ID}}
-	l.at, l.missed = a.position(a.manager.Snapshot(), p)
+	l.at, l.missed = a.position(a.Manager.Snapshot(), p)
 	return middleware.ResponderFunc(func(w http.ResponseWriter, _ runtime.Producer) {
 		w.Header().Set("Cache-Control", "no-store")
 		a.listens(1)
@@ -89,8 +89,8 @@ func (l *listener) stream(ctx context.Context, out *streamWriter) error {
 
 // listens has the listeners counted.
 func (a *api) listens(more int) {
-	if a.meter != nil {
-		a.meter.Listeners(more)
+	if a.Meter != nil {
+		a.Meter.Listeners(more)
 	}
 }
 
@@ -103,8 +103,8 @@ func (l *listener) sendAll(ctx context.Context, out *streamWriter) error {
 	}
 	batch := make([]state.Event, 64)
 	for {
-		snap := l.api.manager.Snapshot()
-		n, kept := l.api.manager.Events(snap, l.at, batch)
+		snap := l.api.Manager.Snapshot()
+		n, kept := l.api.Manager.Events(snap, l.at, batch)
 		if !kept {
 			l.at, l.missed = snap.LastEvent(), reasonMissed
 		}
@@ -141,8 +141,8 @@ func (l *listener) pass(out *streamWriter, batch []state.Event) error {
 		if err := l.send(out, &models.Event{Type: reset, EventID: l.id(l.at), Reason: l.missed}); err != nil {
 			return err
 		}
-		if l.api.meter != nil {
-			l.api.meter.Reset(l.missed)
+		if l.api.Meter != nil {
+			l.api.Meter.Reset(l.missed)
 		}
 		l.missed = ""
 	}

@@ -25,7 +25,7 @@ func (a *api) execInContainer(p containers.ExecInContainerParams) (middleware.Re
 		return nil, err
 	}
 	outlast(p.HTTPRequest, max(command.Timeout, 0)+time.Minute)
-	out, err := a.manager.Exec(p.HTTPRequest.Context(), v.ID, command)
+	out, err := a.Manager.Exec(p.HTTPRequest.Context(), v.ID, command)
 	return reply(http.StatusOK, resultOf(out), err)
 }
 

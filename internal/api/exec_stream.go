@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -71,7 +72,7 @@ func (a *api) streamExec(w http.ResponseWriter, r *http.Request) error {
 		s = newSession(conn, cancel)
 		return s.attach(in), nil
 	}
-	out, err := a.manager.Exec(ctx, v.ID, command)
+	out, err := a.Manager.Exec(ctx, v.ID, command)
 	if s == nil {
 		return err
 	}
@@ -176,12 +177,12 @@ type session struct {
 	ending chan struct{}
 	read   chan struct{} // closed when the client sends nothing more
 	cut    atomic.Bool
-	lock   chan struct{} // held by the writer
+	lock   sync.Mutex // of the writers
 }
 
 func newSession(conn *websocket.Conn, cancel context.CancelCauseFunc) *session {
 	s := &session{
-		conn: conn, cancel: cancel, pongs: make(chan string, 1), ending: make(chan struct{}), read: make(chan struct{}), lock: make(chan struct{}, 1),
+		conn: conn, cancel: cancel, pongs: make(chan string, 1), ending: make(chan struct{}), read: make(chan struct{}),
 	}
 	// A client that does not read may ask whether we are there. That must not keep its input from being read.
 	conn.SetPingHandler(func(text string) error {
@@ -284,8 +285,8 @@ type channel struct {
 
 // Write implements io.Writer.
 func (c channel) Write(b []byte) (int, error) {
-	c.s.lock <- struct{}{}
-	defer func() { <-c.s.lock }()
+	c.s.lock.Lock()
+	defer c.s.lock.Unlock()
 	w, err := c.s.conn.NextWriter(websocket.BinaryMessage)
 	if err != nil {
 		return 0, err

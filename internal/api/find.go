@@ -22,7 +22,7 @@ type target struct {
 
 // find returns the object that a request names.
 func (a *api) find(r *http.Request, t target) (*state.View, error) {
-	view, err := t.lookup(a.manager.Snapshot())
+	view, err := t.lookup(a.Manager.Snapshot())
 	switch {
 	case err != nil:
 		return nil, err
@@ -82,8 +82,8 @@ func (f filter) whole() bool {
 // check refuses values that no object can have: a slip would look like an empty list.
 func (a *api) check(f filter) error {
 	var faults errs.Faults
-	checkChoice(&faults, "kind", f.kind, a.drivers.Kinds(f.class))
-	checkChoice(&faults, "state", f.state, a.bodies["create_container"].Properties["state"].Enum)
+	checkChoice(&faults, "kind", f.kind, a.Drivers.Kinds(f.class))
+	checkChoice(&faults, "state", f.state, a.spec.bodies["create_container"].Properties["state"].Enum)
 	for _, label := range f.labels {
 		if key, _, ok := strings.Cut(label, "="); !ok || key == "" {
 			faults.Add("query parameter label", "is %.*q; use a name and a value, such as job=4711", maxQuoted, label)
@@ -107,7 +107,7 @@ type encoded struct {
 
 // list returns the objects that pass a filter.
 func (a *api) list(f filter) (middleware.Responder, error) {
-	snap := a.manager.Snapshot()
+	snap := a.Manager.Snapshot()
 	if err := a.check(f); err != nil {
 		return nil, err
 	}

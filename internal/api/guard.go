@@ -25,20 +25,20 @@ type Access struct {
 
 // guard lets a request pass, or answers why not.
 func (a *api) guard(next http.Handler) http.Handler {
-	running := slots.New(a.access.Requests)
+	running := slots.New(a.Access.Requests)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		client := clientOf(r)
 		if client.Refused != "" {
 			exchangeOf(r).refused = true
 			w.Header().Set("Connection", "close")
 		}
-		if err := a.access.check(client, r); err != nil {
+		if err := a.Access.check(client, r); err != nil {
 			a.refuse(w, r, err)
 			return
 		}
 		if !running.Take(client.Key) {
 			w.Header().Set("Retry-After", "1")
-			a.refuse(w, r, &refusal{CauseLimit, oaerrors.New(http.StatusTooManyRequests, "%d requests of this client are running: wait for one to end (the limit is set by --client-requests)", a.access.Requests)})
+			a.refuse(w, r, &refusal{CauseLimit, oaerrors.New(http.StatusTooManyRequests, "%d requests of this client are running: wait for one to end (the limit is set by --client-requests)", a.Access.Requests)})
 			return
 		}
 		defer running.Give(client.Key)
@@ -77,8 +77,8 @@ func (r *refusal) Unwrap() error { return r.error }
 
 // refuse answers r with err, and counts it.
 func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	if why, ok := errors.AsType[*refusal](err); ok && a.meter != nil {
-		a.meter.Refused(why.cause)
+	if why, ok := errors.AsType[*refusal](err); ok && a.Meter != nil {
+		a.Meter.Refused(why.cause)
 	}
 	serveError(w, r, err)
 }

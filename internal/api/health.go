@@ -44,12 +44,12 @@ var longOperations = []string{"wait_for_container", "watch_events", "read_contai
 
 // count has a request counted that was answered.
 func (a *api) count(e *exchange, status int, took time.Duration) {
-	if a.meter == nil {
+	if a.Meter == nil {
 		return
 	}
 	operation := e.operation
 	if !e.known {
 		operation = "other" // it is what the client made of it
 	}
-	a.meter.Request(operation, status, took, status == http.StatusSwitchingProtocols || slices.Contains(longOperations, e.operation))
+	a.Meter.Request(operation, status, took, status == http.StatusSwitchingProtocols || slices.Contains(longOperations, e.operation))
 }

@@ -40,7 +40,7 @@ func (a *api) intake(next http.Handler) http.Handler {
 		e := exchangeOf(r)
 		e.operation, e.known = operation.ID, true
 		err := cmp.Or(checkPending(operation), checkQuery(r, operation))
-		switch shape := a.bodies[operation.ID]; {
+		switch shape := a.spec.bodies[operation.ID]; {
 		case err != nil:
 		case shape == nil:
 			err = dropBody(r)
@@ -100,9 +100,9 @@ func dropBody(r *http.Request) error {
 }
 
 func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(innermost(w), r.Body, a.maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(innermost(w), r.Body, a.MaxBody))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, oaerrors.New(http.StatusRequestEntityTooLarge, "read body: the body is longer than %d bytes (the limit is set by --max-body)", a.maxBody)
+		return nil, oaerrors.New(http.StatusRequestEntityTooLarge, "read body: the body is longer than %d bytes (the limit is set by --max-body)", a.MaxBody)
 	}
 	if err != nil {
 		return nil, tornBody(r, err)
@@ -149,13 +149,13 @@ func (a *api) takeBody(w http.ResponseWriter, r *http.Request, s *shape) error {
 	if err != nil {
 		return err
 	}
-	value, err := decode(text, a.maxNest)
+	value, err := decode(text, a.MaxNesting)
 	if err != nil {
 		return err
 	}
 	n := &normalizer{}
 	if m, ok := value.(map[string]any); ok && s.name == "container_config" {
-		n.changed = n.changes(s, a.bodies["create_container"], m)
+		n.changed = n.changes(s, a.spec.bodies["create_container"], m)
 	}
 	n.value = n.normalize(s.name, s, value, true)
 	exchangeOf(r).body = n

@@ -27,7 +27,7 @@ func (a *api) readContainerLog(p containers.ReadContainerLogParams) (middleware.
 	if err != nil {
 		return nil, err
 	}
-	log, err := a.manager.OpenLog(v.ID, query)
+	log, err := a.Manager.OpenLog(v.ID, query)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (l *logAnswer) copy(ctx context.Context, out *streamWriter) error {
 // look reports whether the container exists and whether its log is complete, and returns a channel that is closed when that can change. It keeps no snapshot,
 // which would keep all later ones for as long as a slow client takes to read.
 func (l *logAnswer) look() (there, over bool, stale <-chan struct{}) {
-	snap := l.api.manager.Snapshot()
+	snap := l.api.Manager.Snapshot()
 	view, there := snap.Get(l.id)
 	return there, !there || ended(view), snap.Stale()
 }

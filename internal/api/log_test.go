@@ -29,7 +29,7 @@ func TestSlowFollowerKeepsNoSnapshot(t *testing.T) {
 	expect[models.Mount](t, w.do("POST", "/mount", aMount), 201)
 	c := expect[models.Container](t, w.do("POST", "/container", aContainer), 201)
 	log := slowLog{make(chan struct{}), make(chan struct{})}
-	l := &logAnswer{api: &api{manager: w.manager}, id: int64(c.ID), log: log, follow: true}
+	l := &logAnswer{api: &api{Options: Options{Manager: w.manager}}, id: int64(c.ID), log: log, follow: true}
 	_, writer := io.Pipe()
 	p := pipe{PipeWriter: writer, header: http.Header{}}
 	ctx, cancel := context.WithCancel(t.Context())

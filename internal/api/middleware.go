@@ -80,14 +80,14 @@ func (a *api) observe(next http.Handler) http.Handler {
 		start := time.Now()
 		id := a.idOf(r)
 		e := &exchange{
-			id: id, log: a.log.With(logkey.Request, id), header: w.Header(), control: http.NewResponseController(w),
+			id: id, log: a.Log.With(logkey.Request, id), header: w.Header(), control: http.NewResponseController(w),
 			operation: r.Method + " " + r.URL.Path,
 		}
 		e.header.Set(requestID, id)
 		out := &statusWriter{ResponseWriter: w}
-		if a.meter != nil {
-			a.meter.InFlight(1)
-			defer a.meter.InFlight(-1)
+		if a.Meter != nil {
+			a.Meter.InFlight(1)
+			defer a.Meter.InFlight(-1)
 		}
 		defer func() {
 			fault := recover()

@@ -80,18 +80,18 @@ func (a *api) deleteContainer(p containers.DeleteContainerParams) (middleware.Re
 
 // preview returns the steps of create.
 func (a *api) preview(r *http.Request, def driver.Object) (middleware.Responder, error) {
-	plan, err := a.drivers.Plan(def)
+	plan, err := a.Drivers.Plan(def)
 	if err != nil {
 		return nil, err
 	}
-	steps, err := a.manager.Preview(r.Context(), plan)
+	steps, err := a.Manager.Preview(r.Context(), plan)
 	return reply(http.StatusOK, planOf(r, steps), err)
 }
 
 // create creates the object of a definition, with its inline dependencies. With a key the object is created once, and a repeated request gets
 // the first response.
 func (a *api) create(r *http.Request, def driver.Object, key *string) (middleware.Responder, error) {
-	plan, err := a.drivers.Plan(def)
+	plan, err := a.Drivers.Plan(def)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (a *api) create(r *http.Request, def driver.Object, key *string) (middlewar
 	var id int64
 	if key == nil || *key == "" {
 		var snap *state.Snapshot
-		if snap, id, err = a.manager.Create(r.Context(), plan); err == nil {
+		if snap, id, err = a.Manager.Create(r.Context(), plan); err == nil {
 			body, err = respond(snap, id)
 		}
 	} else {
@@ -123,7 +123,7 @@ func (a *api) create(r *http.Request, def driver.Object, key *string) (middlewar
 // createOnce creates an object unless the client has created it by an earlier request with the key.
 func (a *api) createOnce(r *http.Request, plan *driver.Plan, key string, respond func(*state.Snapshot, int64) ([]byte, error)) ([]byte, int64, error) {
 	e := exchangeOf(r)
-	body, again, id, err := a.manager.CreateOnce(r.Context(), plan, state.Once{
+	body, again, id, err := a.Manager.CreateOnce(r.Context(), plan, state.Once{
 		Key: strings.Join([]string{ownerOf(r), e.operation, key}, "\n"), Digest: digestOf(e.body.value), Answer: respond,
 	})
 	if again && err == nil {
@@ -176,7 +176,7 @@ func (a *api) remove(r *http.Request, t target, force *bool) (middleware.Respond
 	if err != nil {
 		return nil, err
 	}
-	snap, warnings, err := a.manager.Delete(r.Context(), t.class, v.ID, isSet(force), condition)
+	snap, warnings, err := a.Manager.Delete(r.Context(), t.class, v.ID, isSet(force), condition)
 	for _, text := range warnings {
 		warn(r, "%s", text)
 	}

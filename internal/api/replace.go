@@ -48,15 +48,15 @@ func (a *api) replaceContainer(p containers.ReplaceContainerParams) (middleware.
 	if err != nil {
 		return nil, err
 	}
-	plan, err := a.drivers.Plan(def)
+	plan, err := a.Drivers.Plan(def)
 	if err != nil {
 		return nil, err
 	}
 	if isSet(p.DryRun) {
-		steps, err := a.manager.PreviewReplace(r.Context(), view.ID, plan, condition)
+		steps, err := a.Manager.PreviewReplace(r.Context(), view.ID, plan, condition)
 		return reply(http.StatusOK, &models.ContainerReplaced{Plan: planOf(r, steps)}, err)
 	}
-	replace, err := a.manager.Replace(r.Context(), view.ID, plan, opt, condition)
+	replace, err := a.Manager.Replace(r.Context(), view.ID, plan, opt, condition)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (a *api) rollbackContainer(p containers.RollbackContainerParams) (middlewar
 	if err != nil {
 		return nil, err
 	}
-	replace, err := a.manager.Rollback(r.Context(), view.ID, state.ReplaceOptions{ReadyWithin: readyWithin * time.Second})
+	replace, err := a.Manager.Rollback(r.Context(), view.ID, state.ReplaceOptions{ReadyWithin: readyWithin * time.Second})
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (a *api) await(r *http.Request, replace *state.Replacement) (shown *models.
 	case <-ctx.Done():
 		return nil, 0, false, context.Cause(ctx)
 	case <-late.C:
-		snap := a.manager.Snapshot()
+		snap := a.Manager.Snapshot()
 		if v, ok := snap.Get(replace.Old()); ok && v.InReplace() {
 			o, err := render(snap, v.ID)
 			return o.Container, 0, false, err

@@ -19,7 +19,7 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, media string, send 
 	w.Header().Set("X-Content-Type-Options", "nosniff") // what an image writes may look like anything
 	w.WriteHeader(http.StatusOK)
 	e := exchangeOf(r)
-	out := &streamWriter{ctx: ctx, w: w, control: e.control, timeout: a.writeTimeout}
+	out := &streamWriter{ctx: ctx, w: w, control: e.control, timeout: a.WriteTimeout}
 	limited := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(limited)

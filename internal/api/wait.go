@@ -1,11 +1,13 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-openapi/runtime/middleware"
@@ -34,7 +36,7 @@ func (a *api) waitForContainer(p containers.WaitForContainerParams) (middleware.
 	defer cancel()
 	ctx, stop := context.WithTimeoutCause(ctx, timeout, errTimeIsUp)
 	defer stop()
-	snap, err := a.manager.Wait(ctx, v.ID, g.reached)
+	snap, err := a.Manager.Wait(ctx, v.ID, g.reached)
 	if errors.Is(err, errTimeIsUp) {
 		return nil, errs.New(errs.Deadline, "container %d is not %s after %s", v.ID, g, timeout)
 	}
@@ -49,7 +51,7 @@ func (a *api) waitForContainer(p containers.WaitForContainerParams) (middleware.
 func (a *api) untilShutdown(r *http.Request) (context.Context, context.CancelFunc) {
 	_ = exchangeOf(r).control.SetWriteDeadline(time.Time{}) // a writer without deadlines needs none; net/http itself removes that for reading
 	ctx, cancel := context.WithCancelCause(r.Context())
-	stop := context.AfterFunc(a.life, func() { cancel(ErrStopping) })
+	stop := context.AfterFunc(a.Life, func() { cancel(ErrStopping) })
 	return ctx, func() {
 		stop()
 		cancel(nil)
@@ -57,22 +59,16 @@ func (a *api) untilShutdown(r *http.Request) (context.Context, context.CancelFun
 }
 
 // goal is what a client waits for: one of some states or, without any, that the container is ready.
-type goal []state.State
+type goal []string
 
 func goalOf(p containers.WaitForContainerParams) (goal, time.Duration, error) {
 	var faults errs.Faults
-	g := goal{state.StateExited, state.StateDead}
-	ready := p.Ready != nil && *p.Ready
-	switch {
-	case ready && len(p.State) > 0:
-		faults.Add("query parameter ready", "cannot be combined with state")
-	case ready:
-		g = nil
-	case len(p.State) > 0:
-		g = nil
-		for _, s := range p.State {
-			g = append(g, state.State(s))
-		}
+	g := goal(p.State)
+	switch ready := isSet(p.Ready); {
+	case ready && len(g) > 0:
+		faults.Add("query parameter ready", "can't be asked for together with state")
+	case !ready && len(g) == 0:
+		g = goal{string(state.StateExited), string(state.StateDead)}
 	}
 	seconds := *p.Timeout // it has a default
 	if seconds < 0 || seconds > maxWait {
@@ -82,18 +78,11 @@ func goalOf(p containers.WaitForContainerParams) (goal, time.Duration, error) {
 }
 
 // String returns g for messages.
-func (g goal) String() string {
-	if g == nil {
-		return "ready"
-	}
-	var text string
-	for i, s := range g {
-		if i > 0 {
-			text += " or "
-		}
-		text += string(s)
-	}
-	return text
+func (g goal) String() string { return cmp.Or(strings.Join(g, " or "), "ready") }
+
+// has reports whether g contains one of some states.
+func (g goal) has(states ...state.State) bool {
+	return slices.ContainsFunc(states, func(s state.State) bool { return slices.Contains(g, string(s)) })
 }
 
 // reached reports whether a container is where g wants it. It is an error if it would have to be started for that after it has
@@ -104,14 +93,14 @@ func (g goal) reached(v *state.View) (bool, error) {
 		now, _ = v.Shown()
 	}
 	switch {
-	case g == nil && v.Run != nil && v.Run.Ready && now != state.StateStopping,
-		slices.Contains(g, now), slices.Contains(g, state.StateStopping) && isIn(v, state.StateStopping):
+	case len(g) == 0 && v.Run != nil && v.Run.Ready && now != state.StateStopping,
+		g.has(now), g.has(state.StateStopping) && isIn(v, state.StateStopping):
 		return true, nil
 	}
 	switch {
 	case v.Phase == state.Stopping: // it is being deleted
 		return false, nil
-	case now == state.StateStopping && (slices.Contains(g, state.StateExited) || slices.Contains(g, state.StateDead)):
+	case now == state.StateStopping && g.has(state.StateExited, state.StateDead):
 		return false, nil // it ends in one of them: dead if it is stopped since what it stands on is corrupted
 	case now == state.StateStopping, now == state.StateExited, now == state.StateDead, v.Phase == state.Broken:
 		return false, errs.New(errs.Conflict, "container %d is %s%s and becomes %s only after a new start", v.ID, now, why(v), g)

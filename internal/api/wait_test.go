@@ -15,10 +15,10 @@ func TestWaitWhileStopping(t *testing.T) {
 		goal goal
 		ends bool // the wait
 	}{
-		{goal{state.StateExited}, false},
-		{goal{state.StateDead}, false},
-		{goal{state.StateExited, state.StateDead}, false},
-		{goal{state.StateRunning}, true},
+		{goal{"exited"}, false},
+		{goal{"dead"}, false},
+		{goal{"exited", "dead"}, false},
+		{goal{"running"}, true},
 		{nil, true},
 	} {
 		for _, phase := range []state.Phase{state.Ready, state.Broken} {

@@ -29,19 +29,22 @@ func unixClient(conn net.Conn) *api.Client {
 	}
 }
 
-func credentialsOf(conn net.Conn) (credentials *unix.Ucred, err error) {
-	socket, ok := conn.(*net.UnixConn)
+func credentialsOf(conn net.Conn) (*unix.Ucred, error) {
+	return getOption(conn, func(fd int) (*unix.Ucred, error) { return unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED) })
+}
+
+// getOption calls a function with the socket of a connection.
+func getOption[T any](conn net.Conn, get func(fd int) (T, error)) (value T, err error) {
+	socket, ok := conn.(syscall.Conn)
 	if !ok {
-		return nil, errors.New("not a unix socket")
+		return value, errors.New("the connection has no socket")
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
-		return nil, err
+		return value, err
 	}
-	failed := raw.Control(func(fd uintptr) {
-		credentials, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	return credentials, errors.Join(failed, err)
+	failed := raw.Control(func(fd uintptr) { value, err = get(int(fd)) })
+	return value, errors.Join(failed, err)
 }
 
 func userKey(uid uint32) string { return fmt.Sprintf("user %d", uid) }
@@ -168,15 +171,8 @@ func lookup(peer, own netip.AddrPort) (sockdiag.Socket, error) {
 
 // established reports whether neither end of a connection has been closed.
 func established(conn net.Conn) bool {
-	socket, ok := conn.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return false
-	}
-	var info *unix.TCPInfo
-	failed := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
-	return failed == nil && err == nil && info.State == sockdiag.Established
+	info, err := getOption(conn, func(fd int) (*unix.TCPInfo, error) {
+		return unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	})
+	return err == nil && info.State == sockdiag.Established
 }
