@@ -29,7 +29,8 @@ type unit struct {
 
 // notes is what Up leaves for Show.
 type notes struct {
-	Log string `json:"log"`
+	Log string            `json:"log"`
+	OS  *models.OsRelease `json:"os_release,omitempty"`
 }
 
 // Name implements driver.ContainerUnit.
@@ -64,7 +65,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	if err := u.driver.createLog(place.ID); err != nil {
 		return driver.Status{}, err
 	}
-	data, err := json.Marshal(notes{Log: u.driver.logPath(place.ID)})
+	data, err := json.Marshal(notes{Log: u.driver.logPath(place.ID), OS: u.driver.osRelease(ctx, place)})
 	return driver.Status{Notes: data}, err
 }
 
@@ -90,6 +91,9 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 	var n notes
 	if json.Unmarshal(status.Notes, &n) == nil { // there are none before Up
 		c.Logfile = n.Log
+		if n.OS != nil {
+			c.Image = &models.ContainerImage{OsRelease: n.OS}
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -271,6 +272,15 @@ func (c *change) publish() {
 		return
 	}
 	m := c.m
+	before := m.snap.Load()
+	for id, v := range maps.Clone(c.views) {
+		m.objects[id].view = v
+		if old, ok := before.Get(id); ok && old.Name != v.Name { // its dependencies show its name
+			for _, need := range m.graph.Needs(id) {
+				c.touch(need)
+			}
+		}
+	}
 	views := make([]*View, 0, len(c.views))
 	for id, v := range c.views {
 		v.Refs = int64(m.graph.Refs(id))
@@ -283,7 +293,6 @@ func (c *change) publish() {
 		views = append(views, v)
 	}
 	slices.SortFunc(views, func(a, b *View) int { return cmp.Compare(a.ID, b.ID) }) // what is needed first
-	before := m.snap.Load()
 	next := before.with(views, c.gone)
 	next.event = m.events.add(before, views, c.gone)
 	m.succeed(next)

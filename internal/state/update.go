@@ -100,18 +100,11 @@ func (m *Manager) leaveName(v *View, name string) {
 	}
 }
 
-// define shows a container with another definition. Those that it depends on show its name.
+// define shows a container with another definition.
 func (m *Manager) define(id int64, unit driver.ContainerUnit, name string, generation int64) {
 	m.edit(func(c *change) {
 		v := c.touch(id)
-		renamed := v.Name != name
 		v.Unit, v.Name, v.Generation = unit, name, generation
-		m.objects[id].view = v // holders reads the name of it
-		if renamed {
-			for _, need := range m.graph.Needs(id) {
-				c.touch(need)
-			}
-		}
 		if v.Run.waits() && !wanted(unit.Restart(), v.Run.last()) {
 			c.giveUpRestart(id)
 		}

@@ -375,13 +375,13 @@ func lacking(place string, want, got any) (places []string) {
 var loopDevice = regexp.MustCompile(`^/dev/loop\d+$`)
 
 // steady returns a value without what differs from run to run, and from node to node: times, numbers of processes and of loop
-// devices, amounts, and what only a node with controllers of cgroup v2 tells.
+// devices, amounts, the identity of files, and what only a node with controllers of cgroup v2 tells.
 func steady(key string, v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		out := map[string]any{}
 		for key, value := range v {
-			if !slices.Contains([]string{"cgroup", "oom_killed", "memory", "memory_limit", "swap", "cpu_usec", "pids"}, key) {
+			if !slices.Contains([]string{"cgroup", "oom_killed", "identity", "memory", "memory_limit", "swap", "cpu_usec", "pids"}, key) {
 				out[key] = steady(key, value)
 			}
 		}

@@ -116,6 +116,11 @@ func TestReplace(t *testing.T) {
 	if now.ID == old.ID || now.Mount.ID == old.Mount.ID || len(now.Labels) != 0 || now.Hostname != "host-of-web" || *now.Command != forever || now.Generation != old.Generation+1 {
 		t.Errorf("it is replaced by %+v", now)
 	}
+	for _, m := range []*models.Mount{done.Container.Mount, now.Mount} {
+		if len(m.NeededBy) != 1 || m.NeededBy[0].Name != "web" {
+			t.Errorf("its mount is needed by %+v", m.NeededBy)
+		}
+	}
 	if !testkit.Settles(func() bool { return len(n.list(t, "/mount")) == 2 && len(n.list(t, "/attach")) == 1 }) {
 		t.Errorf("left: %s", n.everything(t.Context(), t))
 	}

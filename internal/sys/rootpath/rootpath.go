@@ -28,17 +28,17 @@ func Open(root, unsafePath string, flags int) (*os.File, error) {
 	return OpenAt(dir, unsafePath, flags)
 }
 
-// OpenCached is Open of "/", with O_PATH, as far as that waits for nothing: the kernel has all that it needs in memory. Else the errno is
+// OpenCached is Open with O_PATH, as far as that waits for nothing: the kernel has all that it needs in memory. Otherwise the errno is
 // EAGAIN.
-func OpenCached(unsafePath string, flags int) (*os.File, error) {
-	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func OpenCached(root, unsafePath string, flags int) (*os.File, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: "/", Err: err}
+		return nil, &os.PathError{Op: "open", Path: root, Err: err}
 	}
-	defer unix.Close(root)
-	fd, err := inroot.OpenCached(root, unsafePath, Flags(flags|unix.O_PATH))
+	defer unix.Close(dir)
+	fd, err := inroot.OpenCached(dir, unsafePath, Flags(flags|unix.O_PATH))
 	if err != nil {
-		return nil, Classify("/", unsafePath, err)
+		return nil, Classify(root, unsafePath, err)
 	}
 	return os.NewFile(uintptr(fd), unsafePath), nil
 }

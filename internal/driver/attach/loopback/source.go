@@ -24,9 +24,10 @@ const sectorSize = 512
 // source is the file that is to become a device.
 type source struct {
 	*os.File
-	readOnly bool // no write may reach it; the descriptor then can't write
-	remote   bool // a server has it
-	buffered bool // it can't be read past the page cache
+	readOnly bool   // no write may reach it; the descriptor then can't write
+	remote   bool   // a server has it
+	buffered bool   // it can't be read past the page cache
+	root     string // the directory that its path starts from
 }
 
 // open finds the file and opens it for no more than is needed. An image is untrusted: the path is resolved once,
@@ -48,7 +49,9 @@ func (u *unit) open(ctx context.Context, place driver.Placement) (source, error)
 	if err != nil {
 		return source{}, err
 	}
-	return u.openFound(ctx, found, tree.Remote, u.ReadOnly || tree.ReadOnly || marked)
+	src, err := u.openFound(ctx, found, tree.Remote, u.ReadOnly || tree.ReadOnly || marked)
+	src.root = tree.Path
+	return src, err
 }
 
 // openOnNode is open with the base "root".
@@ -69,7 +72,9 @@ func (u *unit) openOnNode(ctx context.Context) (source, error) {
 	if err != nil {
 		return source{}, err
 	}
-	return u.openFound(ctx, found, mayHang && u.driver.helper != nil, u.ReadOnly || marked)
+	src, err := u.openFound(ctx, found, mayHang && u.driver.helper != nil, u.ReadOnly || marked)
+	src.root = "/"
+	return src, err
 }
 
 // checkOutside refuses what lies in our own mount directories, whichever way the path went.

@@ -32,6 +32,9 @@ type unit struct {
 type notes struct {
 	Loop  loop.ID `json:"loop"`
 	Nodes []int   `json:"nodes,omitempty"` // indices in Status.Device.Partitions whose device nodes we made
+
+	File *models.FileIdentity `json:"file,omitempty"` // the file
+	Root string               `json:"root,omitempty"` // the directory that its path starts from
 }
 
 // tag is what the kernel keeps with the device of the object that has an id.
@@ -68,7 +71,11 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 
 // live makes the partitions, or none of them, and puts down what there is now.
 func (u *unit) status(ctx context.Context, device *loop.Device, src source) (driver.Status, error) {
-	n := notes{Loop: device.ID}
+	n := notes{Loop: device.ID, Root: src.root}
+	var err error
+	if n.File, err = identify(src.File); err != nil {
+		return driver.Status{}, err
+	}
 	d := &driver.Device{
 		Path: device.Path, Number: device.Number, Sequence: device.Sequence, ReadOnly: device.Info.ReadOnly, Remote: src.remote,
 	}
@@ -201,7 +208,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 			l.Partitions = append(l.Partitions, &models.Partition{Index: int64(p.Index), DeviceFile: p.Path, Start: p.Start, Size: p.Size})
 		}
 	}
-	out.Attach.Loopback = l
+	out.Attach.Loopback, out.Attach.Identity = l, u.identity(status)
 }
 
 // IsStill implements driver.Unit.

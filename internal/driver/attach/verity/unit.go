@@ -435,4 +435,10 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 	}
 	u.Under.Show(out, n.Under, needs)
 	out.Attach.Verity = v
+	if status.Device != nil {
+		if out.Attach.Identity == nil {
+			out.Attach.Identity = &models.Identity{}
+		}
+		out.Attach.Identity.RootHash = u.Verity.RootHash
+	}
 }

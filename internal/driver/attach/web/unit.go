@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -295,6 +296,9 @@ func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) 
 			ClientKeyFile: u.KeyFile, Proxy: u.Proxy, RetryTimeout: u.RetryTimeout, Connections: new(u.Connections), ReadAhead: u.ReadAhead,
 		}
 	}
+	if err == nil {
+		out.Attach.Identity = n.shown()
+	}
 	switch h := out.Attach.HTTP; {
 	case err == nil && n.onDemand():
 		u.showDevice(out, n)
@@ -302,6 +306,15 @@ func (u *unit) Show(out driver.Object, status driver.Status, _ []driver.Object) 
 		h.URL, h.Digest, h.Size, h.Etag = n.URL, n.Digest, n.Size, n.ETag
 		h.Fetched, h.Requests, h.Progress = new(n.Fetched), new(n.Requests), new(int64(100))
 	}
+}
+
+// shown returns the identity of the image.
+func (n notes) shown() *models.Identity {
+	i := models.Identity{Etag: cmp.Or(n.ETag, n.Identity.ETag), Digest: n.Digest}
+	if i == (models.Identity{}) {
+		return nil
+	}
+	return &i
 }
 
 // IsStill implements driver.Unit.

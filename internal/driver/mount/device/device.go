@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-openapi/strfmt"
+
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/driver/claims"
 	"github.com/kraken-hpc/imageapi/internal/driver/mount/remote"
@@ -140,6 +142,8 @@ type unit struct {
 	FSType    string   `json:"fs_type"`
 	FSOptions []string `json:"mount_options,omitempty"`
 	Partition int64    `json:"partition,omitempty"`
+
+	identity superblock.Identity // of the file system that is being mounted
 }
 
 // detect is the fs_type that has the daemon look for the type on the device.
@@ -148,7 +152,8 @@ const detect = "auto"
 // notes are the parts of a mount that a later daemon needs.
 type notes struct {
 	claims.Image
-	FSType string `json:"fs_type,omitempty"`
+	FSType   string              `json:"fs_type,omitempty"`
+	Identity superblock.Identity `json:"identity,omitzero"`
 }
 
 // fsType is the type of the file system: of one that is mounted, the detected one.
@@ -158,6 +163,26 @@ func (u *unit) fsType(status driver.Status) string {
 		return n.FSType
 	}
 	return u.FSType
+}
+
+// identified returns u with the identity of the file system on source.
+func (u *unit) identified(ctx context.Context, source source, remote bool) *unit {
+	known := *u
+	known.identity = superblock.Identify(u.FSType, u.reader(ctx, source, remote))
+	return &known
+}
+
+// showIdentity returns the identity of the file system that is mounted.
+func (u *unit) showIdentity(status driver.Status) *models.Identity {
+	n, err := driver.NotesOf[notes](status)
+	if status.Tree == nil || err != nil {
+		return nil
+	}
+	fs := &models.FsIdentity{Type: u.fsType(status), UUID: n.Identity.UUID}
+	if created := strfmt.DateTime(n.Identity.Created); !n.Identity.Created.IsZero() {
+		fs.Created = &created
+	}
+	return &models.Identity{Fs: fs}
 }
 
 // detected returns u with the type of the file system on source.
@@ -201,6 +226,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	if err := u.m.Claims.Reserve(ctx, place.ID, source.claim(fs)); err != nil {
 		return driver.Status{}, err
 	}
+	u = u.identified(ctx, source, device.Remote)
 	status, err := u.show(ctx, place.ID, source, fs, device.Remote)
 	if oneshot.AsStuck(err) != nil { // it may still mount: the claim stays until Sweep
 		return driver.Status{}, &driver.Leftovers{Err: err}
@@ -236,7 +262,7 @@ func (u *unit) attach(ctx context.Context, id int64, tree *os.File, remote bool)
 	if err != nil {
 		return driver.Status{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
-	notes, err := json.Marshal(notes{Image: u.m.Claims.ImageOf(id), FSType: u.FSType})
+	notes, err := json.Marshal(notes{Image: u.m.Claims.ImageOf(id), FSType: u.FSType, Identity: u.identity})
 	if err != nil {
 		return driver.Status{}, errors.Join(err, u.discard(ctx, tree, remote))
 	}
@@ -297,6 +323,7 @@ func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Obje
 		MountOptions: slices.Clone(u.FSOptions),
 		Partition:    u.Partition,
 	}
+	out.Mount.Identity = u.showIdentity(status)
 	out.Mount.Source = fmt.Sprintf("%s on %d", u.fsType(status), needs[0].Attach.ID)
 }
 

@@ -174,7 +174,7 @@ func Open(ctx context.Context, h *oneshot.Runner, tree *driver.Tree, unsafePath 
 
 // OpenOnNode opens a path that a client chose on the node, with O_PATH. Where the path may lead over a server a helper does it.
 func OpenOnNode(ctx context.Context, h *oneshot.Runner, unsafePath string, flags int) (*os.File, error) {
-	f, err := rootpath.OpenCached(unsafePath, flags)
+	f, err := rootpath.OpenCached("/", unsafePath, flags)
 	if !errors.Is(err, unix.EAGAIN) {
 		return f, err
 	}
