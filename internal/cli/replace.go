@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -52,8 +53,8 @@ func (a *app) replace(ctx context.Context, name, source string, r replacement) e
 	}
 	id, within, keep := int64(m.ID), seconds(r.within), seconds(r.keepOld)
 	done, later, err := a.client.Containers.ReplaceContainerContext(ctx, &containers.ReplaceContainerParams{
-		ID: &id, Changes: changes, ReadyWithin: &within, KeepOld: &keep, OnFailure: &r.onFailure, DryRun: &r.dry,
-	})
+		ID: &id, ReadyWithin: &within, KeepOld: &keep, OnFailure: &r.onFailure, DryRun: &r.dry,
+	}, withBody(changes))
 	if err == nil && done == nil {
 		done = &containers.ReplaceContainerOK{Payload: later.Payload}
 		done.Payload.Container, err = a.replaced(ctx, later.Payload.Container)
@@ -76,8 +77,8 @@ func (a *app) replace(ctx context.Context, name, source string, r replacement) e
 // seconds returns a time in whole seconds, rounded up.
 func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
-// changes reads the fields that change.
-func (a *app) changes(source, probe string) (*models.ContainerReplacement, error) {
+// changes reads the fields that change. null removes a field.
+func (a *app) changes(source, probe string) (map[string]json.RawMessage, error) {
 	d, err := imageOptions{}.read(a, source)
 	if err != nil {
 		return nil, err
@@ -86,36 +87,48 @@ func (a *app) changes(source, probe string) (*models.ContainerReplacement, error
 }
 
 // changes returns the fields of d that change; of an image given by a URI only the mount.
-func (d *definition) changes(probe string, mountOnly bool) (*models.ContainerReplacement, error) {
-	var fields map[string]json.RawMessage
+func (d *definition) changes(probe string, mountOnly bool) (map[string]json.RawMessage, error) {
+	var fields, removed map[string]json.RawMessage
 	if err := json.Unmarshal(d.json, &fields); err != nil {
 		return nil, usage("the definition is not an object with fields")
 	}
-	for name, value := range fields {
-		if string(value) == "null" {
-			return nil, d.fault("container."+name, "is null: this command cannot remove a field; send the request with curl")
-		}
-		if name == "name" || name == "state" || mountOnly && name != "mount" {
-			delete(fields, name) // the definition of a create has them, and they stay
-		}
-	}
+	maps.DeleteFunc(fields, func(name string, _ json.RawMessage) bool {
+		return name == "name" || name == "state" || mountOnly && name != "mount" // the definition of a create has them, and they stay
+	})
+	removed = maps.Clone(fields)
+	isNull := func(_ string, value json.RawMessage) bool { return string(value) == "null" }
+	maps.DeleteFunc(removed, func(name string, value json.RawMessage) bool { return !isNull(name, value) })
+	maps.DeleteFunc(fields, isNull)
 	text, err := json.Marshal(fields)
 	if err != nil {
 		return nil, err
 	}
 	changes, err := decode[models.ContainerReplacement]("container", &definition{text, d.places})
-	if err != nil || probe == "" {
-		return changes, err
+	if err == nil && probe != "" {
+		err = addProbe(changes, probe)
 	}
+	if err != nil {
+		return nil, err
+	}
+	body := map[string]json.RawMessage{}
+	if text, err = json.Marshal(changes); err == nil {
+		err = json.Unmarshal(text, &body)
+	}
+	maps.Copy(body, removed)
+	return body, err
+}
+
+// addProbe adds the command of a probe.
+func addProbe(changes *models.ContainerReplacement, probe string) error {
 	words, err := shellquote.Split(probe)
 	if err != nil || len(words) == 0 {
-		return nil, usage("--probe %q: give a command, with quotes as in a shell", probe)
+		return usage("--probe %q: give a command, with quotes as in a shell", probe)
 	}
 	if changes.Probe == nil {
 		changes.Probe = &models.Probe{}
 	}
 	changes.Probe.Args = words
-	return changes, nil
+	return nil
 }
 
 // replaced waits for the end of a replace that takes longer than its response, and returns the new version.
