@@ -44,6 +44,13 @@ type FatallyCorrupted interface {
 	Fatal(status Status) bool
 }
 
+// Interruptible is a Unit whose I/O can wait for a server.
+type Interruptible interface {
+	Unit
+	// Interrupt makes I/O fail that waits now, and all later I/O. It is called if everything that depends on the object is deleted by force.
+	Interrupt(status Status) error
+}
+
 // Verified is a Unit that is not simply verified if all its dependencies are.
 type Verified interface {
 	Unit

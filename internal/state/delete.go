@@ -9,6 +9,7 @@ import (
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
 	"github.com/kraken-hpc/imageapi/internal/errs"
+	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
 // Delete takes away the client's hold on an object and the object with it, then all that it alone held. It returns the
@@ -227,6 +228,9 @@ func (m *Manager) removeOne(was *View, idle []int64, force bool) (orphans []int6
 	id := was.ID
 	if proc := m.at(id).proc; proc != nil {
 		proc.Stop()
+		if force {
+			m.interruptSurvivors(id, proc)
+		}
 		_ = waitForEnd(m.watch(context.Background(), id), proc) // it kills what does not stop; what can't be killed keeps the object stopping
 	}
 	warnings, err := m.takeDown(id, force)
@@ -242,6 +246,49 @@ func (m *Manager) removeOne(was *View, idle []int64, force bool) (orphans []int6
 		return nil, removal{err: fmt.Errorf("%s is kept as %s and will be tried again: %w", name(was), phase, err)}
 	}
 	return m.forget(id), removal{warnings: warnings}
+}
+
+// interruptSurvivors waits for the end of a container that is deleted by force. If killed processes remain, because they read from a server that does not
+// answer, the reads of all that only this container depends on fail.
+func (m *Manager) interruptSurvivors(id int64, proc driver.Process) {
+	const grace = 3 * time.Second // that killed processes usually end in
+	select {
+	case <-proc.Done():
+		return
+	case <-time.After(proc.StopTimeout() + grace):
+	}
+	for _, below := range m.onlyBelow(id) {
+		_, status := m.place(below)
+		u, status, ok := driver.As[driver.Interruptible](m.at(below).view.Unit, status)
+		if !ok {
+			continue
+		}
+		if err := u.Interrupt(status); err != nil {
+			m.log.Warn("interrupt failed", logkey.Object, below, logkey.Error, err)
+		}
+	}
+}
+
+// onlyBelow returns the objects that exist for one object alone, newest first.
+func (m *Manager) onlyBelow(id int64) (found []int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	set := map[int64]bool{id: true}
+	queue := m.graph.Needs(id)
+	for len(queue) > 0 {
+		slices.Sort(queue) // all holders of the newest have been seen
+		newest := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		holders := m.graph.Holders(newest)
+		foreign := slices.ContainsFunc(holders, func(holder int64) bool { return !set[holder] })
+		if set[newest] || foreign || m.graph.Refs(newest) > len(holders) {
+			continue
+		}
+		set[newest] = true
+		found = append(found, newest)
+		queue = append(queue, m.graph.Needs(newest)...)
+	}
+	return found
 }
 
 // restore makes an object again what it was before a deletion that changed nothing.

@@ -1,13 +1,19 @@
 package e2e
 
 import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -138,4 +144,51 @@ func TestImageOnDemandBelow(t *testing.T) {
 
 func sleeper(name string, m *models.Mount) *models.Container {
 	return &models.Container{Name: models.Name(name), State: "running", Command: to("/bin/sleep 1000"), Mount: overlay(m)}
+}
+
+// TestImageOnDemandForcedDelete: a container above an image whose web server refuses, and whose process waits for a part of it, is gone after a forced
+// deletion, with all that is below it.
+func TestImageOnDemandForcedDelete(t *testing.T) {
+	testkit.Guest(t)
+	n := newRestartable(t)
+	root := testkit.Busybox(t)
+	const larger = 48 << 20 // than all that a keeper keeps
+	big := make([]byte, larger)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(big)
+	must(t, os.WriteFile(filepath.Join(root, "big"), big, 0o644))
+	image, err := os.ReadFile(testkit.Squashfs(t, root))
+	must(t, err)
+	var silent atomic.Bool
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if silent.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("ETag", `"one"`)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(image))
+	}))
+	t.Cleanup(server.Close)
+	var c models.Container
+	onDemand := func(h *models.AttachHTTP) { h.Mode = to(models.AttachHTTPModeOnDemand) }
+	n.Must(t, http.StatusCreated, http.MethodPost, "/container", sleeper("stuck", device(webImage(server.URL+"/image", onDemand), "squashfs")), &c)
+	n.sh(t, c.ID, "true") // the shell is in memory
+	silent.Store(true)
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		_, _ = n.Do(t.Context(), http.MethodPost, fmt.Sprintf("/container/exec?id=%d", c.ID), &models.ContainerCommand{Args: []string{"/bin/cat", "/big"}, Timeout: 300})
+	}()
+	testkit.Eventually(t, "the image is waited for", func() bool {
+		var list []models.Attach
+		n.Must(t, http.StatusOK, http.MethodGet, "/attach", nil, &list)
+		return len(list) == 1 && list[0].WaitsFor != ""
+	})
+	began := time.Now()
+	n.Must(t, http.StatusOK, http.MethodDelete, "/container?name=stuck&force=true", nil, nil)
+	testkit.Eventually(t, "all is gone", func() bool { return n.everything(t.Context(), t) == "[] [] []" && len(n.keepers(t)) == 0 })
+	t.Logf("it took %v", time.Since(began))
+	<-read
+	if left, _ := filepath.Glob("/sys/block/nbd*/pid"); len(left) > 0 {
+		t.Errorf("devices are left: %q", left)
+	}
 }

@@ -194,6 +194,20 @@ func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status dri
 	return "", u.Down(ctx, place, status)
 }
 
+// Interrupt implements driver.Interruptible for an image that is waited for.
+func (u *unit) Interrupt(status driver.Status) error {
+	n, err := u.read(status)
+	if err != nil || !n.onDemand() {
+		return err
+	}
+	s := u.driver.service(n.ID)
+	if is, err := u.present(n.ID, n.Index); err != nil || !is || !s.waits() {
+		return err
+	}
+	s.end()
+	return u.driver.nbd.Disconnect(n.Index)
+}
+
 func (u *unit) read(status driver.Status) (n notes, err error) {
 	if err := json.Unmarshal(status.Notes, &n); err != nil {
 		return n, fmt.Errorf("detach the image of %s: read its notes: %w", u.URLs[0], err)
