@@ -53,7 +53,7 @@ func (a *app) runCommand() *cobra.Command {
 	var image imageOptions
 	c := &cobra.Command{
 		Use: "run FILE|URI", Short: "Create and start a container",
-		Long: "Creates a container like create, and always starts it. An image given by a URI needs no definition: the container runs in an overlay over it.",
+		Long: "Creates a container like create, and always starts it. An image given by a URI needs no definition: the container runs in an overlay over it. Set limits in a definition, or afterwards with update --resource.",
 		Example: `imageapi run app.yaml
 imageapi run file:///images/app.erofs --name app
 imageapi run https://images.example.org/node.squashfs --systemd

@@ -199,6 +199,9 @@ func place(n *yaml.Node) string { return fmt.Sprintf("line %d, column %d", n.Lin
 
 // notReadable returns the error of a syntax with its place.
 func notReadable(data []byte, err error) error {
+	if bytes.IndexByte(data, 0) >= 0 {
+		return usage("the file is not a definition; to use an image, give its URI, such as file:///images/app.erofs")
+	}
 	var any json.RawMessage
 	syntax, ok := errors.AsType[*json.SyntaxError](json.Unmarshal(data, &any))
 	if begin := bytes.TrimSpace(data); ok && (begin[0] == '{' || begin[0] == '[') {

@@ -25,6 +25,7 @@ func TestParse(t *testing.T) {
 		"{\"kind\":\n\n\"bind\"": "the definition is not valid JSON: line 3, column 6: unexpected end of JSON input",
 		"{\n\"kind\" \"bind\"}":  `the definition is not valid JSON: line 2, column 8: invalid character '"' after object key`,
 		"kind: bind\nkind: nfs":  `line 2, column 1: the field "kind" is already in line 1`,
+		"hsqs\x00\x01":           "the file is not a definition; to use an image, give its URI, such as file:///images/app.erofs",
 		"a: b: c":                "the definition is not valid YAML: line 1, column 5: mapping values are not allowed in this context",
 		"a:\n  - b\n c: d\n":     "the definition is not valid YAML: line 3, column 2: did not find expected key",
 		"a: 1\n\tb: 2\n":         "the definition is not valid YAML: line 2, column 1: found a tab character that violates indentation",

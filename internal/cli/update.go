@@ -26,7 +26,7 @@ func (a *app) updateCommand() *cobra.Command {
 	var o changing
 	c := &cobra.Command{
 		Use: "update CONTAINER [FILE]", Short: "Change a container",
-		Long: "Changes labels, limits, the restart policy and the stop timeout of a container without restarting it. FILE contains the fields that change, in JSON or YAML. null removes a field, and - is standard input.",
+		Long: "Changes labels, limits, the restart policy and the stop timeout of a container without restarting it. FILE contains the fields that change, in JSON or YAML. null removes a field, and - is standard input. To change the image or the command, use replace.",
 		Example: `imageapi update app --label job=4711 --label user=
 imageapi update app --resource memory=2G --resource pids=100
 imageapi update app --restart always`,
