@@ -26,11 +26,15 @@ func TestDryRunsMakeNothing(t *testing.T) {
 			t.Errorf("%s: Content-Type %q", path, kind)
 		}
 	}
+	older := w.do("POST", "/mount?dry_run=true", bind)
+	if p := expect[models.Plan](t, older, http.StatusOK); len(p.Steps) == 0 || older.Header().Get("Deprecation") == "" {
+		t.Errorf("dry_run=true: %v: %s", older.Header(), older.Body)
+	}
 	for _, path := range []string{"/attach", "/mount", "/container"} {
 		if out := w.do("GET", path, ""); strings.TrimSpace(out.Body.String()) != "[]" {
 			t.Errorf("%s: %s", path, out.Body)
 		}
 	}
-	expectError(t, w.do("POST", "/mount?dry_run=true", bind), 400, "mount has no such parameter")
+	expectError(t, w.do("POST", "/mount?dry_run=perhaps", bind), 400, "mount has no such parameter")
 	expectError(t, w.do("POST", "/mount/plan", `{"kind":"bind"}`), 422, "mount.bind")
 }
