@@ -55,15 +55,15 @@ type Driver struct {
 	watcher     *inotify.Watcher // of logs that are followed
 	slots       chan struct{}    // taken by the commands that run in containers
 
-	leaving context.Context    // done when the driver is closed: what runs goes on without it
-	leave   context.CancelFunc // ends leaving
-	watches sync.WaitGroup     // of what runs
+	closing  context.Context    // done when the driver is closed: containers continue without it
+	shutDown context.CancelFunc // ends closing
+	watches  sync.WaitGroup     // of what runs
 }
 
 // New makes what all containers have in common: the launch namespace, the parent cgroup, and the directory of the logs.
 func New(ctx context.Context, opt Options) (*Driver, error) {
 	d := &Driver{opt: opt, slots: make(chan struct{}, maxCommands)}
-	d.leaving, d.leave = context.WithCancel(context.Background())
+	d.closing, d.shutDown = context.WithCancel(context.Background())
 	if err := d.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare for containers: %w", err), d.Close())
 	}
@@ -125,7 +125,7 @@ func (d *Driver) count() {
 // Close gives back what New made. Containers that still run go on, with their supervisors, groups, logs and sockets, for a later
 // driver with the same Options to find (Rejoin); what is being done with them here ends.
 func (d *Driver) Close() error {
-	d.leave()
+	d.shutDown()
 	d.keepersLock.Lock() // until the end: no process is launched any more
 	defer d.keepersLock.Unlock()
 	d.watches.Wait()
@@ -170,7 +170,7 @@ func (d *Driver) removeKeepersGroup() error {
 func (d *Driver) Launch(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
 	d.keepersLock.Lock()
 	defer d.keepersLock.Unlock()
-	if err := d.leaving.Err(); err != nil {
+	if err := d.closing.Err(); err != nil {
 		return nil, err
 	}
 	return d.launch.Start(path, argv, attr)
@@ -180,7 +180,7 @@ func (d *Driver) Launch(path string, argv []string, attr *os.ProcAttr) (*os.Proc
 func (d *Driver) KeepersGroup() (*os.File, error) {
 	d.keepersLock.Lock()
 	defer d.keepersLock.Unlock()
-	if err := d.leaving.Err(); err != nil {
+	if err := d.closing.Err(); err != nil {
 		return nil, err
 	}
 	if d.keepers == nil {

@@ -152,7 +152,7 @@ func (c *command) retire() {
 	defer c.of.commands.Done()
 	defer c.close()
 	// Without us it continues, and ends by itself.
-	defer spawn.Expire(c.of.driver.leaving, c.control.File)()
+	defer spawn.Expire(c.of.driver.closing, c.control.File)()
 	err := c.control.Send(wire.Message{Kind: wire.Release})
 	for err == nil {
 		var m wire.Message

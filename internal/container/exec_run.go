@@ -31,7 +31,7 @@ func (c *command) run(ctx context.Context, config wire.Config, given driver.Comm
 	}
 	defer context.AfterFunc(limited, end)()
 	defer context.AfterFunc(c.of.over, c.kill)()
-	defer context.AfterFunc(c.of.driver.leaving, c.kill)()
+	defer context.AfterFunc(c.of.driver.closing, c.kill)()
 	defer c.input.close()
 	out, err := c.live(config, given)
 	if err != nil || out.Signal == int(unix.SIGKILL) || given.Attach != nil && ctx.Err() != nil {
@@ -75,10 +75,10 @@ func (c *command) hurry() (stop func()) {
 		return func() {}
 	}
 	soon := func() { time.AfterFunc(dying, c.cut) }
-	over, leaving := context.AfterFunc(c.of.over, soon), context.AfterFunc(c.of.driver.leaving, c.cut)
+	over, closing := context.AfterFunc(c.of.over, soon), context.AfterFunc(c.of.driver.closing, c.cut)
 	return func() {
 		over()
-		leaving()
+		closing()
 	}
 }
 
@@ -103,7 +103,7 @@ func (c *command) sweep() {
 		return
 	}
 	killer.Stop()
-	limited, cancel := context.WithDeadline(c.of.driver.leaving, since.Add(hangUpTime))
+	limited, cancel := context.WithDeadline(c.of.driver.closing, since.Add(hangUpTime))
 	defer cancel()
 	defer context.AfterFunc(c.of.over, cancel)()
 	if c.group.WaitEmpty(limited) != nil {

@@ -42,10 +42,10 @@ type process struct {
 	over     context.Context    // done when the first process has ended
 	end      context.CancelFunc // ends over
 
-	mu    sync.Mutex // orders Stop, Kill, Freeze, Thaw and the end; held for no longer than a write to a file takes
-	gone  bool       // the cgroup's directory is closed
-	live  context.Context
-	leave context.CancelCauseFunc // ends live, as soon as it shall end: nothing is frozen from then on
+	mu      sync.Mutex // orders Stop, Kill, Freeze, Thaw and the end; held for no longer than a write to a file takes
+	gone    bool       // the cgroup's directory is closed
+	live    context.Context
+	release context.CancelCauseFunc // ends live, as soon as the container is to end: nothing is frozen from then on
 
 	heard chan struct{} // closed when the supervisor has reported the end, or is gone
 	last  sync.Once     // watches over the end of one that was killed
@@ -59,7 +59,7 @@ type process struct {
 var (
 	errStopping = errors.New("the container is being stopped")
 	errEnded    = errors.New("the container has ended")
-	errLeaving  = errors.New("the server ends and leaves the container to the next one")
+	errClosing  = errors.New("the server is shutting down, and the next one recovers the container")
 )
 
 // PID implements driver.Process.
@@ -165,15 +165,15 @@ func (p *process) watch() {
 
 // attend is the order in which the container's processes, its supervisor and its cgroup go. It is false if the driver was closed before.
 func (p *process) attend() bool {
-	defer context.AfterFunc(p.driver.leaving, func() { p.leave(errLeaving) })()
+	defer context.AfterFunc(p.driver.closing, func() { p.release(errClosing) })()
 	// 1. The supervisor says how it ended, or dies.
 	told := p.hear()
 	close(p.heard)
-	if p.driver.leaving.Err() != nil {
+	if p.driver.closing.Err() != nil {
 		p.abandon()
 		return false
 	}
-	p.leave(errEnded)
+	p.release(errEnded)
 	how := "the supervisor " + p.keeper.How()
 	if !told {
 		told = p.recall() // that it could not tell does not say that it has not seen it
@@ -184,8 +184,8 @@ func (p *process) attend() bool {
 		p.exit.Left = errors.Join(p.group.Kill(), p.killFirst())
 	}
 	p.dismiss() // what the commands beside it were, too
-	err := p.group.WaitEmpty(p.driver.leaving)
-	if p.driver.leaving.Err() != nil {
+	err := p.group.WaitEmpty(p.driver.closing)
+	if p.driver.closing.Err() != nil {
 		return false
 	}
 	// 3. The cgroup goes, and with it the run.
@@ -198,7 +198,7 @@ func (p *process) attend() bool {
 
 // abandon returns when nothing here uses the container any more. What commands have left running in it goes on too.
 func (p *process) abandon() {
-	p.shut(errLeaving)
+	p.shut(errClosing)
 	p.commands.Wait()
 }
 
@@ -206,7 +206,7 @@ func (p *process) abandon() {
 func (p *process) shut(cause error) {
 	p.mu.Lock() // whoever comes to enter after this finds that the container shall not live, or that we shall not
 	defer p.mu.Unlock()
-	p.leave(cause)
+	p.release(cause)
 }
 
 // letGo closes what p has open.
@@ -222,7 +222,7 @@ func (p *process) letGo() {
 // hear takes in what the supervisor reports, and whether it reported how the container ended.
 func (p *process) hear() bool {
 	for {
-		m, err := p.keeper.Receive(p.driver.leaving)
+		m, err := p.keeper.Receive(p.driver.closing)
 		if err != nil {
 			return false
 		}

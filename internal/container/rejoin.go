@@ -102,7 +102,7 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, err error) {
 	p.run(p.config)
 	p.timeout.Store(int64(p.state.StopTimeout))
 	if p.state.Asked {
-		p.leave(errStopping)
+		p.release(errStopping)
 		p.enforce(p.StopTimeout() + supervisorTime)
 	}
 	if err := p.tidy(); err != nil {

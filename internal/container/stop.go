@@ -89,7 +89,7 @@ func (p *process) Stop() {
 	if p.live.Err() != nil {
 		return
 	}
-	p.leave(errStopping)
+	p.release(errStopping)
 	if err := p.keeper.Send(wire.Message{Kind: wire.Stop}); err != nil {
 		p.log.Debug("supervisor gone, nothing to stop", logkey.Container, p.id, logkey.Error, err) // watch sees to the rest
 	}
@@ -120,7 +120,7 @@ func (p *process) enforce(after time.Duration) {
 		defer timer.Stop()
 		select {
 		case <-p.heard:
-		case <-p.driver.leaving.Done():
+		case <-p.driver.closing.Done():
 		}
 	})
 }
@@ -139,7 +139,7 @@ func (p *process) Kill() {
 			case <-late.C:
 				p.killSupervisor()
 			case <-p.heard:
-			case <-p.driver.leaving.Done():
+			case <-p.driver.closing.Done():
 			}
 		})
 	})
@@ -149,7 +149,7 @@ func (p *process) Kill() {
 func (p *process) killGroup() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.leave(errStopping)
+	p.release(errStopping)
 	if p.gone {
 		return false
 	}
