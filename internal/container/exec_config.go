@@ -12,16 +12,16 @@ import (
 
 // How long a command may take.
 const (
-	defaultPatience = 20 * time.Second
-	maxPatience     = time.Hour
+	defaultTimeout = 20 * time.Second
+	maxTimeout     = time.Hour
 )
 
-func patience(c driver.Command) time.Duration {
+func timeout(c driver.Command) time.Duration {
 	if c.Timeout == 0 && c.Attach != nil {
 		return math.MaxInt64
 	}
 	if c.Timeout == 0 {
-		return defaultPatience
+		return defaultTimeout
 	}
 	return c.Timeout
 }
@@ -63,8 +63,8 @@ func checkCommand(c driver.Command) error {
 	checkEnv(c.Env, &faults)
 	checkUser(c.User, false, &faults)
 	checkPath("working_dir", c.WorkingDir, &faults)
-	if c.Timeout < 0 || c.Timeout > maxPatience {
-		faults.Add("timeout", "is %d; use 1 to %d seconds", int64(c.Timeout.Seconds()), int64(maxPatience.Seconds()))
+	if c.Timeout < 0 || c.Timeout > maxTimeout {
+		faults.Add("timeout", "is %d; use 1 to %d seconds", int64(c.Timeout.Seconds()), int64(maxTimeout.Seconds()))
 	}
 	return faults.Err()
 }

@@ -23,7 +23,7 @@ const hangUpTime = 5 * time.Second
 // run gives the command to its parent and returns when it has ended. It is killed when its time is up, when ctx ends and when
 // the container does.
 func (c *command) run(ctx context.Context, config wire.Config, given driver.Command) (driver.Output, error) {
-	limited, cancel := context.WithTimeoutCause(ctx, patience(given), errTimeUp)
+	limited, cancel := context.WithTimeoutCause(ctx, timeout(given), errTimeUp)
 	defer cancel()
 	end := c.kill
 	if given.Attach != nil {
