@@ -84,14 +84,6 @@ func (p *process) enter() error {
 	return nil
 }
 
-// dismiss ends all commands and returns when they have. From then on nothing uses the cgroup.
-func (p *process) dismiss() {
-	p.mu.Lock() // whoever comes to enter after this finds that the container shall not live
-	p.end()
-	p.mu.Unlock()
-	p.commands.Wait()
-}
-
 // prepare makes all that the command needs.
 func (c *command) prepare(config *wire.Config) (err error) {
 	if takeOpenFiles(config, c.of.pid); c.of.firstGone() {

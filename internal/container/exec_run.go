@@ -59,11 +59,11 @@ func (c *command) live(config wire.Config, given driver.Command) (out driver.Out
 	for {
 		m, err := c.control.Receive()
 		if err != nil || m.Kind != wire.Ready {
-			return c.hear(m, err)
+			return c.exitOf(m, err)
 		}
 		if err := c.connect(given); err != nil {
 			c.kill()
-			_, _ = c.hear(c.control.Receive())
+			_, _ = c.exitOf(c.control.Receive())
 			return out, err
 		}
 	}
@@ -117,7 +117,7 @@ func (c *command) whyKilled(ctx, limited context.Context, out *driver.Output, er
 	case ctx.Err() != nil:
 		return fmt.Errorf("the command was killed: %w", ctx.Err())
 	case c.containerEnds():
-		return errs.New(errs.Conflict, "the command was killed: %w", c.of.ending())
+		return errs.New(errs.Conflict, "the command was killed: %w", c.of.endCause())
 	case limited.Err() != nil && (err == nil || errs.Is(err, errs.Internal)):
 		*out = driver.Output{Signal: int(unix.SIGKILL), TimedOut: true}
 		return nil
@@ -126,8 +126,8 @@ func (c *command) whyKilled(ctx, limited context.Context, out *driver.Output, er
 	}
 }
 
-// ending says why the container does not live on.
-func (p *process) ending() error {
+// endCause says why the container does not live on.
+func (p *process) endCause() error {
 	if cause := context.Cause(p.live); cause != nil {
 		return cause
 	}
@@ -143,8 +143,8 @@ func (c *command) kill() {
 	_ = c.control.SetReadDeadline(time.Now().Add(dying))
 }
 
-// hear makes of a message of the command's parent how the command ended.
-func (c *command) hear(m wire.Message, err error) (out driver.Output, _ error) {
+// awaitExit makes of a message of the command's parent how the command ended.
+func (c *command) exitOf(m wire.Message, err error) (out driver.Output, _ error) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return out, errs.New(errs.Deadline, "the command was killed but has not ended: its processes wait in the kernel, for example for a storage server")

@@ -47,8 +47,8 @@ type process struct {
 	live    context.Context
 	release context.CancelCauseFunc // ends live, as soon as the container is to end: nothing is frozen from then on
 
-	heard chan struct{} // closed when the supervisor has reported the end, or is gone
-	last  sync.Once     // watches over the end of one that was killed
+	reported chan struct{} // closed when the supervisor has reported the end, or is gone
+	last     sync.Once     // watches over the end of one that was killed
 
 	ready chan struct{}
 	up    sync.Once // closes ready
@@ -156,61 +156,56 @@ func (p *process) wait(ctx context.Context, until func(cgroup.Dir, context.Conte
 
 // watch sees to the end of the container, or to that of the driver: then Done stays open.
 func (p *process) watch() {
-	ended := p.attend()
-	p.letGo()
+	ended := p.awaitEnd()
+	p.closeFiles()
 	if ended {
 		close(p.done)
 	}
 }
 
-// attend is the order in which the container's processes, its supervisor and its cgroup go. It is false if the driver was closed before.
-func (p *process) attend() bool {
+// awaitEnd is the order in which the container's processes, its supervisor and its cgroup go. It is false if the driver was closed before.
+func (p *process) awaitEnd() bool {
 	defer context.AfterFunc(p.driver.closing, func() { p.release(errClosing) })()
-	// 1. The supervisor says how it ended, or dies.
-	told := p.hear()
-	close(p.heard)
+	// 1. The supervisor reports the end, or dies.
+	known := p.awaitExit()
+	close(p.reported)
 	if p.driver.closing.Err() != nil {
-		p.abandon()
+		p.awaitCommands(func() { p.release(errClosing) }) // what they have left running continues
 		return false
 	}
 	p.release(errEnded)
 	how := "the supervisor " + p.keeper.How()
-	if !told {
-		told = p.recall() // that it could not tell does not say that it has not seen it
+	if !known {
+		known = p.readExit() // it may have been killed between the record and the report
 	}
 	// 2. Nothing of the container lives on: the supervisor has seen to that, or can't any more.
-	if !told {
+	if !known {
 		p.exit = driver.Exit{At: time.Now(), Lost: how}
 		p.exit.Left = errors.Join(p.group.Kill(), p.killFirst())
 	}
-	p.dismiss() // what the commands beside it were, too
+	p.awaitCommands(p.end)
 	err := p.group.WaitEmpty(p.driver.closing)
 	if p.driver.closing.Err() != nil {
 		return false
 	}
 	// 3. The cgroup goes, and with it the run.
 	if p.exit.OOM == nil {
-		p.exit.OOM = starved(p.group)
+		p.exit.OOM = oomKilled(p.group)
 	}
 	p.exit.Left = errors.Join(p.exit.Left, err, p.driver.revive(p.shares), p.group.Remove(), p.driver.registry.Unlink(groupName(p.id)))
 	return true
 }
 
-// abandon returns when nothing here uses the container any more. What commands have left running in it goes on too.
-func (p *process) abandon() {
-	p.shut(errClosing)
+// awaitCommands lets no other command begin, by end, and returns when those that run have ended. Nothing uses the container from then on.
+func (p *process) awaitCommands(end func()) {
+	p.mu.Lock() // enter looks at the contexts under it
+	end()
+	p.mu.Unlock()
 	p.commands.Wait()
 }
 
-// shut lets nothing new begin.
-func (p *process) shut(cause error) {
-	p.mu.Lock() // whoever comes to enter after this finds that the container shall not live, or that we shall not
-	defer p.mu.Unlock()
-	p.release(cause)
-}
-
-// letGo closes what p has open.
-func (p *process) letGo() {
+// closeFiles closes what p has open.
+func (p *process) closeFiles() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gone = true
@@ -219,8 +214,8 @@ func (p *process) letGo() {
 	p.first.Close() // nil is fine
 }
 
-// hear takes in what the supervisor reports, and whether it reported how the container ended.
-func (p *process) hear() bool {
+// awaitExit takes in what the supervisor reports, and whether it reported how the container ended.
+func (p *process) awaitExit() bool {
 	for {
 		m, err := p.keeper.Receive(p.driver.closing)
 		if err != nil {
@@ -237,8 +232,8 @@ func (p *process) hear() bool {
 	}
 }
 
-// recall takes from the supervisor's file how the container ended, if it is there.
-func (p *process) recall() bool {
+// readExit takes from the supervisor's file how the container ended, if it is there.
+func (p *process) readExit() bool {
 	exit, err := p.driver.recorded(p.id)
 	if err != nil || exit == nil {
 		return false

@@ -167,7 +167,7 @@ func (u *unit) settle(ctx context.Context, id int64, why string, lived bool) (fo
 	}
 	defer group.Close()
 	if populated, _ := group.Entry("cgroup.events", "populated"); (lived || populated != 0) && found.Ended == nil {
-		found.Ended = &driver.Exit{At: time.Now(), Lost: why, OOM: starved(group)}
+		found.Ended = &driver.Exit{At: time.Now(), Lost: why, OOM: oomKilled(group)}
 	}
 	left := empty(ctx, group)
 	if found.Ended == nil {

@@ -69,7 +69,7 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given t
 
 // newProcess makes a process that lives, of a cgroup that becomes its own.
 func (d *Driver) newProcess(id int64, group *cgroup.Group) *process {
-	p := &process{id: id, group: group, driver: d, inUse: map[string]bool{}, log: d.opt.Log, heard: make(chan struct{}), ready: make(chan struct{}), done: make(chan struct{})}
+	p := &process{id: id, group: group, driver: d, inUse: map[string]bool{}, log: d.opt.Log, reported: make(chan struct{}), ready: make(chan struct{}), done: make(chan struct{})}
 	p.live, p.release = context.WithCancelCause(context.Background())
 	p.over, p.end = context.WithCancel(context.Background())
 	return p

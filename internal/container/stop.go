@@ -119,7 +119,7 @@ func (p *process) enforce(after time.Duration) {
 	p.driver.watches.Go(func() {
 		defer timer.Stop()
 		select {
-		case <-p.heard:
+		case <-p.reported:
 		case <-p.driver.closing.Done():
 		}
 	})
@@ -138,7 +138,7 @@ func (p *process) Kill() {
 			select {
 			case <-late.C:
 				p.killSupervisor()
-			case <-p.heard:
+			case <-p.reported:
 			case <-p.driver.closing.Done():
 			}
 		})
