@@ -49,7 +49,7 @@ func (u *unit) CheckStart(ctx context.Context, place driver.Placement) (driver.P
 	return f, err
 }
 
-// checkCommand looks for the command in a root that is there, and tells whether that told anything. Of what will be mounted there and
+// checkCommand looks for the command in a root that is there, and reports whether the result is certain. Of what will be mounted there and
 // of what a server has it knows nothing.
 func (u *unit) checkCommand(tree *driver.Tree, config wire.Config) (looked bool, err error) {
 	if !tree.Made() || tree.Remote {
@@ -85,7 +85,7 @@ func (u *unit) checkCommand(tree *driver.Tree, config wire.Config) (looked bool,
 	return true, explain(failure)
 }
 
-// certain are the reasons that nothing can mend. For a program of another sort the kernel may have been told of an interpreter
+// certain are the reasons that stay. For a program of another sort the kernel may have an interpreter
 // (binfmt_misc).
 var certain = []wire.Reason{wire.NotFound, wire.NotInPath, wire.IsDirectory, wire.NotRegular, wire.NotExecutable, wire.NoInterpreter}
 
@@ -110,7 +110,7 @@ func (r *outside) Open(name string, flags int) (int, error) {
 	return fd, nil
 }
 
-// linked tells whether a link is on the way: it may lead to where something else will be.
+// linked reports whether a link is on the way: it may lead to where something else will be.
 func (r *outside) linked(name string) bool {
 	fd, err := unix.Openat2(r.dir, name, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,

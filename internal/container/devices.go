@@ -127,7 +127,7 @@ func isDevice(st unix.Stat_t) bool {
 	return kind == unix.S_IFCHR || kind == unix.S_IFBLK
 }
 
-// statDev tells what is at a path in the node's /dev, without opening it for use. Links may not lead out of /dev.
+// statDev returns what is at a path in the node's /dev, without opening it for use. Links may not lead out of /dev.
 func statDev(name string, flags int) (st unix.Stat_t, err error) {
 	file, err := rootpath.Open("/", name, unix.O_PATH|flags)
 	if err != nil {

@@ -51,7 +51,7 @@ type Driver struct {
 	keepersLock sync.Mutex    // protects keepers
 	keepers     *cgroup.Group // of processes that serve devices; nil until the first
 	legacy      *cgroup.Legacy
-	trapped     sync.Once        // tells of groups of version 1 that can't be left
+	trapped     sync.Once        // logs groups of version 1 that cannot be left
 	watcher     *inotify.Watcher // of logs that are followed
 	slots       chan struct{}    // taken by the commands that run in containers
 
@@ -80,7 +80,7 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	if d.parent, err = cgroup.Open(d.opt.Failpoint, d.opt.CgroupParent, d.opt.RunDir); err != nil {
 		return err
 	}
-	if err := d.settleParents(); err != nil {
+	if err := d.checkParents(); err != nil {
 		return err
 	}
 	// Supervisors have a group outside of the one of the daemon, which a service manager empties when it stops it.
@@ -193,7 +193,7 @@ func (d *Driver) KeepersGroup() (*os.File, error) {
 	return d.keepers.File(), nil
 }
 
-// Holds tells whether the cgroup with an id, as the kernel gives it for sockets, belongs to a container, or is below one that
+// Holds reports whether the cgroup with an id, as the kernel gives it for sockets, belongs to a container, or is below one that
 // does.
 func (d *Driver) Holds(cgroup uint64) (bool, error) { return d.parent.Holds(cgroup) }
 

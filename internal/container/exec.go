@@ -53,7 +53,7 @@ func (p *process) Exec(ctx context.Context, given driver.Command) (driver.Output
 	default:
 		return driver.Output{}, errs.New(errs.Conflict, "run command: %d others run in containers: wait until one has ended", maxCommands)
 	}
-	if err := p.enter(); err != nil {
+	if err := p.addCommand(); err != nil {
 		return driver.Output{}, fmt.Errorf("run command: %w", err)
 	}
 	// 2. What it needs, and the program that starts it.
@@ -66,15 +66,15 @@ func (p *process) Exec(ctx context.Context, given driver.Command) (driver.Output
 	// 3. Its life.
 	out, err := c.run(ctx, config, given)
 	// 4. Its end, behind the answer: what it left running may hold its pipes for long.
-	go c.retire()
+	go c.finish()
 	if err != nil {
 		return driver.Output{}, fmt.Errorf("run command: %w", err)
 	}
 	return out, nil
 }
 
-// enter keeps the end of the container waiting for one more command.
-func (p *process) enter() error {
+// addCommand keeps the end of the container waiting for one more command.
+func (p *process) addCommand() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.live.Err() != nil {
@@ -92,7 +92,7 @@ func (c *command) prepare(config *wire.Config) (err error) {
 	if c.parent, err = c.of.group.Below(); err != nil {
 		return err
 	}
-	if err := c.of.tidy(); err != nil {
+	if err := c.of.removeCommandGroups(); err != nil {
 		c.of.log.Warn("command cgroups not removed", logkey.Container, c.of.id, logkey.Error, err)
 	}
 	// A group of its own, since one that has others below it, as systemd makes them, may not have processes (cgroups(7)).
@@ -139,11 +139,11 @@ func (c *command) spawn() error {
 	return nil
 }
 
-// retire waits for the end of the command's parent, which comes at once.
-func (c *command) retire() {
+// finish waits for the end of the command's parent, which comes at once.
+func (c *command) finish() {
 	defer c.of.commands.Done()
 	defer c.close()
-	// Without us it continues, and ends by itself.
+	// Without the daemon it continues, and ends by itself.
 	defer spawn.Expire(c.of.driver.closing, c.control.File)()
 	err := c.control.Send(wire.Message{Kind: wire.Release})
 	for err == nil {
@@ -153,7 +153,7 @@ func (c *command) retire() {
 	}
 }
 
-// close gives back what prepare made. The cgroup stays as long as something that was left running is in it; it goes with the
+// close releases what prepare created. The cgroup stays as long as something that was left running is in it; it goes with the
 // container's.
 func (c *command) close() {
 	if c.group != nil {

@@ -27,8 +27,8 @@ func takeOpenFiles(config *wire.Config, pid int) {
 // firstGone reports whether the first process was reaped, so that its number may be another one's.
 func (p *process) firstGone() bool { return unix.PidfdSendSignal(int(p.first.Fd()), 0, nil, 0) != nil }
 
-// containerEnds tells whether the container is to end or its first process does: then the kernel or the supervisor kills what
-// else there is, and we hear of that end only later.
+// containerEnds reports whether the container is to end or its first process does: then the kernel or the supervisor kills what
+// else there is, and reports that end only later.
 func (c *command) containerEnds() bool {
 	if c.of.live.Err() != nil {
 		return true

@@ -136,7 +136,7 @@ func (in *input) takeMaster() error {
 	return nil
 }
 
-// isMaster tells whether a descriptor is that of a terminal's master.
+// isMaster reports whether a descriptor is that of a terminal's master.
 func isMaster(fd int) bool {
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(5, 2) {

@@ -33,13 +33,13 @@ func (c *command) run(ctx context.Context, config wire.Config, given driver.Comm
 	defer context.AfterFunc(c.of.over, c.kill)()
 	defer context.AfterFunc(c.of.driver.closing, c.kill)()
 	defer c.input.close()
-	out, err := c.live(config, given)
+	out, err := c.follow(config, given)
 	if err != nil || out.Signal == int(unix.SIGKILL) || given.Attach != nil && ctx.Err() != nil {
 		err = c.whyKilled(ctx, limited, &out, err)
 	}
-	c.sweep()
+	c.endLeftovers()
 	if err == nil || c.cut != nil {
-		defer c.hurry()()
+		defer c.limitClient()()
 		c.stdout.finish()
 		c.stderr.finish()
 	}
@@ -51,8 +51,8 @@ func (c *command) run(ctx context.Context, config wire.Config, given driver.Comm
 	return out, nil
 }
 
-// live is the life of the command.
-func (c *command) live(config wire.Config, given driver.Command) (out driver.Output, err error) {
+// follow is the life of the command.
+func (c *command) follow(config wire.Config, given driver.Command) (out driver.Output, err error) {
 	if err := errors.Join(c.stdout.open(), c.stderr.open(), c.begin(config)); err != nil {
 		return out, err
 	}
@@ -69,8 +69,8 @@ func (c *command) live(config wire.Config, given driver.Command) (out driver.Out
 	}
 }
 
-// hurry has the client's time be short when the container is over, or the daemon leaves: neither waits for one that does not read.
-func (c *command) hurry() (stop func()) {
+// limitClient limits the time of a client that does not read, when the container ends or the daemon shuts down.
+func (c *command) limitClient() (stop func()) {
 	if c.cut == nil {
 		return func() {}
 	}
@@ -82,7 +82,7 @@ func (c *command) hurry() (stop func()) {
 	}
 }
 
-// hangUp tells the processes of the command that its client is gone, and kills it a little later.
+// hangUp sends SIGHUP to the processes of the command, whose client is gone, and kills them a little later.
 func (c *command) hangUp() {
 	c.mu.Lock()
 	c.hungUp = time.Now()
@@ -94,8 +94,8 @@ func (c *command) hangUp() {
 	}
 }
 
-// sweep ends what a command whose client is gone has left running: it was told to end, as the command was.
-func (c *command) sweep() {
+// endLeftovers ends the processes that a command without client has left running. They received SIGHUP as the command did.
+func (c *command) endLeftovers() {
 	c.mu.Lock()
 	since, killer := c.hungUp, c.killer
 	c.mu.Unlock()
@@ -107,11 +107,11 @@ func (c *command) sweep() {
 	defer cancel()
 	defer context.AfterFunc(c.of.over, cancel)()
 	if c.group.WaitEmpty(limited) != nil {
-		_ = c.group.Kill() // that it is gone is all that could be in the way
+		_ = c.group.Kill() // it fails only if the group is gone
 	}
 }
 
-// whyKilled says why a command was killed, if we know: that says more than that it was, or that it was still being started then.
+// whyKilled returns the reason for which a command was killed, if that is known.
 func (c *command) whyKilled(ctx, limited context.Context, out *driver.Output, err error) error {
 	switch {
 	case ctx.Err() != nil:
@@ -126,7 +126,7 @@ func (c *command) whyKilled(ctx, limited context.Context, out *driver.Output, er
 	}
 }
 
-// endCause says why the container does not live on.
+// endCause returns why the container ends.
 func (p *process) endCause() error {
 	if cause := context.Cause(p.live); cause != nil {
 		return cause
@@ -138,7 +138,7 @@ func (p *process) endCause() error {
 func (c *command) kill() {
 	err := c.of.driver.opt.Failpoint.Do("command kill", func() error { return c.control.Send(wire.Message{Kind: wire.Stop}) })
 	if err != nil {
-		c.of.log.Debug("command kill failed", logkey.Container, c.of.id, logkey.Error, err) // hear tells of a parent that is gone
+		c.of.log.Debug("command kill failed", logkey.Container, c.of.id, logkey.Error, err) // exitOf reports a parent that is gone
 	}
 	_ = c.control.SetReadDeadline(time.Now().Add(dying))
 }
@@ -148,7 +148,7 @@ func (c *command) exitOf(m wire.Message, err error) (out driver.Output, _ error)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return out, errs.New(errs.Deadline, "the command was killed but has not ended: its processes wait in the kernel, for example for a storage server")
-	case err != nil: // nobody is left to see to it
+	case err != nil: // no process is left that would
 		return out, errors.Join(fmt.Errorf("its parent died: %w", err), c.group.Kill())
 	case m.Kind == wire.Failed:
 		return out, failed(m, "imageapi-init")

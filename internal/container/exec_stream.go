@@ -75,7 +75,7 @@ func (s *stream) take(b []byte) {
 }
 
 // finish takes what has been written until now and then reads no more. It does not wait for the end of file: what the command
-// has left running may hold the pipe for ever, and write all the time.
+// has left running may hold the pipe forever, and write all the time.
 func (s *stream) finish() {
 	if s.done == nil {
 		return
@@ -88,7 +88,7 @@ func (s *stream) finish() {
 		return
 	}
 	_ = conn.Control(func(fd uintptr) {
-		// A terminal has its output in parts and tells of the first only: it is read until there is nothing, or far more than it can hold.
+		// A terminal has its output in parts and reports the first only: it is read until there is nothing, or far more than it can hold.
 		const most = 2 * maxOutput
 		left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ) // FIONREAD, by its other name
 		if isMaster(int(fd)) {

@@ -79,7 +79,7 @@ func (d *Driver) find(ctx context.Context, u *unit, config *wire.Config) (source
 
 func atBind(i int, err error) error { return errs.At(fmt.Sprintf("binds[%d].source", i), err) }
 
-// source opens the source of a bind and tells whether it is no directory.
+// source opens the source of a bind and reports whether it is no directory.
 func (d *Driver) source(ctx context.Context, path string) (source *os.File, file bool, err error) {
 	// Nobody knows what is mounted on the way: a helper goes it.
 	if source, err = d.lookUp(ctx, "/", path, unix.O_PATH); err != nil {

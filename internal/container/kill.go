@@ -50,7 +50,7 @@ func (p *process) killFirst() error {
 	return err
 }
 
-// isEmpty tells whether nothing is in the cgroup.
+// isEmpty reports whether nothing is in the cgroup.
 func (p *process) isEmpty() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

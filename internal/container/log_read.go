@@ -33,12 +33,12 @@ func (u *unit) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 	return nil, errs.New(errs.Conflict, "read log: the log is replaced faster than it can be read; try again, or raise --log-size")
 }
 
-// logTries is how often a log is opened anew because it was rotated meanwhile. Who fails that often would be too slow anyway.
+// logTries is how often a log is opened again because it was rotated meanwhile. Who fails that often would be too slow anyway.
 const logTries = 20
 
 var errRotated = errors.New("the log was rotated")
 
-// logReader reads a log, part by part: package wire tells which there are.
+// logReader reads a log, part by part, as package wire describes them.
 type logReader struct {
 	path  string
 	parts []logPart // those that are open, in their order; the first is being read

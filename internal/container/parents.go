@@ -23,16 +23,16 @@ const keepersGroup = "keepers"
 // container starts, so that there is no container whose parent is not recorded.
 func (d *Driver) parentsPath() string { return filepath.Join(d.opt.RunDir, "cgroup-parents") }
 
-// settleParents compares the parent groups of earlier servers with the present one. It is an error if a container lives in another one: this
-// server could neither see nor end it, and would take it for dead.
-func (d *Driver) settleParents() error {
+// checkParents compares the parent groups of earlier servers with the present one. It is an error if a container lives in another one: this
+// server could neither see nor end it, and would show it as dead.
+func (d *Driver) checkParents() error {
 	recorded, err := d.recordedParents()
 	if err != nil {
 		return err
 	}
 	keep := []string{d.opt.CgroupParent}
 	for _, old := range recorded {
-		stays, err := d.quit(old)
+		stays, err := d.dropParent(old)
 		if err != nil {
 			return err
 		}
@@ -84,21 +84,21 @@ func (d *Driver) forgetParents() error {
 	return d.opt.Failpoint.Do("cgroup parents remove", func() error { return os.Remove(d.parentsPath()) })
 }
 
-// mayBeOurs tells whether a child of the parent is the group of a container of this run directory.
+// mayBeOurs reports whether a child of the parent is the group of a container of this run directory.
 func (d *Driver) mayBeOurs(name string) bool {
 	owner, known := d.parent.Owner(name)
 	return isContainer(name) && (!known || owner.ID == d.parent.Self().ID)
 }
 
-// isContainer tells whether a group has the name of a container's.
+// isContainer reports whether a group has the name of a container's.
 func isContainer(name string) bool {
 	id, err := strconv.ParseInt(name, 10, 64)
 	return err == nil && groupName(id) == name
 }
 
-// quit gives up a parent of an earlier server. It is an error if a container or a supervisor of this run directory lives there. What is empty is
+// dropParent drops a parent of an earlier server. It is an error if a container or a supervisor of this run directory lives there. What is empty is
 // removed, unless another server uses that parent now; then it stays.
-func (d *Driver) quit(old string) (stays bool, err error) {
+func (d *Driver) dropParent(old string) (stays bool, err error) {
 	parent, idle, err := d.parent.Beside(old)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -113,7 +113,7 @@ func (d *Driver) quit(old string) (stays bool, err error) {
 	}
 	slices.Sort(names) // the containers before the supervisors
 	for _, name := range names {
-		living, err := d.livesIn(parent, name)
+		living, err := d.processesIn(parent, name)
 		switch {
 		case err != nil:
 			return false, err
@@ -128,8 +128,8 @@ func (d *Driver) quit(old string) (stays bool, err error) {
 	return !idle, nil
 }
 
-// livesIn names a container of this run directory that has processes in the child of a parent, or its supervisor. It is empty if there is none.
-func (d *Driver) livesIn(parent *cgroup.Parent, name string) (text string, err error) {
+// processesIn names a container of this run directory that has processes in the child of a parent, or its supervisor. It is empty if there is none.
+func (d *Driver) processesIn(parent *cgroup.Parent, name string) (text string, err error) {
 	group, err := parent.Recover(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil // gone, or another server's

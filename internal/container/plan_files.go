@@ -79,7 +79,7 @@ func (u *unit) runBinds(config *wire.Config) {
 	}
 }
 
-// checkTarget tells whether something can be mounted at a path of a container.
+// checkTarget reports whether something can be mounted at a path of a container.
 func checkTarget(at, target string, faults *errs.Faults) bool {
 	if !checkPath(at, target, faults) {
 		return false

@@ -61,7 +61,7 @@ func checkArgs(args []string, faults *errs.Faults) {
 	}
 }
 
-// checkString checks what is to become an argument or a variable, and tells whether it can.
+// checkString checks what is to become an argument or a variable, and reports whether it can.
 func checkString(path, s string, faults *errs.Faults) bool {
 	switch {
 	case strings.ContainsRune(s, 0):
@@ -121,7 +121,7 @@ func variable(entry string) string {
 	return name
 }
 
-// checkPath checks an absolute path of a container or the node, and tells whether there is one to go on with. An empty one is
+// checkPath checks an absolute path of a container or the node, and reports whether there is one to go on with. An empty one is
 // no fault.
 func checkPath(at, path string, faults *errs.Faults) bool {
 	switch {

@@ -37,7 +37,7 @@ type process struct {
 	config   wire.Config        // as it was started with
 	timeout  atomic.Int64       // of a stop, in nanoseconds
 	shares   writables          // with the node
-	commands sync.WaitGroup     // that run beside its first process; added to under mu while it shall live
+	commands sync.WaitGroup     // that run beside its first process; added to under mu while it lives
 	execs    atomic.Int64       // how many commands there were
 	over     context.Context    // done when the first process has ended
 	end      context.CancelFunc // ends over
@@ -97,7 +97,7 @@ func (p *process) Freeze(ctx context.Context) error {
 	defer cancel(nil)
 	defer context.AfterFunc(p.live, func() { cancel(context.Cause(p.live)) })()
 	if err := p.wait(ctx, cgroup.Dir.WaitFrozen); err != nil {
-		_ = p.change(p.group.Thaw) // what can't be frozen whole shall not stay frozen in part
+		_ = p.change(p.group.Thaw) // it must not stay frozen in part
 		return fmt.Errorf("freeze container: %w", err)
 	}
 	return nil
@@ -114,7 +114,7 @@ func (p *process) Thaw(ctx context.Context) error {
 	return nil
 }
 
-// change writes to the cgroup of a container that shall live.
+// change writes to the cgroup of a container that is to live.
 func (p *process) change(write func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -154,7 +154,7 @@ func (p *process) wait(ctx context.Context, until func(cgroup.Dir, context.Conte
 	}
 }
 
-// watch sees to the end of the container, or to that of the driver: then Done stays open.
+// watch follows the container to its end, or to that of the driver: then Done stays open.
 func (p *process) watch() {
 	ended := p.awaitEnd()
 	p.closeFiles()
@@ -192,19 +192,19 @@ func (p *process) awaitEnd() bool {
 	if p.exit.OOM == nil {
 		p.exit.OOM = oomKilled(p.group)
 	}
-	p.exit.Left = errors.Join(p.exit.Left, err, p.driver.revive(p.shares), p.group.Remove(), p.driver.registry.Unlink(groupName(p.id)))
+	p.exit.Left = errors.Join(p.exit.Left, err, p.driver.makeWritable(p.shares), p.group.Remove(), p.driver.registry.Unlink(groupName(p.id)))
 	return true
 }
 
 // awaitCommands lets no other command begin, by end, and returns when those that run have ended. Nothing uses the container from then on.
 func (p *process) awaitCommands(end func()) {
-	p.mu.Lock() // enter looks at the contexts under it
+	p.mu.Lock() // addCommand looks at the contexts under it
 	end()
 	p.mu.Unlock()
 	p.commands.Wait()
 }
 
-// closeFiles closes what p has open.
+// closeFiles closes the files of p.
 func (p *process) closeFiles() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -214,7 +214,7 @@ func (p *process) closeFiles() {
 	p.first.Close() // nil is fine
 }
 
-// awaitExit takes in what the supervisor reports, and whether it reported how the container ended.
+// awaitExit takes in the reports of the supervisor, and reports whether the exit of the container was among them.
 func (p *process) awaitExit() bool {
 	for {
 		m, err := p.keeper.Receive(p.driver.closing)
@@ -232,7 +232,7 @@ func (p *process) awaitExit() bool {
 	}
 }
 
-// readExit takes from the supervisor's file how the container ended, if it is there.
+// readExit reads the exit record, if there is one.
 func (p *process) readExit() bool {
 	exit, err := p.driver.recorded(p.id)
 	if err != nil || exit == nil {
@@ -253,7 +253,7 @@ func ended(exit wire.Exit, namespaces uintptr) driver.Exit {
 	return e
 }
 
-// halts tells whether a signal that ended the first process of a pid namespace is what the kernel makes of reboot(2) in
+// halts reports whether a signal that ended the first process of a pid namespace is what the kernel makes of reboot(2) in
 // there: SIGINT for power-off and halt, SIGHUP for a restart. No process inside can kill it with these.
 func halts(signal int) bool {
 	return signal == int(syscall.SIGINT) || signal == int(syscall.SIGHUP)

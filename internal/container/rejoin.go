@@ -16,7 +16,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/descendants"
 )
 
-// answerTimeout is how long a supervisor that lives may take to say so, and a start that is under way to come to its end.
+// answerTimeout is how long a supervisor may take to answer, and a start that is under way to complete.
 const answerTimeout = 10 * time.Second
 
 // Restore implements driver.Driver.
@@ -64,7 +64,7 @@ func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Stat
 		u.driver.watches.Go(p.watch)
 		return driver.Found{Process: p, Since: p.since, Asked: asked}, nil
 	case errors.Is(err, errAlone):
-		return u.settle(ctx, place.ID, errAlone.Error(), false)
+		return u.endRun(ctx, place.ID, errAlone.Error(), false)
 	case ctx.Err() != nil: // it was not given its time
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", context.Cause(ctx))
 	case errors.Is(err, context.DeadlineExceeded):
@@ -72,7 +72,7 @@ func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Stat
 		if err := u.driver.killSupervisor(place.ID); err != nil {
 			return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
 		}
-		return u.settle(ctx, place.ID, "the supervisor did not answer and was killed", true)
+		return u.endRun(ctx, place.ID, "the supervisor did not answer and was killed", true)
 	default:
 		return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
 	}
@@ -105,7 +105,7 @@ func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, err error) {
 		p.release(errStopping)
 		p.enforce(p.StopTimeout() + supervisorTime)
 	}
-	if err := p.tidy(); err != nil {
+	if err := p.removeCommandGroups(); err != nil {
 		d.opt.Log.Warn("command cgroups not removed", logkey.Container, id, logkey.Error, err)
 	}
 	return p, nil
@@ -128,8 +128,8 @@ func (p *process) uses(group string) bool {
 	return p.inUse[group]
 }
 
-// tidy removes the groups that ended commands have left; what still runs keeps its group until then, or until the container ends.
-func (p *process) tidy() error {
+// removeCommandGroups removes the groups that ended commands have left; what still runs keeps its group until then, or until the container ends.
+func (p *process) removeCommandGroups() error {
 	below, err := p.group.Below()
 	if err != nil {
 		return err
@@ -146,9 +146,9 @@ func (p *process) tidy() error {
 	return err
 }
 
-// settle brings to its end what is left of a run without a supervisor, and tells how the run ended. why is what is to be said if nobody
-// has written that down. lived tells that there was one, though its cgroup may be empty.
-func (u *unit) settle(ctx context.Context, id int64, why string, lived bool) (found driver.Found, err error) {
+// endRun ends the rest of a run without a supervisor, and returns how the run ended. why is the text without an exit record. With lived there
+// was a run, though its cgroup may be empty.
+func (u *unit) endRun(ctx context.Context, id int64, why string, lived bool) (found driver.Found, err error) {
 	d := u.driver
 	exit, err := d.recorded(id)
 	if err != nil {
@@ -159,7 +159,7 @@ func (u *unit) settle(ctx context.Context, id int64, why string, lived bool) (fo
 		found.Ended = new(ended(*exit, flags(u.Def.Namespaces)))
 	}
 	group, err := d.parent.Recover(groupName(id))
-	if errors.Is(err, os.ErrNotExist) { // it has no processes: they could be in no other parent (settleParents), and a group with any can't be removed
+	if errors.Is(err, os.ErrNotExist) { // it has no processes: they could be in no other parent (checkParents), and a group with any can't be removed
 		return found, d.registry.Unlink(groupName(id))
 	}
 	if err != nil {
@@ -188,7 +188,7 @@ func empty(ctx context.Context, group *cgroup.Group) error {
 }
 
 // killSupervisor kills the supervisor of a container that is not our child, and before it what descends from it: what has left the container's
-// cgroup could not be told from other processes afterwards.
+// cgroup could not be distinguished from other processes afterwards.
 func (d *Driver) killSupervisor(id int64) error {
 	return d.killSupervisors(func(pid int) bool { return d.registry.Owns(pid, groupName(id)) })
 }

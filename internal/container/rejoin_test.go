@@ -585,7 +585,7 @@ func TestSupervisorTalksToRootAlone(t *testing.T) {
 	}
 }
 
-// hears tells whether a supervisor says something to a user.
+// hears reports whether a supervisor says something to a user.
 func hears(t *testing.T, uid int, address unix.Sockaddr) bool {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)

@@ -79,7 +79,7 @@ func (d *Driver) newProcess(id int64, group *cgroup.Group) *process {
 func (p *process) run(config wire.Config) {
 	p.config = config
 	p.timeout.Store(int64(config.StopTimeout))
-	if !config.Systemd { // which tells by itself when it is ready
+	if !config.Systemd { // which reports itself when it is ready
 		p.up.Do(func() { close(p.ready) })
 	}
 }
@@ -162,7 +162,7 @@ func failed(m wire.Message, from string) error {
 	return explain(failure)
 }
 
-// undo takes away what a failed start has made. The supervisor goes first: it could else clone a process after
+// undo rolls a failed start back. It kills the supervisor first, which could otherwise clone a process after
 // the cgroup was killed.
 func (p *process) undo() error {
 	defer p.group.Close()

@@ -53,7 +53,7 @@ func (d *Driver) logBytes(id int64) (sum int64, ok bool) {
 	return sum, ok
 }
 
-// oomKilled tells whether the kernel killed a process of the group, or below it, for lack of memory; nil where it does not count that.
+// oomKilled reports whether the kernel killed a process of the group, or below it, for lack of memory; nil where it does not count that.
 func oomKilled(g *cgroup.Group) *bool {
 	kills, ok := g.Entry("memory.events", "oom_kill")
 	if !ok {

@@ -16,14 +16,14 @@ type Stray struct {
 	ID    int64
 	Group string // its directory
 	PIDs  []int  // in it and below
-	Owner string // the run directory of the server that made it, or empty if nobody knows
+	Owner string // the run directory of the server that made it, or empty if unknown
 	Kept  bool   // that is another one, which is still there: a server can be started on it
 }
 
 // Processes lists the first few processes, for messages.
 func (s Stray) Processes() string { return named(s.PIDs) }
 
-// Strays lists those below the parent. known tells which ids have an object.
+// Strays lists those below the parent. known reports which ids have an object.
 func (d *Driver) Strays(known func(id int64) bool) (all []Stray, err error) {
 	names, err := d.parent.Names()
 	for _, name := range names {

@@ -9,8 +9,8 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
-// surround adds to a configuration the variables that systemd expects, unless the definition has them.
-func (u *unit) surround(config *wire.Config, id int64) error {
+// addSystemdEnv adds to a configuration the variables that systemd expects, unless the definition has them.
+func (u *unit) addSystemdEnv(config *wire.Config, id int64) error {
 	machine, err := u.driver.machineID(id)
 	config.Env = override([]string{"container_uuid=" + machine, "NOTIFY_SOCKET=" + wire.NotifySocket}, config.Env)
 	return err

@@ -8,7 +8,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
-func TestSurround(t *testing.T) {
+func TestSystemdEnv(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		own  []string
@@ -24,7 +24,7 @@ func TestSurround(t *testing.T) {
 			u.Def.Env, u.Def.Systemd = c.own, new(true)
 			var config wire.Config
 			u.runEnv(&config)
-			if err := u.surround(&config, 7); err != nil {
+			if err := u.addSystemdEnv(&config, 7); err != nil {
 				t.Fatal(err)
 			}
 			for _, want := range []string{c.want, "container=imageapi", "NOTIFY_SOCKET=/run/host/notify"} {

@@ -134,7 +134,7 @@ func (u *unit) whole(id int64) (wire.Config, error) {
 	if !config.Systemd {
 		return config, nil
 	}
-	err := u.surround(&config, id)
+	err := u.addSystemdEnv(&config, id)
 	return config, err
 }
 

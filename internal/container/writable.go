@@ -13,7 +13,7 @@ import (
 const reviveTimeout = 5 * time.Second
 
 // writables are file systems of the node that can be written to and that a container has, as a part of its root or by binds, with their numbers.
-// A container shares them with the node: an image that powers off remounts them read-only, for everybody.
+// A container shares them with the node: an image that powers off remounts them read-only.
 type writables map[uint64]bool
 
 // findWritables looks at the file systems at paths of the node and below.
@@ -40,13 +40,13 @@ func findWritables(paths []string) (writables, error) {
 	return found, nil
 }
 
-// within tells whether path is dir or below it.
+// within reports whether path is dir or below it.
 func within(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// revive makes those writable again that have become read-only.
-func (d *Driver) revive(found writables) (err error) {
+// makeWritable makes those writable again that have become read-only.
+func (d *Driver) makeWritable(found writables) (err error) {
 	if len(found) == 0 || d.opt.Helper == nil {
 		return nil
 	}
