@@ -123,7 +123,7 @@ func (d *Driver) count() {
 }
 
 // Close gives back what New made. Containers that still run go on, with their supervisors, groups, logs and sockets, for a later
-// driver with the same Options to find (Rejoin); what is being done with them here ends.
+// driver with the same Options to find (RecoverRun); what is being done with them here ends.
 func (d *Driver) Close() error {
 	d.shutDown()
 	d.keepersLock.Lock() // until the end: no process is launched any more

@@ -519,7 +519,7 @@ func daemonDies(t *testing.T, early bool) {
 		testkit.Eventually(t, "all its processes to end", func() bool { return len(inGroupOf(t, group)) == 0 })
 	}
 	d, unit, place := successor(t, dir, root, group)
-	found, err := unit.Rejoin(t.Context(), place, driver.Status{})
+	found, err := unit.RecoverRun(t.Context(), place, driver.Status{})
 	if err != nil {
 		t.Fatal(err)
 	}

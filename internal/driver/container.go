@@ -23,9 +23,9 @@ type ContainerUnit interface {
 	Start(ctx context.Context, place Placement, status Status) (Process, error)
 	// CheckStart is for Start what Check is for Up.
 	CheckStart(ctx context.Context, place Placement) (Preview, error)
-	// Rejoin finds the last run that an earlier daemon started. If its processes have no supervisor any more it ends them. With an
+	// RecoverRun finds the last run that an earlier daemon started. If its processes have no supervisor any more it ends them. With an
 	// error nothing is known of the run, which stays as it is.
-	Rejoin(ctx context.Context, place Placement, status Status) (Found, error)
+	RecoverRun(ctx context.Context, place Placement, status Status) (Found, error)
 	// OpenLog begins to read the log of the container with an id. It waits for nothing and delays no writer.
 	OpenLog(id int64, query LogQuery) (Log, error)
 	// Changed returns a unit with a change. It notes all faults, and returns nil if it finds one.

@@ -114,16 +114,16 @@ func (m *Manager) recoverUnit(ctx context.Context, id int64, mounts *mounttable.
 		})
 	}
 	if c, ok := v.Unit.(driver.ContainerUnit); ok {
-		m.rejoin(ctx, id, c)
+		m.recoverRun(ctx, id, c)
 	}
 }
 
-// rejoin finds the last run of a container again. It may be younger than the journal, and so may what was done with it.
-func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.ContainerUnit) {
+// recoverRun finds the last run of a container again. It may be younger than the journal, and so may what was done with it.
+func (m *Manager) recoverRun(ctx context.Context, id int64, unit driver.ContainerUnit) {
 	place, status := m.place(id)
 	var found driver.Found
-	err := m.guard("rejoin", id, func() (err error) {
-		found, err = unit.Rejoin(ctx, place, status)
+	err := m.guard("recover", id, func() (err error) {
+		found, err = unit.RecoverRun(ctx, place, status)
 		return err
 	})
 	if ctx.Err() != nil && found.Process == nil {
@@ -135,7 +135,7 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.ContainerUni
 		switch {
 		case found.Process != nil:
 			o.proc, o.asked = found.Process, asked
-			c.rejoined(id, found)
+			c.recovered(id, found)
 		case err != nil: // whether it runs is not known
 			c.phase(id, Broken, fmt.Sprintf("look for its processes: %v: start the server again", err))
 		case found.Ended != nil && run.endsWith(found.Ended.At):
@@ -160,13 +160,13 @@ func (m *Manager) rejoin(ctx context.Context, id int64, unit driver.ContainerUni
 	}
 }
 
-// rejoinTime is how long the processes of a container may take to freeze again.
-const rejoinTime = time.Second
+// freezeTimeout is how long the processes of a container may take to freeze again.
+const freezeTimeout = time.Second
 
 // repeat brings a run that was found again to what the journal says of it: the earlier daemon may have been killed between the
 // record and the act, or between the act and the record of what its client was not told yet.
 func (m *Manager) repeat(ctx context.Context, id int64, proc driver.Process) {
-	ctx, cancel := context.WithTimeout(ctx, rejoinTime)
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
 	var err error
 	v, _ := m.Snapshot().Get(id)
@@ -187,8 +187,8 @@ func (m *Manager) repeat(ctx context.Context, id int64, proc driver.Process) {
 	}
 }
 
-// rejoined shows a run that was found again.
-func (c *change) rejoined(id int64, found driver.Found) {
+// recovered shows a run that was found again.
+func (c *change) recovered(id int64, found driver.Found) {
 	m, proc := c.m, found.Process
 	ready := proc.Ready()
 	if isClosed(ready) {

@@ -75,7 +75,7 @@ func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	return u.Down(ctx, place, driver.Status{})
 }
 
-func (u *unit) Rejoin(_ context.Context, place driver.Placement, _ driver.Status) (driver.Found, error) {
+func (u *unit) RecoverRun(_ context.Context, place driver.Placement, _ driver.Status) (driver.Found, error) {
 	u.w.mu.Lock()
 	defer u.w.mu.Unlock()
 	if p := u.w.procs[place.ID]; p != nil {

@@ -58,8 +58,8 @@ func (NoContainer) CheckStart(context.Context, driver.Placement) (p driver.Previ
 	return p, nil
 }
 
-// Rejoin implements driver.ContainerUnit.
-func (NoContainer) Rejoin(context.Context, driver.Placement, driver.Status) (f driver.Found, err error) {
+// RecoverRun implements driver.ContainerUnit.
+func (NoContainer) RecoverRun(context.Context, driver.Placement, driver.Status) (f driver.Found, err error) {
 	return f, nil
 }
 

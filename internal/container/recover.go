@@ -34,7 +34,7 @@ func (u *unit) Recover(context.Context, driver.Placement, driver.Status) error {
 
 // Sweep implements driver.Unit. The start belongs to the creation, so that there may be a run.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
-	found, err := u.Rejoin(ctx, place, driver.Status{})
+	found, err := u.RecoverRun(ctx, place, driver.Status{})
 	if err != nil {
 		return err
 	}
@@ -49,9 +49,9 @@ func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	return u.Down(ctx, place, driver.Status{})
 }
 
-// Rejoin implements driver.ContainerUnit.
-func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Status) (driver.Found, error) {
-	p, err := u.driver.rejoin(ctx, place.ID)
+// RecoverRun implements driver.ContainerUnit.
+func (u *unit) RecoverRun(ctx context.Context, place driver.Placement, _ driver.Status) (driver.Found, error) {
+	p, err := u.driver.recoverRun(ctx, place.ID)
 	switch {
 	case err == nil:
 		if len(place.Needs) == 1 && place.Needs[0].Tree != nil {
@@ -66,20 +66,20 @@ func (u *unit) Rejoin(ctx context.Context, place driver.Placement, _ driver.Stat
 	case errors.Is(err, errAlone):
 		return u.endRun(ctx, place.ID, errAlone.Error(), false)
 	case ctx.Err() != nil: // it was not given its time
-		return driver.Found{}, fmt.Errorf("rejoin container: %w", context.Cause(ctx))
+		return driver.Found{}, fmt.Errorf("recover container: %w", context.Cause(ctx))
 	case errors.Is(err, context.DeadlineExceeded):
 		u.driver.opt.Log.Warn("supervisor unresponsive, killed", logkey.Container, place.ID, logkey.Error, err)
 		if err := u.driver.killSupervisor(place.ID); err != nil {
-			return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
+			return driver.Found{}, fmt.Errorf("recover container: %w", err)
 		}
 		return u.endRun(ctx, place.ID, "the supervisor did not answer and was killed", true)
 	default:
-		return driver.Found{}, fmt.Errorf("rejoin container: %w", err)
+		return driver.Found{}, fmt.Errorf("recover container: %w", err)
 	}
 }
 
-// rejoin finds a run that has a supervisor.
-func (d *Driver) rejoin(ctx context.Context, id int64) (p *process, err error) {
+// recoverRun finds a run that has a supervisor.
+func (d *Driver) recoverRun(ctx context.Context, id int64) (p *process, err error) {
 	p = d.newProcess(id, nil)
 	err = d.opt.Failpoint.Do("supervisor connect", func() error {
 		limited, cancel := context.WithTimeout(ctx, answerTimeout)

@@ -136,8 +136,8 @@ func (h *heritage) restore() {
 	h.unit = unit.(driver.ContainerUnit)
 }
 
-// rejoin has another daemon come, after meanwhile was called, and returns what that finds.
-func (h *heritage) rejoin(meanwhile func()) driver.Found {
+// recoverRun has another daemon come, after meanwhile was called, and returns what that finds.
+func (h *heritage) recoverRun(meanwhile func()) driver.Found {
 	h.t.Helper()
 	h.nodes.close(h.t)
 	meanwhile()
@@ -147,7 +147,7 @@ func (h *heritage) rejoin(meanwhile func()) driver.Found {
 	if err := unit.Recover(h.t.Context(), h.place, h.status); err != nil {
 		h.t.Fatal(err)
 	}
-	found, err := unit.Rejoin(h.t.Context(), h.place, h.status)
+	found, err := unit.RecoverRun(h.t.Context(), h.place, h.status)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -155,11 +155,11 @@ func (h *heritage) rejoin(meanwhile func()) driver.Found {
 	return found
 }
 
-// taken is rejoin of a container that runs.
+// taken is recoverRun of a container that runs.
 func (h *heritage) taken(meanwhile func()) driver.Found {
 	h.t.Helper()
 	before, pid, group := time.Now(), h.proc.PID(), h.proc.Cgroup()
-	found := h.rejoin(meanwhile)
+	found := h.recoverRun(meanwhile)
 	if found.Process == nil {
 		h.t.Fatalf("it is not found: %+v", found)
 	}
@@ -171,8 +171,8 @@ func (h *heritage) taken(meanwhile func()) driver.Found {
 
 func nothing() {}
 
-// TestRejoin has containers pass through several daemons, each of which can do with them whatever the first could.
-func TestRejoin(t *testing.T) {
+// TestRecovery has containers pass through several daemons, each of which can do with them whatever the first could.
+func TestRecovery(t *testing.T) {
 	t.Parallel()
 	for name, list := range map[string][]models.ContainerNamespace{"all namespaces": nil, "no pid namespace": {mnt}} {
 		t.Run(name, func(t *testing.T) {
@@ -224,8 +224,8 @@ func TestRejoin(t *testing.T) {
 	}
 }
 
-// TestRejoinOfTheFrozen: it stays so, and can be thawed.
-func TestRejoinOfTheFrozen(t *testing.T) {
+// TestRecoveryOfTheFrozen: it stays so, and can be thawed.
+func TestRecoveryOfTheFrozen(t *testing.T) {
 	t.Parallel()
 	s, root := newSuccession(t), testkit.Busybox(t)
 	h := s.begin(t, root, definition(polite))
@@ -247,8 +247,8 @@ func TestRejoinOfTheFrozen(t *testing.T) {
 	}
 }
 
-// TestRejoinOfTheStopping: who asked it to stop is gone, but the next one sees it end.
-func TestRejoinOfTheStopping(t *testing.T) {
+// TestRecoveryOfTheStopping: who asked it to stop is gone, but the next one sees it end.
+func TestRecoveryOfTheStopping(t *testing.T) {
 	t.Parallel()
 	s, root := newSuccession(t), testkit.Busybox(t)
 	h := s.begin(t, root, definition(`sh -c 'trap "echo asked; until test -e /go; do sleep 0.1; done; exit 4" TERM; echo ready; while :; do sleep 0.1; done'`))
@@ -270,8 +270,8 @@ func TestRejoinOfTheStopping(t *testing.T) {
 	}
 }
 
-// TestStopTimeoutAfterRejoin: it is the container's own that counts.
-func TestStopTimeoutAfterRejoin(t *testing.T) {
+// TestStopTimeoutAfterRecovery: it is the container's own that counts.
+func TestStopTimeoutAfterRecovery(t *testing.T) {
 	t.Parallel()
 	s, root := newSuccession(t), testkit.Busybox(t)
 	c := definition(stubborn)
@@ -310,7 +310,7 @@ func TestEndedMeanwhile(t *testing.T) {
 				h.proc.Stop()
 			}
 			supervisor, began := supervisorOf(t, h.proc), time.Now()
-			found := h.rejoin(func() {
+			found := h.recoverRun(func() {
 				if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -329,7 +329,7 @@ func TestEndedMeanwhile(t *testing.T) {
 				t.Errorf("left: %q", left)
 			}
 			// It stays known until it is started again.
-			if again := h.rejoin(nothing); again.Ended == nil || !again.Ended.At.Equal(found.Ended.At) {
+			if again := h.recoverRun(nothing); again.Ended == nil || !again.Ended.At.Equal(found.Ended.At) {
 				t.Errorf("the next one finds %+v", again)
 			}
 		})
@@ -355,7 +355,7 @@ func TestEndedMeanwhileForLackOfMemory(t *testing.T) {
 	h := s.begin(t, root, c)
 	h.await("ready")
 	supervisor := supervisorOf(t, h.proc)
-	found := h.rejoin(func() {
+	found := h.recoverRun(func() {
 		if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -376,7 +376,7 @@ func TestSupervisorKilledMeanwhile(t *testing.T) {
 			h := s.begin(t, root, definition(stubborn, list...))
 			h.await("ready")
 			supervisor := supervisorOf(t, h.proc)
-			found := h.rejoin(func() {
+			found := h.recoverRun(func() {
 				if err := unix.Kill(supervisor, unix.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
@@ -386,7 +386,7 @@ func TestSupervisorKilledMeanwhile(t *testing.T) {
 				t.Errorf("found: %+v, ended %+v", found, found.Ended)
 			}
 			testkit.Eventually(t, "what was killed to be reaped", func() bool { return len(inGroupOf(t, s.cgroup)) == 0 })
-			if found := h.rejoin(nothing); found.Process != nil || found.Ended != nil {
+			if found := h.recoverRun(nothing); found.Process != nil || found.Ended != nil {
 				t.Errorf("the next one finds %+v", found)
 			}
 		})
@@ -408,8 +408,8 @@ func TestSupervisorKilledLater(t *testing.T) {
 	}
 }
 
-// TestKillAfterRejoin ends a container of an earlier daemon at once.
-func TestKillAfterRejoin(t *testing.T) {
+// TestKillAfterRecovery ends a container of an earlier daemon at once.
+func TestKillAfterRecovery(t *testing.T) {
 	t.Parallel()
 	s, root := newSuccession(t), testkit.Busybox(t)
 	h := s.begin(t, root, definition(stubborn))
@@ -421,8 +421,8 @@ func TestKillAfterRejoin(t *testing.T) {
 	}
 }
 
-// TestOutputAcrossRejoin: each line is in the log, once, whoever reads it when.
-func TestOutputAcrossRejoin(t *testing.T) {
+// TestOutputAcrossRecovery: each line is in the log, once, whoever reads it when.
+func TestOutputAcrossRecovery(t *testing.T) {
 	t.Parallel()
 	s, root := newSuccession(t), testkit.Busybox(t)
 	const last = 20000
@@ -545,7 +545,7 @@ func TestSupervisorThatDoesNotAnswer(t *testing.T) {
 	h := s.begin(t, root, definition(stubborn))
 	h.await("ready")
 	supervisor := supervisorOf(t, h.proc)
-	found := h.rejoin(func() {
+	found := h.recoverRun(func() {
 		if err := unix.Kill(supervisor, unix.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
@@ -564,7 +564,7 @@ func TestSupervisorTalksToRootAlone(t *testing.T) {
 	h := s.begin(t, root, definition("sleep 1000"))
 	pid := h.proc.PID()
 	path := filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".sock")
-	found := h.rejoin(func() {
+	found := h.recoverRun(func() {
 		if err := errors.Join(os.Chmod(path, 0o666), os.Chmod(filepath.Dir(path), 0o711)); err != nil {
 			t.Fatal(err)
 		}
@@ -622,7 +622,7 @@ func TestSupervisorOfAnotherVersion(t *testing.T) {
 	pid, group := h.proc.PID(), h.proc.Cgroup()
 	supervisor := supervisorOf(t, h.proc)
 	stopped := make(chan error, 1)
-	found := h.rejoin(func() {
+	found := h.recoverRun(func() {
 		if err := unix.Kill(supervisor, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -683,7 +683,7 @@ func TestSupervisorKilledBeforeItTells(t *testing.T) {
 	if e := end(t, h.proc); e.Code != 9 || e.Lost != "" || !e.At.Equal(exit.At) || e.Left == nil || !strings.Contains(e.Left.Error(), "no space") {
 		t.Errorf("it ended with %+v", e)
 	}
-	if found := h.rejoin(nothing); found.Ended == nil || found.Ended.Code != 9 || !found.Since.Equal(exit.Since) {
+	if found := h.recoverRun(nothing); found.Ended == nil || found.Ended.Code != 9 || !found.Since.Equal(exit.Since) {
 		t.Errorf("found: %+v, ended %+v", found, found.Ended)
 	}
 }
@@ -695,7 +695,7 @@ func TestSupervisorDoesNotGrow(t *testing.T) {
 	h := s.begin(t, root, definition(polite))
 	s.begin(t, root, definition(polite)) // pages of the program are shared from two on
 	h.await("ready")
-	h.rejoin(func() {
+	h.recoverRun(func() {
 		visit := func() {
 			conn, err := net.Dial("unixpacket", filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".sock"))
 			if err != nil {
@@ -779,7 +779,7 @@ func TestDaemonOfAnotherVersion(t *testing.T) {
 	s, root := newSuccession(t), testkit.Busybox(t)
 	h := s.begin(t, root, definition(polite))
 	h.await("ready")
-	found := h.rejoin(func() {
+	found := h.recoverRun(func() {
 		conn, err := net.Dial("unixpacket", filepath.Join(s.runDir, "logs", fmt.Sprint(h.place.ID)+".sock"))
 		if err != nil {
 			t.Fatal(err)
