@@ -34,17 +34,15 @@ imageapi apply /etc/containers.d`,
 			if err != nil {
 				return err
 			}
-			var wanted []*models.Container
-			for _, d := range files {
-				m, err := d.named()
-				if err != nil {
+			wanted := make([]*models.Container, len(files))
+			for i, d := range files {
+				if wanted[i], err = d.named(); err != nil {
 					return err
 				}
-				wanted = append(wanted, m)
 			}
 			var failed []error
-			for _, m := range wanted {
-				failed = append(failed, a.apply(c.Context(), m))
+			for i, m := range wanted {
+				failed = append(failed, files[i].located(a.apply(c.Context(), m)))
 			}
 			return errors.Join(failed...)
 		},

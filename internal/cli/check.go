@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,13 +45,32 @@ func (d *definition) check(path string, t reflect.Type, v any) error {
 	return errors.Join(faults...)
 }
 
-// fault returns an error about the field at a path, which begins with the class. Its place in the file comes first, if it is known.
+// fault returns an error about the field at a path, which begins with the class. The place in the file comes first: that of the field, or of the
+// object that lacks it.
 func (d *definition) fault(path, format string, args ...any) error {
-	below := path[strings.IndexAny(path+".", ".["):]
-	if at := d.places[below]; at != "" {
-		path = at + ": " + path
+	text := fmt.Sprintf("%s: %s", path, fmt.Sprintf(format, args...))
+	for below := path[strings.IndexAny(path+".", ".["):]; below != ""; below = below[:strings.LastIndexAny(below, ".[")] {
+		if at := d.places[below]; at != "" {
+			return usage("%s: %s", at, text)
+		}
 	}
-	return usage("%s: %s", path, fmt.Sprintf(format, args...))
+	return usage("%s", text)
+}
+
+// located adds the places to the faults that the server has found.
+func (d *definition) located(err error) error {
+	r, ok := errors.AsType[refusal](err)
+	if !ok {
+		return err
+	}
+	var faults []error
+	for _, f := range faultsIn(r) {
+		if f.Path == "" {
+			return err
+		}
+		faults = append(faults, d.fault(f.Path, "%s", f.Message))
+	}
+	return cmp.Or(errors.Join(faults...), err)
 }
 
 // checkField checks a field of an object; t is the object's type.

@@ -81,21 +81,20 @@ type sender func(context.Context, *connection) (object, *models.Plan, error)
 
 // create creates objects, or shows how. If a definition is wrong, it creates none.
 func (a *app) create(ctx context.Context, all []*definition, o creation) error {
-	var send []sender
-	for _, d := range all {
-		s, err := o.request(d)
-		if err != nil {
+	send := make([]sender, len(all))
+	for i, d := range all {
+		var err error
+		if send[i], err = o.request(d); err != nil {
 			return err
 		}
-		send = append(send, s)
 	}
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
 	var failed []error
-	for _, s := range send {
-		failed = append(failed, a.send(ctx, c, s, o.dry))
+	for i, s := range send {
+		failed = append(failed, all[i].located(a.send(ctx, c, s, o.dry)))
 	}
 	return errors.Join(failed...)
 }

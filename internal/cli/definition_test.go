@@ -1,8 +1,12 @@
 package cli
 
 import (
+	"os"
+	"slices"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/kraken-hpc/imageapi/models"
 )
@@ -124,6 +128,37 @@ func TestPlaces(t *testing.T) {
 		}
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: %v, want %s", in, err, want)
+		}
+	}
+}
+
+// The kinds that the client completes and checks are those of the specification.
+func TestKinds(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../swagger.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var spec struct {
+		Definitions map[string]struct {
+			Properties map[string]struct{ Enum []string }
+			Enum       []string
+		}
+	}
+	if err := yaml.Unmarshal(text, &spec); err != nil {
+		t.Fatal(err)
+	}
+	for name, known := range map[string][]string{
+		"attach kind": attachKinds(), "mount kind": mountKinds(), "container phase": phases(), "container_state": states(),
+	} {
+		class, field, _ := strings.Cut(name, " ")
+		want := spec.Definitions[class].Enum
+		if field != "" {
+			want = spec.Definitions[class].Properties[field].Enum
+		}
+		want = slices.DeleteFunc(slices.Sorted(slices.Values(want)), func(s string) bool { return name == "mount kind" && s == "rbd" }) // the old form
+		if got := slices.Sorted(slices.Values(known)); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
 }

@@ -77,8 +77,8 @@ func TestEventsGoOn(t *testing.T) {
 
 func TestEventsFail(t *testing.T) {
 	t.Parallel()
-	url := answer(t, 422, "", `{"code": 422, "message": "query parameter id: no"}`)
-	if status, _, errors := perform(t.Context(), "", "--host", url, "-o", "json", "events"); status != exitRefused || errors != "imageapi: query parameter id: no\n" {
+	url := answer(t, 422, "", `{"code": 422, "type": "invalid", "message": "query parameter id: no"}`)
+	if status, _, errors := perform(t.Context(), "", "--host", url, "-o", "json", "events"); status != exitUsage || errors != "imageapi: query parameter id: no\n" {
 		t.Errorf("status %d, %q", status, errors)
 	}
 	if status, _, errors := perform(t.Context(), "", "--host", "unix:///nowhere", "events"); status != exitUnreachable || !strings.Contains(errors, "/nowhere") {

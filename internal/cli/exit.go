@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/kraken-hpc/imageapi/models"
@@ -14,7 +13,7 @@ import (
 const (
 	exitOK          = 0
 	exitRefused     = 1 // the server refused or failed, or the output can't be written
-	exitUsage       = 2 // the command line or the definition is wrong
+	exitUsage       = 2 // the command line or the definition is wrong, whoever finds it
 	exitNotFound    = 3
 	exitUnreachable = 4 // no answer of the server
 	exitTimeUp      = 5
@@ -72,13 +71,27 @@ func statusOf(err error) int {
 }
 
 func statusOfRefusal(r refusal) int {
-	switch r.Code() {
-	case 404:
+	switch {
+	case len(faultsIn(r)) > 0:
+		return exitUsage
+	case r.Code() == 404:
 		return exitNotFound
-	case 504:
+	case r.Code() == 504:
 		return exitTimeUp
 	}
 	return exitRefused
+}
+
+// faultsIn returns the faults of a request that is wrong. Other errors may name a place, too, but their message says more.
+func faultsIn(r refusal) []*models.Fault {
+	p := r.GetPayload()
+	if p == nil || p.Type != "invalid" && p.Type != "unknown-field" {
+		return nil
+	}
+	if len(p.Errors) == 0 {
+		return []*models.Fault{{Message: text(p.Message)}}
+	}
+	return p.Errors
 }
 
 // report writes an error for people, a line for each fault.
@@ -109,17 +122,17 @@ func linesOf(err error) []string {
 	return []string{err.Error()}
 }
 
-// nextFault is the beginning of a further fault in the message of a 422: a path in the request.
-var nextFault = regexp.MustCompile(`; ((?:container|mount|attach)[\w.\[\]]*|query parameter \w+): `)
-
-// faultsOf returns what a refusal says. It speaks of the interface's parameters, and users of this program have its options.
-func faultsOf(r refusal) []string {
-	if r.GetPayload() == nil || r.GetPayload().Message == nil {
-		return []string{fmt.Sprintf("the server answers %d without a message", r.Code())}
+// faultsOf returns the lines of a refusal. The server names the parameters of the interface, and users of this program have its options.
+func faultsOf(r refusal) (lines []string) {
+	p := r.GetPayload()
+	if p == nil || p.Message == nil {
+		return []string{fmt.Sprintf("the server returns %d without a message", r.Code())}
 	}
-	text := strings.ReplaceAll(*r.GetPayload().Message, "force=true", "force=true (imageapi remove --force)")
-	if r.Code() != 422 {
-		return []string{text}
+	for _, f := range faultsIn(r) {
+		lines = append(lines, strings.TrimPrefix(f.Path+": "+f.Message, ": "))
 	}
-	return strings.Split(nextFault.ReplaceAllString(text, "\n$1: "), "\n")
+	if len(lines) > 0 {
+		return lines
+	}
+	return []string{strings.ReplaceAll(*p.Message, "force=true", "force=true (imageapi remove --force)")}
 }

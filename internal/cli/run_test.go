@@ -39,7 +39,7 @@ func perform(ctx context.Context, in string, args ...string) (status int, out, e
 
 func TestExitStatuses(t *testing.T) {
 	t.Parallel()
-	const faults = `{"code": 422, "message": "mount.bind.base: is \"a; mount b\"; use one of root, mount; mount.bind.path: is required; container.namespaces: root is root; leave it out"}`
+	const faults = `{"code": 422, "type": "invalid", "message": "all of it", "errors": [{"path": "mount.bind.base", "message": "is \"a; mount b\"; use one of root, mount"}, {"path": "mount.bind.path", "message": "is required"}]}`
 	for name, test := range map[string]struct {
 		code         int
 		header, body string
@@ -54,9 +54,9 @@ func TestExitStatuses(t *testing.T) {
 			"imageapi: it runs: stop it first, or delete it with force=true (imageapi remove --force)\n"},
 		"not found": {404, "", `{"code": 404, "message": "no container"}`, "list", 3, "", "imageapi: no container\n"},
 		"time":      {504, "", `{"code": 504, "message": "late"}`, "list", 5, "", "imageapi: late\n"},
-		"faults": {422, "", faults, "list", 1, "", "imageapi: mount.bind.base: is \"a; mount b\"; use one of root, mount\n" +
-			"imageapi: mount.bind.path: is required\nimageapi: container.namespaces: root is root; leave it out\n"},
-		"no message":  {500, "", `{}`, "list", 1, "", "imageapi: the server answers 500 without a message\n"},
+		"faults": {422, "", faults, "list", 2, "", "imageapi: mount.bind.base: is \"a; mount b\"; use one of root, mount\n" +
+			"imageapi: mount.bind.path: is required\n"},
+		"no message":  {500, "", `{}`, "list", 1, "", "imageapi: the server returns 500 without a message\n"},
 		"cut off":     {200, "", `[{"id": 1`, "list", 4, "", "imageapi: read the answer: unexpected EOF\n"},
 		"other":       {502, "Content-Type: text/html", `<html>`, "list", 4, "", "imageapi: URL returns 502 Bad Gateway with the type \"text/html\"; it is not an imageapi-server\n"},
 		"command":     {200, "", `[]`, "volumes", 2, "", "imageapi: unknown command \"volumes\"; see imageapi --help\n"},

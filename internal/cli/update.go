@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/go-openapi/runtime"
 	"github.com/go-openapi/strfmt"
 	"github.com/spf13/cobra"
@@ -106,17 +107,12 @@ func (c *changing) addTo(change map[string]any, m *models.Container, given func(
 	return nil
 }
 
-// amount returns a number, also with a suffix of 1024 or a power of it, or else the text.
+// amount returns a number, also with a suffix such as G for a power of 1024, or else the text.
 func amount(text string) any {
-	digits, shift := text, 0
-	if i := strings.IndexByte("KMGT", (text + " ")[max(len(text)-1, 0)]); i >= 0 {
-		digits, shift = text[:len(text)-1], 10*(i+1)
+	if n, err := units.RAMInBytes(text); err == nil && !strings.Contains(text, ".") {
+		return n
 	}
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || n<<shift>>shift != n {
-		return text
-	}
-	return n << shift
+	return text
 }
 
 func (a *app) update(ctx context.Context, m *models.Container, change map[string]any) error {

@@ -49,7 +49,7 @@ func TestApply(t *testing.T) {
 	s.ok(t, "stop", "app")
 	id := shown("{.id}")
 	write(strings.Replace(first, "command: /bin/sh -c", "command: /nowhere", 1))
-	s.fails(t, 1, "/nowhere", "apply", file)
+	s.fails(t, 2, "container: execute /nowhere", "apply", file)
 	if got := shown("{.id}"); got != id || strings.Count(s.ok(t, "ps", "-q"), "\n") != 1 {
 		t.Errorf("a failed apply leaves %s", s.ok(t, "ps"))
 	}

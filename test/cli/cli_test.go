@@ -163,7 +163,7 @@ func TestCreate(t *testing.T) {
 	s.fails(t, 2, "--name is for containers", "create", squash, "--name", "x")
 	s.fails(t, 2, "line 1", "create", file("bad.json", `{"kind"`))
 	s.fails(t, 2, "mount.colour: unknown field; use one of attach, bind, ", "create", file("odd.yaml", "kind: bind\ncolour: red\n"))
-	s.fails(t, 1, "mount.bind.path: is required", "create", file("short.yaml", "kind: bind\nbind: {base: root}\n"))
+	s.fails(t, 2, "mount.bind.path: is required", "create", file("short.yaml", "kind: bind\nbind: {base: root}\n"))
 	matches(t, s.ok(t, "tree"), `(?s)OBJECT.*container 4.*attach 1 .*container 6.*see above\n`)
 	matches(t, s.ok(t, "rm", "-f", "one", "two"), "container 4 .*removed\ncontainer 6 .*removed\n")
 	status, out, errs := s.run(t, "", "rm", "1", "2", "1")
