@@ -26,8 +26,8 @@ const (
 	// restLeast is the shortest rest after a look, and restShare times what the look took is the least, too: however many changes
 	// there are, most of them our own, and however many objects, looking takes no more than a twentieth of one processor.
 	restLeast, restShare = 100 * time.Millisecond, 20
-	// lockPatience is how long an object that seems not to be what it was may be busy. It will be looked at again.
-	lockPatience = time.Second
+	// lockTimeout is how long an object that seems not to be what it was may be busy. It will be looked at again.
+	lockTimeout = time.Second
 )
 
 // Watch has all objects looked at now and whenever w says that something may have changed, until m ends, and then closes w. One that is
@@ -177,7 +177,7 @@ func changes(u driver.Unit, status driver.Status) string {
 
 // confirm looks once more, while nobody else acts on the object, and makes it broken.
 func (m *Manager) confirm(ctx context.Context, id int64) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, errTooSlow)
+	ctx, cancel := context.WithTimeoutCause(ctx, lockTimeout, errTooSlow)
 	defer cancel()
 	unlock, err := m.locks.Lock(ctx, id)
 	if err != nil {
