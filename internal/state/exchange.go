@@ -152,7 +152,7 @@ func (r *Replacement) giveBack() error {
 			break
 		}
 		m.log.Warn("mounts of old version not restored, retrying", logkey.Container, r.old, logkey.Error, err)
-		pause(ctx, m.opt.RetryMin)
+		sleep(ctx, m.opt.RetryMin)
 	}
 	m.edit(func(c *change) {
 		for _, id := range released {

@@ -38,17 +38,17 @@ func (m *Manager) Watch(w Watcher) {
 		for m.life.Err() == nil {
 			began := time.Now()
 			m.inspectAll(m.life)
-			pause(m.life, max(restLeast, restShare*time.Since(began)))
+			sleep(m.life, max(restLeast, restShare*time.Since(began)))
 			if err := w.Wait(m.life, lookAtLeast); err != nil && m.life.Err() == nil {
 				m.log.Error("mount table watch failed, changes found late", logkey.Error, err)
-				pause(m.life, lookAtLeast)
+				sleep(m.life, lookAtLeast)
 			}
 		}
 	})
 }
 
-// pause returns after a time, or when ctx ends.
-func pause(ctx context.Context, d time.Duration) {
+// sleep returns after a time, or when ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():

@@ -527,7 +527,7 @@ func (r *Replacement) succeed(ctx context.Context, proc driver.Process, p *Probe
 		if err == nil && out.Code == 0 && out.Signal == 0 && !out.TimedOut {
 			return nil
 		}
-		pause(ctx, p.Interval)
+		sleep(ctx, p.Interval)
 		if cause := context.Cause(ctx); errs.Is(cause, errs.Deadline) {
 			return fmt.Errorf("%w; the last run of the probe: %s", cause, probed(out, err))
 		} else if cause != nil {
@@ -782,7 +782,7 @@ func (r *Replacement) startOld() error {
 		return err
 	}
 	r.m.log.Warn("old version not started, retrying", logkey.Container, r.old, logkey.Error, err)
-	pause(r.ctx, r.m.opt.RetryMin)
+	sleep(r.ctx, r.m.opt.RetryMin)
 	return r.start(r.old)
 }
 
