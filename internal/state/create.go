@@ -319,7 +319,7 @@ func (m *Manager) undo(stack []int64, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	_ = wait(ctx, m.collect(orphans)) // what is still there then is named below
-	if left := m.leftOf(stack); len(left) > 0 {
+	if left := m.remaining(stack); len(left) > 0 {
 		return fmt.Errorf("%w; could not undo all of it: %s", cause, left)
 	}
 	return cause

@@ -336,7 +336,7 @@ func (m *Manager) await(id int64, before *Snapshot, own <-chan removal, cascade 
 		warnings = append(warnings, lost...)
 	case <-ctx.Done():
 	}
-	if left := m.leftOf(below(before, id)); left != "" {
+	if left := m.remaining(below(before, id)); left != "" {
 		warnings = append(warnings, left)
 	}
 	return before.beforeTeardown(id), warnings, nil

@@ -831,7 +831,7 @@ func (r *Replacement) finish(alter func(c *change)) (left string) {
 	ctx, cancel := context.WithTimeout(context.Background(), m.opt.DeleteTimeout)
 	defer cancel()
 	_ = wait(ctx, m.collect(orphans)) // what is still there then is named
-	if left = m.leftOf(below); left != "" {
+	if left = m.remaining(below); left != "" {
 		left = "; left over: " + left
 	}
 	return left

@@ -155,8 +155,8 @@ func (m *Manager) tryAgain(id int64) {
 	}
 }
 
-// leftOf says which of ids are still there and why.
-func (m *Manager) leftOf(ids []int64) string {
+// remaining names those of ids that still exist, and why.
+func (m *Manager) remaining(ids []int64) string {
 	snap := m.Snapshot()
 	var left []string
 	for _, id := range ids {
@@ -190,7 +190,7 @@ func (m *Manager) Close(ctx context.Context) error {
 		m.collect([]int64{root})
 	}
 	if err := m.until(ctx, func() bool { return len(m.objects) == 0 }); err != nil {
-		return fmt.Errorf("objects not deleted: %s", m.leftOf(m.all()))
+		return fmt.Errorf("objects not deleted: %s", m.remaining(m.all()))
 	}
 	m.work.Wait()
 	return nil
@@ -218,7 +218,7 @@ func (m *Manager) Leave(ctx context.Context) error {
 		close(done)
 	}()
 	if err := wait(ctx, done); err != nil {
-		return fmt.Errorf("not everything under way has ended: %s", m.leftOf(m.all()))
+		return fmt.Errorf("not everything under way has ended: %s", m.remaining(m.all()))
 	}
 	return nil
 }
