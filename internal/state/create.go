@@ -230,14 +230,14 @@ func (m *Manager) up(ctx context.Context, id int64) error {
 	if err != nil {
 		err = m.blame(ctx, id, err)
 	}
-	told := ""
+	announced := ""
 	if err == nil {
-		told = changes(unit, status)
+		announced = changes(unit, status)
 	}
 	m.edit(func(c *change) {
 		v := c.touch(id)
 		v.Status, v.Up = status, err == nil
-		m.objects[id].sweep, m.objects[id].told = left, told
+		m.objects[id].sweep, m.objects[id].announced = left, announced
 	})
 	return err
 }

@@ -73,25 +73,25 @@ func (m *Manager) inspectAll(ctx context.Context) {
 		if m.inspect(v, mounts) != nil {
 			m.confirm(ctx, v.ID)
 		}
-		m.tell(v)
+		m.announce(v)
 	}
 }
 
-// tell makes an event of what has changed by itself.
-func (m *Manager) tell(v *View) {
+// announce makes an event of what has changed by itself.
+func (m *Manager) announce(v *View) {
 	now := changes(v.Unit, v.Status)
 	if now == "" {
 		return
 	}
 	m.edit(func(c *change) {
 		o := m.objects[v.ID]
-		if o == nil || o.told == now {
+		if o == nil || o.announced == now {
 			return
 		}
-		if o.told != "" { // else it was recovered: nobody was told anything yet
+		if o.announced != "" { // otherwise it was recovered: no client has seen an earlier value
 			c.touch(v.ID)
 		}
-		o.told = now
+		o.announced = now
 	})
 }
 

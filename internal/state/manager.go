@@ -47,7 +47,7 @@ type Options struct {
 	RestartMin     time.Duration   // before a container is started again for the first time, doubling; 1 s
 	RestartMax     time.Duration   // the longest such wait, and how long a run counts as a new beginning; 1 min
 	Log            *slog.Logger
-	Observe        func(Act) // is told of acts that have ended; nil for nobody
+	Observe        func(Act) // called after each act; nil for none
 }
 
 // Manager holds all objects. It is safe for concurrent use.
@@ -81,18 +81,18 @@ type Manager struct {
 
 // object is what changes about an object, protected by Manager.mu.
 type object struct {
-	path     string         // where it stood in its request, for messages
-	view     *View          // as the last snapshot shows it
-	sweep    bool           // it did not come up, or an earlier daemon was making it: something of it may be there
-	proc     driver.Process // of a container that was started, until its end was noted
-	asked    bool           // the container was asked to stop
-	stopping driver.Process // the run that is shown as stopping, or nil
-	replace  *Replacement   // of a container that is being replaced
-	keep     *time.Timer    // of one that was, until it is not kept any more
-	restart  *time.Timer    // of a container that waits to be started again
-	retry    *time.Timer    // of an object whose teardown failed, until it is tried again
-	delay    time.Duration  // before the next retry
-	told     string         // what changes by itself (driver.Changing), as clients have been told of it last
+	path      string         // where it stood in its request, for messages
+	view      *View          // as the last snapshot shows it
+	sweep     bool           // it did not come up, or an earlier daemon was making it: something of it may be there
+	proc      driver.Process // of a container that was started, until its end was noted
+	asked     bool           // the container was asked to stop
+	stopping  driver.Process // the run that is shown as stopping, or nil
+	replace   *Replacement   // of a container that is being replaced
+	keep      *time.Timer    // of one that was, until it is not kept any more
+	restart   *time.Timer    // of a container that waits to be started again
+	retry     *time.Timer    // of an object whose teardown failed, until it is tried again
+	delay     time.Duration  // before the next retry
+	announced string         // the value of driver.Changing that the last event had
 
 	giveUp    context.CancelCauseFunc // ends the create of one that was asked for, or nil
 	interrupt context.CancelCauseFunc // ends the teardown that is under way, or nil
@@ -361,7 +361,7 @@ func (m *Manager) entriesOf(snap *Snapshot, id int64) ([]journal.Entry, error) {
 	return own, err
 }
 
-// note is record where there is no turning back: a journal that can't be written is told to the log.
+// note is record where the change cannot be undone: a failing write of the journal is only logged.
 func (m *Manager) note(ids ...int64) { m.noteWith(nil, ids...) }
 
 // noteWith is note with further entries.

@@ -15,8 +15,8 @@ const (
 	ActStop  = "stop" // only in what a replace is foreseen to do
 
 	actInspect = "inspect"
-	ActRestart = "restart" // a start that a container's policy asked for; that the start took is told as ActStart
-	ActRetry   = "retry"   // a failed teardown is tried again; that it is tried is told as ActDown
+	ActRestart = "restart" // a start by a container's policy; it counts as ActStart, too
+	ActRetry   = "retry"   // a retry of a failed teardown; it counts as ActDown, too
 	ActExit    = "exit"    // a run of a container has ended, or could not begin
 )
 

@@ -21,7 +21,7 @@ type Step struct {
 	Kind  string // empty for containers
 	ID    int64  // of what is there; 0 of what is to be made
 	Does  string // in words
-	// Unknown is what only the act itself finds out, and Warnings what the client is told when it is done.
+	// Unknown are facts that only the act itself finds out, and Warnings the remarks that the client receives.
 	Unknown, Warnings []string
 }
 

@@ -164,7 +164,7 @@ func (m *Manager) recoverRun(ctx context.Context, id int64, unit driver.Containe
 const freezeTimeout = time.Second
 
 // repeat brings a run that was found again to what the journal says of it: the earlier daemon may have been killed between the
-// record and the act, or between the act and the record of what its client was not told yet.
+// record and the act, or between the act and its record, before the response.
 func (m *Manager) repeat(ctx context.Context, id int64, proc driver.Process) {
 	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
