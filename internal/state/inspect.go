@@ -238,7 +238,7 @@ func (m *Manager) revive(ctx context.Context, v *View) bool {
 	return true
 }
 
-// carries tells whether a container that was ever started stands on an object.
+// carries reports whether a container that was ever started stands on an object.
 func (s *Snapshot) carries(id int64) bool {
 	for _, list := range s.lists {
 		for _, v := range list {
@@ -250,7 +250,7 @@ func (s *Snapshot) carries(id int64) bool {
 	return false
 }
 
-// fatally corrupted tells whether an object stands on one that is broken and lets no container go on.
+// fatally corrupted reports whether an object stands on one that is broken and lets no container go on.
 func (s *Snapshot) condemned(v *View) bool {
 	return slices.ContainsFunc(v.Needs, func(id int64) bool {
 		need, ok := s.Get(id)

@@ -9,10 +9,10 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/logkey"
 )
 
-// waits tells whether a container waits to be started again.
+// waits reports whether a container waits to be started again.
 func (r *Run) waits() bool { return r != nil && !r.NextStartAt.IsZero() }
 
-// wanted tells whether a policy wants a container to be started again after a run that came to r.
+// wanted reports whether a policy wants a container to be started again after a run that came to r.
 func wanted(policy driver.Restart, r *Run) bool {
 	switch {
 	case policy.Max > 0 && r.Restarts >= policy.Max:

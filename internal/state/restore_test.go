@@ -319,7 +319,7 @@ func TestKilledWhileChanging(t *testing.T) {
 	}
 }
 
-// runs tells whether a container has a process.
+// runs reports whether a container has a process.
 func (w *world) runs(id int64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -78,7 +78,7 @@ const (
 	StateDead     State = "dead"     // ended by a fault, or could not be started
 )
 
-// alive tells whether there are processes.
+// alive reports whether there are processes.
 func (s State) alive() bool {
 	return s == StateRunning || s == StatePaused || s == StateStopping
 }
@@ -155,7 +155,7 @@ func newSnapshot(lists map[driver.Class][]*View) *Snapshot {
 // List returns the objects of a class in the order of their ids. The caller must not change it.
 func (s *Snapshot) List(class driver.Class) []*View { return s.lists[class] }
 
-// Empty tells whether there is no object at all.
+// Empty reports whether there is no object at all.
 func (s *Snapshot) Empty() bool {
 	for _, list := range s.lists {
 		if len(list) > 0 {

@@ -52,7 +52,7 @@ func (m *Manager) isVerifiedPlan(plan *driver.Plan) bool {
 	}))
 }
 
-// isVerified tells whether an object is; one that is gone is not. m.mu is held.
+// isVerified reports whether an object is; one that is gone is not. m.mu is held.
 func (m *Manager) isVerified(id int64) bool {
 	o := m.objects[id]
 	if o == nil {

@@ -41,7 +41,7 @@ func newWorld() *world {
 	}
 }
 
-// ask tells whether an act is to fail.
+// ask reports whether an act is to fail.
 func (w *world) ask(act string, u *unit) error {
 	w.mu.Lock()
 	fail := w.fail

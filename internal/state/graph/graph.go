@@ -56,13 +56,13 @@ func (g *Graph) SetHeld(id int64, held bool) {
 	}
 }
 
-// Held tells whether the client holds a node.
+// Held reports whether the client holds a node.
 func (g *Graph) Held(id int64) bool {
 	n := g.nodes[id]
 	return n != nil && n.held
 }
 
-// Has tells whether a node is there.
+// Has reports whether a node is there.
 func (g *Graph) Has(id int64) bool { return g.nodes[id] != nil }
 
 // Refs is how many edges lead to a node, the client's hold among them.

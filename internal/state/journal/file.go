@@ -210,7 +210,7 @@ func (h header) decode(lines []byte) (table, error) {
 	return entries, nil
 }
 
-// outgrown tells whether most of the lines are of the past.
+// outgrown reports whether most of the lines are of the past.
 func (f file) outgrown() bool { return f.head.Lines > 2*f.head.Entries+slack }
 
 // encodeLines returns a line for each entry.
