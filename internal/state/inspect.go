@@ -196,7 +196,7 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 	if cause == nil || errors.Is(cause, mounttable.ErrReadOnly) && m.revive(ctx, v) {
 		return
 	}
-	lost, condemned := false, v.Run != nil && m.Snapshot().condemned(v)
+	lost, fatal := false, v.Run != nil && m.Snapshot().standsOnFatal(v)
 	var proc driver.Process
 	m.edit(func(c *change) {
 		o := m.objects[id]
@@ -206,7 +206,7 @@ func (m *Manager) confirm(ctx context.Context, id int64) {
 			lost = true
 			c.cancelRestart(id)
 			c.phase(id, Broken, cause.Error())
-		case condemned && o.view.Run.State.alive() && o.view.Run.State != StateStopping:
+		case fatal && o.view.Run.State.alive() && o.view.Run.State != StateStopping:
 			proc = o.proc
 			c.askToStop(id)
 			c.run(id, func(r *Run) { r.Reason, r.Error = ReasonCorrupted, cause.Error() })
@@ -251,13 +251,13 @@ func (s *Snapshot) carries(id int64) bool {
 }
 
 // fatally corrupted reports whether an object stands on one that is broken and lets no container go on.
-func (s *Snapshot) condemned(v *View) bool {
+func (s *Snapshot) standsOnFatal(v *View) bool {
 	return slices.ContainsFunc(v.Needs, func(id int64) bool {
 		need, ok := s.Get(id)
 		if !ok {
 			return false
 		}
 		unit, status, can := driver.As[driver.FatallyCorrupted](need.Unit, need.Status)
-		return can && need.Phase == Broken && unit.Fatal(status) || s.condemned(need)
+		return can && need.Phase == Broken && unit.Fatal(status) || s.standsOnFatal(need)
 	})
 }

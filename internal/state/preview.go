@@ -47,12 +47,12 @@ func (m *Manager) PreviewReplace(ctx context.Context, id int64, plan *driver.Pla
 
 // previewer collects the steps of a plan.
 type previewer struct {
-	m     *Manager
-	snap  *Snapshot
-	own   []int64                        // the old stack of a replace
-	stop  *Step                          // of the old container, until it has its place among the steps
-	lives map[*driver.Plan]driver.Status // as they will be
-	steps []Step
+	m        *Manager
+	snap     *Snapshot
+	own      []int64                        // the old stack of a replace
+	stop     *Step                          // of the old container, until it has its place among the steps
+	statuses map[*driver.Plan]driver.Status // as they will be
+	steps    []Step
 }
 
 // run previews a plan that is to take the place of the container replaced, or of none.
@@ -64,7 +64,7 @@ func (f *previewer) run(ctx context.Context, plan *driver.Plan, replaced int64) 
 		return nil, err
 	}
 	order := levels(plan)
-	f.lives = map[*driver.Plan]driver.Status{}
+	f.statuses = map[*driver.Plan]driver.Status{}
 	m.mu.Lock()
 	err := m.admit(order, replaced)
 	f.snap = m.Snapshot()
@@ -140,7 +140,7 @@ func (f *previewer) stopOld() {
 func (f *previewer) check(ctx context.Context, act string, level *driver.Plan) (preview driver.Preview, err error) {
 	place := driver.Placement{}
 	for _, ref := range level.Needs {
-		status := f.lives[ref.Plan]
+		status := f.statuses[ref.Plan]
 		if v, ok := f.snap.Get(ref.ID); ok {
 			status = v.Status
 		}
@@ -160,7 +160,7 @@ func (f *previewer) check(ctx context.Context, act string, level *driver.Plan) (
 // add adds a step, and before the first one of a level the existing objects that it uses.
 func (f *previewer) add(act string, level *driver.Plan, preview driver.Preview) {
 	if act == ActUp {
-		f.lives[level] = preview.Status
+		f.statuses[level] = preview.Status
 		for _, ref := range level.Needs {
 			if v, ok := f.snap.Get(ref.ID); ok {
 				f.steps = append(f.steps, Step{Act: ActUse, Path: ref.Path, Class: v.Class, Kind: v.Kind, ID: v.ID, Does: "use " + name(v)})
