@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tick is a time of CLOCK_BOOTTIME in nanoseconds. Unlike the wall clock, nobody can set that clock. It means the same to the next
+// tick is a time of CLOCK_BOOTTIME in nanoseconds. Unlike the wall clock, it cannot be set. It means the same to the next
 // daemon, since a journal is of one boot.
 type tick int64
 

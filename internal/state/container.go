@@ -44,7 +44,7 @@ func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot
 	})
 }
 
-// actOn acts on a container that is ready, while nobody else does.
+// actOn acts on a ready container, under its lock.
 func (m *Manager) actOn(ctx context.Context, id int64, act func(ctx context.Context, v *View) error) (*Snapshot, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
@@ -136,7 +136,7 @@ func (c *change) running(id, restarts int64) {
 	m.work.Go(func() { m.attend(id, proc, ready) })
 }
 
-// attend waits for what a run tells: that it is ready, unless ready is nil, and that it has ended.
+// attend waits until a run is ready, unless ready is nil, and until it has ended.
 func (m *Manager) attend(id int64, proc driver.Process, ready <-chan struct{}) {
 	for {
 		select {
@@ -232,7 +232,7 @@ func conclude(r *Run, exit driver.Exit, asked bool) {
 	r.State = StateDead
 }
 
-// reason tells what ended a run. The signal of a container that halted is only the kernel's way to say so.
+// reason returns why a run ended. The kernel reports a halt as a signal.
 func reason(exit driver.Exit) Reason {
 	switch {
 	case exit.Lost != "":

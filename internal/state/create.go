@@ -20,8 +20,8 @@ var errClosing = errs.New(errs.Conflict, "the daemon is shutting down")
 // errDeleted is why a create is given up.
 var errDeleted = errs.New(errs.Conflict, "the object was deleted before it was ready")
 
-// Create makes what plan says, with everything below it, or nothing. The snapshot it returns holds the new object, whose
-// id it returns too. If ctx ends before the commit, all is undone.
+// Create creates the objects of a plan, all or none. It returns a snapshot with the new object, and its ID. If ctx ends
+// before the commit, everything is rolled back.
 func (m *Manager) Create(ctx context.Context, plan *driver.Plan) (*Snapshot, int64, error) {
 	return m.create(ctx, plan, func(*Snapshot, int64) []journal.Entry { return nil })
 }
@@ -289,7 +289,7 @@ func (m *Manager) commit(ctx context.Context, stack []int64) (snap *Snapshot, er
 	return snap, err
 }
 
-// undo takes down what there is of a stack, newest first, and returns cause with what could not be taken down.
+// undo tears a stack down, newest first, and returns cause, with the leftovers if it could not.
 func (m *Manager) undo(stack []int64, cause error) error {
 	var orphans []int64
 	err := m.try(func(c *change) error {

@@ -205,8 +205,8 @@ type removal struct {
 	err      error
 }
 
-// removeBehind does the deletion, whether or not somebody waits for it, and unlocks in the end. own gets the object's own
-// result, cascade what was lost when what it held alone has been seen to as well. It may take for ever: it must keep no snapshot, which
+// removeBehind does the deletion in the background, and unlocks in the end. own gets the object's own
+// result, cascade what was lost when the teardown of its dependencies is over. It can take forever, so it must keep no snapshot: that
 // would keep all later ones.
 func (m *Manager) removeBehind(was *View, idle []int64, force bool, unlock func()) (own <-chan removal, cascade <-chan []string) {
 	result, done := make(chan removal, 1), make(chan []string, 1)

@@ -13,7 +13,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
-// Watcher tells when something may have changed on the node.
+// Watcher waits for changes on the node.
 type Watcher interface {
 	// Wait returns when something has changed since the last call, at the latest after limit, or with the cause of ctx's end.
 	Wait(ctx context.Context, limit time.Duration) error
@@ -175,7 +175,7 @@ func changes(u driver.Unit, status driver.Status) string {
 	return unit.Changes(status)
 }
 
-// confirm looks once more, while nobody else acts on the object, and makes it broken.
+// confirm inspects the object again, under its lock, and marks it broken.
 func (m *Manager) confirm(ctx context.Context, id int64) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lockTimeout, errTooSlow)
 	defer cancel()
@@ -250,7 +250,7 @@ func (s *Snapshot) carries(id int64) bool {
 	return false
 }
 
-// fatally corrupted reports whether an object stands on one that is broken and lets no container go on.
+// standsOnFatal reports whether an object stands on one with fatal corruption: no container above it may continue.
 func (s *Snapshot) standsOnFatal(v *View) bool {
 	return slices.ContainsFunc(v.Needs, func(id int64) bool {
 		need, ok := s.Get(id)

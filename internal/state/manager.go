@@ -138,7 +138,7 @@ func New(opt Options) *Manager {
 // Snapshot returns all objects as they are now. It takes no lock and waits for nothing.
 func (m *Manager) Snapshot() *Snapshot { return m.snap.Load() }
 
-// Alive returns once the state could be changed, at once in a daemon that is well: nobody holds the lock for long.
+// Alive returns as soon as the state can be changed: at once, unless the daemon is stuck.
 func (m *Manager) Alive() { m.edit(func(*change) {}) }
 
 // change is a step of the state. It collects what it touches while m.mu is held.
@@ -221,14 +221,14 @@ func (c *change) run(id int64, alter func(r *Run)) {
 	v.Run = &r
 }
 
-// hold sets or takes away the client's hold.
+// hold sets or drops the client's hold.
 func (c *change) hold(id int64, held bool) {
 	c.m.graph.SetHeld(id, held)
 	c.touch(id)
 }
 
-// remove takes out an object that nothing else needs and marks what nothing holds any more as stopping: from that
-// moment nobody can come to need it. It returns the ids of those.
+// remove deletes an object without dependants. Its dependencies that nothing else holds become stopping, so that no
+// later object can depend on them. It returns their ids.
 func (c *change) remove(id int64) (orphans []int64) {
 	m := c.m
 	needs := m.graph.Needs(id)
@@ -253,7 +253,7 @@ func (c *change) remove(id int64) (orphans []int64) {
 	return append(orphans, left...)
 }
 
-// claim marks an object as being taken down. Whoever claims it is the one to do it.
+// claim marks an object as stopping. The caller is the only one that tears it down.
 func (c *change) claim(id int64) {
 	o := c.m.objects[id]
 	if o.retry != nil {

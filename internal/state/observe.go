@@ -12,7 +12,7 @@ const (
 	ActUp    = "up"
 	ActDown  = "down"
 	ActStart = "start"
-	ActStop  = "stop" // only in what a replace is foreseen to do
+	ActStop  = "stop" // only in the preview of a replace
 
 	actInspect = "inspect"
 	ActRestart = "restart" // a start by a container's policy; it counts as ActStart, too
@@ -32,7 +32,7 @@ type Act struct {
 	OOM    bool   // of ActExit: the kernel killed a process for lack of memory
 }
 
-// observe tells of an act that has ended. m.mu must not be held.
+// observe reports an act that has ended. m.mu must not be held.
 func (m *Manager) observe(name string, id int64, begun time.Time, err error) {
 	o := m.at(id)
 	v := o.view
@@ -46,7 +46,7 @@ func (m *Manager) observe(name string, id int64, begun time.Time, err error) {
 	}
 }
 
-// observeExit tells of a run that has ended. m.mu must not be held.
+// observeExit reports a run that has ended. m.mu must not be held.
 func (m *Manager) observeExit(r Run) {
 	if m.opt.Observe != nil {
 		m.opt.Observe(Act{Name: ActExit, Class: driver.Container, Reason: r.Reason, OOM: r.OOM != nil && *r.OOM})

@@ -149,7 +149,7 @@ func (m *Manager) Rollback(ctx context.Context, id int64, opt ReplaceOptions) (*
 	})
 }
 
-// beginReplace enters a replace, which nobody else may do anything with the container meanwhile, and begins it.
+// beginReplace enters a replace, under the container's lock, and begins it.
 func (m *Manager) beginReplace(ctx context.Context, id int64, enter func(c *change) (*Replacement, error)) (r *Replacement, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
@@ -637,7 +637,7 @@ func (o *object) endKeep() {
 	}
 }
 
-// drop takes away the client's hold on a container that has been replaced, and claims it unless somebody else has.
+// drop drops the client's hold on a container that has been replaced, and claims it unless that was done.
 func (c *change) drop(id int64) []int64 {
 	o := c.m.objects[id]
 	o.endKeep()

@@ -24,7 +24,7 @@ func wanted(policy driver.Restart, r *Run) bool {
 	}
 }
 
-// plan has a container that has ended after a run of some length started again, if its policy wants that and nobody asked it to stop.
+// plan has a container that has ended after a run of some length started again, if its policy wants that and no client asked it to stop.
 func (c *change) plan(id int64, ran time.Duration) {
 	m, o := c.m, c.m.objects[id]
 	unit, ok := o.view.Unit.(driver.ContainerUnit)
@@ -65,7 +65,7 @@ func (c *change) rearm(id int64) {
 	c.arm(id, left)
 }
 
-// ran returns how long a run took that has just ended. If no daemon noted its start, only its supervisor's wall clock tells.
+// ran returns how long a run took that has just ended. If no daemon recorded its start, it is by the supervisor's wall clock.
 func (r *Run) ran() time.Duration {
 	if r.Began == 0 {
 		return r.FinishedAt.Sub(r.StartedAt)
@@ -93,7 +93,7 @@ func (c *change) cancelRestart(id int64) {
 	}
 }
 
-// restart starts a container whose wait is over, unless somebody came before.
+// restart starts a container whose wait is over, unless another request changed it first.
 func (m *Manager) restart(id int64) {
 	if !m.begin() {
 		return
@@ -102,7 +102,7 @@ func (m *Manager) restart(id int64) {
 	ctx, cancel := context.WithTimeoutCause(m.life, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
 	unlock, err := m.lock(ctx, id)
-	if err != nil { // whoever has it decides what becomes of the container; the state still says that it waits
+	if err != nil { // the holder of the lock decides about the container, which still waits
 		m.edit(func(c *change) {
 			if o := m.objects[id]; o != nil && o.view.Run.waits() {
 				c.arm(id, m.opt.RestartMax)

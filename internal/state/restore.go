@@ -59,7 +59,7 @@ func (c *change) enterRecord(r journal.Record, drivers driver.Set) {
 	c.touch(v.ID)
 }
 
-// abandon takes away the client's hold on an object that the earlier daemon was creating, whose client got no answer, or deleting.
+// abandon drops the client's hold on an object that the earlier daemon was creating or deleting: its client got no response.
 func (c *change) abandon(id int64) {
 	o := c.m.objects[id]
 	if o == nil {
@@ -245,7 +245,7 @@ func (m *Manager) resume(id int64) {
 	}
 }
 
-// unfinished says why an object that nobody holds is not kept.
+// unfinished returns the reason to delete an object without a holder.
 func (v *View) unfinished() string {
 	if v.Phase == Pending {
 		return "its creation was cut off"

@@ -16,7 +16,7 @@ type Phase string
 const (
 	Pending  Phase = "pending"  // being made; nothing can use it yet
 	Ready    Phase = "ready"    // as its definition says
-	Stopping Phase = "stopping" // being taken down; with an Error it was not done in time and is tried again
+	Stopping Phase = "stopping" // being torn down; with an Error it took too long and is retried
 	Broken   Phase = "broken"   // a teardown failed, or what it needs is gone; Error says which
 )
 
@@ -29,7 +29,7 @@ type Run struct {
 	ExitCode   *int64    `json:"exit_code,omitempty"` // of the last run, if it ended by exiting
 	Signal     int64     `json:"signal,omitempty"`    // that ended the last run, or 0
 	Reason     Reason    `json:"reason,omitempty"`    // what ended the last run
-	OOM        *bool     `json:"oom,omitempty"`       // whether the kernel killed anything of it for lack of memory, if somebody can tell
+	OOM        *bool     `json:"oom,omitempty"`       // whether the kernel killed a process of it for lack of memory, or nil if that is unknown
 	StartedAt  time.Time `json:"started_at,omitzero"`
 	FinishedAt time.Time `json:"finished_at,omitzero"`
 	Error      string    `json:"error,omitempty"` // why it is dead, or waits
@@ -101,7 +101,7 @@ type View struct {
 	Generation int64             // grows with each change of the definition, from 1
 	Held       bool              // by the client
 	Phase      Phase
-	Up         bool      // Status tells what was brought about
+	Up         bool      // it is up, as Status describes
 	Error      string    // why it is broken, or still stopping
 	Since      time.Time // when the phase, or the state of a container, became what it is
 	Run        *Run      // of a container
@@ -189,7 +189,7 @@ func (s *Snapshot) Get(id int64) (*View, bool) {
 	return nil, false
 }
 
-// ByName returns the container with a name. The empty name is nobody's.
+// ByName returns the container with a name. No container has the empty name.
 func (s *Snapshot) ByName(name string) (*View, bool) {
 	if name == "" {
 		return nil, false

@@ -7,7 +7,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
-// Stats tells what a container uses at this moment. It must be running, paused or stopping. It waits for nothing that is done to
+// Stats returns what a container uses at this moment. It must be running, paused or stopping. It waits for nothing that is done to
 // the container.
 func (m *Manager) Stats(id int64) (driver.Stats, error) {
 	v, proc, err := m.aliveProcess(id)

@@ -25,7 +25,7 @@ func (m *Manager) collect(claimed []int64) <-chan struct{} {
 	return m.collectWarning(claimed, func(string) {})
 }
 
-// collectWarning is collect with somebody to tell, in turn, of what could not be saved.
+// collectWarning is collect that calls warn for each loss of data.
 func (m *Manager) collectWarning(claimed []int64, warn func(text string)) <-chan struct{} {
 	done := make(chan struct{})
 	m.work.Go(func() {
@@ -50,7 +50,7 @@ func (m *Manager) collectWarning(claimed []int64, warn func(text string)) <-chan
 	return done
 }
 
-// takeDown takes away the kernel side of an object. If data was lost the warnings say so; with force that may be.
+// takeDown removes the kernel side of an object. The warnings name lost data; only with force can data be lost.
 func (m *Manager) takeDown(id int64, force bool) (warnings []string, err error) {
 	ctx, interrupt := context.WithCancelCause(context.Background())
 	ctx, cancel := context.WithTimeout(m.watch(ctx, id), m.opt.DeleteTimeout)
@@ -105,7 +105,7 @@ func (m *Manager) interrupt(ctx context.Context, id int64) error {
 	})
 }
 
-// forget takes an object out of the state and returns what is to be taken down next.
+// forget deletes an object from the state, and returns the next ones to tear down.
 func (m *Manager) forget(id int64) (orphans []int64) {
 	m.edit(func(c *change) {
 		orphans = c.remove(id)
@@ -138,7 +138,7 @@ func (c *change) scheduleRetry(id int64) {
 	o.retry = time.AfterFunc(o.delay, func() { m.tryAgain(id) })
 }
 
-// tryAgain takes up an object whose teardown failed and that nothing holds, unless somebody else did.
+// tryAgain retries the teardown of an object without holders, unless another request did.
 func (m *Manager) tryAgain(id int64) {
 	claimed := false
 	m.edit(func(c *change) {
@@ -238,7 +238,7 @@ func (m *Manager) refuse() {
 	m.restarts.Wait()
 }
 
-// closeDown takes away the client's holds, and asks all containers to stop.
+// closeDown drops the clients' holds, and asks all containers to stop.
 func (m *Manager) closeDown() (asked []driver.Process) {
 	defer func() {
 		m.note(m.all()...)

@@ -19,7 +19,7 @@ func (m *Manager) succeed(next *Snapshot) {
 
 // Wait goes through the snapshots, from the present one on and leaving none out, to the first in which done says yes about an
 // object, and returns that. It ends with the error of done, one of class errs.NotFound if the object is deleted, or the cause
-// of ctx's end. It takes no lock and keeps nobody waiting.
+// of ctx's end. It takes no lock and delays no other request.
 func (m *Manager) Wait(ctx context.Context, id int64, done func(v *View) (bool, error)) (*Snapshot, error) {
 	if err := m.recovered(ctx, id); err != nil {
 		return nil, err

@@ -33,7 +33,7 @@ func waitForEnd(ctx context.Context, proc driver.Process) error {
 	return err
 }
 
-// waitsNoMore takes away what an act that was given up has left to be shown.
+// waitsNoMore clears the wait that an interrupted act left.
 func (m *Manager) waitsNoMore(id int64) {
 	m.edit(func(c *change) {
 		if o := m.objects[id]; o != nil && o.view.WaitsFor != "" {

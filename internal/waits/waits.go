@@ -31,7 +31,7 @@ type watchKey struct{}
 
 type whomKey struct{}
 
-// With returns a context whose acts tell show what they wait for and since when. When they do not any more, show is called with
+// With returns a context whose acts report to show what they wait for, and since when. When they have ended, show gets
 // an empty text. It is called by one goroutine at a time, by none after the act has ended, and must not wait for an act.
 func With(ctx context.Context, show func(what string, since time.Time)) context.Context {
 	return context.WithValue(ctx, watchKey{}, &Watch{show: show})

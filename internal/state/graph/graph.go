@@ -49,7 +49,7 @@ func (g *Graph) Add(id int64, needs []int64) error {
 	return nil
 }
 
-// SetHeld sets or takes away the client's hold on a node. An unknown node is left unknown.
+// SetHeld sets or drops the client's hold on a node. An unknown node is left unknown.
 func (g *Graph) SetHeld(id int64, held bool) {
 	if n := g.nodes[id]; n != nil {
 		n.held = held
@@ -95,7 +95,7 @@ func (g *Graph) Needs(id int64) []int64 {
 	return descending(n.needs)
 }
 
-// Cut takes away the edge from holder to need.
+// Cut removes the edge from holder to need.
 func (g *Graph) Cut(holder, need int64) {
 	h, n := g.nodes[holder], g.nodes[need]
 	if h == nil || n == nil {

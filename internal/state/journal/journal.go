@@ -48,7 +48,7 @@ type Record struct {
 	Needs  []int64         `json:"needs"`          // ids, in the order of the plan
 	Held   bool            `json:"held,omitempty"` // by the client
 	Phase  string          `json:"phase"`
-	Up     bool            `json:"up,omitempty"` // what Status tells was brought about
+	Up     bool            `json:"up,omitempty"` // it is up, as Status describes
 	Error  string          `json:"error,omitempty"`
 	Since  time.Time       `json:"since"`
 	Status json.RawMessage `json:"status,omitempty"` // what was brought about
