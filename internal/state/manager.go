@@ -1,9 +1,3 @@
-// Package state knows which objects there are, who needs whom, and what becomes of them.
-//
-// Every change goes the same way: reserve under the lock, act without it, commit or undo under the lock. Two kinds of
-// locks exist, always taken in this order: the keyed lock of an object, newest object first, which makes those who act on
-// the object take turns; then Manager.mu, a leaf that is never held over a system call. Readers take none: they read the
-// last Snapshot.
 package state
 
 import (
