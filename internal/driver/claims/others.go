@@ -116,13 +116,13 @@ func deviceOf(e mounttable.Entry) uint64 {
 	return st.Rdev
 }
 
-// patience is how long a device may take to tell what it shows.
-const patience = 2 * time.Second
+// showTimeout is how long a device may take to tell what it shows.
+const showTimeout = 2 * time.Second
 
 // shows returns what a stranger shows. One that is gone by now, that can't be asked, or whose server does not reply shows nothing: it
 // would keep all images from being mounted.
 func (c *Claims) shows(ctx context.Context, number uint64) (extent.Content, error) {
-	asking, cancel := context.WithTimeout(ctx, patience)
+	asking, cancel := context.WithTimeout(ctx, showTimeout)
 	defer cancel()
 	content, err := c.finder.Of(asking, number, true)
 	if err == nil {

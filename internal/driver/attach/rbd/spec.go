@@ -91,7 +91,7 @@ const timeLimit = "mount_timeout"
 // different values do not share their connections.
 func (u *unit) limits(ctx context.Context) []rbd.Option {
 	const reserve = 3 * time.Second
-	limit := u.patience()
+	limit := u.timeout()
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline)-reserve)
 	}
@@ -103,8 +103,8 @@ func (u *unit) limits(ctx context.Context) []rbd.Option {
 	return all
 }
 
-// patience is how long to wait for the cluster, if there is that much time.
-func (u *unit) patience() time.Duration {
+// timeout is how long to wait for the cluster, if there is that much time.
+func (u *unit) timeout() time.Duration {
 	const usual = 15 * time.Second
 	if given := u.Options.MountTimeout; given != 0 {
 		return time.Duration(given) * time.Second

@@ -232,7 +232,7 @@ func (u *unit) ask(ctx context.Context, s rbd.Spec) (users string, err error) {
 	answer, err := cluster.Look(ctx, cluster.Query{
 		Monitors: s.Monitors, Messenger: u.messenger(), User: u.User, Secret: string(*u.secret),
 		Pool: u.Pool, Namespace: u.Options.Namespace, Image: u.Image, Snapshot: u.Snapshot,
-		Timeout: u.patience(),
+		Timeout: u.timeout(),
 	})
 	if err != nil {
 		return "", err

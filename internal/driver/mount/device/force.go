@@ -16,15 +16,15 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/block"
 )
 
-// patience is how long a forced end waits for the device at a time.
-const patience = 3 * time.Second
+// stepTimeout is how long a forced end waits for the device at a time.
+const stepTimeout = 3 * time.Second
 
 // ForceDown is Down for a device whose server does not answer: all its I/O is made to fail, if the kernel can do that and no other user
 // has the device. What was not written is lost.
 func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (warning string, err error) {
 	d := place.Needs[0].Device
 	for {
-		short, cancel := context.WithTimeout(ctx, patience)
+		short, cancel := context.WithTimeout(ctx, stepTimeout)
 		err := u.Down(short, place, status)
 		cancel()
 		switch {

@@ -29,16 +29,16 @@ func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.S
 }
 
 const (
-	// patience is how long a forced end waits for the server, and at its end for the kernel's goodbye to it.
-	patience = 3 * time.Second
-	// insistence is how often the kernel is told again to give up: it begins new requests for what is left to write.
-	insistence = 100 * time.Millisecond
+	// stepTimeout is how long a forced end waits for the server, and at its end for the kernel's goodbye to it.
+	stepTimeout = 3 * time.Second
+	// retryInterval is how often the kernel is told again to give up: it begins new requests for what is left to write.
+	retryInterval = 100 * time.Millisecond
 )
 
 // ForceDown is Down for a server that does not answer: after a moment all that waits for it fails (MNT_FORCE, umount2(2)),
 // also in other mounts of the same file system, and what was not written is lost.
 func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status driver.Status) (warning string, err error) {
-	short, cancel := context.WithTimeout(ctx, patience)
+	short, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	if err := u.Down(short, place, status); err == nil || !errs.Is(err, errs.Deadline) {
 		return "", err
@@ -46,7 +46,7 @@ func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status dri
 	if err := u.giveUp(waits.On(ctx, u.server()), place.ID); err != nil {
 		return "", err
 	}
-	short, cancel = context.WithTimeout(ctx, patience)
+	short, cancel = context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	if err := u.m.mounts.Unmount(short, place.ID, unix.MNT_FORCE); err != nil {
 		return "", err
@@ -59,7 +59,7 @@ func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status dri
 func (u *unit) giveUp(ctx context.Context, id int64) error {
 	flushed := make(chan error, 1)
 	go func() { flushed <- u.flush(ctx, id) }()
-	again := time.NewTicker(insistence)
+	again := time.NewTicker(retryInterval)
 	defer again.Stop()
 	for {
 		select {
@@ -67,7 +67,7 @@ func (u *unit) giveUp(ctx context.Context, id int64) error {
 			return err
 		case <-again.C:
 			// It is busy as long as somebody waits for it: that the unmount fails is expected.
-			short, cancel := context.WithTimeout(ctx, patience)
+			short, cancel := context.WithTimeout(ctx, stepTimeout)
 			_ = u.m.mounts.Keep(id, u.m.mounts.Helper(id).Unmount(short, u.m.mounts.Path(id), unix.MNT_FORCE))
 			cancel()
 		}
@@ -80,7 +80,7 @@ func (u *unit) flush(ctx context.Context, id int64) error {
 	if err := u.m.mounts.Settle(ctx, id); err != nil {
 		return err
 	}
-	short, cancel := context.WithTimeout(ctx, patience)
+	short, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	err := u.m.mounts.Keep(id, u.m.mounts.Helper(id).Flush(short, u.m.mounts.Path(id)))
 	u.m.Log.Debug("unwritten data discarded", logkey.Object, id, logkey.Error, err)
