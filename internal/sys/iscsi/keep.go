@@ -125,11 +125,11 @@ func (s *Session) recover(ctx context.Context) bool {
 		if s.State() == Failed {
 			s.fail() // of a session that was recovered the kernel alone knows when its time began
 		}
-		pause := jitter(wait)
-		s.env.Log.Warn("iSCSI login failed, retrying", keyTarget, s.conf.Target, keyError, err, keyDelay, pause)
+		interval := jitter(wait)
+		s.env.Log.Warn("iSCSI login failed, retrying", keyTarget, s.conf.Target, keyError, err, keyDelay, interval)
 		wait = min(2*wait, s.env.Backoff.Max)
 		select {
-		case <-time.After(pause):
+		case <-time.After(interval):
 		case <-ctx.Done():
 			return false
 		}

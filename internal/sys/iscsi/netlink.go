@@ -185,7 +185,7 @@ const theConn = 0
 // create makes a session. Its commands are numbered from 1, as our login tells the target. The port of its owner is free
 // unless another session is made at this moment; nothing announces the end of that.
 func (k kernel) create(ctx context.Context, o owner, maxCommands int) (connection, error) {
-	const tries, pause = 2000, 5 * time.Millisecond
+	const tries, interval = 2000, 5 * time.Millisecond
 	const queueDepth = 32 // of a LUN until it is set
 	own := k
 	own.port = o.port
@@ -195,7 +195,7 @@ func (k kernel) create(ctx context.Context, o owner, maxCommands int) (connectio
 			return connection{k, r.first, r.second}, err
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(interval):
 		case <-ctx.Done():
 			return connection{}, context.Cause(ctx)
 		}

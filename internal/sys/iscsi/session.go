@@ -149,14 +149,14 @@ func (s *Session) exchange(ctx context.Context, p pdu) (pdu, error) {
 // sendInTurn sends a login request. The kernel handles one at a time, and tells us of the answer to the one before a moment
 // before it is done with it: until then it refuses the next with EPERM. Nothing announces the end of that moment.
 func (s *Session) sendInTurn(ctx context.Context, p pdu) error {
-	const tries, pause = 200, 5 * time.Millisecond
+	const tries, interval = 200, 5 * time.Millisecond
 	for range tries {
 		err := s.conn.send(p)
 		if !errors.Is(err, unix.EPERM) {
 			return err
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(interval):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -316,12 +316,12 @@ func (s *service) watch(ctx context.Context) {
 		}
 		s.set(s.last(), err.Error())
 		s.unit.driver.log.Warn("image is not served", logkey.Object, s.id, logkey.Error, err)
-		pause(ctx, min(retryMost, retryLeast<<min(failures, 10)))
+		sleep(ctx, min(retryMost, retryLeast<<min(failures, 10)))
 		failures++
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) {
+func sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():
