@@ -109,7 +109,7 @@ func (s *Session) verify(ctx context.Context, tcp net.Conn) error {
 		if s.State() != Failed {
 			return fail(Remote, "LUN %d: %w", lun, ErrAbsent)
 		}
-		err = errors.Join(err, s.condemn(ctx, lun, removed))
+		err = errors.Join(err, s.stopIO(ctx, lun, removed))
 	}
 	for lun, now := range found {
 		err = errors.Join(err, s.judge(ctx, lun, now))
@@ -133,11 +133,11 @@ func (s *Session) judge(ctx context.Context, lun int, now Identity) error {
 	if why == "" {
 		return nil
 	}
-	return s.condemn(ctx, lun, why)
+	return s.stopIO(ctx, lun, why)
 }
 
-// condemn ends the I/O of a unit.
-func (s *Session) condemn(ctx context.Context, lun int, why string) error {
+// stopIO ends the I/O of a unit.
+func (s *Session) stopIO(ctx context.Context, lun int, why string) error {
 	u := s.Unit(lun)
 	wrong := fail(Conflict, "LUN %d of target %s %s; its I/O fails since that was noticed", lun, s.conf.Target, why)
 	if !u.running() {
@@ -193,7 +193,7 @@ func (s *Session) inspect(ctx context.Context, lun int) {
 	now, err := u.Identify(ctx)
 	switch {
 	case errors.Is(err, ErrAbsent):
-		err = s.condemn(ctx, lun, removed)
+		err = s.stopIO(ctx, lun, removed)
 	case err == nil:
 		if err = s.judge(ctx, lun, now); err == nil && s.Wrong(lun) == nil {
 			err = u.resize(ctx, now.Size)

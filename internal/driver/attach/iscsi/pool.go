@@ -120,7 +120,7 @@ func (p *pool) open(ctx context.Context, s *shared, conf iscsi.Config) (*iscsi.S
 		return nil, err
 	}
 	defer s.give()
-	if err := p.condemn(s); err != nil {
+	if err := p.recoverToEnd(s); err != nil {
 		return nil, err
 	}
 	if err := p.endNameless(ctx); err != nil {

@@ -29,8 +29,8 @@ func (p *pool) recoverWith(s *shared, take func(iscsi.Left) (*iscsi.Session, err
 	return err
 }
 
-// condemn recovers a session only to end it; the lock is held.
-func (p *pool) condemn(s *shared) error {
+// recoverToEnd recovers a session only to end it; the lock is held.
+func (p *pool) recoverToEnd(s *shared) error {
 	return p.recoverWith(s, func(l iscsi.Left) (*iscsi.Session, error) { return p.finish(s, l) })
 }
 
@@ -87,7 +87,7 @@ func (p *pool) sweepUnit(ctx context.Context, s *shared, lun int) error {
 		return err
 	}
 	defer s.give()
-	if err := p.condemn(s); err != nil || s.session == nil || p.isLast(s) {
+	if err := p.recoverToEnd(s); err != nil || s.session == nil || p.isLast(s) {
 		return err
 	}
 	if err := s.session.Settle(ctx); err != nil {
