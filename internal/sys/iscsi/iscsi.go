@@ -16,8 +16,8 @@
 //
 // # Without the server
 //
-// A session outlives the server that has made it: the kernel has the socket, and needs a program only to log in again. [Env.Left]
-// finds what an earlier server on the same run directory has left, by marks that the kernel keeps with each session; see [Left].
+// A session outlives the server that has made it: the kernel has the socket, and needs a program only to log in again. [Env.Leftovers]
+// finds what an earlier server on the same run directory has left, by marks that the kernel keeps with each session; see [Leftover].
 package iscsi
 
 import (

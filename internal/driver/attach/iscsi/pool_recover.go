@@ -10,15 +10,15 @@ import (
 )
 
 // recoverWith makes what an earlier daemon has left of a session, if anything, this daemon's by take; the lock is held.
-func (p *pool) recoverWith(s *shared, take func(iscsi.Left) (*iscsi.Session, error)) error {
+func (p *pool) recoverWith(s *shared, take func(iscsi.Leftover) (*iscsi.Session, error)) error {
 	if s.session != nil {
 		return nil
 	}
-	all, err := p.env.Left()
+	all, err := p.env.Leftovers()
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(all, func(l iscsi.Left) bool { return names{l.Initiator, l.Target} == s.names })
+	i := slices.IndexFunc(all, func(l iscsi.Leftover) bool { return names{l.Initiator, l.Target} == s.names })
 	if i < 0 {
 		return nil
 	}
@@ -31,10 +31,10 @@ func (p *pool) recoverWith(s *shared, take func(iscsi.Left) (*iscsi.Session, err
 
 // recoverToEnd recovers a session only to end it; the lock is held.
 func (p *pool) recoverToEnd(s *shared) error {
-	return p.recoverWith(s, func(l iscsi.Left) (*iscsi.Session, error) { return p.finish(s, l) })
+	return p.recoverWith(s, func(l iscsi.Leftover) (*iscsi.Session, error) { return p.finish(s, l) })
 }
 
-func (p *pool) finish(s *shared, l iscsi.Left) (*iscsi.Session, error) {
+func (p *pool) finish(s *shared, l iscsi.Leftover) (*iscsi.Session, error) {
 	session, err := l.Finish(p.env)
 	s.closing = err == nil
 	return session, err
@@ -51,12 +51,12 @@ func (p *pool) recover(ctx context.Context, lun int, id int64, conf iscsi.Config
 		return nil, err
 	}
 	defer s.give()
-	err = p.recoverWith(s, func(l iscsi.Left) (*iscsi.Session, error) {
+	err = p.recoverWith(s, func(l iscsi.Leftover) (*iscsi.Session, error) {
 		if l.Ending() {
 			return p.finish(s, l)
 		}
 		s.conf = conf
-		return l.Take(ctx, p.env, conf)
+		return l.Recover(ctx, p.env, conf)
 	})
 	switch {
 	case err != nil:
@@ -107,7 +107,7 @@ func (p *pool) endNameless(ctx context.Context) error {
 	if p.looked {
 		return nil
 	}
-	all, err := p.env.Left()
+	all, err := p.env.Leftovers()
 	if err != nil {
 		return err
 	}

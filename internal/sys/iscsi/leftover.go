@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// Left is a session that an earlier server on the same run directory has left in the kernel. There it lives on without it: it
+// Leftover is a session that an earlier server on the same run directory has left in the kernel. There it lives on without it: it
 // has the connection to the target, sends and answers pings and moves data. When the connection is lost, I/O waits until
 // somebody logs in again, at most for Config.Replacement.
-type Left struct {
+type Leftover struct {
 	// Initiator and Target are its names. A session that was cut off before it had a connection has none.
 	Initiator, Target string
 
@@ -20,8 +20,8 @@ type Left struct {
 	mark string
 }
 
-// Left returns the sessions that earlier servers have left, if this one has made none yet: they are told by their owner alone.
-func (e Env) Left() ([]Left, error) {
+// Leftovers returns the sessions that earlier servers have left, if this one has made none yet: they are told by their owner alone.
+func (e Env) Leftovers() ([]Leftover, error) {
 	if _, err := os.Stat(transport); err != nil {
 		return nil, nil // nobody can have made one
 	}
@@ -33,9 +33,9 @@ func (e Env) Left() ([]Left, error) {
 	if err != nil {
 		return nil, err
 	}
-	var left []Left
+	var left []Leftover
 	for _, s := range inKernel() {
-		l := Left{mark: o.mark, conn: connection{kernel: k, session: s.number, host: s.host}}
+		l := Leftover{mark: o.mark, conn: connection{kernel: k, session: s.number, host: s.host}}
 		switch {
 		case s.owner == o.mark:
 			l.Initiator, l.Target = s.initiator, s.target
@@ -47,9 +47,9 @@ func (e Env) Left() ([]Left, error) {
 	return left, nil
 }
 
-// Take makes it a Session of this server, which logs in again by itself whenever the connection is lost, or is lost already. It
+// Recover makes it a Session of this server, which logs in again by itself whenever the connection is lost, or is lost already. It
 // changes nothing in the kernel and does not wait for the target.
-func (l Left) Take(ctx context.Context, env Env, conf Config) (*Session, error) {
+func (l Leftover) Recover(ctx context.Context, env Env, conf Config) (*Session, error) {
 	s, err := l.hold(env, conf)
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func (l Left) Take(ctx context.Context, env Env, conf Config) (*Session, error) 
 }
 
 // Finish makes it a Session that is good for nothing but to be closed.
-func (l Left) Finish(env Env) (*Session, error) {
+func (l Leftover) Finish(env Env) (*Session, error) {
 	s, err := l.hold(env, Config{Initiator: l.Initiator, Target: l.Target})
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (l Left) Finish(env Env) (*Session, error) {
 }
 
 // hold finds out what it is doing. Events are collected from before that on, so that no change is missed.
-func (l Left) hold(env Env, conf Config) (*Session, error) {
+func (l Leftover) hold(env Env, conf Config) (*Session, error) {
 	news, err := listen()
 	if err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func (l Left) hold(env Env, conf Config) (*Session, error) {
 }
 
 // Ending tells whether its connection was closed for good: that is the begin of its end.
-func (l Left) Ending() bool {
+func (l Leftover) Ending() bool {
 	dir := fmt.Sprintf("/sys/class/iscsi_connection/connection%d:%d", l.conn.session, theConn)
 	_, err := os.Stat(dir)
 	return err != nil || attribute(dir, "state") == "down"
