@@ -70,7 +70,7 @@ type Unit interface {
 	// ctx's deadline. A need that does not exist yet is a preview, too; then the placement's ID is 0. With an error the Preview contains
 	// at least Does.
 	Check(ctx context.Context, place Placement) (Preview, error)
-	// Down takes away what Up made. What is already gone counts as taken away. If something else than an
+	// Down removes what Up made. What is already gone counts as removed. If something else than an
 	// object of ours holds it, Down changes nothing and returns an errs.Conflict that names the holders.
 	Down(ctx context.Context, place Placement, status Status) error
 	// Recover checks that the object of an earlier daemon is unchanged since its Up, and makes it this daemon's own. It changes nothing

@@ -101,7 +101,7 @@ func (o order) note(t *testing.T, name string, v any) {
 }
 
 // Killed kills a daemon before and after each act of Up, and of Down, and at the end of them, and proves that the next one, which
-// has no more than what was written to the journal before, finds all that is left and takes it away. The whole test runs again in
+// has no more than what was written to the journal before, finds all leftovers and removes them. The whole test runs again in
 // the victim, up to its call of Victim.
 func Killed(t *testing.T, k Killing) {
 	for _, down := range []bool{false, true} {

@@ -49,7 +49,7 @@ func OfMount(path string) []Holder {
 
 // Unnoticed returns who holds the topmost mount at path in a way that umount(2) does not mind:
 //
-//   - somebody has mounted something over it, which umount would take away in its place;
+//   - somebody has mounted something over it, which umount would remove in its place;
 //   - a live overlay has it as a layer, and keeps its file system alive: it is found by the paths that it was made of;
 //   - processes in other mount namespaces use a copy of it, which likewise lives on.
 //

@@ -192,7 +192,7 @@ func after(s, sep string) string {
 	return rest
 }
 
-// Delete is the file by which the device is taken away.
+// Delete is the file by which the device is removed.
 func (u Unit) Delete() string { return filepath.Join(u.dir(), "delete") }
 
 // Remove takes the device away. The kernel writes back what it has in memory and has the target do the same with its

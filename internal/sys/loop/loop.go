@@ -283,7 +283,7 @@ func setStatus(f *os.File) func(*unix.LoopInfo64) error {
 	return func(status *unix.LoopInfo64) error { return unix.IoctlLoopSetStatus64(int(f.Fd()), status) }
 }
 
-// changeFlags takes away and adds flags: only AUTOCLEAR can be taken, AUTOCLEAR and PARTSCAN added. The kernel waits until all requests
+// changeFlags removes and adds flags: only AUTOCLEAR can be taken, AUTOCLEAR and PARTSCAN added. The kernel waits until all requests
 // to the device have ended, some 15 ms even if there are none (6.18): not for what has to be done often.
 func (l *Loop) changeFlags(f *os.File, act string, take, add uint32, set func(*unix.LoopInfo64) error) error {
 	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))

@@ -1,4 +1,4 @@
-// Package mount makes and takes away mounts with the kernel's descriptor based interface (fsopen(2), open_tree(2),
+// Package mount makes and removes mounts with the kernel's descriptor based interface (fsopen(2), open_tree(2),
 // mount_setattr(2), move_mount(2); Linux 5.12): a mount is complete before anyone can see it, and closing its
 // descriptor undoes it. Errors carry the kernel's own words.
 package mount

@@ -48,8 +48,8 @@ func Below(path string) ([]string, error) {
 	return order, nil
 }
 
-// Unmount takes away the mount at path and, before it, the mounts below that are named in submounts; never lazily.
-// What is not mounted counts as taken away. If anything holds one of them, also by a copy in another mount
+// Unmount removes the mount at path and, before it, the mounts below that are named in submounts; never lazily.
+// What is not mounted counts as removed. If anything holds one of them, also by a copy in another mount
 // namespace, nothing has changed and the error is an errs.Conflict that names the holders. A mount below that is not
 // in submounts is such a holder.
 //
@@ -195,7 +195,7 @@ func (s *submount) restore(g failpoint.Hook) error {
 
 func (s *submount) close() { s.copy.Close() }
 
-// UnmountHere takes away the mount at path without a look at other mount namespaces: for a mount whose copies there
+// UnmountHere removes the mount at path without a look at other mount namespaces: for a mount whose copies there
 // do no harm. Otherwise it is as Unmount.
 func UnmountHere(g failpoint.Hook, path string) error { return unmount(g, path, path) }
 

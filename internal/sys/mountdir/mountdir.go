@@ -301,7 +301,7 @@ func covered(path string, by mounttable.Entry) error {
 	return errs.New(errs.Conflict, "something else (%s, %q) is mounted over it at %s: unmount that, then delete it", by.Type, by.Source, path)
 }
 
-// Sweep takes away whatever is mounted at the mountpoint of id, with what is mounted below it, and the mountpoint. It is for what
+// Sweep removes whatever is mounted at the mountpoint of id, with what is mounted below it, and the mountpoint. It is for what
 // a killed daemon may have left: that there is nothing is fine.
 func (d *Dir) Sweep(ctx context.Context, id int64) error {
 	below, err := mount.Below(d.Path(id))

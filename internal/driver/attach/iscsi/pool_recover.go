@@ -69,7 +69,7 @@ func (p *pool) recover(ctx context.Context, lun int, id int64, conf iscsi.Config
 	return s.session, nil
 }
 
-// sweep ends what is left of a session that nobody has recovered. Of one that others use it takes away the logical unit alone.
+// sweep ends what is left of a session that nobody has recovered. Of one that others use it removes the logical unit alone.
 func (p *pool) sweep(ctx context.Context, n names, lun int, id int64) error {
 	if err := p.endNameless(ctx); err != nil {
 		return err
@@ -81,7 +81,7 @@ func (p *pool) sweep(ctx context.Context, n names, lun int, id int64) error {
 	return errors.Join(p.sweepUnit(ctx, s, lun), p.leave(ctx, s, lun, true))
 }
 
-// sweepUnit takes away a logical unit that may be on its way in. If nobody else uses the session it goes with that.
+// sweepUnit removes a logical unit that may be on its way in. If nobody else uses the session it goes with that.
 func (p *pool) sweepUnit(ctx context.Context, s *shared, lun int) error {
 	if err := s.take(ctx); err != nil {
 		return err

@@ -97,7 +97,7 @@ func (n *node) clean(t *testing.T, before string) bool {
 	return false
 }
 
-// A daemon that is killed after any act of a create: the next one takes away what there is.
+// A daemon that is killed after any act of a create: the next one removes what there is.
 func TestKilledDuringUp(t *testing.T) {
 	n := newNode(t)
 	target := testkit.StartTarget(t, "killed", chapOptions...).IQN

@@ -64,7 +64,7 @@ func (u *unit) Inspect(_ driver.Placement, status driver.Status, _ *mounttable.T
 	return nil
 }
 
-// Sweep takes away what an Up has left that was cut off: the disk, and the session unless others use it.
+// Sweep removes what an Up has left that was cut off: the disk, and the session unless others use it.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	if err := u.driver.pool.sweep(waits.On(ctx, u.target()), u.names(), int(u.LUN), place.ID); err != nil {
 		return err

@@ -244,7 +244,7 @@ func (u *unit) quit(ctx context.Context, s *shared, session *iscsi.Session, forc
 	return u.driver.pool.leave(ctx, s, int(u.LUN), false)
 }
 
-// undo takes away what there is of a unit that could not come up. Nobody will try again.
+// undo removes what there is of a unit that could not come up. Nobody will try again.
 func (u *unit) undo(ctx context.Context, id int64, status driver.Status) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()

@@ -128,7 +128,7 @@ func (u *unit) keys(id int64) string {
 // undoing is how much longer than its context Up may take to undo what is half done.
 const undoing = 2 * time.Second
 
-// undo takes away what there is of a mapping that failed, and returns why it did.
+// undo removes what there is of a mapping that failed, and returns why it did.
 func (u *unit) undo(id int64, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoing)
 	defer cancel()

@@ -432,7 +432,7 @@ func detached(t *testing.T, device string) int {
 	return mount
 }
 
-// Two devices come and go with one number: Down takes away only its own.
+// Two devices come and go with one number: Down removes only its own.
 func TestDownOfReusedNumber(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")

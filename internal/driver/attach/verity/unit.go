@@ -227,7 +227,7 @@ func (u *unit) firstBlock(ctx context.Context, path string, s superblock, n note
 // corrupted tells whether a read has failed the check since the device was made.
 func corrupted(status dm.Status) bool { return strings.HasPrefix(status.Text, "C") }
 
-// undo takes away what there is of a device that could not come up, and returns why it did not.
+// undo removes what there is of a device that could not come up, and returns why it did not.
 func (u *unit) undo(place driver.Placement, status, under driver.Status, cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 	defer cancel()
@@ -395,7 +395,7 @@ func (u *unit) Covered(status driver.Status) (driver.Unit, driver.Status) {
 // Verified implements driver.Verified. That an image announces verity is known too late.
 func (u *unit) Verified(bool) bool { return !u.Verity.Announced }
 
-// Sweep takes away what an Up has left that was cut off.
+// Sweep removes what an Up has left that was cut off.
 func (u *unit) Sweep(ctx context.Context, place driver.Placement) error {
 	if !u.Verity.Announced || u.driver.mapper.Find(ctx) == nil {
 		if err := u.driver.mapper.Remove(ctx, u.name(place.ID)); err != nil {

@@ -451,7 +451,7 @@ func TestOnDemandRefused(t *testing.T) {
 	}
 }
 
-// A daemon that is killed at any act leaves nothing that the next one does not take away.
+// A daemon that is killed at any act leaves nothing that the next one does not remove.
 func TestOnDemandKilled(t *testing.T) {
 	drivertest.Victim(t, func(dir string, g failpoint.Hook) driver.Driver {
 		return (&remote{lab: openLab(t, dir), launch: openLaunch(t)}).driver(t, g)

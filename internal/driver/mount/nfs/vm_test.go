@@ -136,7 +136,7 @@ func TestVersions(t *testing.T) {
 				t.Errorf("it is %+v", status.Tree)
 			}
 			down(t, unit, status)
-			down(t, unit, status) // what is gone counts as taken away
+			down(t, unit, status) // what is gone counts as removed
 		})
 	}
 }

@@ -240,7 +240,7 @@ func explain(err error) error {
 	return fmt.Errorf("prepare the upper layer: %w", e)
 }
 
-// dropUpper takes away what makeUpper made for one overlay that is not mounted. What is in another mount stays there.
+// dropUpper removes what makeUpper made for one overlay that is not mounted. What is in another mount stays there.
 func (u *unit) dropUpper(ctx context.Context, id int64) error {
 	u.o.Claims.DropLayers(id)
 	if u.Upper.Sort != inMemory {

@@ -110,7 +110,7 @@ func (m *Mounts) Detach(ctx context.Context, place driver.Placement) error {
 	return nil
 }
 
-// Sweep takes away what a killed daemon may have left of a mount that nobody has used yet: that there is nothing is fine.
+// Sweep removes what a killed daemon may have left of a mount that nobody has used yet: that there is nothing is fine.
 func (m *Mounts) Sweep(ctx context.Context, id int64) error {
 	m.Recovered(id)
 	if err := m.Settle(ctx, id); err != nil {
