@@ -4,7 +4,7 @@ package inroot
 
 import "golang.org/x/sys/unix"
 
-// tries is how often a resolution is begun anew when a ".." in it met a rename or a mount somewhere on the node:
+// tries is how often a resolution begins again when a ".." in it met a rename or a mount somewhere on the node:
 // the kernel then answers EAGAIN, since it can't tell whether the path left the tree.
 const tries = 128
 

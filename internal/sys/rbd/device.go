@@ -17,7 +17,7 @@ import (
 
 // Identity tells one mapping from all others. It does not change while an image is mapped.
 type Identity struct {
-	ID        int    `json:"id"` // N in /dev/rbdN; given out anew when free
+	ID        int    `json:"id"` // N in /dev/rbdN; given out again when free
 	Number    uint64 `json:"number"`
 	Sequence  uint64 `json:"seq,omitempty"` // /sys/block/rbdN/diskseq: no two disks of one boot share one. 0 before Linux 5.15
 	Cluster   string `json:"cluster"`       // its fsid

@@ -15,7 +15,7 @@ import (
 
 // pool is the sessions, each shared by the attachments of the target's logical units. An attachment first enters itself
 // as a user, then waits for the session's lock. So whoever leaves last, with the lock held, knows that it is the last, and who
-// came meanwhile logs in anew.
+// came meanwhile logs in again.
 type pool struct {
 	env iscsi.Env
 

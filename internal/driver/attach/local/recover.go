@@ -15,7 +15,7 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	return driver.Restored(&unit{driver: d}, data)
 }
 
-// Recover claims the device anew, if it still is the one that was attached.
+// Recover claims the device again, if it still is the one that was attached.
 func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	if err := u.driver.claims.Device(place.ID, status.Device.Number, status.Device.Path); err != nil {
 		return err

@@ -111,7 +111,7 @@ func TestRecover(t *testing.T) {
 	down(t, next, status)
 }
 
-// The kernel's client proves anew who it is when its connection breaks: no key is needed for that, and none is there.
+// The kernel's client proves again who it is when its connection breaks: no key is needed for that, and none is there.
 func TestReconnect(t *testing.T) {
 	w := newWorld(t)
 	w.Image(t, "one")

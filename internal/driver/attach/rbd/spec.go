@@ -83,10 +83,10 @@ func (u *unit) options() (all []rbd.Option) {
 	return all
 }
 
-// timeLimit is the option that keeps the kernel from waiting for ever.
+// timeLimit is the option that keeps the kernel from waiting forever.
 const timeLimit = "mount_timeout"
 
-// limits keep the kernel from waiting for ever for the cluster, and for a lock if it is to take one. They end before the
+// limits keep the kernel from waiting forever for the cluster, and for a lock if it is to take one. They end before the
 // create does, so that the kernel's answer still comes. The default is a constant where it can be: mappings with
 // different values do not share their connections.
 func (u *unit) limits(ctx context.Context) []rbd.Option {

@@ -26,7 +26,7 @@ func (m *mounter) Restore(data json.RawMessage) (driver.Unit, error) {
 	return u, faults.Err()
 }
 
-// Recover claims the device anew for a mount in this way.
+// Recover claims the device again for a mount in this way.
 func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	var has claims.Image
 	if err := json.Unmarshal(status.Notes, &has); err != nil {

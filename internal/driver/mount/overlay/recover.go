@@ -16,7 +16,7 @@ func (o *overlayer) Restore(data json.RawMessage) (driver.Unit, error) {
 	return driver.Restored(&unit{o: o}, data)
 }
 
-// Recover claims anew an upper layer in another mount.
+// Recover claims again an upper layer in another mount.
 func (u *unit) Recover(_ context.Context, place driver.Placement, status driver.Status) error {
 	var n notes
 	if status.Notes != nil { // a single lower mount without an upper one has none
