@@ -23,12 +23,12 @@ import (
 //  2. when the unit tells that something about it has changed (unit attention);
 //  3. now and then.
 //
-// All I/O of a unit that is not what it was fails from then on.
+// All I/O of a unit that has changed fails from then on.
 
 // guarded is a unit whose identity is compared.
 type guarded struct {
 	want  Identity
-	wrong error // what was found, if it is not what it was
+	wrong error // what was found, if it has changed
 }
 
 const (
@@ -73,7 +73,7 @@ func (s *Session) Release(lun int) {
 	delete(s.units, lun)
 }
 
-// Wrong says what a unit is now, if it is not what it was. It never waits.
+// Wrong says what a unit is now, if it has changed. It never waits.
 func (s *Session) Wrong(lun int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,14 +91,14 @@ func (s *Session) Verify() {
 	}
 }
 
-// right returns the numbers of the guarded units that are what they were.
+// right returns the numbers of the guarded units that are unchanged.
 func (s *Session) right() []int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.units)), func(lun int) bool { return s.units[lun].wrong != nil })
 }
 
-// verify asks the target over a connection of its own who the guarded units are, while I/O waits. That of units that are not what they
+// verify asks the target over a connection of its own who the guarded units are, while I/O waits. That of units that have
 // were has failed afterwards. A unit that the target does not have may yet come, until I/O fails anyway.
 func (s *Session) verify(ctx context.Context, tcp net.Conn) error {
 	found, absent, err := s.conf.probe(ctx, tcp, s.right())

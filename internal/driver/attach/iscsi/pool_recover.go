@@ -41,7 +41,7 @@ func (p *pool) finish(s *shared, l iscsi.Leftover) (*iscsi.Session, error) {
 }
 
 // recover enters an attachment of an earlier daemon as a user of its session, which is recovered with the first of them. With an
-// error there is no such session, or it is not what it was; the attachment is its user even so.
+// error there is no such session, or it has changed; the attachment is its user even so.
 func (p *pool) recover(ctx context.Context, lun int, id int64, conf iscsi.Config) (*iscsi.Session, error) {
 	s, err := p.enter(names{conf.Initiator, conf.Target}, lun, id)
 	if err != nil {

@@ -43,7 +43,7 @@ func (u *unit) Recover(ctx context.Context, place driver.Placement, status drive
 	return errors.Join(stands, unknown)
 }
 
-// stands tells what has become of the disk, if it is not what it was.
+// stands tells what has become of the disk, if it has changed.
 func (u *unit) stands(session *iscsi.Session, status driver.Status) error {
 	if status.Device == nil || u.of(session).Is(status.Device.Number, status.Device.Sequence) {
 		return nil
