@@ -14,7 +14,7 @@ type ContainerUnit interface {
 	Unit
 	// Name is the container's name, unique among containers, or empty.
 	Name() string
-	// Autostart tells whether its creation includes the first start.
+	// Autostart reports whether its creation includes the first start.
 	Autostart() bool
 	// Restart says when it is started again by itself.
 	Restart() Restart

@@ -69,7 +69,7 @@ func (t *Table) All(yield func(path string, e Entry) bool) {
 	}
 }
 
-// Has tells whether the file system has an option, such as "ro", as it stands in mountinfo: see proc_pid_mountinfo(5).
+// Has reports whether the file system has an option, such as "ro", as it stands in mountinfo: see proc_pid_mountinfo(5).
 func (e Entry) Has(option string) bool {
 	return slices.Contains(strings.Split(e.super, ","), option)
 }

@@ -186,7 +186,7 @@ func (c *Claims) Take(id int64, want Image) error {
 	return nil
 }
 
-// Check tells whether Reserve and Take would enter a mount.
+// Check reports whether Reserve and Take would enter a mount.
 func (c *Claims) Check(ctx context.Context, want Image) error {
 	c.mu.Lock()
 	err := c.alone(want)

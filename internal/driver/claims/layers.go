@@ -63,7 +63,7 @@ func (c *Claims) TakeLayers(id int64, want Layers) error {
 	return nil
 }
 
-// CheckLayers tells whether TakeLayers would enter an overlay.
+// CheckLayers reports whether TakeLayers would enter an overlay.
 func (c *Claims) CheckLayers(want Layers) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

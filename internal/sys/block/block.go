@@ -135,7 +135,7 @@ func (n Nodes) Remove(path string, number uint64) error {
 	return n.RemoveUnless(path, number, func() bool { return Name(number) != "" })
 }
 
-// RemoveUnless is Remove for a device that may be there still, or again: in use tells whether another one has it now. Should it come
+// RemoveUnless is Remove for a device that may be there still, or again: in use reports whether another one has it now. Should it come
 // into use in the meantime the node comes back.
 func (n Nodes) RemoveUnless(path string, number uint64, inUse func() bool) error {
 	for range nodeTries {

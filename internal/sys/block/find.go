@@ -38,7 +38,7 @@ func Find(number uint64) (Info, error) {
 	return info, nil
 }
 
-// MayHang tells whether a request to a block device can take forever: unless it is a disk of the node, whose driver ends every
+// MayHang reports whether a request to a block device can take forever: unless it is a disk of the node, whose driver ends every
 // request in a time of its own. All others stand on something: another device that can be suspended, a file, a server.
 func MayHang(number uint64) bool {
 	dir, err := filepath.EvalSymlinks(Sysfs(number))

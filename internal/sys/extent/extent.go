@@ -64,7 +64,7 @@ type file struct {
 // maxDepth bounds how many devices may stand on each other.
 const maxDepth = 32
 
-// Of returns the content of a block device. mayHang tells whether the server of a file below it may be gone: then a helper asks for
+// Of returns the content of a block device. mayHang reports whether the server of a file below it may be gone: then a helper asks for
 // the file, and if it gets no answer before ctx ends the error is errs.Deadline.
 func (f *Finder) Of(ctx context.Context, number uint64, mayHang bool) (Content, error) {
 	var c Content

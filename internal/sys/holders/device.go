@@ -67,10 +67,10 @@ func parseNumber(text string) (uint64, bool) {
 
 func (d device) has(number uint64) bool { return slices.Contains(d.numbers, number) }
 
-// named tells whether path looks like a node of the device.
+// named reports whether path looks like a node of the device.
 func (d device) named(path string) bool { return slices.Contains(d.names, filepath.Base(path)) }
 
-// under tells whether m is a file system on the device. Those of btrfs have a number of their own.
+// under reports whether m is a file system on the device. Those of btrfs have a number of their own.
 func (d device) under(m *mountinfo.Info) bool {
 	return d.has(unix.Mkdev(uint32(m.Major), uint32(m.Minor))) ||
 		m.FSType == "btrfs" && strings.HasPrefix(m.Source, "/dev/") && d.named(m.Source)
@@ -152,7 +152,7 @@ func (s *scan) deviceDescriptors(p process, d device) {
 	})
 }
 
-// mayBeNode tells whether a descriptor of this mount can be a device node and can be stat'ed without a wait.
+// mayBeNode reports whether a descriptor of this mount can be a device node and can be stat'ed without a wait.
 // On a mount that is attached nowhere only the name tells.
 func (s *scan) mayBeNode(id int, named bool) bool {
 	m, ok := s.byID[id]

@@ -102,7 +102,7 @@ func (s *scan) overlays(path string, copies map[uint64]int) {
 	}
 }
 
-// overlaid tells whether m is an overlay with a layer in path.
+// overlaid reports whether m is an overlay with a layer in path.
 func overlaid(m *mountinfo.Info, path string) bool {
 	if m.FSType != "overlay" || filepath.Dir(m.Mountpoint) == filepath.Dir(path) {
 		return false

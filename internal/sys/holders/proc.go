@@ -297,7 +297,7 @@ func blockNumber(link string) (uint64, bool) {
 	return st.Rdev, true
 }
 
-// below tells whether path is dir or in it.
+// below reports whether path is dir or in it.
 func below(path, dir string) bool {
 	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
 }

@@ -5,7 +5,7 @@ package inroot
 import "golang.org/x/sys/unix"
 
 // tries is how often a resolution begins again when a ".." in it met a rename or a mount somewhere on the node:
-// the kernel then answers EAGAIN, since it can't tell whether the path left the tree.
+// the kernel then answers EAGAIN, since it can't report whether the path left the tree.
 const tries = 128
 
 // cached is RESOLVE_CACHED of openat2(2).

@@ -77,7 +77,7 @@ func (c challenge) response(secret string) []byte {
 	return h.Sum(nil)
 }
 
-// proves tells whether text, the value of a CHAP_R, is the response.
+// proves reports whether text, the value of a CHAP_R, is the response.
 func (c challenge) proves(secret, text string) bool {
 	got, err := parseBinary(text)
 	return err == nil && subtle.ConstantTimeCompare(got, c.response(secret)) == 1

@@ -312,10 +312,10 @@ const sector = 512
 // offline is the state of a device whose I/O fails.
 const offline = "offline"
 
-// Failed tells whether all I/O of the device fails for good.
+// Failed reports whether all I/O of the device fails for good.
 func (u Unit) Failed() bool { return attribute(u.dir(), "state") == offline }
 
-// running tells whether the device can do I/O.
+// running reports whether the device can do I/O.
 func (u Unit) running() bool { return attribute(u.dir(), "state") == "running" }
 
 // fail makes all I/O of the device fail. While the connection is lost the kernel refuses to set a device offline: then the device is

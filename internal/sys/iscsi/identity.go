@@ -104,7 +104,7 @@ const (
 	senseAttention = 6
 )
 
-// passing tells whether the unit may reply otherwise the next time.
+// passing reports whether the unit may reply otherwise the next time.
 func (a Answer) passing() bool {
 	return a.status == statusBusy || a.status == statusFull || a.status == statusCheck && a.key == senseAttention
 }

@@ -61,7 +61,7 @@ func (a Auth) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "CHAP as %q with %q", a.Name, a.TargetName)
 }
 
-// Known tells whether the secrets that are needed are there.
+// Known reports whether the secrets that are needed are there.
 func (a Auth) Known() bool {
 	return (a.Name == "" || a.Secret != "") && (a.TargetName == "" || a.TargetSecret != "")
 }

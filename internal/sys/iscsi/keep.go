@@ -65,7 +65,7 @@ func (s *Session) watch(ctx context.Context) (why string, err error) {
 	}
 }
 
-// listenAgain replaces the socket of the events after a failure. It tries as long as it takes, and tells whether it did before ctx ended:
+// listenAgain replaces the socket of the events after a failure. It tries as long as it takes, and reports whether it did before ctx ended:
 // without events a lost connection is not noticed.
 func (s *Session) listenAgain(ctx context.Context) bool {
 	for wait := s.env.Backoff.Min; ; wait = min(2*wait, s.env.Backoff.Max) {
@@ -86,7 +86,7 @@ func (s *Session) listenAgain(ctx context.Context) bool {
 // errDestroyed is why a session is not watched any more that somebody else has ended.
 var errDestroyed = errors.New("another program has ended it")
 
-// exists tells whether the kernel has the session.
+// exists reports whether the kernel has the session.
 func (s *Session) exists() bool {
 	_, err := os.Stat(sessionDir(s.conn.session))
 	return err == nil
@@ -98,12 +98,12 @@ func (s *Session) lose() {
 	s.events.close()
 }
 
-// down tells whether the kernel knows the session as not logged in.
+// down reports whether the kernel knows the session as not logged in.
 func (s *Session) down() bool {
 	return attribute(sessionDir(s.conn.session), "state") != "LOGGED_IN"
 }
 
-// recover logs in again, as often as it takes, and tells whether it did before ctx ended. Whatever the target's reason to
+// recover logs in again, as often as it takes, and reports whether it did before ctx ended. Whatever the target's reason to
 // refuse is, it may be over the next time.
 func (s *Session) recover(ctx context.Context) bool {
 	failed := time.AfterFunc(s.conf.Replacement, s.fail)

@@ -86,7 +86,7 @@ func (l Leftover) hold(env Env, conf Config) (*Session, error) {
 	return s, nil
 }
 
-// Ending tells whether its connection was closed for good: that is the begin of its end.
+// Ending reports whether its connection was closed for good: that is the begin of its end.
 func (l Leftover) Ending() bool {
 	dir := fmt.Sprintf("/sys/class/iscsi_connection/connection%d:%d", l.conn.session, theConn)
 	_, err := os.Stat(dir)

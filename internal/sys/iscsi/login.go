@@ -184,7 +184,7 @@ func (l *login) heed(pairs []pair) (answers []pair, err error) {
 	return answers, nil
 }
 
-// round sends one request and returns what the target answers to it, in as many parts as it takes. over tells whether
+// round sends one request and returns what the target answers to it, in as many parts as it takes. over reports whether
 // the target is ready for the next stage, as we are if ready is set.
 func (l *login) round(ctx context.Context, s stage, ready bool, say []pair) (pairs []pair, over bool, err error) {
 	next := fullFeature

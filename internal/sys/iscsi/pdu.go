@@ -105,7 +105,7 @@ func logout() pdu {
 	return p
 }
 
-// endsConnection tells whether an asynchronous message of the target means the end of the connection: it asks us to log out,
+// endsConnection reports whether an asynchronous message of the target means the end of the connection: it asks us to log out,
 // or drops the connection or the session, RFC 7143, 11.9.1.
 func (p *pdu) endsConnection() bool {
 	const first, last = 1, 3

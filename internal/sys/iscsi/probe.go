@@ -118,7 +118,7 @@ func (p *probe) ask(lun int, q Question) (a Answer, err error) {
 	}
 }
 
-// take reads a PDU that belongs to the command with the last tag, and tells whether it is the last one.
+// take reads a PDU that belongs to the command with the last tag, and reports whether it is the last one.
 func (p *probe) take(r pdu, a *Answer) (over bool, err error) {
 	const hasStatus = 1
 	h := &r.header

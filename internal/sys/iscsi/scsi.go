@@ -44,7 +44,7 @@ func (s *Session) scan() string {
 	return fmt.Sprintf("%s/device/../scsi_host/host%d/scan", sessionDir(s.conn.session), s.conn.host)
 }
 
-// Exists tells whether there is a device.
+// Exists reports whether there is a device.
 func (u Unit) Exists() bool {
 	_, err := os.Stat(u.dir())
 	return err == nil
@@ -119,7 +119,7 @@ func (u Unit) wait(ctx context.Context, news *os.File) (string, error) {
 	}
 }
 
-// announces tells whether a uevent says that the disk is there. It reads add@PATH, then NUL and KEY=VALUE, again and again.
+// announces reports whether a uevent says that the disk is there. It reads add@PATH, then NUL and KEY=VALUE, again and again.
 func (u Unit) announces(uevent string) bool {
 	head, rest, _ := strings.Cut(uevent, "\x00")
 	return strings.HasPrefix(head, "add@") && strings.Contains(head, "/"+u.address()+"/block/") &&
@@ -147,7 +147,7 @@ func (u Unit) Number() (uint64, error) {
 	return unix.Mkdev(uint32(a), uint32(b)), nil
 }
 
-// Is tells whether the unit's disk is the one with this number and sequence number; a sequence of 0 is not known.
+// Is reports whether the unit's disk is the one with this number and sequence number; a sequence of 0 is not known.
 func (u Unit) Is(number, sequence uint64) bool {
 	found, err := u.Number()
 	if err != nil || found != number {

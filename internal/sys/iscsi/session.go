@@ -215,7 +215,7 @@ func (s *Session) State() State {
 	return state
 }
 
-// Digests tells whether headers and data have a CRC32C in the session as it is now. ok is false if the kernel does not tell.
+// Digests reports whether headers and data have a CRC32C in the session as it is now. ok is false if the kernel does not tell.
 func (s *Session) Digests() (header, data, ok bool) {
 	dir := fmt.Sprintf("/sys/class/iscsi_connection/connection%d:%d", s.conn.session, theConn)
 	h, d := attribute(dir, "header_digest"), attribute(dir, "data_digest")

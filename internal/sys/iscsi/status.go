@@ -37,7 +37,7 @@ var statusTexts = map[status]string{
 	{statusTarget, 2}:     "out of resources",
 }
 
-// refused is the error of a login that the target refuses. chap tells whether we offer CHAP, proven whether it had our proof.
+// refused is the error of a login that the target refuses. chap reports whether we offer CHAP, proven whether it had our proof.
 func (s status) refused(chap, proven bool) error {
 	text := statusTexts[s]
 	switch {

@@ -43,7 +43,7 @@ func decode(text []byte) ([]pair, error) {
 	return pairs, nil
 }
 
-// isKey tells whether b can be the name of a key: RFC 7143, 6.1.
+// isKey reports whether b can be the name of a key: RFC 7143, 6.1.
 func isKey(b []byte) bool {
 	const longest = 63
 	if len(b) == 0 || len(b) > longest {

@@ -76,7 +76,7 @@ func (l *Loop) Lives(path string, id ID) (bool, error) {
 	return bound(id.Number), err
 }
 
-// Is tells whether the device at path is still the one of id.
+// Is reports whether the device at path is still the one of id.
 func (l *Loop) Is(path string, id ID) (bool, error) {
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) && !bound(id.Number) {
@@ -89,7 +89,7 @@ func (l *Loop) Is(path string, id ID) (bool, error) {
 	return l.matches(f, id)
 }
 
-// bound tells whether a loop device has a file, without a device node.
+// bound reports whether a loop device has a file, without a device node.
 func bound(number uint64) bool {
 	_, err := os.Stat(filepath.Join(block.Sysfs(number), "loop/backing_file"))
 	return err == nil

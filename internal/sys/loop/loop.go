@@ -102,7 +102,7 @@ func (l *Loop) Attach(ctx context.Context, file *os.File, o Options) (*Device, e
 	return nil, errs.New(errs.Conflict, "attach %s: other programs took %d free loop devices in a row", file.Name(), tries)
 }
 
-// taken tells whether another one took or removed a free device, or its node, in the meantime: the next one, please.
+// taken reports whether another one took or removed a free device, or its node, in the meantime: the next one, please.
 func taken(err error) bool {
 	return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, errNodeGone)
 }

@@ -66,7 +66,7 @@ func (l *Loop) marked(ctx context.Context, dir, mark string) (path string, id ID
 	return path, id, nil
 }
 
-// identify tells whether the device at path has a mark, and completes its id.
+// identify reports whether the device at path has a mark, and completes its id.
 func (l *Loop) identify(ctx context.Context, path, mark string, id *ID) (bool, error) {
 	found, err := l.read(ctx, path, id)
 	return err == nil && found == mark, err

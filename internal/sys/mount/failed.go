@@ -9,7 +9,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/mounttable"
 )
 
-// Failed tells whether the kernel has given up the file system mounted at path, which e is about: after an error on its device, or
+// Failed reports whether the kernel has given up the file system mounted at path, which e is about: after an error on its device, or
 // one that it found in it. With writable it was not mounted read-only; then that it is so now is a sign, too.
 //
 // It waits for nothing. Ext4 shows in its options that it was shut down from Linux 6.15 on, and before that it becomes

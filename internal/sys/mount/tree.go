@@ -59,7 +59,7 @@ func Attach(g failpoint.Hook, tree, dir *os.File, name string) error {
 	return nil
 }
 
-// IsReadOnly tells whether a file is on a mount or a file system that is read-only.
+// IsReadOnly reports whether a file is on a mount or a file system that is read-only.
 func IsReadOnly(f *os.File) (bool, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
@@ -68,7 +68,7 @@ func IsReadOnly(f *os.File) (bool, error) {
 	return st.Flags&unix.ST_RDONLY != 0, nil
 }
 
-// IsOverlay tells whether a file is on an overlay.
+// IsOverlay reports whether a file is on an overlay.
 func IsOverlay(f *os.File) (bool, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {

@@ -86,7 +86,7 @@ func UnmountWith(path string, whole bool, act func() error) error {
 	return explained(path, act)
 }
 
-// IsMounted tells whether something is mounted at path. It looks into the mount table alone.
+// IsMounted reports whether something is mounted at path. It looks into the mount table alone.
 func IsMounted(path string) (bool, error) {
 	table, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(path))
 	if err != nil {

@@ -74,7 +74,7 @@ func (d *Dir) undo(made, fresh bool) error {
 	return nil
 }
 
-// cover mounts the tmpfs unless it is there, and tells whether it was mounted now.
+// cover mounts the tmpfs unless it is there, and reports whether it was mounted now.
 func (d *Dir) cover() (fresh bool, err error) {
 	mounted, err := d.mounted()
 	if err != nil || mounted {
@@ -84,7 +84,7 @@ func (d *Dir) cover() (fresh bool, err error) {
 	return err == nil, err
 }
 
-// mounted tells whether our tmpfs is there already.
+// mounted reports whether our tmpfs is there already.
 func (d *Dir) mounted() (bool, error) {
 	table, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(d.path))
 	if err != nil {
@@ -187,7 +187,7 @@ func (d *Dir) Path(id int64) string { return filepath.Join(d.path, d.name(id)) }
 
 func (d *Dir) name(id int64) string { return strconv.FormatInt(id, 10) + d.suffix }
 
-// Contains tells whether an open file is inside the directory, whichever way its path led there.
+// Contains reports whether an open file is inside the directory, whichever way its path led there.
 func (d *Dir) Contains(f *os.File) (bool, error) {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err != nil {

@@ -102,7 +102,7 @@ func Pair() (kernel, peer *os.File, err error) {
 	return os.NewFile(uintptr(pair[0]), "nbd"), os.NewFile(uintptr(pair[1]), "nbd peer"), nil
 }
 
-// Dropped tells whether the kernel does not use the socket that it got by Reconfigure, whose other end is peer. The caller has closed its
+// Dropped reports whether the kernel does not use the socket that it got by Reconfigure, whose other end is peer. The caller has closed its
 // own descriptor of that socket.
 func Dropped(peer *os.File) bool {
 	wait := []unix.PollFd{{Fd: int32(peer.Fd())}}

@@ -180,7 +180,7 @@ func (d Identity) held() error {
 // probing is how long a living cluster may take to answer.
 const probing = 3 * time.Second
 
-// dead tells whether the image behind a device can't be reached: the kernel fails to read its header again.
+// dead reports whether the image behind a device can't be reached: the kernel fails to read its header again.
 func (b *Bus) dead(ctx context.Context, d Identity) bool {
 	ctx, cancel := context.WithTimeout(ctx, probing)
 	defer cancel()

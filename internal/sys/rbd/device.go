@@ -38,7 +38,7 @@ type Device struct {
 // Name is the kernel's: "rbd3".
 func (d Identity) Name() string { return "rbd" + strconv.Itoa(d.ID) }
 
-// sameImage tells whether both are the same image itself, whatever it is called.
+// sameImage reports whether both are the same image itself, whatever it is called.
 func (d Identity) sameImage(other Identity) bool {
 	return d.Cluster == other.Cluster && d.Pool == other.Pool && d.Namespace == other.Namespace &&
 		d.ImageID == other.ImageID && d.Snapshot == other.Snapshot
@@ -70,7 +70,7 @@ func (b *Bus) Devices() ([]Device, error) {
 	return all, nil
 }
 
-// gone tells whether err is that of a device that is just coming or going.
+// gone reports whether err is that of a device that is just coming or going.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // device reads what sysfs says about one. Another image can get its number while the files are read: they count when they say the same twice.
@@ -182,7 +182,7 @@ func (b *Bus) Look(d Identity) error {
 	return nil
 }
 
-// present tells whether a device is still the mapping that it was.
+// present reports whether a device is still the mapping that it was.
 func (b *Bus) present(d Identity) (bool, error) {
 	now, err := b.device(d.ID)
 	if gone(err) {

@@ -90,7 +90,7 @@ func namedFeatures(line string) string {
 // routine lines come with every mapping.
 var routine = regexp.MustCompile(`session established|client\d+ fsid|: capacity |Deprecated parameter|Ignoring `)
 
-// concerns tells whether a line of the kernel's log may be about this mapping: it is one of krbd or its messenger, and
+// concerns reports whether a line of the kernel's log may be about this mapping: it is one of krbd or its messenger, and
 // names no image, pool or monitor of another mapping.
 func (s Spec) concerns(line string) bool {
 	text, ours := strings.CutPrefix(line, "rbd: ")
@@ -112,7 +112,7 @@ func (s Spec) concerns(line string) bool {
 	return true
 }
 
-// hasMonitor tells whether a line such as "mon0 (1)192.0.2.7:6789 socket error on write" is about one of the monitors.
+// hasMonitor reports whether a line such as "mon0 (1)192.0.2.7:6789 socket error on write" is about one of the monitors.
 func (s Spec) hasMonitor(line string) bool {
 	for _, m := range s.Monitors {
 		if strings.Contains(line, ")"+m.String()+" ") {

@@ -37,7 +37,7 @@ func Holders(inode uint32, idOf func(path string) (uint64, error)) (have, may []
 	return have, may, nil
 }
 
-// answer tells whether a process has something open.
+// answer reports whether a process has something open.
 type answer int
 
 const (
@@ -46,7 +46,7 @@ const (
 	unknown
 )
 
-// holderIn tells whether the process whose directory in /proc is given has a descriptor of target, and its cgroup if it may. The
+// holderIn reports whether the process whose directory in /proc is given has a descriptor of target, and its cgroup if it may. The
 // directory is held open: when the process ends, its number leads to no other one.
 func holderIn(path, target string, idOf func(path string) (uint64, error)) (holds answer, id uint64, err error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -77,7 +77,7 @@ func holderIn(path, target string, idOf func(path string) (uint64, error)) (hold
 	return holds, id, nil
 }
 
-// hasOpen tells whether one of the descriptors of a process is target.
+// hasOpen reports whether one of the descriptors of a process is target.
 func hasOpen(process int, target string) (answer, error) {
 	fd, err := unix.Openat(process, "fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -126,5 +126,5 @@ func cgroupOf(process int) (string, error) {
 	return "", errors.New("the kernel shows no cgroup of version 2")
 }
 
-// gone tells whether an error means that a process or descriptor exists no more.
+// gone reports whether an error means that a process or descriptor exists no more.
 func gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) }

@@ -81,7 +81,7 @@ func parseLine(line string, local, remote netip.AddrPort) (s Socket, ok bool) {
 	return Socket{State: uint8(values[0]), UID: uint32(values[1]), Inode: uint32(values[2])}, true
 }
 
-// same tells whether text is an address as these tables write it: each 32 bits in the byte order of the machine, then the port.
+// same reports whether text is an address as these tables write it: each 32 bits in the byte order of the machine, then the port.
 func same(text string, address netip.AddrPort) bool {
 	host, port, _ := strings.Cut(text, ":")
 	if number, err := strconv.ParseUint(port, 16, 16); err != nil || uint16(number) != address.Port() {

@@ -97,7 +97,7 @@ func (l *log) get(block, count int64) []byte {
 	return make([]byte, count*logBlock)
 }
 
-// isUnmount tells whether a record, with which the log ends, is exactly that of an unmount.
+// isUnmount reports whether a record, with which the log ends, is exactly that of an unmount.
 func isUnmount(record []byte) bool {
 	const (
 		versionAt, version2 = 8, 2

@@ -115,7 +115,7 @@ func location(f *os.File) (string, error) {
 
 func link(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// checkType refuses what can't be a disk, and tells whether its owner marked it as not to be written.
+// checkType refuses what can't be a disk, and reports whether its owner marked it as not to be written.
 func (u *unit) checkType(found *os.File) (readOnly bool, err error) {
 	st, err := remote.Stat(found)
 	if err != nil {
@@ -172,7 +172,7 @@ func (u *unit) openToWrite(ctx context.Context, found *os.File, src *source) err
 	return nil
 }
 
-// isBuffered tells whether the file can't be read by direct I/O. The loop driver finds that out by itself, except for an
+// isBuffered reports whether the file can't be read by direct I/O. The loop driver finds that out by itself, except for an
 // overlay: that takes direct I/O, and then fails each request if the file system that the file is on does not. Opening the file,
 // which an overlay does below too, tells.
 func (u *unit) isBuffered(ctx context.Context, found *os.File, remote bool) (bool, error) {
@@ -271,7 +271,7 @@ func readHead(f *os.File) (h head, err error) {
 	return h, nil
 }
 
-// packed tells whether the content is a SquashFS or EROFS file system, which is never written, by its magic number, and how many
+// packed reports whether the content is a SquashFS or EROFS file system, which is never written, by its magic number, and how many
 // bytes it has. An image that was copied in part is not noticed by EROFS, and SquashFS does not say what is wrong with it.
 func packed(h head) (size int64, is bool) {
 	const (

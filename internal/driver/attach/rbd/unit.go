@@ -204,7 +204,7 @@ func (*unit) IsStill(driver.Status) bool { return true }
 // cluster is how the cluster is called where it is waited for.
 func (u *unit) cluster() string { return "Ceph monitors " + strings.Join(u.Monitors, ",") }
 
-// readOnly tells whether the mapping is.
+// readOnly reports whether the mapping is.
 func (u *unit) readOnly() bool { return u.Options.Ro || u.Snapshot != "" }
 
 // name names the image as rbd(8) does.

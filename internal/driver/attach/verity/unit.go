@@ -41,7 +41,7 @@ type notes struct {
 	Under    driver.Status `json:"under"`
 }
 
-// bare tells whether there is no device above.
+// bare reports whether there is no device above.
 func (n notes) bare() bool { return n.Name == "" }
 
 // name is the id, for the device mapper, of the device of the object with an id.
@@ -86,7 +86,7 @@ func (u *unit) params(under driver.Status) params {
 	return p
 }
 
-// staysBare tells whether a device below stays without verity that its image could announce, and why if that needs a word.
+// staysBare reports whether a device below stays without verity that its image could announce, and why if that needs a word.
 func (u *unit) staysBare(ctx context.Context, under driver.Status) (why string, bare bool) {
 	if !u.Verity.Announced {
 		return "", false
@@ -224,7 +224,7 @@ func (u *unit) firstBlock(ctx context.Context, path string, s superblock, n note
 	return fmt.Errorf("read the first block of %s: %w", n.Under.Device.Path, err)
 }
 
-// corrupted tells whether a read has failed the check since the device was made.
+// corrupted reports whether a read has failed the check since the device was made.
 func corrupted(status dm.Status) bool { return strings.HasPrefix(status.Text, "C") }
 
 // undo removes what there is of a device that could not come up, and returns why it did not.

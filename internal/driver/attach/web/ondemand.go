@@ -82,7 +82,7 @@ func (u *unit) device(index int) (*driver.Device, bool, error) {
 	return &driver.Device{Path: path, Number: number, Sequence: uint64(sequence), ReadOnly: true, Remote: true}, made, nil
 }
 
-// present tells whether the device is still ours.
+// present reports whether the device is still ours.
 func (u *unit) present(id int64, index int) (bool, error) {
 	state, err := nbd.Look(index)
 	if errors.Is(err, os.ErrNotExist) {

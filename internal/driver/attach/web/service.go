@@ -98,7 +98,7 @@ func (s *service) state() keep.Status {
 	return now
 }
 
-// waits tells whether reads cannot complete now.
+// waits reports whether reads cannot complete now.
 func (s *service) waits() bool { return s == nil || s.state().Waiting != "" }
 
 // set notes a status, and has the manager told if it is another one for clients.

@@ -129,7 +129,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	return u, nil
 }
 
-// hasSecrets tells whether a definition has parts that the journal lacks.
+// hasSecrets reports whether a definition has parts that the journal lacks.
 func hasSecrets(s secrets) bool {
 	a := s.Auth
 	return a != nil && (a.Password != nil || a.Bearer != nil || a.S3 != nil && (a.S3.SecretKey != nil || a.S3.SessionToken != nil)) ||

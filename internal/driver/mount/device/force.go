@@ -38,7 +38,7 @@ func (u *unit) ForceDown(ctx context.Context, place driver.Placement, status dri
 	}
 }
 
-// blocked tells whether I/O of a device waits for its server, which the kernel has lost.
+// blocked reports whether I/O of a device waits for its server, which the kernel has lost.
 func blocked(d *driver.Device) bool {
 	text, err := os.ReadFile(filepath.Join(filepath.Dir(d.Fail), "state"))
 	return err == nil && strings.TrimSpace(string(text)) == "blocked"

@@ -56,7 +56,7 @@ func (u *unit) Revive(ctx context.Context, status driver.Status) error {
 	return u.m.Helper.Revive(ctx, status.Tree.Path)
 }
 
-// is tells whether e is the mount that was made. Some file systems, such as btrfs, have a number of their own, without a major part.
+// is reports whether e is the mount that was made. Some file systems, such as btrfs, have a number of their own, without a major part.
 func (u *unit) is(e mounttable.Entry, id int64) bool {
 	device := u.m.Claims.ImageOf(id).Number
 	return (e.Type == u.FSType || u.FSType == detect) && (unix.Major(e.Number) == 0 || device == 0 || e.Number == device)

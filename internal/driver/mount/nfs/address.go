@@ -45,7 +45,7 @@ func ownAddress(ctx context.Context, to netip.Addr) (netip.Addr, error) {
 	return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil // by the type of the network
 }
 
-// hasStatd tells whether rpc.statd(8) runs on this node: locks of version 3 need it.
+// hasStatd reports whether rpc.statd(8) runs on this node: locks of version 3 need it.
 func hasStatd() bool {
 	for _, file := range []string{"/run/rpc.statd.pid", "/var/run/rpc.statd.pid"} {
 		pid, err := os.ReadFile(file)

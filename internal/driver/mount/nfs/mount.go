@@ -162,7 +162,7 @@ type refusal struct {
 
 func (r *refusal) Unwrap() error { return r.error }
 
-// nobodyThere tells whether another address of the server may do better.
+// nobodyThere reports whether another address of the server may do better.
 func nobodyThere(err error) bool {
 	r, ok := errors.AsType[*refusal](err)
 	return ok && r.absent

@@ -109,7 +109,7 @@ func (u *unit) parseOptions(faults *errs.Faults) {
 	u.options.Params = slices.DeleteFunc(u.options.Params, u.options.take)
 }
 
-// take notes what an option means to us, and tells whether it is not for the kernel.
+// take notes what an option means to us, and reports whether it is not for the kernel.
 func (o *options) take(p mount.Param) bool {
 	switch p.Key {
 	case "proto":

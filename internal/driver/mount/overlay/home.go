@@ -135,7 +135,7 @@ func (u *unit) homeInMount(ctx context.Context, place driver.Placement, look lay
 
 const atUpper = "overlay.upper.mount"
 
-// countsInMemory tells whether statfs(2) waits for nothing where an upper layer is: these file systems know by heart how full they
+// countsInMemory reports whether statfs(2) waits for nothing where an upper layer is: these file systems know by heart how full they
 // are. What else can be one (FUSE) asks somebody. The layer was just made there: what answers once does so again.
 func countsInMemory(dir *os.File) bool {
 	var st unix.Statfs_t

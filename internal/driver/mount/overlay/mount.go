@@ -92,7 +92,7 @@ func (o *overlayer) showLower(ctx context.Context, id int64, lower *driver.Tree)
 	return driver.Status{Tree: &driver.Tree{Path: path, ReadOnly: true, Depth: lower.Depth, Remote: lower.Remote}}, nil
 }
 
-// probe tells whether the kernel takes layers by descriptor (Linux 6.13).
+// probe reports whether the kernel takes layers by descriptor (Linux 6.13).
 func probe() bool {
 	return fsmount.Accepts("overlay", fsmount.Option{Key: "lowerdir+", Value: "/", Sort: fsmount.Directory})
 }

@@ -189,7 +189,7 @@ func (o *overlayer) lookOf(ctx context.Context, top *driver.Tree) (layer.Look, e
 	return layer.Look{UID: st.Uid, GID: st.Gid, Mode: uint32(st.Mode) & 0o7777}, err
 }
 
-// anyRemote tells whether a server has one of the trees.
+// anyRemote reports whether a server has one of the trees.
 func anyRemote(needs []driver.Status) bool {
 	return slices.ContainsFunc(needs, func(l driver.Status) bool { return l.Tree != nil && l.Tree.Remote })
 }

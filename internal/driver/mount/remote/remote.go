@@ -185,7 +185,7 @@ func OpenOnNode(ctx context.Context, h *oneshot.Runner, unsafePath string, flags
 	return f, Denied(err, unsafePath)
 }
 
-// MayHang tells whether a server, or a device that can be suspended, has to answer for what is in a directory or file of the node.
+// MayHang reports whether a server, or a device that can be suspended, has to answer for what is in a directory or file of the node.
 func MayHang(f *os.File) (bool, error) {
 	st, err := Stat(f)
 	switch {

@@ -18,7 +18,7 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/errs"
 )
 
-// Available tells whether Look can ask.
+// Available reports whether Look can ask.
 const Available = true
 
 // Look asks the cluster about an image. What does not exist is an errs.Invalid that names it, a user who is refused an

@@ -4,7 +4,7 @@ package cluster
 
 import "context"
 
-// Available tells whether Look can ask.
+// Available reports whether Look can ask.
 const Available = false
 
 // Look knows nothing.
