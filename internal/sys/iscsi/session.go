@@ -304,7 +304,7 @@ func (s *Session) Close(ctx context.Context) error {
 	return nil
 }
 
-// logOut says good-bye. If that fails the target finds out by the end of the connection.
+// logOut logs out of the target. If that fails the target finds out by the end of the connection.
 func (s *Session) logOut(ctx context.Context) {
 	if s.State() != LoggedIn {
 		return

@@ -29,7 +29,7 @@ func (u *unit) Down(ctx context.Context, place driver.Placement, status driver.S
 }
 
 const (
-	// stepTimeout is how long a forced end waits for the server, and at its end for the kernel's goodbye to it.
+	// stepTimeout is how long a forced end waits for the server, and at its end for the kernel's logout from it.
 	stepTimeout = 3 * time.Second
 	// retryInterval is how often the kernel is told again to give up: it begins new requests for what is left to write.
 	retryInterval = 100 * time.Millisecond

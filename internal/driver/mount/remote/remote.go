@@ -120,7 +120,7 @@ func (m *Mounts) Sweep(ctx context.Context, id int64) error {
 }
 
 // Unmount is the last step of Detach, with flags of umount2(2). The last thing that the kernel does, when the mount is gone
-// already, is to say goodbye to the server: a process that was killed while it did that has done its work.
+// already, is to log out of the server: a process that was killed while it did that has done its work.
 func (m *Mounts) Unmount(ctx context.Context, id int64, flags int) error {
 	return m.dir.DetachWith(id, func(path string) error {
 		err := m.Keep(id, m.Helper(id).Unmount(ctx, path, flags))
