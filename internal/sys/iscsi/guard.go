@@ -98,8 +98,8 @@ func (s *Session) right() []int {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.units)), func(lun int) bool { return s.units[lun].wrong != nil })
 }
 
-// verify asks the target over a connection of its own who the guarded units are, while I/O waits. That of units that have
-// were has failed afterwards. A unit that the target does not have may yet come, until I/O fails anyway.
+// verify asks the target over a connection of its own who the guarded units are, while I/O waits. Afterwards, the I/O of units that have
+// changed has failed. A unit that the target does not have may yet come, until I/O fails anyway.
 func (s *Session) verify(ctx context.Context, tcp net.Conn) error {
 	found, absent, err := s.conf.probe(ctx, tcp, s.right())
 	if err != nil {
