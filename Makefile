@@ -1,5 +1,5 @@
-# Everything that can be done with this tree. `make` alone lists it. Tools written in Go are pinned in
-# internal/tools/go.mod and built into bin/tools; all that is longer than a line stands in build/.
+# All targets of this tree; `make` alone lists them. Tools written in Go are pinned in internal/tools/go.mod and built into bin/tools.
+# Scripts of more than a line are in build/.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -29,11 +29,11 @@ build: init ## build the static bin/imageapi-server and its client bin/imageapi
 	@$(STATIC) -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/imageapi-server ./cmd/imageapi
 
 .PHONY: modules
-modules: ## download every Go module that the tree names into an empty cache, as a fresh machine does
+modules: ## download all Go modules of the tree into an empty cache, as on a new machine
 	@build/modules.sh
 
 .PHONY: sbom
-sbom: build ## say what bin/imageapi-server is made of, in bin/imageapi-server.cdx.json (CycloneDX)
+sbom: build ## write the bill of materials of the server to bin/imageapi-server.cdx.json (CycloneDX)
 	@go run ./build/sbom bin/imageapi-server '$(VERSION)' >bin/imageapi-server.cdx.json
 
 .PHONY: package
@@ -50,11 +50,11 @@ reproducible: ## build the server twice, in different places, and fail if the tw
 	@build/reproducible.sh
 
 .PHONY: vulncheck
-vulncheck: init tools ## look for known vulnerabilities in what is called; says so where their list can't be reached
+vulncheck: init tools ## look for known vulnerabilities in called code, and report if the list cannot be reached
 	@build/vulncheck.sh
 
 .PHONY: init
-init: # what the server embeds: the programs beside and inside containers and beside devices, and the reference of the API
+init: # the files that the server embeds: programs next to containers and devices, and the reference
 	@$(STATIC) -ldflags '-s -w' -o $(INIT) ./cmd/imageapi-init
 	@$(STATIC) -ldflags '-s -w' -o $(KEEPER) ./cmd/imageapi-keeper
 	@gzip -9 -n -c docs/api/index.html >docs/api/index.html.gz
@@ -64,11 +64,11 @@ tools: # swagger, staticcheck, errcheck, gotestsum, govulncheck, benchstat
 	@cd internal/tools && GOBIN=$(CURDIR)/$(TOOLS) go install tool
 
 .PHONY: generate
-generate: tools ## make models, restapi and client anew from swagger.yaml
+generate: tools ## generate models, restapi and client from swagger.yaml
 	@build/generate.sh
 
 .PHONY: generate-check
-generate-check: tools ## fail if the generated code is not what swagger.yaml gives
+generate-check: tools ## fail if the generated code differs from swagger.yaml
 	@build/generate.sh --check
 
 .PHONY: validate
@@ -85,10 +85,10 @@ lint: init tools ## gofmt, go vet, staticcheck, errcheck, shellcheck, and the ru
 	@build/lint.sh
 
 .PHONY: check
-check: lint unit ## the static checks, and the tests that need no privilege
+check: lint unit ## the static checks, and the tests that need no root
 
 .PHONY: unit
-unit: init tools ## tests that need no privilege, with the race detector
+unit: init tools ## the tests that need no root, with the race detector
 	@build/test.sh unit -race -short ./...
 
 .PHONY: root
@@ -96,12 +96,12 @@ root: build tools ## all tests against this machine's kernel, as root; one packa
 	@IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server build/test.sh root -p 1 -count=1 -timeout $(TIMEOUT) ./...
 
 .PHONY: browser
-browser: build tools ## look at the reference of the API with a headless browser that has no network
+browser: build tools ## test the reference in a headless browser without a network
 	@build/browser.sh
 
 .PHONY: crash
 crash: export IMAGEAPI_TEST_FULL = 1
-crash: init tools ## kill the daemon, and what it starts, at every act, and in a storm of ten minutes; it prints what it found
+crash: init tools ## kill the daemon and its processes at every action, and at random for ten minutes
 	@TEST_FORMAT=standard-verbose build/test.sh crash -count=1 -timeout 3h ./test/crash
 
 .PHONY: fuzz
@@ -109,16 +109,16 @@ fuzz: init ## run every fuzz target for FUZZTIME (default 6s)
 	@build/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: build ## what it costs, against the least that the kernel needs and against others; BENCH=rounds
+bench: build ## measure operations, and compare with the minimum of the kernel and with other programs; BENCH=rounds
 	@build/deps.sh && build/deps.sh build/packages-bench
 	@$(MEASURE) TestTable ./test/bench
 
 .PHONY: bench-growth
-bench-growth: build ## how that grows with what there is; draws docs/growth.svg
+bench-growth: build ## measure how costs grow with mounts, containers and levels; draws docs/growth.svg
 	@$(MEASURE) TestGrowth ./test/bench
 
 .PHONY: bench-images
-bench-images: build ## what the format of an image costs
+bench-images: build ## measure formats of images
 	@$(MEASURE) TestImages ./test/bench
 
 .PHONY: bench-check
@@ -134,15 +134,15 @@ BENCH   ?= 20
 MEASURE := IMAGEAPI_TEST_FULL=1 IMAGEAPI_BENCH=$(BENCH) IMAGEAPI_SERVER=$(CURDIR)/bin/imageapi-server go test -count=1 -timeout 1h -v -run
 
 .PHONY: trace
-trace: deps build ## show what one start of a container costs, call by call
+trace: deps build ## show the system calls of one container start
 	@test/bench/start-trace.sh
 
 .PHONY: demo
-demo: deps build ## run a SquashFS image as a container, look at it, and take it away without a trace
+demo: deps build ## run a SquashFS image as a container, show it, and delete everything
 	@test/demo/demo.sh
 
 .PHONY: test
-test: ## all that CI runs, in its order
+test: ## all checks and tests of CI, in its order
 	@rm -rf bin/report
 	@$(MAKE) deps $(if $(filter true,$(CI)),modules)
 	@$(MAKE) generate-check validate lint vulncheck reproducible sbom package lint-ceph build-ceph unit root browser fuzz vm-if-able
