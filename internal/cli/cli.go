@@ -159,7 +159,7 @@ func (a *app) versionCommand() *cobra.Command {
 			if err != nil {
 				return unwrapped(err)
 			}
-			a.printf("imageapi-server %s at %s\n", printable.Text(info.Payload.Version), a.server.Host)
+			a.printf("imageapi-server %s at %s\n", printable.Text(info.Payload.Version), client.courier.host)
 			return nil
 		},
 	}

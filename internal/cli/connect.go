@@ -41,11 +41,12 @@ func (s *server) options(all *pflag.FlagSet) {
 }
 
 // complete adds the environment. Its files are for https, and do not keep another server from being used.
-func (s *server) complete() {
+func (s server) complete() server {
 	s.Host = cmp.Or(s.Host, getenv("HOST"), defaultHost)
 	if strings.HasPrefix(s.Host, "https:") {
 		s.Cert, s.Key, s.CA = cmp.Or(s.Cert, getenv("CERT")), cmp.Or(s.Key, getenv("KEY")), cmp.Or(s.CA, getenv("CA"))
 	}
+	return s
 }
 
 // defaultHost is where the server listens unless it was told otherwise.
@@ -67,10 +68,11 @@ func (a *app) connect() (*connection, error) {
 	if a.client != nil {
 		return a.client, nil
 	}
-	if err := a.locate(); err != nil {
+	s, err := a.locate()
+	if err != nil {
 		return nil, err
 	}
-	c, err := a.server.client(a.warn)
+	c, err := s.client(a.warn)
 	a.client = c
 	return c, err
 }

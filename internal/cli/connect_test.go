@@ -30,8 +30,8 @@ func TestVariables(t *testing.T) {
 		t.Setenv("IMAGEAPI_"+name, "")
 	}
 	a, _, _ := testApp(0)
-	if _, err := a.connect(); err != nil || a.server != (server{Host: defaultHost}) {
-		t.Errorf("%+v, %v", a.server, err)
+	if s, err := a.locate(); err != nil || s != (server{Host: defaultHost}) {
+		t.Errorf("%+v, %v", s, err)
 	}
 	for _, name := range []string{"CERT", "KEY", "CA"} {
 		t.Setenv("IMAGEAPI_"+name, "/nowhere")

@@ -89,32 +89,21 @@ func (c configuration) names() []string {
 	return append([]string{noContext}, slices.Sorted(maps.Keys(c.Contexts))...)
 }
 
-// locate finds out which server to use: that of --host or --context, of the environment, or of the current context.
-func (a *app) locate() error {
-	name := a.context
-	switch {
-	case name != "" && a.server.Host != "":
-		return usage("--context and --host: use one of them")
-	case name == "" && a.server.Host == "" && getenv("HOST") == "":
-		c, err := readConfiguration()
-		if err != nil {
-			return err
-		}
-		name = cmp.Or(getenv("CONTEXT"), c.Current)
+// locate returns the server to use: that of --host or --context, of the environment, or of the current context.
+func (a *app) locate() (server, error) {
+	given := a.server
+	if a.context != "" && given.Host != "" {
+		return given, usage("--context and --host: use one of them")
 	}
-	if name != "" {
-		c, err := readConfiguration()
-		if err != nil {
-			return err
-		}
-		s, err := c.context(name)
-		if err != nil {
-			return err
-		}
-		a.server = server{cmp.Or(s.Host, defaultHost), cmp.Or(a.server.Cert, s.Cert), cmp.Or(a.server.Key, s.Key), cmp.Or(a.server.CA, s.CA)}
+	if a.context == "" && cmp.Or(given.Host, getenv("HOST")) != "" {
+		return given.complete(), nil
 	}
-	a.server.complete()
-	return nil
+	c, err := readConfiguration()
+	if err != nil {
+		return given, err
+	}
+	s, err := c.context(cmp.Or(a.context, getenv("CONTEXT"), c.Current, noContext))
+	return server{cmp.Or(s.Host, defaultHost), cmp.Or(given.Cert, s.Cert), cmp.Or(given.Key, s.Key), cmp.Or(given.CA, s.CA)}.complete(), err
 }
 
 func (a *app) contextCommand() *cobra.Command {

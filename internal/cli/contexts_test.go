@@ -73,4 +73,8 @@ func TestContexts(t *testing.T) {
 	if got := run("ls"); !strings.Contains(got, "line 1: field hots not found") {
 		t.Errorf("a broken file: %s", got)
 	}
+	if err := os.WriteFile(path, []byte("contexts: {one: {host: 'https://127.0.0.1:1', ca: /nowhere}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	is("-c one ls", "imageapi: --ca: open /nowhere: no such file or directory\n")
 }

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
 	"unicode/utf8"
 
@@ -32,25 +34,18 @@ func (t *table) add(cells ...string) {
 
 // table writes a table. On a terminal it cuts each line to the width, except for --output wide.
 func (a *app) table(t *table) {
-	widths := make([]int, len(t.rows[0]))
+	var out bytes.Buffer
+	columns := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	for _, row := range t.rows {
-		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
+		_, _ = fmt.Fprintln(columns, strings.Join(row, "\t"))
 	}
+	_ = columns.Flush() // a buffer takes everything
 	width := a.outWidth
 	if a.format.kind == formatWide {
 		width = 0
 	}
-	for _, row := range t.rows {
-		var line strings.Builder
-		for i, cell := range row {
-			line.WriteString(cell)
-			if i < len(row)-1 {
-				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
-			}
-		}
-		a.printf("%s\n", cut(line.String(), width))
+	for line := range strings.Lines(out.String()) {
+		a.printf("%s\n", cut(strings.TrimSuffix(line, "\n"), width))
 	}
 }
 
