@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
@@ -19,24 +20,16 @@ type input struct {
 	terminal     *os.File // the master
 }
 
-func newInput(tty bool) (*input, error) {
-	var ends [2]int
-	var err error
+func newInput(tty bool) (in *input, err error) {
+	in = &input{}
 	if tty {
-		ends, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-		ends[0], ends[1] = ends[1], ends[0]
+		var ours spawn.Conn
+		ours, in.theirs, err = spawn.Pair("input")
+		in.ours = ours.File
 	} else {
-		err = unix.Pipe2(ends[:], unix.O_CLOEXEC)
+		in.theirs, in.ours, err = os.Pipe()
 	}
-	if err != nil {
-		return nil, os.NewSyscallError("pipe2", err)
-	}
-	if err := unix.SetNonblock(ends[1], true); err != nil { // our end only
-		unix.Close(ends[0])
-		unix.Close(ends[1])
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	return &input{theirs: os.NewFile(uintptr(ends[0]), "input"), ours: os.NewFile(uintptr(ends[1]), "input")}, nil
+	return in, err
 }
 
 // close ends all writes. It may be nil.
@@ -46,9 +39,7 @@ func (in *input) close() {
 	}
 	in.theirs.Close()
 	in.ours.Close()
-	if in.terminal != nil {
-		in.terminal.Close()
-	}
+	in.terminal.Close() // nil is fine
 }
 
 // begin gives the command to its parent.
@@ -155,10 +146,7 @@ func (in *input) resize(rows, columns uint16) error {
 	err = conn.Control(func(fd uintptr) {
 		failed = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns})
 	})
-	if err == nil {
-		err = failed
-	}
-	return err
+	return errors.Join(err, failed)
 }
 
 // keyboard writes to a terminal. Its end is the character that means it: a terminal has no half that could be closed.

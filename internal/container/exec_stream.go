@@ -24,11 +24,8 @@ type stream struct {
 
 // newStream makes a pipe whose ends both block: a program does not expect anything else of its standard output.
 func newStream() (*stream, error) {
-	var ends [2]int
-	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
-		return nil, os.NewSyscallError("pipe2", err)
-	}
-	return &stream{reader: os.NewFile(uintptr(ends[0]), "pipe"), writer: os.NewFile(uintptr(ends[1]), "pipe")}, nil
+	reader, writer, err := os.Pipe() // Fd lets them block
+	return &stream{reader: reader, writer: writer}, err
 }
 
 // open keeps what is read here. The other processes have their descriptors by now.

@@ -40,9 +40,6 @@ func (p *process) killSupervisor() {
 
 // killFirst kills the first process, and with it its pid namespace.
 func (p *process) killFirst() error {
-	if p.first == nil {
-		return nil
-	}
 	err := p.driver.opt.Failpoint.Do("first process kill", func() error { return unix.PidfdSendSignal(int(p.first.Fd()), unix.SIGKILL, nil, 0) })
 	if errors.Is(err, unix.ESRCH) {
 		return nil
