@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -48,8 +47,8 @@ type Driver struct {
 	registry    keeper.Registry // of the supervisors
 	parent      *cgroup.Parent
 	supervisors *cgroup.Group
-	keepersLock sync.Mutex    // protects keepers
-	keepers     *cgroup.Group // of processes that serve devices; nil until the first
+	keepers     *cgroup.Group // of processes that serve devices
+	launching   sync.Mutex    // held while a process is launched, and by Close: none is launched any more
 	legacy      *cgroup.Legacy
 	trapped     sync.Once        // logs groups of version 1 that cannot be left
 	watcher     *inotify.Watcher // of logs that are followed
@@ -85,6 +84,9 @@ func (d *Driver) open(ctx context.Context) (err error) {
 	}
 	// Supervisors have a group outside of the one of the daemon, which a service manager empties when it stops it.
 	if d.supervisors, err = d.parent.Share(supervisorsGroup); err != nil {
+		return err
+	}
+	if d.keepers, err = d.parent.Share(keepersGroup); err != nil {
 		return err
 	}
 	if d.legacy, err = cgroup.OpenLegacy(d.opt.Failpoint); err != nil {
@@ -126,8 +128,8 @@ func (d *Driver) count() {
 // driver with the same Options to find (RecoverRun); what is being done with them here ends.
 func (d *Driver) Close() error {
 	d.shutDown()
-	d.keepersLock.Lock() // until the end: no process is launched any more
-	defer d.keepersLock.Unlock()
+	d.launching.Lock()
+	defer d.launching.Unlock()
 	d.watches.Wait()
 	if d.watcher != nil {
 		d.watcher.Close()
@@ -138,38 +140,26 @@ func (d *Driver) Close() error {
 	if d.legacy != nil {
 		d.legacy.Close()
 	}
-	var errSupervisors, errParent error
-	if d.keepers != nil {
-		d.keepers.Close()
-	}
-	if d.supervisors != nil {
-		if err := d.supervisors.Remove(); !errors.Is(err, cgroup.ErrBusy) {
-			errSupervisors = errors.Join(errSupervisors, err)
+	var all error
+	for _, group := range []*cgroup.Group{d.keepers, d.supervisors} {
+		if group == nil {
+			continue
 		}
-		d.supervisors.Close()
+		if err := group.Remove(); !errors.Is(err, cgroup.ErrBusy) {
+			all = errors.Join(all, err)
+		}
+		group.Close()
 	}
 	if d.parent != nil {
-		errParent = errors.Join(d.removeKeepersGroup(), d.forgetParents(), d.parent.Close())
+		all = errors.Join(all, d.forgetParents(), d.parent.Close())
 	}
-	return errors.Join(errSupervisors, errParent)
-}
-
-// removeKeepersGroup removes the cgroup of the keepers, which an earlier driver may have made, unless one lives.
-func (d *Driver) removeKeepersGroup() error {
-	names, err := d.parent.Names()
-	if err != nil || !slices.Contains(names, keepersGroup) {
-		return err
-	}
-	if err := d.parent.Remove(keepersGroup); !errors.Is(err, cgroup.ErrBusy) {
-		return err
-	}
-	return nil
+	return all
 }
 
 // Launch starts a program beside the containers: in the launch namespace, which has nothing of the node.
 func (d *Driver) Launch(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
-	d.keepersLock.Lock()
-	defer d.keepersLock.Unlock()
+	d.launching.Lock()
+	defer d.launching.Unlock()
 	if err := d.closing.Err(); err != nil {
 		return nil, err
 	}
@@ -177,21 +167,7 @@ func (d *Driver) Launch(path string, argv []string, attr *os.ProcAttr) (*os.Proc
 }
 
 // KeepersGroup returns the cgroup of processes that serve devices, next to that of the supervisors.
-func (d *Driver) KeepersGroup() (*os.File, error) {
-	d.keepersLock.Lock()
-	defer d.keepersLock.Unlock()
-	if err := d.closing.Err(); err != nil {
-		return nil, err
-	}
-	if d.keepers == nil {
-		group, err := d.parent.Share(keepersGroup)
-		if err != nil {
-			return nil, err
-		}
-		d.keepers = group
-	}
-	return d.keepers.File(), nil
-}
+func (d *Driver) KeepersGroup() (*os.File, error) { return d.keepers.File(), d.closing.Err() }
 
 // Holds reports whether the cgroup with an id, as the kernel gives it for sockets, belongs to a container, or is below one that
 // does.
