@@ -107,7 +107,7 @@ imageapi remove --force demo`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupObjects, a.listCommand(), a.treeCommand(), a.showCommand(), a.createCommand(), a.applyCommand(), a.removeCommand())
+	add(groupObjects, a.listCommand(), a.treeCommand(), a.showCommand(), a.exportCommand(), a.createCommand(), a.applyCommand(), a.removeCommand())
 	add(groupContainers, a.runCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.pauseCommand(), a.resumeCommand(), a.execCommand(),
 		a.updateCommand(), a.renameCommand(), a.replaceCommand(), a.rollbackCommand())
 	add(groupWatch, a.logsCommand(), a.waitCommand(), a.eventsCommand(), a.statsCommand())

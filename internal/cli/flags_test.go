@@ -19,7 +19,7 @@ import (
 // usual are arguments with which each command reaches the server, or does what it does without one.
 var usual = map[string]string{
 	"apply": "DIR/app.json", "create": "DIR/app.json", "context add": "x", "context remove": "default", "context use": "default", "demo-image": "DIR/IMAGE",
-	"events": "", "exec": "app true", "replace": "app DIR/app.json", "rename": "app other", "run": "DIR/app.json", "update": "app --label x=y",
+	"events": "", "exec": "app true", "export": "app", "replace": "app DIR/app.json", "rename": "app other", "run": "DIR/app.json", "update": "app --label x=y",
 	"logs": "app", "kill": "app", "pause": "app", "remove": "app", "restart": "app", "resume": "app", "rollback": "app", "show": "app",
 	"start": "done", "stop": "app", "wait": "app", "imageapi": "ps",
 }
