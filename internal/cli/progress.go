@@ -18,7 +18,7 @@ func slowly(doing string) map[string]string { return map[string]string{slow: doi
 // function ends it.
 func (a *app) busy(ctx context.Context, doing string) (stop func()) {
 	client, err := a.connect()
-	if a.errWidth == 0 || err != nil { // the command itself returns the error
+	if a.errWidth == 0 || err != nil || strings.HasPrefix(client.courier.host, "ssh:") { // ssh may ask for a password in this line
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
