@@ -80,7 +80,7 @@ func makeRoom(g *cgroup.Group, r *models.ContainerResources) error {
 	if r == nil || r.Memory == 0 || !ok || used <= r.Memory {
 		return nil
 	}
-	// It fails if it can reclaim less, and before Linux 5.19. What is used afterwards counts.
+	// It fails if it can reclaim less, and before Linux 5.19. The amount used afterwards counts.
 	_ = g.Set("memory.reclaim", strconv.FormatInt(used-r.Memory, 10))
 	if used, ok = g.Number("memory.current"); !ok || used <= r.Memory {
 		return nil
@@ -107,7 +107,7 @@ func replaceLimits(g *cgroup.Group, before, limits []limit) error {
 	return nil
 }
 
-// catchUp brings a run that an earlier server started to what the definition says: that server may have been killed while it changed it.
+// catchUp applies the definition to a run that an earlier server started: that server may have been killed during a change.
 func (u *unit) catchUp(id int64, p *process) {
 	var err error
 	if u.Def.StopTimeout != 0 { // the default may be another one since the run was started

@@ -89,7 +89,7 @@ func (u *unit) checkCommand(tree *driver.Tree, config wire.Config) (looked bool,
 // (binfmt_misc).
 var certain = []wire.Reason{wire.NotFound, wire.NotInPath, wire.IsDirectory, wire.NotRegular, wire.NotExecutable, wire.NoInterpreter}
 
-// outside is the root of a container that does not run yet, seen from the node. It notes when it can't be sure that the container
+// outside is the root of a container that does not run yet, seen from the node. It notes when it is not certain that the container
 // would see the same.
 type outside struct {
 	dir     int

@@ -87,7 +87,7 @@ func (f *finder) walk(dir string, dev uint64, depth int) error {
 	return nil
 }
 
-// entry takes what is found in a directory, if it is a device, a link to one, or a directory.
+// entry takes an entry of a directory, if it is a device, a link to one, or a directory.
 func (f *finder) entry(name string, dev uint64, depth int) error {
 	st, err := statDev(name, unix.O_NOFOLLOW)
 	if err != nil {
@@ -127,7 +127,7 @@ func isDevice(st unix.Stat_t) bool {
 	return kind == unix.S_IFCHR || kind == unix.S_IFBLK
 }
 
-// statDev returns what is at a path in the node's /dev, without opening it for use. Links may not lead out of /dev.
+// statDev returns the status of a path in the node's /dev, without opening it for use. Links may not lead out of /dev.
 func statDev(name string, flags int) (st unix.Stat_t, err error) {
 	file, err := rootpath.Open("/", name, unix.O_PATH|flags)
 	if err != nil {

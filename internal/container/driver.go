@@ -124,8 +124,8 @@ func (d *Driver) count() {
 	}
 }
 
-// Close gives back what New made. Containers that still run go on, with their supervisors, groups, logs and sockets, for a later
-// driver with the same Options to find (RecoverRun); what is being done with them here ends.
+// Close releases the resources of New. Running containers continue, with their supervisors, groups, logs and sockets, for a later
+// driver with the same Options (RecoverRun). Operations on them end.
 func (d *Driver) Close() error {
 	d.shutDown()
 	d.launching.Lock()
@@ -156,7 +156,7 @@ func (d *Driver) Close() error {
 	return all
 }
 
-// Launch starts a program beside the containers: in the launch namespace, which has nothing of the node.
+// Launch starts a program in the launch namespace, which has nothing of the node.
 func (d *Driver) Launch(path string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
 	d.launching.Lock()
 	defer d.launching.Unlock()

@@ -24,7 +24,7 @@ const (
 	dying         = 3 * time.Second // how long a killed command is given to end
 )
 
-// command is one that runs in a container beside its first process.
+// command is a command that runs in a container in addition to the first process.
 type command struct {
 	of             *process
 	parent         *cgroup.Parent

@@ -28,7 +28,7 @@ func newStream() (*stream, error) {
 	return &stream{reader: reader, writer: writer}, err
 }
 
-// open keeps what is read here. The other processes have their descriptors by now.
+// open keeps the end that is read here. The other processes have their descriptors by now.
 func (s *stream) open() error {
 	fd, err := unix.FcntlInt(s.reader.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -71,7 +71,7 @@ func (s *stream) take(b []byte) {
 	}
 }
 
-// finish takes what has been written until now and then reads no more. It does not wait for the end of file: what the command
+// finish takes all output until now and then reads no more. It does not wait for the end of file: a process that the command
 // has left running may hold the pipe forever, and write all the time.
 func (s *stream) finish() {
 	if s.done == nil {
@@ -102,7 +102,7 @@ func (s *stream) finish() {
 	})
 }
 
-// close gives back what the stream has. It may be nil.
+// close closes the files of the stream, which may be nil.
 func (s *stream) close() {
 	if s == nil {
 		return

@@ -57,7 +57,7 @@ func explainSyscall(f *wire.Failure) error {
 	return errs.New(class, "%s: %w", object(f), f.Errno)
 }
 
-// explainUnfit makes an error of what a field asks for and the container can't be given.
+// explainUnfit makes an error of a request of a field that the container cannot have.
 func explainUnfit(f *wire.Failure) error {
 	err := errs.New(errs.Invalid, "%s: %s", object(f), f.Detail)
 	switch {

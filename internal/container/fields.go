@@ -132,7 +132,7 @@ func (u *unit) checkLength(faults *errs.Faults) {
 	faults.Add(longest, "the definition is too long: %d bytes, more than %d, go to the container: put a part of it into a file of the image", n, wire.MaxSize)
 }
 
-// config is how the container with an id is run, but for what is to be looked for on the node.
+// config returns the configuration of a run of the container with an id, without the parts that find adds.
 func (u *unit) config(id int64) (config wire.Config) {
 	for _, f := range fields {
 		if f.run != nil {

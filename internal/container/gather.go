@@ -81,7 +81,7 @@ func atBind(i int, err error) error { return errs.At(fmt.Sprintf("binds[%d].sour
 
 // source opens the source of a bind and reports whether it is no directory.
 func (d *Driver) source(ctx context.Context, path string) (source *os.File, file bool, err error) {
-	// Nobody knows what is mounted on the way: a helper goes it.
+	// A server that is gone may be mounted on the way: a helper follows the path.
 	if source, err = d.lookUp(ctx, "/", path, unix.O_PATH); err != nil {
 		return nil, false, err
 	}

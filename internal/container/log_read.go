@@ -33,7 +33,7 @@ func (u *unit) OpenLog(id int64, query driver.LogQuery) (driver.Log, error) {
 	return nil, errs.New(errs.Conflict, "read log: the log is replaced faster than it can be read; try again, or raise --log-size")
 }
 
-// logTries is how often a log is opened again because it was rotated meanwhile. Who fails that often would be too slow anyway.
+// logTries is how often a log is opened again because it was rotated meanwhile. A reader that fails that often would be too slow anyway.
 const logTries = 20
 
 var errRotated = errors.New("the log was rotated")
@@ -171,7 +171,7 @@ func (p *logPart) read(b []byte) (int, error) {
 	return n, err
 }
 
-// next goes on from a part that is full and was read to the one after it.
+// next continues with the part after one that is full and was read.
 func (l *logReader) next() error {
 	p := &l.parts[0]
 	after, err := openPart(l.path)

@@ -96,8 +96,8 @@ func isContainer(name string) bool {
 	return err == nil && groupName(id) == name
 }
 
-// dropParent drops a parent of an earlier server. It is an error if a container or a supervisor of this run directory lives there. What is empty is
-// removed, unless another server uses that parent now; then it stays.
+// dropParent drops a parent of an earlier server. It is an error if a container or a supervisor of this run directory lives there. It removes
+// empty groups, unless another server uses that parent now.
 func (d *Driver) dropParent(old string) (stays bool, err error) {
 	parent, idle, err := d.parent.Beside(old)
 	if errors.Is(err, os.ErrNotExist) {

@@ -12,13 +12,13 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
 
-// What a list of devices may hold beside paths.
+// Words in a list of devices in addition to paths.
 const (
 	minimalDevices = "minimal"
 	hostDevices    = "host"
 )
 
-// ownDevices are what a container has in /dev of its own, whatever the node has there.
+// ownDevices are the entries of /dev that each container has itself.
 var ownDevices = []string{"pts", "shm", "mqueue", "ptmx", "console", "fd", "stdin", "stdout", "stderr", "core"}
 
 // maxPaths is how many devices or binds can be listed.

@@ -24,7 +24,7 @@ var capabilities = [...]string{
 	"PERFMON", "BPF", "CHECKPOINT_RESTORE",
 }
 
-// allCapabilities stands for each, also those that a later kernel brings.
+// allCapabilities stands for each, also those of later kernels.
 const allCapabilities = "all"
 
 // capability returns the bit of a capability, by name, or all of them.
@@ -68,7 +68,7 @@ func (u *unit) runCapabilities(config *wire.Config) {
 	config.Drop = (u.withheld() | bits(given.Drop)) &^ bits(given.Add)
 }
 
-// CheckCapability refuses what is not the name of a capability, or all.
+// CheckCapability refuses a name that is neither a capability nor all.
 func CheckCapability(name string) error {
 	if _, ok := capability(name); !ok {
 		return fmt.Errorf("%q is not a capability: give a name of capabilities(7) such as CAP_NET_ADMIN, or %q", name, allCapabilities)

@@ -61,7 +61,7 @@ func checkArgs(args []string, faults *errs.Faults) {
 	}
 }
 
-// checkString checks what is to become an argument or a variable, and reports whether it can.
+// checkString reports whether a text can become an argument or a variable.
 func checkString(path, s string, faults *errs.Faults) bool {
 	switch {
 	case strings.ContainsRune(s, 0):

@@ -37,7 +37,7 @@ type process struct {
 	config   wire.Config        // as it was started with
 	timeout  atomic.Int64       // of a stop, in nanoseconds
 	shares   writables          // with the node
-	commands sync.WaitGroup     // that run beside its first process; added to under mu while it lives
+	commands sync.WaitGroup     // in addition to its first process; added to under mu while it lives
 	execs    atomic.Int64       // how many commands there were
 	over     context.Context    // done when the first process has ended
 	end      context.CancelFunc // ends over
@@ -178,7 +178,7 @@ func (p *process) awaitEnd() bool {
 	if !known {
 		known = p.readExit() // it may have been killed between the record and the report
 	}
-	// 2. Nothing of the container lives on: the supervisor has seen to that, or can't any more.
+	// 2. The supervisor has ended all processes of the container, or is gone.
 	if !known {
 		p.exit = driver.Exit{At: time.Now(), Lost: how}
 		p.exit.Left = errors.Join(p.group.Kill(), p.killFirst())

@@ -29,7 +29,7 @@ func (d *Driver) Restore(data json.RawMessage) (driver.Unit, error) {
 	return u, err
 }
 
-// Recover implements driver.Unit. What there is of a container beside its runs is a file that the next run makes anew.
+// Recover implements driver.Unit. Without a run a container is only a file, which the next run creates again.
 func (u *unit) Recover(context.Context, driver.Placement, driver.Status) error { return nil }
 
 // Sweep implements driver.Unit. The start belongs to the creation, so that there may be a run.
@@ -159,7 +159,7 @@ func (u *unit) endRun(ctx context.Context, id int64, why string, lived bool) (fo
 		found.Ended = new(ended(*exit, flags(u.Def.Namespaces)))
 	}
 	group, err := d.parent.Recover(groupName(id))
-	if errors.Is(err, os.ErrNotExist) { // it has no processes: they could be in no other parent (checkParents), and a group with any can't be removed
+	if errors.Is(err, os.ErrNotExist) { // it has no processes: they could be in no other parent (checkParents), and a group with any cannot be removed
 		return found, d.registry.Unlink(groupName(id))
 	}
 	if err != nil {

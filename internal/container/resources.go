@@ -128,7 +128,7 @@ func enable(r *models.ContainerResources, with func(controller string) error) er
 	return nil
 }
 
-// lacking says what to do about a controller that can't be enabled.
+// lacking adds the remedy to the error of a controller that cannot be enabled.
 func lacking(controller string, err error) error {
 	switch {
 	case errors.Is(err, cgroup.ErrLacks):

@@ -29,7 +29,7 @@ func (d *Driver) start(ctx context.Context, id int64, root *driver.Tree, given t
 	// 1. The log.
 	config.LogName, config.LogSize = logName(id), d.opt.LogSize
 	// 2. A copy of the root's mounts that is attached nowhere: on the node they are nosuid and nodev, in a container they
-	// must not be. But who must not make devices can't bring them along in his image either.
+	// must not be. A container that must not create devices cannot bring them along in its image either.
 	granted := mount.NoSUID | mount.NoDev
 	if config.Drop&(1<<unix.CAP_MKNOD) != 0 {
 		granted = mount.NoSUID

@@ -82,7 +82,7 @@ func (u *unit) stopTimeout() time.Duration {
 	}
 }
 
-// Stop implements driver.Process. The supervisor does it, so that it comes to its end without us.
+// Stop implements driver.Process. The supervisor does it, so that the stop completes without the daemon.
 func (p *process) Stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,7 +91,7 @@ func (p *process) Stop() {
 	}
 	p.release(errStopping)
 	if err := p.keeper.Send(wire.Message{Kind: wire.Stop}); err != nil {
-		p.log.Debug("supervisor gone, nothing to stop", logkey.Container, p.id, logkey.Error, err) // watch sees to the rest
+		p.log.Debug("supervisor gone, nothing to stop", logkey.Container, p.id, logkey.Error, err) // watch does the rest
 	}
 	p.enforce(p.StopTimeout() + supervisorTime)
 }

@@ -69,7 +69,7 @@ func (u *unit) Up(ctx context.Context, place driver.Placement) (driver.Status, e
 	return driver.Status{Notes: data}, err
 }
 
-// Down removes the log file and what is left of the last run: how it ended and, if its end could not, the cgroup and the socket.
+// Down removes the log file and the rest of the last run: the exit record, and the cgroup and the socket if the end of the run left them.
 func (u *unit) Down(_ context.Context, place driver.Placement, _ driver.Status) error {
 	if err := u.driver.parent.Remove(groupName(place.ID)); err != nil {
 		return err
@@ -128,7 +128,7 @@ func (u *unit) Start(ctx context.Context, place driver.Placement, _ driver.Statu
 	return p, nil
 }
 
-// whole is the configuration of a start, but for what is looked up on the node.
+// whole returns the configuration of a start, without the parts that find adds.
 func (u *unit) whole(id int64) (wire.Config, error) {
 	config := u.config(id)
 	if !config.Systemd {
