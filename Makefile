@@ -60,7 +60,7 @@ init: # the files that the server embeds: programs next to containers and device
 	@gzip -9 -n -c docs/api/index.html >docs/api/index.html.gz
 
 .PHONY: tools
-tools: # swagger, staticcheck, errcheck, gotestsum, govulncheck, benchstat
+tools: # swagger, openapi, staticcheck, errcheck, gotestsum, govulncheck, benchstat
 	@cd internal/tools && GOBIN=$(CURDIR)/$(TOOLS) go install tool
 
 .PHONY: generate
@@ -72,8 +72,9 @@ generate-check: tools ## fail if the generated code differs from swagger.yaml
 	@build/generate.sh --check
 
 .PHONY: validate
-validate: tools ## check swagger.yaml against the Swagger 2.0 specification
+validate: tools ## check swagger.yaml against the Swagger 2.0 specification, and its conversion against that of OpenAPI 3
 	@$(TOOLS)/swagger validate --stop-on-error swagger.yaml
+	@$(TOOLS)/openapi <swagger.yaml >/dev/null
 
 .PHONY: docs
 docs: tools ## make the reference docs/api/index.html from swagger.yaml, and the site docs/site.zip from the guides (needs npm)

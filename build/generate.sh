@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes models, restapi, client and the server's rules from swagger.yaml; with --check it only compares them with the files in the tree.
+# Makes models, restapi, client, the server's rules and the OpenAPI 3 document from swagger.yaml; with --check it only compares them with the files in the tree.
 #
 # The generator runs in a scratch directory with a fixed name, because it writes the name of its target's
 # directory into a comment: a checkout may be called anything.
@@ -13,6 +13,7 @@ trap 'rm -rf "$scratch"' EXIT
 mkdir "$scratch/imageapi"
 cp go.mod swagger.yaml "$scratch/imageapi"
 swagger=$PWD/bin/tools/swagger
+bin/tools/openapi <swagger.yaml >"$scratch/openapi.json"
 (
 	cd "$scratch/imageapi"
 	common=(--quiet --spec=swagger.yaml --target=. --name=imageapi)
@@ -32,6 +33,10 @@ if [[ ${1:-} == --check ]]; then
 		echo "generate-check: internal/api/specification.json differs from what swagger.yaml gives; run 'make generate' and commit" >&2
 		exit 1
 	fi
+	if ! diff --brief docs/api/openapi.json "$scratch/openapi.json"; then
+		echo "generate-check: docs/api/openapi.json differs from what swagger.yaml gives; run 'make generate' and commit" >&2
+		exit 1
+	fi
 	exit 0
 fi
 rm -rf "${trees[@]}"
@@ -40,3 +45,4 @@ for tree in "${trees[@]}"; do
 done
 go run ./build/rules >"$scratch/specification.json"
 cp "$scratch/specification.json" internal/api/specification.json
+cp "$scratch/openapi.json" docs/api/openapi.json

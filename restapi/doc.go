@@ -24,8 +24,8 @@
 //	- Only responses contain **read-only** fields. In a request the server ignores them, and also the `id` of the object itself.
 //	- Only requests contain secrets. No response, log or file of the server contains them.
 //	- Unless noted otherwise, times are RFC 3339 in UTC, sizes are bytes and durations are seconds.
-//	- Each server serves this page at `/imageapi/v1/docs/api/`, the guides at `/imageapi/v1/docs/`, and the specification at `/imageapi/v1/swagger.json` and `/swagger.json`. The
-//	  page needs no network. It sends no requests: use `curl`, the command `imageapi`, or a client generated from the specification.
+//	- Each server serves this page at `/imageapi/v1/docs/api/`, the guides at `/imageapi/v1/docs/`, and the specification at `/imageapi/v1/swagger.json` (Swagger 2.0)
+//	  and `/imageapi/v1/openapi.json` (OpenAPI 3). The page needs no network. It sends no requests: use `curl`, the command `imageapi`, or a client generated from the specification.
 //
 //	# Concepts
 //

@@ -21,3 +21,8 @@ func Page() ([]byte, error) {
 	}
 	return page, nil
 }
+
+// OpenAPI is the specification as OpenAPI 3. `make generate` converts it from swagger.yaml.
+//
+//go:embed openapi.json
+var OpenAPI []byte

@@ -32,7 +32,8 @@ const docsPolicy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'u
 // pages serves the specification and its reference; everything else goes to next. They are made ready when they are first asked
 // for.
 func pages(next http.Handler) http.Handler {
-	specification, reference, guides := sync.OnceValues(newSpecification), sync.OnceValues(newReference), sync.OnceValues(newSite)
+	swagger, openapi := specificationOf(restapi.SwaggerJSON), specificationOf(apidocs.OpenAPI)
+	reference, guides := sync.OnceValues(newReference), sync.OnceValues(newSite)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			next.ServeHTTP(w, r)
@@ -40,7 +41,9 @@ func pages(next http.Handler) http.Handler {
 		}
 		switch r.URL.Path {
 		case "/swagger.json", basePath + "/swagger.json":
-			serveDocument(w, r, specification)
+			serveDocument(w, r, swagger)
+		case "/openapi.json", basePath + "/openapi.json":
+			serveDocument(w, r, openapi)
 		case docsPath + "/api/":
 			serveDocument(w, r, reference)
 		case docsPath + "/api", docsPath + "/api/index.html":
@@ -74,9 +77,11 @@ type document struct {
 	lasts       bool   // no other content ever has its address
 }
 
-func newSpecification() (*document, error) {
-	packed, err := pack(restapi.SwaggerJSON)
-	return newDocument("application/json", "", packed), err
+func specificationOf(text []byte) func() (*document, error) {
+	return sync.OnceValues(func() (*document, error) {
+		packed, err := pack(text)
+		return newDocument("application/json", "", packed), err
+	})
 }
 
 func newReference() (*document, error) {

@@ -36,6 +36,8 @@ func TestPages(t *testing.T) {
 	types := map[string]string{
 		"/swagger.json":             "application/json",
 		"/imageapi/v1/swagger.json": "application/json",
+		"/openapi.json":             "application/json",
+		"/imageapi/v1/openapi.json": "application/json",
 		docsPath + "/api/":          "text/html; charset=utf-8",
 		docsPath:                    "text/html; charset=utf-8",
 		docsPath + "/":              "text/html; charset=utf-8",

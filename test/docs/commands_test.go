@@ -132,7 +132,7 @@ func workTree(t *testing.T, private *strings.Replacer) string {
 			t.Fatal(err)
 		}
 	}
-	examples, err := filepath.Glob(filepath.Join(harness.Root(), "docs/examples/*.json"))
+	examples, err := filepath.Glob(filepath.Join(harness.Root(), "docs/examples/*.*"))
 	if err != nil {
 		t.Fatal(err)
 	}
