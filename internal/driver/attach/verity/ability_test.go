@@ -27,6 +27,7 @@ func (able) Changes(s driver.Status) string                       { return "chan
 func (able) Space(driver.Status) (limit, used *int64)             { return nil, nil }
 func (able) Revive(context.Context, driver.Status) error          { return nil }
 func (able) Fatal(driver.Status) bool                             { return true }
+func (able) Interrupt(driver.Status) error                        { return nil }
 func (able) Verified(bool) bool                                   { return true }
 func (able) Covered(s driver.Status) (driver.Unit, driver.Status) { return able{}, s }
 func (able) ForceDown(context.Context, driver.Placement, driver.Status) (string, error) {
@@ -56,6 +57,7 @@ var abilities = map[string]func(driver.Unit, driver.Status) (driver.Status, bool
 	"FatallyCorrupted": has[driver.FatallyCorrupted],
 	"Verified":         has[driver.Verified],
 	"Covering":         has[driver.Covering],
+	"Interruptible":    has[driver.Interruptible],
 }
 
 // TestCoveredUnitKeepsAbilities: a unit with verity has each ability of the unit below it, of its own or of that unit and then with the
@@ -90,7 +92,7 @@ func TestCoveredUnitKeepsAbilities(t *testing.T) {
 
 // implements reports whether a unit has an ability of its own, by the names of methods.
 func implements(u driver.Unit, name string) bool {
-	method := map[string]string{"Changing": "Changes", "Spacious": "Space", "Forcer": "ForceDown", "Reviver": "Revive", "FatallyCorrupted": "Fatal", "Verified": "Verified", "Covering": "Covered"}[name]
+	method := map[string]string{"Changing": "Changes", "Spacious": "Space", "Forcer": "ForceDown", "Reviver": "Revive", "FatallyCorrupted": "Fatal", "Verified": "Verified", "Covering": "Covered", "Interruptible": "Interrupt"}[name]
 	_, ok := reflect.TypeOf(u).MethodByName(method)
 	return ok
 }
