@@ -148,7 +148,7 @@ func (a *app) versionLine() string {
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Show the versions of the client and the server", Args: between(0, 0), Example: "imageapi version",
+		Use: "version", Short: "Show the versions of the client and the server", Args: between(0, 0), Example: "imageapi version", Annotations: slowly("asking"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			a.printf("%s", a.versionLine())
 			client, err := a.connect()

@@ -18,7 +18,7 @@ func (a *app) stateCommand(c *cobra.Command, doing, state string, fits func(obje
 	if c.RunE == nil {
 		c.RunE = func(c *cobra.Command, args []string) error {
 			return each(args, func(name string) error {
-				m, err := a.setState(c.Context(), name, state, nil)
+				m, err := a.setState(c.Context(), name, state)
 				if err != nil {
 					return err
 				}
@@ -47,12 +47,13 @@ func (a *app) resumeCommand() *cobra.Command {
 		Use: "resume CONTAINER...", Short: "Thaw containers", Long: "Resumes paused containers.", Example: "imageapi resume app",
 		RunE: func(c *cobra.Command, args []string) error {
 			return each(args, func(name string) error {
-				m, err := a.setState(c.Context(), name, "running", func(m *models.Container) error {
-					if m.State != "paused" && m.State != "running" { // the server would start it
-						return fail(exitRefused, "%s is %s, not paused; start it with imageapi start", ofContainer(m), m.State)
-					}
-					return nil
-				})
+				m, err := a.findContainer(c.Context(), name)
+				if err == nil && m.State != "paused" && m.State != "running" { // the server would start it
+					err = fail(exitRefused, "%s is %s, not paused; start it with imageapi start", ofContainer(m), m.State)
+				}
+				if err == nil {
+					m, err = a.setStateOf(c.Context(), m, "running")
+				}
 				if err != nil {
 					return err
 				}
@@ -97,7 +98,7 @@ func (a *app) restartCommand() *cobra.Command {
 		Example: "imageapi restart app",
 		RunE: func(c *cobra.Command, args []string) error {
 			return each(args, func(name string) error {
-				m, err := a.setState(c.Context(), name, "exited", nil)
+				m, err := a.setState(c.Context(), name, "exited")
 				if err == nil {
 					m, err = a.ended(c.Context(), m)
 				}
@@ -164,16 +165,11 @@ func (a *app) ended(ctx context.Context, m *models.Container) (*models.Container
 	return a.wait(ctx, goal{container: m, states: []string{"exited", "dead", "created"}})
 }
 
-// setState brings a container into a state; check may refuse it.
-func (a *app) setState(ctx context.Context, name, state string, check func(*models.Container) error) (*models.Container, error) {
+// setState brings a container into a state.
+func (a *app) setState(ctx context.Context, name, state string) (*models.Container, error) {
 	m, err := a.findContainer(ctx, name)
 	if err != nil {
 		return nil, err
-	}
-	if check != nil {
-		if err := check(m); err != nil {
-			return nil, err
-		}
 	}
 	return a.setStateOf(ctx, m, state)
 }
