@@ -31,17 +31,12 @@ func (p *process) commandConfig(c driver.Command) (wire.Config, error) {
 	if err := checkCommand(c); err != nil {
 		return wire.Config{}, err
 	}
-	config := wire.Config{
-		Args:       c.Args,
-		Env:        commandEnv(p.config.Env, c),
-		User:       p.config.User,
-		WorkingDir: p.config.WorkingDir,
-		Namespaces: p.config.Namespaces,
-		Drop:       p.config.Drop,
-		Rlimits:    p.config.Rlimits,
-		Input:      c.Input != nil || c.Interactive || c.TTY,
-		TTY:        c.TTY,
-	}
+	config := p.config // with all that restricts the container, also fields that are new; but for what concerns the first process only:
+	config.Hostname, config.Systemd, config.StopSignal, config.StopTimeout = "", false, 0, 0
+	config.Devices, config.HostDevices, config.Binds = nil, false, nil
+	config.LogName, config.LogSize = "", 0
+	config.Args, config.Env = c.Args, commandEnv(p.config.Env, c)
+	config.Input, config.TTY = c.Input != nil || c.Interactive || c.TTY, c.TTY
 	if c.User != "" {
 		config.User = c.User
 	}

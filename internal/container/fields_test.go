@@ -37,7 +37,7 @@ var onlyFirst = []string{
 	"Args", "Hostname", "Systemd", "StopSignal", "StopTimeout", "Devices", "HostDevices", "Binds", "LogName", "LogSize", "ExitName", "Input", "TTY",
 }
 
-// A command gets each field that restricts the first process: one that is new and not passed on fails here.
+// A command gets each field that restricts the first process: one that is not passed on fails here unless onlyFirst has it.
 func TestCommandsAreRestrictedLikeTheFirstProcess(t *testing.T) {
 	t.Parallel()
 	var first wire.Config
