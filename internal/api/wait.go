@@ -66,7 +66,7 @@ func goalOf(p containers.WaitForContainerParams) (goal, time.Duration, error) {
 	g := goal(p.State)
 	switch ready := isSet(p.Ready); {
 	case ready && len(g) > 0:
-		faults.Add("query parameter ready", "can't be asked for together with state")
+		faults.Add("query parameter ready", "cannot be combined with state")
 	case !ready && len(g) == 0:
 		g = goal{string(state.StateExited), string(state.StateDead)}
 	}
