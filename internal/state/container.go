@@ -48,10 +48,7 @@ func (m *Manager) SetState(ctx context.Context, id int64, want State) (*Snapshot
 func (m *Manager) actOn(ctx context.Context, id int64, act func(ctx context.Context, v *View) error) (*Snapshot, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opt.CreateTimeout, errTooSlow)
 	defer cancel()
-	if err := m.recovered(ctx, id); err != nil {
-		return nil, err
-	}
-	ctx, end, err := m.enter(ctx)
+	ctx, end, err := m.enter(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -122,18 +119,21 @@ func (m *Manager) start(ctx context.Context, id int64, unit driver.ContainerUnit
 
 // running shows a container that was started as running and watches for what comes of it.
 func (c *change) running(id, restarts int64) {
-	m := c.m
-	proc := m.objects[id].proc
-	ready := proc.Ready()
-	if isClosed(ready) {
-		ready = nil // there is nothing to wait for
-	}
+	proc, ready := c.m.objects[id].proc, c.attended(id)
 	c.run(id, func(r *Run) {
-		*r = Run{
-			State: StateRunning, PID: proc.PID(), Cgroup: proc.Cgroup(), Ready: ready == nil, StartedAt: time.Now(), Began: now(), Restarts: restarts,
-		}
+		*r = Run{State: StateRunning, PID: proc.PID(), Cgroup: proc.Cgroup(), Ready: ready, StartedAt: time.Now(), Began: now(), Restarts: restarts}
 	})
-	m.work.Go(func() { m.attend(id, proc, ready) })
+}
+
+// attended has a run watched until its end, and reports whether it is ready.
+func (c *change) attended(id int64) (ready bool) {
+	proc := c.m.objects[id].proc
+	becomes := proc.Ready()
+	if ready = isClosed(becomes); ready {
+		becomes = nil
+	}
+	c.m.work.Go(func() { c.m.attend(id, proc, becomes) })
+	return ready
 }
 
 // attend waits until a run is ready, unless ready is nil, and until it has ended.

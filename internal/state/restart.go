@@ -129,9 +129,12 @@ func (m *Manager) restart(id int64) {
 	}
 }
 
-// enter is begin for what a client asks of a container. The caller calls end when it is done; the context it returns ends too when nothing new is
-// let in any more.
-func (m *Manager) enter(ctx context.Context) (_ context.Context, end func(), err error) {
+// enter is begin for a request about a container, after its recovery. The caller calls end when it is done. The context that enter returns also
+// ends when the manager refuses new requests.
+func (m *Manager) enter(ctx context.Context, id int64) (_ context.Context, end func(), err error) {
+	if err := m.recovered(ctx, id); err != nil {
+		return nil, nil, err
+	}
 	if !m.begin() {
 		return nil, nil, errClosing
 	}

@@ -190,13 +190,10 @@ func (m *Manager) repeat(ctx context.Context, id int64, proc driver.Process) {
 // recovered shows a run that was found again.
 func (c *change) recovered(id int64, found driver.Found) {
 	m, proc := c.m, found.Process
-	ready := proc.Ready()
-	if isClosed(ready) {
-		ready = nil
-	}
+	ready := c.attended(id)
 	c.run(id, func(r *Run) {
 		r.begin(found.Since)
-		r.PID, r.Cgroup, r.Ready = proc.PID(), proc.Cgroup(), ready == nil
+		r.PID, r.Cgroup, r.Ready = proc.PID(), proc.Cgroup(), ready
 	})
 	if m.objects[id].asked {
 		since := c.touch(id).Run.StoppingSince
@@ -205,7 +202,6 @@ func (c *change) recovered(id int64, found driver.Found) {
 		}
 		c.stopping(id, since)
 	}
-	m.work.Go(func() { m.attend(id, proc, ready) })
 }
 
 // endsWith reports whether an end that was found is that of r, or of a later run that the journal does not know. The wall clock may

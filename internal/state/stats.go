@@ -10,27 +10,16 @@ import (
 // Stats returns what a container uses at this moment. It must be running, paused or stopping. It waits for nothing that is done to
 // the container.
 func (m *Manager) Stats(id int64) (driver.Stats, error) {
-	v, proc, err := m.aliveProcess(id)
-	if err != nil {
-		return driver.Stats{}, err
+	o := m.at(id)
+	switch v := o.view; {
+	case v == nil || v.Class != driver.Container:
+		return driver.Stats{}, errs.New(errs.NotFound, "there is no %s %d", driver.Container, id)
+	case o.proc == nil || !v.Run.State.alive():
+		return driver.Stats{}, errs.New(errs.Conflict, "%s is %s; only running, paused and stopping containers have statistics", name(v), v.Run.State)
 	}
-	stats, err := proc.Stats()
+	stats, err := o.proc.Stats()
 	if err != nil {
-		return driver.Stats{}, fmt.Errorf("%s: %w", name(v), err)
+		return driver.Stats{}, fmt.Errorf("%s: %w", name(o.view), err)
 	}
 	return stats, nil
-}
-
-// aliveProcess returns a container that has processes and what holds them.
-func (m *Manager) aliveProcess(id int64) (*View, driver.Process, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	o, err := m.lookup(driver.Container, id)
-	if err != nil {
-		return nil, nil, err
-	}
-	if o.proc == nil || !o.view.Run.State.alive() {
-		return nil, nil, errs.New(errs.Conflict, "%s is %s; only running, paused and stopping containers have statistics", name(o.view), o.view.Run.State)
-	}
-	return o.view, o.proc, nil
 }
