@@ -16,43 +16,43 @@ const Grace = time.Second
 
 // Watch passes on what the acts of one object wait for.
 type Watch struct {
-	show func(what string, since time.Time)
+	show func(activity string, since time.Time)
 
 	mu   sync.Mutex // protects late and is held while show is called
 	late []*act     // longer than Grace under way; the last is shown: it is a part of the others, and the most exact
 }
 
 type act struct {
-	what  string
-	since time.Time
+	activity string
+	since    time.Time
 }
 
 type watchKey struct{}
 
-type whomKey struct{}
+type peerKey struct{}
 
 // With returns a context whose acts report to show what they wait for, and since when. When they have ended, show gets
 // an empty text. It is called by one goroutine at a time, by none after the act has ended, and must not wait for an act.
-func With(ctx context.Context, show func(what string, since time.Time)) context.Context {
+func With(ctx context.Context, show func(activity string, since time.Time)) context.Context {
 	return context.WithValue(ctx, watchKey{}, &Watch{show: show})
 }
 
-// On returns a context in which acts wait for whom, such as "NFS server 10.0.0.1".
-func On(ctx context.Context, whom string) context.Context {
-	return context.WithValue(ctx, whomKey{}, whom)
+// On returns a context in which acts wait for peer, such as "NFS server 10.0.0.1".
+func On(ctx context.Context, peer string) context.Context {
+	return context.WithValue(ctx, peerKey{}, peer)
 }
 
 // Begin notes that an act begins which may hang. The function that it returns must be called when the act has ended. With givenUp it was not
 // completed in time, and its text stays: there is no other result.
-func Begin(ctx context.Context, what string) (end func(givenUp bool)) {
+func Begin(ctx context.Context, activity string) (end func(givenUp bool)) {
 	w, ok := ctx.Value(watchKey{}).(*Watch)
 	if !ok {
 		return func(bool) {}
 	}
-	if whom, ok := ctx.Value(whomKey{}).(string); ok {
-		what = whom + ": " + what
+	if peer, ok := ctx.Value(peerKey{}).(string); ok {
+		activity = peer + ": " + activity
 	}
-	a := &act{what: what, since: time.Now()}
+	a := &act{activity: activity, since: time.Now()}
 	ended := false // protected by w.mu
 	timer := time.AfterFunc(Grace, func() {
 		w.mu.Lock()
@@ -61,7 +61,7 @@ func Begin(ctx context.Context, what string) (end func(givenUp bool)) {
 			return
 		}
 		w.late = append(w.late, a)
-		w.show(a.what, a.since)
+		w.show(a.activity, a.since)
 	})
 	return func(givenUp bool) {
 		timer.Stop()
@@ -82,7 +82,7 @@ func (w *Watch) end(a *act, givenUp bool) {
 	switch rest := len(w.late); {
 	case i < rest: // another one is shown
 	case rest > 0:
-		w.show(w.late[rest-1].what, w.late[rest-1].since)
+		w.show(w.late[rest-1].activity, w.late[rest-1].since)
 	case !givenUp:
 		w.show("", time.Time{})
 	}
