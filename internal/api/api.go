@@ -116,7 +116,7 @@ type api struct {
 // New returns the handler of the whole API.
 func New(spec *Specification, o Options) http.Handler {
 	a := &api{Options: o, spec: spec, name: strings.ToLower(rand.Text()[:8])}
-	return a.observe(pages(a.guard(health(a.Life, a.Meter, pendingPaths(a.upgrades(head(dryRuns(a.route(spec.routes)))))))))
+	return a.observe(pages(a.guard(health(a.Life, a.Meter, a.upgrades(head(dryRuns(a.route(spec.routes))))))))
 }
 
 // route leads each request to its operation. It takes the place of the generated Serve, which has a page that loads scripts

@@ -23,9 +23,8 @@ import (
 // Paths at which a GET is upgraded to a WebSocket, with the names of these operations for logs and metrics. The specification describes
 // them in words only: Swagger 2 has no status 101.
 const (
-	execPath      = basePath + "/container/exec"
-	attachPath    = basePath + "/container/attach" // not implemented yet, and refused like the other one
-	execOperation = "exec"
+	execPath   = basePath + "/container/exec"
+	attachPath = basePath + "/container/attach"
 )
 
 // isUpgrade reports whether r asks for something that changes as a GET of these paths does, though it is a GET.
@@ -36,24 +35,24 @@ func isUpgrade(r *http.Request) bool {
 // upgrades serves the operations that need a WebSocket, in front of the generated router.
 func (a *api) upgrades(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !isUpgrade(r) || r.URL.Path != execPath {
+		if !isUpgrade(r) {
 			next.ServeHTTP(w, r)
 			return
 		}
 		e := exchangeOf(r)
-		e.operation, e.known = execOperation, true
-		if err := a.streamExec(w, r); err != nil {
+		e.operation, e.known = strings.TrimPrefix(r.URL.Path, basePath+"/container/"), true
+		if err := a.upgrade(w, r); err != nil {
 			serveError(w, r, err)
 		}
 	})
 }
 
-// streamExec runs a command whose streams are the client's. An error is one of a request that was not upgraded.
-func (a *api) streamExec(w http.ResponseWriter, r *http.Request) error {
+// upgrade connects a client with a command or a console. An error is one of a request that was not upgraded.
+func (a *api) upgrade(w http.ResponseWriter, r *http.Request) error {
 	if err := checkUpgrade(r); err != nil {
 		return err
 	}
-	where, command, err := commandIn(r.URL.RawQuery)
+	where, command, err := commandIn(r.URL.RawQuery, r.URL.Path == attachPath)
 	if err != nil {
 		return err
 	}
@@ -106,8 +105,8 @@ func upgrader() *websocket.Upgrader {
 }
 
 // commandIn reads the parameters of a command. Their values are in no error: they can be secrets, and errors are logged.
-func commandIn(query string) (t target, c driver.Command, err error) {
-	t.class = driver.Container
+func commandIn(query string, console bool) (t target, c driver.Command, err error) {
+	t.class, c.Console = driver.Container, console
 	values, err := url.ParseQuery(query)
 	if err != nil {
 		return t, c, errs.New(errs.Malformed, "query parameters: are not encoded as in a URL")
@@ -115,6 +114,9 @@ func commandIn(query string) (t target, c driver.Command, err error) {
 	var faults errs.Faults
 	for name, all := range values {
 		last := all[len(all)-1]
+		if console && name != "id" && name != "name" {
+			return t, c, errs.New(errs.Unknown, "query parameter %.*q: is unknown", maxQuoted, name)
+		}
 		switch name {
 		case "id":
 			id, err := strconv.ParseInt(last, 10, 64)

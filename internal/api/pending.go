@@ -1,8 +1,6 @@
 package api
 
 import (
-	"net/http"
-
 	"github.com/go-openapi/spec"
 
 	"github.com/kraken-hpc/imageapi/internal/errs"
@@ -33,22 +31,6 @@ func isPending(name string) bool {
 		return true
 	}
 	return false
-}
-
-// isPendingPath reports whether a GET of a path that the specification describes only in words is not implemented yet.
-func isPendingPath(path string) bool {
-	return path == basePath+"/container/attach"
-}
-
-// pendingPaths answers requests for such paths.
-func pendingPaths(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if (r.Method == http.MethodGet || r.Method == http.MethodHead) && isPendingPath(r.URL.Path) {
-			serveError(w, r, errs.New(errs.Unsupported, "this version does not implement GET %s", r.URL.Path))
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
 }
 
 // checkPending refuses an operation that is not implemented yet.

@@ -108,7 +108,7 @@ imageapi remove --force demo`,
 		}
 	}
 	add(groupObjects, a.listCommand(), a.treeCommand(), a.showCommand(), a.exportCommand(), a.createCommand(), a.applyCommand(), a.removeCommand())
-	add(groupContainers, a.runCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.pauseCommand(), a.resumeCommand(), a.execCommand(),
+	add(groupContainers, a.runCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.pauseCommand(), a.resumeCommand(), a.execCommand(), a.attachCommand(),
 		a.updateCommand(), a.renameCommand(), a.replaceCommand(), a.rollbackCommand())
 	add(groupWatch, a.logsCommand(), a.waitCommand(), a.eventsCommand(), a.statsCommand())
 	add(groupClient, a.contextCommand(), a.demoCommand(), a.completionCommand(), a.versionCommand(), a.relayCommand())

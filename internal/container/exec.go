@@ -42,6 +42,9 @@ type command struct {
 
 // Exec implements driver.Process: the life of a command on the daemon's side.
 func (p *process) Exec(ctx context.Context, given driver.Command) (driver.Output, error) {
+	if given.Console {
+		return driver.Output{}, p.attach(ctx, given.Attach)
+	}
 	config, err := p.commandConfig(given)
 	if err != nil {
 		return driver.Output{}, err

@@ -2,14 +2,17 @@ package container
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
+	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/proc/spawn"
 	"github.com/kraken-hpc/imageapi/internal/proc/wire"
 )
@@ -66,7 +69,7 @@ func (c *command) connect(given driver.Command) error {
 	var from driver.Input
 	switch {
 	case given.TTY:
-		if err := c.input.takeMaster(); err != nil {
+		if err := c.input.takeMaster(c.of.over); err != nil {
 			return err
 		}
 		from.Resize = func(rows, columns uint16) error {
@@ -98,32 +101,29 @@ func (in *input) feed(b []byte) {
 	in.ours.Close()
 }
 
-// takeMaster receives the master of the command's terminal. It was sent before the command began. It comes out of the container: nothing
-// but a terminal is taken.
-func (in *input) takeMaster() error {
-	conn, err := in.ours.SyscallConn()
-	if err != nil {
-		return err
+// masterTime is how long a master that was sent may take to come.
+const masterTime = 5 * time.Second
+
+// takeMaster receives the master of a terminal. It comes out of the container: nothing but a terminal is taken.
+func (in *input) takeMaster(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, masterTime)
+	defer cancel()
+	defer spawn.Expire(limited, in.ours)()
+	m, err := spawn.Conn{File: in.ours}.Receive()
+	if errors.Is(err, io.EOF) {
+		return errs.New(errs.Conflict, "%w", errEnded)
 	}
-	fd := -1
-	failed := conn.Control(func(socket uintptr) {
-		var m wire.Message
-		if m, err = wire.Receive(int(socket)); err == nil && len(m.Files) == 1 {
-			fd = m.Files[0]
-		}
-	})
-	err = errors.Join(failed, err)
-	if err == nil && !isMaster(fd) {
-		unix.Close(fd)
+	if err == nil && (len(m.Files) != 1 || !isMaster(m.Files[0])) {
 		err = unix.ENOTTY
 	}
 	if err == nil {
-		err = unix.SetNonblock(fd, true)
+		err = unix.SetNonblock(m.Files[0], true)
 	}
 	if err != nil {
+		m.Close()
 		return fmt.Errorf("receive its terminal: %w", err)
 	}
-	in.terminal = os.NewFile(uintptr(fd), "terminal")
+	in.terminal = os.NewFile(uintptr(m.Files[0]), "terminal")
 	return nil
 }
 

@@ -19,6 +19,9 @@ type Command struct {
 	Attach      func(Input) (Attached, error)
 	Interactive bool // with Attach: standard input comes from there
 	TTY         bool // with Attach: it gets a terminal
+
+	// Console is no command: Attach is connected to the console of the container. Nothing else is set then.
+	Console bool
 }
 
 // Input is what a client sends to a command.

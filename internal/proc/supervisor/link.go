@@ -62,12 +62,16 @@ func (l *link) now() wire.State {
 	return l.state
 }
 
-// listen does what daemons ask for, and gives launch the descriptors of each command. It ends when no other daemon can come.
-func (l *link) listen(launch func(files []int)) {
+// listen does what daemons ask for, and gives launch the descriptors of each command, attach those of each client of the console. It ends when
+// no other daemon can come.
+func (l *link) listen(launch func(files []int), attach func(socket, pipe int)) {
 	for m := range l.Commands() {
 		switch {
 		case m.Kind == wire.Launch && len(m.Files) == wire.ExecFiles:
 			launch(m.Files)
+			m.Files = nil
+		case m.Kind == wire.Attach && len(m.Files) == 2:
+			attach(m.Files[0], m.Files[1])
 			m.Files = nil
 		case m.Kind == wire.StopTimeout:
 			if d, err := wire.ParseStopTimeout(m); err == nil {
@@ -98,6 +102,7 @@ func (s *supervisor) adopt(master, terminal, notify int) error {
 	if err != nil {
 		return err
 	}
+	s.console.Store(pump)
 	s.log.finish() // only this program had the pipe
 	s.log = pump
 	return nil

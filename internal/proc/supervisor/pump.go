@@ -1,6 +1,9 @@
 package supervisor
 
 import (
+	"slices"
+	"sync"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -12,6 +15,9 @@ type pump struct {
 	filter func([]byte) []byte // what of the output goes to the log, or nil for all
 	ended  chan struct{}
 	err    error // the first error of writing the log; to be read after ended
+
+	mu      sync.Mutex // protects viewers
+	viewers []int      // pipes that get all that is read
 }
 
 // newPump starts a pump and returns the pipe's end for writing. Only finish gives back what it holds.
@@ -51,6 +57,12 @@ func (p *pump) finish() string {
 	p.log.flush()
 	unix.Close(p.in)
 	unix.Close(p.quit)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pipe := range p.viewers {
+		unix.Close(pipe)
+	}
+	p.viewers = nil
 	if p.err != nil {
 		return p.err.Error()
 	}
@@ -63,10 +75,13 @@ func (p *pump) run() {
 	for quit := false; ; {
 		n, err := unix.Read(p.in, buf)
 		switch {
-		case n > 0 && p.filter != nil:
-			p.write(p.filter(buf[:n]))
 		case n > 0:
-			p.write(buf[:n])
+			p.pass(buf[:n])
+			if p.filter != nil {
+				p.write(p.filter(buf[:n]))
+			} else {
+				p.write(buf[:n])
+			}
 		case err == unix.EINTR:
 		case err == unix.EAGAIN && !quit:
 			quit = p.wait()
@@ -89,4 +104,25 @@ func (p *pump) write(b []byte) {
 	if err := p.log.write(b); err != nil && p.err == nil {
 		p.err = err
 	}
+}
+
+// show passes on all that is read from now on to a pipe, which belongs to p then.
+func (p *pump) show(pipe int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.viewers = append(p.viewers, pipe)
+}
+
+// pass writes to the viewers. One that does not read misses a part: the container does not wait for it.
+func (p *pump) pass(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.viewers = slices.DeleteFunc(p.viewers, func(pipe int) bool {
+		_, err := unix.Write(pipe, b)
+		if err == nil || err == unix.EAGAIN || err == unix.EINTR {
+			return false
+		}
+		unix.Close(pipe) // its reader is gone
+		return true
+	})
 }

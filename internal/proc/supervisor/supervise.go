@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,6 +30,7 @@ type supervisor struct {
 	daemon *link
 
 	commands commands
+	console  atomic.Pointer[pump] // what reads the console; nil without one
 
 	// With Config.Systemd only, else -1.
 	terminal int // keeps the console from being at its end while nothing in the container has it open
@@ -47,7 +49,7 @@ func Main(name string) int {
 		return 1
 	}
 	s := &supervisor{name: name, config: config, group: cgroup.Dir(wire.SupervisorCgroup), daemon: newLink(c, config.StopTimeout), terminal: -1, notify: -1}
-	go s.daemon.listen(s.launch)
+	go s.daemon.listen(s.launch, s.attach)
 	if failure := s.start(); failure != nil {
 		c.Failed(failure.Message().Fields...)
 		return 1
@@ -215,3 +217,14 @@ func (s *supervisor) reapAll(ended chan<- wire.Exit, reaped chan<- struct{}) {
 // plain leaves out the carriage returns that a terminal and those who know that they write to one put into the ends of
 // lines.
 func plain(b []byte) []byte { return bytes.ReplaceAll(b, []byte{'\r'}, nil) }
+
+// attach shows the console in a pipe, and sends its master through a socket.
+func (s *supervisor) attach(socket, pipe int) {
+	defer unix.Close(socket)
+	console := s.console.Load()
+	if console == nil || unix.SetNonblock(pipe, true) != nil || wire.Send(socket, wire.Message{Kind: wire.Console, Files: []int{console.in}}) != nil {
+		unix.Close(pipe)
+		return
+	}
+	console.show(pipe)
+}

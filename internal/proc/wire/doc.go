@@ -26,8 +26,10 @@
 //	  |<-- Ready ---------------------|  when it is, if it was not yet
 //	  |<-- Status --------------------|  if there is one
 //
-// A supervisor receives a Config and is Ready (Started) when the command runs. Its Status is a State. Its own messages are StopTimeout and
-// Launch. Stop sends the stop signal, and SIGKILL to all after the timeout. Ended (Exit) comes when nothing of the container is left.
+// A supervisor receives a Config and is Ready (Started) when the command runs. Its Status is a State. Its own messages are StopTimeout, Launch
+// and Attach. To Attach it sends Console with the terminal's master through the socket that came with it, and it then writes to the pipe that
+// came with it all that the console shows. Stop sends the stop signal, and SIGKILL to all after the timeout. Ended (Exit) comes when
+// nothing of the container is left.
 //
 //	supervisor                    init stage
 //	  |-- clone3, descriptors ------->|
@@ -92,6 +94,7 @@ const (
 	Console     Kind = 'c' // with the descriptors of its terminal (master, slave) and of the socket of sd_notify(3)
 	StopTimeout Kind = 'w' // the time after Stop until all is killed, instead of Config.StopTimeout
 	Launch      Kind = 'x' // start a program in mode ModeExec, with its descriptors in order
+	Attach      Kind = 'a' // show the console in a pipe, and send its master through a socket: with the socket and the pipe
 	Release     Kind = 'l'
 	Hangup      Kind = 'g'
 )
