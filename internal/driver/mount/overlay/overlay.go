@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,7 +24,6 @@ import (
 	"github.com/kraken-hpc/imageapi/internal/sys/layer"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
-	"github.com/kraken-hpc/imageapi/internal/sys/rmtree"
 	"github.com/kraken-hpc/imageapi/models"
 )
 
@@ -226,7 +226,7 @@ func (u *unit) unmount(ctx context.Context, place driver.Placement) error {
 
 // removeNames removes what showClassic needs.
 func (o *overlayer) removeNames(id int64) error {
-	return o.Failpoint.Do("overlay names remove", func() error { return rmtree.Remove(o.names(id)) })
+	return o.Failpoint.Do("overlay names remove", func() error { return os.RemoveAll(o.names(id)) })
 }
 
 func (u *unit) Show(out driver.Object, status driver.Status, needs []driver.Object) {
