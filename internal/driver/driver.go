@@ -40,7 +40,7 @@ type Driver interface {
 	Class() Class
 	Kind() string
 	// Plan checks def, fills in its defaults and says what it needs, without touching the kernel. It notes
-	// all faults, with paths relative to def (such as "loopback.path"), and returns a nil Unit if there are any.
+	// all faults, with paths relative to def (such as "loopback.path"). If there are any, the Unit is not used.
 	// def has passed the validation that is generated from swagger.yaml and must not be changed or kept.
 	// Needs that were given by id, by definition or both are returned as they stand in def.
 	Plan(def Object, faults *errs.Faults) (Unit, []Need)

@@ -114,12 +114,7 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		faults.Add("iscsi", "is required for an attachment of kind iscsi")
 		return nil, nil
 	}
-	var own errs.Faults
-	u := newUnit(d, def.Attach.Iscsi, &own)
-	u.check(&own)
-	if len(own) > 0 {
-		*faults = append(*faults, own...)
-		return nil, nil
-	}
+	u := newUnit(d, def.Attach.Iscsi, faults)
+	u.check(faults)
 	return u, nil
 }

@@ -59,6 +59,9 @@ func (d *Driver) Kind() string { return models.AttachKindLocal }
 // Survey finds nothing missing: every kernel has block devices.
 func (*Driver) Survey(context.Context) (s driver.Survey) { return s }
 
+// KeepsDevices has package verity not wait for other users of a device, which stays.
+func (*Driver) KeepsDevices() {}
+
 // ReadOnly implements driver.Coverable: the device stays as it is.
 func (*Driver) ReadOnly(def models.Attach, _ *errs.Faults) models.Attach { return def }
 
@@ -74,7 +77,6 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	}
 	if fault := pathFault(u.Path); fault != "" {
 		faults.Add("local.path", "%s", fault)
-		return nil, nil
 	}
 	return u, nil
 }

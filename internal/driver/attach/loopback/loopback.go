@@ -104,24 +104,19 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		ReadPartitions: driver.Value(l.ReadPartitions),
 		ReadOnly:       driver.Value(l.Ro),
 	}
-	var own errs.Faults
 	var needs []driver.Need
 	if fault := pathFault(u.Path, u.Base); fault != "" {
-		own.Add("loopback.path", "%s", fault)
+		faults.Add("loopback.path", "%s", fault)
 	}
 	switch {
 	case u.Base != models.AttachLoopbackBaseRoot && u.Base != models.AttachLoopbackBaseMount:
-		own.Add("loopback.base", "must be %q or %q", models.AttachLoopbackBaseRoot, models.AttachLoopbackBaseMount)
+		faults.Add("loopback.base", "must be %q or %q", models.AttachLoopbackBaseRoot, models.AttachLoopbackBaseMount)
 	case u.Base == models.AttachLoopbackBaseRoot && l.Mount != nil:
-		own.Add("loopback.mount", "makes no sense with base %q: leave it out, or use base %q", models.AttachLoopbackBaseRoot, models.AttachLoopbackBaseMount)
+		faults.Add("loopback.mount", "makes no sense with base %q: leave it out, or use base %q", models.AttachLoopbackBaseRoot, models.AttachLoopbackBaseMount)
 	case u.Base == models.AttachLoopbackBaseMount && l.Mount == nil:
-		own.Add("loopback.mount", "is required with base %q", models.AttachLoopbackBaseMount)
+		faults.Add("loopback.mount", "is required with base %q", models.AttachLoopbackBaseMount)
 	case u.Base == models.AttachLoopbackBaseMount:
 		needs = []driver.Need{{Path: "loopback.mount", Def: driver.Object{Mount: l.Mount}}}
-	}
-	if len(own) > 0 {
-		*faults = append(*faults, own...)
-		return nil, needs
 	}
 	return u, needs
 }

@@ -23,20 +23,15 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	}
 	r := def.Attach.Rbd
 	u := &unit{driver: d, Mark: rand.Text(), Monitors: slices.Clone(r.Monitors), Pool: driver.Value(r.Pool), Image: driver.Value(r.Image), Snapshot: r.Snapshot}
-	var own errs.Faults
-	u.checkImage(&own)
+	u.checkImage(faults)
 	if r.Options == nil {
-		own.Add("rbd.options", "is required: its name and secret say who asks the cluster")
+		faults.Add("rbd.options", "is required: its name and secret say who asks the cluster")
 	} else {
 		u.Options = *r.Options
 		u.Options.Name, u.Options.Secret = nil, nil
 		u.User, u.secret = driver.Value(r.Options.Name), new(secret(driver.Value(r.Options.Secret)))
-		u.checkUser(&own)
-		u.checkOptions(&own)
-	}
-	if len(own) > 0 {
-		*faults = append(*faults, own...)
-		return nil, nil
+		u.checkUser(faults)
+		u.checkOptions(faults)
 	}
 	return u, nil
 }

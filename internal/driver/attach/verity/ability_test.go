@@ -26,6 +26,7 @@ var underStatus = driver.Status{Device: &driver.Device{Path: "/dev/under"}}
 func (able) Changes(s driver.Status) string                       { return "changes of " + s.Device.Path }
 func (able) Space(driver.Status) (limit, used *int64)             { return nil, nil }
 func (able) Revive(context.Context, driver.Status) error          { return nil }
+func (able) Interrupt(driver.Status) error                        { return nil }
 func (able) Fatal(driver.Status) bool                             { return true }
 func (able) Interrupt(driver.Status) error                        { return nil }
 func (able) Verified(bool) bool                                   { return true }
@@ -56,6 +57,7 @@ var abilities = map[string]func(driver.Unit, driver.Status) (driver.Status, bool
 	"Reviver":          has[driver.Reviver],
 	"FatallyCorrupted": has[driver.FatallyCorrupted],
 	"Verified":         has[driver.Verified],
+	"Interruptible":    has[driver.Interruptible],
 	"Covering":         has[driver.Covering],
 	"Interruptible":    has[driver.Interruptible],
 }

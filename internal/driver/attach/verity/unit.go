@@ -296,7 +296,7 @@ func (u *unit) uncover(ctx context.Context, status driver.Status, down func(unde
 // that is the node's own stays, whoever uses it.
 func (u *unit) free(ctx context.Context, n notes) error {
 	status, err := u.driver.mapper.Status(n.Name)
-	if errors.Is(err, dm.ErrNone) || u.driver.Kind() == models.AttachKindLocal {
+	if _, owns := u.driver.Coverable.(nodesOwn); owns || errors.Is(err, dm.ErrNone) {
 		return nil
 	}
 	if err != nil {

@@ -55,6 +55,12 @@ type Driver struct {
 	stranded map[int64]driver.Status
 }
 
+// announcer is a driver whose images can announce that they have verity: driver.Device.Verity.
+type announcer interface{ AnnouncesVerity() }
+
+// nodesOwn is a driver of devices of the node, which stay when they are detached.
+type nodesOwn interface{ KeepsDevices() }
+
 // Over returns the driver below with verity.
 func Over(below driver.Coverable, o Options) *Driver {
 	if o.Log == nil {
@@ -79,16 +85,15 @@ func (d *Driver) Survey(ctx context.Context) (s driver.Survey) {
 func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver.Need) {
 	if def.Attach == nil || def.Attach.Verity == nil {
 		under, needs := d.Coverable.Plan(def, faults)
-		if under == nil || d.Kind() != models.AttachKindOci {
+		if _, announces := d.Coverable.(announcer); under == nil || !announces {
 			return under, needs
 		}
 		announced := params{Announced: true, OnCorruption: models.AttachVerityOnCorruptionError}
 		return &unit{driver: d, Mark: rand.Text(), Verity: announced, Under: under}, needs
 	}
-	var own errs.Faults
 	v := def.Attach.Verity
-	readOnly := d.ReadOnly(*def.Attach, &own)
-	under, needs := d.Coverable.Plan(driver.Object{Attach: &readOnly}, &own)
+	readOnly := d.ReadOnly(*def.Attach, faults)
+	under, needs := d.Coverable.Plan(driver.Object{Attach: &readOnly}, faults)
 	u := &unit{driver: d, Mark: rand.Text(), Verity: params{HashOffset: v.HashOffset, HashDevice: v.HashDevice != nil, OnCorruption: models.AttachVerityOnCorruptionError}}
 	if v.RootHash != nil {
 		u.Verity.RootHash = strings.ToLower(*v.RootHash)
@@ -96,13 +101,9 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 	if v.OnCorruption != nil {
 		u.Verity.OnCorruption = *v.OnCorruption
 	}
-	u.Verity.check(&own)
+	u.Verity.check(faults)
 	if v.HashDevice != nil {
 		needs = append(needs, driver.Need{Path: "verity.hash_device", Def: driver.Object{Attach: v.HashDevice}})
-	}
-	if len(own) > 0 {
-		*faults = append(*faults, own...)
-		return nil, needs
 	}
 	u.Under = under
 	return u, needs

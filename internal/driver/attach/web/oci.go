@@ -19,6 +19,9 @@ type OCI struct{ *Driver }
 // Kind is "oci".
 func (OCI) Kind() string { return models.AttachKindOci }
 
+// AnnouncesVerity has package verity look for the annotations of an image.
+func (OCI) AnnouncesVerity() {}
+
 // Survey looks for what the driver needs of the kernel.
 func (o OCI) Survey(ctx context.Context) driver.Survey { return o.survey(ctx, models.AttachKindOci) }
 
@@ -29,7 +32,6 @@ func (o OCI) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver
 		return nil, nil
 	}
 	d := def.Attach.Oci
-	var own errs.Faults
 	u := &unit{
 		driver: o.Driver, Mark: rand.Text(), Mode: driver.ValueOr(d.Mode, models.AttachOciModeAuto), CAFile: d.CaFile, RetryTimeout: d.RetryTimeout, Connections: 4,
 		OCI:  &reference{Image: driver.Value(d.Image), Platform: d.Platform, Artifact: d.Artifact, PlainHTTP: d.PlainHTTP},
@@ -38,16 +40,12 @@ func (o OCI) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []driver
 	u.URLs = []string{"oci://" + u.OCI.Image}
 	u.Secrets = u.Mode != models.AttachOciModeWhole && hasSecrets(u.secrets)
 	if _, err := oci.ParseReference(u.OCI.Image); err != nil {
-		own.Add("oci.image", "%v", err)
+		faults.Add("oci.image", "%v", err)
 	}
 	if _, err := oci.ParsePlatform(u.OCI.Platform); err != nil {
-		own.Add("oci.platform", "%v", err)
+		faults.Add("oci.platform", "%v", err)
 	}
-	u.check(&own)
-	if len(own) > 0 {
-		*faults = append(*faults, own...)
-		return nil, nil
-	}
+	u.check(faults)
 	return u, nil
 }
 

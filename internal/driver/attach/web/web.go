@@ -112,20 +112,15 @@ func (d *Driver) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		return nil, nil
 	}
 	h := def.Attach.HTTP
-	var own errs.Faults
 	u := &unit{
-		driver: d, Mark: rand.Text(), URLs: addresses(h.Urls, &own), Mode: driver.ValueOr(h.Mode, models.AttachHTTPModeAuto),
+		driver: d, Mark: rand.Text(), URLs: addresses(h.Urls, faults), Mode: driver.ValueOr(h.Mode, models.AttachHTTPModeAuto),
 		Size: h.Size, Digest: h.Digest, ETag: h.Etag, CAFile: h.CaFile, CertificateFile: h.ClientCertificateFile, KeyFile: h.ClientKeyFile,
 		Proxy: h.Proxy, RetryTimeout: h.RetryTimeout, Connections: driver.ValueOr(h.Connections, 4), ReadAhead: h.ReadAhead,
 		Headers: h.Headers, Auth: withoutSecrets(h.Auth), secrets: secrets{URLs: h.Urls, Auth: h.Auth},
 	}
 	u.Secrets = u.Mode != models.AttachHTTPModeWhole && hasSecrets(u.secrets)
-	checkHeaders(h.Headers, &own)
-	u.check(&own)
-	if len(own) > 0 {
-		*faults = append(*faults, own...)
-		return nil, nil
-	}
+	checkHeaders(h.Headers, faults)
+	u.check(faults)
 	return u, nil
 }
 

@@ -56,7 +56,6 @@ func (b *binder) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		faults.Add("bind", "is required: a mount of this kind describes it there")
 		return nil, nil
 	}
-	before := len(*faults)
 	u := &unit{b: b, Path: driver.Value(d.Path), Base: driver.Value(d.Base), Recursive: driver.Value(d.Recursive), ReadOnly: driver.Value(d.Ro)}
 	switch {
 	case u.Path == "":
@@ -80,9 +79,6 @@ func (b *binder) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []dr
 		needs = []driver.Need{{Path: "bind.mount", Def: driver.Object{Mount: d.Mount}}}
 	default:
 		faults.Add("bind.base", "must be %q or %q", baseRoot, baseMount)
-	}
-	if len(*faults) > before {
-		return nil, nil
 	}
 	return u, needs
 }

@@ -94,7 +94,6 @@ func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []d
 		faults.Add("attach", "is required: a mount of this kind describes it there")
 		return nil, nil
 	}
-	before := len(*faults)
 	if d.Attach == nil {
 		faults.Add("attach.attach", "is required: the attachment whose device is to be mounted")
 	}
@@ -109,9 +108,6 @@ func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []d
 		faults.Add("attach.partition", "must be 0, for the whole device, or the number of a partition")
 	}
 	u.parsed = parse(d.MountOptions, faults)
-	if len(*faults) > before {
-		return nil, nil
-	}
 	return u, []driver.Need{{Path: "attach.attach", Def: driver.Object{Attach: d.Attach}}}
 }
 

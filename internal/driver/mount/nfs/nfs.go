@@ -68,15 +68,11 @@ func (m *mounter) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, []d
 		faults.Add("nfs", "is required: a mount of this kind describes it there")
 		return nil, nil
 	}
-	before := len(*faults)
 	u := &unit{m: m, Host: driver.Value(d.Host), Path: driver.Value(d.Path), ReadOnly: driver.Value(d.Ro), Version: driver.Value(d.Version), FSOptions: slices.Clone(d.Options)}
 	if u.Version == "" {
 		u.Version = defaultVersion
 	}
 	u.plan(faults)
-	if len(*faults) > before {
-		return nil, nil
-	}
 	return u, nil
 }
 

@@ -83,7 +83,6 @@ func (o *overlayer) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, [
 		faults.Add("overlay", "is required: a mount of this kind describes it there")
 		return nil, nil
 	}
-	before := len(*faults)
 	switch n := len(d.Lower); {
 	case n == 0:
 		faults.Add("overlay.lower", "is required: at least one mount, the topmost first")
@@ -101,9 +100,6 @@ func (o *overlayer) Plan(def driver.Object, faults *errs.Faults) (driver.Unit, [
 	u := &unit{o: o, Lower: len(d.Lower), Upper: planUpper(d.Upper, faults)}
 	if u.Upper.Sort == inMount {
 		needs = append(needs, driver.Need{Path: "overlay.upper.mount", Def: driver.Object{Mount: d.Upper.Mount}})
-	}
-	if len(*faults) > before {
-		return nil, nil
 	}
 	return u, needs
 }
