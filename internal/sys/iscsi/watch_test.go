@@ -3,6 +3,7 @@ package iscsi
 import (
 	"context"
 	"log/slog"
+	"os/exec"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,10 +14,17 @@ import (
 // none is a Helper for sessions without units.
 type none struct{ Helper }
 
+// modprobe is a Modules.
+type modprobe struct{ Modules }
+
+func (modprobe) Load(ctx context.Context, name string) error {
+	return exec.CommandContext(ctx, "modprobe", name).Run()
+}
+
 // A session whose events can't be received for a moment is logged in again nevertheless when its connection is lost.
 func TestEventsFail(t *testing.T) {
 	target := testkit.StartTarget(t, "eventless")
-	env := Env{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Helper: none{}}
+	env := Env{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Helper: none{}, Modules: modprobe{}}
 	var changes atomic.Int32
 	env.Changed = func() { changes.Add(1) }
 	env.Backoff.Min, env.Backoff.Max = 100*time.Millisecond, time.Second

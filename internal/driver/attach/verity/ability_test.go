@@ -28,7 +28,6 @@ func (able) Space(driver.Status) (limit, used *int64)             { return nil, 
 func (able) Revive(context.Context, driver.Status) error          { return nil }
 func (able) Interrupt(driver.Status) error                        { return nil }
 func (able) Fatal(driver.Status) bool                             { return true }
-func (able) Interrupt(driver.Status) error                        { return nil }
 func (able) Verified(bool) bool                                   { return true }
 func (able) Covered(s driver.Status) (driver.Unit, driver.Status) { return able{}, s }
 func (able) ForceDown(context.Context, driver.Placement, driver.Status) (string, error) {
@@ -57,7 +56,6 @@ var abilities = map[string]func(driver.Unit, driver.Status) (driver.Status, bool
 	"Reviver":          has[driver.Reviver],
 	"FatallyCorrupted": has[driver.FatallyCorrupted],
 	"Verified":         has[driver.Verified],
-	"Interruptible":    has[driver.Interruptible],
 	"Covering":         has[driver.Covering],
 	"Interruptible":    has[driver.Interruptible],
 }
