@@ -248,7 +248,7 @@ func TestExecEnds(t *testing.T) {
 		`{"status":"Failure","details":{"causes":[{"reason":"Odd"},{"reason":"ExitCode","message":"137"},{"reason":"Signal"}]}}`: "137 out err ",
 		`{"status":"Failure","message":"the daemon is shutting down","code":503}`:                                                "125 out err imageapi: the daemon is shutting down\n",
 		`{`: "125 out err imageapi: read the status: unexpected EOF\n",
-		"":  "125 out err imageapi: the connection is lost, and the end of the command unknown: websocket: close 1006 (abnormal closure): unexpected EOF\n",
+		"":  "125 out err imageapi: the connection is lost, and the end of the command unknown: ", // and how the kernel says it
 	} {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
@@ -276,7 +276,7 @@ func TestExecEnds(t *testing.T) {
 		}))
 		status, out, errors := perform(t.Context(), "", "--host", s.URL, "exec", "app", "--", "ls", "-l", "--help")
 		s.Close()
-		if got := fmt.Sprintf("%d %s%s", status, out, errors); got != want {
+		if got := fmt.Sprintf("%d %s%s", status, out, errors); got != want && !(strings.HasSuffix(want, ": ") && strings.HasPrefix(got, want)) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
