@@ -104,6 +104,7 @@ func openStore(ctx context.Context, cfg Config, dir *runDir, opt Options) (n *no
 // knownTo returns a function that reports whether there is a record of an object.
 func knownTo(records []journal.Record) func(id int64) bool {
 	known := make(map[int64]bool, len(records))
+	known[0] = len(records) > 0 // the cache in memory, which any of them may use
 	for _, r := range records {
 		known[r.ID] = true
 	}

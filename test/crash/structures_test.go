@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"archive/tar"
 	"bytes"
 	"fmt"
 	"io"
@@ -72,6 +73,17 @@ func local() []structure {
 		}, {
 			name: "loopback", path: "/attach", levels: 1, works: holdsImage,
 			define: func(l *lab) any { return define.Loopback(l.image()) },
+		}, {
+			name: "oci", path: "/attach", levels: 1, works: holdsErofs,
+			define: func(l *lab) any {
+				registry := testkit.StartRegistry(l, "")
+				var layer bytes.Buffer
+				w := tar.NewWriter(&layer)
+				check(l, w.WriteHeader(&tar.Header{Name: "file", Typeflag: tar.TypeReg, Mode: 0o644}))
+				check(l, w.Close())
+				image := testkit.NewImage(l, nil, nil, testkit.Blob{MediaType: testkit.MediaLayer, Data: layer.Bytes()})
+				return &models.Attach{Kind: models.AttachKindOci, Oci: &models.AttachOci{Image: new(registry.Push(l, "a", "1", image)), PlainHTTP: true}}
+			},
 		}, {
 			name: "partitions", path: "/attach", levels: 1, works: hasPartition,
 			define: func(l *lab) any {
@@ -175,6 +187,19 @@ func holdsImage(l *lab, o object) error {
 	}
 	if !bytes.Equal(have, want[:len(have)]) {
 		return fmt.Errorf("%s holds something else", o.DeviceFile)
+	}
+	return nil
+}
+
+func holdsErofs(_ *lab, o object) error {
+	f, err := os.Open(o.DeviceFile)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	magic := make([]byte, 4)
+	if _, err := f.ReadAt(magic, 1024); err != nil || string(magic) != "\xe2\xe1\xf5\xe0" {
+		return fmt.Errorf("%s has no EROFS: %x, %w", o.DeviceFile, magic, err)
 	}
 	return nil
 }

@@ -88,6 +88,9 @@ func TestImageFromRegistry(t *testing.T) {
 	sent := registry.Sent()
 	n.Kill(t)
 	n.Again(t)
+	if log := n.Log(); strings.Contains(log, "stray") {
+		t.Errorf("the server takes its cache for a stray:\n%s", log)
+	}
 	var a models.Attach
 	n.Must(t, http.StatusCreated, http.MethodPost, "/attach", ociImage(reference), &a)
 	if now := registry.Sent(); now != sent {

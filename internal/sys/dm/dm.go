@@ -95,24 +95,33 @@ func refused(id string, target Target, cause error, words string) error {
 
 // Find fails as Make would if the node has no device mapper. It loads nothing.
 func (m Mapper) Find(ctx context.Context) error {
-	if _, err := os.Stat(controlNode); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if misc, err := os.ReadFile("/proc/misc"); err == nil && bytes.Contains(misc, []byte(" device-mapper\n")) {
+		return nil
 	}
 	return module.Find(ctx, m.Failpoint, moduleName)
 }
 
 const moduleName = "dm_mod"
 
+// openControl opens the control node. The error is fs.ErrNotExist also for a node without a device mapper, which udev may have made.
+func openControl() (*os.File, error) {
+	control, err := os.Open(controlNode)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return control, err
+}
+
 // load opens the control node and loads the device mapper's module if there is none.
 func (m Mapper) load(ctx context.Context) (*os.File, error) {
-	control, err := os.Open(controlNode)
+	control, err := openControl()
 	if !errors.Is(err, fs.ErrNotExist) {
 		return control, err
 	}
 	if err := module.Load(ctx, m.Failpoint, moduleName); err != nil {
 		return nil, err
 	}
-	control, err = os.Open(controlNode)
+	control, err = openControl()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errs.New(errs.Unsupported, "use the device mapper: no %s; mount devtmpfs on /dev", controlNode)
 	}
@@ -165,7 +174,7 @@ func (m Mapper) Remove(ctx context.Context, id string) error {
 
 // remove is one attempt.
 func (m Mapper) remove(ctx context.Context, id string) error {
-	control, err := os.Open(controlNode)
+	control, err := openControl()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // and so no device
 	}
@@ -197,7 +206,7 @@ func (m Mapper) busy(id string, cause error) error {
 
 // Status tells what the kernel knows of a device, or ErrNone. It waits for nothing.
 func (m Mapper) Status(id string) (Status, error) {
-	control, err := os.Open(controlNode)
+	control, err := openControl()
 	if errors.Is(err, fs.ErrNotExist) {
 		return Status{}, ErrNone
 	}

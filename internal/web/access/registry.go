@@ -60,6 +60,7 @@ func (a Access) Resolve(ctx context.Context, tag string, plainHTTP bool) (string
 	}
 	client := config.Client()
 	client.CheckRedirect = follow
+	defer client.CloseIdleConnections()
 	r := remote.Repository{
 		Client: sendFunc(func(request *http.Request) (*http.Response, error) {
 			request.Header.Set("User-Agent", "imageapi")

@@ -228,3 +228,49 @@ func TestKeepsNothing(t *testing.T) {
 		t.Errorf("%d bytes, %q", used, left(t, dir))
 	}
 }
+
+// TestMade: an entry is found by what it was made of, also by a later process, until it is evicted or damaged.
+func TestMade(t *testing.T) {
+	t.Parallel()
+	dir := private(t)
+	c := open(t, dir, 1000, "one")
+	made := &object{content: bytes.Repeat([]byte("m"), 600)}
+	o := get(t, c, "", made)
+	if err := c.Note(o, "key", []byte("a note")); err != nil {
+		t.Fatal(err)
+	}
+	o.Release()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c = open(t, dir, 1000, "one")
+	found, note, ok := c.Made(t.Context(), "key")
+	if !ok || string(note) != "a note" || found.Digest != digestOf(made.content) {
+		t.Fatalf("it is %+v, %q, %v", found, note, ok)
+	}
+	if _, _, ok := c.Made(t.Context(), "ey"); ok {
+		t.Error("a part of a key finds it")
+	}
+	found.Release()
+	get(t, c, "", &object{content: bytes.Repeat([]byte("n"), 600)}).Release() // takes its space
+	if _, _, ok := c.Made(t.Context(), "key"); ok {
+		t.Error("an evicted entry is found")
+	}
+	if files, _ := filepath.Glob(filepath.Join(dir, "*.from-*")); len(files) > 0 {
+		t.Errorf("its note is left: %q", files)
+	}
+	o = get(t, c, "", made)
+	if err := c.Note(o, "key", []byte("a note")); err != nil {
+		t.Fatal(err)
+	}
+	o.Release()
+	if err := os.WriteFile(o.Path, bytes.Repeat([]byte("x"), 600), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok := open(t, dir, 1000, "two").Made(t.Context(), "key"); ok {
+		t.Error("a damaged entry is found after a boot")
+	}
+}

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 
 	"github.com/kraken-hpc/imageapi/internal/driver"
@@ -121,7 +122,11 @@ func (p *pull) up(ctx context.Context, place driver.Placement, object *cache.Obj
 			return driver.Status{}, u.failed(ctx, errs.At("oci.mode", err))
 		}
 		if object, err = p.merge(ctx, place.ID); err != nil {
-			return driver.Status{}, u.failed(ctx, err)
+			err = u.failed(ctx, err)
+			if left := endKeeper(context.Background(), &u.driver.keepers.registry, u.keeperName(place.ID)); left != nil {
+				err = &driver.Leftovers{Err: errors.Join(err, left)}
+			}
+			return driver.Status{}, err
 		}
 	}
 	return u.attached(ctx, place, object, notes{URL: u.URLs[0], Digest: object.Digest, Size: object.Size, Fetched: p.fetched, Image: p.image})

@@ -268,7 +268,7 @@ func (p *pull) mergeInto(ctx context.Context, w io.Writer, id int64, layers []*o
 	k, err := keepers.merge(name, text, to, layers)
 	to.Close()
 	if err != nil {
-		return errors.Join(err, endKeeper(context.Background(), &keepers.registry, name))
+		return err
 	}
 	ended := waits.Begin(waits.On(ctx, "image "+p.unit.OCI.Image), "merge its layers")
 	defer func() {

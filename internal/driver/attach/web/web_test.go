@@ -1,6 +1,7 @@
 package web_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
@@ -183,4 +184,91 @@ func TestCacheIsUsed(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// registry starts a registry with one image of layers, and returns its address. Under /private/ it asks for a password.
+func registry(t *testing.T) string {
+	t.Helper()
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	err := w.WriteHeader(&tar.Header{Name: "file", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(image))})
+	if err == nil {
+		_, err = w.Write(image)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := testkit.NewImage(t, map[string]any{"User": "7"}, nil, testkit.Blob{MediaType: testkit.MediaLayer, Data: layer.Bytes()})
+	blobs := map[string][]byte{made.Manifest.Digest(): made.Manifest.Data}
+	for _, part := range made.Parts {
+		blobs[part.Digest()] = part.Data
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, password, _ := r.BasicAuth(); strings.HasPrefix(r.URL.Path, "/v2/private/") && password != "canary-password" {
+			w.Header().Set("WWW-Authenticate", "Basic")
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		name := filepath.Base(r.URL.Path)
+		if name == "1" {
+			name = made.Manifest.Digest()
+		}
+		data, ok := blobs[name]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", testkit.MediaManifest)
+		w.Header().Set("Docker-Content-Digest", name)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	}))
+	t.Cleanup(server.Close)
+	return strings.TrimPrefix(server.URL, "http://")
+}
+
+func TestOCIDriver(t *testing.T) {
+	l, host, program := newLab(t), registry(t), keeperProgram(t.TempDir())
+	launch := openLaunch(t)
+	t.Cleanup(launch.Close)
+	def := func(image string, more ...string) string {
+		return fmt.Sprintf(`{"kind":"oci","oci":{"image":%q,"plain_http":true%s}}`, image, strings.Join(append([]string{""}, more...), ","))
+	}
+	wrong := func(name, path, def string) drivertest.Wrong {
+		return drivertest.Wrong{Name: name, Def: def, Paths: []string{path}}
+	}
+	good, store := host+"/private/app:1", &web.Store{Size: 16 << 20, Mounts: l.mounts}
+	drivertest.Run(t, drivertest.Case{
+		New: func(g failpoint.Hook) driver.Driver {
+			return web.OCI{Driver: web.New(web.Options{
+				Failpoint: g, Helper: oneshot.New(l.program, g), Cache: store,
+				Launcher: launch, KeepersDir: filepath.Join(l.dir, "keepers"), Program: program, Secrets: l.mounts,
+			})}
+		},
+		Scope:   testkit.Scope{Dirs: []string{l.dir}},
+		Good:    def(good, `"mode":"whole"`, `"auth":{"user":"reader","password":"canary-password"}`),
+		Secrets: []string{"canary-password"},
+		Hold:    holdOpen,
+		Wrong: []drivertest.Wrong{
+			wrong("no image", "oci.image", def("")),
+			wrong("no registry", "oci.image", def("app:1")),
+			wrong("no tag", "oci.image", def("h/app")),
+			wrong("another digest", "oci.image", def("h/app@sha512:"+strings.Repeat("0", 128))),
+			wrong("a URL", "oci.image", def("https://h/app:1")),
+			wrong("half a platform", "oci.platform", def("h/app:1", `"platform":"linux"`)),
+			wrong("a relative path", "oci.ca_file", def("h/app:1", `"ca_file":"a"`)),
+			wrong("a user without a password", "oci.auth.password", def("h/app:1", `"auth":{"user":"a"}`)),
+			wrong("two ways to authenticate", "oci.auth", def("h/app:1", `"auth":{"user":"a","password":"b","config_file":"/c"}`)),
+			wrong("an S3 key", "oci.auth", def("h/app:1", `"auth":{"s3":{"access_key":"a","secret_key":"b"}}`)),
+			wrong("a relative file of credentials", "oci.auth.config_file", def("h/app:1", `"auth":{"config_file":"a"}`)),
+		},
+		Fails: []drivertest.Failing{
+			{Name: "missing", Def: def(host + "/app:2"), Class: errs.Remote, Text: "no such image (404)", Sudden: true},
+			{Name: "refused", Def: def(good), Class: errs.Remote, Text: "set auth", Sudden: true},
+			{Name: "another platform", Def: def(host+"/app:1", `"platform":"linux/mips"`), Class: errs.Remote, Text: "not for linux/mips", Sudden: true},
+			{Name: "no such part", Def: def(host+"/app:1", `"artifact":"x"`), Class: errs.Invalid, Text: "set artifact", Sudden: true},
+		},
+	})
 }
