@@ -40,7 +40,7 @@ var given = map[string]string{
 }
 
 // elsewhere are options whose effect needs a terminal or time, with their tests in test/cli.
-var elsewhere = map[string]string{"exec --interactive": "TestExecTerminal", "stats --follow": "TestStatsFollow"}
+var elsewhere = map[string]string{"attach --detach-keys": "TestAttach", "exec --interactive": "TestExecTerminal", "stats --follow": "TestStatsFollow"}
 
 // Each option changes the requests or the output of a command, compared with the same command without it.
 func TestEachOptionHasAnEffect(t *testing.T) {

@@ -216,7 +216,7 @@ func TestProgress(t *testing.T) {
 // All commands show progress, but for those that show output as it comes, and those that need no server.
 func TestProgressOfAllCommands(t *testing.T) {
 	t.Parallel()
-	without := strings.Fields("completion context demo-image events exec logs relay stats")
+	without := strings.Fields("attach completion context demo-image events exec logs relay stats")
 	for _, c := range Commands().Commands() {
 		if (c.Annotations[slow] == "") != slices.Contains(without, c.Name()) {
 			t.Errorf("%s: progress %q", c.Name(), c.Annotations[slow])
