@@ -25,7 +25,7 @@ func (s *wsSession) shows(t *testing.T, text string) {
 	for shown := ""; !strings.Contains(shown, text); {
 		channel, data, err := s.next()
 		if err != nil || channel != wsStdout {
-			t.Fatalf("channel %d, %v; until then: %q", channel, err, shown)
+			t.Fatalf("channel %d, %v; at the end of: %q", channel, err, shown[max(0, len(shown)-1000):])
 		}
 		shown += string(data)
 	}
@@ -62,10 +62,12 @@ func TestAttachConsoleStuckClient(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	c := n.console(t)
-	n.opens(t, consolePath(c.ID))
+	stuck := n.opens(t, consolePath(c.ID))
+	must(t, stuck.says(wsStdin, "seq 1 400000; touch /there\n"))
+	n.shows(t, c.ID, "/there")
 	other := n.opens(t, consolePath(c.ID))
-	must(t, other.says(wsStdin, "seq 1 400000 >/dev/console; echo do''ne\n"))
-	other.shows(t, "done\r\n")
+	must(t, other.says(wsStdin, "echo he''llo\n"))
+	other.shows(t, "hello\r\n")
 	setState(t, n, http.StatusOK, c.ID, "exited")
 	n.reaches(t, c.ID, models.ContainerStateExited)
 }
