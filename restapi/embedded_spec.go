@@ -1491,7 +1491,8 @@ func init() {
                     "needed_by": [
                       {
                         "class": "container",
-                        "id": 6
+                        "id": 6,
+                        "name": "web"
                       }
                     ],
                     "needs": [
@@ -7356,7 +7357,8 @@ func init() {
                     "needed_by": [
                       {
                         "class": "container",
-                        "id": 6
+                        "id": 6,
+                        "name": "web"
                       }
                     ],
                     "needs": [
