@@ -123,6 +123,26 @@ func receive(t *testing.T, k *keeper.Keeper, kind wire.Kind) wire.Message {
 	}
 }
 
+// TestGreetingIsClosedOnce: a message whose descriptors are closed has none any more. Another close of their numbers would hit other files of
+// the daemon.
+func TestGreetingIsClosedOnce(t *testing.T) {
+	r := registry(t)
+	k, err := start(r, "7", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	if m := receive(t, k, wire.Hello); len(m.Files) != 0 {
+		t.Errorf("the message still has the descriptors %v", m.Files)
+	}
+	if err := k.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := r.Forget("7"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestStartAndStop(t *testing.T) {
 	t.Parallel()
 	r := registry(t)

@@ -36,10 +36,11 @@ func (m Message) Field(n int) string {
 }
 
 // Close closes the descriptors of a message that nobody wants.
-func (m Message) Close() {
+func (m *Message) Close() {
 	for _, fd := range m.Files {
 		unix.Close(fd)
 	}
+	m.Files = nil // their numbers can mean other files from now on
 }
 
 // Encode returns the bytes of a message.
