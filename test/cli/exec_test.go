@@ -153,9 +153,9 @@ func TestExecTerminal(t *testing.T) {
 	s := newShell(t)
 	s.okFrom(t, s.definition("app", forever), "run", "-")
 	m := s.at(t, "exec", "-it", "app", "sh")
-	m.types(t, "tty; echo si''ze $(stty size)\n")
+	m.types(t, "tty; until [ \"$(stty size)\" = '30 90' ]; do :; done 2>/dev/null; echo si''zed\n") // the size follows the start
 	m.until(t, "/dev/pts/")
-	m.until(t, "size 30 90")
+	m.until(t, "sized")
 	if err := unix.IoctlSetWinsize(int(m.master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 11, Col: 44}); err != nil {
 		t.Fatal(err)
 	}
