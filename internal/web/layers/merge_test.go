@@ -3,6 +3,7 @@ package layers
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -95,7 +96,9 @@ func asLayers(t testing.TB, archives ...[]byte) (all []Layer) {
 // mounted merges layers and mounts the result.
 func mounted(t *testing.T, layers []Layer) string {
 	t.Helper()
-	path, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	work := t.TempDir()
+	testkit.Unchanged(t, testkit.Scope{Dirs: []string{work}, Ignore: []string{"image"}})
+	path, dir := filepath.Join(work, "image"), t.TempDir()
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)
@@ -112,15 +115,17 @@ func mounted(t *testing.T, layers []Layer) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { device.Close() })
+	device.Close()
+	t.Cleanup(func() { // a test's context is over by now
+		if err := l.Detach(context.Background(), device.Path, device.ID); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := unix.Mount(device.Path, dir, "erofs", unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-		if err := l.Detach(t.Context(), device.Path, device.ID); err != nil && t.Context().Err() == nil {
 			t.Error(err)
 		}
 	})
