@@ -33,6 +33,13 @@ mkdir -p bin/package/doc/guides
 cp README.md swagger.yaml CHANGELOG.md bin/package/doc
 cp -r docs/*.md docs/*.svg docs/attachments docs/mounts docs/schemes docs/pictures docs/examples bin/package/doc/guides
 go run ./build/site unpack docs/site.zip bin/package/doc/html
+(
+	cd bin/package/doc/html # both forms share their other files
+	rm -r examples swagger.yaml
+	ln -s ../guides/examples examples
+	ln -s ../swagger.yaml swagger.yaml
+	for picture in assets/growth.*.svg; do ln -sf ../../guides/growth.svg "$picture"; done
+)
 chmod -R u=rwX,go=rX bin/package/doc
 
 pack() { # FORMAT FILE
