@@ -451,8 +451,11 @@ func (n *node) helpers(t *testing.T) (count int) {
 	for _, list := range lists {
 		pids, _ := os.ReadFile(list)
 		for _, pid := range strings.Fields(string(pids)) {
-			stat, _ := os.ReadFile("/proc/" + pid + "/stat")
-			if strings.Contains(string(stat), ") D ") {
+			threads, _ := filepath.Glob("/proc/" + pid + "/task/*/stat")
+			if slices.ContainsFunc(threads, func(thread string) bool {
+				stat, _ := os.ReadFile(thread)
+				return strings.Contains(string(stat), ") D ")
+			}) {
 				count++
 			}
 		}
