@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -90,7 +92,7 @@ func (c *changing) addTo(change map[string]any, m *models.Container, given func(
 	if len(c.resources) == 0 {
 		return nil
 	}
-	resources := map[string]any{}
+	resources, limits := map[string]any{}, fieldNames(reflect.TypeFor[models.ContainerResources]())
 	if m.Resources != nil {
 		resources, _ = generic(m.Resources).(map[string]any)
 	}
@@ -98,6 +100,9 @@ func (c *changing) addTo(change map[string]any, m *models.Container, given func(
 		key, value, ok := strings.Cut(given, "=")
 		if !ok || key == "" {
 			return usage("--resource %q: give a name and a value, such as memory=2G", given)
+		}
+		if !slices.Contains(limits, key) { // the server would ignore it, with a warning
+			return usage("--resource %q: unknown limit%s", given, didYouMean(key, limits, "use one of "+strings.Join(limits, ", ")))
 		}
 		if resources[key] = amount(value); value == "" {
 			delete(resources, key)
