@@ -165,7 +165,7 @@ func TestSocketsBetweenOwnersAreNotTrusted(t *testing.T) {
 func TestProcessesInContainers(t *testing.T) {
 	t.Parallel()
 	testkit.Root(t)
-	p, err := cgroup.Open(nil, fmt.Sprintf("/imageapi-door-%d", os.Getpid()), t.TempDir())
+	p, err := cgroup.Open(nil, fmt.Sprintf("/imageapi-admission-%d", os.Getpid()), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,7 +330,7 @@ func TestUsersByName(t *testing.T) {
 	}
 }
 
-// doorway is a server with the guard of the API behind the admission; of the API it has the pages only.
+// listening is a server with the guard of the API behind the admission; of the API it has the pages only.
 func listening(t *testing.T, cfg Config, certificates *certificates, log io.Writer) (url string) {
 	t.Helper()
 	cfg.Limits.Graceful = time.Millisecond

@@ -250,7 +250,7 @@ func (m *Manager) closeDown() (asked []driver.Process) {
 		for _, id := range m.graph.All() {
 			o := m.objects[id]
 			if o.view.Phase == Pending {
-				continue // its create finds the door closed and undoes it
+				continue // its create is refused from here on, and rolls back
 			}
 			c.hold(id, false)
 			c.cancelRestart(id)

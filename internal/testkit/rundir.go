@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long testkit waits for something that ends by itself: 10 seconds, 90 in the guest of test/vm, whose
+// timeout is how long testkit waits for something that ends by itself: 10 seconds, 90 in the guest of test/vm, whose
 // processor is emulated. It only bounds the wait of a test that is going to fail.
-func patience() time.Duration {
+func timeout() time.Duration {
 	if InGuest() {
 		return 90 * time.Second
 	}
@@ -27,13 +27,13 @@ const pause, longPause = time.Millisecond, 32 * time.Millisecond
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	if !Settles(cond) {
-		t.Fatalf("waited %v in vain: %s", patience(), what)
+		t.Fatalf("waited %v in vain: %s", timeout(), what)
 	}
 }
 
 // Settles tells whether cond comes to hold within 10 seconds (90 in the guest). It is the only place in the tests that polls.
 func Settles(cond func() bool) bool {
-	end := time.Now().Add(patience())
+	end := time.Now().Add(timeout())
 	for wait := pause; !cond(); wait = min(2*wait, longPause) {
 		if time.Now().After(end) {
 			return false

@@ -23,8 +23,8 @@ import (
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
-// patience bounds one thing that the browser is asked for. It is long for machines that do much else.
-const patience = time.Minute
+// timeout bounds one thing that the browser is asked for. It is long for machines that do much else.
+const timeout = time.Minute
 
 // A browser is one window of a headless Chromium with a new profile, and what it did that it should not.
 type browser struct {
@@ -46,7 +46,7 @@ func open(t *testing.T, origin string) *browser {
 		chromedp.UserDataDir(t.TempDir()),
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true),
 		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true),
-		chromedp.ExecPath("chromium"), chromedp.WSURLReadTimeout(patience),
+		chromedp.ExecPath("chromium"), chromedp.WSURLReadTimeout(timeout),
 	}
 	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(stop)
@@ -129,7 +129,7 @@ func arguments(all []*runtime.RemoteObject) string {
 // do has the browser act, and fails the test if it can't in time.
 func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := context.WithTimeout(b.ctx, timeout)
 	defer cancel()
 	if err := chromedp.Do(ctx, actions...); err != nil {
 		b.t.Fatalf("the browser can't do that: %v", err)
@@ -139,7 +139,7 @@ func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
 // get has the browser act, and returns what comes of it.
 func get[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := context.WithTimeout(b.ctx, timeout)
 	defer cancel()
 	out, err := chromedp.Run(ctx, action)
 	if err != nil {
@@ -157,9 +157,9 @@ func value[T any](b *browser, expression string, args ...any) T {
 // until waits until an expression, or a block that returns something, is true in the page.
 func (b *browser) until(what, expression string, args ...any) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := context.WithTimeout(b.ctx, timeout)
 	defer cancel()
-	poll := chromedp.Poll[bool]("(() => "+fmt.Sprintf(expression, args...)+")()", chromedp.WithPollingTimeout(patience))
+	poll := chromedp.Poll[bool]("(() => "+fmt.Sprintf(expression, args...)+")()", chromedp.WithPollingTimeout(timeout))
 	_, err := chromedp.Run(ctx, poll)
 	for err != nil && ctx.Err() == nil && strings.Contains(err.Error(), "context with specified id") {
 		_, err = chromedp.Run(ctx, poll) // the page that was asked went while the next one was loaded

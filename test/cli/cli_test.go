@@ -20,8 +20,8 @@ import (
 	"github.com/kraken-hpc/imageapi/test/harness"
 )
 
-// patience bounds one call of the client.
-const patience = time.Minute
+// timeout bounds one call of the client.
+const timeout = time.Minute
 
 // shell is a user's shell on a node with a server and an image.
 type shell struct {
@@ -44,7 +44,7 @@ func (s *shell) command(ctx context.Context, args ...string) *exec.Cmd {
 // run calls the client and returns how it ended and what it wrote.
 func (s *shell) run(t *testing.T, in string, args ...string) (status int, out, errs string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	cmd := s.command(ctx, args...)
 	var o, e bytes.Buffer
@@ -252,7 +252,7 @@ func TestClosedPipe(t *testing.T) {
 	t.Parallel()
 	s := newShell(t)
 	s.okFrom(t, s.definition("chatty", "trap 'exit 0' TERM; while :; do echo yes; done"), "run", "-")
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	cmd := s.command(ctx, "logs", "-f", "chatty")
 	var errs bytes.Buffer

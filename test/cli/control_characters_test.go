@@ -82,7 +82,7 @@ func (s *shell) onTerminal(t *testing.T, args ...string) string {
 	}
 	defer master.Close()
 	slave := terminal(t, master)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	cmd := s.command(ctx, args...)
 	cmd.Stdout, cmd.Stderr = slave, slave

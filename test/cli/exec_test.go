@@ -79,7 +79,7 @@ func (s *shell) at(t *testing.T, args ...string) *typist {
 	t.Helper()
 	master, slave := openTerminal(t)
 	defer slave.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	t.Cleanup(cancel)
 	cmd := s.command(ctx, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
@@ -124,7 +124,7 @@ func (m *typist) types(t *testing.T, keys string) {
 // until reads what the terminal shows up to a text.
 func (m *typist) until(t *testing.T, text string) {
 	t.Helper()
-	_ = m.master.SetReadDeadline(time.Now().Add(patience))
+	_ = m.master.SetReadDeadline(time.Now().Add(timeout))
 	for buf := make([]byte, 4096); !strings.Contains(m.shown, text); {
 		n, err := m.master.Read(buf)
 		m.shown += string(buf[:n])

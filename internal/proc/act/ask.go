@@ -63,11 +63,11 @@ func ask(m wire.Message) (int, *wire.Failure) {
 
 // askOne returns what the device answers, as wire.Ask has it.
 func askOne(device int, command []byte, length int) ([]byte, error) {
-	const request, fromDevice, patience = 0x2285, -3, 8000 // SG_IO, SG_DXFER_FROM_DEV
+	const request, fromDevice, timeout = 0x2285, -3, 8000 // SG_IO, SG_DXFER_FROM_DEV
 	answer, sense := make([]byte, wire.AskHead+length), make([]byte, 32)
 	io := sgIO{
 		interfaceID: 'S', direction: fromDevice, commandLength: uint8(len(command)), senseMax: uint8(len(sense)), length: uint32(length),
-		data: unsafe.Pointer(&answer[wire.AskHead]), command: unsafe.Pointer(&command[0]), sense: unsafe.Pointer(&sense[0]), timeout: patience,
+		data: unsafe.Pointer(&answer[wire.AskHead]), command: unsafe.Pointer(&command[0]), sense: unsafe.Pointer(&sense[0]), timeout: timeout,
 	}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(device), request, uintptr(unsafe.Pointer(&io)))
 	runtime.KeepAlive(command)

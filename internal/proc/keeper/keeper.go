@@ -270,12 +270,12 @@ func (k *Keeper) hold(fd int, child *os.Process) error {
 		defer close(k.reaped)
 		defer own.Close()
 		_ = own.Wait(context.Background()) // by the poller: Wait of the process alone would take a thread
-		k.how = obituary(child.Wait())
+		k.how = exitReason(child.Wait())
 	}()
 	return nil
 }
 
-func obituary(state *os.ProcessState, err error) string {
+func exitReason(state *os.ProcessState, err error) string {
 	if err != nil {
 		return fmt.Sprintf("is gone: %v", err)
 	}
