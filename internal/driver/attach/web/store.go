@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/kraken-hpc/imageapi/internal/errs"
 	"github.com/kraken-hpc/imageapi/internal/sys/failpoint"
 	"github.com/kraken-hpc/imageapi/internal/sys/mount"
 	"github.com/kraken-hpc/imageapi/internal/sys/mountdir"
@@ -91,6 +92,9 @@ func (s *Store) memory() (string, error) {
 	if mounted, err := mount.IsMounted(path); err != nil || mounted {
 		return path, err
 	}
+	if err := s.place().Sweep(context.Background(), inMemory); err != nil { // a daemon may have been killed before it was mounted
+		return "", err
+	}
 	const slack = 1 << 20 // for names and marks
 	tree, err := mount.Tmpfs(s.Failpoint, "cache", "mode=0700", "size="+strconv.FormatInt(s.Size+slack, 10))
 	if err != nil {
@@ -114,7 +118,11 @@ func (s *Store) Trim(ctx context.Context) error {
 	if mounted, err := mount.IsMounted(path); err != nil || !mounted {
 		return err
 	}
-	return s.place().Detach(ctx, inMemory, nil, true)
+	err := s.place().Detach(ctx, inMemory, nil, true)
+	if errs.Is(err, errs.Conflict) {
+		return nil // the kernel may use a file of a freed device for a moment: the next Trim unmounts it
+	}
+	return err
 }
 
 // Close closes the cache, and leaves its content to a later daemon.
