@@ -2,7 +2,6 @@
 package act
 
 import (
-	"runtime"
 	"strconv"
 	"unsafe"
 
@@ -24,20 +23,15 @@ func Main() int {
 	if err != nil || hungUp(0) {
 		return 1 // the daemon is gone
 	}
-	gone, done := make(chan bool, 1), make(chan wire.Message, 1)
-	go func() { gone <- hungUp(-1) }()
 	go func() {
-		runtime.LockOSThread() // keyrings belong to a thread
-		done <- answer(request)
+		hungUp(-1)
+		_ = unix.Kill(unix.Getpid(), unix.SIGKILL) // no process reads its exit status any more
 	}()
-	select {
-	case <-gone:
+	// On the first thread, which main has locked: keyrings belong to a thread, and ps(1) shows whether this one waits in the kernel.
+	m := answer(request)
+	// If the daemon is gone the descriptor goes with this process, and so does what it stands for.
+	if wire.Send(wire.HelperSocket, m) != nil || m.Kind == wire.Failed {
 		return 1
-	case m := <-done:
-		// If the daemon is gone the descriptor goes with this process, and so does what it stands for.
-		if wire.Send(wire.HelperSocket, m) != nil || m.Kind == wire.Failed {
-			return 1
-		}
 	}
 	return 0
 }
