@@ -379,10 +379,12 @@ func TestHostNumberOfAnother(t *testing.T) {
 	theirs := ""
 	testkit.Eventually(t, "their disk is there", func() bool {
 		disks, _ := filepath.Glob(sessions()[0] + "/device/target*/*:0:0:0/block/*")
-		if len(disks) == 1 {
-			theirs = "/dev/" + filepath.Base(disks[0])
+		if len(disks) != 1 {
+			return false
 		}
-		return theirs != ""
+		theirs = "/dev/" + filepath.Base(disks[0])
+		_, err := os.Stat("/sys/block/" + filepath.Base(disks[0]) + "/device") // the kernel links it last
+		return err == nil
 	})
 	if got := hostOf(t, theirs); got != host {
 		t.Fatalf("their host is %s and ours was %s: this test shows nothing", got, host)
