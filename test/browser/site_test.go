@@ -133,7 +133,7 @@ func TestGuideSearch(t *testing.T) {
 		{"iscsi", "", "iscsi"},
 		{"roll back", "update", ""},
 		{"stopping", "containers", "Stopping"},
-		{"labels", "containers", "Labels"},
+		{"labels", "concepts", "Labels"},
 		{"exit status", "containers", "Exit status"},
 		{"audit", "audit", ""},
 		{"alerts", "metrics", ""},
@@ -144,7 +144,7 @@ func TestGuideSearch(t *testing.T) {
 		{"dry run", "", "dry run"},
 		{"certificate", "", "certificate"},
 		{"limits", "", "limits"},
-		{"out of space", "errors", "507"},
+		{"malformed", "errors", "400"},
 	} {
 		b.guide("http://" + d.Address + guidesPath)
 		b.do(chromedp.Click(chromedp.CSS("#local-search button")))
@@ -178,7 +178,7 @@ func TestGuideCopy(t *testing.T) {
 			t.Errorf("the button copies the line %q", line)
 		}
 	}
-	if !strings.Contains(text, "api container") {
+	if !strings.Contains(text, "imageapi run docs/examples/") {
 		t.Errorf("the button copies %q", text)
 	}
 }
