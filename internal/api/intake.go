@@ -39,7 +39,7 @@ func (a *api) intake(next http.Handler) http.Handler {
 		operation := middleware.MatchedRouteFrom(r).Operation
 		e := exchangeOf(r)
 		e.operation, e.known = operation.ID, true
-		err := cmp.Or(checkPending(operation), checkQuery(r, operation))
+		err := checkQuery(r, operation)
 		switch shape := a.spec.bodies[operation.ID]; {
 		case err != nil:
 		case shape == nil:

@@ -1,15 +1,9 @@
 package api
 
-import (
-	"github.com/go-openapi/spec"
+// The specification describes fields that this version lacks. A request that uses one returns 501, so that no client takes silence for
+// success. Delete the line here when you implement it.
 
-	"github.com/kraken-hpc/imageapi/internal/errs"
-)
-
-// The specification describes fields, parameters and operations that this version does not implement yet. A request that uses one
-// returns 501, so that no client takes silence for success. Delete the line here when you implement it.
-
-// isPending reports whether a field, as definition.field, or an operation is not implemented yet.
+// isPending reports whether this version lacks a field, as definition.field.
 func isPending(name string) bool {
 	switch name {
 	case "mount_attach.partition_selector",
@@ -31,12 +25,4 @@ func isPending(name string) bool {
 		return true
 	}
 	return false
-}
-
-// checkPending refuses an operation that is not implemented yet.
-func checkPending(op *spec.Operation) error {
-	if isPending(op.ID) {
-		return errs.New(errs.Unsupported, "this version does not implement the operation %s", op.ID)
-	}
-	return nil
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestPendingIsUnsupported: a request that uses something that is not implemented yet returns 501 and names it. Its lines go as the
+// TestPendingIsUnsupported: a request that uses a field that this version lacks returns 501 and names it. Its lines go as the
 // features come.
 func TestPendingIsUnsupported(t *testing.T) {
 	t.Parallel()

@@ -144,7 +144,7 @@ func TestSeveralLogs(t *testing.T) {
 		}
 	}
 	matches(t, s.ok(t, "wait", "one", "two"), `container \d+ \(one\) is exited \(0\)\ncontainer \d+ \(two\) is exited \(0\)\n`)
-	s.fails(t, 3, "nobody", "logs", "one", "nobody")
+	s.fails(t, 3, "missing", "logs", "one", "missing")
 }
 
 // stats --follow shows the usage again on a terminal, until it is interrupted.

@@ -187,7 +187,7 @@ func TestExec(t *testing.T) {
 		"time":       {[]string{"--timeout", "1s", "app", "sleep", "1000"}, 124, "", "imageapi: the command was killed after 1s\n"},
 		"dress":      {[]string{"-e", "A=b", "-u", "65534", "-w", "/tmp", "app", "sh", "-c", "id -u; pwd; echo $A"}, 0, "65534\n/tmp\nb\n", ""},
 		"no program": {[]string{"app", "none"}, 125, "", "imageapi: container 4 \"app\": run command: execute none: .*\n"},
-		"nobody":     {[]string{"nobody", "true"}, 125, "", "imageapi: no container has the name \"nobody\"\n"},
+		"missing":    {[]string{"missing", "true"}, 125, "", "imageapi: no container has the name \"missing\"\n"},
 		"a mount":    {[]string{"3", "true"}, 125, "", "imageapi: mount 3 \\(overlay\\) is not a container\n"},
 		"long":       {[]string{"--timeout", "2h", "app", "true"}, 0, "", ""},
 		"short":      {[]string{"--timeout", "1ms", "app", "true"}, 125, "", "imageapi: --timeout 1ms: must be at least 1s\n"},
@@ -213,7 +213,7 @@ func TestExitStatuses(t *testing.T) {
 	s.fails(t, 2, "missing argument CONTAINER", "stop")
 	s.fails(t, 2, "mount 3 (overlay) is not a container", "stop", "3")
 	s.fails(t, 3, "no object has the ID 99", "show", "99")
-	s.fails(t, 3, `no container has the name "nobody"`, "logs", "nobody")
+	s.fails(t, 3, `no container has the name "missing"`, "logs", "missing")
 	s.fails(t, 5, "after 1s", "wait", "app", "--timeout", "1s")
 	s.host = "unix:///nowhere.sock"
 	s.fails(t, 4, "is imageapi-server running?", "list")

@@ -89,7 +89,7 @@ func (s *shell) onTerminal(t *testing.T, args ...string) string {
 	shown := make(chan string)
 	go func() {
 		all, err := io.ReadAll(master)
-		if err != nil && !errors.Is(err, unix.EIO) { // that is how a terminal ends that nobody has open
+		if err != nil && !errors.Is(err, unix.EIO) { // that is how a terminal ends that missing has open
 			t.Error(err)
 		}
 		shown <- string(all)

@@ -30,7 +30,7 @@ func TestUpdateAndRename(t *testing.T) {
 	s.fails(t, 2, "--label", "update", "app", "--label", "job")
 	s.fails(t, 2, `did you mean "memory"?`, "update", "app", "--resource", "memry=1G")
 	s.fails(t, 2, "container_config.stop_timeout", "update", "app", "--stop-timeout", "99")
-	s.fails(t, 3, "no container has the name", "rename", "nobody", "other")
+	s.fails(t, 3, "no container has the name", "rename", "missing", "other")
 	s.ok(t, "rename", "app", "web")
 	matches(t, s.ok(t, "stop", "web"), `container \d+ \(web\) is exited.*\n`)
 	s.ok(t, "remove", "web")

@@ -24,7 +24,7 @@ type structure struct {
 	name   string
 	path   string                       // of the API
 	levels int                          // how many objects come about
-	define func(l *lab) any             // makes what it stands on
+	define func(l *lab) any             // creates its dependencies
 	works  func(l *lab, o object) error // looks at it from the node
 	uses   []operation                  // besides create and delete
 	guest  bool                         // it needs a server of the guest of test/vm

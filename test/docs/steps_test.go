@@ -84,8 +84,8 @@ func console(b block) []step {
 
 const wildcard = "..."
 
-// prints reports whether output matches that of a page. "..." stands for any text within a line and, on a line of its own, for
-// any number of lines. The width of white space does not count, nor do empty lines at the end.
+// prints reports whether output matches that of a page. Within a line "..." matches any text. A line "..."
+// matches any number of lines. The width of white space does not count, nor do empty lines at the end.
 func prints(want []string, output string) bool {
 	var pattern strings.Builder
 	for _, line := range want {

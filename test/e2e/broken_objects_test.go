@@ -72,7 +72,7 @@ func TestUnmountedMountIsBroken(t *testing.T) {
 
 func unmounted(t *testing.T, point string) { testkit.Run(t, "umount", point) }
 
-// ImageAPI does not unmount a foreign mount on top of its own: the delete fails and names it.
+// A foreign mount over a mount of ImageAPI stays: the delete fails and names it.
 func TestMountedOverMountIsBroken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

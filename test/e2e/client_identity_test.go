@@ -58,7 +58,7 @@ func (n *node) bait(source string) string {
 	return strings.Replace(b.String(), "Connection: close\r\n", "", 1) + strings.Repeat("x", 32<<10)
 }
 
-// leaves sends text as user nobody and resets the connection at once. It returns the port, which is free again.
+// leaves sends text as an unprivileged user and resets the connection at once. It returns the port, which is free again.
 func leaves(t testing.TB, address, text string) (port int) {
 	t.Helper()
 	conn, err := dialFrom(nobody, 0, address)
@@ -80,7 +80,7 @@ func (n *node) asksFrom(t testing.TB, conn net.Conn) string {
 	return line
 }
 
-// A connection of user nobody is reset before the server accepts it. Root then connects from the same port: the first request
+// A connection of an unprivileged user is reset before the server accepts it. Root then connects from the same port: the first request
 // does not get root's identity, and root's own request succeeds.
 func TestReusedPortGivesNoIdentity(t *testing.T) {
 	t.Parallel()

@@ -375,7 +375,7 @@ func lacking(place string, want, got any) (places []string) {
 var loopDevice = regexp.MustCompile(`^/dev/loop\d+$`)
 
 // steady returns a value without what differs from run to run, and from node to node: times, numbers of processes and of loop
-// devices, amounts, the identity of files, and what only a node with controllers of cgroup v2 tells.
+// devices, amounts, the identity of files, and fields that need controllers of cgroup v2.
 func steady(key string, v any) any {
 	switch v := v.(type) {
 	case map[string]any:

@@ -216,7 +216,7 @@ func TestKeptUpperLayerIsNotShared(t *testing.T) {
 				n.taken(t, by, under("a"))
 				n.taken(t, by, under("a/upper"))
 				n.taken(t, by, under("a/upper/new"))
-				n.taken(t, by, under("a/work/new"))
+				n.taken(t, by, under(filepath.Join("a", "work", "new")))
 				n.taken(t, by, kept(mountID(alias.ID), "below"))                                                             // by a bind
 				n.taken(t, by, overlay(mountID(alias.ID), mountID(base.ID)))                                                 // a live upper as a lower
 				n.Must(t, http.StatusConflict, http.MethodPost, "/mount", overlay(bindIn(mountID(disk.ID), "a/upper")), nil) // a dry run can't know

@@ -380,8 +380,8 @@ func (n *node) kept(t *testing.T, id models.ID) (sum int64) {
 	return sum
 }
 
-// A client that does not read delays neither the container nor other clients. It gets what it could have in time, without a
-// gap, and is then cut off.
+// A client that does not read delays neither the container nor other clients. Its connection ends, and the output until then has no
+// gap.
 func TestSlowFollower(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "--log-size", "64KiB")
